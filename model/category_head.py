@@ -47,8 +47,8 @@ class CategoryHead:
         p(c) ~ p_written(c)^a * p_vector(c)^b * p_words(c)^w,
 
     where each distribution is over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3).
-    `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; a closed set takes
-    the mean over its names.
+    `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; NaN for a name that
+    they were fitted to in none. A closed set takes the mean over its names.
     """
 
     names: tuple[str, ...]
@@ -62,16 +62,15 @@ class CategoryHead:
         """Fit a regression to unit vectors (N, D) and their N true names, and one to the words of their `notes`, where
         these are given.
 
-        Its pool weights are those of the vector alone, until `with_pool_weights`. Raises ValueError for fewer than two
-        different names.
+        It covers no closed set until `with_pool_weights`. Raises ValueError for fewer than two different names.
         """
         names = tuple(sorted(set(truth)))
         if len(names) < 2:
             raise ValueError("fewer than two categories: there is nothing to choose from")
         indices = [names.index(name) for name in truth]
         by_words = WordRegression.fit(notes, indices) if notes else None
-        vector_alone = np.tile([0.0, 1.0, 0.0] if notes else [0.0, 1.0], (len(names), 1))
-        return cls(names, np.bincount(indices), vector_alone, VectorRegression.fit(vectors, indices), by_words)
+        not_fitted = np.full((len(names), 3 if notes else 2), np.nan)
+        return cls(names, np.bincount(indices), not_fitted, VectorRegression.fit(vectors, indices), by_words)
 
     def with_pool_weights(self, categories: Sequence[str], pool_weights: Floats) -> CategoryHead:
         """Return a copy with the exponents `pool_weights` (E,) for some of its names."""
@@ -79,7 +78,17 @@ class CategoryHead:
         changed[self._rows(categories)] = pool_weights
         return replace(self, pool_weights=changed)
 
+    @property
+    def pooled_names(self) -> tuple[str, ...]:
+        """Names that pool weights were fitted to."""
+        fitted_rows = np.flatnonzero(~np.isnan(self.pool_weights).any(axis=1))
+        return tuple(self.names[row] for row in fitted_rows)
+
     def covers(self, categories: Sequence[str]) -> bool:
+        """Return whether it has pool weights for all of the names, and knows them from enough notes."""
+        return self.has_enough_notes(categories) and set(self.pooled_names).issuperset(categories)
+
+    def has_enough_notes(self, categories: Sequence[str]) -> bool:
         """Return whether it knows all of the names, from MIN_NOTES_PER_CATEGORY notes each on the average."""
         counts = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
         return len(counts) == len(set(categories)) and sum(counts) >= MIN_NOTES_PER_CATEGORY * len(counts)

@@ -298,13 +298,13 @@ def fit_categories(
 
     with exit_on(ValueError, FileNotFoundError):
         head = fit_head(checkpoint, data, max_notes, cache, say)
-    for weights in sorted(set(map(tuple, head.pool_weights.tolist()))):
+    for weights in sorted({tuple(head.exponents([name]).tolist()) for name in head.pooled_names}):
         experts = zip(("what is written", "the vector", "words"), weights, strict=True)
         say("Pool weights: " + ", ".join(f"{expert} {weight:.2f}" for expert, weight in experts))
     show({"categories": len(head.names)}, as_json=False)
     if not head.covers(NoteLLMConfig.load(checkpoint).categories):
-        by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.names)}", or '
-        if any("," in name for name in head.names):
+        by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.pooled_names)}", or '
+        if any("," in name for name in head.pooled_names):
             by_setting = ""  # the setting is split at commas
         say(
             f"This checkpoint chooses among others unless told. To choose among these, {by_setting}write them into "

@@ -226,14 +226,18 @@ class NoteLLM(nn.Module):
         cache: Path,
         device: torch.device,
         dtype: torch.dtype,
+        trunk_alone: bool = False,
         progress: Progress = silent,
     ) -> NoteLLM:
         """Load for inference: a checkpoint folder, or anything that `weights.resolve` takes as a bare backbone.
 
         An adapter is merged into the backbone, and a generation adapter into a copy of the result, the `decoder`.
+        `trunk_alone`: leave out the generation adapter, which may be one of another trunk then.
         Raises CheckpointError when the checkpoint does not exist, is incomplete, or its parts do not fit each other.
         """
         files = CheckpointFiles.of(checkpoint, cache, progress)
+        if trunk_alone:
+            files = files.trunk()
         config, weights = files.config, files.weights
         progress(f"Loading {config.name} on {device} as {str(dtype).removeprefix('torch.')}")
         with no_loading_bars(), loading_errors(weights):

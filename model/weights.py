@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -85,6 +85,11 @@ class CheckpointFiles:
             _require(generation / ADAPTER_FILE, "a generation adapter")
             _require(generation / ADAPTER_CONFIG_FILE, "a generation adapter")
         return cls(config, weights, adapter, head, generation)
+
+    def trunk(self) -> CheckpointFiles:
+        """Return the files without the generation adapter, and a configuration that has none."""
+        config = replace(self.config, generation_adapter=False, generation_trunk="")
+        return replace(self, config=config, generation=None)
 
     def digest(self) -> str:
         """Return a digest of all weights that shape a vector, for `space_of`. The generation adapter does not.

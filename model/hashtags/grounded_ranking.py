@@ -92,4 +92,6 @@ class GroundedRanking:
         return grounded_score(self.candidates[key].weight, 0.0)
 
     def _written_bound(self, max_written: float) -> float:
+        """Most that the score of a hashtag can be by what the search may still write. A scored candidate lends it no
+        weight: `rerank` takes the candidate's probability with the weight, the written one without."""
         return grounded_score(self._max_unscored_weight, max_written)

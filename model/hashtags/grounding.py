@@ -203,18 +203,25 @@ def rerank(
 
     where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
-    `candidates`. A hashtag with p below `min_probability` is dropped, unless a near neighbour carries it.
+    `candidates`; of one that it lacks, p is that of what was written. A hashtag with p below `min_probability` is
+    dropped, unless a near neighbour carries it.
+
+    What is written under the key of a candidate is scored with w = 0, too, and the better of the two is taken, in its
+    spelling: the model may find the neighbours' spelling improbable and its own not.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
-    texts = {dedup_key(hashtag.text): hashtag.text for hashtag in written}
-    texts |= {key: candidate.text for key, candidate in candidates.items()}
-    scored = []
-    for key, text in texts.items():
-        candidate = candidates.get(key, Candidate(text))
-        if is_likely_enough(candidate, p[key], min_probability):
-            score = grounded_score(candidate.weight, p[key])
-            scored.append(Hashtag(text, min(1.0, score), tuple(candidate.notes[:NEIGHBOURS_NAMED])))
-    return tuple(sorted(scored, key=lambda hashtag: (-hashtag.score, hashtag.text))[:count])
+    scored = [(key, candidate, p[key]) for key, candidate in candidates.items()]
+    for hashtag in written:
+        key = dedup_key(hashtag.text)
+        notes = candidates[key].notes if key in candidates else []
+        scored.append((key, Candidate(hashtag.text, notes=notes), hashtag.score))
+    best: dict[str, Hashtag] = {}
+    for key, candidate, probability in scored:
+        score = min(1.0, grounded_score(candidate.weight, probability))
+        is_better = key not in best or score > best[key].score
+        if is_better and is_likely_enough(candidate, probability, min_probability):
+            best[key] = Hashtag(candidate.text, score, tuple(candidate.notes[:NEIGHBOURS_NAMED]))
+    return tuple(sorted(best.values(), key=lambda hashtag: (-hashtag.score, hashtag.text))[:count])
 
 
 def grounded_score(weight: float, probability: float) -> float:

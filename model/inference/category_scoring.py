@@ -95,11 +95,11 @@ class CategoryScorer:
         self.trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
         """Trie of a closed set, end tokens included. Raises CategoriesTooLong."""
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
-        self._priors_in_progress: set[tuple[str, ...]] = set()
 
-    def closed_set(self, categories: tuple[str, ...]) -> SpanSteps[ClosedSet]:
-        """Return the closed set of these names, with its prior where it needs one."""
-        prior, prior_tokens = yield from self._prior(categories)
+    def closed_set(self, categories: tuple[str, ...], priors_in_progress: set[tuple[str, ...]]) -> SpanSteps[ClosedSet]:
+        """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: closed sets
+        whose prior another request computes; one set for all requests that are stepped together."""
+        prior, prior_tokens = yield from self._prior(categories, priors_in_progress)
         head = self._head
         exponents = head.exponents(categories) if head is not None and head.covers(categories) else None
         return ClosedSet(categories, self.trie(categories), prior, prior_tokens, exponents)
@@ -163,21 +163,23 @@ class CategoryScorer:
         trained on all."""
         return not set(self._trained_categories or categories).issuperset(categories)
 
-    def _prior(self, categories: tuple[str, ...]) -> SpanSteps[tuple[LabelPrior | None, int]]:
+    def _prior(
+        self, categories: tuple[str, ...], in_progress: set[tuple[str, ...]]
+    ) -> SpanSteps[tuple[LabelPrior | None, int]]:
         """Return the label prior of a closed set, or None where it needs none, and the number of tokens that were read
-        for it now. It is computed once: while one request computes it, others that need it wait."""
+        for it now. While one request computes it, those that share `in_progress` wait."""
         if not self.needs_prior(categories):
             return None, 0
         read_tokens = 0
         while (prior := self._priors.get(categories)) is None:
-            if categories in self._priors_in_progress:
+            if categories in in_progress:
                 yield []
                 continue
-            self._priors_in_progress.add(categories)
+            in_progress.add(categories)
             try:
                 self._priors[categories] = yield from self._compute_prior(categories)
             finally:
-                self._priors_in_progress.discard(categories)
+                in_progress.discard(categories)
             read_tokens = self._priors[categories].read_tokens
             if len(self._priors) > MAX_CLOSED_SETS:
                 self._priors.popitem(last=False)

@@ -113,6 +113,8 @@ class Engine:
         self.temperature = runtime.config.category_temperature if temperature is None else temperature
         self._category_scorer = CategoryScorer(runtime, category_head, self.temperature)
         self._scheduler: Scheduler[GenerationOutput] = Scheduler(runtime)
+        self._priors_in_progress: set[tuple[str, ...]] = set()
+        """Closed sets whose prior a request of `_scheduler` computes, while others wait for it."""
 
     @classmethod
     def load(
@@ -174,7 +176,7 @@ class Engine:
 
     def add_request(self, tokenized: TokenizedRequest) -> RunningRequest[GenerationOutput]:
         """Start a request for which `can_add` holds. After an error no request is running."""
-        running = self._running_request(tokenized)
+        running = self._running_request(tokenized, self._priors_in_progress)
         self._scheduler.add(running)
         return running
 
@@ -193,8 +195,9 @@ class Engine:
 
     def run(self, batch: Sequence[TokenizedRequest]) -> list[GenerationOutput]:
         """Run `batch` to its end; return one output a request, in order. Requests that were added before keep their
-        cache blocks and wait."""
-        requests = [self._running_request(tokenized) for tokenized in batch]
+        cache blocks and wait, so that a label prior that one of them computes is computed again."""
+        priors_in_progress: set[tuple[str, ...]] = set()
+        requests = [self._running_request(tokenized, priors_in_progress) for tokenized in batch]
         return Scheduler[GenerationOutput](self.runtime).run(requests, self.runtime.pool.free)
 
     def generate(self, notes: Sequence[Note], request: GenerationRequest = VECTOR_ONLY) -> list[GenerationOutput]:
@@ -216,8 +219,10 @@ class Engine:
             requests.append(RunningRequest(self._write_category(ids, task), blocks))
         return Scheduler[str](self.runtime).run(requests, self.runtime.pool.free)
 
-    def _running_request(self, tokenized: TokenizedRequest) -> RunningRequest[GenerationOutput]:
-        return RunningRequest(self._generate(tokenized), self._max_blocks(tokenized))
+    def _running_request(
+        self, tokenized: TokenizedRequest, priors_in_progress: set[tuple[str, ...]]
+    ) -> RunningRequest[GenerationOutput]:
+        return RunningRequest(self._generate(tokenized, priors_in_progress), self._max_blocks(tokenized))
 
     def _max_blocks(self, tokenized: TokenizedRequest) -> int:
         """Most cache blocks that a request may come to need: for its prompts and closed set, and then for either its
@@ -239,13 +244,15 @@ class Engine:
         window_blocks = sum(pool.blocks_for(len(window)) for window in tokenized.prompt.windows[1:])
         return prompt_blocks + max(hashtag_blocks, window_blocks)
 
-    def _generate(self, tokenized: TokenizedRequest) -> SpanSteps[GenerationOutput]:
+    def _generate(
+        self, tokenized: TokenizedRequest, priors_in_progress: set[tuple[str, ...]]
+    ) -> SpanSteps[GenerationOutput]:
         """Run one request in three phases: prompts and tasks, categories, hashtags."""
         started = time.perf_counter()
         request, pool = tokenized.effective_request, self.runtime.pool
         scorer, closed_set = self._category_scorer, None
         if request.categories:
-            closed_set = yield from scorer.closed_set(request.categories)
+            closed_set = yield from scorer.closed_set(request.categories, priors_in_progress)
         with closing(BlockTable(pool)) as note_table, closing(BlockTable(pool)) as second_table:
             hashtag_table = second_table if tokenized.hashtag_prompt else note_table
             generation = HashtagGeneration(self.prompt, request, tokenized.allowed)

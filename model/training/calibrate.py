@@ -137,7 +137,7 @@ def category_head(
         if missing := set(categories) - set(names):
             progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
         validation = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
-        if not validation or not head.covers(names):
+        if not validation or not head.has_enough_notes(names):
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
             continue
         progress(f"Choosing one of {len(names)} categories for {len(validation):,} notes")

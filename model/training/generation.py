@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
-from model.config import DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
+from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import DatasetError, read_notes
 from model.data.labelled_lines import labelled_notes
 from model.data.pairs import split_of
@@ -118,6 +118,16 @@ def category_synonyms() -> Mapping[str, Sequence[str]]:
     """Synonyms of DEFAULT_CATEGORIES: those of the shipped checkpoint's recipe."""
     recipe = tomllib.loads(SYNONYMS_RECIPE.read_text("utf-8"))
     return {name: names for row in recipe["data"] for name, names in row.get("category_names", {}).items()}
+
+
+def shown_categories(notes: Sequence[Note], synonyms: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return the names that training on `notes` shows as categories, sorted: theirs and the `synonyms` of these.
+
+    Where no note has a category it is one empty name, since a checkpoint that lists none counts as trained on all.
+    """
+    categories = {note.category for note in notes if note.category}
+    names = categories | {name for category in categories for name in synonyms.get(category, ())}
+    return tuple(sorted(names)) or ("",)
 
 
 class GenerationTrainer:
@@ -288,9 +298,7 @@ class GenerationTrainer:
         with replaced_folder(self.folder / CHECKPOINT) as unfinished:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)
-            names = {*DEFAULT_CATEGORIES, *(name for names in self.names.values() for name in names)}
-            names |= {note.category for note in self.notes if note.category} | set(config.trained_categories)
-            trained = tuple(sorted(names))
+            trained = shown_categories(self.notes, self.names)
             replace(config, trained_categories=trained, min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
             with self.master_weights.averaged():
                 save_generation_adapter(self.adapter, unfinished, self.cache)
@@ -315,14 +323,16 @@ class GenerationTrainer:
 
 
 def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM, Any]:
-    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter.
+    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter. A
+    generation adapter that the checkpoint has is not loaded, so it may be one of another trunk.
 
     Raises CheckpointError for a bare backbone, and for a prompt version that no generation adapter fits.
     """
     config = NoteLLMConfig.load(checkpoint)
-    model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+    model = NoteLLM.load(
+        str(checkpoint), cache=cache, device=torch.device("cpu"), dtype=torch.float32, trunk_alone=True
+    )
     Prompt(model.tokenizer, replace(config, generation_adapter=True))
-    model.decoder = None
     model.backbone.set_attn_implementation("eager")  # its backward is faster on a CPU
     if bfloat16_pays("cpu"):
         store_in_bfloat16(model)

@@ -39,6 +39,11 @@ def labelled_notes(truth: list[str]) -> list[Note]:
     return [Note(title=titles[name]) for name in truth]
 
 
+def pooled(head: CategoryHead) -> CategoryHead:
+    """Return the head with pool weights for all of its names."""
+    return head.with_pool_weights(head.names, np.array([0.5, 0.5]))
+
+
 def experts(*log_probs: np.ndarray) -> np.ndarray:
     """Return what each expert (N, K) says of each note, shape (N, E, K)."""
     return np.stack(log_probs, axis=1)
@@ -61,7 +66,7 @@ def test_fit_learns_which_name_goes_with_which_vectors(names: tuple[str, ...]) -
 
 
 def test_odds_in_a_subset_of_the_names_are_the_same() -> None:
-    head = CategoryHead.fit(*labelled_vectors(NAMES))
+    head = pooled(CategoryHead.fit(*labelled_vectors(NAMES)))
     vector = labelled_vectors(NAMES, seed=3)[0][0]
     among_all, among_two = (head.log_probs_by_vector(names, vector) for names in (NAMES, ("Travel", "Food")))
     assert among_two[1] - among_two[0] == pytest.approx(among_all[0] - among_all[2])
@@ -72,11 +77,23 @@ def test_odds_in_a_subset_of_the_names_are_the_same() -> None:
 def test_names_with_few_training_notes_are_not_covered() -> None:
     few = labelled_vectors(NAMES, MIN_NOTES_PER_CATEGORY - 1)
     many = labelled_vectors(NAMES, MIN_NOTES_PER_CATEGORY)
-    assert CategoryHead.fit(*many).covers(NAMES)
-    assert not CategoryHead.fit(*few).covers(NAMES)
-    mixed = CategoryHead.fit(np.concatenate([few[0], many[0]]), [*few[1], *("Pets" for _ in many[1])])
+    assert pooled(CategoryHead.fit(*many)).covers(NAMES)
+    assert not pooled(CategoryHead.fit(*few)).covers(NAMES)
+    mixed = pooled(CategoryHead.fit(np.concatenate([few[0], many[0]]), [*few[1], *("Pets" for _ in many[1])]))
     assert mixed.covers(("Pets", "Food"))  # enough on the average
     assert not mixed.covers(("Home", "Food"))
+
+
+def test_names_without_pool_weights_are_not_covered(tmp_path: Path) -> None:
+    head = CategoryHead.fit(*labelled_vectors(NAMES)).with_pool_weights(NAMES[:2], np.array([0.2, 0.4]))
+    head.save(tmp_path, "space")
+    loaded = CategoryHead.load(tmp_path, "space")
+    for either in (head, loaded):
+        assert either is not None
+        assert either.covers(NAMES[:2])
+        assert not either.covers(NAMES)
+        assert not either.covers(NAMES[2:])
+        assert either.pooled_names == NAMES[:2]
 
 
 def test_pool_takes_the_mean_of_its_names_pool_weights() -> None:
@@ -142,6 +159,7 @@ def test_file_from_before_words_is_read(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / CATEGORIES_FILE, {"names": json.dumps(NAMES), "space": "space"})
     head = CategoryHead.load(tmp_path, "space")
     assert head is not None
+    assert head.covers(NAMES)
     assert head.by_words is None
     vector, written = np.eye(8)[1], np.zeros(3)
     pooled = head.pool(NAMES, written, TRAIN, vector, head.exponents(NAMES))

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model.baselines.hashtags import CopiedHashtags
-from model.category_head import CATEGORIES_FILE
+from model.category_head import CATEGORIES_FILE, CategoryHead
 from model.config import CONFIG_FILE, NoteLLMConfig
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
@@ -33,6 +33,7 @@ from model.training.teacher import read_vectors
 from model.training.trainer import BEST, FINAL
 from model.weights import HEAD_FILE
 from service.cli.main import app
+from tests.model.inference.outputs import probabilities
 
 pytestmark = pytest.mark.slow
 
@@ -580,6 +581,30 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
     assert again.exit_code == 0, again.output
     assert "This checkpoint chooses among others unless told" in " ".join(again.stderr.split())
     assert files(checkpoint).keys() == after.keys()
+
+
+def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
+    checkpoint: Path, folder: Path, tiny_engine: Engine, tmp_path: Path
+):
+    """Beside the names of a large one they have enough notes on the average."""
+    poems = [{"id": f"p{i}", "title": f"rhyme {i}", "category": ("Poems", "Letters")[i % 2]} for i in range(20)]
+    write(tmp_path, "notes", poems)
+    result = run.invoke(
+        app, ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder), "--data", str(tmp_path)]
+    )
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 0, result.output
+    assert "Too few notes to learn 2 categories from: left to what the model writes" in told
+    assert 'NOTELLM_CATEGORIES="Baking, Taxes, Travelling"' in told
+    assert told.count("Pool weights") == 1
+    fitted = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
+    head = CategoryHead.load(checkpoint, fitted.space)
+    assert head is not None
+    categories = (*SUBJECTS, "Poems")
+    assert head.has_enough_notes(categories)
+    request = GenerationRequest(categories=categories)
+    (output,), (plain,) = (engine.generate([Note("bread")], request) for engine in (fitted, tiny_engine))
+    assert probabilities(output) == pytest.approx(probabilities(plain), abs=1e-3)
 
 
 def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(

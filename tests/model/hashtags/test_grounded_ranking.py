@@ -77,11 +77,10 @@ def test_candidate_left_to_the_search_bounds_what_is_written() -> None:
 def test_answer_equals_that_of_all_probabilities(seed: int, min_probability: float) -> None:
     rng = random.Random(seed)
     weights = sorted((rng.random() ** 6 for _ in range(30)), reverse=True)
-    candidates = {
-        f"tag {i}": Candidate(f"tag {i}", w / sum(weights), rng.random() < 0.5) for i, w in enumerate(weights)
-    }
+    candidates = {f"tag{i}": Candidate(f"tag {i}", w / sum(weights), rng.random() < 0.5) for i, w in enumerate(weights)}
     exact = {key: 10 ** -rng.uniform(0, 12) for key in candidates}
     written = [Hashtag(f"new {i}", 10 ** -rng.uniform(0, 4)) for i in range(5)]
+    written += [Hashtag(f"Tag {i}", 10 ** -rng.uniform(0, 4)) for i in rng.sample(range(30), 5)]  # other spellings
     ranking = GroundedRanking(candidates, 5, min_probability)
     ranking.score({key: exact[key] for key in list(candidates)[:6]})
     ranking.bound({key: min(1.0, 10 * p) for key, p in exact.items()})

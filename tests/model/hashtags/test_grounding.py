@@ -186,6 +186,30 @@ def test_rerank_orders_by_neighbour_share_and_probability() -> None:
     assert rerank([Hashtag("hot", 0.5)], candidates, {"soup": 0.2}, 1) == ranked[:1]
 
 
+@pytest.mark.parametrize(
+    ("spelling", "cosine"), [("CAMPING", 0.2), ("campings", 0.2), ("campings", NEAR_COSINE + 0.05)]
+)
+@pytest.mark.parametrize("probabilities", [{"camping": 1e-6}, {"camping": 0.0}, {}], ids=["scored", "closed", "left"])
+def test_written_hashtag_scores_no_less_where_a_neighbour_spells_it_improbably(
+    spelling: str, cosine: float, probabilities: dict[str, float]
+) -> None:
+    written = [Hashtag("camping", 0.784), Hashtag("tent", 0.05)]
+    candidates = candidates_from(Neighbours([Neighbour("far", cosine, (spelling,))]), ANY)
+    without = {dedup_key(hashtag.text): hashtag.score for hashtag in rerank(written, {}, {}, 5, 0.015)}
+    ranked = {dedup_key(hashtag.text): hashtag for hashtag in rerank(written, candidates, probabilities, 5, 0.015)}
+    assert ranked.keys() == without.keys()
+    assert all(ranked[key].score >= score for key, score in without.items())
+    assert ranked["camping"].notes == ("far",)
+
+
+def test_hashtag_has_the_spelling_that_its_score_is_of() -> None:
+    written = [Hashtag("camping", 0.784)]
+    for cosine, probability, expected in ((0.2, 1e-6, "camping"), (0.2, 0.8, "CAMPING"), (0.8, 1e-6, "CAMPING")):
+        candidates = candidates_from(Neighbours([Neighbour("n", cosine, ("CAMPING",))]), ANY)
+        (ranked,) = rerank(written, candidates, {"camping": probability}, 5, 0.015)
+        assert ranked.text == expected
+
+
 def test_words_that_the_model_has_not_met_are_ordered_by_their_neighbours() -> None:
     near, far = Neighbour("a", 0.9, ("soup",)), Neighbour("b", 0.9 - NEIGHBOUR_SPREAD, ("hike",))
     candidates = candidates_from(Neighbours([near, far]), ANY)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
-from model.hashtags.grounding import WRITTEN_WEIGHT, HashtagFilter, candidates_from, rerank
+from model.hashtags.grounding import WRITTEN_WEIGHT, HashtagFilter, candidates_from, dedup_key, rerank
 from model.inference.engine import Engine
 from model.note import Note
 from tests.conftest import FOODS
@@ -130,6 +132,20 @@ def test_best_hashtag_is_announced_before_the_search_ends(writer: Engine) -> Non
     assert (texts(output.hashtags) or [])[0] == "stone"
     assert forwards_before[0] == 2 < len(forwards)
     assert len(forwards_before) == len(output.hashtags or ())
+
+
+@pytest.mark.parametrize("respell", [str.upper, "{}s".format])
+def test_far_neighbour_with_another_spelling_takes_no_hashtag_away(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, respell: Callable[[str], str]
+) -> None:
+    alone = [plain_hashtags(writer, place, 3) for place in range(len(FEW_NOTES))]
+    least = min(hashtag.score for hashtags in alone for hashtag in hashtags)
+    monkeypatch.setattr(writer.prompt, "config", replace(writer.prompt.config, min_hashtag_score=0.99 * least))
+    for note, hashtags in zip(FEW_NOTES, alone, strict=True):
+        far = Neighbours([Neighbour("far", 0.2, tuple(respell(hashtag.text) for hashtag in hashtags))])
+        (output,) = generate(writer, [note], GenerationRequest(3, find_neighbours=lambda *_, far=far: far))
+        keys = [dedup_key(hashtag.text) for hashtag in hashtags]
+        assert [dedup_key(hashtag.text) for hashtag in output.hashtags or ()] == keys
 
 
 @pytest.mark.parametrize("budget", [0, 1, 4])

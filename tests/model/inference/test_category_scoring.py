@@ -101,6 +101,20 @@ def test_prior_is_computed_once_for_concurrent_requests_and_the_first_one_counts
     assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
 
 
+def test_run_ends_beside_a_request_that_computes_the_same_prior(partly_trained: Engine) -> None:
+    request = GenerationRequest(categories=("Trains", "Soups", "Gardens"))
+    expected = generate(Engine(partly_trained.runtime), FEW_NOTES[:2], request)
+    engine = Engine(partly_trained.runtime)
+    running = engine.add_request(engine.tokenize(FEW_NOTES[0], request))
+    engine.step()
+    assert_same_categories(generate(engine, FEW_NOTES[1:2], request), expected[1:])
+    finished = []
+    while not finished:
+        finished = engine.step()
+    assert finished[0][0] is running
+    assert_same_categories([finished[0][1]], expected[:1])
+
+
 @pytest.fixture
 def read_names(monkeypatch: pytest.MonkeyPatch) -> int:
     """Number of names that are read of a closed set of three and more."""

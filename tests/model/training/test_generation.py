@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
+from model.config import CONFIG_FILE, DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
 from model.data.corpora import write_notes_file
 from model.data.dataset import DatasetError, read_notes
+from model.data.labelled_lines import labelled_notes
+from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
@@ -30,11 +32,13 @@ from model.training.generation import (
     load_for_writing,
     main,
     read_notes_into_cache,
+    shown_categories,
     writing_loss,
 )
 from model.training.recipe import RecipeError
 from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
-from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER
+from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
+from tests.model.inference.models import add_random_generation_adapter
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
 RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
@@ -234,6 +238,37 @@ def test_notes_that_cannot_be_told_apart_end_the_command(
     assert reason in capsys.readouterr().err
 
 
+def test_categories_count_as_trained_where_a_note_with_a_share_has_them(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    earlier = Path(shutil.copytree(tiny_checkpoint, tmp_path / "earlier"))
+    replace(NoteLLMConfig.load(earlier), trained_categories=("Shown to an earlier adapter",)).save(earlier)
+    write_notes_file(tmp_path / "other.jsonl.gz", [Note(title=f"{i}", category="No share") for i in range(20)], "other")
+    recipe = GenerationRecipe(shares={"own": 1.0, "other": 0.0, LINES: 0.0}, rank=1, batch=2, steps=1)
+    files = {"own": notes_file, "other": tmp_path / "other.jsonl.gz"}
+    GenerationTrainer(recipe, earlier, files, tmp_path / "run", tmp_path).run(60)
+    trained = NoteLLMConfig.load(tmp_path / "run" / "checkpoint").trained_categories
+    assert set(trained) == {"Food", "Hill walks", *category_synonyms()["Food"]}
+
+
+def test_categories_count_as_unseen_where_no_note_has_one() -> None:
+    assert shown_categories([replace(NOTE, category=None)], category_synonyms()) == ("",)
+
+
+def test_shipped_mix_shows_all_default_categories_and_their_synonyms() -> None:
+    shipped = NoteLLMConfig.load(SHIPPED_CHECKPOINT).trained_categories
+    assert shown_categories(list(labelled_notes()), category_synonyms()) == shipped
+
+
+def test_adapter_of_another_trunk_is_replaced(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
+    stale = Path(shutil.copytree(tiny_checkpoint, tmp_path / "stale"))
+    add_random_generation_adapter(stale)
+    replace(NoteLLMConfig.load(stale), generation_trunk="0" * 64).save(stale)
+    start(stale, notes_file, tmp_path / "run", steps=1).run(60)
+    anew = Engine.load(str(tmp_path / "run" / "checkpoint"), cache=tmp_path, device="cpu", runtime="torch")
+    assert anew.generate([NOTE], GenerationRequest(categories=("Food", "Travel")))[0].categories
+
+
 @pytest.mark.slow
 def test_checkpoint_has_the_trunks_vectors_and_writes_anew(
     tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -245,7 +280,7 @@ def test_checkpoint_has_the_trunks_vectors_and_writes_anew(
     assert (folder / GENERATION_FOLDER / "adapter_model.safetensors").is_file()
     config = NoteLLMConfig.load(folder)
     assert config.generation_adapter
-    assert {"Cooking", "Hill walks"} <= set(config.trained_categories)
+    assert {"Cooking", "Hill walks", *DEFAULT_CATEGORIES} <= set(config.trained_categories)
     trunk, taught = (
         Engine.load(str(path), cache=tmp_path, device="cpu", runtime="torch") for path in (tiny_checkpoint, folder)
     )
