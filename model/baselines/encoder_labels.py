@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
     try:
-        texts = {source: read_corpus_vectors(options.folder, source) for source in sources}
+        texts = {source: read_corpus_vectors(options.folder, source, encoder.name) for source in sources}
     except DatasetError as error:
         parser.exit(1, f"{error}\n")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)

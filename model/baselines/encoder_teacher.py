@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
-        write_missing_vectors(partial(embed_in_bfloat16, encoder_of(options)), options)
+        encoder = encoder_of(options)
+        write_missing_vectors(partial(embed_in_bfloat16, encoder), encoder.name, options)
     except (CheckpointError, ValueError) as error:
         parser.exit(1, f"{error}\n")
 

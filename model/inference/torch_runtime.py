@@ -6,6 +6,7 @@ H hidden size, K key-value heads, E size of a head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +27,9 @@ from model.prompt import Prompt
 ATTENTION = "notellm-paged"
 BLOCK_TOKENS = 32
 """Tokens of a cache block. DEFAULT_BLOCKS assumes this size."""
+MAX_UNSPLIT_CELLS = 1 << 20
+"""Cells of attention (G * Q * S) up to which spans stay in one group, however much of it is padding: the mask takes
+1 MiB, and each further group costs several kernels in every layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,9 @@ class Group:
     """Spans that attend together, padded to the longest of them.
 
     `rows` (G, Q): row of each token in the forward, 0 for padding. `valid`: flat indices into (G, Q) of the tokens that
-    are no padding. `slots` (G, S): cache slots of the sequences. `attention_mask` and `distance` (G, 1, Q, S): whether
-    a token attends to another, and how many positions lie between them.
+    are no padding. `slots` (G, S): cache slots of the sequences. `attention_mask` (G, 1, Q, S): whether a token attends
+    to another. `query_positions` (G, Q) and `key_positions` (G, S), int32: position of each token in its sequence, for
+    layers with a sliding window.
 
     `valid` are indices and not a mask: only the device knows how many rows a mask selects, and each layer would wait
     for it.
@@ -44,11 +49,17 @@ class Group:
     valid: Tensor
     slots: Tensor
     attention_mask: Tensor
-    distance: Tensor
+    query_positions: Tensor
+    key_positions: Tensor
 
     def to(self, device: torch.device) -> Group:
         """Copy to `device`."""
         return Group(*(getattr(self, name).to(device) for name in self.__slots__))
+
+    def within(self, window: int) -> Tensor:
+        """`attention_mask` without the tokens that lie `window` positions back or more."""
+        distance = self.query_positions[:, None, :, None] - self.key_positions[:, None, None, :]
+        return self.attention_mask & (distance < window)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,7 @@ class TorchRuntime:
         device = self.model.device
         forward = PagedForward(
             torch.from_numpy(_write_slots(spans)).to(device),
-            [group.to(device) for group in _groups(spans, packed)],
+            [group.to(device) for group in groups_of(spans, packed)],
             self._cache_by_layer,
             self.pool.count * self.pool.block_size,
         )
@@ -155,11 +166,30 @@ def _sequence_slots(span: Span) -> Integers:
     return (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[: span.past + len(span.ids)]
 
 
-def _groups(spans: Sequence[Span], packed: PackedSpans) -> list[Group]:
-    """Group decode steps apart from longer spans, to whose length they would be padded."""
+def groups_of(spans: Sequence[Span], packed: PackedSpans) -> list[Group]:
+    """Group decode steps apart from longer spans, and within both spans of like size."""
     steps = [i for i, span in enumerate(spans) if len(span.ids) == 1]
     longer = [i for i, span in enumerate(spans) if len(span.ids) > 1]
-    return [_group([spans[i] for i in indices], indices, packed) for indices in (steps, longer) if indices]
+    groups = [group for indices in (steps, longer) for group in _of_like_size(spans, indices)]
+    return [_group([spans[i] for i in indices], indices, packed) for indices in groups]
+
+
+def _of_like_size(spans: Sequence[Span], indices: Sequence[int]) -> list[list[int]]:
+    """Split `indices` of spans so that padding at most doubles the cells of attention of a group that has more than
+    MAX_UNSPLIT_CELLS."""
+    shapes = {i: (len(spans[i].ids), spans[i].past + len(spans[i].ids)) for i in indices}
+    groups: list[list[int]] = []
+    cells = queries = length = 0  # of the last group: cells without padding, and the shape that its spans are padded to
+    for i in sorted(indices, key=lambda i: math.prod(shapes[i])):
+        own = math.prod(shapes[i])
+        padded = (max(queries, shapes[i][0]), max(length, shapes[i][1]))
+        if groups and (len(groups[-1]) + 1) * math.prod(padded) <= max(2 * (cells + own), MAX_UNSPLIT_CELLS):
+            groups[-1].append(i)
+            cells, (queries, length) = cells + own, padded
+        else:
+            groups.append([i])
+            cells, (queries, length) = own, shapes[i]
+    return groups
 
 
 def _group(spans: Sequence[Span], indices: Sequence[int], packed: PackedSpans) -> Group:
@@ -171,7 +201,8 @@ def _group(spans: Sequence[Span], indices: Sequence[int], packed: PackedSpans) -
     slots = np.zeros((len(spans), length), np.int64)
     attention_mask = np.zeros((len(spans), 1, queries, length), np.bool_)
     attention_mask[..., 0] = True  # no row of a softmax may be empty, not even that of padding
-    distance = np.zeros((len(spans), 1, queries, length), np.int64)
+    query_positions = np.zeros((len(spans), queries), np.int32)
+    key_positions = np.zeros((len(spans), length), np.int32)
     for i, (index, span) in enumerate(zip(indices, spans, strict=True)):
         begin, n, past = packed.begins[index], len(span.ids), span.past
         rows[i, :n] = np.arange(begin, begin + n)
@@ -181,9 +212,10 @@ def _group(spans: Sequence[Span], indices: Sequence[int], packed: PackedSpans) -
         within_span = np.tril(np.ones((n, n), np.bool_)) if tree_mask is None else tree_mask
         attention_mask[i, 0, :n, :past] = True
         attention_mask[i, 0, :n, past : past + n] = within_span
-        positions = packed.positions[begin : begin + n]
-        distance[i, 0, :n, : past + n] = positions[:, None] - np.concatenate([np.arange(past), positions])
-    arrays = (rows, np.flatnonzero(is_token), slots, attention_mask, distance)
+        query_positions[i, :n] = packed.positions[begin : begin + n]
+        key_positions[i, :past] = np.arange(past)
+        key_positions[i, past : past + n] = query_positions[i, :n]
+    arrays = (rows, np.flatnonzero(is_token), slots, attention_mask, query_positions, key_positions)
     return Group(*map(torch.from_numpy, arrays))
 
 
@@ -246,9 +278,7 @@ def paged_attention(
     for group in forward.groups:
         q = query[group.rows].transpose(1, 2)
         k, v = (cached[group.slots].transpose(1, 2).to(query.dtype) for cached in (keys, values))
-        mask = group.attention_mask
-        if sliding_window is not None:
-            mask = mask & (group.distance < sliding_window)
+        mask = group.attention_mask if sliding_window is None else group.within(sliding_window)
         attended = _attend(q, k, v, mask, scaling, softcap).transpose(1, 2).flatten(0, 1)
         out[group.rows.flatten()[group.valid]] = attended[group.valid].to(out.dtype)
     return out[:, None], None

@@ -1,8 +1,9 @@
 """Vectors of a corpus's notes by a teacher, in files beside them: computed once, read by each distillation.
 
 FOLDER/<source>.<shard>.npy holds the unit vectors (n, K) float16 of SHARD_SIZE notes of FOLDER/<source>.jsonl.gz in the
-file's order; the last shard is shorter. FOLDER/<source>.sha256 has the digest of these notes, as
-`zcat | sha256sum` prints it, so that the vectors of a file that was made anew are not taken for those of its notes.
+file's order; the last shard is shorter. FOLDER/<source>.sha256 has the digest of these notes and the name of the
+encoder, so that the vectors of a file that was made anew are not taken for those of its notes, nor those of one encoder
+for another's. Its form is a line of sha256sum; `-`, as that prints for `zcat | sha256sum`, leaves the encoder open.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SHARD_SIZE = 4096
 """Notes of one file: a minute or two of work, which is what a break costs."""
 
 Float16 = npt.NDArray[np.float16]
+UNNAMED = "-"
+"""Name in the place of the encoder's in a folder of an earlier version, which does not say whose vectors it has."""
 Embed = Callable[[Sequence[Note]], npt.NDArray[np.float32]]
 """Function that returns the unit vectors of notes, (n, K)."""
 
@@ -41,13 +44,13 @@ def shard_path(folder: Path, source: str, shard: int) -> Path:
 
 
 def digest_path(folder: Path, source: str) -> Path:
-    """Path of the digest of the notes that a source's vectors are of."""
+    """Path of the digest of the notes that a source's vectors are of, and of the encoder's name."""
     return folder / f"{source}.sha256"
 
 
-def write_digest(folder: Path, source: str) -> None:
-    """Keep the digest of a source's notes, before the first vectors of them."""
-    digest_path(folder, source).write_text(f"{_notes_digest(folder, source)}  -\n")
+def write_digest(folder: Path, source: str, encoder: str) -> None:
+    """Keep the digest of a source's notes and the name of their encoder, before the first vectors of them."""
+    digest_path(folder, source).write_text(f"{_notes_digest(folder, source)}  {encoder}\n")
 
 
 def checked_digest(folder: Path, source: str) -> str:
@@ -66,6 +69,22 @@ def checked_digest(folder: Path, source: str) -> str:
     return digest
 
 
+def refuse_other_encoder(folder: Path, source: str, encoder: str) -> None:
+    """Raise DatasetError where a source has vectors of another encoder than `encoder`. UNNAMED is taken for any."""
+    named = encoder_name(folder, source)
+    if UNNAMED not in (named, encoder) and named != encoder:
+        raise DatasetError(
+            f"{folder} has vectors of {source} by {named}, not by {encoder}: remove {source}.*.npy, or name another "
+            "folder"
+        )
+
+
+def encoder_name(folder: Path, source: str) -> str:
+    """Return the name of the encoder of a source's vectors, UNNAMED where its digest's file does not say."""
+    _, *named = digest_path(folder, source).read_text().split()
+    return named[0] if named else UNNAMED
+
+
 def _notes_digest(folder: Path, source: str) -> str:
     with gzip.open(notes_path(folder, source)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -73,19 +92,22 @@ def _notes_digest(folder: Path, source: str) -> str:
 
 def write_corpus_vectors(
     embed: Embed,
+    encoder: str,
     folder: Path,
     source: str,
     max_notes: int | None = None,
 ) -> int:
     """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
 
-    A shard's file appears when it is complete. Raises ValueError where shards of vectors of another size are there, and
-    DatasetError where those that are there are of other notes.
+    `encoder`: name of the encoder that `embed` calls. A shard's file appears when it is complete. Raises ValueError
+    where shards of vectors of another size are there, and DatasetError where those that are there are of other notes or
+    of another encoder.
     """
     if shard_path(folder, source, 0).exists():
         checked_digest(folder, source)
+        refuse_other_encoder(folder, source, encoder)
     else:
-        write_digest(folder, source)
+        write_digest(folder, source, encoder)
     notes = list(read_notes(notes_path(folder, source)).values())[:max_notes]
     first = shard_path(folder, source, 0)
     if notes and first.exists() and np.load(first, mmap_mode="r").shape[1] != embed(notes[:1]).shape[1]:
@@ -102,9 +124,9 @@ def write_corpus_vectors(
     return embedded
 
 
-def read_corpus_vectors(folder: Path, source: str) -> tuple[list[Note], Float16]:
+def read_corpus_vectors(folder: Path, source: str, encoder: str = UNNAMED) -> tuple[list[Note], Float16]:
     """Read the notes of a source that have vectors, and these vectors (n, K), in the file's order. Raises DatasetError
-    for vectors of other notes."""
+    for vectors of other notes, or of another encoder than `encoder`."""
     shards: list[Float16] = []
     for shard in count():
         path = shard_path(folder, source, shard)
@@ -113,6 +135,7 @@ def read_corpus_vectors(folder: Path, source: str) -> tuple[list[Note], Float16]
         shards.append(np.load(path))
     if shards:
         checked_digest(folder, source)
+        refuse_other_encoder(folder, source, encoder)
     vectors = np.concatenate(shards) if shards else np.zeros((0, 0), np.float16)
     return list(read_notes(notes_path(folder, source)).values())[: len(vectors)], vectors
 
@@ -127,10 +150,10 @@ def teacher_parser(what: str) -> argparse.ArgumentParser:
     return parser
 
 
-def write_missing_vectors(embed: Embed, options: argparse.Namespace) -> None:
-    """Write the missing vectors of a corpus by the options of `teacher_parser`."""
+def write_missing_vectors(embed: Embed, encoder: str, options: argparse.Namespace) -> None:
+    """Write the missing vectors of a corpus by the options of `teacher_parser`. `encoder`: name of the encoder."""
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     for source in options.source or all_sources:
         started = time.perf_counter()
-        count = write_corpus_vectors(embed, options.folder, source, options.max_notes)
+        count = write_corpus_vectors(embed, encoder, options.folder, source, options.max_notes)
         print(f"{source}: {count:,} notes in {time.perf_counter() - started:.0f} s", flush=True)

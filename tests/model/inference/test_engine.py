@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from model.generation import GenerationRequest
+from model.inference import torch_runtime
 from model.inference.engine import TOKENS_PER_CATEGORY, Engine
 from model.inference.trie import Trie
 from model.note import Note
@@ -197,6 +198,20 @@ def test_window_shorter_than_the_note_matches_reference(family: str, tokenizer: 
     assert_three_in_one(engine)
     assert_batch_invariance(engine)
     assert_outputs_match_reference(engine)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3"])
+def test_spans_in_groups_of_like_size_give_the_outputs_of_one_group(
+    family: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = random_engine((FAMILIES | SHORT_WINDOWS)[family], tokenizer)
+    request = GenerationRequest(2, FOODS)
+    in_one_group = generate(engine, FEW_NOTES, request)
+    monkeypatch.setattr(torch_runtime, "MAX_UNSPLIT_CELLS", 0)
+    in_several = generate(engine, FEW_NOTES, request)
+    assert_same_vectors(in_one_group, in_several)
+    assert_same_hashtags(in_one_group, in_several)
+    assert_same_categories(in_one_group, in_several)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

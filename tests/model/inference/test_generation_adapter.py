@@ -115,6 +115,22 @@ def test_exported_folder_writes_with_the_adapter(activated_checkpoint: Path, tmp
     assert_same_outputs(read(served), read(loaded))
 
 
+@pytest.mark.slow
+def test_precision_says_where_the_decoder_has_another(
+    activated_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    served = tmp_path / "served"
+    write_exported(str(activated_checkpoint), served, cache=tmp_path, precision="bfloat16")
+    for folder, dtype, precision in (
+        (served, "float32", "OpenVINO float32 with an 8-bit decoder"),
+        (served, "bfloat16", "OpenVINO bfloat16 with an 8-bit decoder"),
+        (activated_checkpoint, "float32", "OpenVINO float32"),
+        (activated_checkpoint, "int8", "OpenVINO int8"),
+        (tiny_checkpoint, "bfloat16", "OpenVINO bfloat16"),
+    ):
+        assert load(str(folder), tmp_path, dtype).runtime.precision == precision
+
+
 @pytest.mark.parametrize("missing", [ADAPTER_FILE, ADAPTER_CONFIG_FILE])
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_checkpoint_that_lacks_a_generation_file_is_refused(

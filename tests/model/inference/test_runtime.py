@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from model.inference.kv_cache import BlockPool, BlockTable
-from model.inference.runtime import QUERIES_PER_BATCH, LogitQuery, OutputRows, Span, split_at_read_out
+from model.inference.runtime import (
+    QUERIES_PER_BATCH,
+    LogitQuery,
+    OutputRows,
+    PackedSpans,
+    Span,
+    split_at_read_out,
+)
+from model.inference.torch_runtime import MAX_UNSPLIT_CELLS, groups_of
 
 
 @pytest.mark.parametrize("count", [0, 1, QUERIES_PER_BATCH, QUERIES_PER_BATCH + 1, 3 * QUERIES_PER_BATCH - 1])
@@ -31,6 +41,37 @@ def test_batches_hold_every_query_and_its_tokens(count: int) -> None:
     for name in ("queries", "exclude_ends"):
         joined = [value for batch in batches for value in getattr(batch, name).tolist()]
         assert joined == getattr(whole, name).tolist()
+
+
+def cells_by_group(shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans and cells of attention of each group for spans of `shapes`: (tokens cached before, own tokens)."""
+    pool = BlockPool(5000, 32)
+    spans = []
+    for past, count in shapes:
+        table = BlockTable(pool)
+        table.grow(past + count)
+        spans.append(Span(table, (7,) * count))
+    groups = groups_of(spans, PackedSpans.of(spans))
+    return [(len(group.rows), group.attention_mask.numel()) for group in groups]
+
+
+def test_short_spans_are_not_padded_to_a_long_one() -> None:
+    shapes = [(0, 40)] * 8 + [(60, 1110)] + [(0, 40)] * 7
+    assert cells_by_group(shapes) == [(15, 15 * 40 * 40), (1, 1110 * 1170)]
+
+
+def test_padding_at_most_doubles_the_cells_of_large_groups() -> None:
+    shapes = [(past, count) for count in range(2, 1200, 50) for past in (0, 5, 900)]
+    cells = cells_by_group(shapes)
+    own = sum(count * (past + count) for past, count in shapes)
+    assert own < sum(count for _, count in cells) <= 2 * own + MAX_UNSPLIT_CELLS
+    assert sum(spans for spans, _ in cells) == len(shapes)
+    assert len(cells) <= len(shapes) / 4
+
+
+def test_few_cells_stay_in_a_group_beside_the_decode_steps() -> None:
+    shapes = [(30, 1), (0, 8), (90, 1), (0, 90), (200, 9)]
+    assert cells_by_group(shapes) == [(2, 2 * 91), (3, 3 * 90 * 209)]
 
 
 def test_span_is_split_after_its_read_out() -> None:

@@ -13,6 +13,7 @@ from model.training.teacher import unit
 
 WORDS = ("soup", "hike", "lamp", "yarn", "film", "horse", "piano", "tent")
 DIMENSION = 12
+ENCODER = "by-rule"
 
 
 def vectors_by_rule(notes: list[Note]) -> np.ndarray:
@@ -28,5 +29,5 @@ def write_corpus(folder: Path) -> None:
     long = [Note(title=f"{WORDS[n % 8]} {n}", content="and much more of it " * (1 + n % 3)) for n in range(20)]
     for source, notes in (("lists", lists), ("long", long)):
         write_notes_file(notes_path(folder, source), notes, source)
-        write_digest(folder, source)
+        write_digest(folder, source, ENCODER)
         np.save(shard_path(folder, source, 0), vectors_by_rule(notes).astype(np.float16))

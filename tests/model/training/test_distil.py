@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,15 +17,15 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
-from model.training import distil, export
+from model.training import distil, export, token_teacher
 from model.training import student as student_module
-from model.training.corpus_vectors import notes_path, write_digest
+from model.training.corpus_vectors import notes_path, shard_path, write_digest
 from model.training.distil import CURVE, LOG, Distillation, Distiller, structure_loss
 from model.training.export import load_state, low_rank_factors
 from model.training.held_out import HeldOutDomain
 from model.training.recipe import RecipeError
 from model.weights import BACKBONE_FOLDER
-from tests.model.training.distillation import write_corpus
+from tests.model.training.distillation import ENCODER, write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -110,21 +112,89 @@ def test_run_on_another_corpus_is_not_resumed(recipe: Distillation, tmp_path: Pa
     start(recipe, corpus, tmp_path / "run").save()
     with gzip.open(notes_path(corpus, "long"), "at") as notes:
         notes.write('{"id": "one more", "title": "soup"}\n')
-    write_digest(corpus, "long")
+    write_digest(corpus, "long", ENCODER)
     with pytest.raises(RecipeError, match=r"long changed since the run in .* began"):
         start(recipe, corpus, tmp_path / "run")
 
 
-def test_run_of_an_earlier_version_goes_on_and_says_that_its_corpus_is_not_checked(
-    recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def change_a_vector(corpus: Path) -> None:
+    vectors = np.load(shard_path(corpus, "long", 0))
+    vectors[3] = -vectors[3]
+    np.save(shard_path(corpus, "long", 0), vectors)
+
+
+def take_the_last_vector(corpus: Path) -> None:
+    np.save(shard_path(corpus, "long", 0), np.load(shard_path(corpus, "long", 0))[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [(change_a_vector, "vectors of long"), (take_the_last_vector, "numbers of notes, vectors of long")],
+)
+def test_run_on_other_vectors_is_not_resumed(
+    change: Callable[[Path], None], names: str, recipe: Distillation, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_corpus(corpus)
+    start(recipe, corpus, tmp_path / "run").save()
+    assert start(recipe, corpus, tmp_path / "run").step == 0
+    change(corpus)
+    with pytest.raises(RecipeError, match=f"^{names} changed since the run in .* began"):
+        start(recipe, corpus, tmp_path / "run")
+
+
+def test_run_with_its_sources_in_another_order_is_not_resumed(
+    recipe: Distillation, corpus: Path, tmp_path: Path
+) -> None:
+    start(recipe, corpus, tmp_path).save()
+    with pytest.raises(RecipeError, match=r"^numbers of notes changed since"):
+        start(replace(recipe, shares=dict(reversed(recipe.shares.items()))), corpus, tmp_path)
+
+
+def test_run_on_another_token_teacher_is_not_resumed(
+    recipe: Distillation, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    write_corpus(corpus)
+    command = [str(corpus), "--backbone", recipe.backbone, "--cache", str(tmp_path)]
+    token_teacher.main(command)
+    recipe = replace(recipe, words=1.0)
+    start(recipe, corpus, tmp_path / "run").save()
+    token_teacher.main(command)
+    assert start(recipe, corpus, tmp_path / "run").step == 0
+    notes_path(corpus, "lists").rename(tmp_path / "lists.jsonl.gz")  # the token counts of `long` alone are others
+    token_teacher.main(command)
+    (tmp_path / "lists.jsonl.gz").rename(notes_path(corpus, "lists"))
+    with pytest.raises(RecipeError, match=r"^tokens\.npz changed since"):
+        start(recipe, corpus, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("digests", "unchecked"),
+    [
+        ((), "lists, long, numbers of notes, vectors of lists, vectors of long"),
+        (("lists", "long"), "numbers of notes, vectors of lists, vectors of long"),
+    ],
+)
+def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
+    digests: Sequence[str],
+    unchecked: str,
+    recipe: Distillation,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     start(recipe, corpus, tmp_path).save()
     (path,) = tmp_path.glob("state.*.pt")
     state = torch.load(path)
-    del state["files"]
+    state["files"] = {name: state["files"][name] for name in digests}
+    if not digests:
+        del state["files"]
     torch.save(state, path)
     assert start(recipe, corpus, tmp_path).step == 0
-    assert f"{path} is of an earlier version" in capsys.readouterr().out
+    assert f"{path} is of an earlier version: whether {unchecked} changed" in capsys.readouterr().out
 
 
 def test_stop_in_a_pause_saves_without_a_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:

