@@ -6,6 +6,7 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_folder_with_a_run_on_other_notes_is_refused(recipe: Recipe, tmp_path: P
 
 
 def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(resume, "time", SimpleNamespace(sleep=lambda seconds: pytest.fail("waited")))
     assert wait_while_exists(None, lambda: True)
     assert wait_while_exists(tmp_path / "pause", lambda: True)
 
@@ -74,7 +75,7 @@ def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_pause_ends_once_the_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "pause"
     file.touch()
-    monkeypatch.setattr(resume.time, "sleep", lambda seconds: file.unlink())
+    monkeypatch.setattr(resume, "time", SimpleNamespace(sleep=lambda seconds: file.unlink()))
     assert wait_while_exists(file, lambda: False)
     assert not file.exists()
 
