@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {tests / name: place for place, name in enumerate(LONGEST)}
     assert all(map(Path.is_file, places)), "LONGEST names a file that is not there"
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True)
+def process_settings() -> Iterator[None]:
+    """Restore what a command that runs in this process sets for the whole of it: PyTorch's threads, and what SIGTERM
+    does."""
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if signal.getsignal(signal.SIGTERM) != handler:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")

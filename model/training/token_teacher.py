@@ -44,8 +44,9 @@ Floats = npt.NDArray[np.floating]
 
 
 def token_text(note: Note) -> str:
-    """Text of a note as this teacher reads it, in lower case."""
-    return " " + " ".join([note.title, note.content, *note.hashtags]).lower()
+    """Text of a note as this teacher reads it, in lower case; "" for one without text, whose blanks are tokens too."""
+    text = " ".join([note.title, note.content, *note.hashtags]).lower()
+    return f" {text}" if text.strip() else ""
 
 
 @dataclass(frozen=True, slots=True)

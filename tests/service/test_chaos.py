@@ -38,6 +38,8 @@ WORDS = ("soup", "lemon", "hike", "kyoto", "yarn", "bread", "river", "lamp", "wi
 SERVE = """
 import sys
 from functools import partial
+from service import read_time
+read_time.READ_SECONDS = 60.0  # a busy machine degrades no answer; before modules that import its value
 from service import wiring
 from service.cli.main import main
 wiring.SegmentedIndex = partial(wiring.SegmentedIndex, growing_rows=8)
@@ -141,6 +143,7 @@ class Writer:
         yield from self.wrong
         for note_id in self.known.keys() | self.open.keys():
             answer = client.get(f"/notes/{note_id}")
+            assert answer.status_code in (200, 404), answer.text
             found: State = answer.json()["title"] if answer.status_code == 200 else GONE
             allowed = {self.known.get(note_id), *self.open.get(note_id, ())}
             if found not in allowed:
@@ -166,18 +169,24 @@ def hurt(service: Fragile, what: str, loading: float) -> None:
     wait_until(service.ready)
 
 
+def answer_of(response: httpx2.Response) -> Any:
+    """Return the body of a response, which must have the status 200."""
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
 def check(client: httpx2.Client, writers: list[Writer], chance: random.Random) -> list[str]:
     """Problems of the service, looked for once nobody writes."""
     problems = [problem for writer in writers for problem in writer.settle(client)]
     there = {note_id: title for writer in writers for note_id, title in writer.known.items() if title is not GONE}
-    report = client.post("/verify").json()
+    report = answer_of(client.post("/verify"))
     if not report["well"] or report["rows"] != len(there):
         problems.append(f"verify: {json.dumps(report)} with {len(there)} notes")
     for note_id in chance.sample(sorted(there), min(3, len(there))):
-        found = client.get(f"/notes/{note_id}/similar", params={"k": 200}).json()
+        found = answer_of(client.get(f"/notes/{note_id}/similar", params={"k": 200}))
         if {item["id"] for item in found["items"]} != there.keys() - {note_id}:
             problems.append(f"similar to {note_id}: {found}")
-        best = client.post("/similar", json={"title": there[note_id], "k": 1}).json()["items"][0]
+        best = answer_of(client.post("/similar", json={"title": there[note_id], "k": 1}))["items"][0]
         if best["id"] != note_id or best["score"] < 0.9999:
             problems.append(f"the vector of {note_id} is not that of its title: {best}")
     return problems

@@ -6,6 +6,7 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_run_from_before_backbones_were_checked_is_resumed_and_says_so(recipe: R
 
 
 def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(resume, "time", SimpleNamespace(sleep=lambda seconds: pytest.fail("waited")))
     assert wait_while_exists(None, lambda: True)
     assert wait_while_exists(tmp_path / "pause", lambda: True)
 
@@ -98,7 +99,7 @@ def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_pause_ends_once_the_file_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "pause"
     file.touch()
-    monkeypatch.setattr(resume.time, "sleep", lambda seconds: file.unlink())
+    monkeypatch.setattr(resume, "time", SimpleNamespace(sleep=lambda seconds: file.unlink()))
     assert wait_while_exists(file, lambda: False)
     assert not file.exists()
 

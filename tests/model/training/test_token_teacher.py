@@ -55,6 +55,8 @@ def test_vectors_are_sums_of_the_table_however_many_notes_are_tokenised_together
 
 def test_note_without_text_has_zero_vector(teacher: TokenTeacher) -> None:
     assert teacher.vectors([]).shape == (0, 64)
+    assert not teacher.vectors([Note()]).any()
+    assert teacher.vectors([Note(), NOTES[0], Note(category="Food")])[1] == pytest.approx(teacher.vectors(NOTES)[0])
     assert token_text(Note(title="A", content="b", hashtags=("C",))) == " a b c"
 
 

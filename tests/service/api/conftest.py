@@ -81,6 +81,15 @@ def url(serve: Serve) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(autouse=True, scope="module")
+def patient_reads() -> Iterator[None]:
+    """Give reads a minute for the store, so that a busy machine degrades no answer; a test of the bound sets it
+    itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.read_time.READ_SECONDS", 60.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenant's first request waits until it is open, however slow the machine; a test of the bound sets it itself."""

@@ -7,18 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
-import pytest
 
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
 from tests.service.api.conftest import Serve, eventually_true
 from tests.service.conftest import running_embedded
-
-
-@pytest.fixture(autouse=True)
-def store_that_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads wait for the store while it exchanges its databases, which takes as long as the disk takes."""
-    monkeypatch.setattr("service.read_time.READ_SECONDS", 20.0)
 
 
 def write(client: httpx2.Client, note_id: str) -> str:

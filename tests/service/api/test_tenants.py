@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -22,6 +23,7 @@ from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_store import RedisNoteStore
+from service.tenants import Tenants
 from tests.service.api.conftest import Serve, eventually_true
 
 pytestmark = pytest.mark.slow
@@ -121,14 +123,22 @@ def test_tenant_beyond_the_bound_is_refused(serve: Serve, store: EmbeddedRedis) 
 
 
 def test_removed_tenant_leaves_nothing_on_any_replica(
-    serve: Serve, store: EmbeddedRedis, admin: redis.Redis, tmp_path: Path
+    serve: Serve, store: EmbeddedRedis, admin: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders = tmp_path / "one", tmp_path / "two"
+    gate, follow_once = threading.Event(), Tenants._follow_once
+
+    async def follow_behind_gate(own: Tenants[Any]) -> None:
+        await asyncio.to_thread(gate.wait, 60)
+        await follow_once(own)
+
+    monkeypatch.setattr(Tenants, "_follow_once", follow_behind_gate)
     with contextlib.ExitStack() as stack:
         urls = [
             stack.enter_context(serve(redis_url=store.url, data_dir=folder, snapshot_seconds=0.05))
             for folder in folders
         ]
+        stack.callback(gate.set)
         acme, there = (stack.enter_context(as_tenant(url, "acme")) for url in urls)
         default = stack.enter_context(as_tenant(urls[0], "default"))
         assert default.put("/notes/kept", json={"title": "kept"}).status_code == 201
@@ -142,6 +152,7 @@ def test_removed_tenant_leaves_nothing_on_any_replica(
         assert default.delete("/tenants/acme").status_code == 404
         assert there.put("/notes/b", json={"title": "too late"}).status_code == 409, "nothing is written behind it"
         assert keys_of(admin, "acme") == set()
+        gate.set()
         eventually_true(lambda: not any(list(folder.glob("tenants/acme-*")) for folder in folders))
         assert there.get("/notes/a").status_code == 404
         assert there.put("/notes/b", json={"title": "anew"}).status_code == 201
@@ -268,7 +279,7 @@ def test_tenant_that_is_being_opened_holds_up_no_other(
             refused = acme.get("/notes/n0")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert refused.json()["type"].endswith("/tenant-opening")
-            assert "3 of about 3 notes read" in refused.json()["detail"]
+            eventually_true(lambda: "3 of about 3 notes read" in acme.get("/notes/n0").json()["detail"])
             assert default.put("/notes/a", json={"title": "a"}).status_code == 201
             assert default.get("/readyz").status_code == 200, "it was not there at the start"
             assert {t["name"]: t["state"] for t in default.get("/tenants").json()["tenants"]} == {

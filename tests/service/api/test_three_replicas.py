@@ -33,15 +33,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx2.Client]]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr("service.read_time.READ_SECONDS", 60)  # a busy machine degrades no answer
     server = EmbeddedRedis(tmp_path_factory.mktemp("r") / "data")
     server.start()
     with contextlib.ExitStack() as stack:
         urls = [stack.enter_context(serve(redis_url=server.url)) for _ in range(REPLICAS)]
         yield [stack.enter_context(httpx2.Client(base_url=url, timeout=60)) for url in urls]
     server.stop()
-    patch.undo()
 
 
 @pytest.fixture

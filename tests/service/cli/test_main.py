@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -187,14 +188,14 @@ class ErrorPage(BaseHTTPRequestHandler):
         """Write nothing: standard error is the command's."""
 
 
-@pytest.mark.parametrize("command", ["export-events", "export-notes"])
+@pytest.mark.parametrize("command", [["export-events"], ["export-notes", "--patience", "0"]], ids=["events", "notes"])
 def test_error_page_of_a_proxy_is_told_by_its_status(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadingHTTPServer(("127.0.0.1", 0), ErrorPage) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        result = run(command, "out.jsonl", NOTELLM_URL=f"http://127.0.0.1:{proxy.server_port}")
+        result = run(*command, "out.jsonl", NOTELLM_URL=f"http://127.0.0.1:{proxy.server_port}")
         proxy.shutdown()
     assert result.exit_code == 1
     assert "The answer, of status 502, is not that of a NoteLLM service." in result.stderr
@@ -219,6 +220,40 @@ def test_export_of_events_that_was_broken_off_writes_no_file(tmp_path: Path) -> 
     assert result.exit_code == 1
     assert "broke the export off: This key is not valid." in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+class BrokenOffOnce(ErrorPage):
+    """Answers as a service whose store goes away in the middle of an export of notes, and is back for the next."""
+
+    head = b'{"export":1,"tenant":"default","after":null,"begin":"0-0","notes_about":2}\n'
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.head)
+        if "after=1-0" in self.path:
+            self.wfile.write(b'{"id":"b","log_position":"2-0"}\n')
+            self.wfile.write(b'{"end":"2-0","notes":1,"removed":0,"unreadable":0}\n')
+        else:
+            self.wfile.write(b'{"id":"a","log_position":"1-0"}\n')
+            self.wfile.write(b'{"problem":{"status":503,"title":"No store","detail":"The store is away."}}\n')
+
+
+def test_export_of_notes_that_was_broken_off_is_told_and_gone_on_with(tmp_path: Path) -> None:
+    file, part = tmp_path / "notes.jsonl", tmp_path / "notes.jsonl.part"
+    with ThreadingHTTPServer(("127.0.0.1", 0), BrokenOffOnce) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        broken = run("export-notes", str(file), "--no-vectors", "--patience", "0", NOTELLM_URL=url)
+        assert broken.exit_code == 1
+        assert "broke the export off: The store is away. Run the same command" in " ".join(broken.stderr.split())
+        assert (file.exists(), len(part.read_bytes().splitlines())) == (False, 2)
+        ended = run("export-notes", str(file), "--no-vectors", "--patience", "0", "--json", NOTELLM_URL=url)
+        server.shutdown()
+    assert (ended.exit_code, json.loads(ended.stdout)["notes"]) == (0, 2)
+    lines = list(map(json.loads, file.read_bytes().splitlines()))
+    assert [line.get("id") for line in lines] == [None, "a", "b", None]
+    assert (lines[-1]["end"], part.exists()) == ("2-0", False)
 
 
 class Gone(ErrorPage):

@@ -54,13 +54,15 @@ def beside(search: Callable[[int], None], write: Callable[[int], None], searches
     for thread in threads:
         thread.start()
     turn = 0
-    while any(thread.is_alive() for thread in threads) and (min(searched) < searches or turn < turns):
-        write(turn)
-        turn += 1
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert min(searched) >= searches, "a search failed"
+    try:
+        while min(searched) < searches or turn < turns:
+            assert all(thread.is_alive() for thread in threads), "a search failed"
+            write(turn)
+            turn += 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.usefixtures("threads_take_turns_often")

@@ -16,6 +16,7 @@ import pytest
 from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
+from service.records import EventEntry
 from service.store.events import RedisEventStore
 from tests.service.api.conftest import Serve
 
@@ -224,8 +225,12 @@ def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually:
     assert report()["left_out"] == 0
 
 
-def test_reads_are_exported_to_as_many_callers_as_the_limits_say(
-    client: httpx2.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "module"),
+    [("/events/reads", "service.api.ingest_events"), ("/notes/export", "service.api.routes.export")],
+)
+def test_exports_run_for_as_many_callers_as_the_limits_say(
+    client: httpx2.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, path: str, module: str
 ) -> None:
     bound = client.get("/limits").json()["max_exports"]
     client.post("/events", json=event(user="exported"))
@@ -238,15 +243,35 @@ def test_reads_are_exported_to_as_many_callers_as_the_limits_say(
             all_held.set()
         await asyncio.to_thread(release.wait, 60)
 
-    monkeypatch.setattr("service.api.ingest_events.go_on", hold)
+    monkeypatch.setattr(f"{module}.go_on", hold)
     with ThreadPoolExecutor(bound) as threads:
-        exports = [threads.submit(client.get, "/events/reads") for _ in range(bound)]
+        exports = [threads.submit(client.get, path) for _ in range(bound)]
         assert all_held.wait(60)
-        refused = client.get("/events/reads")
+        refused = client.get(path)
         release.set()
         assert {export.result().status_code for export in exports} == {200}
     assert (refused.status_code, f"max_exports = {bound}" in refused.json()["detail"]) == (429, True)
-    assert client.get("/events/reads").status_code == 200
+    assert client.get(path).status_code == 200
+
+
+def test_reads_are_not_exported_before_all_events_were_read(
+    serve: Serve, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, read = threading.Event(), RedisEventStore.read
+
+    async def read_behind_gate(own: RedisEventStore, *arguments: Any) -> tuple[list[EventEntry], str]:
+        await asyncio.to_thread(gate.wait, 60)
+        return await read(own, *arguments)
+
+    monkeypatch.setattr(RedisEventStore, "read", read_behind_gate)
+    with serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
+        try:
+            refused = client.get("/events/reads")
+            assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (503, "behaviour-behind")
+            assert int(refused.headers["retry-after"]) >= 1
+        finally:
+            gate.set()
+        eventually(lambda: client.get("/events/reads").status_code == 200)
 
 
 def test_one_erasure_of_a_tenant_runs_at_a_time(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:

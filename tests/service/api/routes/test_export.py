@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import itertools
@@ -12,9 +13,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
 from tests.service.api.conftest import Serve, eventually_true
+from tests.service.conftest import DebianRedis
 
 Lines = list[dict[str, Any]]
 
@@ -161,6 +164,27 @@ def test_export_of_changes_that_the_log_has_no_more_is_410_and_one_of_all_notes_
         assert set(applied(full)) == {"a", "b"}
         rest = export(client, after=first, begin=full[0]["begin"])
         assert set(applied([*full[:2], *rest[1:]])) == {"a", "b"}
+
+
+def test_export_whose_store_goes_away_ends_with_a_problem_and_is_gone_on_with(
+    serve: Serve, debian_redis: DebianRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop_store(request: Request) -> None:
+        await asyncio.to_thread(debian_redis.stop)
+
+    with serve(redis_url=debian_redis.url) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        add(client, "a", "b")
+        whole = export(client)
+        with monkeypatch.context() as patch:
+            patch.setattr("service.collection.export.BATCH_SIZE", 1)
+            patch.setattr("service.api.routes.export.go_on", stop_store)
+            *seen, last = export(client)
+        assert seen == whole[:2]
+        assert last["problem"]["type"].endswith("/store-unavailable")
+        debian_redis.start()
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+        _, *rest = export(client, after=seen[-1]["log_position"], begin=seen[0]["begin"])
+        assert rest[:-1] == whole[2:-1]
 
 
 @contextlib.contextmanager

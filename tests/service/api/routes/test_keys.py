@@ -469,10 +469,23 @@ def test_dry_run_by_a_filter_takes_the_scope_that_reads_notes(root: httpx2.Clien
         assert writer.post("/notes/delete", json=by_filter).json()["count"] == 1
 
 
-def test_reads_end_with_a_problem_when_their_key_is_revoked(
-    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("path", "module", "batch_size", "sent"),
+    [
+        ("/events/reads", "service.api.ingest_events", "service.api.ingest_events.CHECKED_READERS", ("note", "a")),
+        ("/notes/export", "service.api.routes.export", "service.collection.export.BATCH_SIZE", ("id", "a")),
+    ],
+)
+def test_export_ends_with_a_problem_when_its_key_is_revoked(
+    root: httpx2.Client,
+    closed_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    module: str,
+    batch_size: str,
+    sent: tuple[str, str],
 ) -> None:
-    key = create(root, tenant="readers", scopes=["notes.write", "events"])
+    key = create(root, tenant=f"exports{path.replace('/', '-')}", scopes=["notes.read", "notes.write", "events"])
     calls, begun, revoked = count(), threading.Event(), threading.Event()
 
     async def go_on_slowly(request: Request) -> None:
@@ -482,18 +495,19 @@ def test_reads_end_with_a_problem_when_their_key_is_revoked(
         await go_on(request)
 
     with under(closed_url, key["key"]) as client, ThreadPoolExecutor(1) as threads:
-        client.put("/notes/a", json={"title": "a"})
+        for note_id in ("a", "b"):
+            client.put(f"/notes/{note_id}", json={"title": note_id})
         events = [{"event_id": user, "type": "click", "note_id": "a", "user": user} for user in ("u1", "u2")]
         assert client.post("/events", json=events).status_code == 207
         eventually_true(lambda: len(client.get("/events/reads").text.splitlines()) == 2)
-        monkeypatch.setattr("service.api.ingest_events.CHECKED_READERS", 1)
-        monkeypatch.setattr("service.api.ingest_events.go_on", go_on_slowly)
-        reads = threads.submit(client.get, "/events/reads")
+        monkeypatch.setattr(batch_size, 1)
+        monkeypatch.setattr(f"{module}.go_on", go_on_slowly)
+        export = threads.submit(client.get, path)
         assert begun.wait(60)
         assert root.delete(f"/keys/{key['prefix']}").status_code == 204
         revoked.set()
-        first, last = map(json.loads, reads.result().text.splitlines())
-    assert (first["note"], last["problem"]["status"]) == ("a", 401)
+        *_, first, last = map(json.loads, export.result().text.splitlines())
+    assert (first[sent[0]], last["problem"]["status"]) == (sent[1], 401)
 
 
 def test_stream_ends_when_its_quota_is_used_up(root: httpx2.Client, closed_url: str) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from service.store.embedded_redis import EmbeddedRedis
-from tests.service.api.conftest import Serve, eventually_true
+from tests.service.api.conftest import Serve, eventually_true, gauge
 
 ROUNDS = int(os.environ.get("NOTELLM_RACE_ROUNDS", "100"))
 """Notes that each of three writers puts and removes while readers ask; `make race` does more of them."""
@@ -58,10 +59,19 @@ def titles(client: httpx2.Client, note_id: str) -> list[str]:
     return [] if answer["degraded"] else [item["title"] for item in answer["items"] if item["id"] == note_id]
 
 
-def from_store(client: httpx2.Client) -> int:
-    """Notes of answers that were read from the store."""
-    lines = client.get("/metrics").text.splitlines()
-    return int(float(next(line for line in lines if line.startswith('notellm_items_total{source="store"}')).split()[1]))
+def answered_from(client: httpx2.Client, source: str) -> float:
+    """Notes of answers of the short path that came from a source, memory or store."""
+    return gauge(client, f'notellm_items_total{{source="{source}"}}')
+
+
+def kept_bytes(client: httpx2.Client) -> float:
+    """Bytes of the notes that are kept in memory."""
+    return gauge(client, "notellm_item_bytes")
+
+
+def notes_read(admin: redis.Redis) -> int:
+    """Reads of a note that the server has done."""
+    return int(admin.info("commandstats")["cmdstat_hmget"]["calls"])
 
 
 @pytest.mark.parametrize(
@@ -93,15 +103,26 @@ def test_answer_has_the_bytes_of_the_whole_search(
 
 def test_repeated_request_reads_no_note_from_the_store(replicas: list[httpx2.Client]) -> None:
     read(replicas[0])
-    before = from_store(replicas[0])
+    before = answered_from(replicas[0], "store")
     read(replicas[0])
-    assert from_store(replicas[0]) == before
+    assert answered_from(replicas[0], "store") == before
 
 
-def test_whole_search_reads_notes_from_the_store_and_keeps_none(replicas: list[httpx2.Client]) -> None:
-    before = from_store(replicas[0])
-    read(replicas[0], diversity=0.5)
-    assert from_store(replicas[0]) == before
+def test_whole_search_reads_notes_from_the_store_and_keeps_none(serve: Serve, embedded: EmbeddedRedis) -> None:
+    with serve(redis_url=embedded.url) as url:
+        assert httpx2.post(f"{url}/notes", json=NOTES, timeout=60).status_code == 207
+    with (
+        serve(redis_url=embedded.url) as url,  # one that has seen no note written keeps none yet
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis.from_url(embedded.url) as admin,
+    ):
+        for _ in range(2):
+            before = notes_read(admin)
+            read(client, diversity=0.5)
+            assert notes_read(admin) > before
+            assert (kept_bytes(client), answered_from(client, "memory")) == (0, 0)
+        read(client)
+        assert kept_bytes(client) > 0
 
 
 def test_unknown_note_is_404(replicas: list[httpx2.Client]) -> None:
@@ -201,8 +222,6 @@ def test_store_that_was_emptied_is_believed(serve: Serve, guarded_redis: Any) ->
     with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=60) as client:
         client.post("/notes", json=NOTES)
         assert len(read(client).json()["items"]) == 10
-        import redis
-
         with redis.Redis.from_url(guarded_redis.url) as admin:
             admin.flushall()
         assert client.get("/notes/plain/similar").status_code == 404
@@ -213,6 +232,4 @@ def test_memory_of_answers_has_a_bound_for_all_tenants_together(serve: Serve) ->
         client.post("/notes", json=NOTES)
         for _ in range(2):
             assert len(read(client, k=20).json()["items"]) == 20
-        lines = client.get("/metrics").text.splitlines()
-        kept = float(next(line for line in lines if line.startswith("notellm_item_bytes ")).split()[1])
-        assert 0 < kept <= 2000
+        assert 0 < kept_bytes(client) <= 2000

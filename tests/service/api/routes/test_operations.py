@@ -147,6 +147,41 @@ def test_loop_lag_is_measured_beside_the_worst_list(
     record_property("loop lags over 50 ms", (lags()[0] - count) - (lags()[1] - short))
 
 
+NEEDS_STORE: list[tuple[str, str, Any]] = [
+    ("GET", "/notes", None),
+    ("POST", "/notes", {"title": "lost"}),
+    ("GET", "/notes/a", None),
+    ("PUT", "/notes/a", {"title": "lost"}),
+    ("PATCH", "/notes/a", {"author": "lost"}),
+    ("DELETE", "/notes/a", None),
+    ("GET", "/notes/unknown/similar", None),
+    ("POST", "/notes/unknown/similar", {}),
+    ("POST", "/similar", {"positive": [{"note_id": "unknown"}]}),
+    ("POST", "/notes/get", {"ids": ["a"]}),
+    ("POST", "/notes/delete", {"ids": ["a"]}),
+    ("POST", "/notes/delete", {"filter": {"author": "a"}}),
+    ("POST", "/notes/import", [{"id": "a", "title": "lost"}]),
+    ("GET", "/notes/export", None),
+    ("GET", "/changes", None),
+    ("POST", "/events", {"event_id": "e", "type": "click", "note_id": "a", "user": "u"}),
+    ("GET", "/users/u/events", None),
+    ("DELETE", "/users/u/events", None),
+    ("GET", "/sessions/s/events", None),
+    ("DELETE", "/sessions/s/events", None),
+    ("POST", "/verify", None),
+    ("GET", "/keys", None),
+    ("POST", "/keys", {"name": "n", "scopes": ["admin", "keys.manage"]}),
+    ("PATCH", "/keys/abcdefghij", {"name": "n"}),
+    ("DELETE", "/keys/abcdefghij", None),
+    ("POST", "/keys/abcdefghij/rotate", {"overlap_seconds": 0}),
+    ("GET", "/audit", None),
+    ("DELETE", "/tenants/acme", None),
+]
+"""A request, with its body, of each route that needs the store."""
+FROM_MEMORY = ("/events/reads", "/reports/recommendations", "/tenants", "/limits", "/metrics", "/livez")
+"""Routes that answer without the store."""
+
+
 def test_redis_away_is_503_and_heals_by_itself(
     serve: Any, debian_redis: Any, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -156,16 +191,15 @@ def test_redis_away_is_503_and_heals_by_itself(
         debian_redis.stop()
         eventually(lambda: client.get("/readyz").status_code == 503)
         assert client.get("/readyz").json()["checks"]["store"]["ok"] is False
-        assert client.get("/livez").status_code == 200
-        for answer in (
-            client.post("/notes", json={"title": "lost"}),
-            client.get("/notes/a"),
-            client.get("/notes/unknown/similar"),
-            client.delete("/notes/a"),
-        ):
-            assert answer.status_code == 503
+        for method, path, body in NEEDS_STORE:
+            answer = client.request(method, path, json=body)
+            assert answer.status_code == 503, (method, path, answer.text)
             assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["type"].endswith("/store-unavailable")
             assert int(answer.headers["retry-after"]) >= 1
+        listed = client.post("/similar/batch", json=[{"positive": [{"note_id": "unknown"}]}])
+        assert [result["status"] for result in listed.json()["results"]] == [503]
+        assert {path: client.get(path).status_code for path in FROM_MEMORY} == dict.fromkeys(FROM_MEMORY, 200)
         assert client.post("/generate/hashtags", json={"title": "needs no store"}).status_code == 200
         for similar in (client.get("/notes/a/similar").json(), client.post("/similar", json={"title": "b"}).json()):
             assert similar["degraded"]

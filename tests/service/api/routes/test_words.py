@@ -104,7 +104,8 @@ def test_text_query_puts_the_note_first_that_has_its_words(client: httpx2.Client
         "w-balcony": "How I grow chili on a balcony that faces north",
         "w-noodles": "Chili oil, and three bowls of noodles to put it on",
     }
-    assert client.post("/notes", json=[{"id": name, "title": title} for name, title in titles.items()]).json()
+    notes = [{"id": name, "title": title} for name, title in titles.items()]
+    assert client.post("/notes", json=notes).status_code == 207
     answer = similar(client, title="duck intestines chili", sources=sources, explain=True, k=5)
     assert ids(answer)[0] == "w-intestines"
     assert set(answer["items"][0]["explanation"]["shared_words"]) == {"duck", "intestines", "chili"}
