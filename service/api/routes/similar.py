@@ -31,7 +31,7 @@ from service.api.schemas.similar import RankingOptions, SimilarOut, SimilarQuery
 from service.api.search_list import answer_list
 from service.api.waiting import wait_for_position
 from service.container import ReadService, Service
-from service.errors import ExamplesNotFound, InvalidInput, StoreUnavailable
+from service.errors import ExamplesNotFound, InvalidInput, OtherSpace, StoreUnavailable
 from service.read_time import ReadTime
 from service.records import Similar
 from service.search.request import Example, SearchRequest
@@ -81,7 +81,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
         return answer
     try:
         related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
-    except (InvalidInput, ExamplesNotFound) as error:  # about the cursor or the examples
+    except (InvalidInput, ExamplesNotFound, OtherSpace) as error:  # about the cursor or the examples
         raise error.under("/query") from error
     return await answer_response(related, note_id, service, options)
 
