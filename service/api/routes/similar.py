@@ -130,7 +130,11 @@ async def similar_to_examples(
 )
 @needs(Scope.SIMILAR)
 async def similar_batch(request: Request, service: ServiceDep, requested: RequestedUrgencyDep) -> Response:
-    """Up to `max_searches` searches, each as of POST /similar. All texts are read by the model in one batch."""
+    """Up to `max_searches` searches, each as of POST /similar. All texts are read by the model in one batch.
+
+    Where it cannot read them, since it fails or its queue is full, each search with texts has that problem, with
+    `retry_after`, and the others have their answers. Where every valid search has texts, the whole request gets it.
+    """
     urgency = requested.for_list(service.settings)
     answering = answer_list(request, service, scenarios_of(request), urgency)
     content = await while_connected(request, urgency, answering)
