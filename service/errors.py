@@ -14,7 +14,7 @@ NoteLLMError
 ├── TenantRemoved         the tenant was removed while the request was under way
 ├── TooManyTenants        the service has as many tenants as it may
 ├── PreconditionFailed    the note changed since the caller read it
-├── OtherSpace            the note's vector is from another model
+├── OtherSpace            the vector of a note is from another model; carries pointers to examples
 ├── Unauthenticated       the request has no key that opens the service
 ├── Forbidden             the key lacks the scope or tenant; or, without a key, another host or a foreign page's change
 ├── ApiKeyNotFound        no such key, or none of the caller's tenant
@@ -80,8 +80,7 @@ class InvalidInput(NoteLLMError):
 
     def under(self, prefix: str) -> InvalidInput:
         """Return the same error with pointers below `prefix`."""
-        errors = [FieldError(prefix + error.pointer, error.detail) for error in self.errors]
-        return InvalidInput(errors, self.left_out)
+        return InvalidInput(_under(prefix, self.errors), self.left_out)
 
     def shortened(self, max_errors: int) -> InvalidInput:
         """Return the same error with at most `max_errors` field errors."""
@@ -89,23 +88,27 @@ class InvalidInput(NoteLLMError):
 
 
 class ExamplesNotFound(NoteLLMError):
-    """Examples of a search are not there. `errors`: one for each. `skipped`: whether the search left them out, and then
-    had none left to rank by."""
+    """Examples of a search are not there. `errors`: one for each. `skipped`: whether the search left them out, and
+    those that it cannot use, and then had none left to rank by."""
 
     def __init__(self, errors: Sequence[FieldError], skipped: bool = False) -> None:
         self.errors = tuple(errors)
         self.skipped = skipped
-        what_helps = 'With "on_missing": "skip" they are left out.'
-        if skipped:
-            what_helps = "Without them no example is left: give others."
         super().__init__(
-            f"There are no such notes: they were never added, were deleted, or have expired; see errors. {what_helps}"
+            "These examples were left out; see errors. Without them no example is left: give others."
+            if skipped
+            else "There are no such notes: they were never added, were deleted, or have expired; see errors. "
+            'With "on_missing": "skip" they are left out.'
         )
 
     def under(self, prefix: str) -> ExamplesNotFound:
         """Return the same error with pointers below `prefix`."""
-        errors = [FieldError(prefix + error.pointer, error.detail) for error in self.errors]
-        return ExamplesNotFound(errors, self.skipped)
+        return ExamplesNotFound(_under(prefix, self.errors), self.skipped)
+
+
+def _under(prefix: str, errors: Sequence[FieldError]) -> list[FieldError]:
+    """Return the field errors with pointers below `prefix`."""
+    return [FieldError(prefix + error.pointer, error.detail) for error in errors]
 
 
 class ListExpired(NoteLLMError):
@@ -187,11 +190,21 @@ class TooManyTenants(NoteLLMError):
 
 
 class OtherSpace(NoteLLMError):
-    def __init__(self, note_id: str) -> None:
+    """A search names notes whose vectors are from another model. `note_id`: the first of them. `errors`: one for each
+    that is an example of the request, and not the note of the address."""
+
+    def __init__(self, note_id: str, errors: Sequence[FieldError] = ()) -> None:
+        self.note_id = note_id
+        self.errors = tuple(errors)
+        all_examples = ' `errors` names all such examples; with "on_missing": "skip" they are left out.'
         super().__init__(
             f"The vector of note {note_id!r} was made by another model than the one that serves; "
-            "POST the note again, or run `notellm reread`, and it is read anew."
+            f"POST the note again, or run `notellm reread`, and it is read anew.{all_examples if errors else ''}"
         )
+
+    def under(self, prefix: str) -> OtherSpace:
+        """Return the same error with pointers below `prefix`."""
+        return OtherSpace(self.note_id, _under(prefix, self.errors))
 
 
 class LogCut(NoteLLMError):

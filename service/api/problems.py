@@ -90,13 +90,14 @@ def problem_name(error: type[Exception]) -> str:
 def problem_of(error: NoteLLMError) -> Problem:
     """Describe one of our own errors to the caller."""
     status = STATUS[type(error)]
-    fields = error.errors if isinstance(error, errors.InvalidInput | errors.ExamplesNotFound) else None
+    with_fields = (errors.InvalidInput, errors.ExamplesNotFound, errors.OtherSpace)
+    fields = error.errors if isinstance(error, with_fields) else ()
     return Problem(
         type=TYPE_PREFIX + problem_name(type(error)),
         title=HTTPStatus(status).phrase,
         status=status,
         detail=str(error),
-        errors=None if fields is None else [FieldProblem(pointer=f.pointer, detail=f.detail) for f in fields],
+        errors=[FieldProblem(pointer=f.pointer, detail=f.detail) for f in fields] or None,
         retry_after=error.retry_after if isinstance(error, errors.TryLater) else None,
     )
 

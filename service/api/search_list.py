@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from pydantic import ValidationError
 
+from model.note import Note
 from service.admission import Urgency
 from service.api.access import count_items
 from service.api.bodies import MAX_SEARCH_CONTAINERS, Turns, check_media_type, parse_json, read_list
@@ -20,7 +21,7 @@ from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
 from service.api.schemas.similar import IncludedField, SimilarOut
 from service.api.waiting import wait_for_position
 from service.container import Service
-from service.errors import MalformedBody, NoteLLMError
+from service.errors import MalformedBody, NoteLLMError, TryLater
 from service.read_time import READ_SECONDS, ReadTime
 from service.records import Vector
 from service.search.examples import check_examples
@@ -41,14 +42,14 @@ class ListedSearch:
     include: Sequence[IncludedField]
 
     @property
-    def reads_texts(self) -> bool:
-        """Whether the model has to read the texts of the search. It has not for the next page of a list."""
-        return self.request.cursor in (None, FIRST_PAGE)
+    def texts(self) -> list[Note]:
+        """Texts that the model has to read; none for the next page of a list."""
+        return self.request.texts if self.request.cursor in (None, FIRST_PAGE) else []
 
 
 async def answer_list(request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
     """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded,
-    QuotaExceeded, InvalidInput, and what reading the texts raises."""
+    QuotaExceeded, InvalidInput, and what reading the texts raises where each search has some."""
     check_media_type(request.headers)
 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
@@ -62,10 +63,7 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     limit = ("max_searches", MAX_SEARCHES)
     searches = await read_list(await request.body(), Turns(), limit, read, MIN_SEARCH_BYTES)
     await count_items(request, len(searches))
-    texts = [
-        note for one in searches if isinstance(one, ListedSearch) and one.reads_texts for note in one.request.texts
-    ]
-    vectors = iter(await service.search.read_texts(texts, urgency) if texts else ())
+    vectors, failure = await _read_texts([one for one in searches if isinstance(one, ListedSearch)], service, urgency)
     included = IncludedFields(service.store)
     waits_until = time.monotonic() + min(READ_SECONDS, urgency.seconds)  # for positions, all searches together
     results = []
@@ -74,6 +72,8 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
         one = searches.pop()  # each is given back by itself: a hundred of 10,000 excluded ids take 40 ms together
         if isinstance(one, SearchResult):
             result = one
+        elif failure and one.texts:
+            result = _failed(failure)
         else:
             result = await _answer(one, vectors, included, service, urgency, waits_until)
         unset, none = result.answer is not None, result.answer is None
@@ -96,6 +96,20 @@ def _read_search(raw: bytes, request: Request, service: Service, scenarios: Scen
     return ListedSearch(search, options.min_log_position, options.variant, options.include)
 
 
+async def _read_texts(
+    searches: Sequence[ListedSearch], service: Service, urgency: Urgency
+) -> tuple[Iterator[Vector], TryLater | None]:
+    """Return the vectors of all texts, in their order, and None; or no vectors, and why the model could not read the
+    texts. Raises that error where each search has texts, so that none has an answer."""
+    texts = [note for one in searches for note in one.texts]
+    try:
+        return iter(await service.search.read_texts(texts, urgency) if texts else ()), None
+    except TryLater as error:
+        if all(one.texts for one in searches):
+            raise
+        return iter(()), error
+
+
 async def _answer(
     one: ListedSearch,
     vectors: Iterator[Vector],
@@ -104,7 +118,7 @@ async def _answer(
     urgency: Urgency,
     waits_until: float,
 ) -> SearchResult:
-    texts = [next(vectors) for _ in one.request.texts] if one.reads_texts else []
+    texts = [next(vectors) for _ in one.texts]
     try:
         if one.position:
             await wait_for_position(one.position, "", service, ReadTime(), max(0.0, waits_until - time.monotonic()))

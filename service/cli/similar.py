@@ -48,7 +48,7 @@ def similar(
     min_log_position: Annotated[str | None, typer.Option(help="That of a write which must be seen.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every note.")] = False,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out examples that are not there.")
+        bool, typer.Option("--skip-missing", help="Leave out examples that cannot be searched with.")
     ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what made each note's place.")] = False,
     body: Annotated[

@@ -45,15 +45,16 @@ class ChangeFeed:
         self, after: str | None, limit: int, seconds: float = 0.0, is_ending: Callable[[], bool] = lambda: False
     ) -> Changes:
         """Return up to `limit` changes after the position `after`, by default the end of the log. Where there are
-        none, wait for one for `seconds`, or until the process `is_ending`. Raises LogCut, TooManyWaiting,
-        StoreUnavailable."""
+        none, wait for one until `seconds` after the call, or until the process `is_ending`. Raises LogCut,
+        TooManyWaiting, StoreUnavailable."""
+        until = asyncio.get_running_loop().time() + seconds
         if after is None:
             after = (await ReadTime().wait(self._store.log_bounds())).last
         changes = await self._read(after, limit)
         if changes.entries or not seconds:
             return changes
         with self._waiters.take():
-            await self._wait_beyond(changes.position, seconds, is_ending)
+            await self._wait_beyond(changes.position, until, is_ending)
         return await self._read(changes.position, limit)
 
     async def _read(self, after: str, limit: int) -> Changes:
@@ -63,11 +64,11 @@ class ChangeFeed:
         changes = [entry for entry in entries if entry.id]
         return Changes(changes, position, position_key(position) < position_key(bounds.last))
 
-    async def _wait_beyond(self, position: str, seconds: float, is_ending: Callable[[], bool]) -> None:
+    async def _wait_beyond(self, position: str, until: float, is_ending: Callable[[], bool]) -> None:
         """Return once the index, which follows the log, has come beyond a position: no waiter asks the store. Return
-        too where the index is, or was, built anew from a store that may not have the position any more."""
+        too at `until`, by the loop's clock, and where the index is, or was, built anew from a store that may not have
+        the position any more."""
         milliseconds, sequence = position_key(position)
-        until = asyncio.get_running_loop().time() + seconds
         while not is_ending() and (left := until - asyncio.get_running_loop().time()) > 0:
             try:
                 await self._index.wait_for(f"{milliseconds}-{sequence + 1}", min(left, STEP_SECONDS))

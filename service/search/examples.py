@@ -9,15 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.note import Note
-from service.errors import ExamplesNotFound, FieldError, InvalidInput, NoteNotFound, OtherSpace
+from service.errors import (
+    ExamplesNotFound,
+    FieldError,
+    InvalidInput,
+    NoteLLMError,
+    NoteNotFound,
+    OtherSpace,
+    StoredNoteUnreadable,
+)
 from service.interfaces import NoteIndex, NoteStore
 from service.ranking.strategies import Query, Weighted
 from service.read_time import ReadTime
-from service.records import Unreadable, Vector
+from service.records import StoredNote, Unreadable, Vector
 from service.search.request import Example, SearchRequest
 from service.search.title_centre import TitleCentre
-from service.stored_notes import readable
 
+Lacking = StoredNote | Unreadable | None
+"""What the store has of an example that a search cannot use: a note whose vector is from another model, one that cannot
+be decoded, or none."""
 FEW_IDS = 4
 """Bound on the vectors that are looked up one by one; more are faster together."""
 
@@ -57,15 +67,15 @@ def check_examples(request: SearchRequest) -> None:
 async def read_examples(
     request: SearchRequest,
     texts: Sequence[Vector],
-    missing: Mapping[str, Unreadable | None],
+    missing: Mapping[str, Lacking],
     index: NoteIndex,
     store: NoteStore,
     titles: TitleCentre,
     space: str,
     time_left: ReadTime,
 ) -> Examples:
-    """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: ids of examples that
-    the store is known not to have. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
+    """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: examples that are known
+    to be lacking, by their ids. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
     StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
@@ -73,14 +83,12 @@ async def read_examples(
     missing = dict(missing)
     if unknown := [note_id for note_id in ids if note_id not in vectors]:
         for note_id, known in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
-            if known is None or isinstance(known, Unreadable):
+            if known is None or isinstance(known, Unreadable) or known.space != space:
                 missing[note_id] = known
-            elif known.space != space:
-                raise OtherSpace(note_id)
             elif known.vector is not None:
                 vectors[note_id] = known.vector
-    if missing:
-        _refuse(request, missing)
+    if missing and request.on_missing == "error":
+        raise _refusal(request, missing)
     read = iter(texts)
     found = [vectors.get(one.note_id) if one.note_id else next(read) for one in request.examples]
     queries = [
@@ -91,7 +99,7 @@ async def read_examples(
     positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
     needed = positive if request.strategy == "average" else positive + negative
     if not any(example.weight for example, _ in needed):
-        raise _not_found(request, missing)
+        raise _refusal(request, missing)
     return Examples(positive, negative, tuple(missing))
 
 
@@ -112,21 +120,32 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
     return {note_id: vector for note_id, vector in vectors.items() if vector is not None}
 
 
-def _refuse(request: SearchRequest, missing: Mapping[str, Unreadable | None]) -> None:
-    """Refuse examples that the store does not have, unless the request has them left out."""
-    if request.on_missing == "error":
-        for note_id, known in missing.items():
+def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLMError:
+    """Return the error of a search that lacks examples: one has to be there, or none is left without them. Where the
+    note of the address alone is lacking, the error is about that note."""
+    lacking = [
+        (one, note_id, missing[note_id])
+        for one in request.examples
+        if (note_id := one.note_id) is not None and note_id in missing
+    ]
+    of_address = len(lacking) == 1 and not lacking[0][0].pointer
+    if of_address or request.on_missing == "error":
+        if others := [(one, note_id) for one, note_id, known in lacking if isinstance(known, StoredNote)]:
+            detail = "is a note whose vector is from another model"
+            return OtherSpace(others[0][1], [FieldError(one.pointer, detail) for one, _ in others if one.pointer])
+        for _, note_id, known in lacking:
             if isinstance(known, Unreadable):
-                readable(note_id, known)
-        raise _not_found(request, missing)
-
-
-def _not_found(request: SearchRequest, missing: Mapping[str, Unreadable | None]) -> NoteNotFound | ExamplesNotFound:
-    unknown = [example for example in request.examples if example.note_id in missing]
-    if len(unknown) == 1 and not unknown[0].pointer:
-        return NoteNotFound(unknown[0].note_id or "")
-    errors = [FieldError(one.pointer, f"there is no note {one.note_id!r}") for one in unknown]
+                return StoredNoteUnreadable(note_id, known.reason)
+        if of_address:
+            return NoteNotFound(lacking[0][1])
+    errors = [FieldError(one.pointer, _what_is_wrong(note_id, known)) for one, note_id, known in lacking]
     return ExamplesNotFound(errors, skipped=request.on_missing == "skip")
+
+
+def _what_is_wrong(note_id: str, known: Lacking) -> str:
+    if known is None:
+        return f"there is no note {note_id!r}"
+    return f"the note {note_id!r} " + ("cannot be read" if isinstance(known, Unreadable) else "is of another model")
 
 
 def query_of(request: SearchRequest, examples: Examples) -> Query:

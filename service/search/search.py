@@ -25,8 +25,8 @@ from service.interfaces import Clock, ListStore, NoteIndex, NoteStore
 from service.ranking.selection import SelectionOptions
 from service.ranking.strategies import NoDirection
 from service.read_time import ReadTime
-from service.records import RankedList, RankedNote, Similar, Unreadable, Vector
-from service.search.examples import Examples, check_examples, query_of, read_examples
+from service.records import RankedList, RankedNote, Similar, Vector
+from service.search.examples import Examples, Lacking, check_examples, query_of, read_examples
 from service.search.explanation import explain, explain_behaviour, explain_words
 from service.search.fusion import Evidence, FusedSource, find_nearest
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
@@ -129,7 +129,7 @@ class NoteSearch:
         if texts is None:
             texts = await self.read_texts(request.texts, urgency) if request.texts else ()
         time_left = time_left or ReadTime()
-        missing: dict[str, Unreadable | None] = {}
+        missing: dict[str, Lacking] = {}
         while True:
             examples = await read_examples(
                 request, texts, missing, self._index, self._store, self._titles, self._space, time_left

@@ -25,21 +25,45 @@ def test_feed_has_sixty_lines_at_most() -> None:
 
 
 EXPIRY = """
-read[:] = ["ramen-1"]
-pages = feed()
-first = next(pages)
+import redis
 store = redis.Redis(unix_socket_path=f"{os.environ['NOTELLM_DATA_DIR']}/redis.sock")
-store.delete(*store.scan_iter("*list:*"))
-second = next(pages)
-assert second["recommendation_id"] != first["recommendation_id"]
-assert second["items"] and not {item["id"] for item in first["items"]} & {item["id"] for item in second["items"]}
+
+
+def pages_around_an_expiry(size):
+    pages = feed(size)
+    first = next(pages)
+    assert first["next_cursor"] and not first["degraded"]
+    store.delete(*store.scan_iter("*list:*"))
+    second = next(pages)
+    assert second["recommendation_id"] != first["recommendation_id"]
+    shown = {note_id for item in first["items"] for note_id in (item["id"], *item.get("duplicates", []))}
+    assert second["items"] and not shown & {item["id"] for item in second["items"]}
+    return shown
+
+
+read[:] = ["ramen-1"]
+pages_around_an_expiry(2)
 """
 """Code that is run after the guide's block: it removes the list from the store between two pages."""
+LONG_HISTORY = """
+titles = [f"Ramen at midnight in Fukuoka, bowl {i}" for i in range(120)]
+old = [{"id": f"old-{i}", "title": title, "author": f"reader-{i}"} for i, title in enumerate(titles)]
+twins = [{"id": f"twin-{i}", "title": titles[-1]} for i in range(9)]
+service.post("/notes", json=old).raise_for_status()
+service.post("/notes", json=twins).raise_for_status()
+read[:] = [note["id"] for note in old]
+hidden[:] = ["ad-1", "old-119"]
+store.client_pause(1500)
+shown = pages_around_an_expiry(1)
+assert len(shown) > 1 and not shown & {*read, *hidden}
+"""
+"""Code that is run after that: for a reader of more notes than a search takes, who has hidden one of them. The nearest
+note stands for others, and the store does not answer at first."""
 
 
 @pytest.mark.slow
 def test_feed_runs_against_a_live_service(tiny_checkpoint: Path) -> None:
-    code = f"{block()}\nimport redis\n{EXPIRY}"
+    code = f"{block()}\n{EXPIRY}\n{LONG_HISTORY}"
     with running(tiny_checkpoint) as service:
         result = subprocess.run(
             [sys.executable, "-c", code], env=service.environment, capture_output=True, text=True, check=False

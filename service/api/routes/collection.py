@@ -9,7 +9,7 @@ from service.access.principal import Scope
 from service.api.access import check_option, needs
 from service.api.bodies import Turns
 from service.api.bounds import check_filter
-from service.api.connection import while_connected
+from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import LifecycleDep, RequestedUrgencyDep, ServiceDep
 from service.api.idempotency import IdempotencyKeyDep, replay_headers
 from service.api.json_route import SearchRoute
@@ -27,6 +27,7 @@ from service.api.schemas.collection import (
     RemoveIn,
 )
 from service.collection.listing import get_notes, list_notes
+from service.read_time import READ_SECONDS
 
 router = APIRouter(tags=["collection"], route_class=SearchRoute)
 
@@ -103,10 +104,13 @@ async def get_changes(
     request: Request, service: ServiceDep, lifecycle: LifecycleDep, requested: RequestedUrgencyDep
 ) -> ChangesOut:
     """List the notes that were written or removed after a log position, for other systems. With `wait` the answer waits
-    for a change.
+    for a change, and comes without one before the request's own deadline (X-Request-Timeout).
 
     410 where the log does not reach back so far: read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
-    reading = service.changes.read(query.after, query.limit, query.wait, lambda: lifecycle.draining)
-    return ChangesOut.of(await while_connected(request, requested.for_list(service.settings), reading))
+    urgency = requested.for_list(service.settings)
+    left = seconds_left(urgency)
+    wait = min(query.wait, max(left - READ_SECONDS, left / 2))  # the rest is for the store, which is read once more
+    reading = service.changes.read(query.after, query.limit, wait, lambda: lifecycle.draining)
+    return ChangesOut.of(await while_connected(request, urgency, reading))

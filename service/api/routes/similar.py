@@ -31,7 +31,7 @@ from service.api.schemas.similar import RankingOptions, SimilarOut, SimilarQuery
 from service.api.search_list import answer_list
 from service.api.waiting import wait_for_position
 from service.container import ReadService, Service
-from service.errors import ExamplesNotFound, InvalidInput, StoreUnavailable
+from service.errors import ExamplesNotFound, InvalidInput, OtherSpace, StoreUnavailable
 from service.read_time import ReadTime
 from service.records import Similar
 from service.search.request import Example, SearchRequest
@@ -81,7 +81,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
         return answer
     try:
         related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
-    except (InvalidInput, ExamplesNotFound) as error:  # about the cursor or the examples
+    except (InvalidInput, ExamplesNotFound, OtherSpace) as error:  # about the cursor or the examples
         raise error.under("/query") from error
     return await answer_response(related, note_id, service, options)
 
@@ -130,7 +130,11 @@ async def similar_to_examples(
 )
 @needs(Scope.SIMILAR)
 async def similar_batch(request: Request, service: ServiceDep, requested: RequestedUrgencyDep) -> Response:
-    """Up to `max_searches` searches, each as of POST /similar. All texts are read by the model in one batch."""
+    """Up to `max_searches` searches, each as of POST /similar. All texts are read by the model in one batch.
+
+    Where it cannot read them, since it fails or its queue is full, each search with texts has that problem, with
+    `retry_after`, and the others have their answers. Where every valid search has texts, the whole request gets it.
+    """
     urgency = requested.for_list(service.settings)
     answering = answer_list(request, service, scenarios_of(request), urgency)
     content = await while_connected(request, urgency, answering)

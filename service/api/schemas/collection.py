@@ -150,7 +150,11 @@ class ChangesQuery(Wire):
     after: LogPosition | None = Field(None, description="changes after it; by default those that come from now on")
     limit: int = Field(100, ge=1, le=MAX_CHANGES)
     wait: float = Field(
-        0.0, ge=0, le=MAX_CHANGE_SECONDS, description="seconds to wait for a change", allow_inf_nan=False
+        0.0,
+        ge=0,
+        le=MAX_CHANGE_SECONDS,
+        description="seconds to wait for a change; less where the request's deadline comes first",
+        allow_inf_nan=False,
     )
 
 

@@ -101,7 +101,11 @@ class LimitsOut(BaseModel):
         "one note alone may have more; and of the fields that searches of one request `include`, as JSON",
     )
     max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
-    max_change_seconds: float = Field(MAX_CHANGE_SECONDS, description="for which GET /changes waits")
+    max_change_seconds: float = Field(
+        MAX_CHANGE_SECONDS,
+        description="`wait` of GET /changes; it ends a second before the request's deadline, or with half of the time "
+        "where that is less than two seconds",
+    )
     max_change_waiters: int = Field(
         MAX_CHANGE_WAITERS, description="requests of a tenant that wait for changes at one process; 429 beyond"
     )

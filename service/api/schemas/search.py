@@ -67,7 +67,10 @@ class ExampleIn(Wire):
     content: str = ""
     hashtags: Hashtags = Field([])
     weight: Weight = Field(
-        1.0, description="relative to the other examples; 0 has no say, but is left out of the answer"
+        1.0,
+        description="relative to the other examples: with the strategy average to those of the same side, positive or "
+        "negative, so that the weight of the only one there changes nothing; with the others to all. 0 has no say, but "
+        "is left out of the answer",
     )
 
     @model_validator(mode="after")

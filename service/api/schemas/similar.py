@@ -102,11 +102,14 @@ class RankingOptions(SearchOptions):
     )
     strategy: Strategy = Field(
         "average",
-        description="average: cosine to 2 mean(positive) - mean(negative); best_score: nearest positive against "
-        "nearest negative; sum_scores: sum of cosines to positive less those to negative",
+        description="average: cosine to 2 mean(positive) - mean(negative), so that weights count among the examples of "
+        "one side alone; best_score: nearest positive against nearest negative; sum_scores: sum of cosines to positive "
+        "less those to negative, so that weights balance both sides",
     )
     on_missing: OnMissing = Field(
-        "error", description="an example that is no stored note: 404, or left out and named in `missing`"
+        "error",
+        description="an example that is no stored note (404), or that cannot be read or was embedded by another model "
+        "(409): refused, or left out and named in `missing`",
     )
     explain: bool = Field(False, description="say of each note what made its place")
     include: list[IncludedField] = Field(
@@ -256,8 +259,8 @@ class SimilarItem(BaseModel):
 
 class SimilarOut(BaseModel):
     """Related notes. `complete`: the items are min(k, matches). `note_id`: the note of the address, else null.
-    `degraded`: the store is away, so that only ids and scores are known, and were not checked. `variant` and what
-    follows are left out where they do not apply."""
+    `degraded`: the store is away, so that only ids and scores are known, and were not checked; of a list there is no
+    next page then. `variant` and what follows are left out where they do not apply."""
 
     note_id: str | None
     recommendation_id: str = Field(description="names this answer; all pages of a list share it")
@@ -267,8 +270,16 @@ class SimilarOut(BaseModel):
     model: str
     log_position: str
     variant: str | None = Field(None, description="of the scenario, where the user has one; say it in events")
-    next_cursor: str | None = Field(None, description="`cursor` of the next page; null at the end of the list")
-    missing: list[str] | None = Field(None, description="examples that were left out: there are no such notes")
+    next_cursor: str | None = Field(
+        None,
+        description="`cursor` of the next page; null at the end of the list. A degraded answer has null too, and is no "
+        "end: send the same `cursor` again",
+    )
+    missing: list[str] | None = Field(
+        None,
+        description="examples that were left out: there are no such notes, or they cannot be read or were embedded by "
+        "another model",
+    )
     unread: list[str] | None = Field(
         None,
         description="with include: ids whose fields are null here, beyond `max_read_bytes` in all; POST /notes/get has "

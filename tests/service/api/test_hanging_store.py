@@ -52,10 +52,14 @@ def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: A
             included = client.post("/similar", json={"title": "a", "include": ["content"]}).json()
             assert included["degraded"]
             assert {item["content"] for item in included["items"]} == {None}
+            list_of_one = {"title": "a", "k": 1, "cursor": "*"}
+            page = client.post("/similar", json=list_of_one).json()
+            assert (page["degraded"], page["next_cursor"], len(page["items"])) == (True, None, 1)
             assert client.post("/generate/hashtags", json={"title": "a", "policy": "grounded"}).status_code == 200
             readiness = client.get("/readyz")
             assert (readiness.status_code, readiness.json()["checks"]["store"]["ok"]) == (503, False)
         eventually_true(lambda: client.get("/notes/a/similar").json().get("degraded") is False)
+        assert client.post("/similar", json=list_of_one).json()["next_cursor"], "the null of before was no end"
 
 
 def test_wait_for_a_position_has_the_same_bound_or_the_callers(

@@ -319,6 +319,38 @@ def test_search_of_several_texts_waits_behind_single_notes(serve: Serve, engine:
     assert [note.title for note in engine.notes] == ["plug", "single", "several", "texts", "others"]
 
 
+@pytest.mark.parametrize("fails", ["queue", "model"])
+def test_batch_that_the_model_cannot_read_answers_its_searches_without_texts(
+    serve: Serve, engine: WordEngine, fails: str
+) -> None:
+    by_text, by_id, bad = {"title": "several"}, {"positive": [{"note_id": "first"}]}, {"k": 0}
+    mixed = {"positive": [{"note_id": "first"}], "negative": [{"title": "others"}]}
+    status, name = (429, "queue-full") if fails == "queue" else (503, "engine-failed")
+    with serve(queue_notes=1) as url, ThreadPoolExecutor(4) as threads:
+        for note_id in ("first", "second"):
+            assert httpx2.post(f"{url}/notes", json={"id": note_id, "title": note_id}).status_code == 201
+        engine.batches.clear()
+        callers = Callers(url, engine, threads)
+        if fails == "queue":
+            callers.queue("waits")
+        else:
+            callers.release()
+            engine.failure = RuntimeError("out of memory")
+        answer = callers.client.post("/similar/batch", json=[by_text, by_id, bad, mixed, by_id])
+        only_texts = callers.client.post("/similar/batch", json=[by_text, bad, mixed])
+        engine.gate.set()
+        callers.client.close()
+    assert answer.status_code == 207, answer.text
+    results = answer.json()["results"]
+    assert [result["status"] for result in results] == [status, 200, 422, status, 200]
+    for place in (0, 3):
+        assert results[place]["problem"]["type"].endswith(f"/{name}")
+        assert results[place]["problem"]["retry_after"] >= 1
+    assert results[1]["answer"]["items"][0]["id"] == "second"
+    assert only_texts.status_code == status
+    assert int(only_texts.headers["retry-after"]) >= 1
+
+
 def test_priority_of_the_caller_is_honoured(serve: Serve, engine: WordEngine) -> None:
     with held(serve, engine, batch_notes=1) as callers:
         answers = [callers.queue("bulk", priority="bulk")]

@@ -400,6 +400,13 @@ def test_request_that_waits_in_vain_is_answered_without_changes(notes: httpx2.Cl
     assert (answer.status_code, answer.json()["changes"], answer.json()["more"]) == (200, [], False)
 
 
+def test_request_that_waits_is_answered_before_its_own_deadline(notes: httpx2.Client) -> None:
+    (position,) = add(notes, "a")
+    answer = notes.get("/changes", params={"after": position, "wait": 30}, headers={"x-request-timeout": "2"})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["changes"], answer.json()["log_position"]) == ([], position)
+
+
 @pytest.mark.parametrize(
     "query",
     [{"after": "now"}, {"after": "١-١"}, {"limit": 0}, {"limit": 1001}, {"wait": 31}, {"wait": "nan"}],

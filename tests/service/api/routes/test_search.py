@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from model import note
+from tests.service.api.conftest import Serve, eventually_true
 
 AUTHORS = ("ann", "bob", "cat")
 COUNT = 45
@@ -258,6 +260,43 @@ def test_search_with_no_example_left_says_so(client: httpx2.Client) -> None:
         answer = client.post("/similar", json={"positive": examples("nobody"), "on_missing": on_missing})
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, "/positive/0")
         assert answer.json()["detail"].endswith(remedy)
+
+
+@pytest.fixture
+def aliens(client: httpx2.Client, serve: Serve, guarded_redis: Any) -> Iterator[httpx2.Client]:
+    """Client of a service with the notes a, b and c, and two whose vectors are of another model: x and y."""
+    with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=60) as opened:
+        for note_id in "abcxy":
+            assert opened.post("/notes", json={"id": note_id, "title": f"note {note_id}"}).status_code == 201
+        with redis.Redis.from_url(guarded_redis.url) as store:
+            for note_id in "xy":
+                store.hset(f"{{notes}}:note:{note_id}", "space", "another")
+                store.xadd("{notes}:log", {"id": note_id, "op": "put", "by": "another"})
+        eventually_true(lambda: opened.get("/readyz").json()["notes_of_another_model"] == 2)
+        yield opened
+
+
+def test_examples_of_another_model_are_skipped_or_refused_with_pointers(aliens: httpx2.Client) -> None:
+    body = {"positive": examples("a", "x"), "negative": examples("y", "b", "nobody")}
+    skipped = post(aliens, **body, on_missing="skip")
+    assert set(skipped["missing"]) == {"x", "y", "nobody"}
+    assert skipped["items"] == post(aliens, positive=examples("a"), negative=examples("b"), exclude=["x", "y"])["items"]
+    refusal = aliens.post("/similar", json=body)
+    assert (refusal.status_code, refusal.json()["type"].rpartition("/")[2]) == (409, "other-space")
+    assert [error["pointer"] for error in refusal.json()["errors"]] == ["/positive/1", "/negative/0"]
+    by_query = aliens.get("/notes/a/similar", params={"positive": ["b", "x"]})
+    assert [error["pointer"] for error in by_query.json()["errors"]] == ["/query/positive/1"]
+
+
+def test_search_left_with_examples_of_another_model_alone_says_so(aliens: httpx2.Client) -> None:
+    answer = aliens.post("/similar", json={"positive": examples("x", "nobody"), "on_missing": "skip"})
+    assert answer.status_code == 404
+    details = [error["detail"] for error in answer.json()["errors"]]
+    assert details == ["the note 'x' is of another model", "there is no note 'nobody'"]
+    for on_missing in ("error", "skip"):
+        own = aliens.get("/notes/x/similar", params={"on_missing": on_missing})
+        assert (own.status_code, own.json()["type"].rpartition("/")[2]) == (409, "other-space")
+        assert "errors" not in own.json()
 
 
 def test_address_that_is_a_negative_too_is_refused(client: httpx2.Client) -> None:
