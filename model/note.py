@@ -64,6 +64,10 @@ class Note:
         """Title, content and hashtags: the fields that enter the prompt. Notes equal here have the same embedding."""
         return self.title, self.content, self.hashtags
 
+    def expired(self, now: float) -> bool:
+        """Return whether the note has expired at `now`, in seconds since the epoch."""
+        return self.expires_at is not None and self.expires_at <= now
+
     def is_same(self, other: Note) -> bool:
         """Return whether two notes are equal, also in the types of their attributes: True, 1 and 1.0 are three values,
         which Python takes for one."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from model.generation import GenerationOutput, GenerationRequest, Hashtag, Usage
 from model.note import Note
-from service.records import Generated, StoredNote
+from service.errors import FieldError, InvalidInput
+from service.records import Generated, GeneratedField, StoredNote
 
 STORE_BATCH_SIZE = 32
 """Notes of a long list that are computed and then written together. After a deadline or a failure in between, at most
@@ -19,11 +20,13 @@ GENERATED_HASHTAGS = 5
 @dataclass(frozen=True, slots=True)
 class Generate:
     """Generations to fill in where the author left them out: how many hashtags (0: none), and the category.
-    `min_score`: least score of such a hashtag; None for that of the deployment."""
+    `min_score`: least score of such a hashtag; None for that of the deployment. `drops`: what an earlier write
+    generated and this one takes back."""
 
     hashtags: int = 0
     category: bool = False
     min_score: float | None = None
+    drops: frozenset[GeneratedField] = frozenset()
 
 
 GENERATE_NOTHING = Generate()
@@ -95,6 +98,11 @@ class Plan:
             return True
         old, new = self.old, added.stored
         return not old.note.is_same(new.note) or (old.space, old.generated) != (new.space, new.generated)
+
+
+def expired_error(pointer: str = "") -> InvalidInput:
+    """Return the error of a note that had expired before it was written. `pointer`: to the note in its body."""
+    return InvalidInput([FieldError(f"{pointer}/expires_at", "must lie in the future")])
 
 
 def _without_notes(hashtags: tuple[Hashtag, ...] | None) -> tuple[Hashtag, ...] | None:

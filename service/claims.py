@@ -38,7 +38,12 @@ class Claims:
             await asyncio.shield(self._release(claiming))
             raise
 
-    async def _release(self, claiming: asyncio.Future[list[Claim]]) -> None:
-        """Give up claims, once they are there; where that fails, they end by themselves."""
+    async def give_up(self, claims: Sequence[Claim]) -> None:
+        """Give up claims on writes that are not made; where that fails, they end by themselves."""
         with contextlib.suppress(NoteLLMError):
-            await self._store.release(await claiming)
+            await self._store.release(claims)
+
+    async def _release(self, claiming: asyncio.Future[list[Claim]]) -> None:
+        """Give up claims, once they are there."""
+        with contextlib.suppress(NoteLLMError):
+            await self.give_up(await claiming)

@@ -22,8 +22,9 @@ MAX_PLAIN_EXCLUSIONS = 16
 TESTED_TOGETHER = 32
 """Notes that a filter is asked about in one piece."""
 JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-OrderKey = tuple[bool, float, str]
-"""Key that orders the values of an attribute: all numbers by value, and after them all texts by code points."""
+OrderKey = tuple[bool, int | float, str]
+"""Key that orders the values of an attribute: all numbers by value, integers of any size exactly, and after them all
+texts by code points."""
 Bound = TypeVar("Bound", float, OrderKey)
 
 
@@ -46,7 +47,9 @@ def order_key(text: str) -> OrderKey:
     """Return the OrderKey of a value that is written as `attribute_text` does. A text that is a JSON number is that
     number, so that "2" and 2 are the same in ranges as they are in comparisons."""
     number = float(text) if JSON_NUMBER.fullmatch(text) else math.inf
-    return (False, number, "") if math.isfinite(number) else (True, 0.0, text)
+    if not math.isfinite(number):
+        return True, 0.0, text
+    return False, int(text) if text.lstrip("-").isdecimal() else number, ""
 
 
 @dataclass(frozen=True, slots=True)

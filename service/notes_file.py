@@ -15,7 +15,7 @@ from typing import IO, Any
 import orjson
 from pydantic import ValidationError
 
-from service.api.schemas.notes import EarlierNoteIn
+from service.api.schemas.notes import NoteIn
 
 STDIN = Path("-")
 """Path that stands for standard input."""
@@ -68,10 +68,10 @@ class NotesFile:
             value = orjson.loads(raw.removeprefix(BOM_UTF8))  # spreadsheets put one before the first line
             if not isinstance(value, dict):
                 return Line(number, raw, None, "not a JSON object")
-            known = {name: field for name, field in value.items() if name in EarlierNoteIn.model_fields}
+            known = {name: field for name, field in value.items() if name in NoteIn.model_fields}
             self.ignored.update(value.keys() - known.keys())
-            # A batch that is sent again under its key has the same lines: the service rejects those that have expired.
-            EarlierNoteIn.model_validate(known)
+            # Whether a line has expired is for the service to say: it knows what it stored before under the same key.
+            NoteIn.model_validate(known)
         except orjson.JSONDecodeError as error:
             return Line(number, raw, None, f"not JSON: {error}")
         except ValidationError as error:

@@ -24,7 +24,15 @@ from model.generation import (
 )
 from model.note import Note, hashtag_key
 from service.access.principal import DEFAULT_TENANT
-from service.adding import GENERATE_NOTHING, STORE_BATCH_SIZE, Added, Generate, Plan, batches_with_unique_ids
+from service.adding import (
+    GENERATE_NOTHING,
+    STORE_BATCH_SIZE,
+    Added,
+    Generate,
+    Plan,
+    batches_with_unique_ids,
+    expired_error,
+)
 from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
 from service.claims import Claims
@@ -110,8 +118,9 @@ class Recommender:
         generate: Generate,
         urgency: Urgency,
         attempts: Sequence[Attempt] = (),
-    ) -> list[Added]:
-        """Upsert notes by id; a note without one gets a ULID. On return all are durable and searchable here.
+    ) -> list[Added | None]:
+        """Upsert notes by id; a note without one gets a ULID. On return all are durable and searchable here, but for
+        those that had expired before: None.
 
         Notes of one id are applied in their order. A long list is queued and stored batch by batch: what was stored
         before a failure stays. With `attempts`, one for each note, repeating the call adds only what is missing;
@@ -119,8 +128,12 @@ class Recommender:
         StoreUnavailable, IndexBehind, KeyInUse, KeyReused.
         """
         async with self._claims.hold(attempts, urgency) as claims:
-            added = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
-            await self._wait_for(added.values())
+            earlier = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
+            await self._wait_for(earlier.values())
+            expired = [i for i, note in enumerate(notes) if i not in earlier and note.expired(self._clock())]
+            if claims and expired:
+                await self._claims.give_up([claims[i] for i in expired])
+            added: dict[int, Added | None] = {**earlier, **dict.fromkeys(expired)}
             places = [i for i in range(len(notes)) if i not in added]
             if not places:
                 return [added[i] for i in range(len(notes))]
@@ -192,7 +205,7 @@ class Recommender:
         old = known if isinstance(known, StoredNote) else None
         note = self.with_arrival(note, known)
         same_text = old is not None and old.note.prompt_text == note.prompt_text
-        reused = old.generated if old and same_text else Generated()
+        reused = old.generated.without(generate.drops) if old and same_text else Generated()
         read = old is not None and same_text and old.space == self.engine.space  # by this model
         hashtags = generate.hashtags if not note.hashtags and not (read and reused.hashtags is not None) else 0
         needs_category = generate.category and note.category is None and not (read and reused.category is not None)
@@ -243,10 +256,12 @@ class Recommender:
         urgency: Urgency = PATIENT,
         attempts: Sequence[Attempt] = (),
     ) -> Added:
-        """Create or replace one note. Raises PreconditionFailed, KeyInUse, KeyReused, and what `add` raises."""
+        """Create or replace one note. Raises InvalidInput where it has expired, PreconditionFailed, KeyInUse,
+        KeyReused, and what `add` raises."""
         async with self._claims.hold(attempts, urgency) as claims:
             if claims and claims[0].earlier:
                 return await self._replay(claims[0].earlier)
+            self._refuse_expired(note)
             return (await self._add_distinct([note], generate, urgency, condition=condition, claims=claims))[0]
 
     async def put_each(
@@ -293,7 +308,7 @@ class Recommender:
         generate: Generate = GENERATE_NOTHING,
     ) -> Added:
         """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed,
-        KeyInUse, KeyReused.
+        KeyInUse, KeyReused, and InvalidInput where the changed note has expired.
 
         A change that meets a concurrent one is tried again on the newer note, so that none is lost. Raises
         NoteContended where CHANGE_ATTEMPTS have met one.
@@ -321,13 +336,19 @@ class Recommender:
         old = readable(note_id, known)
         if condition is not None:
             check_condition(condition, note_id, old)
+        note = edit(old.note)
+        self._refuse_expired(note)
         try:
             (added,) = await self._add_distinct(
-                [edit(old.note)], generate, urgency, condition=Condition((old.position,)), known=[old], claims=claims
+                [note], generate, urgency, condition=Condition((old.position,)), known=[old], claims=claims
             )
         except PreconditionFailed:
             return None
         return added
+
+    def _refuse_expired(self, note: Note) -> None:
+        if note.expired(self._clock()):
+            raise expired_error()
 
     async def remove(
         self,

@@ -5,8 +5,8 @@ A log position is the id of an entry of the change log; positions order all writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,12 +34,20 @@ def position_key(position: str) -> PositionKey:
     return int(milliseconds), int(sequence or 0)
 
 
+GeneratedField = Literal["hashtags", "category"]
+
+
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Fields that the model wrote because the author left them out. None: it was not asked to."""
+    """Fields that the model wrote because the author left them out. None: it was not asked to, or the author took it
+    back."""
 
     hashtags: tuple[Hashtag, ...] | None = None
     category: CategoryProbability | None = None
+
+    def without(self, fields: Collection[GeneratedField]) -> Generated:
+        """Return the same without some fields."""
+        return replace(self, **dict.fromkeys(fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class StoredNote:
 
     def expired(self, now: float) -> bool:
         """Return whether the note has expired at `now`."""
-        return self.note.expires_at is not None and self.note.expires_at <= now
+        return self.note.expired(now)
 
 
 @dataclass(frozen=True, slots=True)

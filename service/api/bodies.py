@@ -21,6 +21,8 @@ from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBod
 T = TypeVar("T")
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+PATCH_TYPES = frozenset({"application/merge-patch+json", "application/json-patch+json"})
+"""JSON that says a change by rules of its own (RFC 7396, RFC 6902), which PATCH does not follow: it takes JSON."""
 MAX_CONTAINERS = 64
 """Bound on the lists and objects of one JSON value, itself included, and so on its depth. A note has three.
 
@@ -90,7 +92,7 @@ def check_media_type(headers: Headers, *others: str) -> None:
     if not body_type:
         raise MalformedBody(f"send it with Content-Type: {JSON}")
     is_json = body_type == JSON or (body_type.startswith("application/") and body_type.endswith("+json"))
-    if not is_json and body_type not in others:
+    if body_type in PATCH_TYPES or (not is_json and body_type not in others):
         raise UnsupportedMediaType("Content-Type", body_type, ", ".join((JSON, *others)))
 
 
@@ -151,7 +153,7 @@ async def read_list(
     """Return what `read` makes of each item of a JSON list, given its bytes and its JSON pointer.
 
     `limit`: name and number of the bound on items. `min_work`: bytes of work that an item counts as, at the least.
-    Raises LimitExceeded, and MalformedBody if any part of the body is not JSON.
+    Raises LimitExceeded, and MalformedBody where the body is no list of items. Whether an item is JSON is for `read`.
     """
     name, max_items = limit
     results: list[T] = []
@@ -159,10 +161,9 @@ async def read_list(
         async for raw in items:
             if len(results) == max_items:
                 raise LimitExceeded(name, max_items)
-            try:
-                results.append(read(raw, f"/{len(results)}"))
-            except MalformedBody as error:
-                raise MalformedBody(f"item {len(results)} of the list: {error.detail}") from error
+            if not raw.strip():
+                raise MalformedBody(f"item {len(results)} of the list is empty")
+            results.append(read(raw, f"/{len(results)}"))
             await turns.work(max(len(raw), min_work))
     return results
 

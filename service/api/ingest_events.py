@@ -61,15 +61,15 @@ class EventReader:
         return event
 
     def result(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
-        """Return an event of a list, or else the result that says why it is refused; all results
-        together have the errors of one ErrorBudget. Raises MalformedBody."""
+        """Return an event of a list or a line, or else the result that says why it is refused; all results
+        together have the errors of one ErrorBudget."""
         try:
             return self.read(raw, pointer)
-        except (InvalidInput, LimitExceeded) as error:
+        except (InvalidInput, LimitExceeded, MalformedBody) as error:
             self._service.telemetry.events.labels("invalid").inc()
-            if isinstance(error, LimitExceeded):
-                return refused_result(error, None)
-            return refused_result(self._budget.shorten(error), sent_id(raw))
+            if isinstance(error, InvalidInput):
+                return refused_result(self._budget.shorten(error), sent_id(raw))
+            return refused_result(error, None)
 
 
 def sent_id(raw: bytes) -> str | None:
@@ -106,8 +106,8 @@ async def add_event(body: bytes, service: Service) -> EventOut:
 
 
 async def add_event_list(body: bytes, service: Service) -> bytes:
-    """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody if any part of the body is
-    not JSON, LimitExceeded, StoreUnavailable."""
+    """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody where the body is no list
+    of items, LimitExceeded, StoreUnavailable."""
     limit = ("max_batch_events", service.settings.max_batch_events)
     read = await read_list(body, Turns(), limit, EventReader(service).result, EVENT_WORK)
     return orjson.dumps({"results": await _add(read, service)})
@@ -142,11 +142,7 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
     read: list[Event | dict[str, Any]] = []
     async with aclosing(body_lines(body, turns)) as lines:
         async for raw in lines:
-            try:
-                read.append(reader.result(raw))
-            except MalformedBody as error:
-                service.telemetry.events.labels("invalid").inc()
-                read.append(refused_result(error, None))
+            read.append(reader.result(raw))
             await turns.work(max(len(raw), EVENT_WORK))
             if len(read) == STREAM_BATCH_SIZE:
                 yield read

@@ -48,10 +48,7 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
     async with aclosing(body_lines(body, turns)) as lines:
         async for raw in lines:
             number += 1
-            try:
-                line = _read(service, budget, partial(_note_or_mark, service), raw)
-            except MalformedBody as error:
-                line = _rejected(error, None)
+            line = _read(service, budget, partial(_note_or_mark, service), raw)
             if isinstance(line, NoteToImport):
                 items.pop(line.note.id, None)
                 items[line.note.id] = line
@@ -74,7 +71,7 @@ def _read(
     service: Service, budget: ErrorBudget, make: Callable[[Any], T], raw: bytes, pointer: str = ""
 ) -> T | ImportItem:
     """Return what `make` makes of an item's JSON, or the item's result where it is not valid. `budget`: that of the
-    answer. Raises MalformedBody."""
+    answer."""
     value = None
     try:
         check_import_size(len(raw), service.settings)
@@ -82,7 +79,7 @@ def _read(
         return make(value)
     except InvalidInput as error:
         return _rejected(budget.shorten(error), value)
-    except LimitExceeded as error:
+    except (LimitExceeded, MalformedBody) as error:
         return _rejected(error, value)
 
 

@@ -10,7 +10,7 @@ import orjson
 from pydantic import ValidationError
 
 from model.note import Note
-from service.adding import Added, Generate
+from service.adding import Added, Generate, expired_error
 from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
@@ -18,7 +18,7 @@ from service.api.idempotency import IdempotencyKey
 from service.api.problems import ErrorBudget, invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
-from service.errors import InvalidInput, LimitExceeded, NoteLLMError
+from service.errors import InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
 from service.records import Attempt
 from service.settings import Settings
 
@@ -53,29 +53,37 @@ class Batch:
         """Return the attempts of the valid notes. `attempts`: one for each note of the request, or none."""
         return [attempts[place] for place in self.valid] if attempts else []
 
-    def results(self, added: Sequence[Added]) -> Iterator[BatchItem]:
-        """Yield each note's result, in the order of the request. `added`: results of the valid notes, in order."""
+    def results(self, added: Sequence[Added | None], in_list: bool) -> Iterator[BatchItem]:
+        """Yield each note's result, in the order of the request. `added`: results of the valid notes, in order, None
+        for one that had expired. `in_list`: the notes are items of one body, and pointers lead to their places."""
         outcomes = iter(added)
-        for i in range(len(self)):
-            yield self.rejected[i] if i in self.rejected else BatchItem.of(next(outcomes))
+        for place in range(len(self)):
+            if place in self.rejected:
+                yield self.rejected[place]
+            elif one := next(outcomes):
+                yield BatchItem.of(one)
+            else:
+                error = expired_error(f"/{place}" if in_list else "")
+                yield rejected(error, {"id": self.valid[place].id or None})
 
 
 async def add_list(
     body: bytes, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> tuple[bytes, bool]:
     """Add the notes of a JSON list; return the answer's JSON, and whether all of it was answered before. Raises
-    MalformedBody if any part of the body is not JSON, and LimitExceeded."""
+    MalformedBody where the body is no list of items, and LimitExceeded."""
     turns = Turns()
     batch = await _read_list(body, service.settings, turns)
     added = await service.recommender.add(
         batch.notes, generate, urgency, batch.attempts(key.attempts(body, len(batch)))
     )
     results: list[bytes] = []
-    for item in batch.results(added):
+    for item in batch.results(added, in_list=True):
         results.append(item.model_dump_json(exclude_none=True).encode())
         await turns.work(max(len(results[-1]), MIN_NOTE_BYTES))
     answer = b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.recommender.engine.name))
-    return answer, bool(added) and all(one.replayed for one in added)
+    written = [one for one in added if one]
+    return answer, bool(written) and all(one.replayed for one in written)
 
 
 async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
@@ -89,7 +97,7 @@ async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
 
 def read_note(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:
     """Parse and validate one note; return it, or else the result that says why it is rejected. `budget`: that of the
-    answer. Raises MalformedBody."""
+    answer."""
     value = None
     try:
         check_note_size(len(raw), settings)
@@ -97,7 +105,7 @@ def read_note(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str 
         return parse_note(value, pointer)
     except InvalidInput as error:
         return rejected(budget.shorten(error), value)
-    except LimitExceeded as error:
+    except (LimitExceeded, MalformedBody) as error:
         return rejected(error, value)
 
 

@@ -25,7 +25,7 @@ from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
 from service.api.problems import ErrorBudget
 from service.api.schemas.notes import BatchItem
 from service.container import Service
-from service.errors import DeadlineExceeded, MalformedBody, NoteLLMError, QueueFull
+from service.errors import DeadlineExceeded, NoteLLMError, QueueFull
 from service.records import Attempt
 from service.settings import Settings
 
@@ -57,7 +57,7 @@ async def add_stream(
         except NoteLLMError as error:
             yield _result_line(rejected(error), model)
             return
-        for item in batch.results(added):
+        for item in batch.results(added, in_list=False):
             yield _result_line(item, model)
 
 
@@ -78,20 +78,17 @@ async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[
 
 
 async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) -> Batch:
-    """Parse lines; one that is not JSON is rejected alone."""
+    """Parse lines; one that is no note is rejected alone."""
     outcomes: list[Note | BatchItem] = []
     for raw in lines:
-        try:
-            outcomes.append(read_note(raw, settings, ErrorBudget()))
-        except MalformedBody as error:
-            outcomes.append(rejected(error))
+        outcomes.append(read_note(raw, settings, ErrorBudget()))
         await turns.work(max(len(raw), MIN_NOTE_BYTES))
     return Batch.of(outcomes)
 
 
 async def _add_when_admitted(
     notes: Sequence[Note], service: Service, generate: Generate, urgency: Urgency, attempts: Sequence[Attempt]
-) -> list[Added]:
+) -> list[Added | None]:
     """Add notes. While the queue is full, wait for room, until the deadline; no more of the stream is read meanwhile.
     Raises DeadlineExceeded."""
     try:

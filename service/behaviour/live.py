@@ -67,12 +67,14 @@ class LiveBehaviour:
         await cancel_until_done(self._task)
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
-        """Take events in, and return what became of each; those that are accepted are durable. Raises
-        StoreUnavailable, TenantRemoved."""
-        outcomes = await self._store.add(events)
+        """Take events in by the time of each, and return what became of each, in the order of `events`; those that are
+        accepted are durable. Raises StoreUnavailable, TenantRemoved."""
+        by_time = sorted(range(len(events)), key=lambda place: events[place].at)  # a buffer may send the newest first
+        outcomes = await self._store.add([events[place] for place in by_time])
         for outcome in set(outcomes):
             self._telemetry.events.labels(outcome).inc(outcomes.count(outcome))
-        return outcomes
+        outcome_at = dict(zip(by_time, outcomes, strict=True))
+        return [outcome_at[place] for place in range(len(events))]
 
     def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
         """Yield the events of a reader that the store has, part by part. Raises StoreUnavailable."""

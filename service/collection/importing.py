@@ -71,8 +71,7 @@ class Importer:
             for old in known:
                 note = next(left)
                 arrived = replace(note, note=self._recommender.with_arrival(note.note, old))
-                expires_at = note.note.expires_at
-                if expires_at is not None and expires_at <= self._clock():
+                if note.note.expired(self._clock()):
                     outcomes[note.note.id] = Outcome(note.note.id, "expired")
                 elif old is not None and not replaces:
                     outcomes[note.note.id] = Outcome(note.note.id, "exists")

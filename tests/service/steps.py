@@ -19,7 +19,9 @@ ANY = Filter()
 
 
 async def add(recommender: Recommender, *notes: Note, generate: Generate = NOTHING) -> list[Added]:
-    return await recommender.add(notes, generate, PATIENT)
+    added = await recommender.add(notes, generate, PATIENT)
+    assert None not in added, "a note has expired"
+    return [one for one in added if one]
 
 
 async def add_one(recommender: Recommender, note: Note, generate: Generate = NOTHING) -> Added:

@@ -87,6 +87,8 @@ async def test_earlier_answer_is_told_while_the_queue_is_full(
             with pytest.raises(QueueFull):
                 await recommender.add([Note(title="stew")], NOTHING, PATIENT)
             (again,) = await recommender.add([Note(title="soup")], NOTHING, PATIENT, attempts)
+    assert first
+    assert again
     assert again.replayed
     assert again.stored.note.id == first.stored.note.id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from model.note import Note
 from service.access.principal import Scope
-from service.adding import Added
+from service.adding import Added, expired_error
 from service.api.access import needs, needs_engine
 from service.api.bodies import NDJSON, check_media_type, is_list, one_list_or_stream, parse_json
 from service.api.bounds import check_note_size
@@ -91,7 +92,11 @@ async def post_notes(
     urgency = requested.for_note(service.settings)
     attempts = key.attempts(body)
     if condition is None:
-        (added,) = await while_connected(request, urgency, service.recommender.add([note], generate, urgency, attempts))
+        adding = service.recommender.add([note], generate, urgency, attempts)
+        (one,) = await while_connected(request, urgency, adding)
+        if one is None:
+            raise expired_error()
+        added = one
     else:
         if not note.id:
             refuse_condition(condition, "a note without an id")
@@ -192,8 +197,8 @@ async def patch_note(
     """Change some fields. Only a changed title, content or hashtags costs model tokens, what `generate` asks for, and a
     note that another model had read.
 
-    What was generated belongs to the text: an edit of title, content or hashtags drops it, and `generate` writes it
-    anew.
+    What was generated belongs to the text: an edit of title, content or hashtags drops it, and so do `category: null`
+    and `hashtags: []`, each its own field. `generate` writes it anew.
     """
 
     def edit(note: Note) -> Note:
@@ -205,6 +210,7 @@ async def patch_note(
         return whole.as_note(note_id)
 
     attempts = key.attempts(await request.body())
+    generate = replace(generate, drops=body.drops)
     work = service.recommender.change(note_id, edit, condition, urgency, attempts, generate)
     added = await while_connected(request, urgency, work)
     response.headers.update(answer_headers(added))

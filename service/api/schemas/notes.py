@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -31,7 +32,7 @@ from service.api.schemas.generate import (
     UsageOut,
 )
 from service.api.schemas.problem import Problem
-from service.records import Removed, StoredNote
+from service.records import GeneratedField, Removed, StoredNote
 
 EMPTY = {
     "title": 'send "" to empty it',
@@ -43,10 +44,16 @@ EMPTY = {
 """How to empty the fields of a note that null does not clear."""
 MAX_ATTRIBUTE = 1024
 """Bound on the characters of an attribute."""
+MIN_NUMBER, MAX_NUMBER = -(2.0**63), 2.0**64
+"""Bounds on a number of an attribute, exclusive: a larger integer is a float, without its last digits, as soon as the
+body is parsed."""
+EXACT_NUMBERS = "integers are kept exactly, and numbers from 2^64 on, or below -2^63, are refused: send a text"
 
 
 def _check_type(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     """Refuse a value with one error, at the attribute: pydantic has one for each type, at places that no body has."""
+    if isinstance(value, float) and math.isfinite(value) and not MIN_NUMBER < value < MAX_NUMBER:
+        raise PydanticCustomError("number_size", "must lie between -2^63 and 2^64 to be kept exactly; send a text")
     try:
         return validate(value)
     except ValidationError as error:
@@ -85,14 +92,7 @@ class NoteIn(TaggedText):
     author: Name | None = Field(None, examples=["tomhikes"])
     created_at: Time | None = Field(None, examples=["2026-05-01T09:30:00Z"])
     expires_at: Time | None = Field(None, description="never returned from this time on")
-    attributes: Attributes = Field({}, description="kept and returned")
-
-    @field_validator("expires_at")
-    @classmethod
-    def _check_in_future(cls, time: datetime | None) -> datetime | None:
-        if time is not None and time <= datetime.now(UTC):
-            raise PydanticCustomError("expired", "must lie in the future")
-        return time
+    attributes: Attributes = Field({}, description=f"kept and returned; {EXACT_NUMBERS}")
 
     def as_note(self, note_id: str | None = None) -> Note:
         return Note(
@@ -108,18 +108,9 @@ class NoteIn(TaggedText):
         )
 
 
-class EarlierNoteIn(NoteIn):
-    """A note as a caller gave it at some earlier time, from an export or a file: it may have expired since."""
-
-    @field_validator("expires_at")
-    @classmethod
-    def _check_in_future(cls, time: datetime | None) -> datetime | None:
-        return time
-
-
 class NotePatch(Wire):
     """Fields to change; those left out stay. null clears category, author and expires_at; "", [] and {} empty the
-    others."""
+    others. A category or hashtags that the model generated go likewise."""
 
     # Of what is left out no default is read. A factory's is not in the OpenAPI, where it would say what PATCH does not.
     title: str = Field(default_factory=str)
@@ -129,7 +120,9 @@ class NotePatch(Wire):
     author: Name | None = None
     created_at: Time = Field(default_factory=lambda: FIRST_TIME)
     expires_at: Time | None = None
-    attributes: Attributes = Field(default_factory=dict)
+    attributes: Attributes = Field(
+        default_factory=dict, description=f"replaces all of them: send also those that are to stay; {EXACT_NUMBERS}"
+    )
 
     @field_validator(*EMPTY, mode="before")
     @classmethod
@@ -138,6 +131,15 @@ class NotePatch(Wire):
             message = "null clears category, author and expires_at alone; {how}"
             raise PydanticCustomError("null", message, {"how": EMPTY[info.field_name or ""]})
         return value
+
+    @property
+    def drops(self) -> frozenset[GeneratedField]:
+        """Generated fields that the change takes back: those that it empties."""
+        emptied: dict[GeneratedField, bool] = {
+            "category": self.category is None,
+            "hashtags": not normalise_hashtags(self.hashtags),
+        }
+        return frozenset(name for name, is_empty in emptied.items() if is_empty and name in self.model_fields_set)
 
     def merged(self, note: Note) -> NoteIn:
         """Return the whole note after the change. Raises ValidationError when that is not a valid note."""

@@ -56,6 +56,35 @@ def test_reads_are_held_as_their_weights_say(served: tuple[httpx2.Client, redis.
     eventually(lambda: kept(client) == (2, 2, 1))
 
 
+@pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
+def test_events_of_one_request_count_by_their_times(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, lines: bool
+) -> None:
+    client, _ = served
+    now = datetime.now(UTC)
+    late, early, earliest = ((now - timedelta(seconds=seconds)).isoformat() for seconds in (10, 20, 30))
+    newest_first = [
+        event("a", type="hide", at=late),
+        event("a", at=early),
+        event("b", at=late),
+        event("b", type="hide", at=early),
+        event("b", at=earliest),
+    ]
+    if lines:
+        body, headers = "\n".join(map(json.dumps, newest_first)), {"content-type": "application/x-ndjson"}
+        client.post("/events", content=body, headers=headers)
+    else:
+        client.post("/events", json=newest_first)
+    client.post("/events", json=event("c", user="u2"))
+
+    def reads() -> list[tuple[str, float]]:
+        rows = map(json.loads, client.get("/events/reads").text.splitlines())
+        return [(row["note"], row["time"]) for row in rows]
+
+    eventually(lambda: "c" in dict(reads()))
+    assert sorted(reads())[:-1] == [("b", pytest.approx(datetime.fromisoformat(late).timestamp(), abs=0.01))]
+
+
 def test_a_removed_note_takes_its_reads_along(
     served: tuple[httpx2.Client, redis.Redis], eventually: Eventually
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -183,6 +184,45 @@ def test_list_repeated_under_its_key_is_answered_again(client: httpx2.Client) ->
     assert [item["status"] for item in first] == ["created", "rejected", "created"]
     assert second == [first[0] | {"replayed": True}, first[1], first[2] | {"replayed": True}]
     assert answers[1].headers[REPLAYED] == "true"
+
+
+def test_repeat_of_a_note_that_has_expired_since_is_answered_again(
+    client: httpx2.Client, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    note = NOTE | {"expires_at": (datetime.now(UTC) + timedelta(seconds=4)).isoformat()}
+    keys = [fresh_key() for _ in range(4)]
+    line = json.dumps(note | {"id": "passing-4"}).encode()
+    writes: list[Callable[[], httpx2.Response]] = [
+        lambda: client.post("/notes", json=note | {"id": "passing-1"}, headers=keys[0]),
+        lambda: client.put("/notes/passing-2", json=note, headers=keys[1]),
+        lambda: client.post("/notes", json=[note | {"id": "passing-3"}, NOTE], headers=keys[2]),
+        lambda: client.post("/notes", content=line, headers=keys[3] | {"content-type": NDJSON}),
+    ]
+    answers = [write() for write in writes]
+    assert [answer.status_code for answer in answers] == [201, 201, 207, 200]
+    eventually(lambda: all(client.get(f"/notes/passing-{i}").status_code == 404 for i in (1, 2, 3, 4)))
+    repeats = [write() for write in writes]
+    assert [again.status_code for again in repeats] == [answer.status_code for answer in answers]
+    assert [again.headers.get(REPLAYED) for again in repeats] == ["true", "true", "true", None]
+    assert [again.json() for again in repeats[:2]] == [answer.json() for answer in answers[:2]]
+    first, second = (answers[2].json()["results"], repeats[2].json()["results"])
+    assert second == [item | {"replayed": True} for item in first]
+    assert lines(repeats[3]) == [lines(answers[3])[0] | {"replayed": True}]
+
+
+def test_note_that_has_expired_is_refused_and_leaves_its_key_free(client: httpx2.Client) -> None:
+    key, listed = fresh_key(), fresh_key()
+    past = NOTE | {"id": "past", "expires_at": (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
+    for _ in range(2):
+        alone = client.post("/notes", json=past, headers=key)
+        assert (alone.status_code, alone.json()["errors"][0]["pointer"]) == (422, "/expires_at")
+    first, second = (client.post("/notes", json=[NOTE, past], headers=listed) for _ in range(2))
+    for answer in (first, second):
+        refused = answer.json()["results"][1]
+        assert (refused["status"], refused["id"]) == ("rejected", "past")
+        assert refused["problem"]["errors"] == [{"pointer": "/1/expires_at", "detail": "must lie in the future"}]
+    assert second.json()["results"][0] == first.json()["results"][0] | {"replayed": True}
+    assert second.headers[REPLAYED] == "true"
 
 
 def test_stream_broken_off_goes_on_where_it_was(client: httpx2.Client) -> None:

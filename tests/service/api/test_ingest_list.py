@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.service.api.conftest import Serve
-from tests.service.api.requests import DEPTHS, nested, send
+from tests.service.api.requests import DEPTHS, NO_JSON, nested, send
 
 
 def test_list_with_invalid_notes_adds_the_valid_ones(client: httpx2.Client) -> None:
@@ -32,6 +32,27 @@ def test_list_with_a_deeply_nested_item_rejects_it_alone(client: httpx2.Client, 
     assert answer.status_code == 207
     assert [result.get("problem", {}).get("status") for result in results] == [None, 422, None]
     assert client.get("/notes/beside-2").status_code == 200
+
+
+@pytest.mark.parametrize("item", NO_JSON)
+@pytest.mark.parametrize("path", ["/notes", "/notes/import"])
+def test_list_with_an_item_that_cannot_be_read_rejects_it_alone(client: httpx2.Client, path: str, item: bytes) -> None:
+    body = b'[{"id": "read-1", "title": "good"}, %s, {"id": "read-2", "title": "good"}]' % item
+    answer = send(client, "POST", path, body, "application/json")
+    results = answer.json()["results"]
+    assert answer.status_code == 207
+    assert [result["status"] == "rejected" for result in results] == [False, True, False]
+    problem = results[1]["problem"]
+    assert (problem["status"], problem["type"].rpartition("/")[2]) == (400, "malformed-body")
+    assert client.get("/notes/read-2").status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b"[{},]", b"[,{}]", b"[{},,{}]", b"[] []", b'[{"a": "}]'])
+@pytest.mark.parametrize("path", ["/notes", "/notes/import", "/events", "/similar/batch"])
+def test_body_that_is_no_list_of_items_is_refused_whole(client: httpx2.Client, path: str, body: bytes) -> None:
+    answer = send(client, "POST", path, body, "application/json")
+    assert answer.status_code == 400
+    assert answer.json()["type"].endswith("malformed-body")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,17 @@ def test_wrong_field_is_answered_with_the_known_ones(
 
 
 @pytest.mark.parametrize(("method", "path"), WITH_BODY)
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonp",
+        "json",
+        "application/merge-patch+json",
+        "application/JSON-Patch+json; charset=utf-8",
+    ],
+)
 def test_other_media_type_is_415(client: httpx2.Client, method: str, path: str, kind: str) -> None:
     answer = send(client, method, path, NOTE, kind)
     assert (answer.status_code, answer.headers["content-type"]) == (415, "application/problem+json")

@@ -185,7 +185,7 @@ def test_ingest_whose_answer_was_lost_stores_once(shared: Process) -> None:
     for state in (shared.folder / "d" / "ingest").glob("*.json"):
         acknowledged = json.loads(state.read_text())
         if acknowledged["file"] == str(file):
-            state.write_text(json.dumps(acknowledged | {"line": 0}))  # as it was before the first answer
+            state.write_text(json.dumps(acknowledged | {"line": 0, "rejected": 0}))  # as it was before the first answer
     again = json.loads(shared.call("ingest", str(file), "--json").stdout)
     assert (again["created"], httpx2.get(f"{shared.url}/readyz").json()["notes"]) == (70, before)
 
@@ -222,20 +222,24 @@ def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(
 
 def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> None:
     file = shared.folder / "expiring.jsonl"
-    soon = (datetime.now(UTC) + timedelta(seconds=10)).isoformat()
-    lines = [{"id": "soon", "title": "expires soon", "expires_at": soon}, {"id": "stays", "title": "stays"}]
+    soon, past = ((datetime.now(UTC) + timedelta(seconds=seconds)).isoformat() for seconds in (10, -10))
+    lines = [
+        {"id": "soon", "title": "expires soon", "expires_at": soon},
+        {"id": "past", "title": "has expired", "expires_at": past},
+        {"id": "stays", "title": "stays"},
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert shared.call("ingest", str(file)).exit_code == 0
+    assert shared.call("ingest", str(file)).exit_code == 2
     for state in (shared.folder / "d" / "ingest").glob("*.json"):
         acknowledged = json.loads(state.read_text())
         if acknowledged["file"] == str(file):
-            state.write_text(json.dumps(acknowledged | {"line": 0}))  # as it was before the first answer
+            state.write_text(json.dumps(acknowledged | {"line": 0, "rejected": 0}))  # as it was before the first answer
     wait_until(lambda: datetime.now(UTC).isoformat() > soon)
     again = shared.call("ingest", str(file), "--json")
     report = json.loads(again.stdout)
-    assert (again.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 1, 1, 2)
+    assert (again.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 2, 1, 3)
     (reject,) = map(json.loads, (shared.folder / "expiring.jsonl.rejects.jsonl").read_text().splitlines())
-    assert (reject["line"], "/expires_at: must lie in the future" in reject["reason"]) == (1, True)
+    assert (reject["line"], "/expires_at: must lie in the future" in reject["reason"]) == (2, True)
 
 
 def test_address_with_a_slash_at_its_end_is_that_without(shared: Process) -> None:

@@ -19,6 +19,7 @@ from service.api.problems import MAX_ANSWER_ERRORS
 from service.records import EventEntry
 from service.store.events import RedisEventStore
 from tests.service.api.conftest import Serve
+from tests.service.api.requests import NO_JSON
 
 Eventually = Callable[[Callable[[], bool]], None]
 NUMBERS = count()
@@ -70,6 +71,26 @@ def test_each_event_of_a_list_has_its_own_result(client: httpx2.Client) -> None:
     ]
     assert {error["pointer"] for error in results[4]["problem"]["errors"]} >= {"/4/type", "/4/note_id"}
     assert results[5]["problem"]["errors"][0]["pointer"] == "/5/user"
+
+
+@pytest.mark.parametrize("item", NO_JSON)
+def test_event_of_a_list_that_cannot_be_read_is_refused_alone(client: httpx2.Client, item: bytes) -> None:
+    first, last = event(), event()
+    body = b"[%s, %s, %s]" % (json.dumps(first).encode(), item, json.dumps(last).encode())
+    answer = client.post("/events", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 207
+    assert statuses(answer) == ["accepted", "refused", "accepted"]
+    results = answer.json()["results"]
+    assert results[1]["problem"]["status"] == 400
+    assert [results[0]["event_id"], results[2]["event_id"]] == [first["event_id"], last["event_id"]]
+
+
+def test_results_keep_their_places_whatever_the_times_of_the_events(client: httpx2.Client) -> None:
+    known, now = event(), datetime.now(UTC)
+    client.post("/events", json=known)
+    earlier, earliest = ((now - timedelta(seconds=seconds)).isoformat() for seconds in (30, 60))
+    events = [known, event("nobody", at=earlier), event(at=earliest)]
+    assert statuses(client.post("/events", json=events)) == ["duplicate", "refused", "accepted"]
 
 
 def test_an_event_twice_in_one_list_counts_once(client: httpx2.Client) -> None:

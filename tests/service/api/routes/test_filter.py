@@ -87,6 +87,24 @@ def test_attribute_in_a_query_string_is_found_however_its_number_is_written(clie
     assert boosted.json()["items"][0]["id"] == "t4", boosted.text
 
 
+def test_a_range_compares_integers_exactly(client: httpx2.Client) -> None:
+    values = {"below": 2**53 - 1, "at": 2**53, "above": 2**53 + 1, "text": str(2**64 + 1)}
+    notes = [
+        {"id": note_id, "title": "large", "hashtags": ["large"], "attributes": {"seats": value}}
+        for note_id, value in values.items()
+    ]
+    client.post("/notes", json=notes)
+
+    def passing(**bounds: Any) -> set[str]:
+        answer = ask(client, {"hashtag": "large", "attribute": {"seats": bounds}})
+        return {item["id"] for item in answer.json()["items"]}
+
+    assert passing(gt=2**53) == {"above", "text"}
+    assert passing(gte=2**53 + 1) == {"above", "text"}
+    assert passing(lt=2**53 + 1) == {"below", "at"}
+    assert passing(gt=str(2**64)) == {"text"}
+
+
 def test_a_filter_holds_beside_the_flat_options(client: httpx2.Client) -> None:
     filter = {"not": {"author": "t-a"}}
     found = numbers(client, filter, category="T-Food", exclude=["t3"], attribute=["language:de"])

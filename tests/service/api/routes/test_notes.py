@@ -276,6 +276,68 @@ def test_attribute_of_no_type_that_is_kept_is_one_error(client: httpx2.Client, v
     assert error["detail"] == "must be a string of at most 1024 characters, a boolean, or a finite number"
 
 
+@pytest.mark.parametrize("number", ["18446744073709551616", "18446744073709551617", "-9223372036854775809", "1e20"])
+def test_attribute_that_is_a_number_beyond_what_is_kept_exactly_is_refused(client: httpx2.Client, number: str) -> None:
+    body = b'{"title": "a", "attributes": {"seq": %s}}' % number.encode()
+    for method, path in (("POST", "/notes"), ("PUT", "/notes/exact"), ("PATCH", "/notes/exact")):
+        answer = client.request(method, path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422, answer.text
+        (error,) = answer.json()["errors"]
+        assert error["pointer"] == "/attributes/seq"
+        assert error["detail"].endswith("send a text")
+
+
+def test_attributes_that_are_the_largest_numbers_are_kept_exactly(client: httpx2.Client) -> None:
+    attributes = {"most": 2**64 - 1, "least": -(2**63), "text": "18446744073709551617", "part": 1e19}
+    post(client, {"id": "largest", "title": "a", "attributes": attributes})
+    assert client.get("/notes/largest").json()["attributes"] == attributes
+
+
+def test_patch_replaces_the_attributes_as_a_whole(client: httpx2.Client) -> None:
+    post(client, NOTE | {"id": "attributed"})
+    client.patch("/notes/attributed", json={"attributes": {"likes": 13}})
+    assert client.get("/notes/attributed").json()["attributes"] == {"likes": 13}
+
+
+def test_patch_takes_back_what_was_generated(serve: Serve) -> None:
+    with (
+        serve(hashtag_policy="open", min_hashtag_score=0) as url,
+        httpx2.Client(base_url=url, timeout=30) as client,
+    ):
+        made = post(client, {"id": "made", "title": "A bowl of noodles"}, generate="hashtags,category").json()
+        category, hashtags = made["category"], made["hashtags"]
+        assert category
+        assert hashtags
+
+        def found(**filter: Any) -> list[str]:
+            return [
+                item["id"] for item in client.post("/similar", json={"title": "x", "filter": filter}).json()["items"]
+            ]
+
+        assert [found(category=category), found(hashtag=hashtags[0])] == [["made"], ["made"]]
+        for patch, left in (({"category": None}, (None, hashtags)), ({"hashtags": []}, (None, []))):
+            changed = client.patch("/notes/made", json=patch).json()
+            assert (changed["outcome"], changed["category"], changed["hashtags"]) == ("updated", *left)
+            assert changed["usage"]["prompt_tokens"] == 0
+            again = client.patch("/notes/made", json=patch).json()
+            assert (again["outcome"], again["log_position"]) == ("unchanged", changed["log_position"])
+            assert found(category=category) == []
+            assert found(hashtag=hashtags[0]) == (["made"] if left[1] else [])
+        assert client.get("/notes/made").json()["generated"] is None
+        anew = client.patch("/notes/made", json={"category": None}, params={"generate": "category"}).json()
+        assert (anew["category"], anew["hashtags"]) == (category, [])
+        kept = client.put("/notes/made", json={"title": "A bowl of noodles", "category": None}).json()
+        assert (kept["outcome"], kept["category"]) == ("unchanged", category)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+def test_change_to_a_note_that_has_expired_is_refused(client: httpx2.Client, method: str) -> None:
+    post(client, {"id": "expiring", "title": "a"})
+    answer = client.request(method, "/notes/expiring", json={"title": "b", "expires_at": SOON})
+    assert (answer.status_code, [error["pointer"] for error in answer.json()["errors"]]) == (422, ["/expires_at"])
+    assert client.get("/notes/expiring").json()["title"] == "a"
+
+
 @pytest.mark.parametrize(
     ("bound", "body"),
     [

@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.service.api.requests import NO_JSON
+
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[httpx2.Client]:
@@ -90,7 +92,15 @@ def test_too_many_searches_are_refused(client: httpx2.Client) -> None:
     assert "max_searches = 100" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b'[{"title": bad}]', b"[] []"])
+@pytest.mark.parametrize("item", NO_JSON)
+def test_search_that_cannot_be_read_gets_a_problem_of_its_own(client: httpx2.Client, item: bytes) -> None:
+    body = b'[{"title": "a", "k": 1}, %s, {"title": "b", "k": 1}]' % item
+    answer = client.post("/similar/batch", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 207
+    assert [result["status"] for result in answer.json()["results"]] == [200, 400, 200]
+
+
+@pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b'[{"title": "a"},]', b"[] []"])
 def test_body_that_is_no_whole_list_is_refused(client: httpx2.Client, body: bytes) -> None:
     answer = client.post("/similar/batch", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
