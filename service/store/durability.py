@@ -12,6 +12,9 @@ from service.records import Durability
 
 WAITAOF_VERSION = (7, 2)
 """First version of Redis that has the command WAITAOF."""
+PREMATURE_VERSION = (7, 4)
+"""Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec, until a late patch of it; that
+of Valkey does so too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,6 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
         appendfsync = (await redis.config_get("appendfsync")).get("appendfsync", "unknown")
     except ResponseError:
         appendfsync = "unknown"
-    if isinstance(appendfsync, bytes):
-        appendfsync = appendfsync.decode()
     policy = _persistence(server, appendfsync)
     eviction = server.get("maxmemory_policy", "noeviction")
     if server.get("maxmemory") and eviction != "noeviction":
@@ -53,6 +54,9 @@ def _persistence(server: Mapping[str, Any], appendfsync: str) -> WritePolicy:
     if appendfsync == "always":
         return WritePolicy(Durability(True, "appendonly with appendfsync always"))
     if appendfsync == "everysec" and version >= WAITAOF_VERSION:  # with "no", WAITAOF would wait for ever
+        if "valkey_version" in server or version == PREMATURE_VERSION:
+            detail = "appendonly with appendfsync everysec, and WAITAOF of this server answers before the fsync"
+            return WritePolicy(Durability(False, f"{detail}: use appendfsync always"))
         detail = f"appendonly with appendfsync {appendfsync}, each write waits with WAITAOF"
         return WritePolicy(Durability(True, detail), waits=True)
     detail = f"appendonly with appendfsync {appendfsync}: the last writes can be lost"

@@ -12,6 +12,7 @@ import redis
 from service.errors import StoreUnavailable
 from service.records import Durability, Write
 from service.store.connection import Connection
+from service.store.durability import _persistence
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import DebianRedis, eventually, stored_note
 
@@ -19,6 +20,8 @@ COMMANDS = 5000
 """Commands in the file of a server that loads for long: it answers others after each 1024 of them."""
 SLOW_LOAD = ("--appendfsync", "everysec", "--key-load-delay", "200")
 """Options of a server that waits so many microseconds after each command that it loads."""
+LATE = pytest.mark.parametrize("server", ["redis-server"], indirect=True)
+"""On the server whose WAITAOF is right: writes to it wait for its disk with appendfsync everysec."""
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
@@ -26,7 +29,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
     ("settings", "durable", "detail"),
     [
         ({"appendfsync": "always"}, True, "always"),
-        ({"appendfsync": "everysec"}, True, "WAITAOF"),
         ({"appendfsync": "no"}, False, "appendfsync no"),
         ({"appendonly": "no"}, False, "appendonly is off"),
         ({"maxmemory": "1gb", "maxmemory-policy": "noeviction"}, True, "always"),
@@ -48,10 +50,43 @@ async def test_durability_follows_the_settings_of_the_server(
     assert await store.get(["a"]) != [None]
 
 
+@LATE
 async def test_write_to_a_server_that_fsyncs_late_waits_for_its_disk(store: RedisNoteStore, admin: redis.Redis) -> None:
     admin.config_set("appendfsync", "everysec")
+    assert await store.durability() == Durability(
+        True, "appendonly with appendfsync everysec, each write waits with WAITAOF"
+    )
     await store.put([Write(stored_note())])
     assert admin.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
+
+
+@pytest.mark.parametrize("server", ["embedded"], indirect=True)
+async def test_server_whose_waitaof_answers_before_the_fsync_is_not_durable(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    admin.config_set("appendfsync", "everysec")
+    durability = await store.durability()
+    assert not durability.durable
+    assert "use appendfsync always" in durability.detail
+    (written,) = await store.put([Write(stored_note())])
+    assert written is not None
+
+
+@pytest.mark.parametrize(
+    ("version", "durable"),
+    [
+        ({"redis_version": "7.0.15"}, False),
+        ({"redis_version": "7.2.4"}, True),
+        ({"redis_version": "7.2.4", "valkey_version": "8.1.0"}, False),
+        ({"redis_version": "7.4.1"}, False),
+        ({"redis_version": "8.0.2"}, True),
+    ],
+)
+def test_late_fsync_is_durable_where_waitaof_is_right(version: dict[str, str], durable: bool) -> None:
+    for appendfsync in ("everysec", "always"):
+        policy = _persistence({"aof_enabled": 1, **version}, appendfsync)
+        assert policy.durability.durable is (durable or appendfsync == "always")
+        assert policy.waits is (durable and appendfsync == "everysec")
 
 
 @pytest.fixture
@@ -89,6 +124,7 @@ async def test_server_that_loads_its_file_is_not_taken_for_one_without_a_file(lo
     await connection.close()
 
 
+@LATE
 async def test_write_under_way_is_answered_where_the_server_turns_out_to_fsync_late(
     store: RedisNoteStore, admin: redis.Redis
 ) -> None:
