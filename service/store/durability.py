@@ -16,6 +16,10 @@ PREMATURE_VERSION = (7, 4)
 """Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec, until a late patch of it; that
 of Valkey does so too."""
 
+NO_FSYNC_ON_REWRITE = "no-appendfsync-on-rewrite"
+"""Setting with which a server acknowledges writes without an fsync while a child process writes its file or dump. With
+everysec, WAITAOF waits until it has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class WritePolicy:
@@ -35,10 +39,10 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
     if server.get("loading"):
         raise BusyLoadingError("it is loading its data")
     try:
-        appendfsync = (await redis.config_get("appendfsync")).get("appendfsync", "unknown")
+        settings = await redis.config_get("*appendfsync*")  # a pattern: before version 7 CONFIG GET takes one argument
     except ResponseError:
-        appendfsync = "unknown"
-    policy = _persistence(server, appendfsync)
+        settings = {}
+    policy = _persistence(server, settings)
     eviction = server.get("maxmemory_policy", "noeviction")
     if server.get("maxmemory") and eviction != "noeviction":
         detail = f"maxmemory-policy {eviction} evicts notes when memory is full: set it to noeviction"
@@ -46,12 +50,16 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
     return policy
 
 
-def _persistence(server: Mapping[str, Any], appendfsync: str) -> WritePolicy:
-    """Return what a server's INFO and its setting mean for writes that it has acknowledged."""
+def _persistence(server: Mapping[str, Any], settings: Mapping[str, str]) -> WritePolicy:
+    """Return what a server's INFO and its settings mean for writes that it has acknowledged."""
+    appendfsync = settings.get("appendfsync", "unknown")
     version = tuple(int(number) for number in str(server.get("redis_version", "0.0")).split(".")[:2])
     if not server.get("aof_enabled"):
         return WritePolicy(Durability(False, "appendonly is off: acknowledged notes are lost when Redis dies"))
     if appendfsync == "always":
+        if settings.get(NO_FSYNC_ON_REWRITE) == "yes":
+            detail = f"{NO_FSYNC_ON_REWRITE} suspends appendfsync always while the server writes a file: set it to no"
+            return WritePolicy(Durability(False, detail))
         return WritePolicy(Durability(True, "appendonly with appendfsync always"))
     if appendfsync == "everysec" and version >= WAITAOF_VERSION:  # with "no", WAITAOF would wait for ever
         if "valkey_version" in server or version == PREMATURE_VERSION:

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
     [
         ({"appendfsync": "always"}, True, "always"),
         ({"appendfsync": "no"}, False, "appendfsync no"),
+        ({"no-appendfsync-on-rewrite": "yes"}, False, "no-appendfsync-on-rewrite"),
         ({"appendonly": "no"}, False, "appendonly is off"),
         ({"maxmemory": "1gb", "maxmemory-policy": "noeviction"}, True, "always"),
         ({"maxmemory": "1gb", "maxmemory-policy": "volatile-ttl"}, False, "set it to noeviction"),
@@ -84,7 +85,7 @@ async def test_server_whose_waitaof_answers_before_the_fsync_is_not_durable(
 )
 def test_late_fsync_is_durable_where_waitaof_is_right(version: dict[str, str], durable: bool) -> None:
     for appendfsync in ("everysec", "always"):
-        policy = _persistence({"aof_enabled": 1, **version}, appendfsync)
+        policy = _persistence({"aof_enabled": 1, **version}, {"appendfsync": appendfsync})
         assert policy.durability.durable is (durable or appendfsync == "always")
         assert policy.waits is (durable and appendfsync == "everysec")
 
