@@ -12,7 +12,7 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -119,7 +119,8 @@ class Connection:
     @contextlib.asynccontextmanager
     async def call(self, operation: str) -> AsyncIterator[None]:
         """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full; and
-        where the block takes longer than `timeout_seconds`. The block is a stage of its request."""
+        where the block takes longer than `timeout_seconds`. After an answer of a replica the next calls connect anew:
+        the address may lead to another server since. The block is a stage of its request."""
         if self._closed:
             raise StoreUnavailable("it was closed")
         self._calls += 1
@@ -132,12 +133,20 @@ class Connection:
                 raise
             self._on_error()
             self._outage.begin(self, str(error) or type(error).__name__)
+            if isinstance(error, ReadOnlyError):
+                await self._connect_anew()
             raise StoreUnavailable(_reason(error)) from error
         finally:
             self._calls -= 1
             if self._closed and not self._calls:
                 self._idle.set()
         self._outage.end(self)
+
+    async def _connect_anew(self) -> None:
+        """Have no later call use a connection that is open now. One that is in use is closed after its call."""
+        self._waits_for_disk = None
+        await self._pool.update_active_connections_for_reconnect()
+        await self._pool.disconnect(inuse_connections=False)
 
     async def send(self, *commands: Sequence[Any]) -> list[Any]:
         """Run commands in one round trip; return their answers as the server gives them. To be called within `call`.
