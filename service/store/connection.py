@@ -20,6 +20,8 @@ from redis.maint_notifications import MaintNotificationsConfig
 from service.errors import StoreUnavailable
 from service.records import Durability
 from service.store.durability import probe_write_policy
+from service.store.keys import TOUCHED
+from service.store.scripts import FIRST_WRITE
 from service.tracing import stage
 
 MAX_CONNECTIONS = 32
@@ -41,6 +43,11 @@ class Command:
     def words(self) -> tuple[Any, ...]:
         """The command as Redis takes it."""
         return "EVAL", self.script, len(self.keys), *self.keys, *self.arguments
+
+
+TOUCH = Command(FIRST_WRITE + "redis.call('SET', KEYS[1], '', 'PX', 1)", (TOUCHED,), ())
+"""Writes, whatever the store holds. WAITAOF waits for the last write of its own connection and all before it, and for
+none where that connection has not written."""
 
 
 class Outage:
@@ -168,22 +175,33 @@ class Connection:
     async def write(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in one round trip; return their answers once the writes are durable.
 
-        A server with appendfsync always answers after fsync. For others that can, WAITAOF is the last command
-        (durability.py). Raises StoreUnavailable, also where the disk takes longer than the timeout.
+        A server with appendfsync always answers after fsync. For others that can, TOUCH and WAITAOF are the last
+        commands (durability.py): a script that finds nothing to do has seen a write that may not be on disk yet.
+        Raises StoreUnavailable, also where the disk takes longer than the timeout.
         """
         if not commands:
             return []
-        if self._waits_for_disk is None:
-            await self.durability()
-        waits = self._waits_for_disk  # another task may ask the server anew meanwhile
+        waits = await self._must_wait()
         words = [command.words for command in commands]
         if waits:
-            words.append(("WAITAOF", 1, 0, int(self.timeout_seconds * 1000)))
+            words += [TOUCH.words, ("WAITAOF", 1, 0, int(self.timeout_seconds * 1000))]
         async with self.call("write"):
             results = await self.send(*words)
-        if waits and results.pop()[0] < 1:
+        if waits and results[-1][0] < 1:
             raise StoreUnavailable("the write was not on disk in time")
-        return results
+        return results[: len(commands)]
+
+    async def wait_for_disk(self) -> None:
+        """Return once all writes that earlier calls have seen are durable, whoever made them: at once for a server
+        that answers after fsync. Raises StoreUnavailable, as `write` does."""
+        if await self._must_wait():
+            await self.write([TOUCH])
+
+    async def _must_wait(self) -> bool:
+        """Return whether writes need WAITAOF. The answer may be another one after the next `durability`."""
+        if self._waits_for_disk is None:
+            await self.durability()
+        return bool(self._waits_for_disk)
 
     async def durability(self) -> Durability:
         """Ask the server whether acknowledged writes survive its death."""

@@ -223,6 +223,8 @@ class RedisNoteStore:
         for claim in claims:
             if claim.earlier:
                 self._hear_of(claim.earlier.position.encode())
+        if any(claim.earlier for claim in claims):
+            await self.wait_for_disk()
         return claims
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
@@ -380,6 +382,9 @@ class RedisNoteStore:
 
     async def durability(self) -> Durability:
         return await self.connection.durability()
+
+    async def wait_for_disk(self) -> None:
+        await self.connection.wait_for_disk()
 
     async def begin_samples(self) -> bool:
         async with self._call("begin samples"):
