@@ -171,7 +171,7 @@ class LogFollower:
         entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
         if not bounds.reach(state.position):
             await self._store.identity()  # a store that was removed has lost nothing
-            state.check_log_end(state.position, bounds)
+            state.check_log(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
             self.readiness.lose("rebuilding: the log does not reach back to this index")
             await self._rebuild()

@@ -143,7 +143,7 @@ class SnapshotKeeper:
             if snapshot is None:
                 return None
             bounds = await self._store.log_bounds(snapshot.position)
-            self._state.check_log_end(snapshot.position, bounds)
+            self._state.check_log(snapshot.position, bounds)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
             notes.other_space, unreadable = await self._writer.run(

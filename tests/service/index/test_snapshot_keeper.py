@@ -165,6 +165,7 @@ async def test_start_snapshot_untrusted_is_refused_and_store_read(
     with capture_logs() as logged:
         async with started(embedded_store, clock, folder) as index:
             assert index.status().ready
+            assert (last in index.status().lost) is ("lost" in harm)
             left = ids_of(notes(20)) - {"n3"} - ({"n19"} if "lost" in harm else set())
             assert await find_ids(index) == left
     (refused,) = [line for line in logged if line["event"] == "snapshot_refused"]

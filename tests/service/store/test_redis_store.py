@@ -375,6 +375,19 @@ def test_log_reaches_a_position_if_nothing_behind_it_is_lost(
     assert [position for position in reached + lost if bounds.reach(position)] == reached
 
 
+@pytest.mark.parametrize(
+    ("bounds", "lost", "kept"),
+    [
+        (LogBounds(None, ORIGIN, cut=False), ["5-0"], [ORIGIN]),
+        (LogBounds("3-0", "9-0", cut=True), ["3-0", "5-0", "9-1"], [ORIGIN, "2-9", "9-0"]),
+        (LogBounds("3-0", "9-0", cut=True, entry="5-0"), ["4-0"], ["5-0"]),
+        (LogBounds(None, "9-0", cut=True), ["10-0"], ["5-0", "9-0"]),
+    ],
+)
+def test_log_has_lost_what_no_cut_explains(bounds: LogBounds, lost: list[str], kept: list[str]) -> None:
+    assert [position for position in lost + kept if bounds.lost(position)] == lost
+
+
 async def test_samples_begin_in_a_store_that_never_held_a_note(store: RedisNoteStore) -> None:
     assert await store.begin_samples()
     await put(store, stored_note())
