@@ -22,6 +22,7 @@ from service.store.clients import client_of
 from service.store.event_purge import purge_events
 from service.store.keys import HASH_TAG, TENANT_PATTERN
 from service.store.purge_claim import PurgeClaim, PurgeError
+from service.store.scripts import FIRST_WRITE
 
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
 """Prefix of the keys of one tenant."""
@@ -36,6 +37,10 @@ T = TypeVar("T")
 LAST = f"{HASH_TAG}purged"
 """Key of the time of the last purge on schedule."""
 
+# KEYS log; ARGV PURGE. Appends the entry of the purge; nothing where there is no log any more.
+MARK = FIRST_WRITE + "return redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', 'id', '', 'op', ARGV[1])"
+# KEYS time of the last purge; ARGV time.
+SET_LAST = FIRST_WRITE + "redis.call('SET', KEYS[1], ARGV[1])"
 # KEYS log, another key; ARGV position. Rewrites the log without what is before the position: XTRIM and XDEL leave the
 # bytes of single entries where they were.
 CUT = """
@@ -81,7 +86,8 @@ def last_purge(url: str, now: float) -> float:
     """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
     which it stores. Raises PurgeError."""
     with _client(url) as client:
-        client.set(LAST, now, nx=True)
+        if not client.exists(LAST):
+            client.eval(SET_LAST, 1, LAST, now)
         return float(client.get(LAST))
 
 
@@ -97,7 +103,7 @@ def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, boo
             if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
                 return last, False
             _purge(client, claim, ())
-            client.set(LAST, now)
+            client.eval(SET_LAST, 1, LAST, now)
         finally:
             claim.release()
         return now, True
@@ -118,7 +124,7 @@ def _purge(client: Any, claim: PurgeClaim, ids: Collection[str]) -> list[PurgedL
     _refuse_stored(client, claim, logs, ids)
     _forget_answers(client, claim, frozenset(ids))
     _forget_lists(client, claim)
-    marks = [(log, client.xadd(log, {"id": "", "op": PURGE}, nomkstream=True)) for log in logs]
+    marks = [(log, client.eval(MARK, 1, log, PURGE)) for log in logs]
     begun = [(log, position) for log, position in marks if position]  # else its tenant was removed just now
     time.sleep(FOLLOW_SECONDS if begun else 0)
     for log, position in begun:
