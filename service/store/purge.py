@@ -7,6 +7,7 @@ the change log, in the answers that are remembered for repeated requests, and in
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -84,11 +85,13 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
 
 def last_purge(url: str, now: float) -> float:
     """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
-    which it stores. Raises PurgeError."""
+    which it stores. So it does in place of a time after `now`, which a clock that was ahead has left: no purge would be
+    due before that. Raises PurgeError."""
     with _client(url) as client:
-        if not client.exists(LAST):
+        last = float(client.get(LAST) or math.inf)
+        if last > now:
             client.eval(SET_LAST, 1, LAST, now)
-        return float(client.get(LAST))
+        return min(last, now)
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:

@@ -256,6 +256,10 @@ async def test_follower_clock_jumping_back_keeps_expired_out(
     assert position_key(after) > position_key(before)
     assert await find_ids(live_index) == {"long", "late"}
     assert live_index.status().ready
+    brief = stored_note("brief", expires_at=clock() + 1000)
+    await live_index.wait_for(await put(embedded_store, brief), WAIT)
+    clock.offset += 1001
+    await eventually(lambda: live_index.status().vectors == 2)
 
 
 async def test_follower_note_written_expired_is_not_added(
