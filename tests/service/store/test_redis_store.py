@@ -30,7 +30,7 @@ from service.records import (
     position_key,
 )
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE
+from service.store.keys import LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, record_reads, stored_note
 from tests.service.damage import DAMAGES, SECRET
@@ -590,6 +590,18 @@ async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
     await store.keep_log("a", positions[499])
     assert admin.xlen(LOG) <= 100
     assert await reaches(store, positions[499])
+
+
+@pytest.mark.parametrize("entry", [b"garbage", b"1-0", b"x 1.0", b"1-0 yesterday", b"\xff 1.0", b""])
+async def test_malformed_entry_of_a_snapshot_is_logged_and_holds_nothing_up(
+    store: RedisNoteStore, admin: redis.Redis, entry: bytes
+) -> None:
+    written = [await put(store, stored_note(f"n{n}")) for n in range(300)]
+    admin.hset(SNAPSHOTS, "other", entry)
+    with structlog.testing.capture_logs() as lines:
+        await store.keep_log("a", written[-1].position)
+    assert [(line["event"], line["replica"]) for line in lines] == [("snapshot_entry_malformed", "b'other'")]
+    assert admin.xlen(LOG) < 200
 
 
 async def reaches(store: RedisNoteStore, position: str) -> bool:
