@@ -149,8 +149,8 @@ class NoteStore(Protocol):
         """Remove notes durably, each in one atomic step. Return the log positions, None for what was not removed."""
 
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
-        """Claim writes, all or none, for `lease_seconds`; those that were made earlier say so. A write that is made
-        under its claim is remembered for `seconds`. Raises KeyInUse, KeyReused."""
+        """Claim writes, all or none, for `lease_seconds`; those that were made earlier say so, and are durable. A write
+        that is made under its claim is remembered for `seconds`. Raises KeyInUse, KeyReused."""
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         """Remember, durably, writes that left these notes as they were. Raises KeyInUse."""
@@ -174,6 +174,10 @@ class NoteStore(Protocol):
 
     async def durability(self) -> Durability:
         """Return whether acknowledged writes survive the death of the store."""
+
+    async def wait_for_disk(self) -> None:
+        """Return once all that was read of the store is durable, also what others have just written: to be called
+        before a write is acknowledged that found nothing to change. Every other write waits itself."""
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         """Return up to `count` entries after the position `after`, the oldest first, and the bounds of the log after

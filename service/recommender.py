@@ -232,6 +232,8 @@ class Recommender:
         written = await self._store.put([Write(finished[i].stored, condition, remembered[i]) for i in changed])
         unchanged = [(results[i].stored, answer) for i, answer in enumerate(remembered) if answer and i not in changed]
         await self._store.remember(unchanged)
+        if not (changed or unchanged):
+            await self._store.wait_for_disk()
         for i, write in zip(changed, written, strict=True):
             if write is None:
                 raise PreconditionFailed(plans[i].note.id)
@@ -288,6 +290,8 @@ class Recommender:
                     raise errors.exceptions[0] from errors
                 added += [task.result() for task in tasks]
                 admission.left = len(notes) - len(added)
+        if None in added:
+            await self._store.wait_for_disk()
         return added
 
     async def _put_if(

@@ -212,6 +212,14 @@ class LogBounds:
         has_entry = not self.cut if key == (0, 0) else self.entry == position
         return last == key or (last > key and has_entry)
 
+    def lost(self, position: str) -> bool:
+        """Return whether the log, asked about the entry at `position`, which it once had, has lost that entry. It was
+        not cut off where the log ends before it, or still has an earlier change."""
+        key = position_key(position)
+        ends_before = position_key(self.last) < key
+        reaches_back = self.first is not None and position_key(self.first) <= key
+        return not self.reach(position) and (ends_before or reaches_back)
+
     def has_all_after(self, position: str) -> bool:
         """Return whether the log, asked about the entry at `position`, still has every later one. The position need
         not be that of an entry."""

@@ -84,6 +84,8 @@ class Importer:
         condition = None if replaces else NEW
         written = await self._write(to_write, condition) + await self._read(to_read, condition, urgency)
         outcomes |= {outcome.id: outcome for outcome in written}
+        if not written:
+            await self._store.wait_for_disk()
         return [outcomes[note.note.id] for note in notes]
 
     def _keeps_vector(self, note: NoteToImport) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ class LogFollower:
         self._writer = writer
         self._clock = clock
         self._tried_snapshot = False
-        self._expired_at = 0.0
+        self._expired_at = -math.inf
+        """When expired notes were last removed, of time.monotonic(): a clock that jumps back must not put it off."""
         self._stopped = False
         self._applying = asyncio.Lock()
         """Held from reading a note until the index has it: no older reading is applied after a newer one."""
@@ -146,8 +148,8 @@ class LogFollower:
 
     async def expire(self) -> None:
         """Remove the notes that have expired, which searches leave out already."""
-        self._expired_at = now = self._clock()
-        if await self._writer.run(partial(self._state.notes.expire, now)):
+        self._expired_at = time.monotonic()
+        if await self._writer.run(partial(self._state.notes.expire, self._clock())):
             self._maintainer.notify()
 
     async def resync(self, note_ids: Sequence[str]) -> None:
@@ -171,7 +173,7 @@ class LogFollower:
         entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
         if not bounds.reach(state.position):
             await self._store.identity()  # a store that was removed has lost nothing
-            state.check_log_end(state.position, bounds)
+            state.check_log(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
             self.readiness.lose("rebuilding: the log does not reach back to this index")
             await self._rebuild()
@@ -188,7 +190,7 @@ class LogFollower:
                     self._purger.request()
                 # Within the lock: what is told to have changed must not be older than what `resync` told.
                 await state.move_to(entries[-1].position, notes, unmoved)
-        if self._clock() >= self._expired_at + EXPIRY_SECONDS:
+        if time.monotonic() >= self._expired_at + EXPIRY_SECONDS:
             await self.expire()
         self.readiness.advance(state.position, bounds.last)
 

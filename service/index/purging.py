@@ -13,6 +13,8 @@ from service.index.threads import IndexWriter
 
 CHECK_SECONDS = 0.1
 """Pause between two looks whether the jobs of the index are done."""
+RETRY_SECONDS = 1.0
+"""Pause after a purge that failed."""
 log = structlog.get_logger(__name__)
 
 
@@ -36,16 +38,24 @@ class Purger:
         self._requested.set()
 
     async def run(self) -> None:
-        """Purge as requested until cancelled."""
+        """Purge as requested until cancelled. A failure is logged, and the purge tried again."""
         while True:
             await self._requested.wait()
             self._requested.clear()
-            notes = self._state.notes
-            await self._writer.run(notes.drop_tombstones)
-            self._state.tell_changed(None)  # what is kept for answers may name removed notes
-            while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
-                self._maintainer.notify()
-                await asyncio.sleep(CHECK_SECONDS)
-            self._state.purging = self._requested.is_set()
-            await self._keeper.save()
-            log.info("index_purged", position=self._state.position)
+            try:
+                await self._purge()
+            except Exception:  # the task must not end unseen: no snapshot would be made any more
+                log.exception("index_purge_failed", detail=f"tried again in {RETRY_SECONDS:g} s")
+                self.request()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _purge(self) -> None:
+        notes = self._state.notes
+        await self._writer.run(notes.drop_tombstones)
+        self._state.tell_changed(None)  # what is kept for answers may name removed notes
+        while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
+            self._maintainer.notify()
+            await asyncio.sleep(CHECK_SECONDS)
+        self._state.purging = self._requested.is_set()
+        await self._keeper.save()
+        log.info("index_purged", position=self._state.position)

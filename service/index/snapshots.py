@@ -84,12 +84,18 @@ class SnapshotKeeper:
         while True:
             await asyncio.sleep(pause)
             began = time.monotonic()
-            if self._folder is None:
-                self._look_for_changes()
-                await self.keep_log(self._state.position)
-            else:
-                await self.save()
+            try:
+                await self._save_or_keep_log()
+            except Exception:  # the task must not end unseen: no snapshot would be made any more
+                log.exception("snapshots_failed", detail="tried again at the next interval")
             pause = max(self._seconds, MIN_PAUSE_FACTOR * (time.monotonic() - began))
+
+    async def _save_or_keep_log(self) -> None:
+        if self._folder is None:
+            self._look_for_changes()
+            await self.keep_log(self._state.position)
+        else:
+            await self.save()
 
     async def keep_log(self, position: str) -> None:
         """Have the store keep the log from `position` on for this replica."""
@@ -143,7 +149,7 @@ class SnapshotKeeper:
             if snapshot is None:
                 return None
             bounds = await self._store.log_bounds(snapshot.position)
-            self._state.check_log_end(snapshot.position, bounds)
+            self._state.check_log(snapshot.position, bounds)
             if not bounds.reach(snapshot.position):
                 raise SnapshotRefused("the log does not reach back to it")
             notes.other_space, unreadable = await self._writer.run(

@@ -159,11 +159,11 @@ class IndexState:
             for apply in self._move_listeners:
                 apply(notes)
 
-    def check_log_end(self, position: str, bounds: LogBounds) -> None:
-        """Take note that the store has lost writes, if its log ends before `position`, which it had reached: its files
+    def check_log(self, position: str, bounds: LogBounds) -> None:
+        """Take note that the store has lost writes, if its log has lost `position`, which it had reached: its files
         were cut or exchanged, or it failed over to a replica that was behind."""
-        if position_key(position) > position_key(bounds.last):
-            self.lost = f"the log ends at {bounds.last}, and had reached {position}: acknowledged writes are lost"
+        if bounds.lost(position):
+            self.lost = f"the log ends at {bounds.last} without {position}, which it had: acknowledged writes are lost"
             log.error("store_lost_writes", detail=self.lost)
 
     async def show(self, notes: IndexedNotes, store_identity: str, position: str) -> None:

@@ -22,6 +22,7 @@ from service.access.principal import ANONYMOUS, BOOTSTRAP, Quota, Scope
 from service.errors import TooManyApiKeys, Unauthenticated
 from service.records import ORIGIN, position_key
 from service.store.connection import Command, Connection
+from service.store.scripts import FIRST_WRITE
 
 KEYS = "{access}:keys"
 VERSION = "{access}:version"
@@ -37,23 +38,33 @@ DECODED_TOGETHER = 500
 log = structlog.get_logger(__name__)
 
 # KEYS keys, version, used, audit; ARGV prefix, old document or "", new document or "", new version, act, bounds on keys
-# and acts, prefix of the actor's key, NO_KEY, or "" for the bootstrap key.
+# and acts, prefix of the actor's key, NO_KEY, or "" for the bootstrap key. A revocation removes before it records: a
+# server out of memory refuses a script only at its first write.
 REPLACE = """
 if ARGV[8] == '-' then
   if redis.call('HLEN', KEYS[1]) > 0 then return 'closed' end
 elseif ARGV[8] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[8]) == 0 then return 'revoked' end
 if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 'changed' end
 if ARGV[2] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then return 'full' end
-redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[7], '*', 'act', ARGV[5])
 if ARGV[3] == '' then
   redis.call('HDEL', KEYS[1], ARGV[1])
   redis.call('HDEL', KEYS[3], ARGV[1])
-else
-  redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 end
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[7], '*', 'act', ARGV[5])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
 redis.call('SET', KEYS[2], ARGV[4])
 return 'done'
 """
+# KEYS audit; ARGV act, bound on acts.
+RECORD = FIRST_WRITE + "redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'act', ARGV[1])"
+# KEYS used; ARGV prefixes and times in turns. Also where memory is full: keys are read again after it, and revocations
+# heard of.
+RECORD_USES = (
+    FIRST_WRITE
+    + """
+for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+"""
+)
 
 
 class RedisKeyStore:
@@ -67,7 +78,8 @@ class RedisKeyStore:
     async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
         async with self._call("load keys"):
             if used:
-                await self._redis.hset(USED, mapping=dict(used))
+                words = [word for entry in used.items() for word in entry]
+                await self._redis.eval(RECORD_USES, 1, USED, *words)
             if known and (await self._redis.get(VERSION) or b"").decode() == known.version:
                 return known
             pipeline = self._redis.pipeline(transaction=True)
@@ -95,8 +107,7 @@ class RedisKeyStore:
         return bool(answer == b"done")
 
     async def record(self, act: Act) -> None:
-        async with self._call("record an act"):
-            await self._redis.xadd(AUDIT, {"act": _encode_act(act)}, maxlen=MAX_ACTS, approximate=True)
+        await self._connection.write([Command(RECORD, (AUDIT,), (_encode_act(act), MAX_ACTS))])
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
         if before and position_key(before) == position_key(ORIGIN):

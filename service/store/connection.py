@@ -12,7 +12,7 @@ import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -20,6 +20,8 @@ from redis.maint_notifications import MaintNotificationsConfig
 from service.errors import StoreUnavailable
 from service.records import Durability
 from service.store.durability import probe_write_policy
+from service.store.keys import TOUCHED
+from service.store.scripts import FIRST_WRITE
 from service.tracing import stage
 
 MAX_CONNECTIONS = 32
@@ -41,6 +43,11 @@ class Command:
     def words(self) -> tuple[Any, ...]:
         """The command as Redis takes it."""
         return "EVAL", self.script, len(self.keys), *self.keys, *self.arguments
+
+
+TOUCH = Command(FIRST_WRITE + "redis.call('SET', KEYS[1], '', 'PX', 1)", (TOUCHED,), ())
+"""Writes, whatever the store holds. WAITAOF waits for the last write of its own connection and all before it, and for
+none where that connection has not written."""
 
 
 class Outage:
@@ -119,7 +126,8 @@ class Connection:
     @contextlib.asynccontextmanager
     async def call(self, operation: str) -> AsyncIterator[None]:
         """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full; and
-        where the block takes longer than `timeout_seconds`. The block is a stage of its request."""
+        where the block takes longer than `timeout_seconds`. After an answer of a replica the next calls connect anew:
+        the address may lead to another server since. The block is a stage of its request."""
         if self._closed:
             raise StoreUnavailable("it was closed")
         self._calls += 1
@@ -132,12 +140,20 @@ class Connection:
                 raise
             self._on_error()
             self._outage.begin(self, str(error) or type(error).__name__)
+            if isinstance(error, ReadOnlyError):
+                await self._connect_anew()
             raise StoreUnavailable(_reason(error)) from error
         finally:
             self._calls -= 1
             if self._closed and not self._calls:
                 self._idle.set()
         self._outage.end(self)
+
+    async def _connect_anew(self) -> None:
+        """Have no later call use a connection that is open now. One that is in use is closed after its call."""
+        self._waits_for_disk = None
+        await self._pool.update_active_connections_for_reconnect()
+        await self._pool.disconnect(inuse_connections=False)
 
     async def send(self, *commands: Sequence[Any]) -> list[Any]:
         """Run commands in one round trip; return their answers as the server gives them. To be called within `call`.
@@ -159,22 +175,33 @@ class Connection:
     async def write(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in one round trip; return their answers once the writes are durable.
 
-        A server with appendfsync always answers after fsync. For others that can, WAITAOF is the last command
-        (durability.py). Raises StoreUnavailable, also where the disk takes longer than the timeout.
+        A server with appendfsync always answers after fsync. For others that can, TOUCH and WAITAOF are the last
+        commands (durability.py): a script that finds nothing to do has seen a write that may not be on disk yet.
+        Raises StoreUnavailable, also where the disk takes longer than the timeout.
         """
         if not commands:
             return []
-        if self._waits_for_disk is None:
-            await self.durability()
-        waits = self._waits_for_disk  # another task may ask the server anew meanwhile
+        waits = await self._must_wait()
         words = [command.words for command in commands]
         if waits:
-            words.append(("WAITAOF", 1, 0, int(self.timeout_seconds * 1000)))
+            words += [TOUCH.words, ("WAITAOF", 1, 0, int(self.timeout_seconds * 1000))]
         async with self.call("write"):
             results = await self.send(*words)
-        if waits and results.pop()[0] < 1:
+        if waits and results[-1][0] < 1:
             raise StoreUnavailable("the write was not on disk in time")
-        return results
+        return results[: len(commands)]
+
+    async def wait_for_disk(self) -> None:
+        """Return once all writes that earlier calls have seen are durable, whoever made them: at once for a server
+        that answers after fsync. Raises StoreUnavailable, as `write` does."""
+        if await self._must_wait():
+            await self.write([TOUCH])
+
+    async def _must_wait(self) -> bool:
+        """Return whether writes need WAITAOF. The answer may be another one after the next `durability`."""
+        if self._waits_for_disk is None:
+            await self.durability()
+        return bool(self._waits_for_disk)
 
     async def durability(self) -> Durability:
         """Ask the server whether acknowledged writes survive its death."""

@@ -12,6 +12,13 @@ from service.records import Durability
 
 WAITAOF_VERSION = (7, 2)
 """First version of Redis that has the command WAITAOF."""
+PREMATURE_VERSION = (7, 4)
+"""Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec, until a late patch of it; that
+of Valkey does so too."""
+
+NO_FSYNC_ON_REWRITE = "no-appendfsync-on-rewrite"
+"""Setting with which a server acknowledges writes without an fsync while a child process writes its file or dump. With
+everysec, WAITAOF waits until it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +39,10 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
     if server.get("loading"):
         raise BusyLoadingError("it is loading its data")
     try:
-        appendfsync = (await redis.config_get("appendfsync")).get("appendfsync", "unknown")
+        settings = await redis.config_get("*appendfsync*")  # a pattern: before version 7 CONFIG GET takes one argument
     except ResponseError:
-        appendfsync = "unknown"
-    if isinstance(appendfsync, bytes):
-        appendfsync = appendfsync.decode()
-    policy = _persistence(server, appendfsync)
+        settings = {}
+    policy = _persistence(server, settings)
     eviction = server.get("maxmemory_policy", "noeviction")
     if server.get("maxmemory") and eviction != "noeviction":
         detail = f"maxmemory-policy {eviction} evicts notes when memory is full: set it to noeviction"
@@ -45,14 +50,21 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
     return policy
 
 
-def _persistence(server: Mapping[str, Any], appendfsync: str) -> WritePolicy:
-    """Return what a server's INFO and its setting mean for writes that it has acknowledged."""
+def _persistence(server: Mapping[str, Any], settings: Mapping[str, str]) -> WritePolicy:
+    """Return what a server's INFO and its settings mean for writes that it has acknowledged."""
+    appendfsync = settings.get("appendfsync", "unknown")
     version = tuple(int(number) for number in str(server.get("redis_version", "0.0")).split(".")[:2])
     if not server.get("aof_enabled"):
         return WritePolicy(Durability(False, "appendonly is off: acknowledged notes are lost when Redis dies"))
     if appendfsync == "always":
+        if settings.get(NO_FSYNC_ON_REWRITE) == "yes":
+            detail = f"{NO_FSYNC_ON_REWRITE} suspends appendfsync always while the server writes a file: set it to no"
+            return WritePolicy(Durability(False, detail))
         return WritePolicy(Durability(True, "appendonly with appendfsync always"))
     if appendfsync == "everysec" and version >= WAITAOF_VERSION:  # with "no", WAITAOF would wait for ever
+        if "valkey_version" in server or version == PREMATURE_VERSION:
+            detail = "appendonly with appendfsync everysec, and WAITAOF of this server answers before the fsync"
+            return WritePolicy(Durability(False, f"{detail}: use appendfsync always"))
         detail = f"appendonly with appendfsync {appendfsync}, each write waits with WAITAOF"
         return WritePolicy(Durability(True, detail), waits=True)
     detail = f"appendonly with appendfsync {appendfsync}: the last writes can be lost"

@@ -11,14 +11,28 @@ from typing import Any
 from service.records import PositionKey, position_key
 from service.store.events import CONTROL, NEW_STREAM
 from service.store.purge_claim import PurgeClaim
+from service.store.scripts import FIRST_WRITE
 
 FIELDS = {b"type", b"note", b"reader"}
 """Fields that the entry of every event and of every removal has."""
 
 PAGE_SIZE = 1000
 """Entries that are copied in one round trip."""
+# KEYS events, new events; ARGV positions. Copies the entries that are still there: a reader may have been forgotten
+# since they were read.
+COPY = (
+    FIRST_WRITE
+    + """
+for _, position in ipairs(ARGV) do
+  local entry = redis.call('XRANGE', KEYS[1], position, position)[1]
+  if entry then redis.call('XADD', KEYS[2], entry[1], unpack(entry[2])) end
+end
+"""
+)
 # KEYS events, new events, claim; ARGV last position that was copied, the claim's token.
-EXCHANGE = """
+EXCHANGE = (
+    FIRST_WRITE
+    + """
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return redis.error_reply('another purge has taken over') end
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('DEL', KEYS[2]) end
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+')) do
@@ -28,6 +42,7 @@ redis.call('XADD', KEYS[2], '*', 'type', '-purge', 'note', '', 'reader', '', 'at
 redis.call('UNLINK', KEYS[1])
 return redis.call('RENAME', KEYS[2], KEYS[1])
 """
+)
 Removals = dict[tuple[bytes, bytes], PositionKey]
 """Position of the last removal of each note and reader, by the name of the field of an event and its value."""
 
@@ -45,7 +60,7 @@ def purge_events(client: Any, prefix: bytes, claim: PurgeClaim) -> None:
     while True:
         claim.renew()
         entries = client.xrange(events, first, count=PAGE_SIZE)
-        _copy(client, prefix, new, entries, removals, seen)
+        _copy(client, prefix, entries, removals, seen)
         first = b"(" + entries[-1][0] if entries else first
         if len(entries) < PAGE_SIZE:
             break
@@ -68,7 +83,7 @@ def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, 
     return removals, seen
 
 
-def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
+def _copy(client: Any, prefix: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
     """Copy the events whose note exists and that no later removal in `removals` covers. Control entries after `seen`
     are copied too: they are not in `removals`, so events that they remove may have been copied, and followers must
     apply them. An entry without a field that every event has is left out."""
@@ -79,9 +94,11 @@ def _copy(client: Any, prefix: bytes, new: bytes, entries: list[Any], removals: 
     for note in notes:
         pipeline.exists(prefix + b"note:" + note)
     stored = dict(zip(notes, pipeline.execute(), strict=True))
+    to_copy: list[bytes] = []
     for position, fields in entries:
         at = position_key(position.decode())
         ended = [removals.get((name, fields[name]), (0, 0)) for name in (b"note", b"reader")]
         if at > seen if fields[b"type"] in CONTROL else stored[fields[b"note"]] and at > max(ended):
-            pipeline.xadd(new, fields, id=position)
-    pipeline.execute()
+            to_copy.append(position)
+    events_key = prefix + b"events"
+    client.eval(COPY, 2, events_key, events_key + NEW_STREAM, *to_copy)

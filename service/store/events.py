@@ -23,7 +23,7 @@ from service.store.connection import Command, Connection
 from service.store.idempotency import REMOVED
 from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.known_position import KnownPosition
-from service.store.scripts import LOG_END
+from service.store.scripts import FIRST_WRITE, LOG_END
 
 CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
     b"-note": "note",
@@ -49,8 +49,10 @@ OUTCOMES: tuple[EventOutcome, ...] = ("accepted", "duplicate", "unknown_note")
 # KEYS salt, identity; ARGV a new salt, the identity that the store must have or "".
 SALT = """
 if ARGV[2] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[2] then return 'removed' end
-redis.call('SET', KEYS[1], ARGV[1], 'NX')
-return redis.call('GET', KEYS[1])
+local salt = redis.call('GET', KEYS[1])
+if salt then return salt end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
 """
 # KEYS events; ARGV milliseconds and bytes that it may hold. Cuts whole blocks of about a hundred entries.
 TRIM_FUNCTION = """
@@ -112,11 +114,14 @@ return {last, outcomes}
 """
 )
 # KEYS events, identity; ARGV identity or "", reader.
-MARK_FORGOTTEN = """
+MARK_FORGOTTEN = (
+    FIRST_WRITE
+    + """
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'removed' end
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 return redis.call('XADD', KEYS[1], '*', 'type', '-reader', 'note', '', 'reader', ARGV[2], 'at', '0', 'more', '')
 """
+)
 # KEYS events, new events; ARGV reader, first and last position, how many to look through. Answers how many were
 # removed, and the position of the last one that was looked at, where more may follow.
 REMOVE_EVENTS = """

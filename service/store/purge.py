@@ -7,6 +7,7 @@ the change log, in the answers that are remembered for repeated requests, and in
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -22,6 +23,7 @@ from service.store.clients import client_of
 from service.store.event_purge import purge_events
 from service.store.keys import HASH_TAG, TENANT_PATTERN
 from service.store.purge_claim import PurgeClaim, PurgeError
+from service.store.scripts import FIRST_WRITE
 
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
 """Prefix of the keys of one tenant."""
@@ -36,6 +38,10 @@ T = TypeVar("T")
 LAST = f"{HASH_TAG}purged"
 """Key of the time of the last purge on schedule."""
 
+# KEYS log; ARGV PURGE. Appends the entry of the purge; nothing where there is no log any more.
+MARK = FIRST_WRITE + "return redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', 'id', '', 'op', ARGV[1])"
+# KEYS time of the last purge; ARGV time.
+SET_LAST = FIRST_WRITE + "redis.call('SET', KEYS[1], ARGV[1])"
 # KEYS log, another key; ARGV position. Rewrites the log without what is before the position: XTRIM and XDEL leave the
 # bytes of single entries where they were.
 CUT = """
@@ -79,10 +85,13 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
 
 def last_purge(url: str, now: float) -> float:
     """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
-    which it stores. Raises PurgeError."""
+    which it stores. So it does in place of a time after `now`, which a clock that was ahead has left: no purge would be
+    due before that. Raises PurgeError."""
     with _client(url) as client:
-        client.set(LAST, now, nx=True)
-        return float(client.get(LAST))
+        last = float(client.get(LAST) or math.inf)
+        if last > now:
+            client.eval(SET_LAST, 1, LAST, now)
+        return min(last, now)
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
@@ -97,7 +106,7 @@ def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, boo
             if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
                 return last, False
             _purge(client, claim, ())
-            client.set(LAST, now)
+            client.eval(SET_LAST, 1, LAST, now)
         finally:
             claim.release()
         return now, True
@@ -118,7 +127,7 @@ def _purge(client: Any, claim: PurgeClaim, ids: Collection[str]) -> list[PurgedL
     _refuse_stored(client, claim, logs, ids)
     _forget_answers(client, claim, frozenset(ids))
     _forget_lists(client, claim)
-    marks = [(log, client.xadd(log, {"id": "", "op": PURGE}, nomkstream=True)) for log in logs]
+    marks = [(log, client.eval(MARK, 1, log, PURGE)) for log in logs]
     begun = [(log, position) for log, position in marks if position]  # else its tenant was removed just now
     time.sleep(FOLLOW_SECONDS if begun else 0)
     for log, position in begun:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from service.store.keys import HASH_TAG
+from service.store.scripts import FIRST_WRITE
 
 SECONDS = 60
 """How long a claim holds after it was renewed: longer than any one step of a purge, and what a process that died at it
@@ -15,6 +16,13 @@ WAIT_SECONDS = 900.0
 """How long a purge waits for another one. Rewriting the file of a large store takes minutes."""
 CHECK_SECONDS = 0.05
 """Pause between two attempts at the claim."""
+# KEYS claim; ARGV token, seconds. Answers whether no other purge has it.
+TAKE = f"""
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+{FIRST_WRITE}
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
 # KEYS claim; ARGV token, seconds. Answers whether the claim is still this one's.
 RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('EXPIRE', KEYS[1], ARGV[2])"
 RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1])"
@@ -35,7 +43,7 @@ class PurgeClaim:
 
     def take(self) -> bool:
         """Take the claim, and return whether no other purge has it."""
-        return bool(self._client.set(self.KEY, self.token, nx=True, ex=SECONDS))
+        return bool(self._client.eval(TAKE, 1, self.KEY, self.token, SECONDS))
 
     def wait(self) -> None:
         """Take the claim once the purge that has it is done. Raises PurgeError after WAIT_SECONDS."""

@@ -223,6 +223,8 @@ class RedisNoteStore:
         for claim in claims:
             if claim.earlier:
                 self._hear_of(claim.earlier.position.encode())
+        if any(claim.earlier for claim in claims):
+            await self.wait_for_disk()
         return claims
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
@@ -359,10 +361,10 @@ class RedisNoteStore:
             entry = f"{position} {now}"
             if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:
                 return  # where nothing is kept, a new key would be all that is left of the tenant
-            snapshots = {name: entry.split() for name, entry in (await self._redis.hgetall(keys[0])).items()}
-            if old := [name for name, (_, time) in snapshots.items() if float(time) < now - REPLICA_SECONDS]:
+            snapshots = _decode_snapshots(await self._redis.hgetall(keys[0]))
+            if old := [name for name, (_, made_at) in snapshots.items() if made_at < now - REPLICA_SECONDS]:
                 await self._redis.hdel(keys[0], *old)
-            positions = [entry[0].decode() for name, entry in snapshots.items() if name not in old]
+            positions = [position for name, (position, _) in snapshots.items() if name not in old]
             if self._log_seconds:
                 positions.append(f"{max(0, int(1000 * (now - self._log_seconds)))}-0")
             # The entry of the oldest snapshot itself is kept: finding it shows that the log reaches back far enough.
@@ -380,6 +382,9 @@ class RedisNoteStore:
 
     async def durability(self) -> Durability:
         return await self.connection.durability()
+
+    async def wait_for_disk(self) -> None:
+        await self.connection.wait_for_disk()
 
     async def begin_samples(self) -> bool:
         async with self._call("begin samples"):
@@ -408,6 +413,20 @@ def _condition(condition: Condition | None) -> str:
     if condition is None:
         return ""
     return ("!" if condition.negated else "") + (" ".join(condition.positions) or "*")
+
+
+def _decode_snapshots(entries: Mapping[bytes, bytes]) -> dict[bytes, tuple[str, float]]:
+    """Decode the log position of each replica's snapshot, and when that was made. A malformed one is logged, and holds
+    the log back no longer."""
+    snapshots = {}
+    for name, entry in entries.items():
+        try:
+            position, made_at = entry.decode("ascii").split()
+            position_key(position)
+            snapshots[name] = position, float(made_at)
+        except ValueError:
+            log.error("snapshot_entry_malformed", replica=repr(name), detail="it is left out")
+    return snapshots
 
 
 def _put(write: Write) -> tuple[Any, ...]:

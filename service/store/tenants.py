@@ -18,6 +18,7 @@ import structlog
 from service.errors import TenantNotFound, TenantRemoved, TooManyTenants
 from service.store.connection import Command, Connection
 from service.store.keys import HASH_TAG, Keys
+from service.store.scripts import FIRST_WRITE
 
 TENANTS = f"{HASH_TAG}tenants"
 REMOVING = "removing:"
@@ -38,21 +39,25 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('SET', KEYS[2], ARGV[2])
 return ARGV[2]
 """
-# KEYS tenants, identity; ARGV name, REMOVING. From now on nothing is written to the tenant.
+# KEYS tenants, identity; ARGV name, REMOVING. From now on nothing is written to the tenant. The DEL comes
+# first: a server out of memory refuses a script whose first write takes memory.
 BEGIN_REMOVAL = """
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if not known then return false end
-if string.sub(known, 1, #ARGV[2]) ~= ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. known) end
 redis.call('DEL', KEYS[2])
+if string.sub(known, 1, #ARGV[2]) ~= ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. known) end
 return known
 """
 # KEYS tenants, removed; ARGV name, REMOVING, seconds. The list keeps a tenant that was made anew meanwhile.
-END_REMOVAL = """
+END_REMOVAL = (
+    FIRST_WRITE
+    + """
 redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if known and string.sub(known, 1, #ARGV[2]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 return true
 """
+)
 log = structlog.get_logger(__name__)
 
 

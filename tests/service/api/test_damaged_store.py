@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import redis
 import structlog
 
 from service.store import embedded_redis
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
+from service.store.keys import LOG
+from service.store.purge import purge_store, purge_store_if_due
 from tests.service.api.conftest import Serve, eventually_true, gauge
-from tests.service.conftest import DebianRedis
+from tests.service.api.routes.test_events import event
+from tests.service.api.test_tenant_keys import BOOTSTRAP_KEY, SCOPES, under
+from tests.service.conftest import DebianRedis, Server
 
 pytestmark = pytest.mark.slow
 NOTES = 20
@@ -104,6 +110,45 @@ def test_nearly_full_disk_refuses_writes_and_reads_go_on(serve: Serve, monkeypat
         assert client.delete("/notes/before").status_code == 200
         monkeypatch.setattr(embedded_redis, "DISK_RESERVE_BYTES", 0)
         eventually_true(lambda: written().status_code == 201)
+
+
+def test_whatever_removes_goes_on_where_memory_is_full(serve: Serve, server: Server) -> None:
+    with (
+        serve(redis_url=server.url, bootstrap_key=BOOTSTRAP_KEY) as url,
+        under(url, BOOTSTRAP_KEY) as root,
+        redis.Redis.from_url(server.url) as admin,
+    ):
+        root.post("/notes", json=[{"id": "a", "title": "a"}, {"id": "b", "title": "b"}])
+        root.post("/events", json=[event("a"), event("b"), event("b", user="u2")])
+        revoked, acme = (
+            root.post("/keys", json={"name": name, "tenant": name, "scopes": SCOPES}).json()
+            for name in ("default", "acme")
+        )
+        with under(url, acme["key"]) as client:
+            assert client.put("/notes/a", json={"title": "a"}).status_code == 201
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", 1)
+        assert root.put("/notes/c", json={"title": "c"}).status_code == 503
+
+        with under(url, revoked["key"]) as client:
+            assert client.get("/notes/a").status_code == 200
+            assert root.delete(f"/keys/{revoked['prefix']}").status_code == 204
+            assert client.get("/notes/a").status_code == 401, (
+                "the keys were read again, beside the last use of this one"
+            )
+        assert len(root.get("/users/u1/events").text.splitlines()) == 2
+        assert root.delete("/users/u1/events").json() == {"events": 2}
+        assert root.delete("/notes/a").status_code == 200
+        assert root.delete("/tenants/acme").status_code == 204
+        assert purge_store_if_due(server.url, 60.0, time.time()) == (pytest.approx(time.time(), abs=60), False)
+        purge_store(server.url)
+        assert len(root.get("/users/u2/events").text.splitlines()) == 1
+        assert [act["act"] for act in root.get("/audit").json()["acts"]][:4] == [
+            *("tenants.remove", "keys.revoke", "tenants.remove", "keys.revoke")
+        ]
+        assert not admin.keys("{notes}:tenant:acme:*")
+        assert admin.hkeys("{access}:keys") == []
+        assert [fields[b"op"] for _, fields in admin.xrange(LOG)] == [b"purge"]
 
 
 def test_store_away_at_the_start_is_told(serve: Serve, debian_redis: DebianRedis) -> None:

@@ -180,6 +180,33 @@ async def test_what_is_removed_while_events_are_copied_counts_no_more_and_goes_w
     assert [fields["type"] for _, fields in embedded_admin.xrange(EVENTS)] == ["click", "click", "-purge"]
 
 
+async def test_reader_who_is_forgotten_before_a_page_is_copied_stays_forgotten(
+    embedded: EmbeddedRedis,
+    embedded_store: RedisNoteStore,
+    clock: Clock,
+    embedded_admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, forgotten, copy = threading.Event(), threading.Event(), event_purge._copy
+
+    def wait_then_copy(*arguments: Any) -> None:
+        read.set()
+        assert forgotten.wait(30)
+        copy(*arguments)
+
+    monkeypatch.setattr(event_purge, "_copy", wait_then_copy)
+    await embedded_store.put([Write(stored_note("a"))])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, ["a"], "u1", "u2"))
+        purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
+        assert await asyncio.to_thread(read.wait, 30)
+        assert await behaviour.forget("u1") == 1
+        forgotten.set()
+        await purging
+        assert [part async for part in behaviour.of_reader("u1")] == [[]]
+        assert [len(part) async for part in behaviour.of_reader("u2")] == [1]
+
+
 async def test_a_store_that_was_emptied_is_followed_anew(
     embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
 ) -> None:

@@ -54,6 +54,16 @@ def test_store_is_purged_once_per_interval(embedded: EmbeddedRedis, written: red
     assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge"]
 
 
+def test_time_of_a_clock_that_was_ahead_does_not_put_off_the_next_purge(
+    embedded: EmbeddedRedis, written: redis.Redis
+) -> None:
+    ahead = 1000.0 + 365 * DAY
+    assert purge_store_if_due(embedded.url, DAY, ahead) == (ahead, False)
+    assert purge_store_if_due(embedded.url, DAY, 1000.0) == (1000.0, False)
+    assert purge_store_if_due(embedded.url, DAY, 999.0 + DAY) == (1000.0, False)
+    assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY) == (1000.0 + DAY, True)
+
+
 def test_purge_that_another_replica_is_at_is_left_to_it(embedded: EmbeddedRedis, written: redis.Redis) -> None:
     before = purges(written)
     purge_store_if_due(embedded.url, DAY, 1000.0)

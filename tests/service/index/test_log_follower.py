@@ -18,7 +18,7 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import Write, position_key
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG
+from service.store.keys import LOG, NOTE
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 from tests.service.damage import DAMAGES
@@ -145,6 +145,24 @@ async def test_follower_log_cut_behind_index_loses_nothing(
     assert await find_ids(live_index) == ids_of(notes(before + 5)) - ({"n0"} if before else set())
     await live_index.wait_for(await put(embedded_store, stored_note("later")), WAIT)
     assert "later" in await find_ids(live_index)
+    assert live_index.status().lost == ""
+
+
+async def test_follower_of_a_log_that_lost_its_end_and_went_on_tells_of_lost_writes(
+    embedded_store: GatedStore, live_index: LiveIndex, embedded_admin: redis.Redis
+) -> None:
+    await put(embedded_store, stored_note("kept"))
+    lost = await put(embedded_store, stored_note("lost"))
+    await live_index.wait_for(lost, WAIT)
+    assert live_index.status().lost == ""
+    await embedded_store.hold()
+    embedded_admin.xdel(LOG, lost)  # as after a failover to a server that never had it
+    embedded_admin.delete(f"{NOTE}lost")
+    position = await put(embedded_store, stored_note("new"))
+    embedded_store.release()
+    await live_index.wait_for(position, WAIT)
+    assert await find_ids(live_index) == {"kept", "new"}
+    assert lost in live_index.status().lost
 
 
 async def test_follower_flushed_store_empties_index(
@@ -238,6 +256,10 @@ async def test_follower_clock_jumping_back_keeps_expired_out(
     assert position_key(after) > position_key(before)
     assert await find_ids(live_index) == {"long", "late"}
     assert live_index.status().ready
+    brief = stored_note("brief", expires_at=clock() + 1000)
+    await live_index.wait_for(await put(embedded_store, brief), WAIT)
+    clock.offset += 1001
+    await eventually(lambda: live_index.status().vectors == 2)
 
 
 async def test_follower_note_written_expired_is_not_added(

@@ -165,6 +165,7 @@ async def test_start_snapshot_untrusted_is_refused_and_store_read(
     with capture_logs() as logged:
         async with started(embedded_store, clock, folder) as index:
             assert index.status().ready
+            assert (last in index.status().lost) is ("lost" in harm)
             left = ids_of(notes(20)) - {"n3"} - ({"n19"} if "lost" in harm else set())
             assert await find_ids(index) == left
     (refused,) = [line for line in logged if line["event"] == "snapshot_refused"]
@@ -299,6 +300,35 @@ async def test_keeper_saves_at_intervals(
         assert index.status().saved_at == 0.0
         await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
         await eventually(lambda: index.status().saved_at > 0 and (tmp_path / "0" / MANIFEST).exists())
+
+
+async def test_keeper_and_purger_go_on_after_a_failure(
+    embedded_store: GatedStore,
+    embedded_admin: redis.Redis,
+    clock: Clock,
+    folder: SnapshotFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = []
+
+    async def fail(*arguments: object) -> None:
+        failures.append(arguments)
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("service.index.purging.RETRY_SECONDS", 0.01)
+    async with started(embedded_store, clock, folder, snapshot_seconds=0.01) as index:
+        monkeypatch.setattr(embedded_store, "keep_log", fail)
+        await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+        await eventually(lambda: failures)
+        monkeypatch.setattr("service.index.snapshots.SnapshotKeeper.save", fail)
+        await delete(embedded_store, "n0")
+        embedded_admin.xadd(LOG, {"id": "", "op": "purge"})
+        await eventually(lambda: len(failures) > 3)
+        monkeypatch.undo()
+        with capture_logs() as logged:
+            await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
+            await eventually(lambda: any(line["event"] == "index_purged" for line in logged))
+            await eventually(lambda: index.status().unsaved_since == 0.0)
 
 
 async def test_save_on_full_disk_costs_no_answer(

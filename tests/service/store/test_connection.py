@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import structlog
 import uvloop
 
 from service.errors import StoreUnavailable
+from service.interfaces import Clock
+from service.records import Write
 from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis
+from service.store.keys import LOG
+from service.store.redis_store import RedisNoteStore
+from tests.service.conftest import running_embedded, stored_note
 
 
 async def ping(connection: Connection) -> None:
@@ -67,3 +75,28 @@ def test_end_of_a_connection_to_a_store_that_is_away_does_not_say_that_it_answer
     with structlog.testing.capture_logs() as lines:
         uvloop.run(close_after_refused_call())
     assert [line["event"] for line in lines] == ["store_unavailable"]
+
+
+@pytest.mark.anyio
+async def test_write_after_a_failover_that_keeps_the_old_primary_reaches_the_new_one(
+    short_folder: Path, clock: Clock
+) -> None:
+    address = short_folder / "primary.sock"
+    with running_embedded(short_folder / "a") as old, running_embedded(short_folder / "b") as new:
+        address.symlink_to(old.socket)
+        store = RedisNoteStore(f"unix://{address}", clock=clock)
+        await asyncio.gather(*(store.put([Write(stored_note(f"n{n}"))]) for n in range(5)))
+        pool = store.connection.redis.connection_pool
+        in_use = await pool.get_connection()
+        with redis.Redis.from_url(old.url) as admin:
+            admin.replicaof("127.0.0.1", 1)
+        address.unlink()
+        address.symlink_to(new.socket)
+        with pytest.raises(StoreUnavailable, match="read only"):
+            await store.put([Write(stored_note("refused"))])
+        await asyncio.gather(*(store.put([Write(stored_note(f"n{n}"))]) for n in range(5)))
+        await pool.release(in_use)  # the next call takes it
+        await store.put([Write(stored_note("last"))])
+        await store.close()
+        with redis.Redis.from_url(new.url) as admin:
+            assert admin.xlen(LOG) == 6

@@ -9,16 +9,39 @@ from pathlib import Path
 import pytest
 import redis
 
+from model.note import Note
+from service.adding import GENERATE_NOTHING
+from service.admission import PATIENT
+from service.batcher import Batcher
+from service.claims import Claims
+from service.collection.importing import NEW, Importer, NoteToImport
+from service.collection.removal import Remover
 from service.errors import StoreUnavailable
-from service.records import Durability, Write
+from service.filters import Filter
+from service.interfaces import Clock
+from service.recommender import Recommender
+from service.records import Attempt, Durability, Event, EventBounds, Generated, Write
 from service.store.connection import Connection
+from service.store.durability import _persistence
+from service.store.events import RedisEventStore
 from service.store.redis_store import RedisNoteStore
-from tests.service.conftest import DebianRedis, eventually, stored_note
+from service.telemetry import Telemetry
+from tests.service.conftest import (
+    DIMENSION,
+    SPACE,
+    DebianRedis,
+    WordEngine,
+    eventually,
+    following,
+    stored_note,
+)
 
 COMMANDS = 5000
 """Commands in the file of a server that loads for long: it answers others after each 1024 of them."""
 SLOW_LOAD = ("--appendfsync", "everysec", "--key-load-delay", "200")
 """Options of a server that waits so many microseconds after each command that it loads."""
+LATE = pytest.mark.parametrize("server", ["redis-server"], indirect=True)
+"""On the server whose WAITAOF is right: writes to it wait for its disk with appendfsync everysec."""
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
@@ -26,8 +49,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
     ("settings", "durable", "detail"),
     [
         ({"appendfsync": "always"}, True, "always"),
-        ({"appendfsync": "everysec"}, True, "WAITAOF"),
         ({"appendfsync": "no"}, False, "appendfsync no"),
+        ({"no-appendfsync-on-rewrite": "yes"}, False, "no-appendfsync-on-rewrite"),
         ({"appendonly": "no"}, False, "appendonly is off"),
         ({"maxmemory": "1gb", "maxmemory-policy": "noeviction"}, True, "always"),
         ({"maxmemory": "1gb", "maxmemory-policy": "volatile-ttl"}, False, "set it to noeviction"),
@@ -48,10 +71,78 @@ async def test_durability_follows_the_settings_of_the_server(
     assert await store.get(["a"]) != [None]
 
 
+@LATE
 async def test_write_to_a_server_that_fsyncs_late_waits_for_its_disk(store: RedisNoteStore, admin: redis.Redis) -> None:
     admin.config_set("appendfsync", "everysec")
+    assert await store.durability() == Durability(
+        True, "appendonly with appendfsync everysec, each write waits with WAITAOF"
+    )
     await store.put([Write(stored_note())])
     assert admin.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
+
+
+@pytest.mark.parametrize("server", ["embedded"], indirect=True)
+async def test_server_whose_waitaof_answers_before_the_fsync_is_not_durable(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    admin.config_set("appendfsync", "everysec")
+    durability = await store.durability()
+    assert not durability.durable
+    assert "use appendfsync always" in durability.detail
+    (written,) = await store.put([Write(stored_note())])
+    assert written is not None
+
+
+@pytest.mark.parametrize(
+    ("version", "durable"),
+    [
+        ({"redis_version": "7.0.15"}, False),
+        ({"redis_version": "7.2.4"}, True),
+        ({"redis_version": "7.2.4", "valkey_version": "8.1.0"}, False),
+        ({"redis_version": "7.4.1"}, False),
+        ({"redis_version": "8.0.2"}, True),
+    ],
+)
+def test_late_fsync_is_durable_where_waitaof_is_right(version: dict[str, str], durable: bool) -> None:
+    for appendfsync in ("everysec", "always"):
+        policy = _persistence({"aof_enabled": 1, **version}, {"appendfsync": appendfsync})
+        assert policy.durability.durable is (durable or appendfsync == "always")
+        assert policy.waits is (durable and appendfsync == "everysec")
+
+
+@LATE
+async def test_write_that_another_one_brought_about_is_not_acknowledged_before_that_is_on_disk(
+    redis_url: str, admin: redis.Redis, clock: Clock, engine: WordEngine, batcher: Batcher
+) -> None:
+    admin.config_set("appendfsync", "everysec")
+    store = RedisNoteStore(redis_url, clock=clock, dimensions={SPACE: DIMENSION}, timeout_seconds=3.0)
+    events = RedisEventStore(store.connection, EventBounds(86_400.0, 2**24, 3600.0, 1000))
+    note = Note(id="a", title="lemon")
+    async with following(store, clock) as index:
+        recommender = Recommender(engine, batcher, store, index, Telemetry(), clock)
+        importer = Importer(recommender, store, clock)
+        remover = Remover(store, index, Claims(store, 3600))
+        await recommender.put(note, GENERATE_NOTHING)
+        attempt, click = Attempt("key", "fingerprint"), Event("e1", "click", "a", "u1", clock())
+        await recommender.put(Note(id="b", title="tart"), GENERATE_NOTHING, attempts=[attempt])
+        await events.add([click])
+
+        async def repeat_all() -> list[object]:
+            """Make writes that change nothing, since they were made before."""
+            return await asyncio.gather(
+                recommender.put(note, GENERATE_NOTHING),
+                recommender.put(note, GENERATE_NOTHING, attempts=[attempt]),
+                recommender.put_each([(note, GENERATE_NOTHING)], NEW, PATIENT),
+                importer.add([NoteToImport(note, Generated(), SPACE, None)], False, PATIENT),
+                remover.remove(Filter(author="nobody"), PATIENT),
+                events.add([click]),
+                return_exceptions=True,
+            )
+
+        assert not any(isinstance(answer, Exception) for answer in await repeat_all())
+        admin.config_set("appendfsync", "no")  # from now on nothing comes to the disk
+        assert [type(answer) for answer in await repeat_all()] == [StoreUnavailable] * 6
+    await store.close()
 
 
 @pytest.fixture
@@ -89,6 +180,7 @@ async def test_server_that_loads_its_file_is_not_taken_for_one_without_a_file(lo
     await connection.close()
 
 
+@LATE
 async def test_write_under_way_is_answered_where_the_server_turns_out_to_fsync_late(
     store: RedisNoteStore, admin: redis.Redis
 ) -> None:

@@ -30,7 +30,7 @@ from service.records import (
     position_key,
 )
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE
+from service.store.keys import LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, record_reads, stored_note
 from tests.service.damage import DAMAGES, SECRET
@@ -375,6 +375,19 @@ def test_log_reaches_a_position_if_nothing_behind_it_is_lost(
     assert [position for position in reached + lost if bounds.reach(position)] == reached
 
 
+@pytest.mark.parametrize(
+    ("bounds", "lost", "kept"),
+    [
+        (LogBounds(None, ORIGIN, cut=False), ["5-0"], [ORIGIN]),
+        (LogBounds("3-0", "9-0", cut=True), ["3-0", "5-0", "9-1"], [ORIGIN, "2-9", "9-0"]),
+        (LogBounds("3-0", "9-0", cut=True, entry="5-0"), ["4-0"], ["5-0"]),
+        (LogBounds(None, "9-0", cut=True), ["10-0"], ["5-0", "9-0"]),
+    ],
+)
+def test_log_has_lost_what_no_cut_explains(bounds: LogBounds, lost: list[str], kept: list[str]) -> None:
+    assert [position for position in lost + kept if bounds.lost(position)] == lost
+
+
 async def test_samples_begin_in_a_store_that_never_held_a_note(store: RedisNoteStore) -> None:
     assert await store.begin_samples()
     await put(store, stored_note())
@@ -577,6 +590,18 @@ async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
     await store.keep_log("a", positions[499])
     assert admin.xlen(LOG) <= 100
     assert await reaches(store, positions[499])
+
+
+@pytest.mark.parametrize("entry", [b"garbage", b"1-0", b"x 1.0", b"1-0 yesterday", b"\xff 1.0", b""])
+async def test_malformed_entry_of_a_snapshot_is_logged_and_holds_nothing_up(
+    store: RedisNoteStore, admin: redis.Redis, entry: bytes
+) -> None:
+    written = [await put(store, stored_note(f"n{n}")) for n in range(300)]
+    admin.hset(SNAPSHOTS, "other", entry)
+    with structlog.testing.capture_logs() as lines:
+        await store.keep_log("a", written[-1].position)
+    assert [(line["event"], line["replica"]) for line in lines] == [("snapshot_entry_malformed", "b'other'")]
+    assert admin.xlen(LOG) < 200
 
 
 async def reaches(store: RedisNoteStore, position: str) -> bool:
