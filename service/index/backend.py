@@ -42,7 +42,8 @@ class VectorIndex(Protocol):
         """Return what `search` does, and the rows of these notes in the same order."""
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
-        """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order."""
+        """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order. A note
+        that gets another vector meanwhile, or moves to another segment, may be left out."""
 
     def written(
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float

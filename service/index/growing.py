@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 
@@ -37,7 +38,9 @@ class GrowingSegment(Segment):
         self._row_of: dict[str, int] = {}
         self._tags: list[frozenset[int]] = []
         """Tag codes by row."""
-        self._rows_by_tag: defaultdict[int, set[int]] = defaultdict(set)
+        self._rows_by_tag: defaultdict[int, int] = defaultdict(int)
+        """The rows of each tag as an integer, whose bit of the value 2**r tells whether row r has it. An integer never
+        changes, so that `frozen` copies the dictionary alone."""
 
     @classmethod
     def restored(cls, capacity: int, dimension: int, tag_dictionary: TagDictionary, arrays: Arrays) -> GrowingSegment:
@@ -54,7 +57,7 @@ class GrowingSegment(Segment):
         segment._row_of = {ids[row]: row for row in np.flatnonzero(alive).tolist()}
         tags_by_row: defaultdict[int, set[int]] = defaultdict(set)
         for tag, row in zip(arrays["tags"].tolist(), arrays["tag_rows"].tolist(), strict=True):
-            segment._rows_by_tag[tag].add(row)
+            segment._rows_by_tag[tag] |= 1 << row
             tags_by_row[row].add(tag)
         segment._tags = [frozenset(tags_by_row[row]) for row in range(rows)]
         segment._index.ntotal = rows
@@ -124,9 +127,9 @@ class GrowingSegment(Segment):
         self.columns.write(row, stored, *self._tag_dictionary.category_and_author(stored))
         self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
         for tag in tags:
-            self._rows_by_tag[tag].add(row)
+            self._rows_by_tag[tag] |= 1 << row
         for tag in old_tags - tags:
-            self._rows_by_tag[tag].discard(row)
+            self._rows_by_tag[tag] &= ~(1 << row)
         self._tags[row] = tags
 
     def mark_deleted(self, row: int) -> None:
@@ -148,23 +151,29 @@ class GrowingSegment(Segment):
         new._tags = [self._tags[row] for row in kept]
         for row, tags in enumerate(new._tags):
             for tag in tags:
-                new._rows_by_tag[tag].add(row)
+                new._rows_by_tag[tag] |= 1 << row
         new._first_expiry = self._first_expiry
         new._index.ntotal = len(new)
         return new
 
+    def frozen(self) -> GrowingSegment:
+        """Return the segment as it is now, for `filter_rows`: its living rows and their fields stay the same, and all
+        else is shared. Nothing must be written meanwhile, but tombstones."""
+        frozen = copy(self)  # before the living rows: the first expiry rises once the expired rows are tombstones
+        frozen.columns, frozen.alive = self.columns.copy(), self.alive.copy()
+        frozen._rows_by_tag = self._rows_by_tag.copy()
+        return frozen
+
     def _rows_tagged(self, tag: int, rows: int) -> Bits:
-        mask = np.zeros(len(self.alive), np.bool_)
-        mask[list(self._rows_by_tag.get(tag, ()))] = True
-        return packed_bits(mask[:rows])
+        return self._rows_tagged_any([tag], rows)
 
     def _rows_tagged_any(self, tags: Sequence[int], rows: int) -> Bits:
-        tagged: list[int] = []
-        for tag in tags:
-            tagged += self._rows_by_tag.get(tag, ())
-        mask = np.zeros(len(self.alive), np.bool_)
-        mask[tagged] = True
-        return packed_bits(mask[:rows])
+        tagged, rows_of_tag = 0, self._rows_by_tag.get
+        for tag in tags:  # hundreds for a range, of which few have a row here
+            if tag_rows := rows_of_tag(tag):
+                tagged |= tag_rows
+        size = -(-len(self.alive) // 8)
+        return np.frombuffer(tagged.to_bytes(size, "little"), np.uint8)[: -(-rows // 8)]
 
     def _search_rows(self, vector: Vector, k: int, rows: Bits | None, count: int, exact: bool) -> RankedRows:
         assert rows is not None, "a segment that grows is searched among rows that exist"

@@ -19,11 +19,13 @@ import numpy as np
 from service.filters import Filter
 from service.index.bitmaps import Bits, Mask, RowNumbers, has, mask_of
 from service.index.gpu import MAX_GPU_K, Gpu
+from service.index.growing import GrowingSegment
 from service.index.joint_search import JointIndex
 from service.index.native import RankedRows
 from service.index.packed_strings import HashedStrings
 from service.index.probing import MEASURED_K
 from service.index.segment import Segment
+from service.index.seqlock import SeqLock
 from service.index.tags import CompiledFilter, TagDictionary
 from service.index.threads import map_in_two_threads
 from service.records import IndexRows, Vector
@@ -41,7 +43,7 @@ MAX_LOOPED = 32
 MIN_SHARED_ROWS = 4096
 """Rows that pass a filter from which on two threads search them: another thread takes 0.1 ms to begin."""
 FilteredRows = tuple[Bits | None, int]
-"""The rows of a segment that pass a filter, as `Segment.filter_rows` returns them."""
+"""The rows of a segment that pass a filter and their number, as `Segment.filter_rows` returns them."""
 Found = tuple[float, str, int]
 """A row that a search found: its score times -1, the id of its note, and its number among the rows of all segments. So
 the best one is the smallest, and of equal scores the one with the smallest id."""
@@ -51,17 +53,23 @@ class SegmentSearcher:
     """Searches `segments`, of which the oldest comes first and the last one grows.
 
     `replaced` counts the notes that got a new row. The writer raises it between adding that row and making a tombstone
-    of the old one.
+    of the old one. `rows_lock`: the writer changes the rows of one note at a time in it.
     """
 
     def __init__(
-        self, segments: tuple[Segment, ...], dimension: int, tag_dictionary: TagDictionary, gpu: Gpu | None
+        self,
+        segments: tuple[Segment, ...],
+        dimension: int,
+        tag_dictionary: TagDictionary,
+        rows_lock: SeqLock,
+        gpu: Gpu | None,
     ) -> None:
         self.segments = segments
         self.replaced = 0
         self._on_card = gpu is not None
         self._dimension = dimension
         self._tag_dictionary = tag_dictionary
+        self._rows_lock = rows_lock
         self._first_rows = list(accumulate(map(len, segments[:-1]), initial=0))
         """Number of each segment's first row among the rows of all segments."""
         rows = max(1, sum(map(len, segments)))
@@ -90,15 +98,17 @@ class SegmentSearcher:
         return found[:k]
 
     def _search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int) -> list[Found]:
-        compiled = self._tag_dictionary.compile(where)
-        if where.exact:
-            return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
         if where.narrows:
-            filtered = list(self._filtered(compiled, now))
+            compiled, filtered = self._filter_at_one_moment(where, now)
+            if where.exact:
+                return self._search_one_by_one(vector, k, compiled, filtered)
             matches = sum(count for _, count in filtered)
             visible = _InBitmaps([bits for bits, _ in filtered])
             found, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
             return sorted(found) if len(found) == k else self._search_filtered(vector, k, compiled, filtered)
+        compiled = self._tag_dictionary.compile(where)
+        if where.exact:
+            return self._search_one_by_one(vector, k, compiled, self._filter_in_order(compiled, now))
         replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
         found, met_hidden = self._search_in_one_call(
             vector, k, where.exclude, living, _Alive(self.segments, now), recall_k
@@ -107,7 +117,7 @@ class SegmentSearcher:
         may_miss_a_note = met_hidden and self.replaced != replaced_before
         if len(found) == k and not may_miss_a_note:
             return sorted(found)
-        return self._search_one_by_one(vector, k, compiled, self._filtered(compiled, now))
+        return self._search_one_by_one(vector, k, compiled, self._filter_in_order(compiled, now))
 
     def rows(self, found: Sequence[Found]) -> IndexRows:
         """Return the rows that a search found, as they are now."""
@@ -123,11 +133,11 @@ class SegmentSearcher:
         return IndexRows([note_id for _, note_id, _ in found], vectors, codes[0], codes[1], name_of)
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
-        """Do what VectorIndex.passing does. A note that is replaced meanwhile may be left out."""
+        """Do what VectorIndex.passing does. A note that gets a new row meanwhile may be left out."""
         visible: Visible = _Alive(self.segments, now)
         if where.narrows:
-            compiled = self._tag_dictionary.compile(where)
-            visible = _InBitmaps([bits for bits, _ in self._filtered(compiled, now)])
+            _, filtered = self._filter_at_one_moment(where, now)
+            visible = _InBitmaps([bits for bits, _ in filtered])
 
         candidates = [note_id for note_id in ids if note_id not in where.exclude]
         hashed = HashedStrings.of(candidates)
@@ -141,11 +151,36 @@ class SegmentSearcher:
 
     def count(self, where: Filter, now: float) -> int:
         """Do what VectorIndex.count does."""
-        selected = sum(count for _, count in self._filtered(self._tag_dictionary.compile(where), now))
-        return selected - len(self.passing(list(where.exclude), replace(where, exclude=frozenset()), now))
+        _, filtered = self._filter_at_one_moment(where, now)
+        excluded = self.passing(list(where.exclude), replace(where, exclude=frozenset()), now)
+        return sum(count for _, count in filtered) - len(excluded)
 
-    def _filtered(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
-        """Yield the rows of each segment that pass. A segment is filtered only when it is asked for."""
+    def _filter_at_one_moment(self, where: Filter, now: float) -> tuple[CompiledFilter, list[FilteredRows]]:
+        """Return the rows of each segment that passed a filter at one moment between two changes of notes: a note that
+        passes before and after each change is among them once.
+
+        What a change alters is copied at that moment: which rows are alive, since a change may move a note to another
+        segment, and the fields in the growing segment, since a change may take a note from one tag that passes to
+        another. The copies take some 15 us, whatever the filter, and are made again if a note changed
+        meanwhile. What changes afterwards does not matter: so the tags of all these rows have codes when the
+        filter is compiled, unless they were forgotten, which happens after a merge and for a snapshot.
+        """
+        *older, newest = self.segments
+        assert isinstance(newest, GrowingSegment)
+        while True:
+            forgettings = self._tag_dictionary.forgettings
+            living, frozen = self._rows_lock.read(
+                lambda: ([segment.unexpired_rows(now) for segment in older], newest.frozen())
+            )
+            compiled = self._tag_dictionary.compile(where)
+            if forgettings == self._tag_dictionary.forgettings:
+                break
+        filtered = [segment.passing_rows(compiled, *rows) for segment, rows in zip(older, living, strict=True)]
+        return compiled, [*filtered, frozen.filter_rows(compiled, now)]
+
+    def _filter_in_order(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
+        """Yield the rows of each segment that pass a filter that tests no fields. A segment is filtered only when it is
+        asked for."""
         return (segment.filter_rows(compiled, now) for segment in self.segments)
 
     def _search_one_by_one(

@@ -3,6 +3,8 @@
 A row that is replaced or removed becomes a tombstone: its entry in `alive` becomes False, and nothing else changes. So
 a search that runs meanwhile sees the row or does not, and never half of it. `is_visible` (for one row) and
 `filter_rows` (for all) decide which rows a search may find.
+
+The fields of a row, which filters test, change in place, and only in the segment that grows.
 """
 
 from __future__ import annotations
@@ -141,14 +143,24 @@ class Segment(ABC):
         """Return the living rows that pass a filter and have not expired at `now`, and their number. The ids that it
         excludes are still among them: `search` leaves them out. None stands for all living rows of a segment that does
         not grow."""
-        some_expired = now >= self._first_expiry
-        if not compiled.narrows and not some_expired and not self.grows:
+        if not compiled.narrows and now < self._first_expiry and not self.grows:
             return None, self.living
-        selected, rows = self._copy_alive()
+        return self.passing_rows(compiled, *self.unexpired_rows(now))
+
+    def unexpired_rows(self, now: float) -> tuple[Bits, int]:
+        """Return the living rows that have not expired at `now`, as a new bitmap, and the number of rows that it
+        covers."""
+        some_expired = now >= self._first_expiry  # read first: it rises once the expired rows are tombstones
+        unexpired, rows = self._copy_alive()
+        if some_expired:
+            unexpired &= packed_bits(self.columns.expires[:rows] > now)
+        return unexpired, rows
+
+    def passing_rows(self, compiled: CompiledFilter, selected: Bits, rows: int) -> tuple[Bits, int]:
+        """Return those of the rows `selected` that pass a filter, and their number. The bitmap covers `rows` rows; it
+        is written to. The ids that the filter excludes are still among them."""
         for mask in self.columns[:rows].matching(compiled):
             selected &= packed_bits(mask)
-        if some_expired:
-            selected &= packed_bits(self.columns.expires[:rows] > now)
         if compiled.any_tags:
             selected &= reduce(np.bitwise_or, [self._rows_tagged(tag, rows) for tag in compiled.any_tags])
         for tag in compiled.all_tags:

@@ -1,9 +1,9 @@
 """SegmentedIndex: a small segment that takes writes, and sealed segments that are merged: a log-structured merge tree
 (O'Neil et al. 1996).
 
-One call writes at a time; any number of threads search, without a lock: a search uses the SegmentSearcher (searcher.py)
-that it finds, and is repeated if a write replaced that meanwhile. Merges are jobs: planned and finished as writes are,
-run by another thread.
+One call writes at a time; any number of threads search: a search uses the SegmentSearcher (searcher.py) that it finds,
+and is repeated if a write replaced that meanwhile. A search with a filter copies what that tests between two changes
+(seqlock.py). Merges are jobs: planned and finished as writes are, run by another thread.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from service.index.packed_strings import HashedStrings, packed, unpacked
 from service.index.sealed import SealedSegment
 from service.index.searcher import Found, SegmentSearcher
 from service.index.segment import Segment
+from service.index.seqlock import SeqLock
 from service.index.tags import TagDictionary
 from service.records import Centre, Hit, IndexRows, PositionKey, StoredNote, Vector
 
@@ -90,7 +91,8 @@ class SegmentedIndex:
         self._max_merged_rows = max_merged_rows
         self._centre = LiveCentre(mean_share)
         self._tag_dictionary = TagDictionary(attributes)
-        self._searcher = SegmentSearcher((self._new_growing(),), dimension, self._tag_dictionary, gpu)
+        self._rows_lock = SeqLock()
+        self._show(self._new_growing())
         self._merges = MergePlanner[Segment]()
 
     def __len__(self) -> int:
@@ -126,18 +128,20 @@ class SegmentedIndex:
         growing = self._growing
         row = growing.row_of(note_id)
         if row is not None and np.array_equal(growing.vectors(np.array([row]))[0], vector):
-            growing.set_fields(row, stored)
+            with self._rows_lock.change():
+                growing.set_fields(row, stored)
             return False
         if growing.full:
             growing = self._replace_full(growing)
         old_rows = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
-        # The new row comes first: a search beside this may find both rows, and never neither.
-        growing.append(stored, vector)
-        if old_rows:
-            self._searcher.replaced += 1
         same = any(np.array_equal(segment.vectors(np.array([row]))[0], vector) for segment, row in old_rows)
-        for segment, row in old_rows:
-            segment.mark_deleted(row)
+        with self._rows_lock.change():
+            # The new row comes first: a search without a filter beside this may find both rows, and never neither.
+            growing.append(stored, vector)
+            if old_rows:
+                self._searcher.replaced += 1
+            for segment, row in old_rows:
+                segment.mark_deleted(row)
         return not same
 
     def _replace_full(self, full: GrowingSegment) -> GrowingSegment:
@@ -244,7 +248,11 @@ class SegmentedIndex:
         return self._searcher.passing(ids, where, now)
 
     def count(self, where: Filter, now: float) -> int:
-        return self._searcher.count(where, now)
+        while True:
+            searcher = self._searcher
+            count = searcher.count(where, now)
+            if searcher is self._searcher:
+                return count
 
     def written(
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
@@ -360,7 +368,7 @@ class SegmentedIndex:
 
     def _show(self, *segments: Segment) -> None:
         """Have these segments searched from now on."""
-        self._searcher = SegmentSearcher(segments, self._dimension, self._tag_dictionary, self._gpu)
+        self._searcher = SegmentSearcher(segments, self._dimension, self._tag_dictionary, self._rows_lock, self._gpu)
 
 
 def _hits(found: Sequence[Found]) -> list[Hit]:

@@ -51,6 +51,8 @@ class TagDictionary:
         self._codes = dict(codes or {})
         self.name_of = self._names()
         """Categories and authors by their codes. It is replaced when tags are forgotten."""
+        self.forgettings = 0
+        """How often tags were forgotten. It is raised before that."""
         self._next = max(self._codes.values(), default=-1) + 1
         for name, values in self._values.items():
             prefix = _attribute_tag(name, "")
@@ -72,6 +74,7 @@ class TagDictionary:
         for codes in used_codes:
             used[codes] = True
         if np.count_nonzero(used) < len(self._codes):
+            self.forgettings += 1
             self._codes = {text: code for text, code in self._codes.items() if used[code]}
             self.name_of = self._names()
             for values in self._values.values():
@@ -220,6 +223,10 @@ class Columns:
     @property
     def all(self) -> tuple[npt.NDArray[Any], ...]:
         return self.created, self.expires, self.written_ms, self.written_sequence, self.category, self.author
+
+    def copy(self) -> Columns:
+        """Return the same rows in arrays of their own."""
+        return Columns(*(column.copy() for column in self.all))
 
     def __getitem__(self, rows: slice | RowNumbers) -> Columns:
         return Columns(*(column[rows] for column in self.all))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.filters import Filter
+from service.filters import AllOf, AnyOf, AttributeRange, Bounds, Filter, Has, Not, TimeRange, order_key
+from service.index.growing import GrowingSegment
 from service.index.probing import RECALL
+from service.index.segment import Segment
 from service.index.segmented import SegmentedIndex
+from service.index.seqlock import FREE_READS, SeqLock
+from service.index.tags import Columns, TagDictionary
 from service.records import StoredNote
 from tests.service.conftest import stored_note
 from tests.service.index.reference import (
@@ -66,11 +72,19 @@ def beside(search: Callable[[int], None], write: Callable[[int], None], searches
 
 
 @pytest.mark.usefixtures("threads_take_turns_often")
-@pytest.mark.parametrize("where", [ANY, Filter(hashtags=("stays",)), Filter(exclude=frozenset({"stay7", "go7"}))])
+@pytest.mark.parametrize(
+    "where",
+    [
+        ANY,
+        Filter(hashtags=("stays",)),
+        Filter(hashtags=("even", "odd")),
+        Filter(exclude=frozenset({"stay7", "go7"})),
+    ],
+)
 def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
     """Notes that stay or are replaced are always found; one that is removed for good is not found after that."""
     index = SegmentedIndex(DIMENSION, growing_rows=16)
-    stay = [row(f"stay{n}", n, hashtags=("stays",)) for n in range(60)]
+    stay = [row(f"stay{n}", n, hashtags=("stays", "even")) for n in range(60)]
     index.upsert(stay)
     expected = {note.note.id for note in stay} - where.exclude
     gone, faults = set[str](), list[str]()
@@ -90,7 +104,9 @@ def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
         faults.extend(f"{back} is back" for back in before.intersection(found))
 
     def write(turn: int) -> None:
-        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays",)), row(f"go{turn}", turn, hashtags=("goes",))])
+        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays", "even"))])
+        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays", "odd"))])  # in the row that it has
+        index.upsert([row(f"go{turn}", turn, hashtags=("goes",))])
         index.remove([f"go{turn - 5}"])
         if turn >= 5:
             gone.add(f"go{turn - 5}")
@@ -98,6 +114,142 @@ def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
 
     beside(search, write, searches=40, turns=300)
     assert not faults, faults[:5]
+
+
+def after_each_call(patch: pytest.MonkeyPatch, owner: type, name: str, then: Callable[[], None]) -> None:
+    """Have `then` called after each call of a method."""
+    method = getattr(owner, name)
+
+    @wraps(method)
+    def called(*arguments: Any) -> Any:
+        result = method(*arguments)
+        then()
+        return result
+
+    patch.setattr(owner, name, called)
+
+
+TEN_SEATS = AttributeRange("seats", Bounds(gte=order_key("10")))
+EVEN_OR_ODD = AnyOf((Has("hashtag", frozenset({"even"})), Has("hashtag", frozenset({"odd"}))))
+EARLY, LATE = TimeRange("created", Bounds(lte=5.0)), TimeRange("created", Bounds(gt=5.0))
+EARLY_EVEN_OR_LATE_ODD = AnyOf(tuple(map(AllOf, zip((EARLY, LATE), EVEN_OR_ODD.parts, strict=True))))
+
+
+@pytest.mark.parametrize(
+    ("owner", "step", "where", "seed"),
+    [
+        (GrowingSegment, "_rows_tagged", Filter(hashtags=("even", "odd")), 1),
+        (GrowingSegment, "_rows_tagged_any", Filter(clause=EVEN_OR_ODD), 1),
+        (Columns, "within", Filter(clause=AnyOf((EARLY, LATE))), 1),
+        (TagDictionary, "compile", Filter(clause=TEN_SEATS), 1),
+        (TagDictionary, "compile", Filter(clause=TEN_SEATS), 2),
+        (Columns, "copy", Filter(clause=EARLY_EVEN_OR_LATE_ODD), 1),
+        (SeqLock, "read", Filter(hashtags=("even", "odd")), 1),
+    ],
+    ids=["hashtags", "groups", "times", "range", "range-new-row", "copies", "forgotten"],
+)
+def test_filtered_search_finds_note_that_passes_before_and_after_a_change_between_its_steps(
+    monkeypatch: pytest.MonkeyPatch, owner: type, step: str, where: Filter, seed: int
+) -> None:
+    """The change comes after the first time that the search does `step`. The note keeps its row, unless `seed` gives it
+    another vector; its seats are new to the index, its hashtag is not. After `read` the tags that it had are forgotten.
+    `passing` finds a note that keeps its row, too."""
+
+    def version(hashtag: str, seats: int = 10, seed: int = 1) -> StoredNote:
+        created_at = 9.0 if hashtag == "odd" else 1.0
+        return row("changes", seed, hashtags=(hashtag,), created_at=created_at, attributes={"seats": seats})
+
+    def found_by(ask: Callable[[SegmentedIndex], list[str]], before: str, after: str) -> list[str]:
+        index, changes = SegmentedIndex(DIMENSION, attributes=("seats",)), [version(after, 11, seed)]
+        index.upsert([version(after), version(before)])
+
+        def change() -> None:
+            if changes:
+                index.upsert([changes.pop()])
+                if step == "read":
+                    index.snapshot_parts()  # forgets tags
+
+        with monkeypatch.context() as patch:
+            after_each_call(patch, owner, step, change)
+            found = ask(index)
+        assert not changes, "the search did not do the step"
+        return found
+
+    def searched(index: SegmentedIndex) -> list[str]:
+        return [hit.id for hit in index.search(direction(0), 5, where, 0.0)]
+
+    def passing(index: SegmentedIndex) -> list[str]:
+        return index.passing(["changes"], where, 0.0)
+
+    for ask in (searched, passing) if seed == 1 else (searched,):
+        # Both ways, since the order in which a search reads two tags is its own.
+        found = found_by(ask, "even", "odd"), found_by(ask, "odd", "even")
+        assert found == (["changes"], ["changes"]), ask.__name__
+
+
+ALWAYS_PASSING = [
+    Filter(hashtags=("even", "odd")),
+    Filter(hashtags=("even", "odd"), exact=True),
+    Filter(clause=TEN_SEATS),
+    Filter(clause=AnyOf((EARLY, LATE))),
+    Filter(clause=EARLY_EVEN_OR_LATE_ODD),
+    Filter(clause=Not(AnyOf((Has("category", frozenset({"None"})), Not(TEN_SEATS))))),
+    Filter(clause=EVEN_OR_ODD),
+]
+
+
+@pytest.mark.parametrize("where", ALWAYS_PASSING)
+def test_filtered_search_beside_changes_at_any_of_its_steps_misses_nothing(
+    monkeypatch: pytest.MonkeyPatch, where: Filter
+) -> None:
+    """Notes that a filter accepts before and after each change are found, whichever steps of a search changes fall
+    between: the steps are drawn, and the same in each run."""
+    chance, index = random.Random(0), SegmentedIndex(DIMENSION, growing_rows=8, attributes=("seats",))
+    changes_left = 0
+
+    def changed(number: int) -> StoredNote:
+        """Return a note that has the vector that it had, mostly, and seats that no note had before, often."""
+        hashtag = chance.choice(["even", "odd"])
+        return row(
+            f"stay{number}",
+            number + 100 * chance.randrange(12) // 11,
+            hashtags=(hashtag,),
+            created_at=1.0 if hashtag == "even" else 9.0,
+            attributes={"seats": chance.randrange(10, 1000)},
+        )
+
+    def change_now_and_then() -> None:
+        nonlocal changes_left
+        if changes_left and chance.random() < 0.3:
+            changes_left -= 1
+            index.upsert([changed(chance.randrange(12))])
+            if chance.random() < 0.1:
+                do_jobs(index)
+            if chance.random() < 0.1:
+                index.snapshot_parts()  # forgets tags
+
+    index.upsert([changed(number) for number in range(12)])
+    for owner, step in (
+        (TagDictionary, "compile"),
+        (Segment, "unexpired_rows"),
+        (GrowingSegment, "frozen"),
+        (Columns, "copy"),
+        (SeqLock, "read"),
+        (GrowingSegment, "_rows_tagged"),
+        (GrowingSegment, "_rows_tagged_any"),
+        (Columns, "within"),
+        (Segment, "filter_rows"),
+        (Segment, "search"),
+    ):
+        after_each_call(monkeypatch, owner, step, change_now_and_then)
+    expected = {f"stay{number}" for number in range(12)}
+    for search in range(300):
+        # One more might fall into a read that makes writers wait, and this is the thread that reads.
+        changes_left = FREE_READS
+        found = [hit.id for hit in index.search(direction(search), 20, where, 0.0)]
+        assert (set(found), len(found)) == (expected, len(expected)), f"search {search}"
+        changes_left = FREE_READS
+        assert index.count(where, 0.0) == len(expected), f"count {search}"
 
 
 @pytest.mark.usefixtures("threads_take_turns_often")

@@ -1,4 +1,4 @@
-"""Work that two threads share, and calls that change an index one at a time."""
+"""Work that two threads share, calls that change an index one at a time, and reads between two changes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.index.seqlock import FREE_READS, SeqLock
 from service.index.threads import IndexWriter, map_in_two_threads
 
 
@@ -79,3 +80,71 @@ async def test_call_that_fails_lets_the_next_one_run(writer: IndexWriter) -> Non
         with pytest.raises(ZeroDivisionError):
             await run(lambda: 1 // 0)
     assert await writer.run_short(lambda: "next") == "next"
+
+
+def test_read_beside_which_something_changed_is_repeated() -> None:
+    lock, halves, reads = SeqLock(), [0, 0], 0
+
+    def change() -> None:
+        with lock.change():
+            halves[0] += 1
+            halves[1] += 1
+
+    def look() -> tuple[int, int]:
+        nonlocal reads
+        first, reads = halves[0], reads + 1
+        if reads < FREE_READS:
+            change()
+        return first, halves[1]
+
+    assert (lock.read(look), reads) == ((FREE_READS - 1, FREE_READS - 1), FREE_READS)
+
+
+def test_read_that_was_overtaken_again_and_again_makes_changes_wait() -> None:
+    lock, value, reads = SeqLock(), 0, 0
+
+    def change() -> None:
+        nonlocal value
+        with lock.change():
+            value += 1
+
+    late = threading.Thread(target=change)
+
+    def look() -> tuple[int, int]:
+        nonlocal reads
+        first, reads = value, reads + 1
+        if reads <= FREE_READS:
+            change()
+        else:
+            late.start()
+        return first, value
+
+    assert lock.read(look) == (FREE_READS, FREE_READS)
+    late.join()
+    assert value == FREE_READS + 1, "the change that waited"
+
+
+def test_read_that_begins_during_a_change_sees_all_of_it() -> None:
+    lock, halves, began, seen = SeqLock(), [0, 0], threading.Event(), list[tuple[int, int]]()
+
+    def read() -> None:
+        began.set()
+        seen.append(lock.read(lambda: (halves[0], halves[1])))
+
+    reader = threading.Thread(target=read)
+    with lock.change():
+        halves[0] = 1
+        reader.start()
+        began.wait()
+        halves[1] = 1
+    reader.join()
+    assert seen == [(1, 1)]
+
+
+def test_change_that_fails_leaves_the_lock_usable() -> None:
+    lock = SeqLock()
+    with pytest.raises(IndexError), lock.change():
+        raise IndexError
+    with lock.change():
+        pass
+    assert lock.read(lambda: "read") == "read"
