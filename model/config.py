@@ -115,7 +115,8 @@ class NoteLLMConfig:
         return ReadTokens(self.max_title_tokens, self.max_hashtag_tokens, content)
 
     def save(self, folder: Path) -> None:
-        """Write `notellm.json` into an existing folder; a kill leaves the file that was there, or the new one."""
+        """Write `notellm.json` into a folder, which is made if need be; a kill leaves the file that was there, or the
+        new one."""
         with whole_file(folder / CONFIG_FILE) as file:
             file.write((json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 

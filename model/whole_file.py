@@ -11,11 +11,13 @@ from typing import BinaryIO
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file to write to, which gets the name `path` once the block ends without an error. Until then, and
-    where a kill ends the process, an earlier file of that name is whole. Makes the folder. Raises OSError."""
+    where a kill ends the process, an earlier file of that name is whole. One process at a time may write a path. Makes
+    the folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
+    opened = unfinished.open("wb")
     try:
-        with unfinished.open("wb") as file:
+        with opened as file:
             yield file
         unfinished.replace(path)
     except BaseException:

@@ -60,7 +60,7 @@ class Figures:
 def measure() -> Figures:
     """Measure the engine in this process, then the service."""
     engine = Engine.load(cache=Settings().cache_dir)
-    bytes_per_weight = BYTES_PER_WEIGHT[engine.runtime.precision.split()[1]]
+    bytes_per_weight = BYTES_PER_WEIGHT[engine.runtime.number_format]
     notes = notes_of_one_length(engine, CLIENTS * ROUNDS)
     engine_rate = measure_engine(engine, notes)
     del engine

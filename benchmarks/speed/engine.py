@@ -71,6 +71,7 @@ class Figures:
 
     products: Mapping[str, float]
     engine_precision: str
+    engine_format: str
     transformers_dtype: str
     transformers: Mapping[int, Rate]
     llama: LlamaRates
@@ -107,6 +108,7 @@ def measure() -> Figures:
     return Figures(
         products=products,
         engine_precision=engine.runtime.precision,
+        engine_format=engine.runtime.number_format,
         transformers_dtype=str(dtype),
         transformers=transformers_rates,
         llama=llama_rates,
@@ -174,7 +176,7 @@ def rows(figures: Figures) -> list[Row]:
 
 def prefill_rows(figures: Figures, batch: int) -> list[Row]:
     rate = figures.prefill[batch]
-    limit = figures.products[figures.engine_precision.split()[-1]] / GFLOP_PER_NOTE
+    limit = figures.products[figures.engine_format] / GFLOP_PER_NOTE
     share, ratio = rate.median / limit, rate.median / figures.transformers[batch].median
     has_target = batch > 1
     what = f"prefill to vectors, batch {batch}"

@@ -52,7 +52,7 @@ def measure() -> Figures:
     """Start a service on an empty cache and load it."""
     engine = Engine.load(cache=Settings().cache_dir)
     texts = [note.content for note in notes_of_one_length(engine, TEXTS)]
-    sizes = BYTES_PER_WEIGHT[engine.runtime.precision.split()[1]]
+    sizes = BYTES_PER_WEIGHT[engine.runtime.number_format]
     backbone_mib, decoder_mib = (
         million * 1e6 * size / 2**20
         for million, size in zip((MILLION_WEIGHTS, MILLION_DECODER_WEIGHTS), sizes, strict=True)

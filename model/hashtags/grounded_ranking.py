@@ -92,6 +92,7 @@ class GroundedRanking:
         return grounded_score(self.candidates[key].weight, 0.0)
 
     def _written_bound(self, max_written: float) -> float:
-        """Most that the score of a hashtag can be by what the search may still write. A scored candidate lends it no
-        weight: `rerank` takes the candidate's probability with the weight, the written one without."""
+        """Return an upper bound on the score of any hashtag that the search may still write. The weight of a candidate
+        that has its probability adds nothing: `rerank` takes that probability with the weight, and a written one
+        without."""
         return grounded_score(self._max_unscored_weight, max_written)

@@ -203,8 +203,8 @@ def rerank(
 
     where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
-    `candidates`; of one that it lacks, p is that of what was written. A hashtag with p below `min_probability` is
-    dropped, unless a near neighbour carries it.
+    `candidates`; a candidate without an entry has the p of the written hashtag with the same key. A hashtag with p
+    below `min_probability` is dropped, unless a near neighbour carries it.
 
     What is written under the key of a candidate is scored with w = 0, too, and the better of the two is taken, in its
     spelling: the model may find the neighbours' spelling improbable and its own not.

@@ -97,8 +97,8 @@ class CategoryScorer:
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
 
     def closed_set(self, categories: tuple[str, ...], priors_in_progress: set[tuple[str, ...]]) -> SpanSteps[ClosedSet]:
-        """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: closed sets
-        whose prior another request computes; one set for all requests that are stepped together."""
+        """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: names of the
+        closed sets whose prior another request computes, shared by all requests that are stepped together."""
         prior, prior_tokens = yield from self._prior(categories, priors_in_progress)
         head = self._head
         exponents = head.exponents(categories) if head is not None and head.covers(categories) else None

@@ -90,12 +90,13 @@ class Runtime(Protocol):
     """One model on one machine. Not thread-safe.
 
     `pool` allocates its KV cache, `space` names the vector space, `precision` says which library computes and with
-    which number format.
+    which number formats, `number_format` is that of the trunk alone: "float32", "bfloat16" or "int8".
     """
 
     config: NoteLLMConfig
     prompt: Prompt
     precision: str
+    number_format: str
     dimension: int
     pool: BlockPool
 

@@ -85,7 +85,8 @@ class TorchRuntime:
         self.config = model.config
         self.prompt: Prompt = model.prompt
         self.dimension = model.dimension
-        self.precision = f"PyTorch {str(model.backbone.dtype).removeprefix('torch.')}"
+        self.number_format = str(model.backbone.dtype).removeprefix("torch.")
+        self.precision = f"PyTorch {self.number_format}"
         self.pool = BlockPool(blocks, BLOCK_TOKENS)
         self._cache_by_layer: dict[int, tuple[Tensor, Tensor]] = {}
         self._ends = torch.tensor(model.prompt.hashtag_ends, device=model.device)

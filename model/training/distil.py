@@ -36,7 +36,14 @@ from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.recipe import RecipeError
-from model.training.resume import newest_state, refuse_other_inputs, refuse_other_recipe, save_state, wait_while_exists
+from model.training.resume import (
+    backbone_digest,
+    newest_state,
+    refuse_other_inputs,
+    refuse_other_recipe,
+    save_state,
+    wait_while_exists,
+)
 from model.training.running_ridge import RunningRidge
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
@@ -140,7 +147,7 @@ class Distiller:
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
         self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
-        self.inputs = dict(self.texts.digests)
+        self.inputs = self.texts.digests | backbone_digest(recipe.backbone)  # norms and embeddings stay frozen
         """Digests of what the run is a function of beside its recipe, by name."""
         if recipe.words:
             self.inputs[TOKENS_FILE] = file_digest(corpus / TOKENS_FILE)

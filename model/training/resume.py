@@ -19,7 +19,7 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import rank_and_size
 from model.training.optimizer import Schedule
 from model.training.recipe import Recipe, RecipeError
-from model.weights import Progress, silent
+from model.weights import Progress, folder_digest, silent
 from model.whole_file import whole_file
 
 KEPT_STATES = 2
@@ -108,10 +108,18 @@ def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[st
 
 def refuse_other_inputs(path: Path, saved: Mapping[str, str], inputs: Mapping[str, str], tell: Progress) -> None:
     """Raise RecipeError as `refuse_other_files`, for the state at `path`, and tell which inputs are not checked because
-    a state of an earlier version has no digest of them. For runs whose recipe names all inputs, so that none is new."""
+    a state of an earlier version has no digest of them. The run's recipe must name all inputs, so that one that `saved`
+    lacks cannot be a new one."""
     if unknown := ", ".join(sorted(inputs.keys() - saved.keys())):
         tell(f"{path} is of an earlier version: whether {unknown} changed since the run began is not checked")
     refuse_other_files(path.parent, {**inputs, **saved}, inputs)
+
+
+def backbone_digest(backbone: str) -> dict[str, str]:
+    """Return the digest of a backbone's folder by its name, for a run whose state leaves out frozen weights; nothing
+    for a backbone that is no folder."""
+    folder = Path(backbone).expanduser()
+    return {backbone: folder_digest(folder)} if folder.is_dir() else {}
 
 
 @contextmanager

@@ -156,8 +156,9 @@ class Texts:
         self.teacher_vectors: npt.NDArray[np.float32] = unit(np.concatenate(teachers, axis=1))
 
     def _centred(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return unit vectors (N, D) less the mean of the mix; a note without a vector, all zeros, keeps none."""
         mean = sum(self.mix.shares[source] * vectors[rows].mean(0) for source, rows in self.mix.rows.items())
-        return unit(vectors - mean)
+        return unit(np.where(vectors.any(axis=1, keepdims=True), vectors - mean, 0))
 
     def sample(self, count: int) -> list[int]:
         """Rows of the stream's first `count` notes, in the shares of the mix."""

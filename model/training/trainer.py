@@ -44,9 +44,9 @@ from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import Schedule, optimizer_and_schedule
 from model.training.recipe import Recipe, RecipeError
-from model.training.resume import LAST, RunState, replaced_folder, restore_replaced
+from model.training.resume import LAST, RunState, backbone_digest, replaced_folder, restore_replaced
 from model.training.teacher import known_share
-from model.weights import Progress, file_digest, folder_digest, silent
+from model.weights import Progress, file_digest, silent
 
 BEST, FINAL, LOG = "best", "final", "log.jsonl"
 """In a run's folder: the best checkpoint, that after the last step (for averages), and one line for each step."""
@@ -412,7 +412,4 @@ def _digests(recipe: Recipe) -> dict[str, str]:
     frozen: a state does not hold these."""
     files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
     digests = {str(file): file_digest(file) for file in files}
-    backbone = Path(recipe.backbone).expanduser()
-    if recipe.lora_rank and backbone.is_dir():
-        digests[recipe.backbone] = folder_digest(backbone)
-    return digests
+    return digests | backbone_digest(recipe.backbone) if recipe.lora_rank else digests

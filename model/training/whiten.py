@@ -119,6 +119,7 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: f
     head["projection"] = (whitening(vectors, dimension, power) @ projection.astype(np.float32)).astype(np.float32)
     with whole_file(path) as file:
         file.write(save(head))
+        file.flush()  # a full disk is noticed before the head that no longer fits is gone
         (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
     # The head has its name just before the other file that must fit it.
     replace(config, dimension=dimension).save(checkpoint)

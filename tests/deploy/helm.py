@@ -3,7 +3,9 @@ that also hold OpenVINO and PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,16 +35,25 @@ def _process() -> ProcessPoolExecutor:
 
 def _render(path: Path, values: dict[str, Any], release: str, namespace: str) -> dict[str, str]:
     """Load the chart and render it. It is loaded each time: rendering drops its disabled dependencies for good."""
-    from helm_python import Chart, errors
+    from helm_python import Chart
 
-    try:
-        with Chart.load(path) as chart:
-            return chart.render(values, name=release, namespace=namespace)
-    except errors.HelmError as error:
-        raise HelmError(str(error)) from None  # Helm's own class would load the engine in the test's process
+    with _own_errors(), Chart.load(path) as chart:
+        return chart.render(values, name=release, namespace=namespace)
 
 
 def _lint(path: Path, values: dict[str, Any]) -> dict[str, Any]:
     from helm_python import lint
 
-    return lint(path, values, strict=True)
+    with _own_errors():
+        return lint(path, values, strict=True)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise HelmError for Helm's own class, which would load the engine in the process of the test."""
+    from helm_python import errors
+
+    try:
+        yield
+    except errors.HelmError as error:
+        raise HelmError(str(error)) from None

@@ -70,6 +70,7 @@ class OpenVinoRuntime:
     ) -> None:
         self.config = config
         self.prompt = prompt
+        self.number_format = precision
         self.precision = f"OpenVINO {precision}"
         """The precision of the trunk, and that of the decoder's weights where it is another."""
         use_one_blas_thread()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.inference.engine import Engine
@@ -144,6 +146,18 @@ def test_run_on_other_vectors_is_not_resumed(
         start(recipe, corpus, tmp_path / "run")
 
 
+def test_run_on_another_backbone_is_not_resumed(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    backbone = Path(shutil.copytree(recipe.backbone, tmp_path / "backbone"))
+    recipe = replace(recipe, backbone=str(backbone))
+    start(recipe, corpus, tmp_path / "run").save()
+    (file,) = backbone.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"] += 1
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(RecipeError, match=f"^{backbone} changed since the run in .* began"):
+        start(recipe, corpus, tmp_path / "run")
+
+
 def test_run_with_its_sources_in_another_order_is_not_resumed(
     recipe: Distillation, corpus: Path, tmp_path: Path
 ) -> None:
@@ -174,8 +188,8 @@ def test_run_on_another_token_teacher_is_not_resumed(
 @pytest.mark.parametrize(
     ("digests", "unchecked"),
     [
-        ((), "lists, long, numbers of notes, vectors of lists, vectors of long"),
-        (("lists", "long"), "numbers of notes, vectors of lists, vectors of long"),
+        ((), "{backbone}, lists, long, numbers of notes, vectors of lists, vectors of long"),
+        (("lists", "long"), "{backbone}, numbers of notes, vectors of lists, vectors of long"),
     ],
 )
 def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
@@ -194,7 +208,8 @@ def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
         del state["files"]
     torch.save(state, path)
     assert start(recipe, corpus, tmp_path).step == 0
-    assert f"{path} is of an earlier version: whether {unchecked} changed" in capsys.readouterr().out
+    names = unchecked.format(backbone=recipe.backbone)
+    assert f"{path} is of an earlier version: whether {names} changed" in capsys.readouterr().out
 
 
 def test_stop_in_a_pause_saves_without_a_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
