@@ -71,8 +71,9 @@ same at `/docs`.
 - Bodies are JSON in UTF-8; `POST /notes`, `/notes/import` and `/events` also take NDJSON. Another content type is a
   415, also `application/merge-patch+json` and `application/json-patch+json`: a PATCH is `application/json`, and
   replaces `attributes` as a whole. Answers are JSON, but for streams (NDJSON, server-sent events) and `/metrics`.
-- An unknown field or query parameter is an error that names it. `GET /limits` has every bound. A number or a boolean
-  may be sent as a text (`"5"`, `"true"`), and no boolean as a number.
+- An unknown field or query parameter is an error that names it. `GET /limits` has the bounds, but for those of
+  single fields, which are said there. A number or a boolean may be sent as a text (`"5"`, `"true"`), and no boolean
+  as a number.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
 - Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
   milliseconds. Answers have UTC.
@@ -90,8 +91,9 @@ meant. `type` is `{TYPE_PREFIX}` with a name of this table behind it; no page is
 `about:blank` where the status says all: an unknown address (404) or method (405, with `Allow`), what is no HTTP (400),
 a connection or head beyond the [limits](#limitsout) (408, 431, 503), and 500, which is a fault of the service.
 
-In the answer to a list, and in a stream, what is wrong with one item is a problem at its place, also where it is not
-JSON. A body that is no list of items is refused as a whole: one without an end, with an empty item, or that goes on."""
+In the answer to a list, and in a stream, what is wrong with one item is a problem at its place. A line that is not JSON
+is such an item, and in a list one that is JSON but for what its strings and numbers hold. A list whose items are not
+certain is refused as a whole: one with a quotation mark, comma or bracket missing or too many, or that goes on."""
 
 ERROR = re.compile(r"^[ │]*[├└]── (?P<name>\w+) +(?P<meaning>.+)$", re.MULTILINE)
 """A line of the tree in the docstring of service/errors.py."""

@@ -88,14 +88,15 @@ class InvalidInput(NoteLLMError):
 
 
 class ExamplesNotFound(NoteLLMError):
-    """Examples of a search are not there. `errors`: one for each. `skipped`: whether the search left them out, and
-    those that it cannot use, and then had none left to rank by."""
+    """Examples of a search are lacking. `errors`: one for each. `skipped`: whether the search left them out, and then
+    had too few left to rank by."""
 
     def __init__(self, errors: Sequence[FieldError], skipped: bool = False) -> None:
         self.errors = tuple(errors)
         self.skipped = skipped
         super().__init__(
-            "These examples were left out; see errors. Without them no example is left: give others."
+            "These examples were left out; see errors. Without them too few examples are left to rank by: give others "
+            "(with the strategy average, a positive one)."
             if skipped
             else "There are no such notes: they were never added, were deleted, or have expired; see errors. "
             'With "on_missing": "skip" they are left out.'

@@ -23,8 +23,8 @@ TESTED_TOGETHER = 32
 """Notes that a filter is asked about in one piece."""
 JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 OrderKey = tuple[bool, int | float, str]
-"""Key that orders the values of an attribute: all numbers by value, integers of any size exactly, and after them all
-texts by code points."""
+"""Key that orders the values of an attribute: all numbers by value, integers exactly, and after them all texts by code
+points."""
 Bound = TypeVar("Bound", float, OrderKey)
 
 
@@ -39,13 +39,13 @@ def _number_text(text: str) -> str:
     """Return the one form of a JSON number."""
     number = float(text)
     if not math.isfinite(number) or (text.lstrip("-").isdecimal() and number):
-        return text  # an integer of any size, digit by digit
+        return text  # an integer, digit by digit, or beyond a float
     return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
 
 
 def order_key(text: str) -> OrderKey:
     """Return the OrderKey of a value that is written as `attribute_text` does. A text that is a JSON number is that
-    number, so that "2" and 2 are the same in ranges as they are in comparisons."""
+    number, so that "2" and 2 are the same in ranges as they are in comparisons; one beyond a float stays a text."""
     number = float(text) if JSON_NUMBER.fullmatch(text) else math.inf
     if not math.isfinite(number):
         return True, 0.0, text

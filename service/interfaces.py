@@ -262,7 +262,7 @@ class EventStore(Protocol):
         """Return the position of the last entry ever written, ORIGIN before the first."""
 
     def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
-        """Yield all events of a reader that are kept, in the order of their arrival, part by part."""
+        """Yield all events of a reader that are kept, in the order in which `add` took them in, part by part."""
 
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return how many there were."""

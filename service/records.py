@@ -398,9 +398,9 @@ class Similar:
 
     `complete`: there are min(k, matches) items, and no match behind the last page of a list. `degraded`: the store did
     not answer, so only the notes' ids are known, and a note that another replica removed since then may be among them.
-    `paged`: the request named a cursor; `next_cursor` is None at the end of the list. `missing`: examples that were
-    left out because there are no such notes. `removed`: how many notes the filter left out, and how many candidates
-    caps and collapse passed over, by name.
+    `paged`: the request named a cursor; `next_cursor` is None at the end of the list. `missing`: ids of
+    examples that were left out (search/request.py, OnMissing). `removed`: how many notes the filter left out, and how
+    many candidates caps and collapse passed over, by name.
     """
 
     id: str

@@ -7,6 +7,7 @@ parsed, and the JSON that one call parses is bounded: its bytes by the caller, i
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -148,12 +149,18 @@ def is_list(body: bytes) -> bool:
 
 
 async def read_list(
-    body: bytes, turns: Turns, limit: tuple[str, int], read: Callable[[bytes, str], T], min_work: int = 0
+    body: bytes,
+    turns: Turns,
+    limit: tuple[str, int],
+    read: Callable[[bytes, str], T],
+    reject: Callable[[MalformedBody], T],
+    min_work: int = 0,
 ) -> list[T]:
     """Return what `read` makes of each item of a JSON list, given its bytes and its JSON pointer.
 
-    `limit`: name and number of the bound on items. `min_work`: bytes of work that an item counts as, at the least.
-    Raises LimitExceeded, and MalformedBody where the body is no list of items. Whether an item is JSON is for `read`.
+    `limit`: name and number of the bound on items. `reject`: makes the result of an item for which `read` raises
+    MalformedBody, where it is certain that this is one item. `min_work`: bytes of work that an item counts as, at the
+    least. Raises LimitExceeded, and MalformedBody where the body is no list of items.
     """
     name, max_items = limit
     results: list[T] = []
@@ -161,11 +168,26 @@ async def read_list(
         async for raw in items:
             if len(results) == max_items:
                 raise LimitExceeded(name, max_items)
-            if not raw.strip():
-                raise MalformedBody(f"item {len(results)} of the list is empty")
-            results.append(read(raw, f"/{len(results)}"))
+            try:
+                results.append(read(raw, f"/{len(results)}"))
+            except MalformedBody as error:
+                if not _is_whole_value(raw):
+                    raise MalformedBody(f"item {len(results)} of the list: {error.detail}") from error
+                results.append(reject(error))
             await turns.work(max(len(raw), min_work))
     return results
+
+
+def _is_whole_value(raw: bytes) -> bool:
+    """Whether a text is one JSON value but for what its strings and numbers hold: characters that are not UTF-8, lone
+    surrogates, control characters, NaN, numbers beyond a float. Else a quotation mark, comma or bracket may be missing
+    or too many, so that the text may be several items of a list."""
+    try:
+        # int() refuses long numbers, float() takes any.
+        json.loads(raw.decode(errors="replace"), strict=False, parse_int=float)
+    except ValueError:
+        return False
+    return True
 
 
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:

@@ -62,14 +62,18 @@ class EventReader:
 
     def result(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
         """Return an event of a list or a line, or else the result that says why it is refused; all results
-        together have the errors of one ErrorBudget."""
+        together have the errors of one ErrorBudget. Raises MalformedBody."""
         try:
             return self.read(raw, pointer)
-        except (InvalidInput, LimitExceeded, MalformedBody) as error:
-            self._service.telemetry.events.labels("invalid").inc()
-            if isinstance(error, InvalidInput):
-                return refused_result(self._budget.shorten(error), sent_id(raw))
-            return refused_result(error, None)
+        except InvalidInput as error:
+            return self.refused(self._budget.shorten(error), sent_id(raw))
+        except LimitExceeded as error:
+            return self.refused(error)
+
+    def refused(self, error: NoteLLMError, event_id: str | None = None) -> dict[str, Any]:
+        """Count an event that is not valid, and return its result. `event_id`: None where it has none to repeat."""
+        self._service.telemetry.events.labels("invalid").inc()
+        return refused_result(error, event_id)
 
 
 def sent_id(raw: bytes) -> str | None:
@@ -109,7 +113,8 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody where the body is no list
     of items, LimitExceeded, StoreUnavailable."""
     limit = ("max_batch_events", service.settings.max_batch_events)
-    read = await read_list(body, Turns(), limit, EventReader(service).result, EVENT_WORK)
+    reader = EventReader(service)
+    read = await read_list(body, Turns(), limit, reader.result, reader.refused, EVENT_WORK)
     return orjson.dumps({"results": await _add(read, service)})
 
 
@@ -142,7 +147,10 @@ async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Ev
     read: list[Event | dict[str, Any]] = []
     async with aclosing(body_lines(body, turns)) as lines:
         async for raw in lines:
-            read.append(reader.result(raw))
+            try:
+                read.append(reader.result(raw))
+            except MalformedBody as error:
+                read.append(reader.refused(error))
             await turns.work(max(len(raw), EVENT_WORK))
             if len(read) == STREAM_BATCH_SIZE:
                 yield read
@@ -174,8 +182,8 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
 
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
-    """Yield the events of one reader as lines, in the order of their arrival, while the caller is there. Where the
-    store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
+    """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is there. Where
+    the store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
     TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
     with service.exports.take():
         begun = False

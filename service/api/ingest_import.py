@@ -33,7 +33,7 @@ async def read_import(request: Request, service: Service) -> list[Item]:
         return await _read_lines(body, service, turns)
     limit = ("max_batch_notes", service.settings.max_batch_notes)
     read = partial(_read, service, ErrorBudget(), partial(_note, service))
-    items = await read_list(body, turns, limit, read, MIN_ITEM_BYTES)
+    items = await read_list(body, turns, limit, read, _rejected, MIN_ITEM_BYTES)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
         raise InvalidInput([FieldError("", "names an id twice")])
@@ -48,7 +48,10 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
     async with aclosing(body_lines(body, turns)) as lines:
         async for raw in lines:
             number += 1
-            line = _read(service, budget, partial(_note_or_mark, service), raw)
+            try:
+                line = _read(service, budget, partial(_note_or_mark, service), raw)
+            except MalformedBody as error:
+                line = _rejected(error)
             if isinstance(line, NoteToImport):
                 items.pop(line.note.id, None)
                 items[line.note.id] = line
@@ -71,7 +74,7 @@ def _read(
     service: Service, budget: ErrorBudget, make: Callable[[Any], T], raw: bytes, pointer: str = ""
 ) -> T | ImportItem:
     """Return what `make` makes of an item's JSON, or the item's result where it is not valid. `budget`: that of the
-    answer."""
+    answer. Raises MalformedBody."""
     value = None
     try:
         check_import_size(len(raw), service.settings)
@@ -79,7 +82,7 @@ def _read(
         return make(value)
     except InvalidInput as error:
         return _rejected(budget.shorten(error), value)
-    except (LimitExceeded, MalformedBody) as error:
+    except LimitExceeded as error:
         return _rejected(error, value)
 
 
@@ -101,7 +104,7 @@ def _note_or_mark(service: Service, value: Any) -> NoteToImport | dict[str, Any]
     return _note(service, value)
 
 
-def _rejected(error: NoteLLMError, value: Any) -> ImportItem:
+def _rejected(error: NoteLLMError, value: Any = None) -> ImportItem:
     """Return the result of an item that is not valid, or too large. `value`: its JSON, None where it was not parsed."""
     note_id = value.get("id") if isinstance(value, dict) else None
     name = note_id[:MAX_ID] if isinstance(note_id, str) else None

@@ -18,7 +18,7 @@ from service.api.idempotency import IdempotencyKey
 from service.api.problems import ErrorBudget, invalid_note, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
-from service.errors import InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
+from service.errors import InvalidInput, LimitExceeded, NoteLLMError
 from service.records import Attempt
 from service.settings import Settings
 
@@ -70,8 +70,8 @@ class Batch:
 async def add_list(
     body: bytes, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> tuple[bytes, bool]:
-    """Add the notes of a JSON list; return the answer's JSON, and whether all of it was answered before. Raises
-    MalformedBody where the body is no list of items, and LimitExceeded."""
+    """Add the notes of a JSON list; return the answer's JSON, and whether earlier requests wrote all notes that
+    are not rejected. Raises MalformedBody where the body is no list of items, and LimitExceeded."""
     turns = Turns()
     batch = await _read_list(body, service.settings, turns)
     added = await service.recommender.add(
@@ -92,12 +92,12 @@ async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
     def read(raw: bytes, pointer: str) -> Note | BatchItem:
         return read_note(raw, settings, budget, pointer)
 
-    return Batch.of(await read_list(body, turns, limit, read, MIN_NOTE_BYTES))
+    return Batch.of(await read_list(body, turns, limit, read, rejected, MIN_NOTE_BYTES))
 
 
 def read_note(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:
     """Parse and validate one note; return it, or else the result that says why it is rejected. `budget`: that of the
-    answer."""
+    answer. Raises MalformedBody."""
     value = None
     try:
         check_note_size(len(raw), settings)
@@ -105,7 +105,7 @@ def read_note(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str 
         return parse_note(value, pointer)
     except InvalidInput as error:
         return rejected(budget.shorten(error), value)
-    except (LimitExceeded, MalformedBody) as error:
+    except LimitExceeded as error:
         return rejected(error, value)
 
 

@@ -25,7 +25,7 @@ from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
 from service.api.problems import ErrorBudget
 from service.api.schemas.notes import BatchItem
 from service.container import Service
-from service.errors import DeadlineExceeded, NoteLLMError, QueueFull
+from service.errors import DeadlineExceeded, MalformedBody, NoteLLMError, QueueFull
 from service.records import Attempt
 from service.settings import Settings
 
@@ -81,7 +81,10 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
     """Parse lines; one that is no note is rejected alone."""
     outcomes: list[Note | BatchItem] = []
     for raw in lines:
-        outcomes.append(read_note(raw, settings, ErrorBudget()))
+        try:
+            outcomes.append(read_note(raw, settings, ErrorBudget()))
+        except MalformedBody as error:
+            outcomes.append(rejected(error))
         await turns.work(max(len(raw), MIN_NOTE_BYTES))
     return Batch.of(outcomes)
 

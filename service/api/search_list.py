@@ -21,7 +21,7 @@ from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
 from service.api.schemas.similar import IncludedField, SimilarOut
 from service.api.waiting import wait_for_position
 from service.container import Service
-from service.errors import NoteLLMError, TryLater
+from service.errors import MalformedBody, NoteLLMError, TryLater
 from service.read_time import READ_SECONDS, ReadTime
 from service.records import Vector
 from service.search.examples import check_examples
@@ -55,11 +55,13 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
         try:
             return _read_search(raw, request, service, scenarios)
+        except MalformedBody:
+            raise
         except NoteLLMError as error:
             return _failed(error)
 
     limit = ("max_searches", MAX_SEARCHES)
-    searches = await read_list(await request.body(), Turns(), limit, read, MIN_SEARCH_BYTES)
+    searches = await read_list(await request.body(), Turns(), limit, read, _failed, MIN_SEARCH_BYTES)
     await count_items(request, len(searches))
     vectors, failure = await _read_texts([one for one in searches if isinstance(one, ListedSearch)], service, urgency)
     included = IncludedFields(service.store)

@@ -121,8 +121,8 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
 
 
 def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLMError:
-    """Return the error of a search that lacks examples: one has to be there, or none is left without them. Where the
-    note of the address alone is lacking, the error is about that note."""
+    """Return the error of a search whose `missing` examples fail it: on_missing says so, or too few others are left to
+    rank by. Where the note of the address alone is lacking, the error is about that note."""
     lacking = [
         (one, note_id, missing[note_id])
         for one in request.examples

@@ -26,7 +26,8 @@ AUTO: Literal["auto"] = "auto"
 share of their weight that the word scores of the query speak for (docs/log/words.md, docs/guides/behaviour.md)."""
 Sources = SourceWeights | Literal["auto"]
 OnMissing = Literal["error", "skip"]
-"""Whether an example that is no stored note fails the request, or is left out."""
+"""Whether an example that is lacking fails the request, or is left out. It is lacking where there is no such note, the
+note cannot be read, or its vector is from another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,6 @@ class SearchRequest:
     """A search for related notes. ranking/strategies.py, boosts.py and selection.py say what its fields do.
 
     `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said.
-    `on_missing`: whether an example that is no stored note fails the request or is left out.
     """
 
     positive: tuple[Example, ...] = ()

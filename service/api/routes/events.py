@@ -89,7 +89,8 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """The stored events of a user, one a line, in the order of their arrival: type, note_id, at, and the details that
+    """The stored events of a user, one a line, in the order in which they were taken in: requests as they arrived,
+    the events of one list, and of each thousand lines, by `at`. A line has type, note_id, at, and the details that
     were sent. They answer a person who asks what is known of them. A last line with a `problem` says that events are
     missing."""
     return NdjsonResponse(await started(lines_of_reader(request, service, user_name(user))))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from model.generation import CategoryProbability, Hashtag
 from service.api.schemas.collection import VectorForm, encode_vector
 from service.api.schemas.common import MAX_HASHTAGS, LogPosition, Name, NoteId, Wire
-from service.api.schemas.notes import NoteIn, note_fields
+from service.api.schemas.notes import EarlierNoteIn, note_fields
 from service.api.schemas.problem import Problem
 from service.collection.export import Change, Export
 from service.collection.importing import NoteToImport, Outcome
@@ -105,7 +105,7 @@ class ImportedGenerated(Wire):
     category: ImportedCategory | None = None
 
 
-class ImportIn(NoteIn):
+class ImportIn(EarlierNoteIn):
     """A note as GET /notes/export writes it. Its vector is kept where `space` is that of the model that serves; else
     the model reads the note. `revision` and `log_position` are ignored: the note gets others."""
 

@@ -45,15 +45,13 @@ EMPTY = {
 MAX_ATTRIBUTE = 1024
 """Bound on the characters of an attribute."""
 MIN_NUMBER, MAX_NUMBER = -(2.0**63), 2.0**64
-"""Bounds on a number of an attribute, exclusive: a larger integer is a float, without its last digits, as soon as the
-body is parsed."""
+"""Bounds on a float of an attribute, both exclusive: an integer beyond them is parsed as a float, without its last
+digits."""
 EXACT_NUMBERS = "integers are kept exactly, and numbers from 2^64 on, or below -2^63, are refused: send a text"
 
 
 def _check_type(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     """Refuse a value with one error, at the attribute: pydantic has one for each type, at places that no body has."""
-    if isinstance(value, float) and math.isfinite(value) and not MIN_NUMBER < value < MAX_NUMBER:
-        raise PydanticCustomError("number_size", "must lie between -2^63 and 2^64 to be kept exactly; send a text")
     try:
         return validate(value)
     except ValidationError as error:
@@ -81,7 +79,22 @@ def _check_count(attributes: Any) -> Any:
     return attributes
 
 
-Attributes = Annotated[dict[Name, AttributeValue], Field(max_length=MAX_ATTRIBUTES), BeforeValidator(_check_count)]
+def _check_size(value: Any) -> Any:
+    """Refuse a number that may have been an integer with more digits than are left of it."""
+    if isinstance(value, float) and math.isfinite(value) and not MIN_NUMBER < value < MAX_NUMBER:
+        raise PydanticCustomError("number_size", "must lie between -2^63 and 2^64 to be kept exactly; send a text")
+    return value
+
+
+StoredAttributes = Annotated[
+    dict[Name, AttributeValue], Field(max_length=MAX_ATTRIBUTES), BeforeValidator(_check_count)
+]
+"""Attributes that may have been stored before the size of numbers was bounded."""
+Attributes = Annotated[
+    dict[Name, Annotated[AttributeValue, BeforeValidator(_check_size)]],
+    Field(max_length=MAX_ATTRIBUTES),
+    BeforeValidator(_check_count),
+]
 
 
 class NoteIn(TaggedText):
@@ -106,6 +119,12 @@ class NoteIn(TaggedText):
             expires_at=self.expires_at.timestamp() if self.expires_at else None,
             attributes=dict(self.attributes),
         )
+
+
+class EarlierNoteIn(NoteIn):
+    """A note as a caller gave it at some earlier time, from the store or an export."""
+
+    attributes: StoredAttributes = Field({}, description="kept and returned")
 
 
 class NotePatch(Wire):
@@ -141,10 +160,10 @@ class NotePatch(Wire):
         }
         return frozenset(name for name, is_empty in emptied.items() if is_empty and name in self.model_fields_set)
 
-    def merged(self, note: Note) -> NoteIn:
+    def merged(self, note: Note) -> EarlierNoteIn:
         """Return the whole note after the change. Raises ValidationError when that is not a valid note."""
         changes = {name: getattr(self, name) for name in self.model_fields_set}
-        return NoteIn.model_validate({**note_fields(note), **changes})
+        return EarlierNoteIn.model_validate({**note_fields(note), **changes})
 
 
 class GeneratedOut(BaseModel):

@@ -45,7 +45,8 @@ MAX_REPORTED_IDS = 20
 
 
 class LimitsOut(BaseModel):
-    """Every bound. Over one a request gets 413 or 422, which names it, or the status that the field names."""
+    """The bounds, but for those of single fields of a body. Over one a request gets 413 or 422, which names it, or the
+    status that the field names."""
 
     max_head_bytes: int = Field(MAX_HEAD_BYTES, description="request line and headers; 431 beyond")
     max_body_bytes: int

@@ -18,8 +18,15 @@ WITH_BODY = [
     ("POST", "/v1/embeddings"),
 ]
 DEPTHS = (250, 300, 1000)
-NO_JSON = (b'{"title": "x\\ud83d"}', b'{"title": "\xff"}', b'{"title": bad}', b"NaN")
-"""Items that do not end a list, but cannot be read: among them an emoji that JavaScript cut in two."""
+NO_JSON = (b'{"title": "x\\ud83d"}', b'{"title": "\xff"}', b'{"title": "\x01"}', b"NaN")
+"""Items that cannot be read, and whose ends are certain: among them an emoji that JavaScript cut in two."""
+UNCERTAIN_LISTS = (
+    b'[{"title":"A"},{"title":"5" nails"},{"title":"C"},{"title":"7" nails"},{"title":"E"}]',
+    b'[{"title":"A"} {"title":"B"},{"title":"C"}]',
+    b'[{"title":"A"},{"hashtags":["B"},{"hashtags":"C"]},{"title":"D"}]',
+    b'[{"title":"A"},{"title":bad}]',
+)
+"""Lists with an item that may be several: quotation marks, a comma or brackets are missing or too many."""
 
 
 def send(

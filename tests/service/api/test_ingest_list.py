@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 
@@ -10,7 +11,10 @@ import httpx2
 import pytest
 
 from tests.service.api.conftest import Serve
-from tests.service.api.requests import DEPTHS, NO_JSON, nested, send
+from tests.service.api.requests import DEPTHS, NO_JSON, UNCERTAIN_LISTS, nested, send
+
+LISTS = ["/notes", "/notes/import", "/events", "/similar/batch"]
+"""Addresses that take a list."""
 
 
 def test_list_with_invalid_notes_adds_the_valid_ones(client: httpx2.Client) -> None:
@@ -48,11 +52,19 @@ def test_list_with_an_item_that_cannot_be_read_rejects_it_alone(client: httpx2.C
 
 
 @pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b"[{},]", b"[,{}]", b"[{},,{}]", b"[] []", b'[{"a": "}]'])
-@pytest.mark.parametrize("path", ["/notes", "/notes/import", "/events", "/similar/batch"])
+@pytest.mark.parametrize("path", LISTS)
 def test_body_that_is_no_list_of_items_is_refused_whole(client: httpx2.Client, path: str, body: bytes) -> None:
     answer = send(client, "POST", path, body, "application/json")
     assert answer.status_code == 400
     assert answer.json()["type"].endswith("malformed-body")
+
+
+@pytest.mark.parametrize("body", UNCERTAIN_LISTS)
+@pytest.mark.parametrize("path", LISTS)
+def test_list_whose_items_are_not_certain_is_refused_whole(client: httpx2.Client, path: str, body: bytes) -> None:
+    answer = send(client, "POST", path, body, "application/json")
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "malformed-body")
+    assert re.search("item [01] of the list", answer.json()["detail"])
 
 
 @pytest.fixture(scope="module")

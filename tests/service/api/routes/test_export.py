@@ -394,6 +394,16 @@ def test_imported_note_that_has_expired_is_left_out(client: httpx2.Client) -> No
     assert client.get("/notes/over").status_code == 404
 
 
+def test_imported_number_that_is_refused_anew_stays_through_changes_of_other_fields(client: httpx2.Client) -> None:
+    attributes = {"n": 1e25, "place": "Kyoto"}
+    assert bring(client, [{"id": "vast", "title": "a", "attributes": attributes}])[0]["status"] == "created"
+    changed = client.patch("/notes/vast", json={"title": "b"})
+    assert changed.status_code == 200, changed.text
+    assert client.get("/notes/vast").json()["attributes"] == attributes
+    refused = client.patch("/notes/vast", json={"attributes": attributes})
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["/attributes/n"]
+
+
 def test_import_needs_the_scope_of_an_operator(serve: Serve) -> None:
     bootstrap = {"Authorization": "Bearer the-bootstrap-key-of-these-tests"}
     with serve(bootstrap_key="the-bootstrap-key-of-these-tests") as url, httpx2.Client(base_url=url) as client:

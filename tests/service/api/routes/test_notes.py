@@ -210,7 +210,7 @@ def test_hostile_text_is_stored_and_read_back_whole(client: httpx2.Client) -> No
     assert client.get("/notes/hostile").json()["content"] == text
 
 
-SOON = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
+PAST = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ SOON = (datetime.now(UTC) - timedelta(seconds=5)).isoformat()
         (b'{"title": "a", "created_at": "yesterday"}', 422, "/created_at"),
         (b'{"title": "a", "created_at": "2026-05-01T09:30:00"}', 422, "/created_at"),
         (b'{"title": "a", "created_at": "0001-01-01T00:00:00+14:00"}', 422, "/created_at"),
-        pytest.param(b'{"title": "a", "expires_at": "%s"}' % SOON.encode(), 422, "/expires_at", id="expired"),
+        pytest.param(b'{"title": "a", "expires_at": "%s"}' % PAST.encode(), 422, "/expires_at", id="expired"),
     ],
 )
 def test_bad_input_is_refused_with_a_pointer(
@@ -331,9 +331,9 @@ def test_patch_takes_back_what_was_generated(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_change_to_a_note_that_has_expired_is_refused(client: httpx2.Client, method: str) -> None:
+def test_change_that_would_expire_a_note_is_refused(client: httpx2.Client, method: str) -> None:
     post(client, {"id": "expiring", "title": "a"})
-    answer = client.request(method, "/notes/expiring", json={"title": "b", "expires_at": SOON})
+    answer = client.request(method, "/notes/expiring", json={"title": "b", "expires_at": PAST})
     assert (answer.status_code, [error["pointer"] for error in answer.json()["errors"]]) == (422, ["/expires_at"])
     assert client.get("/notes/expiring").json()["title"] == "a"
 

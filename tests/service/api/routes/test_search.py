@@ -255,11 +255,14 @@ def test_unknown_examples_are_skipped_and_named(client: httpx2.Client) -> None:
     assert skipped["items"] == post(client, positive=examples("s1"), k=5)["items"]
 
 
-def test_search_with_no_example_left_says_so(client: httpx2.Client) -> None:
-    for on_missing, remedy in (("skip", "Without them no example is left: give others."), ("error", "are left out.")):
-        answer = client.post("/similar", json={"positive": examples("nobody"), "on_missing": on_missing})
-        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, "/positive/0")
-        assert answer.json()["detail"].endswith(remedy)
+def test_search_with_too_few_examples_left_says_so(client: httpx2.Client) -> None:
+    too_few = "too few examples are left to rank by: give others (with the strategy average, a positive one)."
+    for negative in ([], examples("s1")):
+        for on_missing, remedy in (("skip", too_few), ("error", "are left out.")):
+            body = {"positive": examples("nobody"), "negative": negative, "on_missing": on_missing}
+            answer = client.post("/similar", json=body)
+            assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, "/positive/0")
+            assert answer.json()["detail"].endswith(remedy)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_search_that_cannot_be_read_gets_a_problem_of_its_own(client: httpx2.Cli
     assert [result["status"] for result in answer.json()["results"]] == [200, 400, 200]
 
 
-@pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b'[{"title": "a"},]', b"[] []"])
+@pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b'[{"title": bad}]', b'[{"title": "a"},]', b"[] []"])
 def test_body_that_is_no_whole_list_is_refused(client: httpx2.Client, body: bytes) -> None:
     answer = client.post("/similar/batch", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
