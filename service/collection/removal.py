@@ -144,10 +144,8 @@ class Remover:
                     tally.add(stored.note.id, position)
             if None in positions:
                 reader.read_beyond((await self._store.log_bounds()).last)
-        receipt = self._with_match(tally.receipt(dry_run=False), reader)
-        if not receipt.count:
-            await self._store.wait_for_disk()
-        return receipt
+        await self._store.wait_for_disk()  # also for what others removed meanwhile: no note passes any more
+        return self._with_match(tally.receipt(dry_run=False), reader)
 
     def _with_match(self, receipt: Receipt, reader: LogOrderReader) -> Receipt:
         return replace(receipt, matched_position=reader.cursor, unreadable=len(self._store.unreadable))

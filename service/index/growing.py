@@ -130,6 +130,8 @@ class GrowingSegment(Segment):
             self._rows_by_tag[tag] |= 1 << row
         for tag in old_tags - tags:
             self._rows_by_tag[tag] &= ~(1 << row)
+            if not self._rows_by_tag[tag]:  # a count of likes has a tag for each number that it ever was
+                del self._rows_by_tag[tag]
         self._tags[row] = tags
 
     def mark_deleted(self, row: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, sqrt
 from typing import Protocol
@@ -140,20 +140,24 @@ class SegmentSearcher:
             visible = _InBitmaps([bits for bits, _ in filtered])
 
         candidates = [note_id for note_id in ids if note_id not in where.exclude]
-        hashed = HashedStrings.of(candidates)
-        passing = {
+        passing = self._visible_ids(candidates, visible)
+        return [note_id for note_id in candidates if note_id in passing]
+
+    def count(self, where: Filter, now: float) -> int:
+        """Do what VectorIndex.count does. An excluded note that gets a new row meanwhile may be counted."""
+        _, filtered = self._filter_at_one_moment(where, now)
+        excluded = self._visible_ids(list(where.exclude), _InBitmaps([bits for bits, _ in filtered]))
+        return sum(count for _, count in filtered) - len(excluded)
+
+    def _visible_ids(self, ids: Sequence[str], visible: Visible) -> set[str]:
+        """Return those of `ids` whose row is visible."""
+        hashed = HashedStrings.of(ids)
+        return {
             note_id
             for place, segment in enumerate(self.segments)
             for note_id, row in segment.rows_of_ids(hashed).items()
             if visible.has(place, row)
         }
-        return [note_id for note_id in candidates if note_id in passing]
-
-    def count(self, where: Filter, now: float) -> int:
-        """Do what VectorIndex.count does."""
-        _, filtered = self._filter_at_one_moment(where, now)
-        excluded = self.passing(list(where.exclude), replace(where, exclude=frozenset()), now)
-        return sum(count for _, count in filtered) - len(excluded)
 
     def _filter_at_one_moment(self, where: Filter, now: float) -> tuple[CompiledFilter, list[FilteredRows]]:
         """Return the rows of each segment that passed a filter at one moment between two changes of notes: a note that
@@ -161,9 +165,9 @@ class SegmentSearcher:
 
         What a change alters is copied at that moment: which rows are alive, since a change may move a note to another
         segment, and the fields in the growing segment, since a change may take a note from one tag that passes to
-        another. The copies take some 15 us, whatever the filter, and are made again if a note changed
-        meanwhile. What changes afterwards does not matter: so the tags of all these rows have codes when the
-        filter is compiled, unless they were forgotten, which happens after a merge and for a snapshot.
+        another. The copies take some 15 us, 150 us where a thousand rows have 30 tags each of their own. They are made
+        again if a note changed meanwhile. What changes afterwards does not matter: so the tags of all these rows have
+        codes when the filter is compiled, unless they were forgotten, which happens after a merge and for a snapshot.
         """
         *older, newest = self.segments
         assert isinstance(newest, GrowingSegment)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,8 @@ from service.tracing import stage
 
 MAX_CONNECTIONS = 32
 """Connections of one pool to Redis; a call beyond them waits for one."""
+RECONNECT_SECONDS = 1.0
+"""Pause between two times that all connections connect anew."""
 CLOSED = "the handler is closed"
 """What uvloop says, as a RuntimeError, to who writes to a connection that has been reset since it was looked at."""
 log = structlog.get_logger(__name__)
@@ -75,6 +79,20 @@ class Outage:
         self._failing.discard(pool)
 
 
+class _Pool(BlockingConnectionPool):
+    """Connections of which those marked for it connect anew: one that is in use after its call, one that is idle before
+    its next. (Closing idle ones at once would close some under a call that has just taken them.)"""
+
+    def mark_all(self) -> None:
+        for connection in (*self._available_connections, *self._in_use_connections):
+            connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
+
+    async def ensure_connection(self, connection: Any) -> None:
+        if connection.should_reconnect():
+            await connection.disconnect()
+        await super().ensure_connection(connection)
+
+
 class Connection:
     """A pool of connections. `redis` is the client, whose calls are to be made within `call`.
 
@@ -93,7 +111,7 @@ class Connection:
         # No retries: a write that is sent twice would answer with a revision that the caller never made.
         # No socket_timeout: the client makes a task of each command for it; `call` bounds the time of all together.
         # No maintenance notifications: with them the pool hands out connections that the server has closed.
-        self._pool: Any = BlockingConnectionPool.from_url(
+        self._pool: Any = _Pool.from_url(
             url,
             max_connections=max_connections,
             timeout=timeout_seconds,
@@ -108,6 +126,8 @@ class Connection:
         self._waits_for_disk: bool | None = None
         """Whether writes need WAITAOF; None until the server was asked."""
         self._outage = outage or Outage()
+        self._connected_anew_at = -math.inf
+        """When all connections were last marked to connect anew, by the monotonic clock."""
         self._closed = False
         self._calls = 0
         """Calls that run."""
@@ -141,7 +161,7 @@ class Connection:
             self._on_error()
             self._outage.begin(self, str(error) or type(error).__name__)
             if isinstance(error, ReadOnlyError):
-                await self._connect_anew()
+                self._connect_anew()
             raise StoreUnavailable(_reason(error)) from error
         finally:
             self._calls -= 1
@@ -149,11 +169,13 @@ class Connection:
                 self._idle.set()
         self._outage.end(self)
 
-    async def _connect_anew(self) -> None:
-        """Have no later call use a connection that is open now. One that is in use is closed after its call."""
-        self._waits_for_disk = None
-        await self._pool.update_active_connections_for_reconnect()
-        await self._pool.disconnect(inuse_connections=False)
+    def _connect_anew(self) -> None:
+        """Have no later call use a connection that is open now. Does so at most once in RECONNECT_SECONDS: the address
+        may lead to the replica for minutes."""
+        if (now := time.monotonic()) - self._connected_anew_at >= RECONNECT_SECONDS:
+            self._connected_anew_at = now
+            self._waits_for_disk = None
+            self._pool.mark_all()
 
     async def send(self, *commands: Sequence[Any]) -> list[Any]:
         """Run commands in one round trip; return their answers as the server gives them. To be called within `call`.

@@ -19,8 +19,11 @@ LOST = b"lost"
 REMOVED = b"removed"
 """Answer of a script whose store was removed, or emptied. Nothing was written."""
 
-# KEYS records; ARGV token, lease in ms, fingerprints. Either all are claimed that were not made before, or none.
+# KEYS records; ARGV token, lease in ms, fingerprints. Either all are claimed that were not made before, or none. Begins
+# with a write that takes no memory and changes nothing, as FIRST_WRITE of scripts.py: removals go on where memory is
+# full.
 CLAIM = """
+redis.call('HDEL', KEYS[1], '')
 local made = {}
 for i, key in ipairs(KEYS) do
   local fingerprint, answer, revision, position =

@@ -6,6 +6,8 @@ keys.py has the names of its keys and what they hold.
 from __future__ import annotations
 
 import itertools
+import math
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +15,7 @@ from uuid import uuid4
 
 import structlog
 
-from service.errors import KeyInUse, PreconditionFailed, TenantRemoved
+from service.errors import KeyInUse, NoteLLMError, PreconditionFailed, TenantRemoved
 from service.interfaces import MAX_READ_BYTES, Clock
 from service.records import (
     ORIGIN,
@@ -224,7 +226,11 @@ class RedisNoteStore:
             if claim.earlier:
                 self._hear_of(claim.earlier.position.encode())
         if any(claim.earlier for claim in claims):
-            await self.wait_for_disk()
+            try:
+                await self.wait_for_disk()
+            except NoteLLMError:  # the caller never gets those that it could give up
+                await self.release(claims)
+                raise
         return claims
 
     async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
@@ -354,7 +360,8 @@ class RedisNoteStore:
         return str(identity, "ascii")
 
     async def keep_log(self, replica: str, position: str) -> None:
-        # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back.
+        # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back, nor does one whose clock was
+        # ahead.
         now = self._clock()
         async with self._call("keep log"):
             keys = self._keys.snapshots, self._keys.identity
@@ -362,7 +369,8 @@ class RedisNoteStore:
             if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:
                 return  # where nothing is kept, a new key would be all that is left of the tenant
             snapshots = _decode_snapshots(await self._redis.hgetall(keys[0]))
-            if old := [name for name, (_, made_at) in snapshots.items() if made_at < now - REPLICA_SECONDS]:
+            old = [name for name, (_, made_at) in snapshots.items() if abs(now - made_at) > REPLICA_SECONDS]
+            if old:
                 await self._redis.hdel(keys[0], *old)
             positions = [position for name, (position, _) in snapshots.items() if name not in old]
             if self._log_seconds:
@@ -422,7 +430,8 @@ def _decode_snapshots(entries: Mapping[bytes, bytes]) -> dict[bytes, tuple[str, 
     for name, entry in entries.items():
         try:
             position, made_at = entry.decode("ascii").split()
-            position_key(position)
+            if not re.fullmatch(r"\d+-\d+", position) or not math.isfinite(float(made_at)):
+                raise ValueError("no position and time")
             snapshots[name] = position, float(made_at)
         except ValueError:
             log.error("snapshot_entry_malformed", replica=repr(name), detail="it is left out")

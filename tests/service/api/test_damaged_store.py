@@ -118,7 +118,7 @@ def test_whatever_removes_goes_on_where_memory_is_full(serve: Serve, server: Ser
         under(url, BOOTSTRAP_KEY) as root,
         redis.Redis.from_url(server.url) as admin,
     ):
-        root.post("/notes", json=[{"id": "a", "title": "a"}, {"id": "b", "title": "b"}])
+        root.post("/notes", json=[{"id": note_id, "title": note_id} for note_id in ("a", "b", "keyed")])
         root.post("/events", json=[event("a"), event("b"), event("b", user="u2")])
         revoked, acme = (
             root.post("/keys", json={"name": name, "tenant": name, "scopes": SCOPES}).json()
@@ -139,6 +139,7 @@ def test_whatever_removes_goes_on_where_memory_is_full(serve: Serve, server: Ser
         assert len(root.get("/users/u1/events").text.splitlines()) == 2
         assert root.delete("/users/u1/events").json() == {"events": 2}
         assert root.delete("/notes/a").status_code == 200
+        assert root.delete("/notes/keyed", headers={"Idempotency-Key": "once"}).status_code == 200
         assert root.delete("/tenants/acme").status_code == 204
         assert purge_store_if_due(server.url, 60.0, time.time()) == (pytest.approx(time.time(), abs=60), False)
         purge_store(server.url)

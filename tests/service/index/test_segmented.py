@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.filters import Filter
+from service.index.growing import GrowingSegment
 from service.index.merging import MAX_DEAD_SHARE, MERGE_FACTOR
 from service.index.segmented import MergeJob, SegmentedIndex
 from tests.service.index.reference import (
@@ -39,6 +40,16 @@ def pairs_merge() -> Iterator[None]:
         patch.setattr("service.index.merging.MERGE_FACTOR", 2)
         patch.setattr("service.index.searcher.MIN_SHARED_ROWS", 4)
         yield
+
+
+def test_values_that_no_row_has_any_more_leave_nothing_in_the_growing_segment() -> None:
+    index = SegmentedIndex(DIMENSION, attributes=ATTRIBUTE_NAMES)
+    for seats in range(1000):
+        index.upsert([row("liked", attributes={"seats": seats})])
+    (growing,) = index._searcher.segments
+    assert isinstance(growing, GrowingSegment)
+    assert len(growing) == 1
+    assert len(growing._rows_by_tag) == len(growing._tags[0])
 
 
 WORK = st.just(("work", None))

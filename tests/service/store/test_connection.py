@@ -14,6 +14,7 @@ import uvloop
 from service.errors import StoreUnavailable
 from service.interfaces import Clock
 from service.records import Write
+from service.store import connection as connection_module
 from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
@@ -100,3 +101,26 @@ async def test_write_after_a_failover_that_keeps_the_old_primary_reaches_the_new
         await store.close()
         with redis.Redis.from_url(new.url) as admin:
             assert admin.xlen(LOG) == 6
+
+
+@pytest.mark.anyio
+async def test_reads_beside_writes_that_a_replica_refuses_are_answered(
+    embedded: EmbeddedRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "RECONNECT_SECONDS", 0.0)
+    store = RedisNoteStore(embedded.url, clock=clock)
+    await store.put([Write(stored_note("a"))])
+    with redis.Redis.from_url(embedded.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+
+    async def write() -> None:
+        for _ in range(100):
+            with pytest.raises(StoreUnavailable, match="read only"):
+                await store.put([Write(stored_note("b"))])
+
+    async def read() -> None:
+        for _ in range(100):
+            assert await store.get(["a"])
+
+    await asyncio.gather(*(work() for work in (write, read, read) * 12))
+    await store.close()

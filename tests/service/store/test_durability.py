@@ -142,6 +142,11 @@ async def test_write_that_another_one_brought_about_is_not_acknowledged_before_t
         assert not any(isinstance(answer, Exception) for answer in await repeat_all())
         admin.config_set("appendfsync", "no")  # from now on nothing comes to the disk
         assert [type(answer) for answer in await repeat_all()] == [StoreUnavailable] * 6
+
+        other = Attempt("other", "fingerprint")
+        with pytest.raises(StoreUnavailable):
+            await store.claim([attempt, other], 60.0, 60.0)
+        assert [claim.earlier for claim in await store.claim([other], 60.0, 60.0)] == [None]
     await store.close()
 
 

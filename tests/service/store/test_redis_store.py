@@ -592,7 +592,9 @@ async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
     assert await reaches(store, positions[499])
 
 
-@pytest.mark.parametrize("entry", [b"garbage", b"1-0", b"x 1.0", b"1-0 yesterday", b"\xff 1.0", b""])
+@pytest.mark.parametrize(
+    "entry", [b"garbage", b"1-0", b"x 1.0", b"+1-0 1.0", b"1-0 yesterday", b"1-0 nan", b"\xff 1.0", b""]
+)
 async def test_malformed_entry_of_a_snapshot_is_logged_and_holds_nothing_up(
     store: RedisNoteStore, admin: redis.Redis, entry: bytes
 ) -> None:
