@@ -156,7 +156,8 @@ def _vector(value: list[float] | str | None) -> Vector | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        return np.array(value, np.float32)
+        with np.errstate(over="ignore"):  # the importer refuses a vector that is not of unit length
+            return np.array(value, np.float32)
     try:
         return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
