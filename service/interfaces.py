@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Usage, Vocabulary
 from model.note import Note
+from service.events import Event, EventEntry, EventOutcome
 from service.filters import Filter
 from service.records import (
     ORIGIN,
@@ -23,9 +24,6 @@ from service.records import (
     Claim,
     Condition,
     Durability,
-    Event,
-    EventEntry,
-    EventOutcome,
     Hit,
     IndexRows,
     IndexStatus,

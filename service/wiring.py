@@ -38,6 +38,7 @@ from service.collection.removal import Remover
 from service.container import Service
 from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
+from service.events import EventBounds
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
@@ -48,7 +49,7 @@ from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.readers import Readers, ReaderStart
 from service.recommender import GenerationDefaults, Recommender
-from service.records import EventBounds, IndexStatus
+from service.records import IndexStatus
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings

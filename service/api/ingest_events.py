@@ -18,7 +18,7 @@ from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_E
 from service.api.schemas.export import problem_line
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
-from service.records import Event, EventEntry, EventOutcome
+from service.events import Event, EventEntry, EventOutcome
 
 EVENT_WORK = 4096
 """Bytes of work that an event counts as, at the least: one with many unknown fields takes up to a millisecond."""

@@ -16,8 +16,9 @@ import structlog
 from service.behaviour.co_occurrence import CoOccurrence
 from service.behaviour.report import RecommendationCounts
 from service.errors import StoreUnavailable, TenantRemoved
+from service.events import EventEntry
 from service.interfaces import Clock, EventStore
-from service.records import ORIGIN, EventEntry, position_key
+from service.records import ORIGIN, position_key
 
 READ_SIZE = 500
 """Entries that are read at a time: a few milliseconds of the event loop."""

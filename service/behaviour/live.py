@@ -10,8 +10,8 @@ from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, R
 from service.behaviour.follower import EventFollower
 from service.behaviour.report import Dimension, Rate, rates
 from service.errors import BehaviourBehind
+from service.events import Event, EventEntry, EventOutcome
 from service.interfaces import Clock, EventStore
-from service.records import Event, EventEntry, EventOutcome
 from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
 

@@ -17,7 +17,8 @@ import orjson
 import structlog
 
 from service.errors import StoreUnavailable, TenantRemoved
-from service.records import ORIGIN, Event, EventBounds, EventEntry, EventOutcome
+from service.events import Event, EventBounds, EventEntry, EventOutcome
+from service.records import ORIGIN
 from service.store.change_log import fields_of, stream_entries
 from service.store.connection import Command, Connection
 from service.store.idempotency import REMOVED

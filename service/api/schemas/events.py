@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from service.api.schemas.common import Label, NoteId, ReaderId, Time, Wire
 from service.api.schemas.problem import Problem
 from service.behaviour.report import Dimension, Rate
-from service.records import Event
+from service.events import Event
 
 MAX_EVENT_BYTES = 4096
 """Bound on one event as JSON, published at GET /limits."""

@@ -15,8 +15,9 @@ import redis
 
 from service.behaviour.co_occurrence import CoOccurrenceOptions
 from service.behaviour.live import LiveBehaviour
+from service.events import Event, EventBounds
 from service.interfaces import Clock
-from service.records import Event, EventBounds, Write
+from service.records import Write
 from service.store import event_purge
 from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis

@@ -17,10 +17,11 @@ from service.claims import Claims
 from service.collection.importing import NEW, Importer, NoteToImport
 from service.collection.removal import Remover
 from service.errors import StoreUnavailable
+from service.events import Event, EventBounds
 from service.filters import Filter
 from service.interfaces import Clock
 from service.recommender import Recommender
-from service.records import Attempt, Durability, Event, EventBounds, Generated, Write
+from service.records import Attempt, Durability, Generated, Write
 from service.store.connection import Connection
 from service.store.durability import _persistence
 from service.store.events import RedisEventStore

@@ -8,7 +8,8 @@ import pytest
 import redis
 
 from service.errors import TenantRemoved
-from service.records import ORIGIN, Event, EventBounds, Write
+from service.events import Event, EventBounds
+from service.records import ORIGIN, Write
 from service.store.connection import Connection
 from service.store.events import RedisEventStore
 from service.store.keys import Keys

@@ -14,18 +14,9 @@ from pathlib import Path
 import pytest
 
 from service.errors import PreconditionFailed
+from service.events import Event, EventBounds
 from service.interfaces import Clock
-from service.records import (
-    ORIGIN,
-    Attempt,
-    Condition,
-    Event,
-    EventBounds,
-    Remembered,
-    StoredNote,
-    Write,
-    position_key,
-)
+from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, Write, position_key
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.known_position import (

@@ -16,7 +16,7 @@ import pytest
 from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
-from service.records import EventEntry
+from service.events import EventEntry
 from service.store.events import RedisEventStore
 from tests.service.api.conftest import Serve
 from tests.service.api.requests import NO_JSON
