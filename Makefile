@@ -10,7 +10,7 @@ UPGRADE ?=
 
 # Tests that run at a time: a file's tests stay together, since they share services.
 WORKERS ?= 2
-# A worker that dies ends the run at once: pytest-xdist waits for ever for the tests that it had.
+# No restarts, so a worker that dies ends the run: with restarts pytest-xdist waited for ever for the dead worker's tests.
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 BIN := .venv/bin

@@ -72,8 +72,8 @@ same at `/docs`.
   415, also `application/merge-patch+json` and `application/json-patch+json`: a PATCH is `application/json`, and
   replaces `attributes` as a whole. Answers are JSON, but for streams (NDJSON, server-sent events) and `/metrics`.
 - An unknown field or query parameter is an error that names it. `GET /limits` has the bounds, but for those of
-  single fields, which are said there. A number or a boolean may be sent as a text (`"5"`, `"true"`), and no boolean
-  as a number.
+  single fields, which the tables of the fields have. A number or a boolean may be sent as a text (`"5"`, `"true"`),
+  and no boolean as a number.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
 - Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
   milliseconds. Answers have UTC.
@@ -92,8 +92,8 @@ meant. `type` is `{TYPE_PREFIX}` with a name of this table behind it; no page is
 a connection or head beyond the [limits](#limitsout) (408, 431, 503), and 500, which is a fault of the service.
 
 In the answer to a list, and in a stream, what is wrong with one item is a problem at its place. A line that is not JSON
-is such an item, and in a list one that is JSON but for what its strings and numbers hold. A list whose items are not
-certain is refused as a whole: one with a quotation mark, comma or bracket missing or too many, or that goes on."""
+is such an item, and so is an item of a list in which only the contents of strings or numbers are no JSON. A list is
+refused as a whole where a quotation mark, comma or bracket is missing or too many, or where text follows its end."""
 
 ERROR = re.compile(r"^[ │]*[├└]── (?P<name>\w+) +(?P<meaning>.+)$", re.MULTILINE)
 """A line of the tree in the docstring of service/errors.py."""

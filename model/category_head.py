@@ -47,8 +47,8 @@ class CategoryHead:
         p(c) ~ p_written(c)^a * p_vector(c)^b * p_words(c)^w,
 
     where each distribution is over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3).
-    `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; NaN for a name that
-    they were fitted to in none. A closed set takes the mean over its names.
+    `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; NaN for a name
+    whose data sets all had too few notes. A closed set takes the mean over its names.
     """
 
     names: tuple[str, ...]

@@ -174,8 +174,8 @@ class NoteStore(Protocol):
         """Return whether acknowledged writes survive the death of the store."""
 
     async def wait_for_disk(self) -> None:
-        """Return once all that was read of the store is durable, also what others have just written: to be called
-        before a write is acknowledged that found nothing to change. Every other write waits itself."""
+        """Return once everything that was read from the store is durable, also what other callers have just written. To
+        be called before acknowledging a write that found nothing to change; all other writes wait by themselves."""
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
         """Return up to `count` entries after the position `after`, the oldest first, and the bounds of the log after

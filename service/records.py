@@ -213,8 +213,8 @@ class LogBounds:
         return last == key or (last > key and has_entry)
 
     def lost(self, position: str) -> bool:
-        """Return whether the log, asked about the entry at `position`, which it once had, has lost that entry. It was
-        not cut off where the log ends before it, or still has an earlier change."""
+        """Return whether the log, asked about the entry at `position`, which it once had, has lost that entry. The
+        entry is lost, and not cut off, where the log ends before `position`, or still has a change that is as old."""
         key = position_key(position)
         ends_before = position_key(self.last) < key
         reaches_back = self.first is not None and position_key(self.first) <= key

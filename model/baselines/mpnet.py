@@ -31,7 +31,7 @@ it, 78c0197b6159d926..., is the one that public projects pin for the authors' fi
 
 
 PUBLISHED_TOKENS = 384
-"""Tokens that it reads as it is published, and as a rival."""
+"""Tokens that mpnet reads as published, and as a baseline of evaluations."""
 
 
 def mpnet_folder(cache: Path) -> Path:

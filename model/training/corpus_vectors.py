@@ -3,7 +3,8 @@
 FOLDER/<source>.<shard>.npy holds the unit vectors (n, K) float16 of SHARD_SIZE notes of FOLDER/<source>.jsonl.gz in the
 file's order; the last shard is shorter. FOLDER/<source>.sha256 has the digest of these notes and the name of the
 encoder, so that the vectors of a file that was made anew are not taken for those of its notes, nor those of one encoder
-for another's. Its form is a line of sha256sum; `-`, as that prints for `zcat | sha256sum`, leaves the encoder open.
+for another's. The file is a line as sha256sum prints it, with the encoder's name in the place of the file's. `-`, which
+`zcat | sha256sum` prints there, leaves the encoder open.
 """
 
 from __future__ import annotations

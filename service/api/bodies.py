@@ -23,7 +23,7 @@ T = TypeVar("T")
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 PATCH_TYPES = frozenset({"application/merge-patch+json", "application/json-patch+json"})
-"""JSON that says a change by rules of its own (RFC 7396, RFC 6902), which PATCH does not follow: it takes JSON."""
+"""Media types of patch formats (RFC 7396, RFC 6902) whose rules PATCH does not follow: it takes application/json."""
 MAX_CONTAINERS = 64
 """Bound on the lists and objects of one JSON value, itself included, and so on its depth. A note has three.
 

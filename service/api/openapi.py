@@ -39,8 +39,8 @@ HEADERS: dict[str, Any] = {
     name: {"description": description, "schema": {"type": "string"}}
     for name, description in {
         "ETag": "the note's log position, for If-Match and If-None-Match",
-        "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer; in that to a "
-        "list, where earlier ones wrote all notes that are not rejected",
+        "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer; for a list, "
+        "where earlier requests wrote all notes that are not rejected",
         "Location": "address of the note",
         "RateLimit": "what is left of the quota of the key, where it has one",
         "RateLimit-Policy": "the quota of the key, where it has one",

@@ -160,7 +160,7 @@ class GrowingSegment(Segment):
 
     def frozen(self) -> GrowingSegment:
         """Return the segment as it is now, for `filter_rows`: its living rows and their fields stay the same, and all
-        else is shared. Nothing must be written meanwhile, but tombstones."""
+        else is shared. Meanwhile the writer may only make tombstones."""
         frozen = copy(self)  # before the living rows: the first expiry rises once the expired rows are tombstones
         frozen.columns, frozen.alive = self.columns.copy(), self.alive.copy()
         frozen._rows_by_tag = self._rows_by_tag.copy()

@@ -53,7 +53,7 @@ class SegmentSearcher:
     """Searches `segments`, of which the oldest comes first and the last one grows.
 
     `replaced` counts the notes that got a new row. The writer raises it between adding that row and making a tombstone
-    of the old one. `rows_lock`: the writer changes the rows of one note at a time in it.
+    of the old one. `rows_lock`: each change of it covers the rows of one note.
     """
 
     def __init__(
@@ -165,9 +165,9 @@ class SegmentSearcher:
 
         What a change alters is copied at that moment: which rows are alive, since a change may move a note to another
         segment, and the fields in the growing segment, since a change may take a note from one tag that passes to
-        another. The copies take some 15 us, 150 us where a thousand rows have 30 tags each of their own. They are made
-        again if a note changed meanwhile. What changes afterwards does not matter: so the tags of all these rows have
-        codes when the filter is compiled, unless they were forgotten, which happens after a merge and for a snapshot.
+        another. The copies are made again if a note changed meanwhile; changes after that do not matter. The filter is
+        compiled after the copies, when each tag of the copied rows has a code. Where tags were forgotten in between,
+        as after a merge or for a snapshot, both are done again.
         """
         *older, newest = self.segments
         assert isinstance(newest, GrowingSegment)

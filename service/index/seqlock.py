@@ -1,5 +1,5 @@
-"""SeqLock: reads of data that one thread changes in several steps, as the data are between two changes (a sequence
-lock). Readers do not make the writer wait, but for one that was overtaken again and again."""
+"""SeqLock, a sequence lock: a thread reads data as they are between two changes that another thread makes in several
+steps each. A reader makes the writer wait only after changes have spoilt FREE_READS of its attempts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SeqLock:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Hold for the block what reads see as one change."""
+        """Make what the block does one change, of which reads see all or nothing."""
         with self._changing:
             self._count += 1
             try:

@@ -38,8 +38,8 @@ DECODED_TOGETHER = 500
 log = structlog.get_logger(__name__)
 
 # KEYS keys, version, used, audit; ARGV prefix, old document or "", new document or "", new version, act, bounds on keys
-# and acts, prefix of the actor's key, NO_KEY, or "" for the bootstrap key. A revocation removes before it records: a
-# server out of memory refuses a script only at its first write.
+# and acts, prefix of the actor's key, NO_KEY, or "" for the bootstrap key. A revocation removes before it records,
+# for the reason that FIRST_WRITE gives.
 REPLACE = """
 if ARGV[8] == '-' then
   if redis.call('HLEN', KEYS[1]) > 0 then return 'closed' end
@@ -57,8 +57,8 @@ return 'done'
 """
 # KEYS audit; ARGV act, bound on acts.
 RECORD = FIRST_WRITE + "redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'act', ARGV[1])"
-# KEYS used; ARGV prefixes and times in turns. Also where memory is full: keys are read again after it, and revocations
-# heard of.
+# KEYS used; ARGV prefixes and times in turns. It must work where memory is full, too: after it `load` reads the keys
+# again, and so learns of revocations.
 RECORD_USES = (
     FIRST_WRITE
     + """

@@ -50,7 +50,7 @@ class Command:
 
 
 TOUCH = Command(FIRST_WRITE + "redis.call('SET', KEYS[1], '', 'PX', 1)", (TOUCHED,), ())
-"""Writes, whatever the store holds. WAITAOF waits for the last write of its own connection and all before it, and for
+"""Command that writes in any case. WAITAOF waits for the last write of its own connection and all before it, and for
 none where that connection has not written."""
 
 
@@ -80,8 +80,8 @@ class Outage:
 
 
 class _Pool(BlockingConnectionPool):
-    """Connections of which those marked for it connect anew: one that is in use after its call, one that is idle before
-    its next. (Closing idle ones at once would close some under a call that has just taken them.)"""
+    """Pool whose marked connections connect anew: a connection in use after its call, an idle connection before its
+    next call. (To close idle connections at once might close one that a call has just taken.)"""
 
     def mark_all(self) -> None:
         for connection in (*self._available_connections, *self._in_use_connections):
@@ -147,7 +147,7 @@ class Connection:
     async def call(self, operation: str) -> AsyncIterator[None]:
         """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full; and
         where the block takes longer than `timeout_seconds`. After an answer of a replica the next calls connect anew:
-        the address may lead to another server since. The block is a stage of its request."""
+        the address may lead to another server by now. The block is a stage of its request."""
         if self._closed:
             raise StoreUnavailable("it was closed")
         self._calls += 1

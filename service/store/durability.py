@@ -13,12 +13,12 @@ from service.records import Durability
 WAITAOF_VERSION = (7, 2)
 """First version of Redis that has the command WAITAOF."""
 PREMATURE_VERSION = (7, 4)
-"""Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec, until a late patch of it; that
-of Valkey does so too."""
+"""Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec. A late patch release mends it,
+but no release of this version is trusted. WAITAOF of Valkey answers too early as well."""
 
 NO_FSYNC_ON_REWRITE = "no-appendfsync-on-rewrite"
 """Setting with which a server acknowledges writes without an fsync while a child process writes its file or dump. With
-everysec, WAITAOF waits until it has ended."""
+everysec, WAITAOF waits until the child process has ended."""
 
 
 @dataclass(frozen=True, slots=True)

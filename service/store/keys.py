@@ -15,7 +15,7 @@
 
 The prefix is {notes}: for the default tenant, and {notes}:tenant:<name>: for another one. All keys share the hash tag
 {notes}: one slot on Redis Cluster, so that a script may touch note and log together. tenants.py has what concerns all
-tenants, and {notes}:touched is written to have a position of the append-only file to wait for (connection.py).
+tenants; connection.py says what {notes}:touched (TOUCHED) is for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.access.principal import DEFAULT_TENANT, TENANT
 
 HASH_TAG = "{notes}:"
 TOUCHED = f"{HASH_TAG}touched"
-"""Key that is written, and ends by itself, only to wait until the server's disk has come to that write."""
+"""Key of a write that is made only to wait for the disk; it expires at once."""
 TENANT_PATTERN = rb"(?:tenant:[^:]*:)?"
 """Pattern of the rest of a prefix, after the hash tag: empty for the default tenant."""
 

@@ -85,8 +85,8 @@ def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
 
 def last_purge(url: str, now: float) -> float:
     """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
-    which it stores. So it does in place of a time after `now`, which a clock that was ahead has left: no purge would be
-    due before that. Raises PurgeError."""
+    which it stores. It also replaces a stored time after `now`, which a clock that was ahead has left: no purge would
+    be due before that time. Raises PurgeError."""
     with _client(url) as client:
         last = float(client.get(LAST) or math.inf)
         if last > now:

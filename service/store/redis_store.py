@@ -228,7 +228,7 @@ class RedisNoteStore:
         if any(claim.earlier for claim in claims):
             try:
                 await self.wait_for_disk()
-            except NoteLLMError:  # the caller never gets those that it could give up
+            except NoteLLMError:  # the caller gets no claims, so it cannot give them up
                 await self.release(claims)
                 raise
         return claims

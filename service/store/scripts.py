@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.store.idempotency import FUNCTIONS
 
 # First command of a script that must write also where the server is out of memory, as those that remove do. Such a
-# server refuses a script whose first write takes memory, and lets those after another one pass. It changes nothing
+# server refuses a script whose first write takes memory, and lets later writes pass. PERSIST changes nothing
 # where the key has no time to live.
 FIRST_WRITE = "redis.call('PERSIST', KEYS[1])\n"
 # The last position ever written to the log in KEYS[1].

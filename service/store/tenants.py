@@ -40,7 +40,7 @@ redis.call('SET', KEYS[2], ARGV[2])
 return ARGV[2]
 """
 # KEYS tenants, identity; ARGV name, REMOVING. From now on nothing is written to the tenant. The DEL comes
-# first: a server out of memory refuses a script whose first write takes memory.
+# first for the reason that FIRST_WRITE gives.
 BEGIN_REMOVAL = """
 local known = redis.call('HGET', KEYS[1], ARGV[1])
 if not known then return false end

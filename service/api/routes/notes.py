@@ -197,8 +197,8 @@ async def patch_note(
     """Change some fields. Only a changed title, content or hashtags costs model tokens, what `generate` asks for, and a
     note that another model had read.
 
-    What was generated belongs to the text: an edit of title, content or hashtags drops it, and so do `category: null`
-    and `hashtags: []`, each its own field. `generate` writes it anew.
+    What was generated belongs to the text: an edit of title, content or hashtags drops it. `category: null` drops a
+    generated category alone, `hashtags: []` generated hashtags alone. `generate` writes them anew.
     """
 
     def edit(note: Note) -> Note:

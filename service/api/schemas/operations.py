@@ -104,8 +104,8 @@ class LimitsOut(BaseModel):
     max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
     max_change_seconds: float = Field(
         MAX_CHANGE_SECONDS,
-        description="`wait` of GET /changes; it ends a second before the request's deadline, or with half of the time "
-        "where that is less than two seconds",
+        description="`wait` of GET /changes; the wait ends a second before the request's deadline, or after half of "
+        "the time left where less than two seconds are left",
     )
     max_change_waiters: int = Field(
         MAX_CHANGE_WAITERS, description="requests of a tenant that wait for changes at one process; 429 beyond"

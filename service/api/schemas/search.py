@@ -68,9 +68,9 @@ class ExampleIn(Wire):
     hashtags: Hashtags = Field([])
     weight: Weight = Field(
         1.0,
-        description="relative to the other examples: with the strategy average to those of the same side, positive or "
-        "negative, so that the weight of the only one there changes nothing; with the others to all. 0 has no say, but "
-        "is left out of the answer",
+        description="relative to the other examples. With the strategy average only examples of the same side "
+        "(positive or negative) count, so the weight of a side's only example changes nothing; with others all count. "
+        "An example of weight 0 does not affect scores, but is left out of the answer",
     )
 
     @model_validator(mode="after")

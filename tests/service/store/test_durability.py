@@ -42,7 +42,7 @@ COMMANDS = 5000
 SLOW_LOAD = ("--appendfsync", "everysec", "--key-load-delay", "200")
 """Options of a server that waits so many microseconds after each command that it loads."""
 LATE = pytest.mark.parametrize("server", ["redis-server"], indirect=True)
-"""On the server whose WAITAOF is right: writes to it wait for its disk with appendfsync everysec."""
+"""Mark of tests that need a server whose WAITAOF answers after the fsync: writes wait with appendfsync everysec."""
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
