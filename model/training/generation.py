@@ -10,8 +10,6 @@ none.
 
 The folder gets state.<step>.pt (the last two), log.jsonl and, with each state, checkpoint/: a copy of the checkpoint
 with the averaged adapter. On SIGTERM the run saves and ends; the same command resumes it. docs/guides/writing.md.
-
-Shapes: B notes of a batch, P tokens of the longest prompt, S tokens of the longest tree, N targets.
 """
 
 from __future__ import annotations
@@ -24,7 +22,6 @@ import signal
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -54,9 +51,9 @@ from model.training.resume import (
     save_state,
     wait_while_exists,
 )
-from model.training.student import pad_right
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
+from model.training.writing_loss import read_notes_into_cache, writing_loss
 from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles, file_digest
 
 LOG, CHECKPOINT = "log.jsonl", "checkpoint"
@@ -337,52 +334,6 @@ def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM,
     if bfloat16_pays("cpu"):
         store_in_bfloat16(model)
     return model, model.add_adapter(rank)
-
-
-@torch.no_grad()
-def read_notes_into_cache(model: NoteLLM, examples: Sequence[WritingExample]) -> DynamicCache:
-    """Return the KV cache (B, P) of the examples' prompts, padded on the right."""
-    ids, lengths = pad_right([example.ids for example in examples])
-    positions = torch.arange(ids.shape[1])
-    cache = DynamicCache()
-    with autocast():
-        model(ids, (positions < lengths[:, None]).long(), positions.expand_as(ids), cache)
-    return cache
-
-
-def writing_loss(model: NoteLLM, examples: Sequence[WritingExample], cache: DynamicCache) -> Tensor:
-    """Sum over the notes of their weighted cross-entropy. `cache` holds the notes, and grows by the trees."""
-    lengths = torch.tensor([len(example.ids) for example in examples])
-    prompt_tokens = int(lengths.max())
-    ids, _ = pad_right([example.tree.ids for example in examples])
-    mask = torch.zeros(len(examples), 1, ids.shape[1], prompt_tokens + ids.shape[1], dtype=torch.bool)
-    mask[:, 0, :, :prompt_tokens] = (torch.arange(prompt_tokens) < lengths[:, None])[:, None]
-    positions = torch.zeros_like(ids)
-    for row, example in enumerate(examples):
-        depths, tree_mask = example.tree.depths_and_mask()
-        size = len(depths)
-        mask[row, 0, :size, prompt_tokens : prompt_tokens + size] = tree_mask
-        positions[row, :size] = len(example.ids) + torch.tensor(depths)
-    distance = torch.zeros_like(mask, dtype=torch.int64)
-    distance[:, 0, :, :prompt_tokens] = positions[:, :, None] - torch.arange(prompt_tokens)
-    distance[:, 0, :, prompt_tokens:] = positions[:, :, None] - positions[:, None, :]
-    targets = [(row, target) for row, example in enumerate(examples) for target in example.tree.targets]
-    places = sorted({(row, target.at) for row, target in targets})
-    index = {place: number for number, place in enumerate(places)}
-    rows, columns = torch.tensor(places).T
-    with autocast():
-        hidden = model(ids, model.mask_by_layer(mask, distance), positions, cache)
-        logits = model.logits(hidden[rows, columns])
-    log_probs = logits.float().log_softmax(1)
-    numbers = torch.tensor([index[row, target.at] for row, target in targets])
-    tokens = torch.tensor([target.token for _, target in targets])
-    weights = torch.tensor([target.weight for _, target in targets])
-    return -(weights * log_probs[numbers, tokens]).sum()
-
-
-def autocast() -> Any:
-    """bfloat16 products where they are faster."""
-    return torch.autocast("cpu", torch.bfloat16) if bfloat16_pays("cpu") else nullcontext()
 
 
 def option_parser() -> argparse.ArgumentParser:

@@ -26,8 +26,9 @@ from service.search.request import Example, SearchRequest
 from service.search.title_centre import TitleCentre
 
 Lacking = StoredNote | Unreadable | None
-"""What the store has of an example that a search cannot use: a note whose vector is from another model, one that cannot
-be decoded, or none."""
+"""What the store holds under the id of an example that a search cannot use: a note whose vector is from another model,
+a note that cannot be decoded, or nothing."""
+OTHER_MODEL = "is of another model"
 FEW_IDS = 4
 """Bound on the vectors that are looked up one by one; more are faster together."""
 
@@ -131,8 +132,7 @@ def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLME
     of_address = len(lacking) == 1 and not lacking[0][0].pointer
     if of_address or request.on_missing == "error":
         if others := [(one, note_id) for one, note_id, known in lacking if isinstance(known, StoredNote)]:
-            detail = "is a note whose vector is from another model"
-            return OtherSpace(others[0][1], [FieldError(one.pointer, detail) for one, _ in others if one.pointer])
+            return OtherSpace(others[0][1], [FieldError(one.pointer, OTHER_MODEL) for one, _ in others if one.pointer])
         for _, note_id, known in lacking:
             if isinstance(known, Unreadable):
                 return StoredNoteUnreadable(note_id, known.reason)
@@ -145,7 +145,7 @@ def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLME
 def _what_is_wrong(note_id: str, known: Lacking) -> str:
     if known is None:
         return f"there is no note {note_id!r}"
-    return f"the note {note_id!r} " + ("cannot be read" if isinstance(known, Unreadable) else "is of another model")
+    return f"the note {note_id!r} " + ("cannot be read" if isinstance(known, Unreadable) else OTHER_MODEL)
 
 
 def query_of(request: SearchRequest, examples: Examples) -> Query:

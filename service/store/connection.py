@@ -84,8 +84,9 @@ class _Pool(BlockingConnectionPool):
     next call. (To close idle connections at once might close one that a call has just taken.)"""
 
     def mark_all(self) -> None:
-        for connection in (*self._available_connections, *self._in_use_connections):
-            connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
+        connections: list[Any] = [*self._available_connections, *self._in_use_connections]
+        for connection in connections:
+            connection.mark_for_reconnect()
 
     async def ensure_connection(self, connection: Any) -> None:
         if connection.should_reconnect():

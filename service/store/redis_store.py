@@ -424,8 +424,8 @@ def _condition(condition: Condition | None) -> str:
 
 
 def _decode_snapshots(entries: Mapping[bytes, bytes]) -> dict[bytes, tuple[str, float]]:
-    """Decode the log position of each replica's snapshot, and when that was made. A malformed one is logged, and holds
-    the log back no longer."""
+    """Decode, for each replica, the log position of its latest snapshot and the time when that was made, in seconds. A
+    malformed entry is logged and left out."""
     snapshots = {}
     for name, entry in entries.items():
         try:

@@ -22,7 +22,7 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
 from model.prompt import Prompt
-from model.training import generation, writing_examples
+from model.training import writing_examples
 from model.training.generation import (
     LINES,
     LOG,
@@ -31,12 +31,11 @@ from model.training.generation import (
     category_synonyms,
     load_for_writing,
     main,
-    read_notes_into_cache,
     shown_categories,
-    writing_loss,
 )
 from model.training.recipe import RecipeError
 from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
+from model.training.writing_loss import read_notes_into_cache, writing_loss
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
 from tests.model.inference.models import add_random_generation_adapter
 
@@ -46,7 +45,8 @@ RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "bfloat16_pays", lambda device: False)
+    for path in ("model.training.generation.bfloat16_pays", "model.training.writing_loss.bfloat16_pays"):
+        monkeypatch.setattr(path, lambda device: False)
 
 
 @pytest.fixture
