@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.table import Column
@@ -85,24 +86,31 @@ def similar(
         "on_missing": "skip" if skip_missing else None,
         "explain": explain or None,
     }
-    fields = _object(body) | {name: value for name, value in options.items() if value is not None}
     text = {name: value for name, value in (("title", title), ("content", content)) if value}
-    examples: dict[str, list[Any]] = {
-        name: [*fields.pop(name, []), *({"note_id": one} for one in ids or [])]
-        for name, ids in (("positive", positive), ("negative", negative))
-    }
-    if not (note_id or text or any(examples.values()) or fields.keys() & {"title", "content"}):
-        complain("Name a note, a --title or --content, or a --positive or --negative example.")
-        raise typer.Exit(MISUSED)
-    if note_id or any(examples.values()):
-        examples["positive"] += [text] if text else []
-        fields |= examples
-    else:
-        fields |= text
-    answer = call(url, "POST", f"/notes/{note_id}/similar" if note_id else "/similar", key=api_key, body=fields)
+    examples = {"positive": positive or [], "negative": negative or []}
+    fields = _search(note_id, text, examples, _object(body) | {n: v for n, v in options.items() if v is not None})
+    path = f"/notes/{quote(note_id, safe='')}/similar" if note_id else "/similar"
+    answer = call(url, "POST", path, key=api_key, body=fields)
     show(answer, as_json, COLUMNS, [_row(item) for item in answer["items"]])
     if not as_json:
         _show_rest(answer)
+
+
+def _search(
+    note_id: str | None, text: dict[str, str], examples: dict[str, list[str]], fields: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the body of a search: `fields` with the ids of `examples` and the `text`, which is an example where there
+    are others. A search for nothing ends the command."""
+    lists: dict[str, list[Any]] = {
+        name: [*fields.pop(name, []), *({"note_id": one} for one in ids)] for name, ids in examples.items()
+    }
+    if not (note_id or text or any(lists.values()) or fields.keys() & {"title", "content"}):
+        complain("Name a note, a --title or --content, or a --positive or --negative example.")
+        raise typer.Exit(MISUSED)
+    if not (note_id or any(lists.values())):
+        return fields | text
+    lists["positive"] += [text] if text else []
+    return fields | lists
 
 
 def _object(text: str) -> dict[str, Any]:
