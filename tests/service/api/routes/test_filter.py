@@ -105,6 +105,18 @@ def test_a_range_compares_integers_exactly(client: httpx2.Client) -> None:
     assert passing(gt=str(2**64)) == {"text"}
 
 
+def test_bound_beyond_64_bits_holds_on_every_page(client: httpx2.Client) -> None:
+    clause = {"hashtag": "tree", "attribute": {"seats": {"gt": -(2**70), "lt": 2**70}}}
+    first = ask(client, clause, k=COUNT - 1, cursor="*")
+    assert first.status_code == 200, first.text
+    second = ask(client, clause, k=COUNT - 1, cursor=first.json()["next_cursor"])
+    assert [len(page.json()["items"]) for page in (first, second)] == [COUNT - 1, 1]
+    other = ask(
+        client, {"hashtag": "tree", "attribute": {"seats": {"lt": 2**70 + 1}}}, cursor=first.json()["next_cursor"]
+    )
+    assert other.status_code == 422
+
+
 def test_a_filter_holds_beside_the_flat_options(client: httpx2.Client) -> None:
     filter = {"not": {"author": "t-a"}}
     found = numbers(client, filter, category="T-Food", exclude=["t3"], attribute=["language:de"])
