@@ -40,9 +40,6 @@ from service.search.words import WordEvidence
 from service.settings import WORDS_WEIGHT
 from service.telemetry import Telemetry
 
-MAX_RELATED = 1000
-"""Bound on the notes that were read after the examples of one search."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -198,7 +195,7 @@ class NoteSearch:
         ids = [example.note_id for example, _ in examples.positive if example.weight and example.note_id]
         if self._behaviour is None or not weight or not ids:
             return None
-        related = await self._behaviour.candidates(ids, MAX_RELATED)
+        related = await self._behaviour.candidates(ids)
         return BehaviourEvidence(related, self._index, weight, self._behaviour.kappa, unit)
 
     def _weight(self, request: SearchRequest, name: SourceName) -> float:
