@@ -9,6 +9,9 @@ from typing import Any
 
 import orjson
 
+MIN_JSON_INTEGER, MAX_JSON_INTEGER = -(2**63), 2**64 - 1
+"""Integers that orjson writes; a bound of a filter may be any."""
+
 
 def fingerprint(value: Any, size: int = 16) -> str:
     """Return a digest of a value, `size` bytes in hexadecimal digits: the same in every process, and equal for equal
@@ -24,4 +27,6 @@ def _canonical(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, tuple):
         return list(map(_canonical, value))
+    if isinstance(value, int) and not MIN_JSON_INTEGER <= value <= MAX_JSON_INTEGER:
+        return ["int", str(value)]
     return dict(value) if isinstance(value, Mapping) else value

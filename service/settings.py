@@ -216,7 +216,10 @@ class Settings(BaseSettings):
         WORDS_WEIGHT, ge=0, description="weight that `sources=auto` gives to words, where vectors have 1"
     )
     behaviour_window: int = Field(
-        0, ge=0, description="distinct notes between two reads that relate their notes, at most; 0: any number"
+        0,
+        ge=0,
+        description="steps between the two reads of a pair, at most, in the reader's order of distinct notes; 1: the "
+        "next note alone; 0: any number",
     )
     behaviour_lower: float = Field(0.01, ge=0, description="least score of a related note")
     behaviour_upper: float = Field(30.0, ge=0, description="greatest score of a related note")

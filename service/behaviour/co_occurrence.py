@@ -39,16 +39,16 @@ NEVER_CUT = 2**32 - 1
 """Arrival of a read that comes from no stream."""
 SCORE_DIGITS = 9
 """Digits that scores are rounded to, as `notellm pairs` does: the order of a sum must not decide a tie."""
-READ_BYTES, READER_BYTES, NOTE_BYTES = 28, 720, 380
+READ_BYTES, READER_BYTES, NOTE_BYTES = 36, 720, 380
 """Memory that a read, a reader and a note take, about (tests/service/behaviour/test_co_occurrence.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoOccurrenceOptions:
-    """`window`: distinct notes between two reads that make a pair, at most; None: any. `lower`, `upper`: pairs with a
-    score outside do not count. `min_readers`: readers of a pair, at least. `top`: related notes of one note, at most.
-    `half_life`: seconds after which a pair counts half; None: it always counts whole. `max_reads`: reads that are kept;
-    beyond it those of the readers go who were idle longest."""
+    """`window`: steps between the two reads of a pair, at most, in the reader's order of distinct notes; None: any
+    number. `lower`, `upper`: pairs with a score outside do not count. `min_readers`: readers of a pair, at least.
+    `top`: related notes of one note, at most. `half_life`: seconds after which a pair counts half; None: it always
+    counts whole. `max_reads`: reads that are kept; beyond it those of the readers go who were idle longest."""
 
     window: int | None = None
     lower: float = 0.01
@@ -94,39 +94,41 @@ class Related(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """The distinct notes that a reader read, by their numbers, in the order of the first read of each. `arrivals`:
-    seconds in which the last event of each read was written."""
+    """The distinct notes that a reader read, by their numbers, in the order of `times`, those of the first event of
+    each read. `last_times`: the time of its last event; `arrivals`: the last second in which one was written."""
 
     reader: str
     number: int
     notes: array[int] = field(default_factory=lambda: array("I"))
     times: array[float] = field(default_factory=lambda: array("d"))
+    last_times: array[float] = field(default_factory=lambda: array("d"))
     weights: array[float] = field(default_factory=lambda: array("d"))
     arrivals: array[int] = field(default_factory=lambda: array("I"))
 
-    def insert(self, note: int, at: float, weight: float, arrival: int) -> None:
-        """Insert a read by its time, after those of the same time."""
+    def insert(self, note: int, at: float, last_at: float, weight: float, arrival: int) -> None:
+        """Insert a read by the time of its first event, after those of the same time."""
         place = bisect_right(self.times, at)
         self.notes.insert(place, note)
         self.times.insert(place, at)
+        self.last_times.insert(place, last_at)
         self.weights.insert(place, weight)
         self.arrivals.insert(place, arrival)
 
     def expired(self, before: float, first_arrival: int) -> list[int]:
-        """Return the places of the reads before a time, and of those whose events were written before
+        """Return the places of the reads whose events are all before a time, or were all written before
         `first_arrival`."""
-        if not self.times or (self.times[0] >= before and min(self.arrivals) >= first_arrival):
+        if not self.times or (min(self.last_times) >= before and min(self.arrivals) >= first_arrival):
             return []
-        reads = zip(self.times, self.arrivals, strict=True)
+        reads = zip(self.last_times, self.arrivals, strict=True)
         return [place for place, (at, arrival) in enumerate(reads) if at < before or arrival < first_arrival]
 
     def remove(self, place: int) -> None:
-        for values in (self.notes, self.times, self.weights, self.arrivals):
+        for values in (self.notes, self.times, self.last_times, self.weights, self.arrivals):
             del values[place]
 
 
-def summed(lists: Iterable[Sequence[Successor]], without: Collection[str], count: int) -> list[Related]:
-    """Merge the successors of several notes, but for the ids in `without`; return the `count` best by summed score,
+def summed(lists: Iterable[Sequence[Successor]], without: Collection[str]) -> list[Related]:
+    """Merge the successors of several notes, but for the ids in `without`; return them by summed score, the best first,
     ties by id. Each reader counts once for a note, however many of the several notes they read before it."""
     by_id: dict[str, list[Successor]] = {}
     for successors in lists:
@@ -135,8 +137,8 @@ def summed(lists: Iterable[Sequence[Successor]], without: Collection[str], count
     for note_id in without:
         by_id.pop(note_id, None)
     scores = {note_id: sum(one.score for one in found) for note_id, found in by_id.items()}
-    best = sorted(scores, key=lambda note_id: (-scores[note_id], note_id))[:count]
-    return [Related(note_id, scores[note_id], _readers(by_id[note_id])) for note_id in best]
+    ranked = sorted(scores, key=lambda note_id: (-scores[note_id], note_id))
+    return [Related(note_id, scores[note_id], _readers(by_id[note_id])) for note_id in ranked]
 
 
 def _readers(found: Sequence[Successor]) -> float:
@@ -186,20 +188,19 @@ class CoOccurrence:
         `arrival`: second in which its event was written."""
         history = self._histories.pop(reader, None) or self._open(reader)
         self._histories[reader] = history
-        note = self._number(note_id)
+        note, last_at = self._number(note_id), at
         if note in history.notes:
             place = history.notes.index(note)
-            weight = max(weight, history.weights[place])
-            at = min(at, history.times[place])
-            arrival = max(arrival, history.arrivals[place])
-            if at == history.times[place]:
-                history.weights[place], history.arrivals[place] = weight, arrival
+            at, last_at = min(at, history.times[place]), max(last_at, history.last_times[place])
+            weight, arrival = max(weight, history.weights[place]), max(arrival, history.arrivals[place])
+            if at == history.times[place]:  # it keeps its place among the reads of the same time
+                history.last_times[place], history.weights[place], history.arrivals[place] = last_at, weight, arrival
                 return
             history.remove(place)
         else:
             self._readers_of[note].append(history.number)
             self.reads += 1
-        history.insert(note, at, weight, arrival)
+        history.insert(note, at, last_at, weight, arrival)
         if len(history.notes) > MAX_HISTORY:
             self._drop(history, 0)
         while self.reads > self._options.max_reads and len(self._histories) > 1:
@@ -238,8 +239,8 @@ class CoOccurrence:
                 self._drop(history, place)
 
     def expire(self, before: float, count: int, first_arrival: int = 0, seconds: float = math.inf) -> int:
-        """Remove the reads before a time, and those whose events were written before `first_arrival`, from the next
-        `count` histories, fewer where they are long; calls go through all of them in turn. A call ends after about
+        """Remove the reads whose events are all before a time, or were all written before `first_arrival`, from the
+        next `count` histories, fewer where they are long; calls go through all of them in turn. A call ends after about
         `seconds`, and where many readers have read the notes, but looks at one history at the least. Return how many
         of `count` are left, for a further call."""
         ends, filtered = time.perf_counter() + seconds, 0

@@ -3,6 +3,9 @@
 Both are derived from the stream alone, and built anew at each start by reading the stream from its beginning: there
 is no snapshot that could be wrong, and the stream is bounded. A removed note and a forgotten reader are entries of the
 stream too, written in the step that removes them, so that every replica comes to the same state.
+
+After a purge, which leaves out of the stream what followers may not have read yet, it is read from its beginning again.
+Until that is done, what was known before is told.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import structlog
 
@@ -40,6 +44,18 @@ SHOWN = "shown"
 log = structlog.get_logger(__name__)
 
 
+class BehaviourState(NamedTuple):
+    """What the events of a stream add up to."""
+
+    co_occurrence: CoOccurrence
+    counts: RecommendationCounts
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes, about."""
+        return self.co_occurrence.bytes + self.counts.bytes
+
+
 class EventFollower:
     """Follows the events of `store`. `weights`: what an event of each type counts: above 0 it is a read, below 0 it
     takes the reader's read of the note back. `seconds`: how long an event counts."""
@@ -52,12 +68,10 @@ class EventFollower:
         seconds: float,
         clock: Clock,
     ) -> None:
-        self.co_occurrence = make()
-        self.counts = RecommendationCounts()
+        self.state = BehaviourState(make(), RecommendationCounts())
+        """What is told. After a purge that is the state of before until the new one is complete."""
         self.position = ORIGIN
         """Position of the last entry that was taken in."""
-        self.ready = False
-        """Whether the follower has come to the end that the stream had when it began to read."""
         self.stream_bytes = 0
         """Bytes of the stream, when they were last asked for."""
         self._store = store
@@ -65,13 +79,27 @@ class EventFollower:
         self._weights = weights
         self._seconds = seconds
         self._clock = clock
+        self._filling = self.state
+        """State that entries are taken into."""
+        self._complete = False
+        """Whether `_filling` has come to the end that the stream had when it was begun."""
         self._identity = ""
-        self._target = ORIGIN
+        self._target = ""
         self._stopped = False
         self._expire_at = 0.0
         self._trim_at = 0.0
         self._first_arrival = 0
         """Second in which the first entry that the stream still has was written."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `state` has all that the stream had when the follower began to read it."""
+        return self._complete or self.state is not self._filling
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the state takes, and beside it the one that is to replace it, about."""
+        return self.state.bytes + (0 if self.state is self._filling else self._filling.bytes)
 
     def stop(self) -> None:
         """End `run` after the read that is under way, even if the Redis client swallows a cancellation."""
@@ -80,7 +108,6 @@ class EventFollower:
     async def run(self) -> None:
         """Follow the stream until stopped, or the store is removed. After a failure it tries again."""
         pause = RETRY_SECONDS[0]
-        self._begin_anew()
         while not self._stopped:
             try:
                 await self._read()
@@ -94,14 +121,14 @@ class EventFollower:
             except Exception:
                 log.exception("behaviour_failed", detail="building it anew from the stream of events")
                 await asyncio.sleep(RETRY_SECONDS[1])
-                self._begin_anew()
+                self._forget_everything()
 
     async def _keep_to_bounds(self, now: float) -> None:
         """Cut the stream, and drop reads that are too old or whose events were cut, now and then."""
         if now >= self._trim_at:
             self.stream_bytes, first = await self._store.trim()
             self._first_arrival = _arrival(first)
-            self.counts.expire(self._clock() - self._seconds)
+            self._filling.counts.expire(self._clock() - self._seconds)
             self._trim_at = now + TRIM_SECONDS
         if now >= self._expire_at:
             await self._expire()
@@ -113,22 +140,28 @@ class EventFollower:
         left = EXPIRE_COUNT
         while left and not self._stopped:
             before = self._clock() - self._seconds
-            left = self.co_occurrence.expire(before, left, self._first_arrival, MAX_HELD_SECONDS / 2)
+            left = self._filling.co_occurrence.expire(before, left, self._first_arrival, MAX_HELD_SECONDS / 2)
             await asyncio.sleep(0)
 
     def _begin_anew(self) -> None:
-        """Forget everything, so that the stream is read from its beginning."""
-        self.co_occurrence, self.counts, self.position, self.ready = self._make(), RecommendationCounts(), ORIGIN, False
-        self._identity = self._target = ""
+        """Have the stream read from its beginning into an empty state, which replaces `state` when it is complete."""
+        self._filling, self._complete = BehaviourState(self._make(), RecommendationCounts()), False
+        self.position, self._target = ORIGIN, ""
         self._first_arrival, self._trim_at = 0, 0.0
+
+    def _forget_everything(self) -> None:
+        """Have the stream read from its beginning, and nothing told but what was read of it."""
+        self._begin_anew()
+        self.state, self._identity = self._filling, ""
 
     async def _read(self) -> None:
         if not self._target:
             self._target = await self._store.last()
-        entries, identity = await self._store.read(self.position, READ_SIZE, BLOCK_SECONDS if self.ready else 0.001)
+        block_seconds = BLOCK_SECONDS if self._complete else 0.001
+        entries, identity = await self._store.read(self.position, READ_SIZE, block_seconds)
         if self._identity not in ("", identity):  # the store was restored, emptied or exchanged
             log.warning("events_exchanged", detail="building behaviour anew")
-            self._begin_anew()
+            self._forget_everything()
             return
         self._identity = identity
         began = time.perf_counter()
@@ -141,15 +174,15 @@ class EventFollower:
             if time.perf_counter() - began > MAX_HELD_SECONDS:
                 await asyncio.sleep(0)
                 began = time.perf_counter()
-        if not self.ready and (not entries or position_key(self.position) >= position_key(self._target)):
-            self.ready = True
-            kept = self.co_occurrence
+        if not self._complete and (not entries or position_key(self.position) >= position_key(self._target)):
+            self.state, self._complete = self._filling, True
+            kept = self.state.co_occurrence
             log.info("behaviour_built", reads=kept.reads, readers=kept.readers, notes=kept.notes)
-        if self.ready and entries:
+        if self._complete and entries:
             await asyncio.sleep(GATHER_SECONDS)
 
     async def _apply(self, entry: EventEntry) -> None:
-        kept = self.co_occurrence
+        kept, counts = self._filling
         if entry.kind == "note":
             while True:
                 if not kept.remove_note(entry.note_id, MAX_HELD_SECONDS):  # it may have many readers
@@ -163,7 +196,8 @@ class EventFollower:
                 kept.add(entry.reader, entry.note_id, entry.at, weight, _arrival(entry.position))
             elif weight < 0:
                 kept.remove(entry.reader, entry.note_id, entry.at)
-            self.counts.add(entry.note_id, entry.at, entry.details, shown=entry.type == SHOWN, clicked=weight > 0)
+            shown = entry.type == SHOWN  # it may have a weight, too, and is no click
+            counts.add(entry.note_id, entry.at, entry.details, shown=shown, clicked=weight > 0 and not shown)
 
 
 def _arrival(position: str) -> int:

@@ -82,43 +82,45 @@ class LiveBehaviour:
 
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return how many there were. Their weight goes out of what is
-        related as soon as each replica reads of it, within milliseconds. Raises StoreUnavailable, TenantRemoved."""
+        related as soon as each replica reads of it: within milliseconds, or when it has read the stream again after a
+        purge. Raises StoreUnavailable, TenantRemoved."""
         return await self._store.forget(reader)
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads that are held, reader by reader. Raises BehaviourBehind before the whole stream was read."""
         if not self._follower.ready:
-            raise BehaviourBehind(self._follower.co_occurrence.reads)
-        return self._follower.co_occurrence.all_reads()
+            raise BehaviourBehind(self._follower.state.co_occurrence.reads)
+        return self._follower.state.co_occurrence.all_reads()
 
-    async def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
-        """Return the notes that were read after any of `note_ids`, without these, best first, ties by id."""
-        now, lists = self._clock(), []
+    async def candidates(self, note_ids: Collection[str]) -> list[Related]:
+        """Return all notes that were read after any of `note_ids`, without these, best first, ties by id: up to
+        CoOccurrenceOptions.top for each of `note_ids`."""
+        now, co_occurrence, lists = self._clock(), self._follower.state.co_occurrence, []
         for note_id in dict.fromkeys(note_ids):
-            lists.append(self._follower.co_occurrence.related(note_id, now))
+            lists.append(co_occurrence.related(note_id, now))
             await asyncio.sleep(0)  # a note of many readers takes a millisecond
         if len(lists) <= MAX_SUMMED_IN_LOOP:
-            return summed(lists, note_ids, count)
-        return await asyncio.to_thread(summed, lists, note_ids, count)
+            return summed(lists, note_ids)
+        return await asyncio.to_thread(summed, lists, note_ids)
 
     async def rates(self, by: Collection[Dimension], since: float) -> tuple[list[Rate], int]:
         """Return how often recommended notes were shown and clicked, by some dimensions, since a day; and how many of
         these rates were left out."""
-        return await asyncio.to_thread(rates, self._follower.counts.groups(), by, since)
+        return await asyncio.to_thread(rates, self._follower.state.counts.groups(), by, since)
 
     def unmatched(self, since: float) -> int:
         """Return the number of clicks of recommended notes since a day for which no event says that they were shown."""
-        return self._follower.counts.unmatched(since)
+        return self._follower.state.counts.unmatched(since)
 
     def status(self) -> BehaviourStatus:
         follower = self._follower
-        kept = follower.co_occurrence
+        kept = follower.state.co_occurrence
         return BehaviourStatus(
             ready=follower.ready,
             position=follower.position,
             reads=kept.reads,
             readers=kept.readers,
             notes=kept.notes,
-            bytes=kept.bytes + follower.counts.bytes,
+            bytes=follower.bytes,
             stream_bytes=follower.stream_bytes,
         )

@@ -113,10 +113,12 @@ class Remover:
                     else:
                         tally.add(note_id, None)
             return tally.receipt(dry_run=True)
-        reader = LogOrderReader(self._store, self._index, what)
+        reader, counted = LogOrderReader(self._store, self._index, what), set[str]()
         while not reader.ended:
             for stored in await reader.read(BATCH_SIZE):
-                tally.add(stored.note.id, None)
+                if stored.note.id not in counted:  # a note that is rewritten meanwhile is read again
+                    counted.add(stored.note.id)
+                    tally.add(stored.note.id, None)
         return self._with_match(tally.receipt(dry_run=True), reader)
 
     async def _remove_ids(self, ids: Collection[str]) -> Receipt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -51,6 +51,9 @@ It bounds the cost of a lookup where few notes have hashtags."""
 FILTERED_WORDS_FACTOR = 16
 """Notes with the same words that are looked at for each that a search with a filter takes: the filter is applied to
 them afterwards."""
+MAX_PASSING_SCORED = 8192
+"""Notes that pass a filter, at most, of which a search scores the words of all, where too few of those with the most
+shared words pass."""
 
 
 def search_threads() -> ThreadPoolExecutor:
@@ -257,20 +260,29 @@ class LiveIndex:
         return by_words[:count]
 
     async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> dict[str, float]:
-        def search() -> dict[str, float]:
-            now, notes, known = self._clock(), self._state.notes, set(ids)
-            factor = FILTERED_WORDS_FACTOR if where.narrows else 1
-            depth = factor * count + len(where.exclude) if count else 0
-            scores = notes.texts.word_scores(note, depth, now, ids)
-            skipped = known.union(where.exclude)
-            others = sorted((-score, note_id) for note_id, score in scores.items() if note_id not in skipped)
-            best = [note_id for _, note_id in others]
-            if where.narrows:
-                best = notes.index.passing(best, where, now)
-            return {note_id: scores[note_id] for note_id in (*(known & scores.keys()), *best[:count])}
-
         with stage("index", "words"):
-            return await run_in(self._searchers, search)
+            return await run_in(self._searchers, partial(self._word_scores, note, count, where, ids))
+
+    def _word_scores(self, note: Note, count: int, where: Filter, ids: Sequence[str]) -> dict[str, float]:
+        """Do what search_words does."""
+        now, notes, known = self._clock(), self._state.notes, set(ids)
+        skipped = known.union(where.exclude)
+
+        def best_of(scores: Mapping[str, float]) -> list[str]:
+            others = sorted((-score, note_id) for note_id, score in scores.items() if note_id not in skipped)
+            ranked = [note_id for _, note_id in others]
+            return notes.index.passing(ranked, where, now) if where.narrows else ranked
+
+        factor = FILTERED_WORDS_FACTOR if where.narrows else 1
+        depth = factor * count + len(where.exclude) if count else 0
+        scores = notes.texts.word_scores(note, depth, now, ids)
+        best = best_of(scores)
+        if where.narrows and len(best) < count and len(scores) >= depth:  # more notes share words than were looked at
+            all_passing = notes.passing_ids(where, MAX_PASSING_SCORED, now)
+            if all_passing:
+                scores |= notes.texts.word_scores(note, 0, now, all_passing)
+                best = best_of(scores)
+        return {note_id: scores[note_id] for note_id in (*(known & scores.keys()), *best[:count])}
 
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
         return await run_in(self._searchers, partial(self._index.passing, ids, where, self._clock()))

@@ -15,10 +15,21 @@ from service.filters import Filter
 from service.index.backend import IndexBackend, Maintainable
 from service.index.other_space import OtherSpaceNotes
 from service.index.texts import LiveTexts
-from service.records import ORIGIN, ChangedNotes, LogBounds, StoredNote, Unreadable, WrittenRow, position_key
+from service.records import (
+    ORIGIN,
+    ChangedNotes,
+    LogBounds,
+    PositionKey,
+    StoredNote,
+    Unreadable,
+    WrittenRow,
+    position_key,
+)
 
 READ_BATCH_SIZE = 512
 """Notes or log entries that are read from the store at a time."""
+BEYOND_LOG: PositionKey = (2**63 - 1, 0)
+"""A position after every entry of a log."""
 log = structlog.get_logger(__name__)
 
 
@@ -89,6 +100,14 @@ class IndexedNotes:
         rows |= self.other_space.written(first, last, count)
         ordered = nsmallest(count, rows.items(), key=lambda row: row[1])
         return [WrittenRow(note_id, f"{key[0]}-{key[1]}") for note_id, key in ordered]
+
+    def passing_ids(self, where: Filter, count: int, now: float) -> list[str]:
+        """Return the ids of all notes that pass a filter, and of some that it excludes; none where more than `count`
+        pass it. A note that is replaced meanwhile may be left out."""
+        if self.index.count(where, now) > count:
+            return []
+        with_excluded = count + len(where.exclude)
+        return list(self.index.written(position_key(ORIGIN), BEYOND_LOG, with_excluded, where, now))
 
     def expire(self, now: float) -> bool:
         """Remove the notes that have expired at `now`; return whether there were any."""

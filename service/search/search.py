@@ -36,12 +36,9 @@ from service.search.request import AUTO, FIRST_PAGE, OTHER_SOURCES, SearchReques
 from service.search.sources import ContentSource, Source
 from service.search.title_centre import TitleCentre
 from service.search.verified import ExamplesMissing, VerifiedNotes
-from service.search.words import WordEvidence, query_note
+from service.search.words import WordEvidence
 from service.settings import WORDS_WEIGHT
 from service.telemetry import Telemetry
-
-MAX_RELATED = 1000
-"""Bound on the notes that were read after the examples of one search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +186,7 @@ class NoteSearch:
         stored = [notes.example(example.note_id) for example in positive]
         texts = [example.note or (one and one.note) for example, one in zip(positive, stored, strict=True)]
         known = [text for text in texts if text]
-        return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
+        return WordEvidence(self._index, known, weight, request.sources == AUTO) if known else None
 
     async def _read_after(self, request: SearchRequest, examples: Examples, unit: float) -> BehaviourEvidence | None:
         """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example
@@ -198,7 +195,7 @@ class NoteSearch:
         ids = [example.note_id for example, _ in examples.positive if example.weight and example.note_id]
         if self._behaviour is None or not weight or not ids:
             return None
-        related = await self._behaviour.candidates(ids, MAX_RELATED)
+        related = await self._behaviour.candidates(ids)
         return BehaviourEvidence(related, self._index, weight, self._behaviour.kappa, unit)
 
     def _weight(self, request: SearchRequest, name: SourceName) -> float:

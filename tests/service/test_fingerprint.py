@@ -27,6 +27,12 @@ def test_fingerprint_is_the_same_in_a_process_that_hashes_otherwise(seed: str) -
     assert run.stdout.strip() == fingerprint(WHERE)
 
 
+def test_integers_of_any_size_have_a_fingerprint() -> None:
+    numbers = [2**63, 2**64, 2**64 + 1, -(2**63) - 1, 10**30]
+    assert len({fingerprint((number,)) for number in numbers}) == len(numbers)
+    assert fingerprint((10**30,)) == fingerprint((10**30,))
+
+
 @pytest.mark.parametrize(
     "other",
     [

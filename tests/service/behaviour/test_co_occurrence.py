@@ -105,11 +105,22 @@ def test_expired_reads_count_no_more(clicks: list[Click], before: int) -> None:
     kept = live(clicks)
     for _ in range(3):
         kept.expire(before, 4)
-    first: dict[tuple[str, str], float] = {}
+    last: dict[tuple[str, str], float] = {}
     for user, note, time in clicks:
-        first[user, note] = min(time, first.get((user, note), time))
-    left = [(user, note, time) for (user, note), time in first.items() if time >= before]
-    assert (kept.reads, pairs_of(kept, NOTES)) == (len(left), pairs_of(live(left), NOTES))
+        last[user, note] = max(time, last.get((user, note), time))
+    left = [click for click in clicks if last[click[:2]] >= before]
+    assert (kept.reads, pairs_of(kept, NOTES)) == (len({click[:2] for click in left}), pairs_of(live(left), NOTES))
+
+
+def test_a_read_counts_until_its_last_event_is_too_old() -> None:
+    kept = live([("a", "x", 1.0), ("a", "y", 2.0), ("a", "x", 5.0)])
+    only_later_event = live([("a", "x", 5.0)])
+    for _ in range(2):
+        kept.expire(4.0, 4)
+    assert [[read.note_id for read in reads] for reads in kept.all_reads()] == [["x"]]
+    assert kept.reads == only_later_event.reads, "a process that starts now sees that event alone"
+    kept.expire(6.0, 4)
+    assert (kept.reads, kept.readers, kept.notes) == (0, 0, 0)
 
 
 def test_expiry_ends_when_its_time_is_over_and_goes_on_with_the_next_call() -> None:
@@ -182,10 +193,10 @@ def test_a_read_of_greater_weight_counts_more() -> None:
 def test_what_is_related_to_several_notes_adds_up_without_these() -> None:
     kept = live([("a", "x", 0.0), ("a", "y", 1.0), ("a", "z", 2.0), ("b", "y", 0.0), ("b", "z", 1.0)])
     lists = [kept.related(note) for note in ("x", "y", "nobody")]
-    (z,) = summed(lists, ["x", "y"], 5)
+    (z,) = summed(lists, ["x", "y"])
     assert (z.id, z.score) == ("z", pytest.approx(1 / 3 + 1 / 3 + 1 / 2))
     assert z.readers == 2.0, "a reader counts once, however many of the examples were read before"
-    assert [one.id for one in summed(lists[:1], ["x"], 1)] == ["y"]
+    assert [one.id for one in summed(lists[:1], ["x"])] == ["y", "z"]
 
 
 def test_reads_are_bounded_by_those_of_idle_readers() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
+from service.claims import Claims
 from service.collection.log_order import LogOrderReader
+from service.collection.removal import Remover
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.index.threads import run_in
@@ -64,6 +67,26 @@ async def test_note_that_is_rewritten_in_between_is_read_at_its_new_position(
     await add(embedded_store, "a", "b", "c", "d")
     embedded_store.rewritten = "b"
     assert await read_all(LogOrderReader(embedded_store, live_index, ANY)) == ["a", "c", "d", "b"]
+
+
+async def test_note_that_is_rewritten_after_it_was_read_counts_once_in_a_dry_run(
+    embedded_store: BusyStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get, rewritten = embedded_store.get, ["a"]
+
+    async def get_then_rewrite(ids: Sequence[str], **options: Any) -> list[StoredNote | Unreadable | None]:
+        notes = await get(ids, **options)
+        if rewritten and ids == ["b"]:
+            await add(embedded_store, rewritten.pop())
+        return notes
+
+    await add(embedded_store, "a", "b", "c")
+    await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+    monkeypatch.setattr("service.collection.removal.BATCH_SIZE", 1)
+    monkeypatch.setattr(embedded_store, "get", get_then_rewrite)
+    receipt = await Remover(embedded_store, live_index, Claims(embedded_store, 3600)).try_out(ANY)
+    assert not rewritten
+    assert (receipt.count, receipt.ids) == (3, ["a", "b", "c"])
 
 
 async def test_note_that_is_rewritten_while_the_index_is_scanned_is_read(

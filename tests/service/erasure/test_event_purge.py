@@ -14,8 +14,9 @@ import pytest
 import redis
 
 from service.behaviour.co_occurrence import CoOccurrenceOptions
+from service.behaviour.follower import EventFollower
 from service.behaviour.live import LiveBehaviour
-from service.events import Event, EventBounds
+from service.events import Event, EventBounds, EventEntry
 from service.interfaces import Clock
 from service.records import Write
 from service.store import event_purge
@@ -93,9 +94,31 @@ async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
             ("-purge", ""),
         ]
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
-        assert [one.id for one in await behaviour.candidates(["kept-1"], 5)] == ["kept-2"]
+        assert [one.id for one in await behaviour.candidates(["kept-1"])] == ["kept-2"]
         await behaviour.add(clicks(clock, ["again-1"], "u2"))
         await eventually(lambda: behaviour.status().reads == 5)
+
+
+async def test_what_is_related_stays_while_the_stream_is_read_again_after_a_purge(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, apply = [], EventFollower._apply
+
+    async def look_then_apply(follower: EventFollower, entry: EventEntry) -> None:
+        related = [one.id for one in await behaviour.candidates(["a"])]
+        told.append((behaviour.status().ready, related))
+        await apply(follower, entry)
+
+    await embedded_store.put([Write(stored_note(note)) for note in "ab"])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+        memory = behaviour.status().bytes
+        monkeypatch.setattr(EventFollower, "_apply", look_then_apply)
+        await asyncio.to_thread(purge_store, embedded.url)
+        await eventually(lambda: len(told) == 5)
+        assert told == [(True, ["b"])] * 5, "four events and the end of the purge"
+        await eventually(lambda: behaviour.status().bytes == memory)
 
 
 async def test_events_that_come_during_a_purge_are_kept(

@@ -11,6 +11,7 @@ import redis
 from model.generation import Neighbours
 from model.note import Note
 from service.errors import IndexBehind
+from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import ORIGIN, LogBounds, LogEntry, StoredNote
@@ -33,6 +34,20 @@ async def test_neighbours_rare_hashtags_are_found_among_bare_notes(
     assert [(neighbour.id, neighbour.hashtags) for neighbour in neighbours.by_vector] == [("tagged", ("soup",))]
     await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
     assert await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2) == Neighbours([], [])
+
+
+@pytest.mark.parametrize("bound", [8192, 0], ids=["few pass", "many pass"])
+async def test_words_find_the_notes_of_a_rare_author_however_many_others_share_more(
+    embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    monkeypatch.setattr("service.index.live.MAX_PASSING_SCORED", bound)
+    common = [stored_note(f"n{n}", "lemon soup", author="ann") for n in range(40)]
+    rare = [stored_note("rare", "lemon bread", author="bob"), stored_note("excluded", "lemon soup", author="bob")]
+    await live_index.wait_for(await put(embedded_store, *common, *rare), WAIT)
+    where = Filter(author="bob", exclude=frozenset({"excluded"}))
+    found = await live_index.search_words(Note(title="lemon soup"), 1, where, ["n0"])
+    assert found.keys() == ({"n0", "rare"} if bound else {"n0"})
+    assert found["n0"] == 1.0
 
 
 async def test_neighbours_by_words_follow_text_and_expiry(

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from model.note import Note
-from service.behaviour.co_occurrence import Related
+from service.behaviour.co_occurrence import CoOccurrenceOptions, Related
+from service.behaviour.live import LiveBehaviour
 from service.filters import Filter
 from service.index.live import LiveIndex
+from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Hit
 from service.search import fusion
@@ -21,6 +23,7 @@ from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.search.sources import Candidates
 from service.search.words import WordEvidence
+from service.telemetry import Telemetry
 from tests.service.steps import add, ids, soup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -33,7 +36,7 @@ class NothingRead:
 
     kappa = 4.0
 
-    async def candidates(self, note_ids: Collection[str], count: int) -> list[Related]:
+    async def candidates(self, note_ids: Collection[str]) -> list[Related]:
         return []
 
 
@@ -114,6 +117,39 @@ async def test_behaviour_puts_forward_what_passes_the_filter_however_many_come_b
     behaviour = BehaviourEvidence(known, live_index, 1.0, 4.0, 1.0)
     assert await behaviour.candidates(2, where, []) == ["n6", "n8"]
     assert await behaviour.candidates(1, where, []) == ["n6"]
+
+
+SEEN = [f"seen{number}" for number in range(1100)]
+
+
+@pytest.fixture
+def much_read(clock: Clock) -> LiveBehaviour:
+    """Behaviour in which all of SEEN were read more often after n0 than n29 was."""
+    stream: Any = None  # nothing is read from one
+    options = CoOccurrenceOptions(lower=0.0, top=2000)
+    behaviour = LiveBehaviour(stream, options, {"click": 1.0}, 60.0, Telemetry(), clock)
+    histories = [SEEN[begin : begin + 100] for begin in range(0, len(SEEN), 100)] + [[*SEEN[:200], "n29"]]
+    for number, history in enumerate(histories):
+        for at, note_id in enumerate(["n0", *history]):
+            behaviour._follower.state.co_occurrence.add(f"reader {number}", note_id, float(at))
+    return behaviour
+
+
+@pytest.mark.parametrize("where", [Filter(exclude=frozenset(SEEN)), Filter(category="Food")], ids=["seen", "filter"])
+async def test_readers_of_a_note_count_however_many_notes_that_do_not_pass_were_read_more_often(
+    recommender: Recommender,
+    search: NoteSearch,
+    much_read: LiveBehaviour,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Filter,
+) -> None:
+    await add(recommender, *(replace(note, category="Food") for note in soup(30)))
+    monkeypatch.setattr(search, "_behaviour", much_read)
+    sources = (("content", 1.0), ("behaviour", 10.0))
+    found = await search.related(SearchRequest((Example("n0"),), k=3, where=where, sources=sources, explain=True))
+    explanation = found.items[0].explanation
+    assert explanation is not None
+    assert (ids(found)[0], explanation.co_readers) == ("n29", 1.0)
 
 
 class MissingContent:

@@ -246,6 +246,22 @@ def test_reports_tell_shown_and_clicked_apart(client: httpx2.Client, eventually:
     assert report()["left_out"] == 0
 
 
+def test_note_that_is_shown_twice_is_not_clicked_where_showing_has_a_weight(
+    serve: Serve, eventually: Eventually
+) -> None:
+    with serve(event_types=("shown=0.1", "click=1")) as url, httpx2.Client(base_url=url, timeout=60) as client:
+        client.post("/notes", json=[{"id": name, "title": name} for name in "ab"])
+        told = [("a", "shown"), ("a", "shown"), ("b", "shown"), ("b", "click")]
+        client.post("/events", json=[event(note, type=type, recommendation_id="r") for note, type in told])
+
+        def rates() -> list[tuple[int, int]]:
+            answer = client.get("/reports/recommendations").json()
+            return [(rate["shown"], rate["clicked"]) for rate in answer["rates"]]
+
+        eventually(lambda: bool(rates()) and rates()[0][1] > 0)
+        assert rates() == [(2, 1)]
+
+
 @pytest.mark.parametrize(
     ("path", "module"),
     [("/events/reads", "service.api.ingest_events"), ("/notes/export", "service.api.routes.export")],

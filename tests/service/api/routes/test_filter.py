@@ -105,6 +105,18 @@ def test_a_range_compares_integers_exactly(client: httpx2.Client) -> None:
     assert passing(gt=str(2**64)) == {"text"}
 
 
+def test_bound_beyond_64_bits_holds_on_every_page(client: httpx2.Client) -> None:
+    def page(bound: int, cursor: str) -> httpx2.Response:
+        bounds = {"gt": str(-(2**70)), "lt": str(bound)}  # as JSON numbers they would be read as floats
+        return ask(client, {"hashtag": "tree", "attribute": {"seats": bounds}}, k=COUNT - 1, cursor=cursor)
+
+    first = page(2**70, "*")
+    assert first.status_code == 200, first.text
+    cursor = first.json()["next_cursor"]
+    assert [len(one.json()["items"]) for one in (first, page(2**70, cursor))] == [COUNT - 1, 1]
+    assert page(2**70 + 1, cursor).status_code == 422, "the cursor belongs to another filter"
+
+
 def test_a_filter_holds_beside_the_flat_options(client: httpx2.Client) -> None:
     filter = {"not": {"author": "t-a"}}
     found = numbers(client, filter, category="T-Food", exclude=["t3"], attribute=["language:de"])
