@@ -82,8 +82,6 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
-    if durable is not None:
-        service.telemetry.store_durable.set(durable)
     if tenants.lost:
         durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {tenants.lost}")
     busy = service.batcher.busy_seconds
