@@ -155,7 +155,7 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
         log_seconds=settings.log_seconds,
         queue_notes=settings.queue_notes,
         queue_seconds=settings.queue_seconds,
-        interactive_seconds=settings.interactive_seconds,
+        interactive_seconds=min(settings.interactive_seconds, settings.request_seconds),
         request_seconds=settings.request_seconds,
         max_tenants=settings.max_tenants,
         max_connections=BoundedProtocol.max_connections,
