@@ -47,8 +47,8 @@ SPARE_CONNECTIONS = 64
 """Connections beyond that bound for PATHS_WHEN_FULL: what asks for another path there is refused once its head has
 come, what comes beyond them at once. A process whose probes were refused would be restarted, with all connections."""
 PATHS_WHEN_FULL = frozenset((b"/livez", b"/startupz", b"/readyz", b"/metrics"))
-SPARE_FILES = 256
-"""Open files that are left for spare connections, the store, snapshots and logs where the system bounds them."""
+SPARE_FILES = 256 + SPARE_CONNECTIONS
+"""Open files that are left for the store, snapshots, logs and spare connections where the system bounds them."""
 FILES_OF_TENANT = 5
 """Open files of a tenant at rest: the connections that wait for changes and for events, the lock of its snapshots, and
 twice the file of its known position, of which the mapping keeps a duplicate."""

@@ -60,14 +60,14 @@ class ServerState:
 
     def __init__(self) -> None:
         self.waits_for_disk: bool | None = None
-        """Whether writes need WAITAOF; None until the server was asked, and again after each call that failed: another
-        server may answer at the address by then."""
+        """Whether writes need WAITAOF; None until the server was asked, and again after a call that failed: another
+        server may answer at the address by then. Writes that wait go on to wait after a call that took too long: its
+        cause may be a slow disk."""
         self._failing: set[object] = set()
         """Pools whose last call failed."""
 
     def begin_outage(self, pool: object, detail: str) -> None:
         """Take note that a call of `pool` failed."""
-        self.waits_for_disk = None
         if not self._failing:
             log.error("store_unavailable", detail=detail)
         self._failing.add(pool)
@@ -164,6 +164,8 @@ class Connection:
                 raise
             self._on_error()
             self._server.begin_outage(self, str(error) or type(error).__name__)
+            if not (isinstance(error, TimeoutError) and self._server.waits_for_disk):
+                self._server.waits_for_disk = None
             if isinstance(error, ReadOnlyError):
                 self._connect_anew()
             raise StoreUnavailable(_reason(error)) from error

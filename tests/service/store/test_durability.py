@@ -253,7 +253,7 @@ async def test_write_that_was_under_way_when_the_server_was_lost_waits_where_it_
     writing = asyncio.create_task(store.put([Write(stored_note("b"))]))
     await asyncio.sleep(0)  # it knows that it need not wait for the disk, and waits for the connection
     admin.config_set("appendfsync", "everysec")
-    server.begin_outage(object(), "another pool has lost its connections")
+    server.waits_for_disk = None  # another pool has lost its connections
     await pool.release(connection)
     await writing
     assert waits_for_disk(admin) == 1
