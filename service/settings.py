@@ -222,7 +222,7 @@ class Settings(BaseSettings):
         "next note alone; 0: any number",
     )
     behaviour_lower: float = Field(0.01, ge=0, description="least score of a related note")
-    behaviour_upper: float = Field(30.0, ge=0, description="greatest score of a related note")
+    behaviour_upper: float = Field(30.0, ge=0, validate_default=True, description="greatest score of a related note")
     behaviour_min_readers: int = Field(
         1,
         ge=1,
@@ -252,7 +252,7 @@ class Settings(BaseSettings):
         description="most bytes of the bodies of all requests under way, without the first 64 KiB of each and without "
         "streams; a body beyond it gets 429; 256 MiB by default, or max_body_bytes where that is more",
     )
-    max_note_bytes: int = Field(512 * 2**10, ge=1, description="largest note, as JSON")
+    max_note_bytes: int = Field(512 * 2**10, ge=1, validate_default=True, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_batch_events: int = Field(1000, ge=1, description="most events in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
@@ -348,6 +348,20 @@ class Settings(BaseSettings):
             raise PydanticCustomError("max_bodies_bytes", "must not be below NOTELLM_MAX_BODY_BYTES")
         return total
 
+    @field_validator("max_note_bytes")
+    @classmethod
+    def _check_note(cls, size: int, info: ValidationInfo) -> int:
+        if size > info.data.get("max_body_bytes", size):
+            raise PydanticCustomError("max_note_bytes", "must not be above NOTELLM_MAX_BODY_BYTES")
+        return size
+
+    @field_validator("behaviour_upper")
+    @classmethod
+    def _check_behaviour(cls, upper: float, info: ValidationInfo) -> float:
+        if upper < info.data.get("behaviour_lower", upper):
+            raise PydanticCustomError("behaviour_upper", "must not be below NOTELLM_BEHAVIOUR_LOWER")
+        return upper
+
     @field_validator("bootstrap_key", mode="before")
     @classmethod
     def _check_bootstrap_key(cls, key: str | SecretStr | None) -> str | None:
@@ -411,9 +425,10 @@ def describe_errors(error: ValidationError) -> list[str]:
     for failure in error.errors():
         name = str(failure["loc"][0])
         variable = PREFIX + name.upper()
-        if allowed := _allowed_values(schema[name]):
+        # Errors of pydantic have a link to its documentation; others have the message of a validator above.
+        if "url" in failure and (allowed := _allowed_values(schema[name])):
             lines.append(f"{variable} is {str(failure['input'])[:MAX_SHOWN]!r}; it must be {allowed}")
-        else:  # the message of a validator above
+        else:
             lines.append(f"{variable} {failure['msg']}")
     return lines
 

@@ -17,7 +17,7 @@ from service.search.neighbour_cache import NeighbourCache, NeighbourList
 from service.search.shared_lru import SharedLru
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
-from service.store.connection import MAX_CONNECTIONS, Connection, Outage
+from service.store.connection import MAX_CONNECTIONS, Connection, ServerState
 from service.store.keys import Keys
 from service.store.known_position import KnownPosition, KnownPositions
 from service.store.quotas import RedisQuotaStore
@@ -44,7 +44,7 @@ class SharedParts:
         self.url = url
         self.telemetry = telemetry
         self.clock = gate.clock
-        self.outage = Outage()
+        self.server = ServerState()
         self.known = known
         processes = settings.readers + 1
         self.items = items = SharedLru[RenderedItem](settings.item_cache_bytes // processes)
@@ -60,7 +60,7 @@ class SharedParts:
             self.url.get_secret_value(),
             on_error=self.telemetry.store_errors.inc,
             max_connections=ACCESS_CONNECTIONS,
-            outage=self.outage,
+            server=self.server,
         )
         stack.push_async_callback(connection.close)
         await self._gate.open(RedisKeyStore(connection), RedisQuotaStore(connection))
@@ -90,7 +90,7 @@ class SharedParts:
             keys=Keys(name),
             identity=identity,
             max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
-            outage=self.outage,
+            server=self.server,
             log_seconds=self.settings.log_seconds,
             known=known,
         )

@@ -56,6 +56,11 @@ class Telemetry:
             ("reason",),
             registry=registry,
         )
+        self.refused_connections = Counter(
+            "notellm_connections_refused",
+            "Connections refused with 503: as many as the process may have were open",
+            registry=registry,
+        )
         self.uncounted = Counter(
             "notellm_quota_uncounted",
             "Requests and uses of tokens that were not counted against a quota: the store was away",
@@ -173,7 +178,7 @@ class Telemetry:
         )
         self.store_durable = Gauge(
             "notellm_store_durable",
-            "0: a crash of Redis, or its eviction, would lose acknowledged writes; NaN: /readyz was not asked yet",
+            "0: a crash of Redis, or its eviction, would lose acknowledged writes; NaN: it has not answered yet",
             registry=registry,
         )
         self.store_durable.set(math.nan)

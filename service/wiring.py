@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ from service.collection.removal import Remover
 from service.container import Service
 from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
+from service.errors import StoreUnavailable
 from service.events import EventBounds
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
@@ -45,11 +46,11 @@ from service.index.segmented import SegmentedIndex
 from service.index.snapshot_files import SnapshotFolder, remove_unused_snapshots
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
-from service.interfaces import Clock
+from service.interfaces import Clock, NoteStore
 from service.lifecycle import Lifecycle
 from service.readers import Readers, ReaderStart
 from service.recommender import GenerationDefaults, Recommender
-from service.records import IndexStatus
+from service.records import Durability, IndexStatus
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings
@@ -68,6 +69,8 @@ START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 """Errors of a start whose message says what to do; see `open_service`."""
 FOLLOWING_SECONDS = 60.0
 """How often a replica without snapshots tells the store how far it has followed the log."""
+DURABILITY_SECONDS = 60.0
+"""How often a process asks the store whether it keeps acknowledged writes."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
 """Note that the model reads at a start. Nobody sees what comes of it."""
 MERGE_SECONDS = 600.0
@@ -156,8 +159,8 @@ async def open_service(
         stack.push_async_callback(batcher.stop, settings.shutdown_seconds)
         if settings.purge_seconds:
             schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
-            purging = asyncio.get_running_loop().create_task(schedule.run(), name="purge-store")
-            stack.callback(purging.cancel)
+            _run_until_left(stack, schedule.run(), "purge-store")
+        _run_until_left(stack, _watch_durability(tenants.default), "watch-durability")
         _connect_gauges(telemetry, tenants, engine, settings.event_bytes, settings.data_dir)
         if settings.snapshot_seconds:
             telemetry.snapshot_unsaved.set_function(partial(_unsaved_seconds, tenants, shared.clock))
@@ -176,8 +179,7 @@ async def open_service(
         if readers.count:
             telemetry.readers.set_function(lambda: readers.ready)
             stack.push_async_callback(readers.stop, settings.shutdown_seconds)
-            starting = asyncio.create_task(_start_readers(readers, shared, engine, tenants), name="start-readers")
-            stack.callback(starting.cancel)
+            _run_until_left(stack, _start_readers(readers, shared, engine, tenants), "start-readers")
         yield tenants
 
 
@@ -245,7 +247,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store, clock),
             exports=Places("max_exports", MAX_EXPORTS),
-            durability=SharedProbe(store.durability),
+            durability=SharedProbe(partial(_probe_durability, store, shared.telemetry)),
             erasures=Places("max_erasures", MAX_ERASURES),
             changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
             batcher=parts.batcher,
@@ -256,6 +258,28 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             clock=clock,
             tenant=name,
         )
+
+
+def _run_until_left(stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None], name: str) -> None:
+    """Run `work` as a task, which is cancelled when the stack is left."""
+    stack.callback(asyncio.create_task(work, name=name).cancel)
+
+
+async def _probe_durability(store: NoteStore, telemetry: Telemetry) -> Durability:
+    """Ask the store whether it keeps acknowledged writes; the metric has the last answer."""
+    durability = await store.durability()
+    telemetry.store_durable.set(durability.durable)
+    return durability
+
+
+async def _watch_durability(service: Service) -> None:
+    """Ask the store of a service how it writes, once in DURABILITY_SECONDS, until cancelled: nothing may ask /readyz,
+    and its settings may be changed while it runs, after which the writes of all tenants may have to wait for its
+    disk."""
+    while True:
+        with contextlib.suppress(StoreUnavailable):  # which the connection has logged and counted
+            await service.durability.answer()
+        await asyncio.sleep(DURABILITY_SECONDS)
 
 
 def _event_bounds(settings: Settings) -> EventBounds:
@@ -321,8 +345,7 @@ async def _open_embedded(
     await embedded.start_in_loop()
     if embedded.pid is None:
         lifecycle.report(f"Joining the store of {settings.data_dir}, which another process runs")
-    keeper = asyncio.get_running_loop().create_task(embedded.keep_alive(), name="keep-embedded-redis")
-    stack.callback(keeper.cancel)
+    _run_until_left(stack, embedded.keep_alive(), "keep-embedded-redis")
     return embedded.url
 
 

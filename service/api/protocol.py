@@ -22,6 +22,7 @@ import httptools
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import Counter
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -42,8 +43,12 @@ ANSWER_SECONDS = 30.0
 """How long a caller may take nothing of an answer that waits for it."""
 MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
-SPARE_FILES = 256
-"""Open files that are left for the store, snapshots and logs where the system bounds them."""
+SPARE_CONNECTIONS = 64
+"""Connections beyond that bound for PATHS_WHEN_FULL: what asks for another path there is refused once its head has
+come, what comes beyond them at once. A process whose probes were refused would be restarted, with all connections."""
+PATHS_WHEN_FULL = frozenset((b"/livez", b"/startupz", b"/readyz", b"/metrics"))
+SPARE_FILES = 256 + SPARE_CONNECTIONS
+"""Open files that are left for the store, snapshots, logs and spare connections where the system bounds them."""
 FILES_OF_TENANT = 5
 """Open files of a tenant at rest: the connections that wait for changes and for events, the lock of its snapshots, and
 twice the file of its known position, of which the mapping keeps a duplicate."""
@@ -84,9 +89,12 @@ class EarlyResponder(Protocol):
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's configuration, and what answers requests before the app has them, in this order."""
+    """uvicorn's configuration, and what answers requests before the app has them, in this order. `admin_port`: its
+    connections are not bounded in number; None where there is none. `refused`: counts refused connections."""
 
     early: Sequence[EarlyResponder]
+    admin_port: int | None
+    refused: Counter
 
 
 def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
@@ -104,6 +112,8 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
         timeout_graceful_shutdown=shutdown_seconds,
     )
     config.early = app.state.early
+    config.admin_port = app.state.admin_port
+    config.refused = app.state.telemetry.refused_connections
     return config
 
 
@@ -196,9 +206,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._open = True
         self._checked_at = time.monotonic()
         ConnectionWatch.for_loop(self.loop).add(self)
-        if len(self.connections) > self.max_connections:
-            self._say_full()
-            self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))
+        excess = len(self.connections) - self.max_connections
+        self._is_spare = excess > 0 and not (self.server and self.server[1] == self.config.admin_port)
+        if self._is_spare and excess > SPARE_CONNECTIONS:
+            self._refuse_as_full()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
@@ -280,6 +291,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # `_feed` has it parsed again
+        if self._is_spare and self.url.partition(b"?")[0] not in PATHS_WHEN_FULL:
+            self._refuse_as_full()
+            return
         self._in_head = False
         self._unparsed = 0
         self._deadline = time.monotonic() + BODY_SECONDS
@@ -310,6 +324,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._unparsed = 0
         if self._early is not None and not self._body_begun:
             begin = body.lstrip()[:1]
@@ -325,7 +341,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():
+        if self.parser.should_upgrade() or self.transport.is_closing():
             return
         self._in_head = True
         self._unparsed = 0
@@ -408,6 +424,12 @@ class BoundedProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         self.flow.resume_writing()
+
+    def _refuse_as_full(self) -> None:
+        """Refuse a connection beyond the bound on their number."""
+        self.config.refused.inc()
+        self._say_full()
+        self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))
 
     def _say_full(self) -> None:
         now = time.monotonic()

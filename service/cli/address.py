@@ -6,7 +6,7 @@ import errno
 import socket
 from ipaddress import ip_address
 
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 """Where a client reaches a service that listens on all addresses."""
 
 BACKLOG = 2048

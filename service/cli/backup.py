@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -13,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from service.cli.store import describe_store, store_url
-from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, read_settings, show
+from service.cli.terminal import FAILED, clean_up_when_ended, complain, err, files_for_owner_alone, read_settings, show
 
 AsJson = Annotated[bool, typer.Option("--json", help="The manifest, for programs.")]
 
@@ -26,7 +24,7 @@ def backup(
     """Back up the store, all tenants of it, as it is at one moment, while services go on."""
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
-    _clean_up_when_ended()
+    clean_up_when_ended()  # no copy of the store stays in the temporary folder
     with files_for_owner_alone(), _steps() as progress, store_url(read_settings()) as url:
         manifest = make_backup(url, destination, progress)
     _show(manifest.model_dump(mode="json"), as_json)
@@ -42,7 +40,7 @@ def restore(
     from service.store.backup.restore import restore_backup
     from service.store.known_position import KnownPositions
 
-    _clean_up_when_ended()
+    clean_up_when_ended()  # no copy of the store stays in the temporary folder
     settings = read_settings()
     err.print(f"Restoring into {describe_store(settings)}", highlight=False, markup=False, soft_wrap=True)
     with _steps() as progress, store_url(settings) as url, contextlib.ExitStack() as stack:
@@ -51,13 +49,6 @@ def restore(
             stack.callback(lambda: known.doubt_all(time.time()))  # also where it is not known what was restored
         manifest = restore_backup(source, url, progress, replace=replace)
     _show(manifest.model_dump(mode="json"), as_json)
-
-
-def _clean_up_when_ended() -> None:
-    """Have SIGTERM and SIGHUP end the command as an exception does: no copy of the store stays in the temporary
-    folder."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def _show(manifest: dict[str, Any], as_json: bool) -> None:

@@ -18,7 +18,7 @@ from service.cli.address import AddressUnavailable, close_all, is_loopback, list
 from service.cli.certificate import CertificateUnusable, read_certificate
 from service.cli.client import AdminUrl, AsJson, Key, Url, call, explain
 from service.cli.ingest import Ingest
-from service.cli.server import SWITCH_SECONDS, Server, import_uncollected
+from service.cli.server import SWITCH_SECONDS, Server, end_by_sigterm_as_first_process, import_uncollected
 from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, misused_where, read_settings, show
 from service.cli.transfer import show_report
 from service.lifecycle import Lifecycle
@@ -55,6 +55,7 @@ def notellm(
 @app.command()
 def serve() -> None:
     """Run the service; settings are the environment variables NOTELLM_*."""
+    end_by_sigterm_as_first_process()
     settings = read_settings()
     with misused_where(AddressUnavailable, CertificateUnusable):
         certificate = read_certificate(settings)

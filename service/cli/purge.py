@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from service.cli.store import store_url
-from service.cli.terminal import FAILED, MISUSED, complain, read_settings, show
+from service.cli.terminal import FAILED, MISUSED, clean_up_when_ended, complain, read_settings, show
 
 WAIT_SECONDS = 600.0
 """How long running services have to make their snapshots anew: a merge of a million rows takes minutes."""
@@ -38,6 +38,7 @@ def purge(
     from service.store.embedded_redis import EmbeddedRedisError
     from service.store.purge_claim import PurgeError
 
+    clean_up_when_ended()  # a user's own Redis compresses its files again
     settings = read_settings()
     server_folders = list(folder or ()) if settings.redis_url else [settings.data_dir, *(folder or ())]
     try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import signal
 import socket
 import time
@@ -52,6 +53,14 @@ def exempt_imports() -> None:
     """Exempt what was imported from garbage collection, and have that run as GC_THRESHOLDS says."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def end_by_sigterm_as_first_process() -> None:
+    """Have SIGTERM end this process where it is the first one of a container, with the exit status that others have
+    from it. The kernel delivers a first process only those signals for which it has a handler: before uvicorn has its
+    own, SIGTERM would be dropped, and after it has put back this one, the signal with which it ends the process."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
 class Server(uvicorn.Server):

@@ -54,20 +54,25 @@ TOUCH = Command(FIRST_WRITE + "redis.call('SET', KEYS[1], '', 'PX', 1)", (TOUCHE
 none where that connection has not written."""
 
 
-class Outage:
-    """Says once that a server is away, and once that it is back, for all pools of connections to it."""
+class ServerState:
+    """What all pools of connections to one server know of it: whether it answers, which is logged once when that ends
+    and once when it is so again, and how it writes."""
 
     def __init__(self) -> None:
+        self.waits_for_disk: bool | None = None
+        """Whether writes need WAITAOF; None until the server was asked, and again after a call that failed: another
+        server may answer at the address by then. Writes that wait go on to wait after a call that took too long: its
+        cause may be a slow disk."""
         self._failing: set[object] = set()
         """Pools whose last call failed."""
 
-    def begin(self, pool: object, detail: str) -> None:
+    def begin_outage(self, pool: object, detail: str) -> None:
         """Take note that a call of `pool` failed."""
         if not self._failing:
             log.error("store_unavailable", detail=detail)
         self._failing.add(pool)
 
-    def end(self, pool: object) -> None:
+    def end_outage(self, pool: object) -> None:
         """Take note that a call of `pool` was answered."""
         if pool in self._failing:
             self.leave(pool)
@@ -97,7 +102,7 @@ class _Pool(BlockingConnectionPool):
 class Connection:
     """A pool of connections. `redis` is the client, whose calls are to be made within `call`.
 
-    `url`: redis://, rediss:// or unix://. `on_error` is called with each call that fails. `outage`: shared by the pools
+    `url`: redis://, rediss:// or unix://. `on_error` is called with each call that fails. `server`: shared by the pools
     of one server.
     """
 
@@ -107,7 +112,7 @@ class Connection:
         timeout_seconds: float = 5.0,
         on_error: Callable[[], object] = lambda: None,
         max_connections: int = MAX_CONNECTIONS,
-        outage: Outage | None = None,
+        server: ServerState | None = None,
     ) -> None:
         # No retries: a write that is sent twice would answer with a revision that the caller never made.
         # No socket_timeout: the client makes a task of each command for it; `call` bounds the time of all together.
@@ -124,9 +129,7 @@ class Connection:
         self.redis: Any = Redis.from_pool(self._pool)
         self.timeout_seconds = timeout_seconds
         self._on_error = on_error
-        self._waits_for_disk: bool | None = None
-        """Whether writes need WAITAOF; None until the server was asked."""
-        self._outage = outage or Outage()
+        self._server = server or ServerState()
         self._connected_anew_at = -math.inf
         """When all connections were last marked to connect anew, by the monotonic clock."""
         self._closed = False
@@ -141,7 +144,7 @@ class Connection:
         if self._calls:  # one that went on after the close would connect anew
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.timeout_seconds)
-        self._outage.leave(self)
+        self._server.leave(self)
         await self.redis.aclose()
 
     @contextlib.asynccontextmanager
@@ -160,7 +163,9 @@ class Connection:
             if isinstance(error, RuntimeError) and CLOSED not in str(error):
                 raise
             self._on_error()
-            self._outage.begin(self, str(error) or type(error).__name__)
+            self._server.begin_outage(self, str(error) or type(error).__name__)
+            if not (isinstance(error, TimeoutError) and self._server.waits_for_disk):
+                self._server.waits_for_disk = None
             if isinstance(error, ReadOnlyError):
                 self._connect_anew()
             raise StoreUnavailable(_reason(error)) from error
@@ -168,14 +173,13 @@ class Connection:
             self._calls -= 1
             if self._closed and not self._calls:
                 self._idle.set()
-        self._outage.end(self)
+        self._server.end_outage(self)
 
     def _connect_anew(self) -> None:
         """Have no later call use a connection that is open now. Does so at most once in RECONNECT_SECONDS: the address
         may lead to the replica for minutes."""
         if (now := time.monotonic()) - self._connected_anew_at >= RECONNECT_SECONDS:
             self._connected_anew_at = now
-            self._waits_for_disk = None
             self._pool.mark_all()
 
     async def send(self, *commands: Sequence[Any]) -> list[Any]:
@@ -210,7 +214,9 @@ class Connection:
             words += [TOUCH.words, ("WAITAOF", 1, 0, int(self.timeout_seconds * 1000))]
         async with self.call("write"):
             results = await self.send(*words)
-        if waits and results[-1][0] < 1:
+        if not waits:  # unless a call has failed meanwhile: then the write may have gone to another server
+            await self.wait_for_disk()
+        elif results[-1][0] < 1:
             raise StoreUnavailable("the write was not on disk in time")
         return results[: len(commands)]
 
@@ -221,16 +227,17 @@ class Connection:
             await self.write([TOUCH])
 
     async def _must_wait(self) -> bool:
-        """Return whether writes need WAITAOF. The answer may be another one after the next `durability`."""
-        if self._waits_for_disk is None:
+        """Return whether writes need WAITAOF. The answer may be another one after the next `durability` of any pool of
+        the server."""
+        if self._server.waits_for_disk is None:
             await self.durability()
-        return bool(self._waits_for_disk)
+        return bool(self._server.waits_for_disk)
 
     async def durability(self) -> Durability:
         """Ask the server whether acknowledged writes survive its death."""
         async with self.call("durability"):
             policy = await probe_write_policy(self.redis)
-        self._waits_for_disk = policy.waits
+        self._server.waits_for_disk = policy.waits
         return policy.durability
 
 

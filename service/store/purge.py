@@ -37,11 +37,13 @@ SCAN_COUNT = 1000
 T = TypeVar("T")
 LAST = f"{HASH_TAG}purged"
 """Key of the time of the last purge on schedule."""
+COMPRESSION = f"{HASH_TAG}purge:compression"
+"""Key of the server's own setting rdbcompression, while a purge has changed it."""
 
 # KEYS log; ARGV PURGE. Appends the entry of the purge; nothing where there is no log any more.
 MARK = FIRST_WRITE + "return redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', 'id', '', 'op', ARGV[1])"
-# KEYS time of the last purge; ARGV time.
-SET_LAST = FIRST_WRITE + "redis.call('SET', KEYS[1], ARGV[1])"
+# KEYS of a string; ARGV its value.
+SET = FIRST_WRITE + "redis.call('SET', KEYS[1], ARGV[1])"
 # KEYS log, another key; ARGV position. Rewrites the log without what is before the position: XTRIM and XDEL leave the
 # bytes of single entries where they were.
 CUT = """
@@ -90,23 +92,25 @@ def last_purge(url: str, now: float) -> float:
     with _client(url) as client:
         last = float(client.get(LAST) or math.inf)
         if last > now:
-            client.eval(SET_LAST, 1, LAST, now)
+            client.eval(SET, 1, LAST, now)
         return min(last, now)
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
     """Purge the store if the last purge was `seconds` ago and no process is at it. Return what `last_purge` does
-    afterwards, and whether it was this one. Raises PurgeError."""
+    afterwards, and whether it was this one. Where none is due, restore what one that was broken off has changed of the
+    server. Raises PurgeError."""
     last = last_purge(url, now)
     with _client(url) as client:
         claim = PurgeClaim(client)
-        if now < last + seconds or not claim.take():
+        if (now < last + seconds and not client.exists(COMPRESSION)) or not claim.take():
             return last, False
         try:
+            _restore_compression(client)
             if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
                 return last, False
             _purge(client, claim, ())
-            client.eval(SET_LAST, 1, LAST, now)
+            client.eval(SET, 1, LAST, now)
         finally:
             claim.release()
         return now, True
@@ -199,11 +203,7 @@ def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:
 def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
     """Have the server write its files anew, and return once it has: the append-only file, and the dump where it makes
     one. They are not compressed, so that they can be searched."""
-    compression = ""
-    with contextlib.suppress(ResponseError, KeyError):  # a server that forbids CONFIG
-        compression = client.config_get("rdbcompression")["rdbcompression"]
-        client.config_set("rdbcompression", "no")
-    try:
+    with _compressing_nothing(client):
         _wait(client, claim, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
         if client.info("persistence").get("aof_enabled"):
             client.bgrewriteaof()
@@ -216,9 +216,28 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
             client.bgsave()
             if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
                 raise PurgeError("the server could not write its dump; see its log")
+
+
+@contextlib.contextmanager
+def _compressing_nothing(client: Any) -> Iterator[None]:
+    """Have the server compress none of the files that it writes until the block is left. The store has its own setting
+    meanwhile, so that the next purge, or look whether one is due, restores it where this one is broken off."""
+    with contextlib.suppress(ResponseError, KeyError):  # a server that forbids CONFIG
+        compression = client.config_get("rdbcompression")["rdbcompression"]
+        if compression not in (b"no", "no"):
+            client.eval(SET, 1, COMPRESSION, compression)
+            client.config_set("rdbcompression", "no")
+    try:
+        yield
     finally:
-        if compression and compression not in (b"no", "no"):
-            client.config_set("rdbcompression", compression)
+        _restore_compression(client)
+
+
+def _restore_compression(client: Any) -> None:
+    """Give the server back the setting that a purge has changed."""
+    if compression := client.get(COMPRESSION):
+        client.config_set("rdbcompression", compression)
+        client.delete(COMPRESSION)
 
 
 def _dumps(client: Any) -> bool:

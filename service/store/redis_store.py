@@ -34,7 +34,7 @@ from service.records import (
     position_key,
 )
 from service.store.change_log import decode_bounds, decode_entries, decode_entry
-from service.store.connection import MAX_CONNECTIONS, Command, Connection, Outage
+from service.store.connection import MAX_CONNECTIONS, Command, Connection, ServerState
 from service.store.document import UndecodableNote, decode, encode
 from service.store.idempotency import (
     CLAIM,
@@ -85,7 +85,7 @@ class RedisNoteStore:
     vector has another one is unreadable. `on_error` is called with each call that fails. `keys`: those of the tenant.
     `log_seconds`: how long entries of the log are kept at least, as far as LOG_ENTRIES allows.
     `identity`: the one that the store must have, else every write and `identity` raise TenantRemoved; without it the
-    store has any, and makes one up. `outage`: shared by the stores of one server. `known`: the newest position that the
+    store has any, and makes one up. `server`: shared by the stores of one server. `known`: the newest position that the
     processes of one machine know, where only they use the store.
     """
 
@@ -100,13 +100,13 @@ class RedisNoteStore:
         keys: Keys = DEFAULT_KEYS,
         identity: str = "",
         max_connections: int = MAX_CONNECTIONS,
-        outage: Outage | None = None,
+        server: ServerState | None = None,
         log_seconds: float = 0.0,
         known: KnownPosition | None = None,
     ) -> None:
         self._log_seconds = log_seconds
         self._known = known
-        self.connection = Connection(url, timeout_seconds, on_error, max_connections, outage)
+        self.connection = Connection(url, timeout_seconds, on_error, max_connections, server)
         self._redis = self.connection.redis
         self._call, self._send = self.connection.call, self.connection.send
         self._keys = keys

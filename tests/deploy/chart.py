@@ -11,11 +11,17 @@ from typing import Any
 
 import yaml
 
+from service.store.embedded_redis import STOP_SECONDS
 from tests.deploy import helm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "notellm"
+SPANS_SECONDS = 10
+"""How long the exporter of spans may take for the last ones."""
 EXAMPLES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
+CLEANUP_SECONDS = STOP_SECONDS + SPANS_SECONDS
+"""What a process may take after it has answered all requests and emptied the queue: the embedded store ends, and spans
+are sent."""
 RELEASE, NAMESPACE = "shop", "prod"
 PASSWORD = "correct-horse-battery-staple"
 

@@ -247,7 +247,17 @@ def test_pod_outlives_drain_and_shutdown(values: dict[str, Any]):
     pod = chart.api(documents({**values, "drainSeconds": 40, "shutdownSeconds": 90}))
     variables = environment(pod)
     assert (variables["NOTELLM_DRAIN_SECONDS"], variables["NOTELLM_SHUTDOWN_SECONDS"]) == ("40", "90")
-    assert pod["terminationGracePeriodSeconds"] > 40 + 90
+    # Requests in flight may take the time of a shutdown, and the notes that still wait for the model as long again.
+    assert pod["terminationGracePeriodSeconds"] > 40 + 2 * 90 + chart.CLEANUP_SECONDS
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+def test_pod_listens_on_the_addresses_that_the_values_name(host: str):
+    assert environment(chart.api(documents({"host": host})))["NOTELLM_HOST"] == host
+
+
+def test_pod_listens_on_all_ipv4_addresses_by_default():
+    assert environment(chart.api(documents({})))["NOTELLM_HOST"] == "0.0.0.0"
 
 
 @each_set

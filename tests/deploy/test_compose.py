@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
-from tests.deploy.chart import ROOT, VALUES, documents, of_kind
+from tests.deploy.chart import CLEANUP_SECONDS, ROOT, VALUES, documents, of_kind
 
 QUICK, FULL = ROOT / "docker-compose.yml", ROOT / "deploy" / "compose" / "compose.yaml"
 SERVICES: dict[str, dict[str, Any]] = {
@@ -48,9 +48,13 @@ def test_container_is_told_settings_of_the_service(service: dict[str, Any]):
 @each_of_ours
 def test_container_is_given_time_to_end(service: dict[str, Any]):
     drain = int(service["environment"].get("NOTELLM_DRAIN_SECONDS", "0"))
-    assert (
-        int(service["stop_grace_period"].removesuffix("s")) > drain + Settings.model_fields["shutdown_seconds"].default
-    )
+    shutdown = Settings.model_fields["shutdown_seconds"].default
+    assert int(service["stop_grace_period"].removesuffix("s")) >= drain + 2 * shutdown + CLEANUP_SECONDS
+
+
+@each_of_ours
+def test_container_may_have_the_threads_of_hundreds_of_tenants(service: dict[str, Any]):
+    assert service["pids_limit"] >= 4096
 
 
 @each_of_ours

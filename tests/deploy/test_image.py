@@ -6,12 +6,23 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from service.settings import Settings
 from tests.deploy.chart import ROOT
+
+
+class Alive(BaseHTTPRequestHandler):
+    """Answers the liveness probe alone."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/livez" else 404)
+        self.end_headers()
+
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 LOCKS = {path.stem: path.read_text() for path in (ROOT / "locks").glob("*.txt")}
@@ -62,6 +73,18 @@ def test_variables_of_the_image_are_settings():
     names = {name.lower() for name in re.findall(r"\bNOTELLM_(\w+)=", DOCKERFILE)}
     assert names
     assert names <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", ""])
+def test_health_check_asks_the_port_and_address_of_the_settings(host: str):
+    (text,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*?\])$", DOCKERFILE.replace("\\\n", ""), re.MULTILINE)
+    command = [sys.executable, *json.loads(text)[1:]]
+    with HTTPServer(("127.0.0.1", 0), Alive) as server:
+        variables = {"NOTELLM_HOST": host, "NOTELLM_PORT": str(server.server_port), "PYTHONPATH": str(ROOT)}
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        subprocess.run(command, env=variables, check=True)
+        server.shutdown()
+    assert subprocess.run(command, env=variables, check=False, capture_output=True).returncode != 0
 
 
 def test_files_that_the_image_copies_are_sent():

@@ -67,8 +67,19 @@ class Process:
     def ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log
+        return self.answers("/readyz")
+
+    def answers(self, probe: str) -> bool:
+        """Whether it answers a probe with 200."""
         with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}/readyz", verify=trusted_certificates(self.url)).status_code == 200
+            return httpx2.get(f"{self.url}{probe}", verify=trusted_certificates(self.url)).status_code == 200
+        return False
+
+    def listens(self) -> bool:
+        """Whether it takes connections, which wait until it has started its server."""
+        address = httpx2.URL(self.url)
+        with contextlib.suppress(OSError), socket.create_connection((address.host, address.port or 80)):
+            return True
         return False
 
     def end(self, how: signal.Signals) -> int:

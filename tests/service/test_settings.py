@@ -142,6 +142,27 @@ def test_event_types_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.from_environment().event_weights == {"shown": 0.0, "click": 1.0, "finished": 2.5, "hide": -1.0}
 
 
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"MAX_BODY_BYTES": "1000"}, "MAX_NOTE_BYTES must not be above NOTELLM_MAX_BODY_BYTES"),
+        ({"MAX_NOTE_BYTES": "20000000"}, "MAX_NOTE_BYTES must not be above NOTELLM_MAX_BODY_BYTES"),
+        ({"MAX_BODIES_BYTES": "1000"}, "MAX_BODIES_BYTES must not be below NOTELLM_MAX_BODY_BYTES"),
+        ({"BEHAVIOUR_LOWER": "31"}, "BEHAVIOUR_UPPER must not be below NOTELLM_BEHAVIOUR_LOWER"),
+        ({"BEHAVIOUR_LOWER": "2", "BEHAVIOUR_UPPER": "1"}, "BEHAVIOUR_UPPER must not be below NOTELLM_BEHAVIOUR_LOWER"),
+        ({"LOG_SECONDS": "1e300"}, "LOG_SECONDS must be at most 10000000000"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_name(
+    variables: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(f"NOTELLM_{name}", text)
+    with pytest.raises(ValidationError) as refused:
+        Settings.from_environment()
+    assert describe_errors(refused.value) == [f"NOTELLM_{line}"]
+
+
 def test_memory_of_bodies_has_room_for_the_largest_one() -> None:
     assert Settings().body_memory == 256 * 2**20
     assert Settings.model_validate({"max_body_bytes": 2**30}).body_memory == 2**30

@@ -82,8 +82,6 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
-    if durable is not None:
-        service.telemetry.store_durable.set(durable)
     if tenants.lost:
         durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {tenants.lost}")
     busy = service.batcher.busy_seconds
@@ -157,7 +155,7 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
         log_seconds=settings.log_seconds,
         queue_notes=settings.queue_notes,
         queue_seconds=settings.queue_seconds,
-        interactive_seconds=settings.interactive_seconds,
+        interactive_seconds=min(settings.interactive_seconds, settings.request_seconds),
         request_seconds=settings.request_seconds,
         max_tenants=settings.max_tenants,
         max_connections=BoundedProtocol.max_connections,

@@ -62,7 +62,7 @@ def test_bodies_that_are_held_back_are_bounded_together(serve: Serve) -> None:
     large = b'[{"title": "large", "content": "%s"}]' % (b"a" * 200_000)
     head = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with (
-        serve(max_body_bytes=2**18, max_bodies_bytes=2**18) as url,
+        serve(max_note_bytes=2**18, max_body_bytes=2**18, max_bodies_bytes=2**18) as url,
         httpx2.Client(base_url=url, timeout=60) as client,
         contextlib.ExitStack() as held,
     ):

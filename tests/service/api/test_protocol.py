@@ -17,7 +17,7 @@ import structlog
 
 from service.api import connection_watch, protocol
 from service.api.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES, BoundedProtocol
-from tests.service.api.conftest import eventually_true
+from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.api.requests import NDJSON
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -181,14 +181,43 @@ def test_malformed_request_is_a_problem(url: str, request_bytes: bytes) -> None:
         assert problem_in(connection, 400)
 
 
-def test_connections_over_the_bound_are_503_in_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the services of this process have as many connections as they may."""
     monkeypatch.setattr(BoundedProtocol, "said_full_at", 0.0)
     monkeypatch.setattr(BoundedProtocol, "max_connections", 0)
+
+
+@pytest.mark.usefixtures("full")
+def test_connections_over_the_bound_are_503_in_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "SPARE_CONNECTIONS", 0)
     with structlog.testing.capture_logs() as lines:
         for _ in range(5):
             with connected(url) as connection:
                 assert "too many connections" in problem_in(connection, 503)
     assert [line["event"] for line in lines] == ["connections_full"]
+
+
+@pytest.mark.usefixtures("full")
+def test_probes_and_metrics_are_answered_over_the_bound_and_all_else_is_counted(
+    url: str, client: httpx2.Client
+) -> None:
+    refused = gauge(client, "notellm_connections_refused_total")
+    for path in ("/livez", "/startupz", "/readyz?", "/metrics"):
+        assert client.get(path).status_code == 200
+    with connected(url) as connection:
+        connection.sendall(POST + b"Content-Length: 2\r\n\r\n{}" + GET)
+        assert "too many connections" in problem_in(connection, 503)
+    assert gauge(client, "notellm_connections_refused_total") == refused + 1
+
+
+@pytest.mark.usefixtures("full")
+def test_all_is_answered_on_the_admin_port_over_the_bound(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as admin:
+        port = admin.getsockname()[1]
+        with serve(admin_port=port, more_listeners=[admin]) as url:
+            assert httpx2.get(f"{url}/limits").status_code == 503
+            assert httpx2.get(f"http://127.0.0.1:{port}/limits").status_code == 200
 
 
 @pytest.mark.usefixtures("impatient")

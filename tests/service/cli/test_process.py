@@ -19,6 +19,7 @@ import pytest
 from service.cli.ingest import Ingest
 from service.cli.transfer import TransferFailed
 from service.notes_file import Line
+from tests.optional import require
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,25 @@ def test_sigterm_is_told_by_readyz_while_requests_are_served(tiny_checkpoint: Pa
         assert client.get("/livez").status_code == 200
         service.process.send_signal(signal.SIGTERM)  # whoever does not want to wait
         service.process.wait(60)
+
+
+AS_FIRST_PROCESS = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+"""Command that runs another one as the first process of a namespace, as in a container."""
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_sigterm_ends_the_first_process_of_a_container(tiny_checkpoint: Path, tmp_path: Path, started: bool) -> None:
+    require(subprocess.run([*AS_FIRST_PROCESS, "true"], check=False).returncode == 0, "unshare makes no namespace here")
+    service = Process(tmp_path, tiny_checkpoint, NOTELLM_REDIS_URL="redis://127.0.0.1:9")  # nothing listens there
+    process = subprocess.Popen([*AS_FIRST_PROCESS, NOTELLM, "serve"], env=service.environment)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        wait_until(lambda: service.answers("/startupz") if started else service.listens())
+        os.kill(int(children.read_text()), signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_interrupt_at_a_terminal_ends_service_and_redis_without_draining(tiny_checkpoint: Path) -> None:

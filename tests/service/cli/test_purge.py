@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import redis
 
-from tests.service.process import Process, running
+from tests.service.conftest import DebianRedis
+from tests.service.process import NOTELLM, Process, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -66,3 +70,19 @@ def test_data_folder_of_a_stopped_service_is_purged(service: Process) -> None:
     service.start()
     assert httpx2.get(f"{service.url}/notes/kept-01").status_code == 200
     assert httpx2.get(f"{service.url}/notes/removed-01").status_code == 404
+
+
+def test_purge_that_is_ended_leaves_the_settings_of_the_server_as_they_were(
+    debian_redis: DebianRedis, tmp_path: Path
+) -> None:
+    variables = {"NOTELLM_REDIS_URL": debian_redis.url, "NOTELLM_DATA_DIR": str(tmp_path)}
+    with redis.Redis.from_url(debian_redis.url, decode_responses=True) as admin:
+        admin.mset({f"key {number}": "" for number in range(100)})
+        admin.config_set("rdb-key-save-delay", 1_000_000)  # microseconds: the file is written for longer than the test
+        with subprocess.Popen([NOTELLM, "purge"], env=os.environ | variables) as purging:
+            wait_until(lambda: bool(admin.info("persistence")["aof_rewrite_in_progress"]))
+            assert admin.config_get("rdbcompression") == {"rdbcompression": "no"}
+            purging.terminate()
+            assert purging.wait(60) == 128 + signal.SIGTERM
+        assert admin.config_get("rdbcompression") == {"rdbcompression": "yes"}
+        assert admin.keys("{notes}:*") == []

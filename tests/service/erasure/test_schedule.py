@@ -15,9 +15,10 @@ from service.erasure.schedule import PurgeSchedule
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
-from service.store.purge import last_purge, purge_store_if_due
+from service.store.purge import LAST, last_purge, purge_store, purge_store_if_due
 from service.store.purge_claim import PurgeClaim, PurgeError
 from service.telemetry import Telemetry
+from tests.service.conftest import DebianRedis
 
 DAY = 86_400.0
 
@@ -73,6 +74,20 @@ def test_purge_that_another_replica_is_at_is_left_to_it(embedded: EmbeddedRedis,
     assert purges(written) == before
     claim.release()
     assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY)[1]
+
+
+def test_setting_that_a_purge_has_changed_is_restored_after_one_that_was_broken_off(
+    debian_redis: DebianRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purge_store_if_due(debian_redis.url, DAY, 1000.0)
+    with monkeypatch.context() as broken_off:
+        broken_off.setattr("service.store.purge._restore_compression", lambda client: None)
+        purge_store(debian_redis.url)
+    with redis.Redis.from_url(debian_redis.url, decode_responses=True) as admin:
+        assert admin.config_get("rdbcompression") == {"rdbcompression": "no"}
+        assert purge_store_if_due(debian_redis.url, DAY, 1001.0) == (1000.0, False)
+        assert admin.config_get("rdbcompression") == {"rdbcompression": "yes"}
+        assert admin.keys() == [LAST]
 
 
 def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(

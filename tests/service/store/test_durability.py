@@ -22,7 +22,7 @@ from service.filters import Filter
 from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Attempt, Durability, Generated, Write
-from service.store.connection import Connection
+from service.store.connection import Connection, ServerState
 from service.store.durability import _persistence
 from service.store.events import RedisEventStore
 from service.store.redis_store import RedisNoteStore
@@ -198,3 +198,63 @@ async def test_write_under_way_is_answered_where_the_server_turns_out_to_fsync_l
     assert "WAITAOF" in (await store.durability()).detail
     admin.client_unpause()
     assert await removing is None
+
+
+def waits_for_disk(admin: redis.Redis) -> int:
+    """How often a client of the server has waited for its disk."""
+    return int(admin.info("commandstats").get("cmdstat_waitaof", {"calls": 0})["calls"])
+
+
+@LATE
+async def test_writes_of_all_pools_wait_once_one_of_them_has_seen_that_the_server_fsyncs_late(
+    redis_url: str, admin: redis.Redis, clock: Clock
+) -> None:
+    server = ServerState()
+    first, second = (RedisNoteStore(redis_url, clock=clock, server=server) for _ in range(2))
+    for store in (first, second):
+        await store.put([Write(stored_note())])
+    admin.config_set("appendfsync", "everysec")
+    await first.durability()
+    await second.put([Write(stored_note("b"))])
+    assert waits_for_disk(admin) == 1
+    for store in (first, second):
+        await store.close()
+
+
+@LATE
+async def test_write_after_a_lost_connection_waits_where_the_server_fsyncs_late_by_then(
+    redis_url: str, admin: redis.Redis, clock: Clock
+) -> None:
+    server = ServerState()
+    reader, writer = (RedisNoteStore(redis_url, clock=clock, server=server) for _ in range(2))
+    await writer.put([Write(stored_note())])
+    end = (await reader.log_bounds()).last
+    reading = asyncio.create_task(reader.read_log(end, 1, 60.0))
+    await eventually(lambda: admin.info("clients")["blocked_clients"] == 1)
+    admin.config_set("appendfsync", "everysec")
+    admin.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(StoreUnavailable):
+        await reading
+    await writer.put([Write(stored_note("b"))])
+    assert waits_for_disk(admin) == 1
+    for store in (reader, writer):
+        await store.close()
+
+
+@LATE
+async def test_write_that_was_under_way_when_the_server_was_lost_waits_where_it_fsyncs_late_by_then(
+    redis_url: str, admin: redis.Redis, clock: Clock
+) -> None:
+    server = ServerState()
+    store = RedisNoteStore(redis_url, clock=clock, server=server, max_connections=1)
+    await store.put([Write(stored_note())])
+    pool = store.connection.redis.connection_pool
+    connection = await pool.get_connection()
+    writing = asyncio.create_task(store.put([Write(stored_note("b"))]))
+    await asyncio.sleep(0)  # it knows that it need not wait for the disk, and waits for the connection
+    admin.config_set("appendfsync", "everysec")
+    server.waits_for_disk = None  # another pool has lost its connections
+    await pool.release(connection)
+    await writing
+    assert waits_for_disk(admin) == 1
+    await store.close()

@@ -1,7 +1,7 @@
 {{/* The environment of the service: what the chart decides, the bootstrap key, tracing, the store's address,
 then `settings` and `secretSettings`. */}}
 {{- define "notellm.environment" -}}
-- {name: NOTELLM_HOST, value: "0.0.0.0"}
+- {name: NOTELLM_HOST, value: {{ .Values.host | quote }}}
 - {name: NOTELLM_PORT, value: "8000"}
 - {name: NOTELLM_DATA_DIR, value: /data}
 - {name: NOTELLM_CACHE_DIR, value: /cache}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 import redis
 import structlog
 
@@ -69,6 +70,26 @@ def test_every_promised_metric_is_exported(client: httpx2.Client) -> None:
     client.post("/generate/hashtags", json={"title": "metrics"})
     text = client.get("/metrics").text
     assert [name for name in METRICS if name not in text] == []
+
+
+def test_durability_is_measured_again_and_again_where_nothing_asks_readyz(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.wiring.DURABILITY_SECONDS", 0.02)
+    with (
+        tempfile.TemporaryDirectory(prefix="nl-") as folder,
+        serve(data_dir=Path(folder)) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis.from_url(f"unix://{folder}/redis.sock") as admin,
+    ):
+        eventually_true(lambda: metric(client, "notellm_store_durable") == 1)
+        admin.config_set("no-appendfsync-on-rewrite", "yes")
+        eventually_true(lambda: metric(client, "notellm_store_durable") == 0)
+
+
+def test_limits_name_the_deadline_that_a_note_gets_where_that_of_requests_is_shorter(serve: Callable[..., Any]) -> None:
+    with serve(interactive_seconds=10.0, request_seconds=4.0) as url:
+        assert httpx2.get(f"{url}/limits").json()["interactive_seconds"] == 4.0
 
 
 def metric(client: httpx2.Client, line: str) -> float:
