@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,12 +21,11 @@ from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
 from service.access.gate import Gate
-from service.admission import Lane
 from service.api.app import create_app
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
-from service.behaviour.live import MAX_ERASURES, BehaviourStatus, LiveBehaviour
+from service.behaviour.live import MAX_ERASURES, LiveBehaviour
 from service.claims import Claims
 from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
 from service.collection.export import MAX_EXPORTS
@@ -40,6 +37,7 @@ from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
 from service.errors import StoreUnavailable
 from service.events import EventBounds
+from service.gauges import connect_gauges, connect_readiness, connect_unsaved
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
@@ -50,7 +48,7 @@ from service.interfaces import Clock, NoteStore
 from service.lifecycle import Lifecycle
 from service.readers import Readers, ReaderStart
 from service.recommender import GenerationDefaults, Recommender
-from service.records import Durability, IndexStatus
+from service.records import Durability
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings
@@ -131,12 +129,7 @@ async def open_service(
         known = None if settings.redis_url else stack.enter_context(closing(KnownPositions(settings.data_dir)))
         shared = SharedParts(settings, url, telemetry, gate, known)
         connection = await shared.open_gate(stack)  # early: /metrics is read during a start
-        lifecycle.report("Loading the model")
-        loading = engine_thread("load-engine")
-        try:
-            engine = await run_in(loading, partial(_load_engine, settings, lifecycle.report))
-        finally:
-            loading.shutdown(wait=False)
+        engine = await _load_in_thread(settings, lifecycle)
         batcher = Batcher(
             engine,
             telemetry,
@@ -161,21 +154,12 @@ async def open_service(
             schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
             _run_until_left(stack, schedule.run(), "purge-store")
         _run_until_left(stack, _watch_durability(tenants.default), "watch-durability")
-        _connect_gauges(telemetry, tenants, engine, settings.event_bytes, settings.data_dir)
+        telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
+        connect_gauges(telemetry, tenants, settings.event_bytes, settings.data_dir)
         if settings.snapshot_seconds:
-            telemetry.snapshot_unsaved.set_function(partial(_unsaved_seconds, tenants, shared.clock))
-        for lane in Lane:
-            telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
+            connect_unsaved(telemetry, tenants, shared.clock)
         readers = readers or Readers(0)
-        telemetry.ready.set_function(
-            lambda: (
-                lifecycle.started
-                and not lifecycle.draining
-                and tenants.ready
-                and readers.tried
-                and not batcher.is_stuck
-            )
-        )
+        connect_readiness(telemetry, lifecycle, tenants, readers, batcher)
         if readers.count:
             telemetry.readers.set_function(lambda: readers.ready)
             stack.push_async_callback(readers.stop, settings.shutdown_seconds)
@@ -191,23 +175,8 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
     async with contextlib.AsyncExitStack() as stack:
         known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
         store = shared.open_store(stack, name, identity, engine.space, engine.dimension, known)
-        index = LiveIndex(
-            store,
-            make_index=partial(
-                SegmentedIndex,
-                engine.dimension,
-                attributes=settings.filter_attributes,
-                gpu=parts.gpu,
-                mean_share=engine.mean_share,
-            ),
-            make_texts=lambda: LiveTexts(engine.vocabulary(), InvertedLexicalIndex()),
-            space=engine.space,
-            clock=clock,
-            attributes=settings.filter_attributes,
-            snapshots=_claim_snapshots(settings, stack, snapshot_folder(settings, name, identity)),
-            snapshot_seconds=settings.snapshot_seconds or FOLLOWING_SECONDS,
-            searchers=parts.searchers,
-        )
+        snapshots = _claim_snapshots(settings, stack, snapshot_folder(settings, name, identity))
+        index = _make_index(shared, parts, store, snapshots)
         stack.push_async_callback(index.stop)
         defaults = GenerationDefaults(
             settings.categories,
@@ -258,6 +227,30 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             clock=clock,
             tenant=name,
         )
+
+
+def _make_index(
+    shared: SharedParts, parts: ModelParts, store: NoteStore, snapshots: SnapshotFolder | None
+) -> LiveIndex:
+    """Make the index of a tenant's notes, which nothing has been read into yet."""
+    settings, engine = shared.settings, parts.engine
+    return LiveIndex(
+        store,
+        make_index=partial(
+            SegmentedIndex,
+            engine.dimension,
+            attributes=settings.filter_attributes,
+            gpu=parts.gpu,
+            mean_share=engine.mean_share,
+        ),
+        make_texts=lambda: LiveTexts(engine.vocabulary(), InvertedLexicalIndex()),
+        space=engine.space,
+        clock=shared.clock,
+        attributes=settings.filter_attributes,
+        snapshots=snapshots,
+        snapshot_seconds=settings.snapshot_seconds or FOLLOWING_SECONDS,
+        searchers=parts.searchers,
+    )
 
 
 def _run_until_left(stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None], name: str) -> None:
@@ -317,6 +310,16 @@ def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
             remove_unused_snapshots(folder)
 
 
+async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> Engine:
+    """Load the engine in a thread of its own: the event loop answers probes meanwhile."""
+    lifecycle.report("Loading the model")
+    loading = engine_thread("load-engine")
+    try:
+        return await run_in(loading, partial(_load_engine, settings, lifecycle.report))
+    finally:
+        loading.shutdown(wait=False)
+
+
 def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
     """Load the model, check that it can choose among the deployment's categories, and run it once: the first run of
     each of its graphs takes a second longer, which the first caller would wait for."""
@@ -372,60 +375,3 @@ async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, 
         engine.name, engine.space, engine.dimension, engine.mean_share, embedded=shared.known is not None
     )
     readers.start(start, shared.url.get_secret_value(), shared.telemetry.reader_restarts.inc)
-
-
-def _connect_gauges(
-    telemetry: Telemetry, tenants: Tenants[Service], engine: Engine, event_bytes: int, data_dir: Path
-) -> None:
-    """Have the gauges read their values when metrics are collected: sums over all tenants. `event_bytes`: bound on the
-    memory of a tenant's events."""
-
-    def total(value: Callable[[IndexStatus], float]) -> Callable[[], float]:
-        return lambda: sum(value(service.index.status()) for service in tenants.services)
-
-    def behaviour(value: Callable[[BehaviourStatus], float]) -> Callable[[], float]:
-        return lambda: sum(value(service.behaviour.status()) for service in tenants.services)
-
-    telemetry.event_stream_bytes.set_function(behaviour(lambda status: status.stream_bytes))
-    telemetry.event_stream_filled.set_function(
-        lambda: max((one.behaviour.status().stream_bytes for one in tenants.services), default=0) / event_bytes
-    )
-    telemetry.behaviour_reads.set_function(behaviour(lambda status: status.reads))
-    telemetry.behaviour_readers.set_function(behaviour(lambda status: status.readers))
-    telemetry.behaviour_notes.set_function(behaviour(lambda status: status.notes))
-    telemetry.behaviour_bytes.set_function(behaviour(lambda status: status.bytes))
-    telemetry.index_vectors.labels("live").set_function(total(lambda status: status.vectors))
-    telemetry.index_vectors.labels("tombstone").set_function(total(lambda status: status.tombstones))
-    telemetry.index_segments.set_function(total(lambda status: status.segments))
-    telemetry.other_space.set_function(total(lambda status: status.other_space))
-    telemetry.lost_writes.set_function(lambda: bool(tenants.lost))
-    telemetry.data_free.set_function(partial(_free_share, data_dir))
-    telemetry.quarantined.set_function(lambda: sum(len(service.store.unreadable) for service in tenants.services))
-    telemetry.recall.set_function(lambda: _mean_recall(tenants))
-    telemetry.snapshot_time.set_function(
-        lambda: max((service.index.status().saved_at for service in tenants.services), default=0.0)
-    )
-    telemetry.tenants.set_function(lambda: len(tenants.services))
-    telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
-
-
-def _free_share(folder: Path) -> float:
-    """Return the share of a folder's disk that is free; NaN where it cannot be asked."""
-    try:
-        disk = shutil.disk_usage(folder)
-    except OSError:
-        return math.nan
-    return disk.free / disk.total if disk.total else math.nan
-
-
-def _unsaved_seconds(tenants: Tenants[Service], clock: Clock) -> float:
-    """How long the oldest change of any tenant waits for a snapshot; 0 where none waits."""
-    now = clock()
-    return max((now - since for one in tenants.services if (since := one.index.status().unsaved_since)), default=0.0)
-
-
-def _mean_recall(tenants: Tenants[Service]) -> float:
-    """Mean of the sampled recalls of the tenants that have one; NaN where none has."""
-    sampled = [service.index.status().recall_sampled for service in tenants.services]
-    known = [recall for recall in sampled if not math.isnan(recall)]
-    return sum(known) / len(known) if known else math.nan
