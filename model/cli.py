@@ -16,8 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from model.data.pairs import DEFAULT_MEMORY
 from model.generation import HashtagPolicy
-from model.terminal import check_names, check_writable, err, exit_on, exit_on_missing_extra, fail, say, show
+from model.terminal import (
+    check_changeable,
+    check_names,
+    check_writable,
+    err,
+    exit_on,
+    exit_on_missing_extra,
+    fail,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
 
 Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder of converted weights.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
+Memory = Annotated[str, typer.Option(help="Memory for the join; the rest goes to disk.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EMBED_BATCH_SIZE = 1024
 """Notes between two steps of the bar of `notellm embed`: enough that notes of a length are read together."""
@@ -80,7 +92,7 @@ def pairs(
             help="Spark is for clicks that one machine cannot join; its workers read --clicks by the same path."
         ),
     ] = "duckdb",
-    memory: Annotated[str, typer.Option(help="Memory for the join; the rest goes to disk.")] = "1GB",
+    memory: Memory = DEFAULT_MEMORY,
     as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
 ) -> None:
     """Make related pairs of notes from clicks: s(A->B) = sum over users of 1/N."""
@@ -88,7 +100,8 @@ def pairs(
 
     if notes and per_category is None:
         fail("--notes is read for --per-category, which is missing")
-    with exit_on(PairsError):
+    check_writable(out_file)
+    with exit_on(PairsError, OSError):
         options = PairOptions(
             window=window,
             lower=lower,
@@ -125,6 +138,8 @@ def train(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        fail("--device cuda: PyTorch finds no card here; leave the option out to train on the CPU")
     errors = (RecipeError, DatasetError, PairsError, CheckpointError, OSError)
     with exit_on(*errors), processes(device) as (rank, own_device):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
@@ -210,7 +225,7 @@ def embed(
 
     check_writable(out_file)
     with exit_on(CheckpointError, DatasetError, OSError):
-        chosen = notes_of_split(read_notes(notes), split)
+        chosen = notes_of_split(read_notes(notes, say), split)
         if not chosen:
             fail(f"{notes} has no note of the split {split}")
         embedder = load_embedder(checkpoint, cache, say)
@@ -239,7 +254,7 @@ def average(
     from model.config import CheckpointError
     from model.training.average import average as average_checkpoints
 
-    with exit_on(CheckpointError):
+    with exit_on(CheckpointError, OSError):
         average_checkpoints(checkpoint, out_folder)
     show({"averaged checkpoints": len(checkpoint)}, as_json=False)
 
@@ -261,11 +276,10 @@ def whiten(
     cache: Cache = CACHE,
 ) -> None:
     """Remove from a checkpoint's vectors what all notes share, and cut them to the directions that tell notes apart."""
-    from model.config import CheckpointError
-    from model.data.dataset import DatasetError
     from model.training.whiten import whiten_by_training_notes
 
-    with exit_on(CheckpointError, DatasetError, ValueError, FileNotFoundError):
+    check_changeable(checkpoint)
+    with exit_on(ValueError, OSError):
         dimension = whiten_by_training_notes(checkpoint, data, dimension, max_notes, cache, say)
     show({"dimension": dimension}, as_json=False)
 
@@ -279,7 +293,8 @@ def calibrate(
     """Fit the temperature of category probabilities on validation notes, and keep it in the checkpoint."""
     from model.training.calibrate import calibrate as fit_temperature
 
-    with exit_on(ValueError, FileNotFoundError):
+    check_changeable(checkpoint)
+    with exit_on(ValueError, OSError):
         temperature = fit_temperature(checkpoint, data, max_notes, cache, say)
     show({"category_temperature": temperature}, as_json=False)
 
@@ -296,7 +311,8 @@ def fit_categories(
     from model.config import CONFIG_FILE, NoteLLMConfig
     from model.training.calibrate import fit_categories as fit_head
 
-    with exit_on(ValueError, FileNotFoundError):
+    check_changeable(checkpoint)
+    with exit_on(ValueError, OSError):
         head = fit_head(checkpoint, data, max_notes, cache, say)
     for weights in sorted({tuple(head.exponents([name]).tolist()) for name in head.pooled_names}):
         experts = zip(("what is written", "the vector", "words"), weights, strict=True)
@@ -321,7 +337,8 @@ def fit_hashtags(
     """Choose the least score of a written hashtag on validation notes, and keep it in the checkpoint."""
     from model.training.calibrate import fit_hashtags as fit_least_score
 
-    with exit_on(ValueError, FileNotFoundError):
+    check_changeable(checkpoint)
+    with exit_on(ValueError, OSError):
         least = fit_least_score(checkpoint, data, max_notes, cache, say)
     show({"min_hashtag_score": least}, as_json=False)
 
@@ -345,6 +362,23 @@ def export(
         config = write_exported(source, out_folder, cache=cache, precision=dtype, progress=say)
     size = sum(path.stat().st_size for path in out_folder.rglob("*") if path.is_file())
     say(f"{config.name} as {dtype}, {size // 2**20} MiB: NOTELLM_CHECKPOINT={out_folder}")
+
+
+def protocols_to_measure(part: list[str] | None, protocol: list[str] | None, data: Path) -> Sequence[str]:
+    """Return the protocols that `--part` and `--protocol` ask for, none without related notes. End the command where
+    they contradict each other, and where related notes are asked for and `data` has no clicks."""
+    from model.evaluation.protocol import CLICKS_FILE, PROTOCOLS
+
+    check_names("protocol", protocol or (), PROTOCOLS)
+    if part and "related" not in part:
+        if protocol:
+            fail("--protocol applies to related notes, which --part leaves out")
+        return ()
+    if data.is_dir() and not (data / CLICKS_FILE).is_file():
+        if part or protocol:
+            fail(f"related notes cannot be measured: {data} has no {CLICKS_FILE}")
+        say(f"Related notes are not measured: {data} has no {CLICKS_FILE}")
+    return protocol or PROTOCOLS
 
 
 def evaluate(
@@ -371,6 +405,11 @@ def evaluate(
             "--max-notes", help="Notes whose categories and hashtags are predicted, drawn at random; all by default."
         ),
     ] = None,
+    memory: Memory = DEFAULT_MEMORY,
+    max_history: Annotated[
+        int | None,
+        typer.Option(help="First notes of a user that make the pairs to find, for long histories; all by default."),
+    ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         typer.Option(help="Precision of a checkpoint; as served by default."),
@@ -386,28 +425,23 @@ def evaluate(
     from model.data.pairs import PairsError
     from model.evaluation.evaluate import PARTS, EvaluationData
     from model.evaluation.evaluate import evaluate as measure
-    from model.evaluation.protocol import CLICKS_FILE, PROTOCOLS
     from model.evaluation.system import EngineSystem
+    from model.generation import CategoriesTooLong
     from model.training.model_card import checked_out_commit
     from model.training.processor import processor
 
     check_names("part", part or (), PARTS)
-    check_names("protocol", protocol or (), PROTOCOLS)
     parts = part or PARTS
-    protocols = (protocol or PROTOCOLS) if "related" in parts else ()
-    if protocol and not protocols:
-        fail("--protocol applies to related notes, which --part leaves out")
+    protocols = protocols_to_measure(part, protocol, data)
     if copy_hashtags and hashtag_policy != "open":
         fail("--hashtag-policy applies to written hashtags, and --copy-hashtags copies them")
-    if protocols and data.is_dir() and not (data / CLICKS_FILE).is_file():
-        if part or protocol:
-            fail(f"related notes cannot be measured: {data} has no {CLICKS_FILE}")
-        say(f"Related notes are not measured: {data} has no {CLICKS_FILE}")
     if record:
         check_writable(record)
     commit = checked_out_commit()  # before the run, in which files may change
-    with exit_on(CheckpointError, DatasetError, PairsError, FileNotFoundError):
-        data_set = EvaluationData.read(data, split, protocols, say)
+    with exit_on(CheckpointError, DatasetError, PairsError, CategoriesTooLong, OSError):
+        data_set = EvaluationData.read(data, split, protocols, say, memory=memory, max_history=max_history)
+        if protocols and (part or protocol) and not any(data_set.counted_pairs(name, split) for name in data_set.pairs):
+            fail(f"related notes cannot be measured: no pair counts; do clicks and notes of {data} have the same ids?")
         known = data_set.training_notes()
         system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
         if not isinstance(system, EngineSystem) and (dtype, hashtag_policy) != ("auto", "open"):
@@ -417,7 +451,8 @@ def evaluate(
             system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
             progress=say,
         )  # fmt: skip
+    show(measured.summary(), as_json)
     if record:
         precision = system.precision if isinstance(system, EngineSystem) else ""
-        measured.write(record, {"commit": commit, "processor": processor(), "dtype": precision})
-    show(measured.summary(), as_json)
+        with exit_on(OSError):
+            measured.write(record, {"commit": commit, "processor": processor(), "dtype": precision})

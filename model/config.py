@@ -52,8 +52,8 @@ class NoteLLMConfig:
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `name_cosine_weight`: weight of the cosine between a note and a category's name, beside log probabilities, where
     training has not shown all names (docs/log/categories.md has two sweeps).
-    `trained_categories`: all names that training has shown. A set with other names is scored without its prior
-    (docs/decisions/0008-unseen-categories.md), unless this is empty.
+    `trained_categories`: all names that training has shown, ("",) where it has shown none. A set with other names is
+    scored without its prior (docs/decisions/0008-unseen-categories.md), unless this is empty.
     """
 
     name: str = "smollm2-135m-base"

@@ -4,6 +4,7 @@ expected error, a missing extra or a wrong option."""
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -46,6 +47,13 @@ def check_writable(path: Path) -> None:
         path.open("ab").close()
     if not existed:
         path.unlink()
+
+
+def check_changeable(folder: Path) -> None:
+    """End the command where a folder takes no new file. A missing one is left to whoever reads it."""
+    if folder.is_dir():
+        with exit_on(OSError):
+            tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager

@@ -266,6 +266,8 @@ def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
     inputs = {"NOTELLM_DATA": str(data), "NOTELLM_PAIRS": str(PAIRS)}
     if recipe in STARTS:
         inputs[START_VARIABLE] = str(start_checkpoint(recipe))
+    if command == "train-encoder":
+        shutil.rmtree(folder, ignore_errors=True)  # a run that was broken off cannot be resumed
     run_notellm(command, "--config", RECIPES / f"{recipe}.toml", "--out", folder, *settings, inputs=inputs)
     (folder / DONE).touch()
     return folder

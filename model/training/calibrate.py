@@ -10,11 +10,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from model.category_head import CategoryHead, fit_pool_weights
+from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead, fit_pool_weights
 from model.config import CONFIG_FILE, NoteLLMConfig
 from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
@@ -48,13 +49,18 @@ def calibrate(
     `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError, DatasetError, FileNotFoundError, and
     ValueError as `category_temperature` does and where most notes are in a script that the checkpoint does not read.
     """
-    config = NoteLLMConfig.load(checkpoint)
-    notes = [read_notes(notes_path(path)) for path in data]
+    NoteLLMConfig.load(checkpoint)
+    notes = [read_notes(notes_path(path), progress) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
     _refuse_unread_scripts(engine, checkpoint, notes)
     temperature = category_temperature(EngineSystem(engine), notes, max_notes, progress)
-    replace(config, category_temperature=round(temperature, 4)).save(checkpoint)
+    _change_settings(checkpoint, category_temperature=round(temperature, 4))
     return temperature
+
+
+def _change_settings(checkpoint: Path, **changes: Any) -> None:
+    """Save changed settings of a checkpoint. The others are read now: they may have been changed during the fit."""
+    replace(NoteLLMConfig.load(checkpoint), **changes).save(checkpoint)
 
 
 def _refuse_unread_scripts(engine: Engine, checkpoint: Path, data: Sequence[Mapping[str, Note]]) -> None:
@@ -108,7 +114,7 @@ def fit_categories(
     that the checkpoint does not read.
     """
     NoteLLMConfig.load(checkpoint)
-    notes = [read_notes(notes_path(path)) for path in data]
+    notes = [read_notes(notes_path(path), progress) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
     _refuse_unread_scripts(engine, checkpoint, notes)
     head = category_head(engine, notes, max_notes, progress)
@@ -130,7 +136,7 @@ def category_head(
         training += notes_of_split(_with_category(notes, closed_set(notes)), "train", max_notes)
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training], training)
-    pooled = False
+    pooled, advice = False, ""
     for notes in data:
         categories = closed_set(notes)
         names = tuple(name for name in categories if name in head.names)
@@ -139,13 +145,31 @@ def category_head(
         validation = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
         if not validation or not head.has_enough_notes(names):
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
+            if validation and not advice:
+                advice = _advice_to_read_more(notes, max_notes)
             continue
         progress(f"Choosing one of {len(names)} categories for {len(validation):,} notes")
         head = _with_fitted_pool_weights(head, engine, names, validation)
         pooled = True
     if not pooled:
-        raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
+        raise ValueError(
+            advice or "no data set has enough training notes of its categories, and validation notes of them"
+        )
     return head
+
+
+def _advice_to_read_more(notes: Mapping[str, Note], max_notes: int) -> str:
+    """Say how many training notes to read where a data set has enough for its categories and `max_notes` are not; ""
+    where it has too few itself."""
+    categories = closed_set(notes)
+    enough = MIN_NOTES_PER_CATEGORY * len(categories)
+    available = len(notes_of_split(_with_category(notes, categories), "train"))
+    if not max_notes < enough <= available:
+        return ""
+    return (
+        f"{max_notes:,} training notes are too few to learn {len(categories)} categories from, and there are "
+        f"{available:,}: --max-notes {enough} is enough"
+    )
 
 
 def _with_fitted_pool_weights(
@@ -182,10 +206,10 @@ def fit_hashtags(
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
     hashtags, where most are in a script that the checkpoint does not read, and as `least_hashtag_score` does.
     """
-    config = NoteLLMConfig.load(checkpoint)
+    NoteLLMConfig.load(checkpoint)
     chosen: list[dict[str, Note]] = []
     for path in data:
-        tagged = {note_id: note for note_id, note in read_notes(notes_path(path)).items() if note.hashtags}
+        tagged = {note_id: note for note_id, note in read_notes(notes_path(path), progress).items() if note.hashtags}
         chosen.append({note.id: note for note in notes_of_split(tagged, "validation", max_notes)})
     notes = [note for of_one_set in chosen for note in of_one_set.values()]
     if not notes:
@@ -196,7 +220,7 @@ def fit_hashtags(
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))
     least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
-    replace(config, min_hashtag_score=least).save(checkpoint)
+    _change_settings(checkpoint, min_hashtag_score=least)
     return least
 
 

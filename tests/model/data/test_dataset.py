@@ -377,6 +377,34 @@ def test_broken_file_is_named(tmp_path: Path, content: bytes, reason: str):
         read_notes(tmp_path / "n.jsonl.gz")
 
 
+def test_notes_file_is_summed_up_with_keys_that_are_not_read_and_replaced_lines(tmp_path: Path):
+    lines = [
+        {"id": "1", "title": "Soup", "body": "with beans", "category": "Food"},
+        {"id": "2", "content": "A walk", "hashtags": ["hike"], "tags": ["x"]},
+        {"id": "2", "content": "A long walk", "hashtags": ["hike"]},
+        {"id": "3", "title": " ", "hashtags": ["hike"]},
+    ]
+    path, told = tmp_path / "n.jsonl", list[str]()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_notes(path, told.append)["2"].content == "A long walk"
+    assert told == [
+        f"{path}: 3 notes, 2 with a title or content, 2 with hashtags, 1 with a category; not read: body, tags; "
+        "1 lines replaced an earlier one of the same id"
+    ]
+
+
+def test_notes_without_any_title_or_content_are_refused_with_the_keys_that_they_have(tmp_path: Path):
+    (tmp_path / "n.jsonl").write_text('{"id": "1", "name": "Soup", "text": "with beans", "hashtags": ["soup"]}\n')
+    with pytest.raises(DatasetError, match=r"no note of .*n\.jsonl has a title or content; not read: name, text$"):
+        read_notes(tmp_path / "n.jsonl")
+
+
+def test_spaces_around_a_category_do_not_make_another_one(tmp_path: Path):
+    lines = [{"id": i, "title": "t", "category": name} for i, name in enumerate(("Food", " Food\t", " "))]
+    (tmp_path / "n.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [note.category for note in read_notes(tmp_path / "n.jsonl").values()] == ["Food", "Food", None]
+
+
 EXPORT = (
     '{"export":1,"tenant":"default","after":null,"begin":"1-0","vectors":null,"space":"s","dimension":2}',
     '{"id":"a","title":"Soup","hashtags":["own"],"category":null,"author":null,"expires_at":null,"attributes":{},'
@@ -390,6 +418,13 @@ EXPORT = (
 def test_export_is_read_without_removed_notes_and_blank_lines(tmp_path: Path):
     (tmp_path / "n.jsonl").write_text("\n\n".join(EXPORT) + "\n \n")
     assert read_notes(tmp_path / "n.jsonl") == {"a": Note(id="a", title="Soup", hashtags=("own",))}
+
+
+def test_export_is_summed_up_without_its_other_keys_and_its_changes(tmp_path: Path):
+    path, told = tmp_path / "n.jsonl", list[str]()
+    path.write_text("\n".join([*EXPORT[:-1], EXPORT[1], EXPORT[-1]]))
+    read_notes(path, told.append)
+    assert told == [f"{path}: 1 notes, 1 with a title or content, 1 with hashtags, 0 with a category"]
 
 
 @pytest.mark.parametrize("last", [(), ('{"problem":{"detail":"the store is away"}}',)], ids=["cut-off", "failed"])

@@ -165,6 +165,13 @@ def test_notes_without_a_category_form_one_category(tmp_path: Path) -> None:
     assert set(scores) == {("a", "b"), ("d", "e")}
 
 
+def test_category_of_a_note_is_that_of_its_last_line(tmp_path: Path) -> None:
+    lines = [("a", "A"), ("a", " B "), ("b", "B"), ("c", "C"), ("d", "C"), ("d", " ")]
+    notes = write_clicks(tmp_path / "notes.jsonl", ({"id": i, "category": category} for i, category in lines))
+    scores = scores_of(tmp_path, histories(u="ac", v="bc", w="bd"), PairOptions(per_category=1), notes=notes)
+    assert set(scores) == {("a", "c"), ("b", "d")}  # b -> c is of the categories of a -> c, and d has none
+
+
 def test_max_history_bounds_the_pairs_and_not_the_weight(tmp_path: Path) -> None:
     assert scores_of(tmp_path, histories(u="aabcd"), PairOptions(max_history=2)) == {("a", "b"): 0.25}
 

@@ -47,6 +47,20 @@ def test_pairs_start_in_the_split_and_end_there_in_cold_cold(tmp_path: Path):
     assert clicks == {a: 2, b: 2, x: 3, y: 1}
 
 
+def test_max_history_bounds_the_pairs_of_a_user(tmp_path: Path):
+    a, b, c = TEST[:3]
+    folder = write(tmp_path / "data", read_by([a, b, c]))
+    pairs, clicks = evaluation_pairs(folder, "test", [COLD_COLD], max_history=2)
+    assert [(pair.note, pair.related) for pair in pairs[COLD_COLD]] == [(a, b)]
+    assert clicks == {a: 1, b: 1, c: 1}
+
+
+def test_join_without_enough_memory_says_so(tmp_path: Path):
+    folder = write(tmp_path / "data", read_by(TEST[:2]))
+    with pytest.raises(PairsError, match="DuckDB did not start with a memory of 'little'"):
+        evaluation_pairs(folder, "test", [COLD_COLD], memory="little")
+
+
 def test_only_requested_protocols_are_made(tmp_path: Path):
     folder = write(tmp_path / "data", read_by(TEST[:2]))
     pairs, _ = evaluation_pairs(folder, "test", [COLD_ALL])

@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from model.config import NoteLLMConfig
 from model.data.pairs import split_of
 from model.evaluation.metrics import apply_temperature
 from model.generation import Hashtag
 from model.note import Note
+from model.training import calibrate
 from model.training.calibrate import category_temperature, least_hashtag_score
 
+Fit = Callable[[Path, Sequence[Path], int, Path], float]
 TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 
@@ -109,3 +117,28 @@ def test_temperature_that_no_note_bounds_is_refused() -> None:
     notes = {i: Note(id=i, category="Pets") for i in TRAIN + [str(i) for i in range(100)]}
     with pytest.raises(ValueError, match="no temperature fits"):
         category_temperature(EmptyRows(), [notes], 1000)
+
+
+@pytest.mark.parametrize(
+    ("fit", "fitted_by", "setting"),
+    [
+        (calibrate.calibrate, "category_temperature", "category_temperature"),
+        (calibrate.fit_hashtags, "least_hashtag_score", "min_hashtag_score"),
+    ],
+)
+def test_settings_that_were_changed_during_a_fit_stay(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Fit, fitted_by: str, setting: str
+) -> None:
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    (validation,) = islice((str(i) for i in range(100) if split_of(str(i)) == "validation"), 1)
+    notes = [{"id": i, "title": "soup", "hashtags": ["soup"], "category": "Food"} for i in (validation, TRAIN[0])]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+
+    def change_and_fit(*arguments: object) -> float:
+        replace(NoteLLMConfig.load(checkpoint), mean_share=0.5).save(checkpoint)
+        return 0.25
+
+    monkeypatch.setattr(calibrate, fitted_by, change_and_fit)
+    assert fit(checkpoint, [tmp_path / "notes.jsonl"], 10, tmp_path) == 0.25
+    expected = replace(NoteLLMConfig.load(tiny_checkpoint), mean_share=0.5, **{setting: 0.25})
+    assert NoteLLMConfig.load(checkpoint) == expected

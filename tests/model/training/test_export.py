@@ -50,6 +50,12 @@ def test_negative_weight_of_a_names_cosine_is_refused() -> None:
         with_settings(NoteLLMConfig(), options)
 
 
+def test_export_into_a_folder_that_is_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--state", str(tmp_path / "state.pt"), "--out", str(tmp_path)])
+    assert f"{tmp_path} is there already: name a new folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no state", "of another run"])
 def test_file_that_is_no_state_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str | None

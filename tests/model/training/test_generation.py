@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import CONFIG_FILE, DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
 from model.data.corpora import write_notes_file
-from model.data.dataset import DatasetError, read_notes
+from model.data.dataset import DatasetError, read_notes, shown_categories
 from model.data.labelled_lines import labelled_notes
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
@@ -31,7 +31,6 @@ from model.training.generation import (
     category_synonyms,
     load_for_writing,
     main,
-    shown_categories,
 )
 from model.training.recipe import RecipeError
 from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
@@ -252,12 +251,12 @@ def test_categories_count_as_trained_where_a_note_with_a_share_has_them(
 
 
 def test_categories_count_as_unseen_where_no_note_has_one() -> None:
-    assert shown_categories([replace(NOTE, category=None)], category_synonyms()) == ("",)
+    assert shown_categories([([replace(NOTE, category=None)], category_synonyms())]) == ("",)
 
 
 def test_shipped_mix_shows_all_default_categories_and_their_synonyms() -> None:
     shipped = NoteLLMConfig.load(SHIPPED_CHECKPOINT).trained_categories
-    assert shown_categories(list(labelled_notes()), category_synonyms()) == shipped
+    assert shown_categories([(list(labelled_notes()), category_synonyms())]) == shipped
 
 
 def test_adapter_of_another_trunk_is_replaced(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:

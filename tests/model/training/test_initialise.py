@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import PairedNotes
@@ -159,3 +161,21 @@ def test_start_on_another_backbone_is_refused(recipe: Recipe, tmp_path: Path):
     replace(config, backbone="packaged:another").save(tmp_path / BEST)
     with pytest.raises(CheckpointError, match="has an adapter of packaged:another"):
         Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
+
+
+def test_start_on_a_moved_backbone_needs_the_same_weights(recipe: Recipe, tmp_path: Path):
+    former = Path(shutil.copytree(recipe.backbone, tmp_path / "former"))
+    first = Trainer(replace(recipe, backbone=str(former)), tmp_path, cache=tmp_path)
+    first._save_checkpoint(BEST)
+    later, told = replace(recipe, start=tmp_path / BEST), list[str]()
+    Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append)
+    assert not any("which is gone" in line for line in told)
+
+    (file,) = former.glob("*.safetensors")
+    save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"has an adapter of {former}: name that as `backbone`"):
+        Trainer(later, tmp_path / "later", cache=tmp_path)
+
+    shutil.rmtree(former)
+    Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append)
+    assert any(f"has an adapter of {former}, which is gone: {recipe.backbone} must" in line for line in told)

@@ -162,6 +162,49 @@ def test_sixty_steps_lower_the_losses_and_raise_recall(recipe: Recipe, tmp_path:
     assert steps[-1].recall > before
 
 
+def test_diverged_run_ends_before_the_step_that_would_spoil_its_state(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(replace(recipe, steps=50, save_every=1, evaluate_every=100), tmp_path, cache=tmp_path)
+    run = trainer.run()
+    next(run)
+    next(run)
+    with torch.no_grad():
+        trainer.model.projection.weight.fill_(1e38)
+    next_of_run = r"step 3: the loss is .* and the gradient norm nan: lower learning_rate .*last\.pt is of step 2"
+    with pytest.raises(RecipeError, match=next_of_run):
+        next(run)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    assert state["progress"][0] == 2
+    assert all(weight.isfinite().all() for weight in state["weights"].values())
+
+
+def test_log_begins_anew_where_a_run_was_killed_before_its_first_state(recipe: Recipe, tmp_path: Path):
+    next(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    assert not (tmp_path / LAST).exists()
+    list(Trainer(replace(recipe, batch_pairs=3), tmp_path, cache=tmp_path).run())
+    logged = [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()]
+    assert logged == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("changes", [{"alpha": 0.0}, {"hashtag_share": 1.0}, {"hide_hashtags": 1.0}])
+def test_categories_that_no_note_is_taught_count_as_unseen(recipe: Recipe, tmp_path: Path, changes: dict[str, float]):
+    trainer = Trainer(replace(recipe, **changes), tmp_path, cache=tmp_path)
+    assert trainer.model.config.trained_categories == ("",)
+
+
+def test_categories_and_their_synonyms_count_as_trained(recipe: Recipe, data: Data, tmp_path: Path):
+    row = replace(data, category_names={"Bread": ["Baking", "Loaves"], "Nothing": ["Void"]})
+    trained = Trainer(replace(recipe, data=(row,)), tmp_path, cache=tmp_path).model.config.trained_categories
+    names = {note.category for i, note in read_notes(data.notes).items() if split_of(i) == "train"}
+    assert trained == tuple(sorted({*names, "Baking", "Loaves"}))
+
+
+def test_notes_without_categories_leave_every_name_unseen(recipe: Recipe, data: Data, tmp_path: Path):
+    lines = [json.loads(line) | {"category": None} for line in data.notes.read_text().splitlines()]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recipe = replace(recipe, data=(replace(data, notes=tmp_path / "notes.jsonl"),))
+    assert Trainer(recipe, tmp_path, cache=tmp_path).model.config.trained_categories == ("",)
+
+
 def test_validation_recall_of_a_small_pool_is_at_a_tenth_of_it(recipe: Recipe, tmp_path: Path):
     """At 100, every note of the pool would be counted, and the first evaluation be the best for ever."""
     steps = list(Trainer(replace(recipe, steps=3), tmp_path, cache=tmp_path).run())
@@ -213,6 +256,8 @@ def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp
         f"{data.pairs}: {counts.read:,} pairs, {counts.in_split:,} between training notes, {counts.unknown} left out: "
         f"a note of theirs is not in {row.notes}"
     ) in told
+    summary = f"{row.notes}: 399 notes, 399 with a title or content, 399 with hashtags, 399 with a category"
+    assert told.count(summary) == 1  # though the validation split is read, too
     training_notes = len(trainer.data[0].notes)
     assert f"{row.teacher}: vectors of {100 - 100 / training_notes:.1f}% of the training notes" in told
 
