@@ -28,7 +28,7 @@ from service.api.app import create_app
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
-from service.behaviour.live import MAX_ERASURES, BehaviourStatus, LiveBehaviour
+from service.behaviour.live import MAX_ERASURES, MAX_READER_EXPORTS, BehaviourStatus, LiveBehaviour
 from service.claims import Claims
 from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
 from service.collection.export import MAX_EXPORTS
@@ -245,6 +245,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store, clock),
             exports=Places("max_exports", MAX_EXPORTS),
+            reader_exports=Places("max_reader_exports", MAX_READER_EXPORTS),
             durability=SharedProbe(store.durability),
             erasures=Places("max_erasures", MAX_ERASURES),
             changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
@@ -306,6 +307,7 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
         progress=progress,
     )
     engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # fails now, not at the first note
+    engine.keep_closed_set(settings.categories)
     progress("Running the model once")
     engine.generate([FIRST_NOTE], GenerationRequest(hashtags=1, categories=settings.categories))
     return engine

@@ -184,7 +184,7 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
     """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is there. Where
     the store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
     TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
-    with service.exports.take():
+    with service.reader_exports.take():
         begun = False
         try:
             async for entries in service.behaviour.of_reader(reader):
