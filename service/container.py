@@ -40,8 +40,8 @@ class ReadService:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
-    the rest is its own. `exports`: places for exports of notes and of reads, which share a bound; `erasures`: for
-    erasures of users' events."""
+    the rest is its own. `exports`: places for exports of notes and of reads, which share a bound;
+    `reader_exports`: for those of the events of one reader; `erasures`: for erasures of users' events."""
 
     recommender: Recommender
     search: NoteSearch
@@ -49,6 +49,7 @@ class Service(ReadService):
     importer: Importer
     changes: ChangeFeed
     exports: Places
+    reader_exports: Places
     erasures: Places
     batcher: Batcher
     behaviour: LiveBehaviour

@@ -17,15 +17,16 @@ class Lifecycle:
         self.draining = False
         self.failure: BaseException | None = None
         self._show = show
-        self._step = "Starting"
+        self.step = "Starting"
+        """The present step of the start, without numbers."""
         self._how_far: Callable[[], str] | None = None
 
     def report(self, step: str, how_far: Callable[[], str] | None = None) -> None:
         """Take note of the next step of the start. `how_far` tells what of it is done, whenever somebody asks."""
-        self._step, self._how_far = step, how_far
+        self.step, self._how_far = step, how_far
         self._show(step)
 
     @property
     def progress(self) -> str:
         """The present step of the start, and how far it is."""
-        return f"{self._step}: {self._how_far()}" if self._how_far else self._step
+        return f"{self.step}: {self._how_far()}" if self._how_far else self.step

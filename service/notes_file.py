@@ -19,6 +19,10 @@ from service.api.schemas.notes import NoteIn
 
 STDIN = Path("-")
 """Path that stands for standard input."""
+MAX_LINE_BYTES = 2**26
+"""Bound on a line of a file, far above that of a note: a small packed file may hold gigabytes without a line end."""
+SHOWN_BYTES = 1000
+"""Bytes that are kept of a longer line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +61,15 @@ class NotesFile:
     def _raw_lines(self, file: IO[bytes]) -> Iterator[bytes]:
         packed = self.path.suffix == ".gz"
         try:
-            for raw in gzip.GzipFile(fileobj=file) if packed else file:
+            for raw in bounded_lines(gzip.GzipFile(fileobj=file) if packed else file):
                 self.position = file.tell() if packed else self.position + len(raw)
                 yield raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise gzip.BadGzipFile(f"{self.path}: {error}") from error
 
     def _parse(self, number: int, raw: bytes) -> Line:
+        if len(raw) > MAX_LINE_BYTES:
+            return Line(number, raw[:SHOWN_BYTES], None, f"longer than {MAX_LINE_BYTES:,} bytes")
         try:
             value = orjson.loads(raw.removeprefix(BOM_UTF8))  # spreadsheets put one before the first line
             if not isinstance(value, dict):
@@ -78,3 +84,12 @@ class NotesFile:
             reasons = [f"{'.'.join(map(str, e['loc'])) or 'note'}: {e['msg']}" for e in error.errors()]
             return Line(number, raw, None, "; ".join(reasons))
         return Line(number, raw, known)
+
+
+def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    """Yield the lines of a file; of one that is longer than MAX_LINE_BYTES so many bytes and one more."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        end = line
+        while len(line) > MAX_LINE_BYTES and end and not end.endswith(b"\n"):
+            end = file.readline(MAX_LINE_BYTES)
+        yield line

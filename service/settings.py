@@ -249,8 +249,9 @@ class Settings(BaseSettings):
     max_bodies_bytes: int | None = Field(
         None,
         ge=1,
-        description="most bytes of the bodies of all requests under way, without the first 64 KiB of each and without "
-        "streams; a body beyond it gets 429; 256 MiB by default, or max_body_bytes where that is more",
+        description="most bytes of the bodies of all requests under way, without the first 64 KiB of each; of a "
+        "stream of notes its unfinished line counts; a body beyond it gets 429; 256 MiB by default, or max_body_bytes "
+        "where that is more",
     )
     max_note_bytes: int = Field(512 * 2**10, ge=1, validate_default=True, description="largest note, as JSON")
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")

@@ -63,7 +63,7 @@ class Telemetry:
         )
         self.uncounted = Counter(
             "notellm_quota_uncounted",
-            "Requests and uses of tokens that were not counted against a quota: the store was away",
+            "Requests and uses of tokens that the store did not count against a quota in time: it was away, or late",
             registry=registry,
         )
         self.ready = Gauge(

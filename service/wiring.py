@@ -25,7 +25,7 @@ from service.api.app import create_app
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
-from service.behaviour.live import MAX_ERASURES, LiveBehaviour
+from service.behaviour.live import MAX_ERASURES, MAX_READER_EXPORTS, LiveBehaviour
 from service.claims import Claims
 from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
 from service.collection.export import MAX_EXPORTS
@@ -217,6 +217,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             importer=Importer(recommender, store, clock),
             exports=Places("max_exports", MAX_EXPORTS),
             durability=SharedProbe(partial(_probe_durability, store, shared.telemetry)),
+            reader_exports=Places("max_reader_exports", MAX_READER_EXPORTS),
             erasures=Places("max_erasures", MAX_ERASURES),
             changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
             batcher=parts.batcher,
@@ -333,6 +334,7 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
         progress=progress,
     )
     engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # fails now, not at the first note
+    engine.keep_closed_set(settings.categories)
     progress("Running the model once")
     engine.generate([FIRST_NOTE], GenerationRequest(hashtags=1, categories=settings.categories))
     return engine

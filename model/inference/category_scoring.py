@@ -38,7 +38,8 @@ PRIOR_TOKENS = 1024
 MIN_PRIOR_NAMES = 4
 """Names that the mean of a label prior is taken over at the least: it is nearly as good as over all (decision 8)."""
 MAX_CLOSED_SETS = 64
-"""Closed sets whose trie and label prior are kept, the most recently used ones."""
+"""Closed sets whose trie and label prior are kept, the most recently used ones; the prior of `lasting_set` beside
+them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,8 @@ class CategoryScorer:
         self.trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
         """Trie of a closed set, end tokens included. Raises CategoriesTooLong."""
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
+        self.lasting_set: tuple[str, ...] = ()
+        """Names of a closed set whose prior is never given up, however many others are used."""
 
     def closed_set(self, categories: tuple[str, ...], priors_in_progress: set[tuple[str, ...]]) -> SpanSteps[ClosedSet]:
         """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: names of the
@@ -181,8 +184,9 @@ class CategoryScorer:
             finally:
                 in_progress.discard(categories)
             read_tokens = self._priors[categories].read_tokens
-            if len(self._priors) > MAX_CLOSED_SETS:
-                self._priors.popitem(last=False)
+            evictable = [names for names in self._priors if names != self.lasting_set]
+            if len(evictable) > MAX_CLOSED_SETS:
+                del self._priors[evictable[0]]
         self._priors.move_to_end(categories)
         return prior, read_tokens
 

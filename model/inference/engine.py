@@ -166,6 +166,11 @@ class Engine:
         allowed = HashtagFilter.of(self.prompt.readable(note), request.blocked, self.prompt.config.scripts)
         return TokenizedRequest(note, prompt, request, hashtag_prompt, allowed)
 
+    def keep_closed_set(self, categories: tuple[str, ...]) -> None:
+        """Keep what is computed once for a closed set for as long as the engine lives: callers who use many others
+        would have it computed again and again."""
+        self._category_scorer.lasting_set = categories
+
     def vocabulary(self) -> Vocabulary:
         """Return an empty vocabulary in this model's tokens."""
         return HashtagTrie(self.prompt.hashtag_tokens)

@@ -6,6 +6,7 @@ whoever changes or rotates it, since a new secret is as good as the key.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
@@ -39,6 +40,9 @@ class Manager:
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
         self._clock = authenticator.clock
+        self._creating = asyncio.Lock()
+        """Held from counting a tenant's keys until there is one more, so that they do not exceed their bound by more
+        than a key for each further process."""
 
     @property
     def _store(self) -> KeyStore:
@@ -71,16 +75,17 @@ class Manager:
             raise InvalidInput([FieldError("/scopes", detail)])
         if by.key is None and key.expired(self._clock()):
             raise InvalidInput([FieldError("/expires_at", "is over, and the first key closes this service")])
-        if Scope.ADMIN not in by.scopes:
-            keys = (await self._store.load(None, {})).keys.values()
-            if sum(own.tenant == tenant for own in keys) >= MAX_KEYS_OF_TENANT:
-                raise TooManyApiKeys(MAX_KEYS_OF_TENANT, "max_keys_of_tenant")
         details: dict[str, object] = {
             "name": name,
             "tenant": tenant,
             "scopes": sorted(scope.value for scope in key.scopes),
         }
-        await self._replace(by, prefix, None, key, "keys.create", details)
+        async with self._creating:
+            if Scope.ADMIN not in by.scopes:
+                keys = (await self._store.load(None, {})).keys.values()
+                if sum(own.tenant == tenant for own in keys) >= MAX_KEYS_OF_TENANT:
+                    raise TooManyApiKeys(MAX_KEYS_OF_TENANT, "max_keys_of_tenant")
+            await self._replace(by, prefix, None, key, "keys.create", details)
         return key, token
 
     async def keys(self, by: Principal) -> list[ApiKey]:
@@ -121,15 +126,20 @@ class Manager:
         raise StoreUnavailable("the key is being changed by others")
 
     async def revoke_all(self, by: Principal, tenant: str) -> int:
-        """Remove all keys of a tenant, or none where the caller lacks a scope of one. Return how many there were.
-        Raises as `change` does."""
-        keys = [key for key in await self.keys(by) if key.tenant == tenant]
-        for key in keys:
-            check_reach(by, key)
-        for key in keys:
-            with contextlib.suppress(ApiKeyNotFound):  # somebody else has just revoked it
-                await self.revoke(by, key.prefix)
-        return len(keys)
+        """Remove all keys of a tenant until it has none: one of them may make another meanwhile. Remove none where the
+        caller lacks a scope of one. Return how many there were. Raises as `change` does."""
+        count = 0
+        for _ in range(MAX_ATTEMPTS):
+            keys = [key for key in await self.keys(by) if key.tenant == tenant]
+            if not keys:
+                return count
+            for key in keys:
+                check_reach(by, key)
+            for key in keys:
+                with contextlib.suppress(ApiKeyNotFound):  # somebody else has just revoked it
+                    await self.revoke(by, key.prefix)
+            count += len(keys)
+        raise StoreUnavailable("keys of the tenant are being made again and again")
 
     @contextlib.asynccontextmanager
     async def recorded(self, by: Principal, act: str, target: str = "", **details: object) -> AsyncIterator[None]:

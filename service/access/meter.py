@@ -1,8 +1,9 @@
 """Quotas of keys: each request of a key that has one is counted, and so are the tokens that it has used.
 
-Where the store does not answer in time, requests go on uncounted: a quota protects from too much use, and is not worth
-an outage. Tokens are known when a request ends; requests that run side by side may so exceed the quota once, and the
-key waits for it afterwards.
+While the store is away, requests go on uncounted: a quota protects from too much use, and is not worth an outage. A key
+whose count the store answers late is bounded by what this process has counted of it: how busy the store is depends on
+callers, too, and no caller may so lift quotas. Tokens are known when a request ends; requests that run side by side may
+so exceed the quota once, and the key waits for it afterwards.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from service.access.api_key import MAX_KEYS
 from service.access.ports import QuotaStore
 from service.access.principal import Principal, Quota
-from service.access.quota import Usage
+from service.access.quota import OwnUse, Usage
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.telemetry import Telemetry
 
 COUNT_SECONDS = 0.25
 """How long a request waits to be counted."""
 RETRY_SECONDS = 1.0
-"""How long nothing is counted after the store did not answer."""
+"""How long nothing is counted after the store was away."""
 
 
 class Meter:
@@ -35,15 +37,19 @@ class Meter:
         self._away_until = -math.inf
         self._counting: set[asyncio.Task[Usage]] = set()
         """Counts that are under way: the event loop alone would not keep them."""
+        self._late: set[str] = set()
+        """Keys of which the store owes a count for longer than COUNT_SECONDS; it is not asked for another meanwhile."""
+        self._own: dict[str, OwnUse] = {}
+        """Use of keys by the requests of this process."""
 
     def connect(self, store: QuotaStore) -> None:
         """Count in a store from now on; before that nothing is counted."""
         self._store = store
 
     async def take(self, principal: Principal, requests: int = 1) -> Usage | None:
-        """Count requests of a key that has a quota, if that allows all of them; return the key's use, None where the
-        store is away."""
-        usage = await self._usage(self._count(principal, requests=requests))
+        """Count requests of a key that has a quota, if that allows all of them; return the key's use, None where they
+        go on without an answer of the store."""
+        usage = await self._usage(principal, requests)
         if usage is None:
             self._telemetry.uncounted.inc()
         return usage
@@ -52,7 +58,7 @@ class Meter:
         """Raise QuotaExceeded where a key has used up its quota. No request is counted."""
         if not principal.quota:
             return
-        usage = await self._usage(self._count(principal))
+        usage = await self._usage(principal)
         if usage and not usage.allowed:
             raise QuotaExceeded(usage.seconds_to_wait(principal.quota))
 
@@ -60,32 +66,52 @@ class Meter:
         """Raise QuotaExceeded where a key has used up its tokens. No request is counted."""
         await self.check(replace(principal, quota=Quota(tokens_per_minute=principal.quota.tokens_per_minute)))
 
-    async def _usage(self, counting: asyncio.Task[Usage] | None) -> Usage | None:
-        """Return what a count says; None where nothing is counted, or the store does not answer in time."""
-        if counting is None:
+    async def _usage(self, principal: Principal, requests: int = 0) -> Usage | None:
+        """Count requests, and return what the store says of their key. Where it is late, return what this process has
+        counted if that refuses them. None: they go on."""
+        key, quota = principal.key, principal.quota
+        if key is None or not self._counts:
             return None
-        await asyncio.wait({counting}, timeout=COUNT_SECONDS)
-        if not counting.done() or isinstance(counting.exception(), StoreUnavailable):
-            self._away_until = self._now() + RETRY_SECONDS
-            return None
-        return counting.result()
+        own = self._own_use(key).count(self._now(), quota, requests, 0)
+        if key not in self._late:
+            counting = self._begin(key, quota, requests, 0)
+            await asyncio.wait({counting}, timeout=COUNT_SECONDS)
+            if counting.done():
+                return None if isinstance(counting.exception(), StoreUnavailable) else counting.result()
+            self._late.add(key)
+            counting.add_done_callback(lambda _: self._late.discard(key))
+        return None if own.allowed else own
 
     def charge(self, principal: Principal, tokens: int) -> None:
         """Count tokens that a key has used. Nobody waits for it."""
-        if tokens and principal.quota.tokens_per_minute is not None and not self._count(principal, tokens=tokens):
+        key, quota = principal.key, principal.quota
+        if not tokens or key is None or quota.tokens_per_minute is None:
+            return
+        self._own_use(key).count(self._now(), quota, 0, tokens)
+        if self._counts and key not in self._late:
+            self._begin(key, quota, 0, tokens)
+        else:
             self._telemetry.uncounted.inc()
 
-    def _count(self, principal: Principal, requests: int = 0, tokens: int = 0) -> asyncio.Task[Usage] | None:
-        """Begin to count; None where nothing is counted at present."""
-        if self._store is None or principal.key is None or self._now() < self._away_until:
-            return None
-        count = self._store.count(principal.key, principal.quota, requests, tokens)
-        counting = asyncio.create_task(count, name="count-use")
+    @property
+    def _counts(self) -> bool:
+        """Whether there is a store, which has not been away in the last RETRY_SECONDS."""
+        return self._store is not None and self._now() >= self._away_until
+
+    def _own_use(self, key: str) -> OwnUse:
+        if key not in self._own and len(self._own) >= MAX_KEYS:
+            self._own.clear()  # keys come and go
+        return self._own.setdefault(key, OwnUse())
+
+    def _begin(self, key: str, quota: Quota, requests: int, tokens: int) -> asyncio.Task[Usage]:
+        """Begin to count in the store."""
+        assert self._store is not None
+        counting = asyncio.create_task(self._store.count(key, quota, requests, tokens), name="count-use")
         self._counting.add(counting)
         counting.add_done_callback(self._end_count)
         return counting
 
     def _end_count(self, counting: asyncio.Task[Usage]) -> None:
         self._counting.discard(counting)
-        if not counting.cancelled():
-            counting.exception()  # marks it as retrieved
+        if not counting.cancelled() and isinstance(counting.exception(), StoreUnavailable):
+            self._away_until = self._now() + RETRY_SECONDS

@@ -53,3 +53,26 @@ class Usage:
         if quota.tokens_per_minute is not None:
             waits.append(self.tokens.seconds_until(quota.tokens_per_minute - 1))
         return max(waits)
+
+
+class OwnUse:
+    """Use of a key by the requests of this process, over the window by which the store counts those of all."""
+
+    def __init__(self) -> None:
+        self._minute = 0.0
+        self._before, self._present = (0, 0), (0, 0)
+        """Requests and tokens of the minute before, and of the present one."""
+
+    def count(self, now: float, quota: Quota, requests: int, tokens: int) -> Usage:
+        """Count as QuotaStore.count does. `now`: seconds of a clock that does not go back."""
+        minute, elapsed = divmod(now, WINDOW_SECONDS)
+        if minute > self._minute:
+            self._before = self._present if minute == self._minute + 1 else (0, 0)
+            self._minute, self._present = minute, (0, 0)
+        allowed = self._usage(True, elapsed).seconds_to_wait(quota, max(1, requests)) == 0
+        self._present = (self._present[0] + (requests if allowed else 0), self._present[1] + tokens)
+        return self._usage(allowed, elapsed)
+
+    def _usage(self, allowed: bool, elapsed: float) -> Usage:
+        requests, tokens = (Counted(*counts, elapsed) for counts in zip(self._before, self._present, strict=True))
+        return Usage(allowed, requests, tokens)

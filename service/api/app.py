@@ -123,13 +123,16 @@ def create_app(
     app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = settings.admin_port
     app.state.readers = readers or Readers(0)
+    app.state.openapi_json = None
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
     routes = [route for router in ROUTERS for route in router.routes]
     early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
     problems.install(app, [*routes, *documentation.router.routes])
     short_path = _add_short_path(app, similar.router, similar.similar, settings, tracer)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory)
+    app.add_middleware(
+        BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory, max_line=settings.max_note_bytes
+    )
     _surround(app, settings, tracer)
     describe(app, routes)
     app.state.early = (*short_path, early_refusal)

@@ -178,6 +178,18 @@ async def read_list(
     return results
 
 
+async def count_list(body: bytes, turns: Turns, limit: tuple[str, int]) -> int:
+    """Return the number of items of a JSON list, none of which is parsed. Raises what read_list raises of the list."""
+    name, max_items = limit
+    count = 0
+    async with aclosing(list_items(body, turns)) as items:
+        async for _ in items:
+            count += 1
+            if count > max_items:
+                raise LimitExceeded(name, max_items)
+    return count
+
+
 def _is_whole_value(raw: bytes) -> bool:
     """Whether a text is one JSON value but for what its strings and numbers hold: characters that are not UTF-8, lone
     surrogates, control characters, NaN, numbers beyond a float. Else a quotation mark, comma or bracket may be missing

@@ -43,7 +43,7 @@ async def get_tenants(request: Request) -> Tenants[Service]:
     """Return the tenants of the running service. Raises Starting before it is there."""
     lifecycle = await get_lifecycle(request)
     if not lifecycle.started:
-        raise Starting(lifecycle.progress)
+        raise Starting(lifecycle.step)
     return cast(Tenants[Service], request.app.state.tenants)
 
 

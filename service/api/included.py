@@ -19,11 +19,14 @@ from service.records import Similar, StoredNote
 from service.search.verified import KEPT_CHARACTERS
 
 
-def check_include(options: RankingOptions, request: Request) -> None:
-    """Raise Forbidden for a caller who names fields of notes and may not read notes. `options`: those of the caller,
-    without its scenario: whoever runs the service chose the fields that a scenario binds."""
+def check_note_access(options: RankingOptions, request: Request) -> None:
+    """Raise Forbidden for a caller who asks for fields of notes, or for explanations, which tell words of contents and
+    what attributes add, and may not read notes. `options`: those of the caller, without its scenario: whoever runs the
+    service chose what a scenario binds."""
     if options.include:
         check_option(request, Scope.NOTES_READ, "a search with `include`")
+    if options.explain:
+        check_option(request, Scope.NOTES_READ, "a search with `explain`")
 
 
 class IncludedFields:

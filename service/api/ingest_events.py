@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from service.api.access import go_on
 from service.api.bodies import Turns, body_lines, parse_json, read_list
-from service.api.problems import ErrorBudget, invalid_input, problem_of
+from service.api.problems import ErrorBudget, invalid_note, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.api.schemas.export import problem_line
 from service.container import Service
@@ -48,8 +48,7 @@ class EventReader:
         try:
             sent = EventIn.model_validate(value)
         except ValidationError as error:
-            failures = error.errors(include_input=False, include_context=False, include_url=False)
-            raise invalid_input(failures, pointer) from error
+            raise invalid_note(error, pointer) from error
         event = sent.as_event(self._now)
         if event.type not in self._types:
             names = ", ".join(self._service.behaviour.types)
@@ -185,7 +184,7 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
     """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is there. Where
     the store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
     TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
-    with service.exports.take():
+    with service.reader_exports.take():
         begun = False
         try:
             async for entries in service.behaviour.of_reader(reader):

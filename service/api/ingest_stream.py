@@ -42,23 +42,22 @@ async def add_stream(
     request: Request, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> AsyncGenerator[bytes]:
     """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
-    rejected line, as do a line that is not the one of its Idempotency-Key, an API key that was revoked, and one that
-    has used up its tokens. The seconds of `urgency` are those of each batch, from
-    when its lines are there."""
+    rejected line, as do a line that is not the one of its Idempotency-Key, an API key that was revoked, one that has
+    used up its tokens, and a long line that comes while other bodies take all memory for them. The seconds of `urgency`
+    are those of each batch, from when its lines are there."""
     model, turns, place = service.recommender.engine.name, Turns(), 0
-    async for lines in _line_batches(request, service.settings):
-        batch = await _read_lines(lines, service.settings, turns)
-        attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
-        place += len(lines)
-        try:
+    try:
+        async for lines in _line_batches(request, service.settings):
+            batch = await _read_lines(lines, service.settings, turns)
+            attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
+            place += len(lines)
             await go_on(request)
             batch_urgency = replace(urgency, since=time.monotonic())
             added = await _add_when_admitted(batch.notes, service, generate, batch_urgency, batch.attempts(attempts))
-        except NoteLLMError as error:
-            yield _result_line(rejected(error), model)
-            return
-        for item in batch.results(added, in_list=False):
-            yield _result_line(item, model)
+            for item in batch.results(added, in_list=False):
+                yield _result_line(item, model)
+    except NoteLLMError as error:
+        yield _result_line(rejected(error), model)
 
 
 async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:

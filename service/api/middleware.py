@@ -133,33 +133,40 @@ class BodyLimit:
     one, too, with which the bodies of all requests under way would hold more than `total` bytes. The first
     FREE_BODY_BYTES of each do not count, so that a note gets in however many callers hold back large bodies.
 
-    A stream of notes is exempt: it is read line by line, and each line has its own bound.
+    A stream of notes has no bound of its own. It holds what has come of its last line, up to `max_line` bytes.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, total: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, total: int, max_line: int) -> None:
         self._app = app
         self._limit = limit
         self._total = total
+        self._max_line = max_line
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_note_stream(scope["method"], scope["path"], Headers(scope=scope)):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._limit:
+        headers = Headers(scope=scope)
+        streams = is_note_stream(scope["method"], scope["path"], headers)
+        announced = headers.get("content-length", "0")
+        if not streams and announced.isdigit() and int(announced) > self._limit:
             await error_response(LimitExceeded("max_body_bytes", self._limit))(scope, receive, send)
             return
-        received = counted = 0
+        held = counted = 0
 
         async def bounded_receive() -> Message:
-            nonlocal received, counted
+            nonlocal held, counted
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise LimitExceeded("max_body_bytes", self._limit)
-            more = max(0, received - FREE_BODY_BYTES) - counted
-            if more and self._held + more > self._total:
+            body = message.get("body", b"")
+            if streams:
+                held = min(self._max_line, len(body) - body.rfind(b"\n") - 1 if b"\n" in body else held + len(body))
+            else:
+                held += len(body)
+                if held > self._limit:
+                    raise LimitExceeded("max_body_bytes", self._limit)
+            more = max(0, held - FREE_BODY_BYTES) - counted
+            if more > 0 and self._held + more > self._total:
                 raise BodiesFull(FREE_BODY_BYTES)
             counted += more
             self._held += more

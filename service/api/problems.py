@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from service import errors
-from service.api.schemas.problem import FieldProblem, Problem, json_pointer
+from service.api.schemas.problem import UNKNOWN_FIELD, FieldProblem, Problem, hint_at_known, json_pointer
 from service.errors import FieldError, NoteLLMError
 
 MEDIA_TYPE = "application/problem+json"
@@ -141,11 +141,16 @@ def plain_problem(status: int, detail: str, retry_after: int | None = None) -> P
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's or FastAPI's list of errors. The input is not repeated: it may not be encodable."""
-    return errors.InvalidInput([FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in failures])
+    told = failures[: errors.MAX_ERRORS]
+    fields = [FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in told]
+    return errors.InvalidInput(fields, len(failures) - len(told))
 
 
 def detail_of(failure: Any) -> str:
-    """Return what pydantic says of a field; and what helps, where a query string turned the + of a time to a space."""
+    """Return what pydantic says of a field; and what helps, where it is unknown, or a query string turned the + of a
+    time to a space."""
+    if failure["type"] == UNKNOWN_FIELD:
+        return f"{failure['msg']}; {hint_at_known(failure['loc'][-1], failure['ctx']['known'])}"
     if failure["type"].startswith("datetime") and failure["loc"][0] == "query" and " " in str(failure.get("input")):
         return f"{failure['msg']}; write + as %2B"
     return str(failure["msg"])
@@ -153,7 +158,7 @@ def detail_of(failure: Any) -> str:
 
 def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's error about a note. `prefix`: pointer to the note in the body."""
-    return invalid_input(error.errors(include_input=False, include_context=False, include_url=False), prefix)
+    return invalid_input(error.errors(include_input=False, include_url=False), prefix)
 
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:

@@ -41,6 +41,14 @@ IDLE_SECONDS = 65.0
 """How long a connection is kept between two requests: longer than balancers keep theirs, mostly 60 s."""
 ANSWER_SECONDS = 30.0
 """How long a caller may take nothing of an answer that waits for it."""
+MIN_ANSWER_RATE = 1024
+"""Bytes a second at which a caller must take an answer that waits for it: each byte taken moves the deadline by
+1 / MIN_ANSWER_RATE seconds, to at most ANSWER_SECONDS from now. An answer has megabytes, which wait in memory."""
+MAX_UNSENT_BYTES = 2**28
+"""Bound on the bytes of answers that wait for the callers of all connections together. Beyond it a connection ends that
+has more than FREE_UNSENT_BYTES waiting at two checks, which are a second apart."""
+FREE_UNSENT_BYTES = 2**17
+"""Unsent bytes of a connection that are never too many: twice as many as after which a stream waits for its caller."""
 MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_CONNECTIONS = 64
@@ -59,7 +67,7 @@ MAX_PIPELINED = 32
 """Requests of a connection that may wait for the answer to an earlier one, beside those that PIECE_BYTES hold; what
 follows them is neither parsed nor read."""
 PIECE_BYTES = 1024
-"""Bytes that are parsed together where a head may begin."""
+"""Bytes that are parsed together: heads of further requests may begin in them, behind a body too."""
 MAX_DISCARDED_BYTES = 2**24
 """Bound on what is read of a body whose request is answered already, or will be without it; its connection ends beyond.
 Up to there it is read, so that a caller who sends before reading gets the answer; an answer that was not sent by then
@@ -135,10 +143,11 @@ class HeadWithBody(asyncio.Transport):
     """Transport of one answer. uvicorn writes its head and its body apart, each of which would be a system call, and
     wake the caller; here the head waits for the body, for no longer than the present turn of the event loop."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, protocol: BoundedProtocol) -> None:
         super().__init__()
-        self._transport = transport
-        self._loop = loop
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._loop = protocol.loop
         self._head: bytes | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -147,7 +156,7 @@ class HeadWithBody(asyncio.Transport):
             self._loop.call_soon(self._send_head)
         else:
             head, self._head = self._head, b""
-            self._transport.write(head + data if head else data)
+            self._protocol.write(head + data if head else data)
 
     def _send_head(self) -> None:
         if self._head:
@@ -181,6 +190,8 @@ class BoundedProtocol(HttpToolsProtocol):
     needed_files = MAX_CONNECTIONS + SPARE_FILES
     """Open files with which there is room for MAX_CONNECTIONS."""
     said_full_at = 0.0
+    unsent_bytes = 0
+    """Bytes that waited for the callers of all connections when each was last checked."""
     config: HttpConfig
 
     # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
@@ -201,10 +212,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Bytes of the present body that nobody takes."""
         self._rest = b""
         """Bytes of the connection that were read and are not parsed yet: MAX_PIPELINED requests wait before them."""
+        self._written = 0
+        """Bytes that were written since the last check."""
         self._unsent = 0
-        self._sending_until = 0.0
+        """Bytes that waited for the caller at the last check."""
         self._open = True
         self._checked_at = time.monotonic()
+        self._sending_until = self._checked_at + ANSWER_SECONDS
         ConnectionWatch.for_loop(self.loop).add(self)
         excess = len(self.connections) - self.max_connections
         self._is_spare = excess > 0 and not (self.server and self.server[1] == self.config.admin_port)
@@ -213,6 +227,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
+        BoundedProtocol.unsent_bytes -= self._unsent
         self._leave()  # uvicorn tells it to the last request alone
         super().connection_lost(exc)
 
@@ -253,29 +268,29 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._rest = bytes(view)
                 self.flow.pause_reading()
                 return
-            size = PIECE_BYTES if self._in_head else MAX_HEAD_BYTES + 1
-            piece, view = view[:size], view[size:]
+            piece = view[:PIECE_BYTES]
             self._unparsed += len(piece)
-            if not self._feed(piece):
-                return
-            if self._unparsed > MAX_HEAD_BYTES:
+            view = view[self._feed(piece) :]
+            if self._unparsed > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(431, f"The head of the request is over max_head_bytes = {MAX_HEAD_BYTES}.")
 
-    def _feed(self, piece: memoryview) -> bool:
-        """Parse a piece; return whether more of the connection is to be parsed."""
+    def _feed(self, piece: memoryview) -> int:
+        """Parse a piece up to the end of a head that asks for an upgrade, or to its own; return how many bytes that
+        were. What cannot be parsed is refused, which closes the connection."""
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             if self.parser.get_method() == b"CONNECT":
                 self._refuse(400, "This is no proxy.")
-                return False
-            head = self._head_without_upgrade()
-            self.parser = httptools.HttpRequestParser(self)
-            return self._feed(memoryview(head + bytes(piece[upgrade.args[0] :])))
+            else:
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)
+                self._feed(memoryview(head))
+            end: int = upgrade.args[0]
+            return end
         except httptools.HttpParserError:
             self._refuse(400, "This is no valid HTTP/1.1 request.")
-            return False
-        return True
+        return len(piece)
 
     def _head_without_upgrade(self) -> bytes:
         """Head of the present request as if it asked for no upgrade. The parser takes no body behind one that does, and
@@ -320,7 +335,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._early = None
         self._unset_keepalive_if_required()  # an early answer before this request, in the same segment, has set it
         super().on_headers_complete()
-        self.cycle.transport = HeadWithBody(self.transport, self.loop)
+        self.cycle.transport = HeadWithBody(self)
         self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
@@ -378,7 +393,7 @@ class BoundedProtocol(HttpToolsProtocol):
         lines += [name + b": " + value for name, value in (*self.server_state.default_headers, length, *headers)]
         if not keep:
             lines.append(b"connection: close")
-        self.transport.write(b"\r\n".join((*lines, b"", body)))
+        self.write(b"\r\n".join((*lines, b"", body)))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
@@ -389,11 +404,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return False
         now = time.monotonic()
         passed, self._checked_at = now - self._checked_at, now
-        unsent = self.transport.get_write_buffer_size()
-        if not unsent or unsent < self._unsent:
-            self._sending_until = now + ANSWER_SECONDS
-        self._unsent = unsent
-        if now >= self._sending_until:
+        if self._takes_too_little(now):
             self._leave()
             self.transport.abort()
         elif self.flow.read_paused:
@@ -404,6 +415,22 @@ class BoundedProtocol(HttpToolsProtocol):
             else:
                 self._refuse(408, f"The {'head' if self._in_head else 'body'} of the request came too slowly.")
         return True
+
+    def _takes_too_little(self, now: float) -> bool:
+        """Return whether the caller has used up its time to take an answer; or leaves much of one, while all callers
+        together leave more than MAX_UNSENT_BYTES."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        taken, self._written = max(0, before + self._written - self._unsent), 0
+        BoundedProtocol.unsent_bytes += self._unsent - before
+        latest = now + ANSWER_SECONDS
+        self._sending_until = min(latest, self._sending_until + taken / MIN_ANSWER_RATE) if self._unsent else latest
+        holds_much = min(before, self._unsent) > FREE_UNSENT_BYTES
+        return now >= self._sending_until or (holds_much and BoundedProtocol.unsent_bytes > MAX_UNSENT_BYTES)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write to the caller, and count the bytes for the check of how fast it takes them."""
+        self._written += len(data)
+        self.transport.write(data)
 
     def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
         """Close the connection; before that, answer with a problem, unless the answer to an earlier request, or a begun

@@ -20,6 +20,9 @@ MAX_SUMMED_IN_LOOP = 4
 MAX_ERASURES = 1
 """Bound on the erasures of readers' events of one tenant that run at one process, published at GET /limits: each looks
 through the whole stream."""
+MAX_READER_EXPORTS = 4
+"""Bound on the answers with a reader's events that are sent to callers of one tenant by one process, published at GET
+/limits. They answer people who ask what is known of them, and wait for no other export."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain_body
 from service.cli.terminal import complain, err, files_for_owner_alone
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
+from service.notes_file import MAX_LINE_BYTES, bounded_lines
 
 VERSION = 1
 """Version of the lines that are understood."""
@@ -279,10 +280,13 @@ class Upload:
         return set(last.values())
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines of the file with their numbers."""
+        """Yield the lines of the file with their numbers. Raises TransferFailed."""
         try:
             with gzip.open(self.file) if self.file.suffix == ".gz" else self.file.open("rb") as file:
-                yield from enumerate(file, 1)
+                for number, text in enumerate(bounded_lines(file), 1):
+                    if len(text) > MAX_LINE_BYTES:
+                        raise TransferFailed(f"line {number} of {self.file} is longer than {MAX_LINE_BYTES:,} bytes")
+                    yield number, text
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise TransferFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 

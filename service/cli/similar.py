@@ -51,7 +51,9 @@ def similar(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out examples that cannot be searched with.")
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what made each note's place.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what made each note's place; takes a key with notes.read.")
+    ] = False,
     body: Annotated[
         str, typer.Option(help="Further fields of POST /similar as JSON: filter, boost, examples with weights.")
     ] = "{}",

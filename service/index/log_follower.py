@@ -140,10 +140,10 @@ class LogFollower:
                 self.readiness.lose(str(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
-            except Exception as error:
+            except Exception:
                 log.exception("index_failed", detail="rebuilding from the store")
                 self._state.built = False
-                self.readiness.lose(f"rebuilding after {error!r}")
+                self.readiness.lose("rebuilding after a failure, which the log line index_failed tells")
                 await asyncio.sleep(RETRY_SECONDS[1])
 
     async def expire(self) -> None:

@@ -153,6 +153,9 @@ class WordEngine:
     def tokenize(self, note: Note, wanted: GenerationRequest) -> PreparedWords:
         return PreparedWords(note, wanted)
 
+    def keep_closed_set(self, categories: tuple[str, ...]) -> None:
+        pass  # it computes nothing for one
+
     def vocabulary(self) -> HashtagTrie:
         return letters()
 

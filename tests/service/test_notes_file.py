@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,26 @@ def test_unknown_fields_are_left_out_and_counted(tmp_path: Path) -> None:
     notes = NotesFile(write_plain(tmp_path, jsonl(*extra)))
     assert [line.note for line in notes.lines()] == [GOOD] * 3
     assert notes.ignored == {"likes": 2, "url": 1}
+
+
+def test_line_without_an_end_is_cut_and_those_behind_it_are_read(
+    write: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.notes_file.MAX_LINE_BYTES", 2000)
+    before, long, behind = lines(write(jsonl(GOOD, {"title": "x" * 9000}, GOOD)))
+    assert (before.note, behind.note) == (GOOD, GOOD)
+    assert (long.number, len(long.raw), long.reason) == (2, 1000, "longer than 2,000 bytes")
+
+
+def test_packed_line_of_any_length_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.notes_file.MAX_LINE_BYTES", 2**20)
+    path = write_packed(tmp_path, b"x" * 2**25)
+    tracemalloc.start()
+    (line,) = NotesFile(path).lines()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert line.note is None
+    assert peak < 2**23
 
 
 def test_position_ends_at_the_size_of_the_file(write: Callable[[bytes], Path]) -> None:

@@ -7,11 +7,12 @@ import asyncio
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 
 from service.api.access import open_to_all
+from service.api.bodies import JSON
 from service.api.strict_route import StrictRoute
 
 router = APIRouter(include_in_schema=False, route_class=StrictRoute)
@@ -32,9 +33,18 @@ async def root() -> RedirectResponse:
 
 @router.get("/openapi.json")
 @open_to_all()
-async def openapi(request: Request) -> JSONResponse:
-    """The API's description. It is made for the first request, in a thread: that takes a fifth of a second."""
-    return JSONResponse(await asyncio.to_thread(request.app.openapi))
+async def openapi(request: Request) -> Response:
+    """The API's description. It is made for the first request, in a thread, and kept as it is sent: that takes a fifth
+    of a second, and nobody needs a key for it."""
+    state = request.app.state
+    if state.openapi_json is None:
+        state.openapi_json = await asyncio.to_thread(render, request.app)
+    return Response(state.openapi_json, media_type=JSON)
+
+
+def render(app: FastAPI) -> bytes:
+    """Return the API's description as it is sent."""
+    return bytes(JSONResponse(app.openapi()).body)
 
 
 @router.get("/docs")

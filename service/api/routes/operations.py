@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.access.gate import Gate
-from service.access.principal import Scope
+from service.access.principal import DEFAULT_TENANT, Principal, Scope
 from service.api.access import needs, open_to_all
 from service.api.bounds import max_import_bytes
 from service.api.dependencies import LifecycleDep, ManagerDep, PrincipalDep, ServiceDep, get_tenants
@@ -18,6 +18,7 @@ from service.api.schemas.operations import Check, LimitsOut, ReadyOut, StartOut,
 from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
+from service.lifecycle import Lifecycle
 from service.read_time import ReadTime
 from service.readers import Readers
 from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
@@ -38,10 +39,12 @@ async def livez() -> dict[str, str]:
 @router.head("/startupz", include_in_schema=False)
 @router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
 @open_to_all()
-async def startupz(lifecycle: LifecycleDep, response: Response) -> StartOut:
-    """200 once the process has started; until then 503, and what it is doing."""
+async def startupz(request: Request, lifecycle: LifecycleDep, response: Response) -> StartOut:
+    """200 once the process has started; until then 503, and what it is doing: how far it is, a caller of the default
+    tenant alone is told."""
     response.status_code = 200 if lifecycle.started else 503
-    return StartOut(started=lifecycle.started, detail="started" if lifecycle.started else lifecycle.progress)
+    detail = "started" if lifecycle.started else progress_for(lifecycle, await recognise(request))
+    return StartOut(started=lifecycle.started, detail=detail)
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -51,21 +54,33 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     """200 when the process has started and does not drain, the store answers, the index follows it, the engine moves
     and the readers were started; else 503, with the check that fails. Numbers of notes are those of the caller's
     tenant."""
+    caller = await recognise(request)
     if lifecycle.started:
-        tenants, gate = await get_tenants(request), cast(Gate, request.app.state.gate)
-        caller = await gate.recognise(request.headers.get("authorization"), request.headers.get("host", ""))
+        tenants = await get_tenants(request)
         answer = await _readiness(tenants, tenants.find(caller.tenant) if caller else None)
         if (readers := get_readers(request)).count:
             detail = f"{readers.ready} of {readers.count} are ready; one that died is started again"
             answer.checks["readers"] = Check(ok=readers.tried, detail=detail)
             answer.ready &= readers.tried
     else:
-        answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=lifecycle.progress)})
+        answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=progress_for(lifecycle, caller))})
     if lifecycle.draining:
         answer.checks["drain"] = Check(ok=False, detail="requests are served and should go to another process")
         answer.ready = False
     response.status_code = 200 if answer.ready else 503
     return answer
+
+
+async def recognise(request: Request) -> Principal | None:
+    """Return the caller of a probe, which is open to all; None for one without a valid key where keys are needed."""
+    gate = cast(Gate, request.app.state.gate)
+    return await gate.recognise(request.headers.get("authorization"), request.headers.get("host", ""))
+
+
+def progress_for(lifecycle: Lifecycle, caller: Principal | None) -> str:
+    """Return the present step of the start, and how far it is for a caller of the default tenant, whose notes it
+    counts."""
+    return lifecycle.progress if caller and caller.tenant == DEFAULT_TENANT else lifecycle.step
 
 
 def get_readers(request: Request) -> Readers:
@@ -91,6 +106,8 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     index = Check(ok=tenants.ready, detail=status.detail)
     if status.ready and not tenants.ready:
         index.detail = f"{tenants.count_ready()} of {len(tenants.services)} tenants follow the log"
+    if own is not service:  # positions, numbers of notes and of tenants are not for others
+        index.detail = "follows the log" if index.ok else "does not follow the log yet, or not for all tenants"
     return ReadyOut(
         ready=store.ok and index.ok and engine.ok,
         checks={"store": store, "index": index, "engine": engine},

@@ -19,7 +19,7 @@ from service.api.dependencies import (
     read_timeout,
     remaining_read_time,
 )
-from service.api.included import IncludedFields, check_include
+from service.api.included import IncludedFields, check_note_access
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
@@ -146,7 +146,7 @@ def read_options(
 ) -> RankingOptions | SearchDefaults:
     """Return the options of a search with those that their scenario binds. Raises Forbidden, and InvalidInput at
     `pointer`."""
-    check_include(given, request)
+    check_note_access(given, request)
     options = with_scenario(given, scenarios_of(request), pointer)
     check_search_options(options, pointer, service.settings)
     return options

@@ -16,6 +16,8 @@ from service.api.protocol import (
     HEAD_SECONDS,
     IDLE_SECONDS,
     MAX_HEAD_BYTES,
+    MAX_UNSENT_BYTES,
+    MIN_ANSWER_RATE,
     MIN_BODY_RATE,
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
@@ -30,7 +32,7 @@ from service.api.schemas.filter import (
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
 from service.api.schemas.search import MAX_BOOSTS, MAX_SEARCHES, MAX_WEIGHT
 from service.api.schemas.similar import MAX_CAP, MAX_EXAMPLES, MAX_EXCLUDED
-from service.behaviour.live import MAX_ERASURES
+from service.behaviour.live import MAX_ERASURES, MAX_READER_EXPORTS
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE
@@ -50,7 +52,9 @@ class LimitsOut(BaseModel):
 
     max_head_bytes: int = Field(MAX_HEAD_BYTES, description="request line and headers; 431 beyond")
     max_body_bytes: int
-    max_bodies_bytes: int = Field(description="bodies of all requests under way together; 429 beyond")
+    max_bodies_bytes: int = Field(
+        description="bodies of all requests under way together, of a stream of notes its unfinished line; 429 beyond"
+    )
     max_note_bytes: int
     max_import_bytes: int = Field(description="one note of POST /notes/import, its vector included")
     max_batch_notes: int
@@ -111,6 +115,9 @@ class LimitsOut(BaseModel):
         MAX_CHANGE_WAITERS, description="requests of a tenant that wait for changes at one process; 429 beyond"
     )
     max_exports: int = Field(MAX_EXPORTS, description="exports of a tenant that run at one process; 429 beyond")
+    max_reader_exports: int = Field(
+        MAX_READER_EXPORTS, description="answers with a reader's events that one process sends for a tenant; 429 beyond"
+    )
     max_erasures: int = Field(
         MAX_ERASURES, description="removals of a reader's events that run at one process for a tenant; 429 beyond"
     )
@@ -124,6 +131,15 @@ class LimitsOut(BaseModel):
     min_body_rate: int = Field(MIN_BODY_RATE, description="bytes a second of a body, on average; 408 below")
     idle_seconds: float = Field(IDLE_SECONDS, description="for which a connection is kept between two requests")
     answer_seconds: float = Field(ANSWER_SECONDS, description="for which a caller may take nothing of an answer")
+    min_answer_rate: int = Field(
+        MIN_ANSWER_RATE,
+        description="bytes a second of an answer that a caller takes, on average; broken off below",
+    )
+    max_unsent_bytes: int = Field(
+        MAX_UNSENT_BYTES,
+        description="of answers that wait for the callers of a process; beyond it those are broken off that wait for "
+        "more than a second with more than 128 KiB",
+    )
     max_tenants: int = Field(description="of the whole service, the default one included; a key of one more gets 403")
     max_connections: int = Field(description="of one process; 503 beyond")
     max_keys: int = Field(MAX_KEYS, description="API keys of all tenants together")
@@ -142,7 +158,7 @@ class Check(BaseModel):
 
 
 class StartOut(BaseModel):
-    """`detail`: the present step of the start, and how far it is."""
+    """`detail`: the present step of the start, and for a caller of the default tenant how far it is."""
 
     started: bool
     detail: str

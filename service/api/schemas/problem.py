@@ -12,6 +12,8 @@ MAX_POINTER = 256
 
 MAX_SHOWN = 64
 """Bound on the characters of an unknown name that an error looks at."""
+UNKNOWN_FIELD = "unknown_field"
+"""Type of pydantic's errors about unknown fields; their context has the `known` ones."""
 
 
 class FieldProblem(BaseModel):

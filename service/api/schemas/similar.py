@@ -111,11 +111,14 @@ class RankingOptions(SearchOptions):
         description="an example that is no stored note (404), or that cannot be read or was embedded by another model "
         "(409): refused, or left out and named in `missing`",
     )
-    explain: bool = Field(False, description="say of each note what made its place")
+    explain: bool = Field(
+        False, description="say of each note what made its place; takes the scope notes.read, as `include` does"
+    )
     include: list[IncludedField] = Field(
         [],
         max_length=len(get_args(IncludedField)),
-        description="fields of the note that each item is to have as well, in `max_read_bytes` of GET /limits",
+        description="fields of the note that each item is to have as well, in `max_read_bytes` of GET /limits; takes "
+        "the scope notes.read",
     )
     scenario: Label | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
     user: ReaderId | None = Field(

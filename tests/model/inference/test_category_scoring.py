@@ -101,6 +101,25 @@ def test_prior_is_computed_once_for_concurrent_requests_and_the_first_one_counts
     assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
 
 
+def test_prior_of_the_set_that_is_to_be_kept_outlives_those_of_others(
+    partly_trained: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.inference.category_scoring.MAX_CLOSED_SETS", 2)
+    engine = Engine(partly_trained.runtime)
+    kept, *others = [("Trains", "Soups"), ("Gardens", "Soups"), ("Trains", "Gardens"), ("Soups", "Gardens")]
+    engine.keep_closed_set(kept)
+
+    def forwards_for(names: tuple[str, ...]) -> int:
+        with record_forwards(engine) as forwards:
+            generate(engine, FEW_NOTES[:1], GenerationRequest(categories=names))
+        return len(forwards)
+
+    for names in (kept, *others):
+        assert forwards_for(names) > 1
+    assert forwards_for(kept) == 1
+    assert forwards_for(others[0]) > 1
+
+
 def test_run_ends_beside_a_request_that_computes_the_same_prior(partly_trained: Engine) -> None:
     request = GenerationRequest(categories=("Trains", "Soups", "Gardens"))
     expected = generate(Engine(partly_trained.runtime), FEW_NOTES[:2], request)

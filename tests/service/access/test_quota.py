@@ -8,7 +8,7 @@ import pytest
 
 from service.access.meter import RETRY_SECONDS, Meter
 from service.access.principal import Principal, Quota
-from service.access.quota import Counted, Usage
+from service.access.quota import WINDOW_SECONDS, Counted, OwnUse, Usage
 from service.api.rate_limit import rate_limit_headers
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.telemetry import Telemetry
@@ -129,6 +129,49 @@ async def test_one_request_waits_for_a_store_that_hangs(
         assert await meter.take(PRINCIPAL) is None
     store.gate.set()
     assert uncounted(meter) == 2
+
+
+async def test_key_whose_count_is_late_is_bounded_by_what_its_process_counted(
+    meter: Meter, store: Store, now: Now
+) -> None:
+    few = Principal("few", "films", frozenset(), Quota(3, 1000))
+    store.gate.clear()
+    assert [await meter.take(few) for _ in range(3)] == [None] * 3
+    refused = await meter.take(few)
+    assert refused is not None
+    assert (refused.allowed, refused.requests.present) == (False, 3)
+    with pytest.raises(QuotaExceeded):
+        await meter.check(few)
+    now.seconds += 2 * WINDOW_SECONDS
+    assert await meter.take(few) is None
+    meter.charge(few, 1000)
+    with pytest.raises(QuotaExceeded):
+        await meter.check_tokens(few)
+    store.gate.set()
+
+
+async def test_late_count_of_a_key_leaves_the_quotas_of_others(meter: Meter, store: Store) -> None:
+    store.gate.clear()
+    assert await meter.take(Principal("slow", "films", frozenset(), BOTH)) is None
+    store.gate.set()
+    store.allowed = False
+    usage = await meter.take(PRINCIPAL)
+    assert usage is not None
+    assert not usage.allowed
+
+
+def test_use_of_one_process_is_counted_by_the_same_window() -> None:
+    own, quota = OwnUse(), Quota(5, 5000)
+    steps = [
+        ((0, 4, 0), Usage(True, Counted(0, 4, 0), Counted(0, 0, 0))),
+        ((30, 2, 7), Usage(False, Counted(0, 4, 30), Counted(0, 7, 30))),
+        ((75, 1, 0), Usage(True, Counted(4, 1, 15), Counted(7, 0, 15))),
+        ((75, 2, 0), Usage(False, Counted(4, 1, 15), Counted(7, 0, 15))),
+        ((200, 5, 9000), Usage(True, Counted(0, 5, 20), Counted(0, 9000, 20))),
+        ((241, 0, 0), Usage(False, Counted(5, 0, 1), Counted(9000, 0, 1))),
+    ]
+    for (now, requests, tokens), usage in steps:
+        assert own.count(now, quota, requests, tokens) == usage
 
 
 async def test_nothing_is_counted_before_there_is_a_store() -> None:

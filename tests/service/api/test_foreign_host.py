@@ -131,3 +131,13 @@ def test_readyz_tells_a_foreign_host_nothing_of_the_notes(client: httpx2.Client)
     told, hidden = client.get("/readyz"), client.get("/readyz", headers={"Host": "evil.example"})
     assert told.json()["notes"] > 0
     assert (hidden.status_code, hidden.json()["notes"], hidden.json()["log_position"]) == (200, None, None)
+
+
+def test_readyz_tells_a_foreign_host_nothing_of_how_far_indexes_are(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tenants.Tenants.ready", False)
+    told, hidden = client.get("/readyz"), client.get("/readyz", headers={"Host": "evil.example"})
+    assert [answer.status_code for answer in (told, hidden)] == [503, 503]
+    assert told.json()["checks"]["index"]["detail"] == "1 of 1 tenants follow the log"
+    assert not any(character.isdigit() for character in hidden.json()["checks"]["index"]["detail"])

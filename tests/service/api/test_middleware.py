@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -82,6 +83,33 @@ def test_bodies_that_are_held_back_are_bounded_together(serve: Serve) -> None:
         assert client.get("/limits").json()["max_bodies_bytes"] == 2**18
         held.close()
         eventually_true(lambda: post_large().status_code == 207)
+
+
+def test_unfinished_lines_of_streams_count_as_bodies(serve: Serve) -> None:
+    head = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
+    with (
+        serve(max_body_bytes=2**20, max_bodies_bytes=2**20) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        contextlib.ExitStack() as held,
+    ):
+        bound = client.get("/limits").json()["max_note_bytes"]
+
+        def post(content: bytes) -> Any:
+            answer = client.post("/notes", content=content, headers={"content-type": NDJSON})
+            assert answer.status_code == 200
+            return [json.loads(line) for line in answer.text.splitlines()]
+
+        def refused_beside_one_more() -> bool:
+            caller = held.enter_context(socket.create_connection((client.base_url.host, client.base_url.port or 80)))
+            caller.sendall(head + b"Content-Length: 9000000\r\n\r\n" + b'{"title": "' + b"x" * (bound // 2))
+            return bool(post(b'{"title": "first"}\n{"title": "%s"}' % (b"y" * (bound - 100)))[-1].get("problem"))
+
+        eventually_true(refused_beside_one_more)
+        problem = post(b'{"title": "%s"}' % (b"y" * (bound - 100)))[-1]["problem"]
+        assert (problem["status"], problem["type"].rpartition("/")[2]) == (429, "bodies-full")
+        assert [result["status"] for result in post(b"\n" * 200_000 + b'{"title": "small"}')] == ["created"]
+        held.close()
+        eventually_true(lambda: "problem" not in post(b'{"title": "%s"}' % (b"y" * (bound - 100)))[-1])
 
 
 async def break_off(draining: bool) -> list[Message]:

@@ -230,12 +230,81 @@ def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.C
         assert 0 < bytes_left(connection) < 50 * asset_bytes
 
 
-def bytes_left(connection: socket.socket) -> int:
-    """Count what still comes from a connection until it ends."""
+Checks = list[tuple[int, bool]]
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
+    """Of each check of a connection the bytes that waited for its caller, and whether that ends the connection."""
+    recorded: Checks = []
+    takes_too_little = BoundedProtocol._takes_too_little
+
+    def record(self: BoundedProtocol, now: float) -> bool:
+        ends = takes_too_little(self, now)
+        recorded.append((self._unsent, ends))
+        return ends
+
+    monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(BoundedProtocol, "_takes_too_little", record)
+    return recorded
+
+
+DESCRIPTIONS = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
+"""Requests whose answers are many times what the buffers of a connection hold."""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_answer_that_is_taken_too_slowly_ends_its_connection(
+    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MIN_ANSWER_RATE", 10**9)
+    answer_bytes = len(client.get("/openapi.json").content)
+    with connected(url) as connection:
+        connection.sendall(DESCRIPTIONS)
+        assert 0 < bytes_left(connection, seconds_each=0.02) < 50 * answer_bytes
+
+
+def test_answer_that_waits_at_the_first_check_is_sent(
+    url: str, client: httpx2.Client, checks: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_time = BoundedProtocol.check_time
+
+    def check_while_something_waits(self: BoundedProtocol) -> bool:
+        return check_time(self) if not self._open or self.transport.get_write_buffer_size() else True
+
+    answer_bytes = len(client.get("/openapi.json").content)
+    monkeypatch.setattr(BoundedProtocol, "check_time", check_while_something_waits)
+    with connected(url) as connection:
+        connection.sendall(DESCRIPTIONS + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        eventually_true(lambda: len(checks) > 5)
+        assert bytes_left(connection) > 50 * answer_bytes
+
+
+def test_answers_that_wait_for_all_callers_are_bounded_together(
+    url: str, client: httpx2.Client, checks: Checks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_bytes = len(client.get("/openapi.json").content)
+    monkeypatch.setattr(protocol, "FREE_UNSENT_BYTES", 1000)
+    monkeypatch.setattr(protocol, "MAX_UNSENT_BYTES", 3 * answer_bytes // 2)
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(url)) for _ in range(5)]
+        slow[0].sendall(DESCRIPTIONS)
+        eventually_true(lambda: sum(unsent > 1000 for unsent, _ in checks) > 5)
+        assert not any(ends for _, ends in checks)
+        for connection in slow[1:]:
+            connection.sendall(DESCRIPTIONS)
+        eventually_true(lambda: any(ends for _, ends in checks))
+        assert client.get("/livez").status_code == 200
+
+
+def bytes_left(connection: socket.socket, seconds_each: float = 0.0) -> int:
+    """Count what still comes from a connection until it ends. `seconds_each`: pause of a caller who takes 64 KiB at a
+    time."""
     count = 0
     with contextlib.suppress(ConnectionResetError):
-        while part := connection.recv(2**20):
+        while part := connection.recv(2**16 if seconds_each else 2**20):
             count += len(part)
+            time.sleep(seconds_each)
     return count
 
 
@@ -284,7 +353,8 @@ def test_many_waiting_connections_leave_others_alone(url: str, client: httpx2.Cl
 
 def test_limits_name_every_bound_of_a_connection(client: httpx2.Client) -> None:
     limits: dict[str, Any] = client.get("/limits").json()
-    names = ("max_head_bytes", "head_seconds", "body_seconds", "min_body_rate", "idle_seconds", "answer_seconds")
+    seconds = ("head_seconds", "body_seconds", "idle_seconds", "answer_seconds")
+    names = ("max_head_bytes", "min_body_rate", "min_answer_rate", "max_unsent_bytes", *seconds)
     assert {name: limits[name] for name in names} == {name: getattr(protocol, name.upper()) for name in names}
     assert limits["max_connections"] == BoundedProtocol.max_connections
 
@@ -334,6 +404,19 @@ def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, waiting
     assert received.count(b"HTTP/1.1 200 OK") == count
     assert received.count(b"HTTP/1.1 201 Created") == 1
     assert MAX_PIPELINED <= max(waiting) <= MAX_PIPELINED + PIECE_BYTES // len(request)
+
+
+@pytest.mark.parametrize("headers", [b"", b"Upgrade:a\r\nConnection:upgrade\r\n"], ids=["plain", "upgrades"])
+def test_requests_in_one_piece_with_a_body_wait_unparsed(url: str, waiting: list[int], headers: bytes) -> None:
+    count, request = 1300, b"GET /livez HTTP/1.1\r\n" + headers + b"\r\n"
+    body = b'{"title": "before them all%s"}' % (b" " * PIECE_BYTES)  # it ends in another piece than its head
+    first = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with connected(url) as connection:
+        received = send_and_receive(connection, first + request * count + last)
+    assert received.count(b"HTTP/1.1 201 Created") == 1
+    assert received.count(b"HTTP/1.1 200 OK") == count + 1
+    assert max(waiting) <= MAX_PIPELINED + PIECE_BYTES // len(request)
 
 
 def test_pipelined_bodies_over_what_is_read_ahead_are_all_answered(url: str) -> None:

@@ -18,6 +18,7 @@ from service.store.redis_store import RedisNoteStore
 from service.wiring import Engine
 from tests.service.api.conftest import Serve, eventually_true
 
+BOOTSTRAP_KEY = "the-bootstrap-key-of-these-tests"
 REQUESTS = [
     ("GET", "/notes/a"),
     ("GET", "/notes/a/similar"),
@@ -126,9 +127,9 @@ def test_service_can_be_ended_while_it_starts(serve: Serve, gate: threading.Even
         httpx2.get(f"{url}/livez")
 
 
-def test_readyz_counts_the_notes_that_the_index_reads(
-    serve: Serve, guarded_redis: Any, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slowly_read_redis(serve: Serve, guarded_redis: Any, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of a store with three notes, from which an index is built once the gate opens."""
     with serve(redis_url=guarded_redis.url) as url:
         for i in range(3):
             assert httpx2.post(f"{url}/notes", json={"id": f"n{i}", "title": f"note {i}"}).status_code == 201
@@ -140,13 +141,33 @@ def test_readyz_counts_the_notes_that_the_index_reads(
             await asyncio.to_thread(gate.wait, 60)
 
     monkeypatch.setattr(RedisNoteStore, "scan", scan_behind_gate)
-    with serve(wait=False, redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
+    return guarded_redis.url
+
+
+def test_readyz_counts_the_notes_that_the_index_reads(
+    serve: Serve, slowly_read_redis: str, gate: threading.Event
+) -> None:
+    with serve(wait=False, redis_url=slowly_read_redis) as url, httpx2.Client(base_url=url, timeout=30) as client:
         eventually_true(lambda: "3 of about" in client.get("/startupz").json()["detail"])
         detail = client.get("/readyz").json()["checks"]["start"]["detail"]
         assert detail.startswith("Building the index from the store: 3 of about ")
         gate.set()
         eventually_true(lambda: client.get("/readyz").status_code == 200)
         assert client.get("/readyz").json()["notes"] == 3
+
+
+def test_caller_without_a_key_is_not_told_how_far_the_start_is(
+    serve: Serve, slowly_read_redis: str, gate: threading.Event
+) -> None:
+    settings = {"redis_url": slowly_read_redis, "bootstrap_key": BOOTSTRAP_KEY}
+    with serve(wait=False, **settings) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        root = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
+        eventually_true(lambda: "3 of about" in client.get("/startupz", headers=root).json()["detail"])
+        starting(client, "Building the index from the store")
+        assert "3 of about" not in client.get("/notes/a").json()["detail"]
+        gate.set()
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/readyz").json()["checks"]["index"]["detail"] == "follows the log"
 
 
 def test_readyz_counts_the_sample_notes_of_a_first_start(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

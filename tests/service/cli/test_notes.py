@@ -21,7 +21,9 @@ import pytest
 
 from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
+from service.cli.notes import Upload
 from service.cli.reread import Reread
+from service.cli.transfer import TransferFailed
 from service.settings import Settings
 from tests.service.api.conftest import serving
 from tests.service.process import cache_of
@@ -176,6 +178,15 @@ def test_export_that_was_killed_goes_on_where_it_was(url: str, tmp_path: Path) -
         state.pop(line.get("removed", "") if "end" not in line else "", None)
     now = httpx2.post(f"{url}/notes/get", json={"ids": [f"n{n}" for n in range(20)]}).json()["notes"]
     assert state == {note["id"]: note["log_position"] for note in now}
+
+
+def test_line_without_an_end_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("service.notes_file", "service.cli.notes"):
+        monkeypatch.setattr(f"{module}.MAX_LINE_BYTES", 2000)
+    file = tmp_path / "notes.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"export": 1, "after": null}\n' + b"x" * 10_000))
+    with pytest.raises(TransferFailed, match=r"line 2 of .*notes\.jsonl\.gz is longer than 2,000 bytes"):
+        Upload(file, "http://127.0.0.1:9", None, replace=False, patience=0).run()
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import redis
 from service.errors import IndexBehind
 from service.filters import Filter
 from service.index.live import LiveIndex
+from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.records import Write, position_key
 from service.store.embedded_redis import EmbeddedRedis
@@ -230,6 +231,21 @@ async def test_follower_started_without_store_builds_when_it_comes(
         embedded.start()
         await eventually(lambda: index.status().ready)
         assert await find_ids(index) == {"n0", "n1", "n2"}
+
+
+async def test_follower_failure_names_no_note_in_its_state(
+    embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(notes: IndexedNotes, changed: object) -> None:
+        raise KeyError("n0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexedNotes, "update", fail)
+        await put(embedded_store, *notes(3))
+        await eventually(lambda: "rebuilding after a failure" in live_index.status().detail)
+        assert "n0" not in live_index.status().detail
+    await eventually(lambda: live_index.status().ready)
+    assert await find_ids(live_index) == {"n0", "n1", "n2"}
 
 
 async def test_follower_expired_rows_are_hidden_then_removed(

@@ -263,13 +263,23 @@ def test_note_that_is_shown_twice_is_not_clicked_where_showing_has_a_weight(
 
 
 @pytest.mark.parametrize(
-    ("path", "module"),
-    [("/events/reads", "service.api.ingest_events"), ("/notes/export", "service.api.routes.export")],
+    ("path", "module", "name", "others"),
+    [
+        ("/events/reads", "service.api.ingest_events", "max_exports", []),
+        ("/notes/export", "service.api.routes.export", "max_exports", ["/users/exported/events", "/sessions/s/events"]),
+        ("/users/exported/events", "service.api.ingest_events", "max_reader_exports", ["/notes/export"]),
+    ],
 )
 def test_exports_run_for_as_many_callers_as_the_limits_say(
-    client: httpx2.Client, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, path: str, module: str
+    client: httpx2.Client,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    module: str,
+    name: str,
+    others: list[str],
 ) -> None:
-    bound = client.get("/limits").json()["max_exports"]
+    bound = client.get("/limits").json()[name]
     client.post("/events", json=event(user="exported"))
     eventually(lambda: bool(client.get("/events/reads").text))
     held, release = count(1), threading.Event()
@@ -285,9 +295,10 @@ def test_exports_run_for_as_many_callers_as_the_limits_say(
         exports = [threads.submit(client.get, path) for _ in range(bound)]
         assert all_held.wait(60)
         refused = client.get(path)
+        assert [client.get(other).status_code for other in others] == [200] * len(others)
         release.set()
         assert {export.result().status_code for export in exports} == {200}
-    assert (refused.status_code, f"max_exports = {bound}" in refused.json()["detail"]) == (429, True)
+    assert (refused.status_code, f"{name} = {bound}" in refused.json()["detail"]) == (429, True)
     assert client.get(path).status_code == 200
 
 

@@ -83,9 +83,9 @@ def test_scenario_binds_include_and_the_request_wins(client: httpx2.Client) -> N
         assert all(item.keys() == PLAIN | {"revision"} for item in answer["items"])
 
 
-def test_caller_who_may_not_read_notes_gets_the_fields_of_a_scenario_alone(serve: Serve, tmp_path: Path) -> None:
+def test_caller_who_may_not_read_notes_gets_what_a_scenario_binds_alone(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "scenarios.toml"
-    path.write_text('[feed]\ninclude = ["content"]\n')
+    path.write_text('[feed]\ninclude = ["content"]\nexplain = true\n')
     root = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
     with serve(scenarios=path, bootstrap_key=BOOTSTRAP_KEY) as url, httpx2.Client(base_url=url, timeout=60) as client:
         notes = [{"id": f"i{i}", "title": f"note {i}", "content": f"content {i}"} for i in range(2)]
@@ -95,21 +95,23 @@ def test_caller_who_may_not_read_notes_gets_the_fields_of_a_scenario_alone(serve
             client.headers["Authorization"] = f"Bearer {key}"
             for answer in answers(client, scenario="feed"):
                 assert answer["items"][0]["content"] == "content 1"
-            for fields in (["content"], ["attributes", "generated"]):
-                by_id = {"positive": [{"note_id": "i0"}], "include": fields}
-                batch = client.post("/similar/batch", json=[by_id, by_id | {"include": []}]).json()["results"]
+                assert answer["items"][0]["explanation"]
+            options: list[dict[str, Any]] = [{"include": ["content"]}, {"include": ["attributes", "generated"]}]
+            for option in (*options, {"explain": True}):
+                example = {"positive": [{"note_id": "i0"}]}
+                batch = client.post("/similar/batch", json=[example | option, example]).json()["results"]
                 problem = batch[0].get("problem")
                 responses = [
-                    client.get("/notes/i0/similar", params={"include": fields}),
-                    client.get("/notes/i0/similar", params={"include": fields, "scenario": "feed"}),
-                    client.post("/notes/i0/similar", json={"include": fields}),
-                    client.post("/similar", json=by_id),
+                    client.get("/notes/i0/similar", params=option),
+                    client.get("/notes/i0/similar", params=option | {"scenario": "feed"}),
+                    client.post("/notes/i0/similar", json=option),
+                    client.post("/similar", json=example | option),
                 ]
                 assert {response.status_code for response in responses} == {200 if allowed else 403}
                 assert [result["status"] for result in batch] == [200 if allowed else 403, 200]
                 if not allowed:
                     for detail in (problem["detail"], *(response.json()["detail"] for response in responses)):
-                        assert "notes.read, which a search with `include` takes" in detail
+                        assert f"notes.read, which a search with `{next(iter(option))}` takes" in detail
 
 
 def test_fields_beyond_the_bound_are_null_and_the_answer_names_their_notes(

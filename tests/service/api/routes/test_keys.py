@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pkgutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -366,6 +367,36 @@ def test_tenant_whose_keys_are_out_of_reach_keeps_all(root: httpx2.Client, close
     assert set(kept) <= set(listed(root))
 
 
+@pytest.mark.parametrize("step", ["service.access.manager.Manager.revoke", "service.tenants.Tenants.remove"])
+def test_key_made_during_the_removal_of_its_tenant_is_revoked(
+    root: httpx2.Client, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    name = f"removed-{step.rpartition('.')[2]}"
+    create(root, tenant=name)
+    original, made = pkgutil.resolve_name(step), list[str]()
+
+    async def make_a_key_first(*arguments: Any) -> Any:
+        if not made:
+            made.append((await asyncio.to_thread(create, root_again, tenant=name))["prefix"])
+        return await original(*arguments)
+
+    monkeypatch.setattr(step, make_a_key_first)
+    with under(str(root.base_url), BOOTSTRAP_KEY) as root_again:
+        assert root.delete(f"/tenants/{name}").status_code == 204
+    assert made
+    assert not any(key["tenant"] == name for key in listed(root).values())
+
+
+def test_keys_made_at_once_keep_the_bound_of_their_tenant(
+    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.access.manager.MAX_KEYS_OF_TENANT", 4)
+    manager = create(root, tenant="crowded", scopes=["keys.manage", "notes.read"])["key"]
+    with under(closed_url, manager) as client, ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(lambda _: client.post("/keys", json=READER), range(12)))
+    assert sorted(answer.status_code for answer in answers) == [201] * 3 + [409] * 9
+
+
 def open_stream(url: str, key: str) -> socket.socket:
     """Begin a stream of notes."""
     host, port = url.removeprefix("http://").split(":")
@@ -454,6 +485,14 @@ def test_each_search_of_a_list_counts_as_a_request(root: httpx2.Client, closed_u
     with under(closed_url, key) as client:
         answers = [client.post("/similar/batch", json=[search] * size) for size in (3, 3, 1, 1)]
     assert [answer.status_code for answer in answers] == [207, 429, 207, 429]
+
+
+def test_searches_of_a_list_are_counted_before_they_are_read(root: httpx2.Client, closed_url: str) -> None:
+    key = create(root, scopes=["similar"], quota={"requests_per_minute": 5})["key"]
+    malformed = b"[" + b"{}," * 5 + b'{"title" 1}]'
+    with under(closed_url, key) as client:
+        answer = client.post("/similar/batch", content=malformed, headers={"content-type": "application/json"})
+    assert (answer.status_code, "has 6 items" in answer.text) == (422, True)
 
 
 def test_dry_run_by_a_filter_takes_the_scope_that_reads_notes(root: httpx2.Client, closed_url: str) -> None:
