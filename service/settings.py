@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.generation import HashtagPolicy
 
 PREFIX = "NOTELLM_"
-OTHER_VARIABLES = frozenset(
-    {
-        *("NOTELLM_URL", "NOTELLM_API_KEY"),  # of the commands that talk to a running service
-        *("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"),  # of the training recipes and the tests
-        *("NOTELLM_CHAOS_ROUNDS", "NOTELLM_CHAOS_SEED", "NOTELLM_FUZZ_REQUESTS", "NOTELLM_FUZZ_SEED"),
-        "NOTELLM_RACE_ROUNDS",
-        "NOTELLM_TEST_CACHE",
-    }
-)
-"""Variables of this name that are no settings."""
 HOST = re.compile(r"\*|[\w.-]+")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
 EVENT_TYPE = re.compile(r"(?P<name>[a-z][a-z0-9_]{0,31})=-?\d{1,6}(\.\d{1,6})?")
@@ -37,8 +25,6 @@ WORDS_WEIGHT = 0.5
 DEFAULT_BODY_MEMORY = 256 * 2**20
 MAX_NUMBER = 1e10
 """Bound on settings that are decimal numbers; as seconds 300 years, which times of the store can hold."""
-MAX_SHOWN = 100
-"""Bound on the characters of a wrong value that an error repeats."""
 
 
 class Settings(BaseSettings):
@@ -417,52 +403,3 @@ class Settings(BaseSettings):
     def from_environment(cls) -> Self:
         """Read the settings. Raises pydantic.ValidationError, which `describe_errors` puts into words."""
         return cls()
-
-
-def describe_errors(error: ValidationError) -> list[str]:
-    """One line for each wrong setting: its variable, its value unless that is secret, and what is allowed."""
-    schema = Settings.model_json_schema()["properties"]
-    lines = []
-    for failure in error.errors():
-        name = str(failure["loc"][0])
-        variable = PREFIX + name.upper()
-        # Errors of pydantic have a link to its documentation; others have the message of a validator above.
-        if "url" in failure and (allowed := _allowed_values(schema[name])):
-            lines.append(f"{variable} is {str(failure['input'])[:MAX_SHOWN]!r}; it must be {allowed}")
-        else:
-            lines.append(f"{variable} {failure['msg']}")
-    return lines
-
-
-def describe_unknown(variables: Iterable[str]) -> list[str]:
-    """One line for each variable that is named as a setting and is none, with the nearest one that there is."""
-    known = [name.upper() for name in Settings.model_fields]
-    lines = []
-    for variable in variables:
-        prefix, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].upper()  # they are read in any case
-        if prefix == PREFIX and prefix + name not in OTHER_VARIABLES and name not in known:
-            nearest = get_close_matches(name, known, 1)
-            hint = (
-                f"did you mean {PREFIX}{nearest[0]}?"
-                if nearest
-                else "see docs/configuration.md for those that there are"
-            )
-            lines.append(f"{variable} is not a setting; {hint}")
-    return lines
-
-
-def _allowed_values(schema: dict[str, Any]) -> str:
-    """Describe the values of a setting that is a choice or a number; "" for others, which may be secret."""
-    schema = next((choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"), schema)
-    if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
-    if schema.get("type") == "boolean":
-        return "1 or 0"
-    kind = {"integer": "a whole number", "number": "a number"}.get(schema.get("type", ""))
-    if kind is None:
-        return ""
-    if "exclusiveMinimum" in schema:
-        return f"{kind} above {schema['exclusiveMinimum']}"
-    if "maximum" in schema:
-        return f"{kind} from {schema['minimum']} to {schema['maximum']}"
-    return f"{kind} of at least {schema['minimum']}"

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from service.settings import Settings, describe_errors, describe_unknown
+from service.settings import Settings
+from service.settings_errors import describe_errors, describe_unknown
 
 out = Console()
 err = Console(stderr=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import Settings, describe_errors
+from service.settings import Settings
+from service.settings_errors import describe_errors
 
 NAMES = list(Settings.model_fields)
 
