@@ -32,7 +32,7 @@ NoteLLMError
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index has not reached a log position in time
     ├── NoteContended     others change a note all the time while a request changes it
-    ├── BehaviourBehind   the events of before the start are still being read
+    ├── BehaviourBehind   the events of before the start, or a purge, are still being read
     ├── EngineFailed      the model failed on this batch
     ├── TenantOpening     the caller's tenant is being opened
     ├── Starting          the service is not ready for requests yet
@@ -354,7 +354,10 @@ class BehaviourBehind(TryLater):
     """`reads`: how many were taken in so far."""
 
     def __init__(self, reads: int) -> None:
-        super().__init__(f"This replica still reads the events of before its start ({reads} reads so far); try again.")
+        super().__init__(
+            f"This replica still reads the events of before its start, or of before a purge ({reads} reads so far); "
+            "try again."
+        )
 
 
 class EngineFailed(TryLater):

@@ -81,8 +81,8 @@ class EventFollower:
         self._clock = clock
         self._filling = self.state
         """State that entries are taken into."""
-        self._complete = False
-        """Whether `_filling` has come to the end that the stream had when it was begun."""
+        self.complete = False
+        """Whether `_filling` has come to the end that the stream had when it was begun; it is `state` then."""
         self._identity = ""
         self._target = ""
         self._stopped = False
@@ -94,7 +94,12 @@ class EventFollower:
     @property
     def ready(self) -> bool:
         """Whether `state` has all that the stream had when the follower began to read it."""
-        return self._complete or self.state is not self._filling
+        return self.complete or self.state is not self._filling
+
+    @property
+    def reads(self) -> int:
+        """How many reads have been taken in since the stream was last read from its beginning."""
+        return self._filling.co_occurrence.reads
 
     @property
     def bytes(self) -> int:
@@ -121,7 +126,10 @@ class EventFollower:
             except Exception:
                 log.exception("behaviour_failed", detail="building it anew from the stream of events")
                 await asyncio.sleep(RETRY_SECONDS[1])
-                self._forget_everything()
+                if self.state is self._filling:
+                    self._forget_everything()
+                else:  # the failure was in what replaces the state after a purge
+                    self._begin_anew()
 
     async def _keep_to_bounds(self, now: float) -> None:
         """Cut the stream, and drop reads that are too old or whose events were cut, now and then."""
@@ -145,7 +153,7 @@ class EventFollower:
 
     def _begin_anew(self) -> None:
         """Have the stream read from its beginning into an empty state, which replaces `state` when it is complete."""
-        self._filling, self._complete = BehaviourState(self._make(), RecommendationCounts()), False
+        self._filling, self.complete = BehaviourState(self._make(), RecommendationCounts()), False
         self.position, self._target = ORIGIN, ""
         self._first_arrival, self._trim_at = 0, 0.0
 
@@ -157,7 +165,7 @@ class EventFollower:
     async def _read(self) -> None:
         if not self._target:
             self._target = await self._store.last()
-        block_seconds = BLOCK_SECONDS if self._complete else 0.001
+        block_seconds = BLOCK_SECONDS if self.complete else 0.001
         entries, identity = await self._store.read(self.position, READ_SIZE, block_seconds)
         if self._identity not in ("", identity):  # the store was restored, emptied or exchanged
             log.warning("events_exchanged", detail="building behaviour anew")
@@ -174,11 +182,11 @@ class EventFollower:
             if time.perf_counter() - began > MAX_HELD_SECONDS:
                 await asyncio.sleep(0)
                 began = time.perf_counter()
-        if not self._complete and (not entries or position_key(self.position) >= position_key(self._target)):
-            self.state, self._complete = self._filling, True
+        if not self.complete and (not entries or position_key(self.position) >= position_key(self._target)):
+            self.state, self.complete = self._filling, True
             kept = self.state.co_occurrence
             log.info("behaviour_built", reads=kept.reads, readers=kept.readers, notes=kept.notes)
-        if self._complete and entries:
+        if self.complete and entries:
             await asyncio.sleep(GATHER_SECONDS)
 
     async def _apply(self, entry: EventEntry) -> None:

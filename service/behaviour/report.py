@@ -1,8 +1,8 @@
 """RecommendationCounts: how often recommended notes were shown and clicked, counted event by event.
 
 An event belongs to a recommendation by its `recommendation_id`. A note that a recommendation shows counts once as
-shown, however many events say so, and once as clicked, if anything of positive weight was done with it. So a rate is a
-share.
+shown, however many events say so, and once as clicked, if anything of positive weight was done with it; a `shown` of
+positive weight is no click. So a rate is a share.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ It bounds the cost of a lookup where few notes have hashtags."""
 FILTERED_WORDS_FACTOR = 16
 """Notes with the same words that are looked at for each that a search with a filter takes: the filter is applied to
 them afterwards."""
-MAX_PASSING_SCORED = 8192
+MAX_PASSING_SCORED = 2048
 """Notes that pass a filter, at most, of which a search scores the words of all, where too few of those with the most
 shared words pass."""
 
@@ -268,20 +268,22 @@ class LiveIndex:
         now, notes, known = self._clock(), self._state.notes, set(ids)
         skipped = known.union(where.exclude)
 
-        def best_of(scores: Mapping[str, float]) -> list[str]:
+        def ranked(scores: Mapping[str, float]) -> list[str]:
             others = sorted((-score, note_id) for note_id, score in scores.items() if note_id not in skipped)
-            ranked = [note_id for _, note_id in others]
-            return notes.index.passing(ranked, where, now) if where.narrows else ranked
+            return [note_id for _, note_id in others]
 
         factor = FILTERED_WORDS_FACTOR if where.narrows else 1
         depth = factor * count + len(where.exclude) if count else 0
         scores = notes.texts.word_scores(note, depth, now, ids)
-        best = best_of(scores)
-        if where.narrows and len(best) < count and len(scores) >= depth:  # more notes share words than were looked at
-            all_passing = notes.passing_ids(where, MAX_PASSING_SCORED, now)
-            if all_passing:
-                scores |= notes.texts.word_scores(note, 0, now, all_passing)
-                best = best_of(scores)
+        best = ranked(scores)
+        if where.narrows:
+            best = notes.index.passing(best, where, now)
+            if len(best) < count and len(scores) >= depth:  # more notes share words than were looked at
+                seen = len(best) + len(notes.index.passing(ids, where, now))
+                if seen < (passing := notes.index.count(where, now)) <= MAX_PASSING_SCORED:
+                    of_passing = notes.texts.word_scores(note, 0, now, notes.passing_ids(where, passing, now))
+                    scores |= of_passing
+                    best = ranked(of_passing)
         return {note_id: scores[note_id] for note_id in (*(known & scores.keys()), *best[:count])}
 
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:

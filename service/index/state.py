@@ -102,10 +102,8 @@ class IndexedNotes:
         return [WrittenRow(note_id, f"{key[0]}-{key[1]}") for note_id, key in ordered]
 
     def passing_ids(self, where: Filter, count: int, now: float) -> list[str]:
-        """Return the ids of all notes that pass a filter, and of some that it excludes; none where more than `count`
-        pass it. A note that is replaced meanwhile may be left out."""
-        if self.index.count(where, now) > count:
-            return []
+        """Return the ids of the notes that pass a filter, of which there are `count`, and of some that it excludes. A
+        note that is replaced meanwhile may be left out."""
         with_excluded = count + len(where.exclude)
         return list(self.index.written(position_key(ORIGIN), BEYOND_LOG, with_excluded, where, now))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from service.ranking.strategies import Numbers
@@ -29,11 +27,8 @@ def word_factor(content: Numbers, words: Numbers, weight: float) -> float:
     return weight * float(content.std() / words.std())
 
 
-def share_of_weight(words: Numbers, examples: int = 1) -> float:
+def share_of_weight(words: Numbers) -> float:
     """Return the share, 0 to 1, of their weight that words have by themselves, given the word scores (N,) of the
-    candidates for the joined texts of `examples`: it rises with the best of them.
-
-    Joined texts of E examples have about E times the words of one, and the score of a note that shares words with one
-    example alone is 1 / sqrt(E) of what it is for that example. So the best score is multiplied by sqrt(E)."""
-    best = math.sqrt(examples) * float(words.max(initial=0.0))
+    candidates: it rises with the best of them."""
+    best = float(words.max(initial=0.0))
     return float(np.clip((best - NO_WEIGHT_BELOW) / (WHOLE_WEIGHT_FROM - NO_WEIGHT_BELOW), 0.0, 1.0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.note import Note, is_blank
+from model.note import Note
 from service.errors import (
     ExamplesNotFound,
     FieldError,
@@ -106,7 +106,7 @@ async def read_examples(
 
 def is_title(text: Note | None) -> bool:
     """Return whether a text is a title alone, as somebody types it."""
-    return text is not None and is_blank(text.content) and not text.hashtags
+    return text is not None and not text.content and not text.hashtags
 
 
 def _present(pairs: Sequence[tuple[Example, Vector | None]]) -> list[tuple[Example, Vector]]:

@@ -36,7 +36,7 @@ from service.search.request import AUTO, FIRST_PAGE, OTHER_SOURCES, SearchReques
 from service.search.sources import ContentSource, Source
 from service.search.title_centre import TitleCentre
 from service.search.verified import ExamplesMissing, VerifiedNotes
-from service.search.words import WordEvidence
+from service.search.words import WordEvidence, query_note
 from service.settings import WORDS_WEIGHT
 from service.telemetry import Telemetry
 
@@ -186,7 +186,7 @@ class NoteSearch:
         stored = [notes.example(example.note_id) for example in positive]
         texts = [example.note or (one and one.note) for example, one in zip(positive, stored, strict=True)]
         known = [text for text in texts if text]
-        return WordEvidence(self._index, known, weight, request.sources == AUTO) if known else None
+        return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
     async def _read_after(self, request: SearchRequest, examples: Examples, unit: float) -> BehaviourEvidence | None:
         """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example

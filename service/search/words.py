@@ -27,16 +27,14 @@ def query_note(notes: Sequence[Note]) -> Note:
 
 
 class WordEvidence:
-    """Evidence by the words that notes share with any of `examples`: a candidate's score is its content's and a
-    multiple of its word score (ranking/words.py). `adaptive`: words have only that share of `weight` that their scores
-    speak for."""
+    """Evidence by the words that notes share with `note`: a candidate's score is its content's and a multiple of its
+    word score (ranking/words.py). `adaptive`: words have only that share of `weight` that their scores speak for."""
 
     pool_size = WORDS_POOL_SIZE
 
-    def __init__(self, index: NoteIndex, examples: Sequence[Note], weight: float, adaptive: bool) -> None:
+    def __init__(self, index: NoteIndex, note: Note, weight: float, adaptive: bool) -> None:
         self._index = index
-        self._note = query_note(examples)
-        self._examples = len(examples)
+        self._note = note
         self._weight = weight
         self._adaptive = adaptive
         self._scores: dict[str, float] = {}
@@ -49,7 +47,7 @@ class WordEvidence:
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
-        weight = share_of_weight(words, self._examples) * self._weight if self._adaptive else self._weight
+        weight = share_of_weight(words) * self._weight if self._adaptive else self._weight
         added = word_factor(scores, words, weight) * words
         self._added = dict(zip(ids, added.tolist(), strict=True))
         return scores + added

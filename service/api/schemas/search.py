@@ -83,8 +83,7 @@ class ExampleIn(Wire):
     def as_example(self, pointer: str) -> Example:
         if self.note_id is not None:
             return Example(note_id=self.note_id, weight=self.weight, pointer=pointer)
-        note = Note(title=self.title, content=self.content, hashtags=normalise_hashtags(self.hashtags))
-        return Example(note=note, weight=self.weight, pointer=pointer)
+        return Example(note=_as_note(self), weight=self.weight, pointer=pointer)
 
 
 class DecayIn(Wire):
@@ -252,8 +251,14 @@ class SimilarIn(SearchBody):
             return super().positives()
         if is_blank(self.title) and is_blank(self.content):
             raise InvalidInput([FieldError("/content", "title and content must not both be empty")])
-        note = Note(title=self.title, content=self.content, hashtags=normalise_hashtags(self.hashtags))
-        return (Example(note=note),)
+        return (Example(note=_as_note(self)),)
+
+
+def _as_note(text: ExampleIn | SimilarIn) -> Note:
+    """Return a text as a note. A blank content becomes empty: the model would read its spaces, and the search would not
+    be that of a title (TitleCentre)."""
+    content = "" if is_blank(text.content) else text.content
+    return Note(title=text.title, content=content, hashtags=normalise_hashtags(text.hashtags))
 
 
 class SearchResult(BaseModel):

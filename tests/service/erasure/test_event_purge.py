@@ -16,6 +16,7 @@ import redis
 from service.behaviour.co_occurrence import CoOccurrenceOptions
 from service.behaviour.follower import EventFollower
 from service.behaviour.live import LiveBehaviour
+from service.errors import BehaviourBehind
 from service.events import Event, EventBounds, EventEntry
 from service.interfaces import Clock
 from service.records import Write
@@ -93,10 +94,9 @@ async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
             *[("click", "kept-2")] * 2,
             ("-purge", ""),
         ]
-        await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
-        assert [one.id for one in await behaviour.candidates(["kept-1"])] == ["kept-2"]
         await behaviour.add(clicks(clock, ["again-1"], "u2"))
-        await eventually(lambda: behaviour.status().reads == 5)
+        await eventually(lambda: behaviour.status().reads == 5)  # of the new state: the one before takes nothing in
+        assert [one.id for one in await behaviour.candidates(["kept-1"])] == ["kept-2", "again-1"]
 
 
 async def test_what_is_related_stays_while_the_stream_is_read_again_after_a_purge(
@@ -118,6 +118,56 @@ async def test_what_is_related_stays_while_the_stream_is_read_again_after_a_purg
         await asyncio.to_thread(purge_store, embedded.url)
         await eventually(lambda: len(told) == 5)
         assert told == [(True, ["b"])] * 5, "four events and the end of the purge"
+        await eventually(lambda: behaviour.status().bytes == memory)
+
+
+async def test_reads_are_not_exported_while_the_stream_is_read_again_after_a_purge(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, may_go_on, apply = asyncio.Event(), asyncio.Event(), EventFollower._apply
+
+    async def wait_then_apply(follower: EventFollower, entry: EventEntry) -> None:
+        reading.set()
+        await may_go_on.wait()
+        await apply(follower, entry)
+
+    await embedded_store.put([Write(stored_note(note)) for note in "ab"])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+        monkeypatch.setattr(EventFollower, "_apply", wait_then_apply)
+        await asyncio.to_thread(purge_store, embedded.url)
+        await eventually(reading.is_set)
+        assert await behaviour.forget("u1") == 2
+        assert behaviour.status().ready
+        with pytest.raises(BehaviourBehind, match="0 reads so far"):
+            behaviour.all_reads()
+        may_go_on.set()
+        await eventually(lambda: behaviour.status().reads == 2)
+        assert [[read.note_id for read in reads] for reads in behaviour.all_reads()] == [["a", "b"]]
+
+
+async def test_what_is_related_stays_where_reading_the_stream_again_after_a_purge_fails(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, apply, failures = [], EventFollower._apply, [RuntimeError("no such entry")]
+
+    async def fail_once(follower: EventFollower, entry: EventEntry) -> None:
+        told.append((behaviour.status().ready, [one.id for one in await behaviour.candidates(["a"])]))
+        if len(told) == 3 and failures:
+            raise failures.pop()
+        await apply(follower, entry)
+
+    monkeypatch.setattr("service.behaviour.follower.RETRY_SECONDS", (0.0, 0.0))
+    await embedded_store.put([Write(stored_note(note)) for note in "ab"])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+        memory = behaviour.status().bytes
+        monkeypatch.setattr(EventFollower, "_apply", fail_once)
+        await asyncio.to_thread(purge_store, embedded.url)
+        await eventually(lambda: len(told) == 8)
+        assert told == [(True, ["b"])] * 8, "two entries, the one that failed, and all five again"
         await eventually(lambda: behaviour.status().bytes == memory)
 
 

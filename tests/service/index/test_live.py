@@ -13,6 +13,7 @@ from model.note import Note
 from service.errors import IndexBehind
 from service.filters import Filter
 from service.index.live import LiveIndex
+from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.records import ORIGIN, LogBounds, LogEntry, StoredNote
 from service.store.embedded_redis import EmbeddedRedis
@@ -36,7 +37,7 @@ async def test_neighbours_rare_hashtags_are_found_among_bare_notes(
     assert await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2) == Neighbours([], [])
 
 
-@pytest.mark.parametrize("bound", [8192, 0], ids=["few pass", "many pass"])
+@pytest.mark.parametrize("bound", [2048, 0], ids=["few pass", "many pass"])
 async def test_words_find_the_notes_of_a_rare_author_however_many_others_share_more(
     embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch, bound: int
 ) -> None:
@@ -48,6 +49,26 @@ async def test_words_find_the_notes_of_a_rare_author_however_many_others_share_m
     found = await live_index.search_words(Note(title="lemon soup"), 1, where, ["n0"])
     assert found.keys() == ({"n0", "rare"} if bound else {"n0"})
     assert found["n0"] == 1.0
+
+
+async def test_words_of_all_notes_that_pass_are_scored_only_where_one_of_them_is_not_known(
+    embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, passing_ids = list[int](), IndexedNotes.passing_ids
+
+    def recorded(notes: IndexedNotes, where: Filter, count: int, now: float) -> list[str]:
+        calls.append(count)
+        return passing_ids(notes, where, count, now)
+
+    monkeypatch.setattr(IndexedNotes, "passing_ids", recorded)
+    common = [stored_note(f"n{n}", "lemon soup", author="ann") for n in range(40)]
+    rare = [stored_note(note_id, "lemon bread", author="bob") for note_id in ("rare", "other")]
+    await live_index.wait_for(await put(embedded_store, *common, *rare), WAIT)
+    query, where = Note(title="lemon soup"), Filter(author="bob")
+    assert (await live_index.search_words(query, 1, where, ["rare", "other"])).keys() == {"rare", "other"}
+    assert calls == []
+    assert (await live_index.search_words(query, 1, where, ["rare"])).keys() == {"rare", "other"}
+    assert calls == [2]
 
 
 async def test_neighbours_by_words_follow_text_and_expiry(

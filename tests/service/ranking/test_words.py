@@ -28,9 +28,3 @@ def test_words_that_are_equal_have_no_say(words: np.ndarray) -> None:
 def test_share_of_weight_rises_with_the_best_word_score(best: float, share: float) -> None:
     assert share_of_weight(np.array([0.0, best, 0.0])) == pytest.approx(share)
     assert share_of_weight(np.zeros(0)) == 0.0
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_share_of_weight_is_that_of_the_one_example_that_a_note_shares_words_with(share: float) -> None:
-    best = NO_WEIGHT_BELOW + share * (WHOLE_WEIGHT_FROM - NO_WEIGHT_BELOW)
-    assert share_of_weight(np.array([best / 3]), examples=9) == pytest.approx(share)

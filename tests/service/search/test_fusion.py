@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from model.note import Note
-from service.behaviour.co_occurrence import CoOccurrenceOptions, Related
+from service.behaviour.co_occurrence import CoOccurrenceOptions, Related, Successor, summed
 from service.behaviour.live import LiveBehaviour
 from service.filters import Filter
 from service.index.live import LiveIndex
@@ -150,6 +151,21 @@ async def test_readers_of_a_note_count_however_many_notes_that_do_not_pass_were_
     explanation = found.items[0].explanation
     assert explanation is not None
     assert (ids(found)[0], explanation.co_readers) == ("n29", 1.0)
+
+
+@pytest.mark.parametrize("examples", [["n0"], ["seen198", "seen199"]], ids=["many successors", "few successors"])
+async def test_many_successors_are_merged_outside_the_event_loop(
+    much_read: LiveBehaviour, monkeypatch: pytest.MonkeyPatch, examples: list[str]
+) -> None:
+    threads = list[int]()
+
+    def merge(lists: Sequence[Sequence[Successor]], without: Collection[str]) -> list[Related]:
+        threads.append(threading.get_ident())
+        return summed(lists, without)
+
+    monkeypatch.setattr("service.behaviour.live.summed", merge)
+    assert await much_read.candidates(examples)
+    assert [thread == threading.get_ident() for thread in threads] == [len(examples) > 1]
 
 
 class MissingContent:

@@ -52,6 +52,13 @@ def test_empty_fields_of_the_other_form_change_nothing(client: httpx2.Client) ->
     assert refused(client, positive=[], title="") == refused(client, positive=[])
 
 
+def test_blank_content_of_a_text_counts_as_empty(client: httpx2.Client) -> None:
+    title, blank = {"title": "soup"}, {"title": "soup", "content": " \n\n \u200b"}
+    assert post(client, **blank)["items"] == post(client, **title)["items"]
+    assert post(client, positive=[blank])["items"] == post(client, positive=[title])["items"]
+    assert post(client, **title, content="trains")["items"] != post(client, **title)["items"]
+
+
 def refused(client: httpx2.Client, status: int = 422, path: str = "/similar", **body: Any) -> list[str]:
     """Pointers of the problem that a body gets."""
     answer = client.post(path, json=body)

@@ -74,18 +74,6 @@ def test_weights_that_auto_has_too_are_taken_as_they_are(client: httpx2.Client) 
     assert by_weights["answer"]["items"] == by_words != by_name["answer"]["items"]
 
 
-def test_auto_has_words_also_where_one_of_many_examples_shares_them(client: httpx2.Client) -> None:
-    texts = [" ".join(f"only{example}x{word}" for word in range(10)) for example in range(9)]
-    shared = " ".join(texts[4].split()[:4])
-    note = {"id": "w-shared", "title": f"{shared} and six more of its own"}
-    assert client.post("/notes", json=note).status_code == 201
-    body = {"positive": [{"title": title} for title in texts], "k": 20, "explain": True}
-    by_words = similar(client, **body, sources={"words": 0.5})["items"]
-    assert similar(client, **body, sources="auto")["items"] == by_words
-    assert {item["id"]: item["explanation"]["words"] > 0 for item in by_words}["w-shared"]
-    client.delete("/notes/w-shared")
-
-
 @pytest.mark.parametrize(("first", "other"), [("auto", WEIGHTS), (WEIGHTS, "auto")], ids=["name", "weights"])
 def test_cursor_is_of_the_name_or_of_the_weights(client: httpx2.Client, first: Any, other: Any) -> None:
     body = {"positive": [{"note_id": "w-first"}], "k": 5}
