@@ -94,12 +94,11 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	  --out $(WORK)/labels.part && mv $(WORK)/labels.part $(WORK)/labels; }
 	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/generalist.toml
-	test -d $(WORK)/exported || { rm -rf $(WORK)/exported.part && \
-	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported.part \
+	test -d $(WORK)/exported || \
+	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
 	  --mean-share 0.5 --title-mean-share 0.75 \
-	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE" && \
-	  mv $(WORK)/exported.part $(WORK)/exported; }
+	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
 	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \
 	  $(BIN)/notellm whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension 352 --max-notes 4096 && mv $(WORK)/cut $(WORK)/trunk; }
 	$(TRAIN) model.training.generation --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps 600 --lines 0.30 \
@@ -126,9 +125,9 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	test -f $(CHINESE)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(CHINESE)/corpus --backbone $(GEMMA)
 	test -d $(CHINESE)/trunk || $(TRAIN) model.training.distil --corpus $(CHINESE)/corpus --out $(CHINESE)/distil --minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/gemma-chinese.toml
-	test -d $(CHINESE)/trunk || { rm -rf $(CHINESE)/trunk.part && \
-	  $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk.part \
-	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese && mv $(CHINESE)/trunk.part $(CHINESE)/trunk; }
+	test -d $(CHINESE)/trunk || \
+	  $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk \
+	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese
 	$(TRAIN) model.training.generation --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) \
 	  --notes $(KUAIREC)=0.6 --notes $(CHINESE)/own.jsonl=0.2 --notes service/sample_notes.jsonl=0.2
 	$(BIN)/notellm fit-hashtags --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)

@@ -1,11 +1,14 @@
-"""A file that has its name only when it is complete."""
+"""A file or a folder that has its name only when it is complete."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from safetensors import SafetensorError
 
 
 @contextmanager
@@ -22,4 +25,22 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield the path of a new folder to make and fill, which gets the name `path` once the block ends without an error;
+    with one it is removed. No folder `path` may be there by then. One process at a time may write a path. Makes the
+    parent folder. Raises OSError, also where safetensors cannot write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    try:
+        yield unfinished
+        unfinished.rename(path)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{unfinished} cannot be written: {error}") from error
         raise

@@ -203,7 +203,7 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
         names = ", ".join(without_effect)
         raise RecipeError(f"{names}: no effect on an encoder, which begins from the published weights")
     torch.manual_seed(recipe.seed)
-    return _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder)
+    return _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder, progress)
 
 
 def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
@@ -231,10 +231,11 @@ def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSt
     return _fit(recipe, folder, encoder, map(loss, train.batches(recipe.batch_pairs, recipe.seed)), recall)
 
 
-def _fit_categories(recipe: Recipe, folder: Path) -> TrainingSteps:
+def _fit_categories(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
     """Train with cross-entropy on the notes of the first data set that have a category."""
     data = recipe.data[0]
-    labelled = {note_id: note for note_id, note in read_notes(data.notes).items() if note.category is not None}
+    notes = read_notes(data.notes, progress)
+    labelled = {note_id: note for note_id, note in notes.items() if note.category is not None}
     train = [note for note_id, note in labelled.items() if split_of(note_id) == "train"]
     validation = [note for note_id, note in labelled.items() if split_of(note_id) == "validation"]
     if not train or not validation:

@@ -117,6 +117,11 @@ def split_of(note_id: str) -> Split:
     return "test" if remainder == 0 else "validation" if remainder == 1 else "train"
 
 
+def stripped(text: str) -> str:
+    """Return a text without white space around it: engines differ in what their own trim() takes for it."""
+    return text.strip()
+
+
 # The SQL that both engines run, but for SORTED and SCORES, which are DuckDB's. Values are bound to the question marks,
 # in their order.
 HEALTH = """
@@ -129,9 +134,10 @@ SELECT l.user, l.note, try_cast(l.rating AS DOUBLE) AS rating, row_number() OVER
     PARTITION BY l.user ORDER BY try_cast(l.time AS DOUBLE), try_cast(l.time AS TIMESTAMP_LTZ), l.line) AS place
 FROM click_lines l
 """
-# As training reads a notes file: of lines with one id the last counts, and a blank category is none.
+# As training reads a notes file: of lines with one id the last counts, and a blank category is none. Lines of several
+# files have no order.
 CATEGORIES = """
-SELECT latest.id, nullif(trim(latest.category), '') AS category FROM (
+SELECT latest.id, nullif(stripped(coalesce(latest.category, '')), '') AS category FROM (
     SELECT n.id, n.category, row_number() OVER (PARTITION BY n.id ORDER BY n.line DESC) AS age FROM note_lines n
 ) latest WHERE latest.age = 1
 """
@@ -203,7 +209,8 @@ def related_pairs(
     `clicks`: JSONL, CSV (each plain or .gz) or Parquet with user and note, and perhaps time (a number in any unit, or
     ISO 8601 text) and rating; or a folder or a pattern (`*`) of such files, whose clicks all have times. A user's
     clicks are ordered by time, equal times and clicks without times as in the file.
-    `notes`: files of such a format with id and category, for `per_category`.
+    `notes`: files of such a format with id and category, for `per_category`. Of lines with one id the last counts;
+    where they are in several files it is undefined which does.
     `memory`: DuckDB's limit; more spills to a folder beside `out`. Spark has its own settings.
     `progress` is called before each long step, and where no click has a time or a column is not read. Raises PairsError
     for bad input or a failure of the engine, and ModuleNotFoundError where the engine is not installed.
@@ -284,7 +291,7 @@ def _report(counts: Sequence[int], outside: Sequence[int], scores: Sequence[Any]
 def _opened(engine: type[T], folder: Path, memory: str) -> Iterator[T]:
     """Open tables of an engine, and close them. Raises PairsError where it does not start."""
     try:
-        tables = engine(folder, memory, {"split_of": split_of})
+        tables = engine(folder, memory, {"split_of": split_of, "stripped": stripped})
     except TablesError as error:
         raise PairsError(str(error)) from error
     with closing(tables):

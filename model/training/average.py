@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import CheckpointError, NoteLLMConfig
-from model.training.resume import replaced_folder
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, loading_errors
+from model.whole_file import whole_folder
 
 COMPARED: tuple[str, ...] = ("adapter", "backbone", "prompt_version", "dimension")
 """Settings of checkpoints that must be the same: weights that belong to two backbones or two prompts have no mean."""
@@ -38,7 +38,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     The weights are adapter and head, or after full fine-tuning backbone and head. Configuration and model card are
     those of the first one; the card says that it is a mean. What was fitted to its vectors or its trunk is left out,
     category head and generation adapter. Raises CheckpointError for fewer than two checkpoints, for different ones,
-    and where `out` exists; OSError where it cannot be written, and then there is no folder `out`.
+    and where `out` exists; OSError where it cannot be written, and then nothing is left of it.
     """
     if len(checkpoints) < 2:
         raise CheckpointError("an average needs two checkpoints or more")
@@ -56,7 +56,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     if not weights:
         raise CheckpointError(f"{first / trained} holds no weights")
     means = {name: mean_of(checkpoints, name) for name in (*weights, HEAD_FILE)}
-    with replaced_folder(out) as unfinished:
+    with whole_folder(out) as unfinished:
         shutil.copytree(first / trained, unfinished / trained, ignore=shutil.ignore_patterns("*.safetensors"))
         if (first / CARD_FILE).exists():
             card = (first / CARD_FILE).read_text("utf-8").rstrip("\n")

@@ -136,7 +136,7 @@ def category_head(
         training += notes_of_split(_with_category(notes, closed_set(notes)), "train", max_notes)
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training], training)
-    pooled, advice = False, ""
+    pooled = False
     for notes in data:
         categories = closed_set(notes)
         names = tuple(name for name in categories if name in head.names)
@@ -145,16 +145,14 @@ def category_head(
         validation = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
         if not validation or not head.has_enough_notes(names):
             progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
-            if validation and not advice:
-                advice = _advice_to_read_more(notes, max_notes)
+            if validation and (advice := _advice_to_read_more(notes, max_notes)):
+                progress(advice)
             continue
         progress(f"Choosing one of {len(names)} categories for {len(validation):,} notes")
         head = _with_fitted_pool_weights(head, engine, names, validation)
         pooled = True
     if not pooled:
-        raise ValueError(
-            advice or "no data set has enough training notes of its categories, and validation notes of them"
-        )
+        raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
     return head
 
 

@@ -136,7 +136,8 @@ def read_corpus_vectors(folder: Path, source: str, encoder: str = UNNAMED) -> tu
         if shards and len(shards[-1]) != SHARD_SIZE:
             raise DatasetError(
                 f"{shard_path(folder, source, shard - 1)} has vectors of {len(shards[-1]):,} notes, and those of the "
-                f"next {SHARD_SIZE:,} follow: run the command that made them again, without --max-notes"
+                f"next {SHARD_SIZE:,} follow: run the command that made them again, with the largest "
+                "--max-notes that was used, or without"
             )
         shards.append(np.load(path))
     if not shards:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE, loading_errors
+from model.whole_file import whole_folder
 
 A, B = "lora_A.weight", "lora_B.weight"
 """Ends of the names of a layer's factors."""
@@ -59,19 +60,19 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
         raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: name a lower one, 1 or more")
     if out.exists():
         raise CheckpointError(f"{out} is there already: name a new folder")
-    out.mkdir(parents=True)
-    shutil.copytree(folder, out / ADAPTER_FOLDER)
-    if (checkpoint / HEAD_FILE).is_file():
-        shutil.copy(checkpoint / HEAD_FILE, out)
     scale = settings["lora_alpha"] / settings["r"]  # which B A is multiplied with; it goes into the factors
     cut = {}
     for name in [name.removesuffix(A) for name in weights if name.endswith(A)]:
         cut[name + B], cut[name + A] = cut_product(scale * weights[name + B], weights[name + A], rank)
     stored = {name: weight.to(torch.bfloat16).contiguous() for name, weight in sorted(cut.items())}
-    save_file(stored, out / ADAPTER_FOLDER / ADAPTER_FILE, metadata={"format": "pt"})
     settings |= {"r": rank, "lora_alpha": rank}
-    (out / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-    replace(NoteLLMConfig.load(checkpoint), generation_adapter=False, generation_trunk="").save(out)
+    with whole_folder(out) as unfinished:
+        shutil.copytree(folder, unfinished / ADAPTER_FOLDER)
+        if (checkpoint / HEAD_FILE).is_file():
+            shutil.copy(checkpoint / HEAD_FILE, unfinished)
+        save_file(stored, unfinished / ADAPTER_FOLDER / ADAPTER_FILE, metadata={"format": "pt"})
+        (unfinished / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        replace(NoteLLMConfig.load(checkpoint), generation_adapter=False, generation_trunk="").save(unfinished)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,6 +29,7 @@ from model.training.student import Student
 from model.training.texts import Texts
 from model.training.whiten import whiten
 from model.weights import adaptable
+from model.whole_file import whole_folder
 
 RANK = 32
 """An adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank finds no more
@@ -176,9 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         model, adapter, recipe = load_state(options.state, options.cache, options.rank)
         model.config = with_settings(model.config, options)
-        model.save(options.out, adapter)
-        if options.dimension is not None:
-            whiten_by_corpus(options.out, options.corpus, recipe, options.dimension, options.cache, options.device)
+        with whole_folder(options.out) as out:
+            model.save(out, adapter)
+            if options.dimension is not None:
+                whiten_by_corpus(out, options.corpus, recipe, options.dimension, options.cache, options.device)
     except (ValueError, OSError) as error:  # CheckpointError and DatasetError are ValueErrors
         parser.error(str(error))
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())

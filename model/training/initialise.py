@@ -39,10 +39,10 @@ ReadStates = Callable[[Sequence[Note]], Tensor]
 
 
 def build_model(
-    recipe: Recipe, categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
+    recipe: Recipe, taught_categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
 ) -> tuple[NoteLLM, Any]:
-    """Load the model to train and its adapter. `categories`: names that training shows (`shown_categories`). In full
-    fine-tuning the adapter is None, and a checkpoint to start from gives all weights, with its own adapter merged.
+    """Load the model to train and its adapter. `taught_categories`: names that training shows (`shown_categories`). In
+    full fine-tuning the adapter is None, and a checkpoint to start from gives all weights, with its own adapter merged.
 
     Raises CheckpointError.
     """
@@ -65,7 +65,7 @@ def build_model(
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
         adapter=not full,
-        trained_categories=tuple(categories),
+        trained_categories=_trained_categories(taught_categories, origin if recipe.start else None),
     )
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer).to(device).train()
     if device.type == "cpu":
@@ -87,6 +87,16 @@ def build_model(
     if recipe.shard:
         shard_layers(model.backbone)
     return model, adapter
+
+
+def _trained_categories(taught: Sequence[str], start: NoteLLMConfig | None) -> tuple[str, ...]:
+    """Return `trained_categories` of a checkpoint that is `taught` names: these, and those of the one that it starts
+    from, unless its writing adapter was taught them, which is not taken over. Of one that lists none nothing is known:
+    then the taught names count alone, and where there are none, none are listed either."""
+    if start is None or start.generation_adapter:
+        return tuple(taught)
+    names = {*taught, *start.trained_categories} - {""}
+    return tuple(sorted(names)) or start.trained_categories
 
 
 def _refuse_other_weights(start: Path, trained_on: str, backbone: str, progress: Progress) -> None:

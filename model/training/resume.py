@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from model.notellm import NoteLLM
@@ -20,7 +19,7 @@ from model.training.distributed import rank_and_size
 from model.training.optimizer import Schedule
 from model.training.recipe import Recipe, RecipeError
 from model.weights import Progress, folder_digest, silent
-from model.whole_file import whole_file
+from model.whole_file import whole_file, whole_folder
 
 KEPT_STATES = 2
 """Numbered states that stay in a folder: the newest, and one more should its file be damaged."""
@@ -124,19 +123,18 @@ def backbone_digest(backbone: str) -> dict[str, str]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to write to, which replaces `folder` once the block ends without an error; until then an
-    earlier `folder` is whole. Raises OSError, also where safetensors cannot write."""
+    """Yield a new folder, as `whole_folder` does, which replaces `folder` once the block ends without an error; until
+    then an earlier `folder` is whole.
+
+    For folders of a run alone: one beside `folder` with PREVIOUS at the end of its name is taken for an earlier one.
+    """
     restore_replaced(folder)
-    unfinished, previous = folder.with_name(f"{folder.name}.unfinished"), folder.with_name(folder.name + PREVIOUS)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
+    previous = folder.with_name(folder.name + PREVIOUS)
+    with whole_folder(folder) as unfinished:
         yield unfinished
-    except SafetensorError as error:
-        raise OSError(f"{unfinished} cannot be written: {error}") from error
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    unfinished.rename(folder)
+        if folder.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
     shutil.rmtree(previous, ignore_errors=True)
 
 

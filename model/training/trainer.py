@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ class Trainer:
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
         torch.manual_seed(recipe.seed)
-        categories = _trained_categories(recipe, self.data)
-        self.model, self.adapter = build_model(recipe, categories, cache, self.device, progress)
+        taught = _taught_categories(recipe, self.data)
+        self.model, self.adapter = build_model(recipe, taught, cache, self.device, progress)
         optimizer, schedule = self._optimizer()
         self.state = RunState(self.model, optimizer, schedule, self.objectives, files=_digests(recipe))
         self.saved_step: int | None = None
@@ -402,10 +403,15 @@ def _check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: in
         )
 
 
-def _trained_categories(recipe: Recipe, data: Sequence[PairedNotes]) -> tuple[str, ...]:
-    """Return `trained_categories` of the checkpoint: one empty name where no note gets the category task."""
-    taught = [(paired.notes.values(), row.category_names) for row, paired in zip(recipe.data, data, strict=True)]
-    return shown_categories(taught if recipe.teaches_categories else [])
+def _taught_categories(recipe: Recipe, data: Sequence[PairedNotes]) -> tuple[str, ...]:
+    """Return the names of categories that training shows: one empty name where no note gets the category task. Notes
+    without a pair are at most embedded."""
+    drawn = [
+        ([paired.notes[note_id] for note_id in set(chain.from_iterable(paired.pairs))], row.category_names)
+        for row, paired in zip(recipe.data, data, strict=True)
+        if row.share > 0
+    ]
+    return shown_categories(drawn if recipe.teaches_categories else [])
 
 
 def _validation_notes(recipe: Recipe) -> PairedNotes | None:

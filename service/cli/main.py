@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from model import cli as offline
+from model.cli import main as offline
 from service.cli import backup, collection, events, keys, notes, purge, reread, similar
 from service.cli.address import AddressUnavailable, close_all, is_loopback, listen
 from service.cli.certificate import CertificateUnusable, read_certificate

@@ -28,6 +28,7 @@ from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
 from model.terminal import exit_on_missing_extra
+from model.training.average import CARD_NOTE
 from model.training.calibrate import category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
@@ -554,12 +555,14 @@ def test_average_of_a_runs_checkpoints_is_served(trained: Path, tmp_path: Path):
     notes = [Note(title="a walk by the river")]
     served = Engine.load(str(tmp_path / "mean"), cache=tmp_path, device="cpu", dtype="float32").embed(notes)
     assert served.shape == (1, 8)
+    assert CARD_NOTE.format(count=2) in (tmp_path / "mean" / "README.md").read_text()
     result = run.invoke(app, [*average, str(trained)])
     assert result.exit_code != 0
     assert "exists" in result.stderr
 
 
 def test_average_on_a_full_disk_ends_with_the_reason_and_no_folder(trained: Path, tmp_path: Path):
+    """The command's module is imported above: the limit would also cut short the file that Python compiles it to."""
     steps = [part for name in (BEST, FINAL) for part in ("--checkpoint", str(trained / "out" / name))]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
@@ -569,7 +572,7 @@ def test_average_on_a_full_disk_ends_with_the_reason_and_no_folder(trained: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(result.exception, SystemExit)
     assert (result.exit_code, "cannot be written" in " ".join(result.stderr.split())) == (1, True)
-    assert not (tmp_path / "mean").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("command", "written"), [("whiten", HEAD_FILE), ("fit-categories", CATEGORIES_FILE)])
@@ -703,7 +706,7 @@ def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
     assert probabilities(output) == pytest.approx(probabilities(plain), abs=1e-3)
 
 
-def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoint: Path, folder: Path):
+def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoint: Path, folder: Path, tmp_path: Path):
     command = ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder), "--max-notes"]
     result = run.invoke(app, [*command, "50"])
     training = sum(split_of(str(i)) == "train" for i in range(150))
@@ -711,6 +714,10 @@ def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoin
     assert result.exit_code == 1
     assert expected in " ".join(result.stderr.split())
     assert run.invoke(app, [*command, "60"]).exit_code == 0
+    poems = [{"id": f"p{i}", "title": f"rhyme {i}", "category": ("Poems", "Letters")[i % 2]} for i in range(100)]
+    write(tmp_path, "notes", poems)
+    result = run.invoke(app, [*command, "50", "--data", str(tmp_path)])  # enough for two categories
+    assert (result.exit_code, expected in " ".join(result.stderr.split())) == (0, True)
 
 
 def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(

@@ -23,6 +23,7 @@ from model.inference.openvino.runtime import OpenVinoRuntime
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.weights import HUB_FILES, CheckpointFiles, Progress, load_tokenizer, loading_errors, silent
+from model.whole_file import whole_folder
 
 VERSION = 5
 """Version of the exported files, part of their folder's name in a cache. Raise it when the graphs change."""
@@ -45,30 +46,29 @@ def write_exported(
 ) -> NoteLLMConfig:
     """Export a checkpoint, in any form that `NoteLLM.load` takes, into the new `folder`; return its configuration.
 
-    It is written beside its name and renamed, so that the same call repeats one that was killed.
-    `precision`: how weights are stored: "float32", "bfloat16" (as half floats) or "int8". Raises CheckpointError.
+    It is written as a `whole_folder`, so that the same call repeats one that failed or was killed.
+    `precision`: how weights are stored: "float32", "bfloat16" (as half floats) or "int8". Raises CheckpointError,
+    OSError.
     """
     from model.inference.openvino.export import export  # imports PyTorch
 
     if folder.exists():
         raise CheckpointError(f"{folder} exists already: name a new folder")
     files = CheckpointFiles.of(checkpoint, cache, progress)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    graphs = unfinished / GRAPHS_FOLDER
-    export(checkpoint, graphs, cache=cache, precision=precision, progress=progress)
-    files.config.save(unfinished)
     copied = [path for pattern in HUB_FILES for path in files.weights.glob(pattern) if path.suffix != ".safetensors"]
-    (unfinished / TOKENIZER_FOLDER).mkdir()
-    for path in copied:
-        shutil.copy(path, unfinished / TOKENIZER_FOLDER)
-    for name in (CATEGORIES_FILE, CARD_FILE):
-        if (path := Path(checkpoint).expanduser() / name).is_file():
-            shutil.copy(path, unfinished)
-    graphs.chmod(0o755)  # `export` lets nobody but its user in; an image is made by one user and run by another
     origin = {"digest": files.digest(), "precision": precision, "version": _version()}
-    (graphs / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
-    unfinished.rename(folder)
+    with whole_folder(folder) as unfinished:
+        graphs = unfinished / GRAPHS_FOLDER
+        export(checkpoint, graphs, cache=cache, precision=precision, progress=progress)
+        files.config.save(unfinished)
+        (unfinished / TOKENIZER_FOLDER).mkdir()
+        for path in copied:
+            shutil.copy(path, unfinished / TOKENIZER_FOLDER)
+        for name in (CATEGORIES_FILE, CARD_FILE):
+            if (path := Path(checkpoint).expanduser() / name).is_file():
+                shutil.copy(path, unfinished)
+        graphs.chmod(0o755)  # `export` lets nobody but its user in; an image is made by one user and run by another
+        (graphs / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     return files.config
 
 

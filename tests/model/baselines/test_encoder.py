@@ -126,7 +126,9 @@ def categories_recipe(subjects: Data) -> Recipe:
 @pytest.fixture(scope="module")
 def trained_head(categories_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("head")
-    list(fine_tune(categories_recipe, folder))
+    told = list[str]()
+    list(fine_tune(categories_recipe, folder, told.append))
+    assert [line for line in told if " with a category" in line]
     return folder
 
 

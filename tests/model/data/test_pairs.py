@@ -166,7 +166,7 @@ def test_notes_without_a_category_form_one_category(tmp_path: Path) -> None:
 
 
 def test_category_of_a_note_is_that_of_its_last_line(tmp_path: Path) -> None:
-    lines = [("a", "A"), ("a", " B "), ("b", "B"), ("c", "C"), ("d", "C"), ("d", " ")]
+    lines = [("a", "A"), ("a", "\tB "), ("b", "B"), ("c", "C"), ("d", "C"), ("d", " ")]
     notes = write_clicks(tmp_path / "notes.jsonl", ({"id": i, "category": category} for i, category in lines))
     scores = scores_of(tmp_path, histories(u="ac", v="bc", w="bd"), PairOptions(per_category=1), notes=notes)
     assert set(scores) == {("a", "c"), ("b", "d")}  # b -> c is of the categories of a -> c, and d has none
@@ -235,14 +235,16 @@ SPARK_OPTIONS = [OPTIONS[0], OPTIONS[3], OPTIONS[5], OPTIONS[8]]
 
 @pytest.fixture(scope="module")
 def notes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    notes = [{"id": number, "category": "XYZ"[number % 3] if number % 5 else None} for number in range(30)]
+    around = (" {} ", "\t{}\n", "\u3000{}")
+    names = [around[number % 4 % 3].format("XYZ"[number % 3]) if number % 5 else None for number in range(30)]
+    notes = [{"id": number, "category": name} for number, name in enumerate(names)]
     return write_clicks(tmp_path_factory.mktemp("notes") / "notes.jsonl", notes)
 
 
 @pytest.fixture(scope="module")
 def categories(notes_file: Path) -> dict[str, str]:
     notes = map(json.loads, notes_file.read_text().splitlines())
-    return {str(note["id"]): note["category"] for note in notes if note["category"]}
+    return {str(note["id"]): note["category"].strip() for note in notes if note["category"]}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -56,6 +56,12 @@ def test_mean_of_checkpoints_is_one_without_what_was_fitted_to_the_first(doubled
     assert (config.name, config.dimension, config.generation_adapter) == (shipped.name, shipped.dimension, False)
 
 
+def test_mean_leaves_a_folder_alone_whose_name_begins_with_its_own(doubled: Path, tmp_path: Path) -> None:
+    (tmp_path / "mean.previous").mkdir()
+    average([SHIPPED_CHECKPOINT, doubled], tmp_path / "mean")
+    assert (tmp_path / "mean.previous").is_dir()
+
+
 def test_mean_after_full_fine_tuning_has_the_mean_backbone(tmp_path: Path) -> None:
     for scale in (1.0, 3.0):
         folder = tmp_path / f"{scale}"

