@@ -239,7 +239,12 @@ class Settings(BaseSettings):
         "stream of notes its unfinished line counts; a body beyond it gets 429; 256 MiB by default, or max_body_bytes "
         "where that is more",
     )
-    max_note_bytes: int = Field(512 * 2**10, ge=1, validate_default=True, description="largest note, as JSON")
+    max_note_bytes: int = Field(
+        512 * 2**10,
+        ge=1,
+        validate_default=False,  # as note_bytes the default gives way to a smaller body
+        description="largest note, as JSON; max_body_bytes where that is less and this is not set",
+    )
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
     max_batch_events: int = Field(1000, ge=1, description="most events in one list")
     max_k: int = Field(200, ge=1, description="most notes that similar returns")
@@ -393,6 +398,11 @@ class Settings(BaseSettings):
     def body_memory(self) -> int:
         """Bound on the bytes of the bodies of all requests under way."""
         return self.max_bodies_bytes or max(DEFAULT_BODY_MEMORY, self.max_body_bytes)
+
+    @property
+    def note_bytes(self) -> int:
+        """Bound on the bytes of a note as JSON. One that is set is within the largest body; the default need not be."""
+        return min(self.max_note_bytes, self.max_body_bytes)
 
     @property
     def samples_wanted(self) -> int | None:

@@ -271,8 +271,11 @@ async def _watch_durability(service: Service) -> None:
     and its settings may be changed while it runs, after which the writes of all tenants may have to wait for its
     disk."""
     while True:
-        with contextlib.suppress(StoreUnavailable):  # which the connection has logged and counted
-            await service.durability.answer()
+        try:
+            with contextlib.suppress(StoreUnavailable):  # which the connection has logged and counted
+                await service.durability.answer()
+        except Exception:  # the task must not end unseen: writes might be acknowledged before they are on disk
+            log.exception("durability_unknown")
         await asyncio.sleep(DURABILITY_SECONDS)
 
 

@@ -131,7 +131,7 @@ def create_app(
     problems.install(app, [*routes, *documentation.router.routes])
     short_path = _add_short_path(app, similar.router, similar.similar, settings, tracer)
     app.add_middleware(
-        BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory, max_line=settings.max_note_bytes
+        BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory, max_line=settings.note_bytes
     )
     _surround(app, settings, tracer)
     describe(app, routes)

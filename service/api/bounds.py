@@ -15,14 +15,14 @@ from service.settings import Settings
 
 def check_note_size(size: int, settings: Settings) -> None:
     """Refuse a note of more than max_note_bytes as JSON. Raises LimitExceeded."""
-    limit = settings.max_note_bytes
+    limit = settings.note_bytes
     if size > limit:
         raise LimitExceeded("max_note_bytes", limit)
 
 
 def max_import_bytes(settings: Settings) -> int:
     """Return the bound on a note that is imported, as JSON: that of a note, and room for a vector."""
-    return settings.max_note_bytes + MAX_VECTOR_BYTES
+    return settings.note_bytes + MAX_VECTOR_BYTES
 
 
 def check_import_size(size: int, settings: Settings) -> None:

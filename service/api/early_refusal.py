@@ -85,7 +85,7 @@ class EarlyRefusal:
         if caller is None or urgency is None:
             return None
         principal, service = caller
-        if not _is_small_json(given, service.settings.max_note_bytes):
+        if not _is_small_json(given, service.settings.note_bytes):
             return None
         refusal = service.batcher.refusal(urgency.for_note(service.settings), principal.tenant)
         return None if refusal is None else self._answer(path.decode(), service.tenant, given, refusal)

@@ -63,7 +63,7 @@ async def add_stream(
 async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:
     """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut one byte beyond that
     bound, so that memory is bounded and `read_note` still rejects it."""
-    max_bytes = settings.max_note_bytes
+    max_bytes = settings.note_bytes
     rest = b""
     async for chunk in request.stream():
         *lines, rest = (rest + chunk).split(b"\n")

@@ -32,6 +32,8 @@ MAX_HEAD_BYTES = 65_536
 """Bound on request line and headers together; and on the trailers of a body."""
 HEAD_SECONDS = 10.0
 """Bound on the time from a connection, or from the first byte of a later request, to the end of the headers."""
+SPARE_HEAD_SECONDS = 1.0
+"""The same bound for spare connections: whoever held them all would keep probes away."""
 BODY_SECONDS = 30.0
 """Bound on a pause within a body while the service waits for it."""
 MIN_BODY_RATE = 64
@@ -53,7 +55,8 @@ MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_CONNECTIONS = 64
 """Connections beyond that bound for PATHS_WHEN_FULL: what asks for another path there is refused once its head has
-come, what comes beyond them at once. A process whose probes were refused would be restarted, with all connections."""
+come, what comes beyond them at once. Each is for one request. A process whose probes were refused would be restarted,
+with all connections."""
 PATHS_WHEN_FULL = frozenset((b"/livez", b"/startupz", b"/readyz", b"/metrics"))
 SPARE_FILES = 256 + SPARE_CONNECTIONS
 """Open files that are left for the store, snapshots, logs and spare connections where the system bounds them."""
@@ -98,7 +101,8 @@ class EarlyResponder(Protocol):
 
 class HttpConfig(uvicorn.Config):
     """uvicorn's configuration, and what answers requests before the app has them, in this order. `admin_port`: its
-    connections are not bounded in number; None where there is none. `refused`: counts refused connections."""
+    connections, as those of readers, are not bounded in number; None where there is none. `refused`: counts refused
+    connections."""
 
     early: Sequence[EarlyResponder]
     admin_port: int | None
@@ -201,7 +205,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._unparsed = 0
         """Bytes that the parser took since it last told of a part of a request."""
-        self._deadline = time.monotonic() + HEAD_SECONDS
+        excess = len(self.connections) - self.max_connections
+        self._is_spare = excess > 0 and not self._is_exempt
+        self._deadline = time.monotonic() + (SPARE_HEAD_SECONDS if self._is_spare else HEAD_SECONDS)
         self._early: EarlyResponse | None = None
         """Answer to the present request, which the app does not get unless its body turns out to be a list."""
         self._early_left = 0
@@ -220,10 +226,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._checked_at = time.monotonic()
         self._sending_until = self._checked_at + ANSWER_SECONDS
         ConnectionWatch.for_loop(self.loop).add(self)
-        excess = len(self.connections) - self.max_connections
-        self._is_spare = excess > 0 and not (self.server and self.server[1] == self.config.admin_port)
         if self._is_spare and excess > SPARE_CONNECTIONS:
             self._refuse_as_full()
+
+    @property
+    def _is_exempt(self) -> bool:
+        """Whether there is no bound on the number of such connections: those to the admin port, and those of readers,
+        which have a unix socket and so no port."""
+        return self.server is not None and self.server[1] in (None, self.config.admin_port)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
@@ -304,8 +314,8 @@ class BoundedProtocol(HttpToolsProtocol):
         return b"\r\n".join((*lines, b"", b""))
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
-            return  # `_feed` has it parsed again
+        if self.parser.should_upgrade() or self.transport.is_closing():
+            return  # `_feed` has an upgrade parsed again; behind the end of a connection no request is taken
         if self._is_spare and self.url.partition(b"?")[0] not in PATHS_WHEN_FULL:
             self._refuse_as_full()
             return
@@ -336,6 +346,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # an early answer before this request, in the same segment, has set it
         super().on_headers_complete()
         self.cycle.transport = HeadWithBody(self)
+        if self._is_spare:
+            self.cycle.keep_alive = False
         self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:

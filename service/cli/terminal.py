@@ -44,9 +44,11 @@ def misused_where(*errors: type[Exception]) -> Iterator[None]:
 
 
 def clean_up_when_ended() -> None:
-    """Have SIGTERM and SIGHUP end the command as an exception does, so that it leaves nothing half done."""
+    """Have SIGTERM and SIGHUP end the command as an exception does, so that it leaves nothing half done. Those that are
+    ignored stay so: under `nohup` the command goes on after a logout."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from service.errors import StoreUnavailable
 from service.records import Durability
+from service.shared_probe import SharedProbe
 from service.store.durability import probe_write_policy
 from service.store.keys import TOUCHED
 from service.store.scripts import FIRST_WRITE
@@ -60,28 +61,49 @@ class ServerState:
 
     def __init__(self) -> None:
         self.waits_for_disk: bool | None = None
-        """Whether writes need WAITAOF; None until the server was asked, and again after a call that failed: another
-        server may answer at the address by then. Writes that wait go on to wait after a call that took too long: its
-        cause may be a slow disk."""
-        self._failing: set[object] = set()
+        """Whether writes need WAITAOF; None until the server was asked, and again after `forget_policy`."""
+        self.times_forgotten = 0
+        """Calls of `forget_policy`."""
+        self._pools: set[_Pool] = set()
+        self._failing: set[_Pool] = set()
         """Pools whose last call failed."""
+        self._connected_anew_at = -math.inf
+        """When all connections were last marked to connect anew, by the monotonic clock."""
 
-    def begin_outage(self, pool: object, detail: str) -> None:
+    def join(self, pool: _Pool) -> None:
+        """Take note that `pool` has connections to the server."""
+        self._pools.add(pool)
+
+    def forget_policy(self) -> None:
+        """Forget how the server writes: another one may answer at the address by now."""
+        self.waits_for_disk = None
+        self.times_forgotten += 1
+
+    def connect_anew(self) -> None:
+        """Have no later call of any pool use a connection that is open now. Does so at most once in RECONNECT_SECONDS:
+        the address may lead to the replica for minutes."""
+        if (now := time.monotonic()) - self._connected_anew_at >= RECONNECT_SECONDS:
+            self._connected_anew_at = now
+            for pool in self._pools:
+                pool.mark_all()
+
+    def begin_outage(self, pool: _Pool, detail: str) -> None:
         """Take note that a call of `pool` failed."""
         if not self._failing:
             log.error("store_unavailable", detail=detail)
         self._failing.add(pool)
 
-    def end_outage(self, pool: object) -> None:
+    def end_outage(self, pool: _Pool) -> None:
         """Take note that a call of `pool` was answered."""
         if pool in self._failing:
-            self.leave(pool)
+            self._failing.discard(pool)
             if not self._failing:
                 log.warning("store_available", detail="it answers again")
 
-    def leave(self, pool: object) -> None:
+    def leave(self, pool: _Pool) -> None:
         """Take note that `pool` makes no more calls, which says nothing of the server."""
         self._failing.discard(pool)
+        self._pools.discard(pool)
 
 
 class _Pool(BlockingConnectionPool):
@@ -130,8 +152,9 @@ class Connection:
         self.timeout_seconds = timeout_seconds
         self._on_error = on_error
         self._server = server or ServerState()
-        self._connected_anew_at = -math.inf
-        """When all connections were last marked to connect anew, by the monotonic clock."""
+        self._server.join(self._pool)
+        self._shared_probe = SharedProbe(self.durability)
+        """Asks how the server writes, once for all writes that wait for the answer."""
         self._closed = False
         self._calls = 0
         """Calls that run."""
@@ -144,14 +167,14 @@ class Connection:
         if self._calls:  # one that went on after the close would connect anew
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.timeout_seconds)
-        self._server.leave(self)
+        self._server.leave(self._pool)
         await self.redis.aclose()
 
     @contextlib.asynccontextmanager
     async def call(self, operation: str) -> AsyncIterator[None]:
         """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full; and
-        where the block takes longer than `timeout_seconds`. After an answer of a replica the next calls connect anew:
-        the address may lead to another server by now. The block is a stage of its request."""
+        where the block takes longer than `timeout_seconds`. After an answer of a replica the next calls connect anew,
+        those of all pools: the address may lead to another server by now. The block is a stage of its request."""
         if self._closed:
             raise StoreUnavailable("it was closed")
         self._calls += 1
@@ -163,24 +186,24 @@ class Connection:
             if isinstance(error, RuntimeError) and CLOSED not in str(error):
                 raise
             self._on_error()
-            self._server.begin_outage(self, str(error) or type(error).__name__)
-            if not (isinstance(error, TimeoutError) and self._server.waits_for_disk):
-                self._server.waits_for_disk = None
-            if isinstance(error, ReadOnlyError):
-                self._connect_anew()
+            self._server.begin_outage(self._pool, str(error) or type(error).__name__)
+            self._forget_after(error)
             raise StoreUnavailable(_reason(error)) from error
         finally:
             self._calls -= 1
             if self._closed and not self._calls:
                 self._idle.set()
-        self._server.end_outage(self)
+        self._server.end_outage(self._pool)
 
-    def _connect_anew(self) -> None:
-        """Have no later call use a connection that is open now. Does so at most once in RECONNECT_SECONDS: the address
-        may lead to the replica for minutes."""
-        if (now := time.monotonic()) - self._connected_anew_at >= RECONNECT_SECONDS:
-            self._connected_anew_at = now
-            self._pool.mark_all()
+    def _forget_after(self, error: Exception) -> None:
+        """Forget of the server what is true of another one that may be at the address after this error. What it refuses
+        tells of no other one, unless it is a replica by now. Writes that wait for its disk go on to wait after a call
+        that took too long: its cause may be a slow disk."""
+        if isinstance(error, ReadOnlyError):
+            self._server.connect_anew()
+        elif isinstance(error, ResponseError) or (isinstance(error, TimeoutError) and self._server.waits_for_disk):
+            return
+        self._server.forget_policy()
 
     async def send(self, *commands: Sequence[Any]) -> list[Any]:
         """Run commands in one round trip; return their answers as the server gives them. To be called within `call`.
@@ -229,15 +252,18 @@ class Connection:
     async def _must_wait(self) -> bool:
         """Return whether writes need WAITAOF. The answer may be another one after the next `durability` of any pool of
         the server."""
-        if self._server.waits_for_disk is None:
-            await self.durability()
-        return bool(self._server.waits_for_disk)
+        while (waits := self._server.waits_for_disk) is None:
+            await self._shared_probe.answer()
+        return waits
 
     async def durability(self) -> Durability:
-        """Ask the server whether acknowledged writes survive its death."""
+        """Ask the server whether acknowledged writes survive its death. How it writes is kept, unless that was
+        forgotten meanwhile: then the answer may be that of another server."""
+        times_forgotten = self._server.times_forgotten
         async with self.call("durability"):
             policy = await probe_write_policy(self.redis)
-        self._server.waits_for_disk = policy.waits
+        if times_forgotten == self._server.times_forgotten:
+            self._server.waits_for_disk = policy.waits
         return policy.durability
 
 

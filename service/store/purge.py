@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import orjson
+import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from service.store.change_log import PURGE
@@ -39,6 +40,7 @@ LAST = f"{HASH_TAG}purged"
 """Key of the time of the last purge on schedule."""
 COMPRESSION = f"{HASH_TAG}purge:compression"
 """Key of the server's own setting rdbcompression, while a purge has changed it."""
+log = structlog.get_logger(__name__)
 
 # KEYS log; ARGV PURGE. Appends the entry of the purge; nothing where there is no log any more.
 MARK = FIRST_WRITE + "return redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', 'id', '', 'op', ARGV[1])"
@@ -226,7 +228,10 @@ def _compressing_nothing(client: Any) -> Iterator[None]:
         compression = client.config_get("rdbcompression")["rdbcompression"]
         if compression not in (b"no", "no"):
             client.eval(SET, 1, COMPRESSION, compression)
-            client.config_set("rdbcompression", "no")
+            try:
+                client.config_set("rdbcompression", "no")
+            except ResponseError:  # a server that forbids CONFIG SET alone
+                client.delete(COMPRESSION)
     try:
         yield
     finally:
@@ -234,9 +239,14 @@ def _compressing_nothing(client: Any) -> Iterator[None]:
 
 
 def _restore_compression(client: Any) -> None:
-    """Give the server back the setting that a purge has changed."""
+    """Give the server back the setting that a purge has changed; once, since later purges must not depend on a server
+    that has come to forbid CONFIG SET."""
     if compression := client.get(COMPRESSION):
-        client.config_set("rdbcompression", compression)
+        try:
+            client.config_set("rdbcompression", compression)
+        except ResponseError as error:
+            detail = f"before a purge rdbcompression was {compression.decode()}, which the server refuses: {error}"
+            log.error("compression_not_restored", detail=detail)
         client.delete(COMPRESSION)
 
 

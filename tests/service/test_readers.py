@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from service.readers import Readers, ReaderStart
+from service.readers import Readers, ReaderStart, samples_of
+from service.telemetry import Telemetry
 from tests.service.conftest import eventually
 
 pytestmark = pytest.mark.anyio
@@ -34,3 +35,10 @@ async def test_readers_that_were_stopped_are_not_started() -> None:
         await readers.stop(5)
         readers.start(START, "redis://none", lambda: None)
         assert not readers.tried
+
+
+async def test_connections_that_a_reader_refuses_are_told_with_its_metrics() -> None:
+    telemetry = Telemetry()
+    telemetry.refused_connections.inc()
+    samples = samples_of(telemetry.registry)["notellm_connections_refused"]
+    assert ("notellm_connections_refused_total", {}, 1.0) in samples

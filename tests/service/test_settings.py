@@ -146,7 +146,10 @@ def test_event_types_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("variables", "line"),
     [
-        ({"MAX_BODY_BYTES": "1000"}, "MAX_NOTE_BYTES must not be above NOTELLM_MAX_BODY_BYTES"),
+        (
+            {"MAX_BODY_BYTES": "1000", "MAX_NOTE_BYTES": "1001"},
+            "MAX_NOTE_BYTES must not be above NOTELLM_MAX_BODY_BYTES",
+        ),
         ({"MAX_NOTE_BYTES": "20000000"}, "MAX_NOTE_BYTES must not be above NOTELLM_MAX_BODY_BYTES"),
         ({"MAX_BODIES_BYTES": "1000"}, "MAX_BODIES_BYTES must not be below NOTELLM_MAX_BODY_BYTES"),
         ({"BEHAVIOUR_LOWER": "31"}, "BEHAVIOUR_UPPER must not be below NOTELLM_BEHAVIOUR_LOWER"),
@@ -170,3 +173,9 @@ def test_memory_of_bodies_has_room_for_the_largest_one() -> None:
     assert Settings.model_validate({"max_bodies_bytes": 2**25}).body_memory == 2**25
     with pytest.raises(ValidationError, match="must not be below NOTELLM_MAX_BODY_BYTES"):
         Settings.model_validate({"max_bodies_bytes": 2**20})
+
+
+def test_note_may_be_no_larger_than_a_body_where_its_bound_is_not_set() -> None:
+    assert Settings().note_bytes == 512 * 2**10
+    assert Settings.model_validate({"max_body_bytes": 1000}).note_bytes == 1000
+    assert Settings.model_validate({"max_body_bytes": 1000, "max_note_bytes": 999}).note_bytes == 999

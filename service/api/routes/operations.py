@@ -152,7 +152,7 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
     return LimitsOut(
         max_body_bytes=settings.max_body_bytes,
         max_bodies_bytes=settings.body_memory,
-        max_note_bytes=settings.max_note_bytes,
+        max_note_bytes=settings.note_bytes,
         max_import_bytes=max_import_bytes(settings),
         max_batch_notes=settings.max_batch_notes,
         max_batch_events=settings.max_batch_events,

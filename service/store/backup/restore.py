@@ -31,8 +31,8 @@ DATABASES = 16
 """Databases of a server that does not say how many it has."""
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
-BOOKKEEPING = re.compile(PREFIX + b"(identity|snapshots|samples|tenants|purged|audit)")
-"""Keys that a service makes in an empty store. A note may have any of these words at the end of its id."""
+BOOKKEEPING = re.compile(PREFIX + b"(identity|snapshots|samples|tenants|purged|purge:compression|audit)")
+"""Keys that a service or a purge makes in an empty store. A note may have any of these words at the end of its id."""
 # KEYS mark, alive; ARGV number of the staging database, number of the store's, whether the store is replaced, then the
 # keys that it may hold where it is not. Exchanges the two databases, and answers whether it did.
 EXCHANGE = """

@@ -6,9 +6,11 @@ import contextlib
 import json
 import select
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -206,9 +208,43 @@ def test_probes_and_metrics_are_answered_over_the_bound_and_all_else_is_counted(
     for path in ("/livez", "/startupz", "/readyz?", "/metrics"):
         assert client.get(path).status_code == 200
     with connected(url) as connection:
-        connection.sendall(POST + b"Content-Length: 2\r\n\r\n{}" + GET)
+        connection.sendall(2 * (POST + b"Content-Length: 2\r\n\r\n{}") + GET)
         assert "too many connections" in problem_in(connection, 503)
     assert gauge(client, "notellm_connections_refused_total") == refused + 1
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("path", [b"/livez", b"/metrics"])
+def test_connection_over_the_bound_is_for_one_request(url: str, path: bytes) -> None:
+    with connected(url) as connection:
+        connection.sendall(GET.replace(b"/livez", path))
+        assert read_answer(connection)[0] == 200
+        assert closed(connection)
+
+
+@pytest.mark.usefixtures("full")
+def test_connection_over_the_bound_waits_for_its_head_for_a_shorter_time(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 3600.0)
+    monkeypatch.setattr(protocol, "SPARE_HEAD_SECONDS", SHORT)
+    with connected(url) as connection:
+        connection.sendall(GET[:10])
+        assert "came too slowly" in problem_in(connection, 408)
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("admin_port", [None, 1])
+def test_all_is_answered_on_the_socket_of_readers_over_the_bound(serve: Serve, admin_port: int | None) -> None:
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder) / "service.sock"
+        listener.bind(str(path))
+        with (
+            serve(admin_port=admin_port, more_listeners=[listener]),
+            httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://localhost") as reader,
+        ):
+            assert [reader.get("/limits").status_code for _ in range(2)] == [200, 200]
 
 
 @pytest.mark.usefixtures("full")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,6 @@ import pytest
 from service.cli.ingest import Ingest
 from service.cli.transfer import TransferFailed
 from service.notes_file import Line
-from tests.optional import require
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -89,9 +89,15 @@ AS_FIRST_PROCESS = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "
 """Command that runs another one as the first process of a namespace, as in a container."""
 
 
+def makes_namespaces() -> bool:
+    """Whether there is the program for that, and it may do so."""
+    return bool(shutil.which(AS_FIRST_PROCESS[0])) and not subprocess.run([*AS_FIRST_PROCESS, "true"]).returncode
+
+
 @pytest.mark.parametrize("started", [False, True])
 def test_sigterm_ends_the_first_process_of_a_container(tiny_checkpoint: Path, tmp_path: Path, started: bool) -> None:
-    require(subprocess.run([*AS_FIRST_PROCESS, "true"], check=False).returncode == 0, "unshare makes no namespace here")
+    if not makes_namespaces():
+        pytest.skip("unshare makes no namespace here")  # in CI too: it is the kernel's to allow, and nothing to install
     service = Process(tmp_path, tiny_checkpoint, NOTELLM_REDIS_URL="redis://127.0.0.1:9")  # nothing listens there
     process = subprocess.Popen([*AS_FIRST_PROCESS, NOTELLM, "serve"], env=service.environment)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from service.cli.terminal import out, show
@@ -21,3 +24,17 @@ def test_table_shows_hostile_text_as_it_is(cell: str, shown: str) -> None:
     with out.capture() as captured:
         show({}, False, ("name", "other"), [(cell, None)])
     assert shown in captured.get()
+
+
+HANG_UP = """
+import os, signal
+from service.cli.terminal import clean_up_when_ended
+clean_up_when_ended()
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+
+
+@pytest.mark.parametrize(("prefix", "status"), [((), 129), (("nohup",), 0)])
+def test_hangup_ends_a_command_that_cleans_up_but_not_under_nohup(prefix: tuple[str, ...], status: int) -> None:
+    command = [*prefix, sys.executable, "-c", HANG_UP]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == status

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
@@ -15,7 +16,7 @@ from service.erasure.schedule import PurgeSchedule
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
-from service.store.purge import LAST, last_purge, purge_store, purge_store_if_due
+from service.store.purge import COMPRESSION, LAST, last_purge, purge_store, purge_store_if_due
 from service.store.purge_claim import PurgeClaim, PurgeError
 from service.telemetry import Telemetry
 from tests.service.conftest import DebianRedis
@@ -88,6 +89,21 @@ def test_setting_that_a_purge_has_changed_is_restored_after_one_that_was_broken_
         assert purge_store_if_due(debian_redis.url, DAY, 1001.0) == (1000.0, False)
         assert admin.config_get("rdbcompression") == {"rdbcompression": "yes"}
         assert admin.keys() == [LAST]
+
+
+def test_store_is_purged_on_schedule_where_the_server_forbids_config_set_alone(debian_redis: DebianRedis) -> None:
+    url = debian_redis.url.replace("//", "//limited:x@")
+    with redis.Redis.from_url(debian_redis.url, decode_responses=True) as admin:
+        admin.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-config|set")
+        assert purge_store_if_due(url, DAY, 1000.0) == (1000.0, False)
+        assert purge_store_if_due(url, DAY, 1000.0 + DAY) == (1000.0 + DAY, True)
+        assert admin.keys() == [LAST]
+        admin.set(COMPRESSION, "yes")  # left by a purge that was broken off, which the server still allowed it
+        with structlog.testing.capture_logs() as lines:
+            assert purge_store_if_due(url, DAY, 1001.0 + DAY) == (1000.0 + DAY, False)
+        assert [line["event"] for line in lines] == ["compression_not_restored"]
+        assert admin.keys() == [LAST]
+        assert purge_store_if_due(url, DAY, 1000.0 + 2 * DAY) == (1000.0 + 2 * DAY, True)
 
 
 def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(

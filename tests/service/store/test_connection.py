@@ -15,7 +15,7 @@ from service.errors import StoreUnavailable
 from service.interfaces import Clock
 from service.records import Write
 from service.store import connection as connection_module
-from service.store.connection import Connection
+from service.store.connection import Connection, ServerState
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
 from service.store.redis_store import RedisNoteStore
@@ -101,6 +101,27 @@ async def test_write_after_a_failover_that_keeps_the_old_primary_reaches_the_new
         await store.close()
         with redis.Redis.from_url(new.url) as admin:
             assert admin.xlen(LOG) == 6
+
+
+@pytest.mark.anyio
+async def test_write_that_a_replica_refuses_has_all_pools_of_the_server_connect_anew(
+    short_folder: Path, clock: Clock
+) -> None:
+    address, server = short_folder / "primary.sock", ServerState()
+    with running_embedded(short_folder / "a") as old, running_embedded(short_folder / "b") as new:
+        address.symlink_to(old.socket)
+        first, second = (RedisNoteStore(f"unix://{address}", clock=clock, server=server) for _ in range(2))
+        for store in (first, second):
+            await store.put([Write(stored_note("before"))])
+        with redis.Redis.from_url(old.url) as admin:
+            admin.replicaof("127.0.0.1", 1)
+        address.unlink()
+        address.symlink_to(new.socket)
+        with pytest.raises(StoreUnavailable, match="read only"):
+            await first.put([Write(stored_note("refused"))])
+        for store in (first, second):
+            await store.put([Write(stored_note("after"))])
+            await store.close()
 
 
 @pytest.mark.anyio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -23,7 +24,7 @@ from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Attempt, Durability, Generated, Write
 from service.store.connection import Connection, ServerState
-from service.store.durability import _persistence
+from service.store.durability import WritePolicy, _persistence, probe_write_policy
 from service.store.events import RedisEventStore
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
@@ -253,8 +254,58 @@ async def test_write_that_was_under_way_when_the_server_was_lost_waits_where_it_
     writing = asyncio.create_task(store.put([Write(stored_note("b"))]))
     await asyncio.sleep(0)  # it knows that it need not wait for the disk, and waits for the connection
     admin.config_set("appendfsync", "everysec")
-    server.waits_for_disk = None  # another pool has lost its connections
+    server.forget_policy()  # another pool has lost its connections
     await pool.release(connection)
     await writing
+    assert waits_for_disk(admin) == 1
+    await store.close()
+
+
+def times_asked(admin: redis.Redis) -> int:
+    """How often a client of the server has asked how it writes."""
+    return int(admin.info("commandstats").get("cmdstat_config|get", {"calls": 0})["calls"])
+
+
+async def test_server_that_refuses_a_write_is_not_asked_again_how_it_writes(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    await store.put([Write(stored_note())])
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", 1)
+    asked = times_asked(admin)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="it has no room"):
+            await store.put([Write(stored_note("b"))])
+    admin.config_set("maxmemory", 0)
+    await store.put([Write(stored_note("b"))])
+    assert times_asked(admin) == asked
+
+
+async def test_writes_that_begin_together_ask_once_how_the_server_writes(
+    redis_url: str, admin: redis.Redis, clock: Clock
+) -> None:
+    store = RedisNoteStore(redis_url, clock=clock)
+    asked = times_asked(admin)
+    await asyncio.gather(*(store.put([Write(stored_note(f"n{number}"))]) for number in range(20)))
+    assert times_asked(admin) == asked + 1
+    await store.close()
+
+
+@LATE
+async def test_answer_of_a_server_that_was_lost_meanwhile_is_not_kept(
+    redis_url: str, admin: redis.Redis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerState()
+    store = RedisNoteStore(redis_url, clock=clock, server=server)
+
+    async def probe_before_another_server(client: Any) -> WritePolicy:
+        monkeypatch.undo()
+        policy = await probe_write_policy(client)
+        admin.config_set("appendfsync", "everysec")
+        server.forget_policy()  # another pool has lost its connections
+        return policy
+
+    monkeypatch.setattr("service.store.connection.probe_write_policy", probe_before_another_server)
+    await store.put([Write(stored_note())])
     assert waits_for_disk(admin) == 1
     await store.close()

@@ -15,6 +15,10 @@ import pytest
 import redis
 import structlog
 
+from service import wiring
+from service.interfaces import NoteStore
+from service.records import Durability
+from service.telemetry import Telemetry
 from tests.service.api.conftest import eventually_true
 
 METRICS = (
@@ -85,6 +89,23 @@ def test_durability_is_measured_again_and_again_where_nothing_asks_readyz(
         eventually_true(lambda: metric(client, "notellm_store_durable") == 1)
         admin.config_set("no-appendfsync-on-rewrite", "yes")
         eventually_true(lambda: metric(client, "notellm_store_durable") == 0)
+
+
+def test_durability_is_measured_again_after_a_mistake_of_ours(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistakes, probe = [RuntimeError("a mistake of ours")], wiring._probe_durability
+
+    async def probe_after_mistakes(store: NoteStore, telemetry: Telemetry) -> Durability:
+        if mistakes:
+            raise mistakes.pop()
+        return await probe(store, telemetry)
+
+    monkeypatch.setattr(wiring, "DURABILITY_SECONDS", 0.02)
+    monkeypatch.setattr(wiring, "_probe_durability", probe_after_mistakes)
+    with structlog.testing.capture_logs() as lines, serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
+        eventually_true(lambda: metric(client, "notellm_store_durable") == 1)
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["durability_unknown"]
 
 
 def test_limits_name_the_deadline_that_a_note_gets_where_that_of_requests_is_shorter(serve: Callable[..., Any]) -> None:

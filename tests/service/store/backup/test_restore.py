@@ -17,6 +17,7 @@ from service.store.backup.restore import ALIVE, EXCHANGE, MARK, restore_backup
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis
+from service.store.purge import COMPRESSION
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import (
     DIMENSION,
@@ -88,7 +89,7 @@ def test_store_with_notes_is_replaced_only_when_told(
 ) -> None:
     fill(source)
     back_up(embedded.url, tmp_path / "b")
-    target.set(IDENTITY, "of an empty store")
+    target.mset({IDENTITY: "of an empty store", COMPRESSION: "yes"})
     restore(tmp_path / "b", other.url)
     target.delete("{notes}:note:n1")
     before = contents(target)
