@@ -223,12 +223,15 @@ def test_all_is_answered_on_the_admin_port_over_the_bound(serve: Serve) -> None:
             assert httpx2.get(f"http://127.0.0.1:{port}/limits").status_code == 200
 
 
+ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+"""Request whose answer has more than a megabyte."""
+
+
 @pytest.mark.usefixtures("impatient")
 def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.Client) -> None:
     asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
     with connected(url) as connection:
-        asset = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"  # over a megabyte
-        connection.sendall(asset * 50)
+        connection.sendall(ASSET * 50)
         time.sleep(4 * SHORT)
         assert 0 < bytes_left(connection) < 50 * asset_bytes
 
@@ -252,27 +255,24 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
     return recorded
 
 
-DESCRIPTION = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
-DESCRIPTIONS = DESCRIPTION * 50
+DESCRIPTIONS = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
 """Requests whose answers are many times what the buffers of a connection hold."""
-LAST = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(("rate", "all_come"), [(10**9, False), (1, True)])
-def test_answers_of_a_slow_caller_come_only_above_the_least_rate(
-    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, rate: int, all_come: bool
+@pytest.mark.parametrize(("rate", "all_comes"), [(10**9, False), (1, True)])
+def test_answer_that_is_taken_slowly_comes_only_above_the_least_rate(
+    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, rate: int, all_comes: bool
 ) -> None:
-    """The caller takes 64 KiB in a fifth of ANSWER_SECONDS: so it never takes nothing for long, but one answer takes it
-    longer."""
+    """The caller takes 64 KiB in a fifth of ANSWER_SECONDS, and so never takes nothing for as long."""
     monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(unsent_answers, "MIN_ANSWER_RATE", rate)
-    answer_bytes = len(client.get("/openapi.json").content)
+    asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
     with connected(url) as connection:
-        connection.sendall(DESCRIPTION * 3 + LAST)
+        connection.sendall(ASSET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         came = bytes_left(connection, seconds_each=0.2)
     assert came > 0
-    assert (came > 3 * answer_bytes) is all_come
+    assert (came > asset_bytes) is all_comes
 
 
 def test_answer_that_waits_at_the_first_check_is_sent(
@@ -286,7 +286,7 @@ def test_answer_that_waits_at_the_first_check_is_sent(
     answer_bytes = len(client.get("/openapi.json").content)
     monkeypatch.setattr(BoundedProtocol, "check_time", check_while_something_waits)
     with connected(url) as connection:
-        connection.sendall(DESCRIPTIONS + LAST)
+        connection.sendall(DESCRIPTIONS + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         eventually_true(lambda: len(checks) > 5)
         assert bytes_left(connection) > 50 * answer_bytes
 
