@@ -20,9 +20,11 @@ with buffers as they are at first, and of up to 400 KB where the caller's grew t
 come within ANSWER_SECONDS."""
 MAX_UNSENT_BYTES = 2**28
 """Bound on the bytes beyond FREE_UNSENT_BYTES of each connection that wait for the callers of all connections. Over it
-a connection ends that has more than FREE_UNSENT_BYTES waiting since an earlier check; checks are a second apart."""
+a connection ends of which more than FREE_UNSENT_BYTES wait since its last check; checks are a second apart. At most the
+free bytes of all connections wait beside them, and what was written since the checks."""
 FREE_UNSENT_BYTES = 2**17
-"""Unsent bytes of a connection that are never too many: twice as many as after which a stream waits for its caller."""
+"""Unsent bytes of a connection that are never too many: twice as many as after which a stream waits for its caller;
+under the service's own TLS it waits after 512 KiB."""
 MAX_SYSTEM_BYTES = 2**16
 """Bytes that the system takes before it sends them. By itself it would take up to 4 MB, and more once all that has
 gone, so that a slow caller would seem to take nothing for minutes."""
