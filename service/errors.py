@@ -376,10 +376,10 @@ class TenantOpening(TryLater):
 
 
 class Starting(TryLater):
-    """`progress`: the present step of the start, and how far it is."""
+    """`step`: the present step of the start, without numbers: those of notes are not for every caller."""
 
-    def __init__(self, progress: str) -> None:
-        super().__init__(f"The service is starting ({progress}); try again, GET /startupz tells when it has.")
+    def __init__(self, step: str) -> None:
+        super().__init__(f"The service is starting ({step}); try again, GET /startupz tells when it has.")
 
 
 class Stopping(TryLater):

@@ -38,8 +38,7 @@ PRIOR_TOKENS = 1024
 MIN_PRIOR_NAMES = 4
 """Names that the mean of a label prior is taken over at the least: it is nearly as good as over all (decision 8)."""
 MAX_CLOSED_SETS = 64
-"""Closed sets whose trie and label prior are kept, the most recently used ones; the prior of `lasting_set` beside
-them."""
+"""Closed sets whose trie and label prior are kept, the most recently used ones; those of `lasting_set` beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +92,15 @@ class CategoryScorer:
         self._temperature = temperature
         self._trained_categories = runtime.config.trained_categories
         self._name_cosine_weight = runtime.config.name_cosine_weight
-        self.trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
-        """Trie of a closed set, end tokens included. Raises CategoriesTooLong."""
+        self._cached_trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
+        self._lasting_trie = lru_cache(maxsize=1)(self._build_trie)
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
         self.lasting_set: tuple[str, ...] = ()
-        """Names of a closed set whose prior is never given up, however many others are used."""
+        """Names of a closed set whose trie and prior are never given up, however many others are used."""
+
+    def trie(self, categories: tuple[str, ...]) -> Trie:
+        """Return the trie of a closed set, end tokens included. Raises CategoriesTooLong."""
+        return self._lasting_trie(categories) if categories == self.lasting_set else self._cached_trie(categories)
 
     def closed_set(self, categories: tuple[str, ...], priors_in_progress: set[tuple[str, ...]]) -> SpanSteps[ClosedSet]:
         """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: names of the

@@ -127,7 +127,8 @@ class Manager:
 
     async def revoke_all(self, by: Principal, tenant: str) -> int:
         """Remove all keys of a tenant until it has none: one of them may make another meanwhile. Remove none where the
-        caller lacks a scope of one. Return how many there were. Raises as `change` does."""
+        caller lacks a scope of one that is there at the beginning; where it lacks one of a key that is made meanwhile,
+        Forbidden comes after others were removed. Return how many there were. Raises as `change` does."""
         count = 0
         for _ in range(MAX_ATTEMPTS):
             keys = [key for key in await self.keys(by) if key.tenant == tenant]
@@ -144,8 +145,8 @@ class Manager:
     @contextlib.asynccontextmanager
     async def recorded(self, by: Principal, act: str, target: str = "", **details: object) -> AsyncIterator[None]:
         """Record and log an act that changes no key: that it begins, and how it ended. `outcome` is "begun", then
-        "done" or "refused"; an act with no second entry was broken off, so that it may be done, or in part.
-        Raises StoreUnavailable."""
+        "done" or "refused"; an act with no second entry was broken off, so that it may be done, or in part, and so may
+        one that was refused for something that came up meanwhile. Raises StoreUnavailable."""
         await self._record(self._act(by, act, target, {**details, "outcome": "begun"}))
         try:
             yield

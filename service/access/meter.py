@@ -2,8 +2,8 @@
 
 While the store is away, requests go on uncounted: a quota protects from too much use, and is not worth an outage. A key
 whose count the store answers late is bounded by what this process has counted of it: how busy the store is depends on
-callers, too, and no caller may so lift quotas. Tokens are known when a request ends; requests that run side by side may
-so exceed the quota once, and the key waits for it afterwards.
+callers, too. Once it does not answer for the time-out of its connection, 5 s, it counts as away. Tokens are known when
+a request ends; requests that run side by side may so exceed the quota once, and the key waits for it afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.telemetry import Telemetry
 COUNT_SECONDS = 0.25
 """How long a request waits to be counted."""
 RETRY_SECONDS = 1.0
-"""How long nothing is counted after the store was away."""
+"""How long nothing is counted after the store was away, or did not answer a count before the time-out."""
 
 
 class Meter:

@@ -13,9 +13,11 @@ from pydantic import ValidationError
 
 from service.api.access import go_on
 from service.api.bodies import Turns, body_lines, parse_json, read_list
+from service.api.ndjson import pieces_of
 from service.api.problems import ErrorBudget, invalid_note, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.api.schemas.export import problem_line
+from service.behaviour.co_occurrence import Read
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
 from service.events import Event, EventEntry, EventOutcome
@@ -172,12 +174,9 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
                 except NoteLLMError as error:
                     yield problem_line(problem_of(error))
                     return
-            lines = [
-                orjson.dumps({"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight})
-                for read in history
-            ]
-            yield b"".join(line + b"\n" for line in lines)
-            await turns.work(EVENT_WORK * len(lines))
+            for piece in pieces_of(map(_read_line, history)):
+                yield piece
+            await turns.work(EVENT_WORK * len(history))
 
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
@@ -192,18 +191,26 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
                     return
                 await go_on(request)
                 begun = True
-                yield b"".join(orjson.dumps(_event_line(e)) + b"\n" for e in entries if e.kind == "event")
+                for piece in pieces_of(_event_line(entry) for entry in entries if entry.kind == "event"):
+                    yield piece
         except NoteLLMError as error:
             if not begun:
                 raise
             yield problem_line(problem_of(error))
 
 
-def _event_line(entry: EventEntry) -> dict[str, Any]:
-    """Return an event as it was sent, its time in UTC to the millisecond; of its id and its reader only digests are
-    kept."""
+def _read_line(read: Read) -> bytes:
+    """Return a read as a line of a file of clicks."""
+    row = {"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight}
+    return orjson.dumps(row) + b"\n"
+
+
+def _event_line(entry: EventEntry) -> bytes:
+    """Return the line of an event as it was sent, its time in UTC to the millisecond; of its id and its reader only
+    digests are kept."""
+    at = datetime.fromtimestamp(entry.at, UTC)
     details = orjson.loads(entry.details) if entry.details else {}
-    return {"type": entry.type, "note_id": entry.note_id, "at": datetime.fromtimestamp(entry.at, UTC), **details}
+    return orjson.dumps({"type": entry.type, "note_id": entry.note_id, "at": at, **details}) + b"\n"
 
 
 async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, suppress
 
 from fastapi import Response
@@ -17,6 +17,9 @@ GZIP_WINDOW = 31
 """Number by which zlib means the largest window, in the format of gzip."""
 GZIP_LEVEL = 1
 """The fastest level: base64 of vectors does not become much smaller at any other."""
+
+PIECE_BYTES = 65_536
+"""Bytes of lines that are sent together. What is sent is written whole, however slowly the caller takes it."""
 
 
 class NdjsonResponse(Response):
@@ -35,6 +38,19 @@ class NdjsonResponse(Response):
                 async for line in lines:
                     await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def pieces_of(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Join lines, in their order, to pieces of PIECE_BYTES or a line more; the last one may be smaller."""
+    piece, size = list[bytes](), 0
+    for line in lines:
+        piece.append(line)
+        size += len(line)
+        if size >= PIECE_BYTES:
+            yield b"".join(piece)
+            piece, size = [], 0
+    if piece:
+        yield b"".join(piece)
 
 
 async def started(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -27,6 +27,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.connection_watch import ConnectionWatch
+from service.api.unsent_answers import UnsentAnswers
 
 MAX_HEAD_BYTES = 65_536
 """Bound on request line and headers together; and on the trailers of a body."""
@@ -41,16 +42,6 @@ MIN_BODY_RATE = 64
 most BODY_SECONDS from now."""
 IDLE_SECONDS = 65.0
 """How long a connection is kept between two requests: longer than balancers keep theirs, mostly 60 s."""
-ANSWER_SECONDS = 30.0
-"""How long a caller may take nothing of an answer that waits for it."""
-MIN_ANSWER_RATE = 1024
-"""Bytes a second at which a caller must take an answer that waits for it: each byte taken moves the deadline by
-1 / MIN_ANSWER_RATE seconds, to at most ANSWER_SECONDS from now. An answer has megabytes, which wait in memory."""
-MAX_UNSENT_BYTES = 2**28
-"""Bound on the bytes of answers that wait for the callers of all connections together. Beyond it a connection ends that
-has more than FREE_UNSENT_BYTES waiting at two checks, which are a second apart."""
-FREE_UNSENT_BYTES = 2**17
-"""Unsent bytes of a connection that are never too many: twice as many as after which a stream waits for its caller."""
 MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_CONNECTIONS = 64
@@ -194,8 +185,6 @@ class BoundedProtocol(HttpToolsProtocol):
     needed_files = MAX_CONNECTIONS + SPARE_FILES
     """Open files with which there is room for MAX_CONNECTIONS."""
     said_full_at = 0.0
-    unsent_bytes = 0
-    """Bytes that waited for the callers of all connections when each was last checked."""
     config: HttpConfig
 
     # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
@@ -218,13 +207,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Bytes of the present body that nobody takes."""
         self._rest = b""
         """Bytes of the connection that were read and are not parsed yet: MAX_PIPELINED requests wait before them."""
-        self._written = 0
-        """Bytes that were written since the last check."""
-        self._unsent = 0
-        """Bytes that waited for the caller at the last check."""
         self._open = True
         self._checked_at = time.monotonic()
-        self._sending_until = self._checked_at + ANSWER_SECONDS
+        self._unsent = UnsentAnswers(transport, self._checked_at)
         ConnectionWatch.for_loop(self.loop).add(self)
         if self._is_spare and excess > SPARE_CONNECTIONS:
             self._refuse_as_full()
@@ -237,7 +222,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
-        BoundedProtocol.unsent_bytes -= self._unsent
+        self._unsent.close()
         self._leave()  # uvicorn tells it to the last request alone
         super().connection_lost(exc)
 
@@ -416,7 +401,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return False
         now = time.monotonic()
         passed, self._checked_at = now - self._checked_at, now
-        if self._takes_too_little(now):
+        if self._unsent.check(now):
             self._leave()
             self.transport.abort()
         elif self.flow.read_paused:
@@ -428,20 +413,9 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._refuse(408, f"The {'head' if self._in_head else 'body'} of the request came too slowly.")
         return True
 
-    def _takes_too_little(self, now: float) -> bool:
-        """Return whether the caller has used up its time to take an answer; or leaves much of one, while all callers
-        together leave more than MAX_UNSENT_BYTES."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        taken, self._written = max(0, before + self._written - self._unsent), 0
-        BoundedProtocol.unsent_bytes += self._unsent - before
-        latest = now + ANSWER_SECONDS
-        self._sending_until = min(latest, self._sending_until + taken / MIN_ANSWER_RATE) if self._unsent else latest
-        holds_much = min(before, self._unsent) > FREE_UNSENT_BYTES
-        return now >= self._sending_until or (holds_much and BoundedProtocol.unsent_bytes > MAX_UNSENT_BYTES)
-
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write to the caller, and count the bytes for the check of how fast it takes them."""
-        self._written += len(data)
+        self._unsent.written(len(data))
         self.transport.write(data)
 
     def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
@@ -465,14 +439,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow.resume_writing()
 
     def _refuse_as_full(self) -> None:
-        """Refuse a connection beyond the bound on their number."""
+        """Refuse a connection beyond the bound on their number; a log line says so now and then."""
         self.config.refused.inc()
-        self._say_full()
-        self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))
-
-    def _say_full(self) -> None:
         now = time.monotonic()
         if now - BoundedProtocol.said_full_at >= FULL_LINE_SECONDS:
             BoundedProtocol.said_full_at = now
             detail = f"more get 503; raise the bound on open files (ulimit -n) if it is below {self.needed_files}"
             log.error("connections_full", connections=self.max_connections, detail=detail)
+        self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))

@@ -14,7 +14,7 @@ from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import MIN_ITEM_BYTES, read_import
 from service.api.json_route import StrictJsonRoute
-from service.api.ndjson import NdjsonResponse, gzipped, started, takes_gzip
+from service.api.ndjson import NdjsonResponse, gzipped, pieces_of, started, takes_gzip
 from service.api.problems import documented, problem_of
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
@@ -79,11 +79,9 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                     if await request.is_disconnected():
                         return
                     await go_on(request)
-                    lines = []
-                    for change in changes:
-                        lines.append(change_line(change, form))
-                        await turns.work(len(lines[-1]))
-                    yield b"".join(lines)
+                    for piece in pieces_of(change_line(change, form) for change in changes):
+                        yield piece
+                        await turns.work(len(piece))
         except NoteLLMError as error:
             yield problem_line(problem_of(error))
             return

@@ -29,8 +29,9 @@ async def list_tenants(tenants: TenantsDep) -> TenantsOut:
 async def remove_tenant(name: Tenant, tenants: TenantsDep, manager: ManagerDep, principal: PrincipalDep) -> None:
     """Remove a tenant with all that it has: notes, log, records of writes and snapshots. After 204 nothing of it is in
     the store, and no replica answers for it; other replicas remove their snapshots within seconds. Its keys are
-    revoked first, and those that were made meanwhile at the end; where the caller lacks a scope of one of them, nothing
-    is done. Safe to repeat; 404 of the type tenant-not-found then says that it is done."""
+    revoked first, and those that were made meanwhile at the end. Where the caller lacks a scope of one that is there at
+    the beginning, nothing is done. A 403 may come at the end, too, for a key that was made meanwhile: the tenant is
+    removed then, and this key is left. Safe to repeat; 404 of the type tenant-not-found then says that it is done."""
     async with manager.recorded(principal, "tenants.remove", name):
         revoked = await manager.revoke_all(principal, name) if name != DEFAULT_TENANT else 0
         try:

@@ -11,13 +11,10 @@ from model.generation import MAX_CATEGORY_TOKENS
 from service.access.api_key import MAX_KEYS, MAX_KEYS_OF_TENANT
 from service.api.bodies import MAX_CONTAINERS, MAX_SEARCH_CONTAINERS
 from service.api.protocol import (
-    ANSWER_SECONDS,
     BODY_SECONDS,
     HEAD_SECONDS,
     IDLE_SECONDS,
     MAX_HEAD_BYTES,
-    MAX_UNSENT_BYTES,
-    MIN_ANSWER_RATE,
     MIN_BODY_RATE,
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
@@ -32,6 +29,7 @@ from service.api.schemas.filter import (
 from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERATED
 from service.api.schemas.search import MAX_BOOSTS, MAX_SEARCHES, MAX_WEIGHT
 from service.api.schemas.similar import MAX_CAP, MAX_EXAMPLES, MAX_EXCLUDED
+from service.api.unsent_answers import ANSWER_SECONDS, MAX_UNSENT_BYTES, MIN_ANSWER_RATE
 from service.behaviour.live import MAX_ERASURES, MAX_READER_EXPORTS
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
@@ -133,12 +131,13 @@ class LimitsOut(BaseModel):
     answer_seconds: float = Field(ANSWER_SECONDS, description="for which a caller may take nothing of an answer")
     min_answer_rate: int = Field(
         MIN_ANSWER_RATE,
-        description="bytes a second of an answer that a caller takes, on average; broken off below",
+        description="bytes a second of an answer that a caller takes, on average; broken off below. A caller whose "
+        "receive buffer grew to megabytes takes them in steps of up to 400 KB, which take 16 KiB a second",
     )
     max_unsent_bytes: int = Field(
         MAX_UNSENT_BYTES,
-        description="of answers that wait for the callers of a process; beyond it those are broken off that wait for "
-        "more than a second with more than 128 KiB",
+        description="of answers that wait for the callers of a process, beyond 128 KiB of each connection; over it "
+        "those are broken off of which more than 128 KiB wait for longer than a second",
     )
     max_tenants: int = Field(description="of the whole service, the default one included; a key of one more gets 403")
     max_connections: int = Field(description="of one process; 503 beyond")

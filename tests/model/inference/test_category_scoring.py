@@ -101,13 +101,14 @@ def test_prior_is_computed_once_for_concurrent_requests_and_the_first_one_counts
     assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
 
 
-def test_prior_of_the_set_that_is_to_be_kept_outlives_those_of_others(
+def test_trie_and_prior_of_the_set_that_is_to_be_kept_outlive_those_of_others(
     partly_trained: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.inference.category_scoring.MAX_CLOSED_SETS", 2)
     engine = Engine(partly_trained.runtime)
     kept, *others = [("Trains", "Soups"), ("Gardens", "Soups"), ("Trains", "Gardens"), ("Soups", "Gardens")]
     engine.keep_closed_set(kept)
+    kept_trie = engine._category_scorer.trie(kept)
 
     def forwards_for(names: tuple[str, ...]) -> int:
         with record_forwards(engine) as forwards:
@@ -117,6 +118,7 @@ def test_prior_of_the_set_that_is_to_be_kept_outlives_those_of_others(
     for names in (kept, *others):
         assert forwards_for(names) > 1
     assert forwards_for(kept) == 1
+    assert engine._category_scorer.trie(kept) is kept_trie
     assert forwards_for(others[0]) > 1
 
 

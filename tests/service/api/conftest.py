@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import uvicorn
 
-from service.api.protocol import http_config
+from service.api.protocol import BoundedProtocol, http_config
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.tracing import Tracer
@@ -107,6 +107,19 @@ def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.02)
+
+
+def sizes_written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the bytes of each write to a caller from now on."""
+    sizes: list[int] = []
+    write = BoundedProtocol.write
+
+    def record(self: BoundedProtocol, data: bytes | bytearray | memoryview) -> None:
+        sizes.append(len(data))
+        write(self, data)
+
+    monkeypatch.setattr(BoundedProtocol, "write", record)
+    return sizes
 
 
 def gauge(client: httpx2.Client, name: str) -> float:

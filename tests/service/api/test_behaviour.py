@@ -18,7 +18,7 @@ import redis
 from model.data.pairs import read_pairs, related_pairs
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
-from tests.service.api.conftest import Serve, gauge
+from tests.service.api.conftest import Serve, gauge, sizes_written
 from tests.service.api.routes.test_events import event, statuses
 from tests.service.conftest import running_embedded
 
@@ -136,6 +136,23 @@ def test_what_is_kept_of_a_reader_is_told_over_many_pages_of_the_stream(
     monkeypatch.setattr("service.store.events.BATCH_SIZE", 3)
     client.post("/events", json=[event("a", user=f"u{n % 2}") for n in range(20)])
     assert len(client.get("/users/u1/events").text.splitlines()) == 10
+
+
+def test_events_and_reads_of_one_reader_are_written_in_small_pieces(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = served
+    monkeypatch.setattr("service.api.ndjson.PIECE_BYTES", 500)
+    names = [f"note-{n}" for n in range(30)]
+    client.post("/notes", json=[{"id": name, "title": name} for name in names])
+    client.post("/events", json=[event(name) for name in names])
+    eventually(lambda: kept(client)[0] == 30)
+    sizes = sizes_written(monkeypatch)
+    for path in ("/users/u1/events", "/events/reads"):
+        sizes.clear()
+        assert len(client.get(path).text.splitlines()) == 30
+        assert sum(sizes) > 1500
+        assert max(sizes) < 1000
 
 
 def test_reading_a_reader_without_the_store_is_503(serve: Serve, guarded_redis: Any) -> None:

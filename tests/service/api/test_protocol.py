@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import select
@@ -17,8 +18,9 @@ import httpx2
 import pytest
 import structlog
 
-from service.api import connection_watch, protocol
+from service.api import connection_watch, protocol, unsent_answers
 from service.api.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES, BoundedProtocol
+from service.api.unsent_answers import UnsentAnswers
 from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.api.requests import NDJSON
 
@@ -31,8 +33,9 @@ SHORT = 0.3
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each time-out end after SHORT seconds."""
     monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
-    for name in ("HEAD_SECONDS", "BODY_SECONDS", "ANSWER_SECONDS"):
+    for name in ("HEAD_SECONDS", "BODY_SECONDS"):
         monkeypatch.setattr(protocol, name, SHORT)
+    monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", SHORT)
 
 
 @contextlib.contextmanager
@@ -256,12 +259,15 @@ def test_all_is_answered_on_the_admin_port_over_the_bound(serve: Serve) -> None:
             assert httpx2.get(f"http://127.0.0.1:{port}/limits").status_code == 200
 
 
+ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+"""Request whose answer has more than a megabyte."""
+
+
 @pytest.mark.usefixtures("impatient")
 def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.Client) -> None:
     asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
     with connected(url) as connection:
-        asset = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"  # over a megabyte
-        connection.sendall(asset * 50)
+        connection.sendall(ASSET * 50)
         time.sleep(4 * SHORT)
         assert 0 < bytes_left(connection) < 50 * asset_bytes
 
@@ -273,15 +279,15 @@ Checks = list[tuple[int, bool]]
 def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
     """Of each check of a connection the bytes that waited for its caller, and whether that ends the connection."""
     recorded: Checks = []
-    takes_too_little = BoundedProtocol._takes_too_little
+    check = UnsentAnswers.check
 
-    def record(self: BoundedProtocol, now: float) -> bool:
-        ends = takes_too_little(self, now)
-        recorded.append((self._unsent, ends))
+    def record(self: UnsentAnswers, now: float) -> bool:
+        ends = check(self, now)
+        recorded.append((self._waiting, ends))
         return ends
 
     monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(BoundedProtocol, "_takes_too_little", record)
+    monkeypatch.setattr(UnsentAnswers, "check", record)
     return recorded
 
 
@@ -290,14 +296,19 @@ DESCRIPTIONS = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
 
 
 @pytest.mark.usefixtures("impatient")
-def test_answer_that_is_taken_too_slowly_ends_its_connection(
-    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rate", "all_comes"), [(10**9, False), (1, True)])
+def test_answer_that_is_taken_slowly_comes_only_above_the_least_rate(
+    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, rate: int, all_comes: bool
 ) -> None:
-    monkeypatch.setattr(protocol, "MIN_ANSWER_RATE", 10**9)
-    answer_bytes = len(client.get("/openapi.json").content)
+    """The caller takes 64 KiB in a fifth of ANSWER_SECONDS, and so never takes nothing for as long."""
+    monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(unsent_answers, "MIN_ANSWER_RATE", rate)
+    asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
     with connected(url) as connection:
-        connection.sendall(DESCRIPTIONS)
-        assert 0 < bytes_left(connection, seconds_each=0.02) < 50 * answer_bytes
+        connection.sendall(ASSET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        came = bytes_left(connection, seconds_each=0.2)
+    assert came > 0
+    assert (came > asset_bytes) is all_comes
 
 
 def test_answer_that_waits_at_the_first_check_is_sent(
@@ -320,8 +331,8 @@ def test_answers_that_wait_for_all_callers_are_bounded_together(
     url: str, client: httpx2.Client, checks: Checks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_bytes = len(client.get("/openapi.json").content)
-    monkeypatch.setattr(protocol, "FREE_UNSENT_BYTES", 1000)
-    monkeypatch.setattr(protocol, "MAX_UNSENT_BYTES", 3 * answer_bytes // 2)
+    monkeypatch.setattr(unsent_answers, "FREE_UNSENT_BYTES", 1000)
+    monkeypatch.setattr(unsent_answers, "MAX_UNSENT_BYTES", 3 * answer_bytes // 2)
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(url)) for _ in range(5)]
         slow[0].sendall(DESCRIPTIONS)
@@ -331,6 +342,38 @@ def test_answers_that_wait_for_all_callers_are_bounded_together(
             connection.sendall(DESCRIPTIONS)
         eventually_true(lambda: any(ends for _, ends in checks))
         assert client.get("/livez").status_code == 200
+    eventually_true(lambda: UnsentAnswers.beyond_free == 0)
+
+
+class Caller(asyncio.Transport):
+    """Connection of a caller for whom `left` bytes wait, at first all that was written."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__({"socket": socket.socket()})
+        self.left = left
+        self.answers = UnsentAnswers(self, 0.0)
+        self.answers.written(left)
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+
+def test_over_the_bound_of_all_no_more_connections_end_than_needed_and_none_that_takes_its_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unsent_answers, "FREE_UNSENT_BYTES", 100)
+    monkeypatch.setattr(unsent_answers, "MAX_UNSENT_BYTES", 300)
+    eventually_true(lambda: UnsentAnswers.beyond_free == 0)
+    small, fast, slow, slower = callers = [Caller(left) for left in (100, 250, 250, 250)]
+    assert not any(caller.answers.check(1.0) for caller in callers)
+    assert UnsentAnswers.beyond_free == 450
+    fast.answers.written(250)  # it has taken what waited, and asked for as much again
+    assert [caller.answers.check(2.0) for caller in (small, fast, slow, slower)] == [False, False, True, False]
+    assert UnsentAnswers.beyond_free == 300
+    for caller in callers:
+        caller.answers.close()
+        caller.get_extra_info("socket").close()
+    assert UnsentAnswers.beyond_free == 0
 
 
 def bytes_left(connection: socket.socket, seconds_each: float = 0.0) -> int:
@@ -391,7 +434,8 @@ def test_limits_name_every_bound_of_a_connection(client: httpx2.Client) -> None:
     limits: dict[str, Any] = client.get("/limits").json()
     seconds = ("head_seconds", "body_seconds", "idle_seconds", "answer_seconds")
     names = ("max_head_bytes", "min_body_rate", "min_answer_rate", "max_unsent_bytes", *seconds)
-    assert {name: limits[name] for name in names} == {name: getattr(protocol, name.upper()) for name in names}
+    bounds = vars(protocol) | vars(unsent_answers)
+    assert {name: limits[name] for name in names} == {name: bounds[name.upper()] for name in names}
     assert limits["max_connections"] == BoundedProtocol.max_connections
 
 

@@ -16,7 +16,7 @@ import pytest
 from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
-from tests.service.api.conftest import Serve, eventually_true
+from tests.service.api.conftest import Serve, eventually_true, sizes_written
 from tests.service.conftest import DebianRedis
 
 Lines = list[dict[str, Any]]
@@ -75,6 +75,16 @@ def test_export_has_every_note_as_its_author_gave_it(client: httpx2.Client) -> N
     assert second["generated"]["category"] == {name: generated["category"][name] for name in ("name", "probability")}
     assert "vector" not in first
     assert end == {"end": client.get("/readyz").json()["log_position"], "notes": 2, "removed": 0, "unreadable": 0}
+
+
+def test_export_is_written_in_small_pieces(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(client, *map(str, range(30)), content="soup " * 200)
+    monkeypatch.setattr("service.api.ndjson.PIECE_BYTES", 3000)
+    client.headers["accept-encoding"] = "identity"
+    sizes, lines = sizes_written(monkeypatch), export(client)
+    assert len(lines) == 32
+    assert 30_000 < sum(sizes) < 60_000
+    assert max(sizes) < 6000
 
 
 def test_export_of_nothing_has_two_lines(client: httpx2.Client) -> None:
