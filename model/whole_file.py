@@ -30,9 +30,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield the path of a new folder to make and fill, which gets the name `path` once the block ends without an error;
-    with one it is removed. No folder `path` may be there by then. One process at a time may write a path. Makes the
-    parent folder. Raises OSError, also where safetensors cannot write."""
+    """Yield the path of a new folder to make and fill. It is renamed to `path` when the block ends, and removed if the
+    block raises. `path` must not exist by then. One process at a time may write a path. Makes the parent folder. Raises
+    OSError, also where safetensors cannot write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed

@@ -235,9 +235,9 @@ class Settings(BaseSettings):
     max_bodies_bytes: int | None = Field(
         None,
         ge=1,
-        description="most bytes of the bodies of all requests under way, without the first 64 KiB of each; of a "
-        "stream of notes its unfinished line counts; a body beyond it gets 429; 256 MiB by default, or max_body_bytes "
-        "where that is more",
+        description="most bytes of the bodies of all requests under way, without the first 64 KiB of each; a "
+        "stream of notes counts with its unfinished line alone; a body beyond the bound gets 429; 256 MiB by default, "
+        "or max_body_bytes where that is more",
     )
     max_note_bytes: int = Field(
         512 * 2**10,

@@ -1,4 +1,5 @@
-"""Which system is measured how for each record of benchmarks/results/records/; reproduce.py makes the systems."""
+"""Which system each record of benchmarks/results/records/ measures, and with which options; reproduce.py makes the
+systems."""
 
 from __future__ import annotations
 

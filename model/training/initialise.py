@@ -90,9 +90,9 @@ def build_model(
 
 
 def _trained_categories(taught: Sequence[str], start: NoteLLMConfig | None) -> tuple[str, ...]:
-    """Return `trained_categories` of a checkpoint that is `taught` names: these, and those of the one that it starts
-    from, unless its writing adapter was taught them, which is not taken over. Of one that lists none nothing is known:
-    then the taught names count alone, and where there are none, none are listed either."""
+    """Return `trained_categories` of the new checkpoint: the `taught` names and those that `start` lists. Names of a
+    `start` with a writing adapter are left out: the adapter learnt them, and it is not taken over. Where `start` lists
+    none, what it was trained on is unknown: then the taught names are listed alone, or none."""
     if start is None or start.generation_adapter:
         return tuple(taught)
     names = {*taught, *start.trained_categories} - {""}

@@ -41,8 +41,8 @@ class Manager:
         self._authenticator = authenticator
         self._clock = authenticator.clock
         self._creating = asyncio.Lock()
-        """Held from counting a tenant's keys until there is one more, so that they do not exceed their bound by more
-        than a key for each further process."""
+        """Held from counting a tenant's keys to storing a new one: keys made at the same time in one process do not
+        exceed the bound; each further process may add one beyond it."""
 
     @property
     def _store(self) -> KeyStore:

@@ -45,9 +45,9 @@ IDLE_SECONDS = 65.0
 MAX_CONNECTIONS = 16_384
 """Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
 SPARE_CONNECTIONS = 64
-"""Connections beyond that bound for PATHS_WHEN_FULL: what asks for another path there is refused once its head has
-come, what comes beyond them at once. Each is for one request. A process whose probes were refused would be restarted,
-with all connections."""
+"""Connections beyond that bound for PATHS_WHEN_FULL: on them a request for another path is refused once its head has
+come; connections beyond the spare ones are refused at once. Each is for one request. A process whose probes were
+refused would be restarted, with all connections."""
 PATHS_WHEN_FULL = frozenset((b"/livez", b"/startupz", b"/readyz", b"/metrics"))
 SPARE_FILES = 256 + SPARE_CONNECTIONS
 """Open files that are left for the store, snapshots, logs and spare connections where the system bounds them."""

@@ -20,8 +20,8 @@ with buffers as they are at first, and of up to 400 KB where the caller's grew t
 come within ANSWER_SECONDS."""
 MAX_UNSENT_BYTES = 2**28
 """Bound on the bytes beyond FREE_UNSENT_BYTES of each connection that wait for the callers of all connections. Over it
-a connection ends of which more than FREE_UNSENT_BYTES wait since its last check; checks are a second apart. At most the
-free bytes of all connections wait beside them, and what was written since the checks."""
+a connection ends if more than FREE_UNSENT_BYTES of it have waited since its last check; checks are a second apart. Not
+counted are the first FREE_UNSENT_BYTES of each connection, and what was written since its last check."""
 FREE_UNSENT_BYTES = 2**17
 """Unsent bytes of a connection that are never too many: twice as many as after which a stream waits for its caller;
 under the service's own TLS it waits after 512 KiB."""
@@ -56,9 +56,9 @@ class UnsentAnswers:
         self._written += size
 
     def check(self, now: float) -> bool:
-        """Return whether the connection is to end: its caller has used up its time; or leaves much since an earlier
-        check, while all callers together leave more than MAX_UNSENT_BYTES. Such a connection counts no more, so that
-        no more are ended than is needed."""
+        """Return whether the connection is to end: its caller has used up its time, or has left more than
+        FREE_UNSENT_BYTES since the last check while the sum over all callers is above MAX_UNSENT_BYTES. An ending
+        connection no longer counts in the sum, so no more end than needed."""
         waiting = self._transport.get_write_buffer_size()
         taken = max(0, self._waiting + self._written - waiting)
         left = waiting - self._written

@@ -69,7 +69,7 @@ class EventFollower:
         clock: Clock,
     ) -> None:
         self.state = BehaviourState(make(), RecommendationCounts())
-        """What is told. After a purge that is the state of before until the new one is complete."""
+        """State that searches and reports use. After a purge it is the earlier one until the new one is complete."""
         self.position = ORIGIN
         """Position of the last entry that was taken in."""
         self.stream_bytes = 0
@@ -82,7 +82,8 @@ class EventFollower:
         self._filling = self.state
         """State that entries are taken into."""
         self.complete = False
-        """Whether `_filling` has come to the end that the stream had when it was begun; it is `state` then."""
+        """Whether `_filling` has reached the end that the stream had when filling began; `state` and `_filling` are
+        then the same."""
         self._identity = ""
         self._target = ""
         self._stopped = False
@@ -93,7 +94,7 @@ class EventFollower:
 
     @property
     def ready(self) -> bool:
-        """Whether `state` has all that the stream had when the follower began to read it."""
+        """Whether `state` may be used: it is complete, or is the complete one from before a purge."""
         return self.complete or self.state is not self._filling
 
     @property

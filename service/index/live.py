@@ -52,8 +52,8 @@ FILTERED_WORDS_FACTOR = 16
 """Notes with the same words that are looked at for each that a search with a filter takes: the filter is applied to
 them afterwards."""
 MAX_PASSING_SCORED = 2048
-"""Notes that pass a filter, at most, of which a search scores the words of all, where too few of those with the most
-shared words pass."""
+"""Bound on the notes that pass a filter, up to which a search scores the words of all of them. It does so where too
+few of the notes with the most shared words pass."""
 
 
 def search_threads() -> ThreadPoolExecutor:

@@ -196,9 +196,9 @@ class Connection:
         self._server.end_outage(self._pool)
 
     def _forget_after(self, error: Exception) -> None:
-        """Forget of the server what is true of another one that may be at the address after this error. What it refuses
-        tells of no other one, unless it is a replica by now. Writes that wait for its disk go on to wait after a call
-        that took too long: its cause may be a slow disk."""
+        """Forget how the server writes where `error` may mean that another server has its address now. A refused
+        command does not mean that, unless the server says that it is a replica. Where writes wait for the disk, a
+        time-out does not either: the disk may be slow."""
         if isinstance(error, ReadOnlyError):
             self._server.connect_anew()
         elif isinstance(error, ResponseError) or (isinstance(error, TimeoutError) and self._server.waits_for_disk):

@@ -99,9 +99,9 @@ def last_purge(url: str, now: float) -> float:
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
-    """Purge the store if the last purge was `seconds` ago and no process is at it. Return what `last_purge` does
-    afterwards, and whether it was this one. Where none is due, restore what one that was broken off has changed of the
-    server. Raises PurgeError."""
+    """Purge the store if the last purge was `seconds` ago and no process is at it. Return the time of the
+    last purge, as `last_purge` does, and whether this call made it. Where no purge is due, restore the server's setting
+    that an interrupted purge has changed. Raises PurgeError."""
     last = last_purge(url, now)
     with _client(url) as client:
         claim = PurgeClaim(client)

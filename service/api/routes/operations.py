@@ -40,8 +40,8 @@ async def livez() -> dict[str, str]:
 @router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
 @open_to_all()
 async def startupz(request: Request, lifecycle: LifecycleDep, response: Response) -> StartOut:
-    """200 once the process has started; until then 503, and what it is doing: how far it is, a caller of the default
-    tenant alone is told."""
+    """200 once the process has started; until then 503, with what it is doing. Only a caller of the default tenant is
+    told how far it is."""
     response.status_code = 200 if lifecycle.started else 503
     detail = "started" if lifecycle.started else progress_for(lifecycle, await recognise(request))
     return StartOut(started=lifecycle.started, detail=detail)

@@ -51,7 +51,8 @@ class LimitsOut(BaseModel):
     max_head_bytes: int = Field(MAX_HEAD_BYTES, description="request line and headers; 431 beyond")
     max_body_bytes: int
     max_bodies_bytes: int = Field(
-        description="bodies of all requests under way together, of a stream of notes its unfinished line; 429 beyond"
+        description="bodies of all requests under way together, a stream of notes with its unfinished line alone; 429 "
+        "beyond"
     )
     max_note_bytes: int
     max_import_bytes: int = Field(description="one note of POST /notes/import, its vector included")
@@ -131,13 +132,14 @@ class LimitsOut(BaseModel):
     answer_seconds: float = Field(ANSWER_SECONDS, description="for which a caller may take nothing of an answer")
     min_answer_rate: int = Field(
         MIN_ANSWER_RATE,
-        description="bytes a second of an answer that a caller takes, on average; broken off below. A caller whose "
-        "receive buffer grew to megabytes takes them in steps of up to 400 KB, which take 16 KiB a second",
+        description="bytes a second at which a caller must take an answer, on average; its connection ends below. A "
+        "caller whose receive buffer grew to megabytes takes them in steps of up to 400 KB, and needs up to 16 KiB a "
+        "second",
     )
     max_unsent_bytes: int = Field(
         MAX_UNSENT_BYTES,
-        description="of answers that wait for the callers of a process, beyond 128 KiB of each connection; over it "
-        "those are broken off of which more than 128 KiB wait for longer than a second",
+        description="bytes of answers that wait for the callers of a process, without the first 128 KiB of each "
+        "connection; over it connections end on which more than 128 KiB have waited for a second",
     )
     max_tenants: int = Field(description="of the whole service, the default one included; a key of one more gets 403")
     max_connections: int = Field(description="of one process; 503 beyond")
