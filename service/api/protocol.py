@@ -374,7 +374,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _send_early(self, answer: EarlyResponse) -> None:
         self._early = None
-        keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        keep = not self._is_spare and self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         self._write_answer(answer.status, answer.headers, answer.body, keep)
         answer.on_sent()
         if not keep:

@@ -224,15 +224,15 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
 def _compressing_nothing(client: Any) -> Iterator[None]:
     """Have the server compress none of the files that it writes until the block is left. The store has its own setting
     meanwhile, so that the next purge, or look whether one is due, restores it where this one is broken off."""
-    with contextlib.suppress(ResponseError, KeyError):  # a server that forbids CONFIG
-        compression = client.config_get("rdbcompression")["rdbcompression"]
-        if compression not in (b"no", "no"):
-            client.eval(SET, 1, COMPRESSION, compression)
-            try:
-                client.config_set("rdbcompression", "no")
-            except ResponseError:  # a server that forbids CONFIG SET alone
-                client.delete(COMPRESSION)
     try:
+        with contextlib.suppress(ResponseError, KeyError):  # a server that forbids CONFIG
+            compression = client.config_get("rdbcompression")["rdbcompression"]
+            if compression not in (b"no", "no"):
+                client.eval(SET, 1, COMPRESSION, compression)
+                try:
+                    client.config_set("rdbcompression", "no")
+                except ResponseError:  # a server that forbids CONFIG SET alone
+                    client.delete(COMPRESSION)
         yield
     finally:
         _restore_compression(client)

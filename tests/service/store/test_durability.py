@@ -309,3 +309,21 @@ async def test_answer_of_a_server_that_was_lost_meanwhile_is_not_kept(
     await store.put([Write(stored_note())])
     assert waits_for_disk(admin) == 1
     await store.close()
+
+
+async def test_write_whose_every_answer_about_the_server_is_forgotten_ends_as_an_outage(
+    redis_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerState()
+    store = RedisNoteStore(redis_url, clock=clock, server=server)
+
+    async def probe_while_others_fail(client: Any) -> WritePolicy:
+        policy = await probe_write_policy(client)
+        server.forget_policy()
+        return policy
+
+    monkeypatch.setattr("service.store.connection.probe_write_policy", probe_while_others_fail)
+    monkeypatch.setattr(store.connection, "timeout_seconds", 0.3)
+    with pytest.raises(StoreUnavailable, match="no answer in time"):
+        await store.put([Write(stored_note())])
+    await store.close()
