@@ -66,7 +66,7 @@ COMMUNITY_DIMENSION = 256
 earlier recipe (docs/log/training.md)."""
 FURTHER = ("seed=1", "steps=100", "learning_rate=7e-5", "head_learning_rate=3e-4")
 """Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first. Both runs of the
-stored record were made by hand, by earlier code (docs/log/training.md#all-weights-and-a-whitened-teacher)."""
+stored record were made by earlier code (docs/log/training.md#texts-in-the-steps-of-the-pairs)."""
 RECOMBINED = "-recombined"
 """End of the name of a notes file with texts that model/data/recombined_notes.py has added."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
