@@ -30,7 +30,8 @@ KEPT_SETTINGS = (
     "max_title_tokens", "max_hashtag_tokens", "max_content_tokens", "max_content_windows", "scripts", "languages",
     "categories", "name_cosine_weight", "mean_share", "title_mean_share",
 )  # fmt: skip
-"""Settings that no training finds: a run takes them, and the licence, over from the checkpoint that it starts from."""
+"""Settings that no training finds: a run takes them over from the checkpoint that it starts from."""
+UNSTATED_TERMS = "terms that the recipe does not state"
 RIDGE = 0.1
 """Ridge penalty of the projection's regression, as a share of the mean variance of an input component."""
 
@@ -60,7 +61,7 @@ def build_model(
     config = NoteLLMConfig(
         **{setting: getattr(origin, setting) for setting in KEPT_SETTINGS},
         name=recipe.name,
-        licence=origin.licence or loaded.config.licence,
+        licence=_licence(origin.licence or loaded.config.licence, recipe),
         backbone=backbone_name,
         dimension=recipe.dimension,
         prompt_version=recipe.prompt_version,
@@ -87,6 +88,14 @@ def build_model(
     if recipe.shard:
         shard_layers(model.backbone)
     return model, adapter
+
+
+def _licence(former: str, recipe: Recipe) -> str:
+    """Return the line of the new checkpoint on its terms: that of the backbone, or of the checkpoint that the run
+    starts from, and the terms of the recipe's data, each once."""
+    terms = dict.fromkeys(row.terms or UNSTATED_TERMS for row in recipe.data)
+    lines = [former, *(f"trained on data with these terms: {each}" for each in terms if each not in former)]
+    return "; ".join(line for line in lines if line)
 
 
 def _trained_categories(taught: Sequence[str], start: NoteLLMConfig | None) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.training.contrastive import ContrastiveObjective
 from model.training.cut_adapter import cut_adapter
+from model.training.initialise import UNSTATED_TERMS
 from model.training.loss import generative_loss, joint_loss
 from model.training.recipe import Data, Recipe, RecipeError
 from model.training.resume import LAST
@@ -426,9 +427,21 @@ def test_later_stage_keeps_the_settings_of_the_checkpoint_that_it_starts_from(re
     replace(NoteLLMConfig.load(best), generation_adapter=True, generation_trunk="its trunk").save(best)
     later = replace(recipe, name="later", start=best)
     trained = Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append).model
-    assert trained.config == replace(first.model.config, name="later")
+    licence = f"own; trained on data with these terms: {UNSTATED_TERMS}"
+    assert trained.config == replace(first.model.config, name="later", licence=licence)
     for line in (f"writing adapter of {best} is not taken over", "notes in LATIN (`scripts`) alone", "`languages`: en"):
         assert line in " ".join(told)
+
+
+def test_licence_names_the_terms_of_the_data_of_each_stage_once(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, data=[replace(row, terms="ours") for row in recipe.data])
+    Trainer(recipe, tmp_path, cache=tmp_path)._save_checkpoint(BEST)
+    (tmp_path / "later").mkdir()
+    others = [replace(row, terms="theirs") for row in recipe.data]
+    later = replace(recipe, start=tmp_path / BEST, data=[*recipe.data, *others])
+    licence = Trainer(later, tmp_path / "later", cache=tmp_path).model.config.licence
+    assert licence.endswith("trained on data with these terms: ours; trained on data with these terms: theirs")
+    assert licence.count("ours") == 1
 
 
 def test_later_stage_of_another_dimension_names_the_one_to_set(recipe: Recipe, tmp_path: Path):
