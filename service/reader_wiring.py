@@ -42,42 +42,6 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
     tracer = open_tracer()
 
     @contextlib.asynccontextmanager
-    async def open_tenant(
-        shared: SharedParts, searchers: ThreadPoolExecutor, name: str, identity: str
-    ) -> AsyncIterator[ReadService]:
-        """Make the parts of one tenant; on leaving, stop them in the opposite order."""
-        async with contextlib.AsyncExitStack() as stack:
-            known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
-            store = shared.open_store(stack, name, identity, start.space, start.dimension, known)
-            index = LiveIndex(
-                store,
-                make_index=partial(
-                    SegmentedIndex,
-                    start.dimension,
-                    attributes=settings.filter_attributes,
-                    max_merged_rows=MAX_MERGED_ROWS,
-                    mean_share=start.mean_share,
-                ),
-                make_texts=NoTexts,
-                space=start.space,
-                clock=shared.clock,
-                attributes=settings.filter_attributes,
-                snapshots=OthersSnapshots(snapshot_folder(settings, name, identity)),
-                searchers=searchers,
-            )
-            stack.push_async_callback(index.stop)
-            yield ReadService(
-                settings=settings,
-                model=start.model,
-                nearest=shared.make_nearest(stack, store, index, beside_writer=True),
-                store=store,
-                index=index,
-                telemetry=telemetry,
-                clock=shared.clock,
-                tenant=name,
-            )
-
-    @contextlib.asynccontextmanager
     async def open_reader() -> AsyncIterator[Tenants[ReadService]]:
         """Start every part in order, and wait until all indexes follow the store."""
         async with contextlib.AsyncExitStack() as stack:
@@ -90,7 +54,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
             searchers = search_threads()
             stack.callback(searchers.shutdown)
             directory = shared.open_directory(connection)
-            tenants = Tenants(directory, partial(open_tenant, shared, searchers), telemetry)
+            tenants = Tenants(directory, partial(_open_tenant, shared, start, searchers), telemetry)
             stack.push_async_callback(tenants.stop)
             await tenants.start(lifecycle)
             while not tenants.ready:  # noqa: ASYNC110 - an index tells nobody that it is; the store may be away
@@ -99,3 +63,41 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
 
     scenarios = read_scenarios(settings)
     return create_reader_app(settings, open_reader, gate, lifecycle, telemetry, start.socket, tracer, scenarios)
+
+
+@contextlib.asynccontextmanager
+async def _open_tenant(
+    shared: SharedParts, start: ReaderStart, searchers: ThreadPoolExecutor, name: str, identity: str
+) -> AsyncIterator[ReadService]:
+    """Make the parts of one tenant; on leaving, stop them in the opposite order."""
+    settings = shared.settings
+    async with contextlib.AsyncExitStack() as stack:
+        known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
+        store = shared.open_store(stack, name, identity, start.space, start.dimension, known)
+        index = LiveIndex(
+            store,
+            make_index=partial(
+                SegmentedIndex,
+                start.dimension,
+                attributes=settings.filter_attributes,
+                max_merged_rows=MAX_MERGED_ROWS,
+                mean_share=start.mean_share,
+            ),
+            make_texts=NoTexts,
+            space=start.space,
+            clock=shared.clock,
+            attributes=settings.filter_attributes,
+            snapshots=OthersSnapshots(snapshot_folder(settings, name, identity)),
+            searchers=searchers,
+        )
+        stack.push_async_callback(index.stop)
+        yield ReadService(
+            settings=settings,
+            model=start.model,
+            nearest=shared.make_nearest(stack, store, index, beside_writer=True),
+            store=store,
+            index=index,
+            telemetry=shared.telemetry,
+            clock=shared.clock,
+            tenant=name,
+        )
