@@ -1,4 +1,4 @@
-"""What is wrong with the environment variables NOTELLM_*, in words."""
+"""Error messages for environment variables NOTELLM_* that have a wrong value or are no setting."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which system each record of benchmarks/results/records/ measures, and with which options; reproduce.py makes the
-systems."""
+"""Experiments behind benchmarks/results/records/: the system that each record measures, and the options of `notellm
+evaluate`; reproduce.py makes the systems."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Example:
     targets: tuple[int, ...] = ()
 
 
-def read_notes(path: Path, progress: Callable[[str], None] = lambda message: None) -> dict[str, Note]:
+def read_notes(path: Path, progress: Callable[[str], None] | None = None) -> dict[str, Note]:
     """Read the notes of a JSONL file (plain or .gz) by id: the fields that enter a prompt, and the category.
 
     A file of `notellm export-notes` is read, too, as docs/guides/notes-out.md describes it: a note that a later line
@@ -78,18 +78,19 @@ def read_notes(path: Path, progress: Callable[[str], None] = lambda message: Non
         raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
     if not file.whole:
         raise DatasetError(f"{path} is an export that was broken off: run `notellm export-notes` again")
-    if file.notes and not file.count_with_text():
+    if file.notes and not any(map(_has_text, file.notes.values())):
         raise DatasetError(f"no note of {path} has a title or content{file.unread_keys()}")
-    progress(f"{path}: {file.summary()}")
+    if progress:
+        progress(f"{path}: {file.summary()}")
     return file.notes
 
 
 @dataclass(slots=True)
 class _NotesFile:
-    """What the lines of a notes file have said so far.
+    """Notes and other facts gathered from the lines of a notes file that were read so far.
 
     `exported`: whether the file is an export. `whole`: False for an export whose last line has not been read.
-    `replaced`: lines with the id of an earlier one. `keys`: those of the first KEY_LINES notes.
+    `replaced`: number of lines with the id of an earlier one. `keys`: keys of the first KEY_LINES notes.
     """
 
     notes: dict[str, Note] = field(default_factory=dict)
@@ -120,10 +121,6 @@ class _NotesFile:
         elif not self.exported or "problem" not in record:
             raise KeyError("id")
 
-    def count_with_text(self) -> int:
-        """Return how many notes have a title or content."""
-        return sum(bool(note.title.strip() or note.content.strip()) for note in self.notes.values())
-
     def unread_keys(self) -> str:
         """Return a clause that names the keys that are not read; "" without any, and for an export, which has many."""
         keys = sorted(self.keys - NOTE_KEYS)
@@ -133,12 +130,16 @@ class _NotesFile:
         """Return how many notes have which fields, which keys are not read, and how many lines replaced a note."""
         notes = self.notes.values()
         counts = (
-            f"{len(notes):,} notes, {self.count_with_text():,} with a title or content, "
+            f"{len(notes):,} notes, {sum(map(_has_text, notes)):,} with a title or content, "
             f"{sum(bool(note.hashtags) for note in notes):,} with hashtags, "
             f"{sum(note.category is not None for note in notes):,} with a category"
         )
         replaced = f"; {self.replaced:,} lines replaced an earlier one of the same id"
         return counts + self.unread_keys() + (replaced if self.replaced and not self.exported else "")
+
+
+def _has_text(note: Note) -> bool:
+    return bool(note.title.strip() or note.content.strip())
 
 
 def _note(record: Mapping[str, Any]) -> Note:

@@ -24,7 +24,7 @@ from service.telemetry import Telemetry
 COUNT_SECONDS = 0.25
 """How long a request waits to be counted."""
 RETRY_SECONDS = 1.0
-"""How long nothing is counted after the store was away, or did not answer a count before the time-out."""
+"""Seconds without any count after the store was away, or did not answer a count before the time-out."""
 
 
 class Meter:
@@ -100,7 +100,7 @@ class Meter:
 
     def _own_use(self, key: str) -> OwnUse:
         if key not in self._own and len(self._own) >= MAX_KEYS:
-            self._own.clear()  # keys come and go
+            del self._own[next(iter(self._own))]  # keys come and go: that of the key that was met first
         return self._own.setdefault(key, OwnUse())
 
     def _begin(self, key: str, quota: Quota, requests: int, tokens: int) -> asyncio.Task[Usage]:

@@ -162,12 +162,9 @@ async def read_list(
     MalformedBody, where it is certain that this is one item. `min_work`: bytes of work that an item counts as, at the
     least. Raises LimitExceeded, and MalformedBody where the body is no list of items.
     """
-    name, max_items = limit
     results: list[T] = []
-    async with aclosing(list_items(body, turns)) as items:
+    async with aclosing(_bounded_items(body, turns, limit)) as items:
         async for raw in items:
-            if len(results) == max_items:
-                raise LimitExceeded(name, max_items)
             try:
                 results.append(read(raw, f"/{len(results)}"))
             except MalformedBody as error:
@@ -180,14 +177,20 @@ async def read_list(
 
 async def count_list(body: bytes, turns: Turns, limit: tuple[str, int]) -> int:
     """Return the number of items of a JSON list, none of which is parsed. Raises what read_list raises of the list."""
+    async with aclosing(_bounded_items(body, turns, limit)) as items:
+        return len([None async for _ in items])
+
+
+async def _bounded_items(body: bytes, turns: Turns, limit: tuple[str, int]) -> AsyncGenerator[bytes]:
+    """Yield what list_items does, up to the bound on items; raise LimitExceeded where there is one more."""
     name, max_items = limit
     count = 0
     async with aclosing(list_items(body, turns)) as items:
-        async for _ in items:
-            count += 1
-            if count > max_items:
+        async for raw in items:
+            if count == max_items:
                 raise LimitExceeded(name, max_items)
-    return count
+            count += 1
+            yield raw
 
 
 def _is_whole_value(raw: bytes) -> bool:

@@ -18,7 +18,7 @@ GZIP_WINDOW = 31
 GZIP_LEVEL = 1
 """The fastest level: base64 of vectors does not become much smaller at any other."""
 
-PIECE_BYTES = 65_536
+SENT_TOGETHER_BYTES = 65_536
 """Bytes of lines that are sent together. What is sent is written whole, however slowly the caller takes it."""
 
 
@@ -41,12 +41,12 @@ class NdjsonResponse(Response):
 
 
 def pieces_of(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Join lines, in their order, to pieces of PIECE_BYTES or a line more; the last one may be smaller."""
+    """Join lines, in their order, to pieces of SENT_TOGETHER_BYTES or a line more; the last one may be smaller."""
     piece, size = list[bytes](), 0
     for line in lines:
         piece.append(line)
         size += len(line)
-        if size >= PIECE_BYTES:
+        if size >= SENT_TOGETHER_BYTES:
             yield b"".join(piece)
             piece, size = [], 0
     if piece:

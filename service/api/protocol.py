@@ -34,7 +34,7 @@ MAX_HEAD_BYTES = 65_536
 HEAD_SECONDS = 10.0
 """Bound on the time from a connection, or from the first byte of a later request, to the end of the headers."""
 SPARE_HEAD_SECONDS = 1.0
-"""The same bound for spare connections: whoever held them all would keep probes away."""
+"""HEAD_SECONDS for spare connections: a caller who held all of them would keep probes away."""
 BODY_SECONDS = 30.0
 """Bound on a pause within a body while the service waits for it."""
 MIN_BODY_RATE = 64

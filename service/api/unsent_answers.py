@@ -31,7 +31,7 @@ gone, so that a slow caller would seem to take nothing for minutes."""
 
 
 class UnsentAnswers:
-    """What waits for the caller of one connection."""
+    """Bytes of answers that one connection has not sent yet, and the time that its caller has left to take them."""
 
     beyond_free: ClassVar[int] = 0
     """Bytes beyond FREE_UNSENT_BYTES of each connection, when each was last checked."""

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 class BehaviourState(NamedTuple):
-    """What the events of a stream add up to."""
+    """Sums over the events of a stream: notes that readers read together, and counts of recommendations."""
 
     co_occurrence: CoOccurrence
     counts: RecommendationCounts

@@ -264,7 +264,7 @@ class LiveIndex:
             return await run_in(self._searchers, partial(self._word_scores, note, count, where, ids))
 
     def _word_scores(self, note: Note, count: int, where: Filter, ids: Sequence[str]) -> dict[str, float]:
-        """Do what search_words does."""
+        """Return the word scores that `search_words` promises. Runs in a search thread."""
         now, notes, known = self._clock(), self._state.notes, set(ids)
         skipped = known.union(where.exclude)
 

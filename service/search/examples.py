@@ -26,7 +26,7 @@ from service.search.request import Example, SearchRequest
 from service.search.title_centre import TitleCentre
 
 Lacking = StoredNote | Unreadable | None
-"""What the store holds under the id of an example that a search cannot use: a note whose vector is from another model,
+"""Content of the store under the id of an example that a search cannot use: a note whose vector is from another model,
 a note that cannot be decoded, or nothing."""
 OTHER_MODEL = "is of another model"
 FEW_IDS = 4

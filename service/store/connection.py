@@ -56,8 +56,8 @@ none where that connection has not written."""
 
 
 class ServerState:
-    """What all pools of connections to one server know of it: whether it answers, which is logged once when that ends
-    and once when it is so again, and how it writes."""
+    """State of one server, shared by all pools of connections to it: whether it answers, and whether writes must wait
+    for its disk. An outage is logged once when it begins and once when it ends."""
 
     def __init__(self) -> None:
         self.waits_for_disk: bool | None = None

@@ -20,8 +20,8 @@ SPANS_SECONDS = 10
 """How long the exporter of spans may take for the last ones."""
 EXAMPLES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
 CLEANUP_SECONDS = STOP_SECONDS + SPANS_SECONDS
-"""What a process may take after it has answered all requests and emptied the queue: the embedded store ends, and spans
-are sent."""
+"""Seconds that a process may take to end after it has answered all requests and emptied the queue: the embedded store
+ends, and spans are sent."""
 RELEASE, NAMESPACE = "shop", "prod"
 PASSWORD = "correct-horse-battery-staple"
 

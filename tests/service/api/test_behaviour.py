@@ -142,7 +142,7 @@ def test_events_and_reads_of_one_reader_are_written_in_small_pieces(
     served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, _ = served
-    monkeypatch.setattr("service.api.ndjson.PIECE_BYTES", 500)
+    monkeypatch.setattr("service.api.ndjson.SENT_TOGETHER_BYTES", 500)
     names = [f"note-{n}" for n in range(30)]
     client.post("/notes", json=[{"id": name, "title": name} for name in names])
     client.post("/events", json=[event(name) for name in names])

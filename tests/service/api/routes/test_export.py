@@ -79,7 +79,7 @@ def test_export_has_every_note_as_its_author_gave_it(client: httpx2.Client) -> N
 
 def test_export_is_written_in_small_pieces(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     add(client, *map(str, range(30)), content="soup " * 200)
-    monkeypatch.setattr("service.api.ndjson.PIECE_BYTES", 3000)
+    monkeypatch.setattr("service.api.ndjson.SENT_TOGETHER_BYTES", 3000)
     client.headers["accept-encoding"] = "identity"
     sizes, lines = sizes_written(monkeypatch), export(client)
     assert len(lines) == 32
