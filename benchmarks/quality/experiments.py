@@ -38,6 +38,9 @@ PARTS: Mapping[str, Sequence[str]] = {
 """Data sets by the part of the research checkpoint that is evaluated, each in its own record: what is fitted to the
 checkpoint later changes some parts and not all."""
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
+TUNED_COPY = (*TEST, "--part", "hashtags", "--copy-tuned")
+LESS_MEAN = (*TEST, "--part", "related", "--mean-share", "0.5")
+"""The share that queries of the shipped checkpoint leave out, given to a rival."""
 GROUNDED = (*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
 POLICIES = ("--split", "validation", "--part", "hashtags", "--max-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
@@ -93,13 +96,19 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "tf-idf-movielens_tmdb": Experiment(MOVIELENS, "tf-idf"),
     "bm25-microlens50k": Experiment(MICROLENS, "bm25"),
     "bm25-movielens_tmdb": Experiment(MOVIELENS, "bm25"),
+    **{f"tf-idf-tuned-{data}": Experiment(data, "tf-idf", options=TUNED_COPY) for data in (MICROLENS, MOVIELENS)},
+    **{f"by-id-{data}": Experiment(data, "by-id") for data in (MICROLENS, MOVIELENS)},
     "frequent-microlens50k": Experiment(MICROLENS, "frequent"),
     "minilm-zero-shot-microlens50k": Experiment(MICROLENS, "minilm"),
     "minilm-zero-shot-movielens_tmdb": Experiment(MOVIELENS, "minilm"),
+    **{f"minilm-less-mean-{data}": Experiment(data, "minilm", options=LESS_MEAN) for data in (MICROLENS, MOVIELENS)},
     "minilm-microlens50k-seed0": Experiment(MICROLENS, recipe="minilm-microlens50k"),
     "minilm-microlens50k-seed1": Experiment(MICROLENS, recipe="minilm-microlens50k", changes=("seed=1",)),
     "minilm-microlens50k-seed2": Experiment(MICROLENS, recipe="minilm-microlens50k", changes=("seed=2",)),
     "minilm-distilled-microlens50k": Experiment(MICROLENS, recipe="minilm-distilled-microlens50k"),
+    "minilm-distilled-whitened-microlens50k": Experiment(
+        MICROLENS, recipe="minilm-distilled-microlens50k", options=(*TEST, "--part", "related", "--whiten", "256")
+    ),
     "minilm-movielens_tmdb-seed0": Experiment(MOVIELENS, recipe="minilm-movielens_tmdb"),
     "category-minilm-movielens_tmdb": Experiment(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Experiment(KUAIREC, recipe="category-minilm-kuairec"),

@@ -17,6 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from benchmarks import ROOT
 from benchmarks.harness.report import Row, row, write
 from benchmarks.quality.records import COMMUNITY, GENERALIST, MICROLENS, MOVIELENS
 from benchmarks.quality.reproduce import community_checkpoint, train
+from model.baselines.encoder import PUBLISHED_TOKENS
 from model.baselines.loading import load_embedder
 from model.centre import query_vectors
 from model.config import CONFIG_FILE
@@ -153,11 +155,20 @@ def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
     return scores
 
 
+def version_of(checkpoint: str) -> str:
+    """Name the weights of a system, or of one that comes in a package the tokens that it reads, so that vectors of
+    others are not taken from the cache."""
+    folder = Path(checkpoint)
+    if (folder / CONFIG_FILE).is_file():
+        return CheckpointFiles.of(checkpoint, Settings().cache_dir).digest()[-8:]
+    if folder.is_dir():
+        return sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:8]
+    return f"{PUBLISHED_TOKENS}-tokens" if checkpoint == "minilm" else "packaged"
+
+
 def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
     """Vectors of notes, read from the cache where it has them."""
-    is_ours = (Path(checkpoint) / CONFIG_FILE).is_file()
-    version = f"-{CheckpointFiles.of(checkpoint, Settings().cache_dir).digest()[-8:]}" if is_ours else ""
-    path = CACHE / f"{system}{version}-{name}.npy"
+    path = CACHE / f"{system}-{version_of(checkpoint)}-{name}.npy"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         np.save(path, load_embedder(checkpoint, Settings().cache_dir, print).embed(notes))

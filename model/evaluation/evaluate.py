@@ -17,7 +17,7 @@ from model.evaluation.metrics import exposure_groups, hashtag_prf, rouge
 from model.evaluation.protocol import COLD_ALL, COLD_COLD, NOTES_FILE, evaluation_pairs
 from model.evaluation.ranking import Scorer, rank_pairs, within
 from model.evaluation.record import HASHTAG_CUTOFFS, INVENTED, Categories, Hashtags, Ranks, Record
-from model.evaluation.system import Classifier, EngineSystem, FreeClassifier, Retriever, System, Tagger
+from model.evaluation.system import Classifier, Copier, EngineSystem, FreeClassifier, Retriever, System, Tagger
 from model.note import Note, hashtag_key
 from model.weights import Progress, silent
 
@@ -88,7 +88,7 @@ def evaluate(
     with_hashtags: bool = True,
     parts: Sequence[str] = PARTS,
     max_notes: int | None = None,
-    copier: Tagger | None = None,
+    copier: Copier | None = None,
     progress: Progress = silent,
 ) -> Record:
     """Measure those of `parts` that the system is able to do and the data has a truth for.
@@ -110,7 +110,7 @@ def evaluate(
         record = replace(record, categories=categories)
     if "hashtags" in parts and copier is not None:
         hashtags = evaluate_hashtags(copier, notes, data.training_notes(), progress)
-        record = replace(record, hashtags=hashtags, hashtags_from="copied")
+        record = replace(record, hashtags=hashtags, hashtags_from=copier.source)
     elif "hashtags" in parts and isinstance(system, Tagger):
         hashtags = evaluate_hashtags(system, notes, data.training_notes(), progress)
         record = replace(record, hashtags=hashtags)

@@ -35,10 +35,10 @@ _BOOTSTRAP_CELLS = 2_000_000
 def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> list[npt.NDArray[np.int64]]:
     """Rank of every target among the whole pool but the query itself, 1 for the best.
 
-    `scores`: (Q, N) float32, higher is closer, columns in ascending order of note id; of equal scores the lower
-    column ranks first. `targets`: Q arrays of columns. `own`: (Q,) the query's own column, -1 where it has none.
-    Targets of one query count against each other, as in the paper's recall over pairs. Returns Q int64 arrays shaped
-    as `targets`. ValueError for NaN, for a column outside the pool and for a query that is its own target.
+    `scores`: (Q, N) float32, higher is closer; of equal scores the lower column ranks first. `targets`: Q arrays of
+    columns. `own`: (Q,) the query's own column, -1 where it has none. Targets of one query count against each other,
+    as in the paper's recall over pairs. Returns Q int64 arrays shaped as `targets`. ValueError for NaN, for a column
+    outside the pool and for a query that is its own target.
     """
     if scores.ndim != 2 or own.shape != (len(scores),) or len(targets) != len(scores):
         raise ValueError(f"scores {scores.shape}, own {own.shape} and {len(targets)} lists of targets do not match")

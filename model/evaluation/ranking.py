@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +34,11 @@ def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str
     """Rank of each pair's second note for its first one, 1 for the best, (P,) in the order of `pairs`.
 
     The rank is among all of `ids`, the pool in the order that `score` knows, without the query itself. Of equal scores
-    the smaller id ranks first.
+    the id with the smaller hash ranks first: ids themselves may tell how popular a note is
+    (docs/log/data.md#what-the-ids-of-films-tell).
     """
-    row_by_id = np.argsort(np.array(ids))
-    column = {ids[row]: place for place, row in enumerate(row_by_id)}
+    row_by_place = np.array(sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode()).digest()))
+    column = {ids[row]: place for place, row in enumerate(row_by_place)}
     targets: dict[str, list[int]] = defaultdict(list)
     places = []
     for query, target in pairs:
@@ -47,7 +49,7 @@ def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str
     for start in range(0, len(queries), QUERY_BATCH_SIZE):
         batch = queries[start : start + QUERY_BATCH_SIZE]
         own = np.array([column[query] for query in batch])
-        scores = score(row_by_id[own])[:, row_by_id]
+        scores = score(row_by_place[own])[:, row_by_place]
         batch_targets = [np.array(targets[query]) for query in batch]
         ranks |= dict(zip(batch, target_ranks(scores, batch_targets, own), strict=True))
     return np.array([ranks[query][i] for query, i in places], np.int64)

@@ -27,6 +27,8 @@ from model.evaluation.metrics import (
 
 CUTOFFS = (10, 100, 1000)
 """Values of k at which recall of related notes is reported."""
+HashtagSource = Literal["written", "known", "grounded", "copied", "copied, tuned"]
+"""Origin of the hashtags that a record measures."""
 HASHTAG_CUTOFFS = (1, 3, 5)
 """Values of k at which hashtags are scored; the last is how many are asked for."""
 EXPOSURE_CUTOFF = 100
@@ -83,7 +85,7 @@ class Record:
 
     `with_hashtags`: whether notes showed their hashtags. `seconds_per_note`: time to embed or index the pool.
     `related`: by protocol. `hashtags_from`: where `hashtags` come from: written under the policy "open" ("written"),
-    "known" or "grounded", or copied from the nearest training notes.
+    "known" or "grounded", or copied from the nearest training notes (model/baselines/hashtags.py).
     """
 
     system: str
@@ -94,7 +96,7 @@ class Record:
     related: Mapping[str, Ranks] = field(default_factory=dict)
     categories: Categories | None = None
     hashtags: Hashtags | None = None
-    hashtags_from: Literal["written", "known", "grounded", "copied"] = "written"
+    hashtags_from: HashtagSource = "written"
 
     def summary(self) -> dict[str, Any]:
         """Means of the record, shares in [0, 1], in the form of `notellm evaluate --json`; what is missing is None."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from model.evaluation.metrics import Floats
 from model.evaluation.ranking import Scorer, cosine
+from model.evaluation.record import HashtagSource
 from model.generation import GenerationRequest, HashtagPolicy, Neighbour, Neighbours
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
@@ -66,6 +67,12 @@ class Tagger(Protocol):
 
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
         """Return at most `count` hashtags for each note, the best first."""
+
+
+class Copier(Tagger, Protocol):
+    """Gives hashtags that it copies from training notes. `source`: how, as a record names it."""
+
+    source: HashtagSource
 
 
 class EngineSystem:

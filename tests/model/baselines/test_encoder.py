@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from model.baselines.adapted_encoder import AdaptedEncoder
 from model.baselines.encoder import (
     CATEGORIES_FILE,
     UNSEEN,
@@ -19,11 +20,15 @@ from model.baselines.encoder import (
     fine_tune,
     plain_text,
 )
+from model.baselines.loading import adapted_encoder
+from model.config import CheckpointError
 from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import PairOptions, related_pairs, split_of
+from model.evaluation.ranking import cosine
 from model.note import Note
 from model.training.recipe import Data, Recipe, RecipeError
 from model.training.trainer import BEST, LOG
+from model.training.whiten import whitening
 from service.cli.main import app
 
 pytestmark = pytest.mark.slow
@@ -229,3 +234,19 @@ def test_train_encoder_fine_tunes_on_pairs_and_keeps_the_best(subjects: Data, tm
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
     assert "holds a run, and that of an encoder is not resumed: choose a new folder" in " ".join(again.stderr.split())
+
+
+def test_adapted_encoder_compares_as_a_checkpoint_of_ours_does(encoder: SentenceEncoder):
+    known = [Note(title=f"{subject} number {i}") for subject in ("bread", "law", "horses") for i in range(6)]
+    vectors, matrix = encoder.embed(NOTES), whitening([encoder.embed(known)], 8)
+    whitened = vectors @ matrix.T
+    whitened /= np.linalg.norm(whitened, axis=1, keepdims=True)
+    rows = np.arange(len(NOTES))
+    adapted = AdaptedEncoder(encoder, known, 8, 0.5)
+    assert adapted.name == "minilm, whitened to 8, less 0.5 of the mean"
+    np.testing.assert_allclose(adapted.related(NOTES)(rows), cosine(whitened, 0.5)(rows), atol=1e-5)
+    with pytest.raises(CheckpointError, match="--whiten 385: vectors of 384 numbers"):
+        adapted_encoder(encoder, known, 385, 0.0)
+    centred = AdaptedEncoder(encoder, known, None, 0.5)
+    assert centred.name == "minilm, less 0.5 of the mean"
+    np.testing.assert_allclose(centred.related(NOTES)(rows), cosine(vectors, 0.5)(rows), atol=1e-5)

@@ -52,6 +52,23 @@ def test_copied_hashtags_are_never_the_notes_own():
     assert system.shown[-1] == Note(id="a", title="1")
 
 
+def test_copied_hashtags_with_a_power_trust_near_notes_more():
+    query = Note(id="q", title="0")
+    # Y: 1/4 + 1/16, x: 1/4, z: 1/9 + 1/100, w: 1/16; by the scores themselves z of b and d comes before x of a.
+    far = [*KNOWN, Note(id="f", title="4", hashtags=("z",))]
+    assert CopiedHashtags(ByTitle(), far).hashtags([query], 3) == [("Y", "z", "x")]
+    assert CopiedHashtags(ByTitle(), far, power=2).hashtags([query], 3) == [("Y", "x", "z")]
+
+
+def test_tuned_copier_copies_from_more_notes_than_the_plain_one():
+    known = [Note(id="near", title="1", hashtags=("one",))]
+    known += [Note(id=f"far{i:02}", title="3", hashtags=("many",)) for i in range(9)]  # 9 * (1/4)^2 > (1/2)^2
+    known += [Note(id=f"farther{i:02}", title="4", hashtags=("most",)) for i in range(30)]  # not among the nearest ten
+    query = Note(id="q", title="0")
+    assert CopiedHashtags(ByTitle(), known).hashtags([query], 3) == [("many", "one")]
+    assert CopiedHashtags.tuned(ByTitle(), known).hashtags([query], 3) == [("most", "many", "one")]
+
+
 def test_record_of_a_copier_says_that_hashtags_are_copied():
     note = Note(id="own", title="0", hashtags=("x",))
     assert split_of(note.id) == "test"
@@ -59,7 +76,9 @@ def test_record_of_a_copier_says_that_hashtags_are_copied():
     system = ByTitle()
     record = evaluate(system, data, parts=["hashtags"])
     copied = evaluate(system, data, parts=["hashtags"], copier=CopiedHashtags(system, KNOWN))
-    assert (record.hashtags_from, copied.hashtags_from) == ("written", "copied")
+    tuned = evaluate(system, data, parts=["hashtags"], copier=CopiedHashtags.tuned(system, KNOWN))
+    sources = [measured.hashtags_from for measured in (record, copied, tuned)]
+    assert sources == ["written", "copied", "copied, tuned"]
     assert record.hashtags is None
     assert copied.hashtags is not None
     assert copied.hashtags.recall == [[0.0, 1.0, 1.0]]  # Y, then x

@@ -11,10 +11,14 @@ def test_ranks_are_in_the_order_of_pairs_without_the_query():
     assert rank_pairs(cosine(vectors), ["a", "b", "c", "d"], pairs).tolist() == [3, 1, 1]
 
 
-def test_equal_scores_rank_the_smaller_id_first():
-    same = np.ones((3, 1), np.float32)
-    for ids in (["a", "b", "c"], ["c", "b", "a"], ["b", "c", "a"]):
-        assert rank_pairs(cosine(same), ids, [("a", "b"), ("a", "c"), ("b", "a")]).tolist() == [1, 2, 1]
+def test_equal_scores_rank_alike_in_any_order_of_the_pool_and_not_by_id():
+    ids = [f"{number:03}" for number in range(1, 301)]
+    pairs = [("001", other) for other in ids[1:]]
+    same = np.ones((len(ids), 1), np.float32)
+    ranks = rank_pairs(cosine(same), ids, pairs)
+    assert ranks.tolist() == rank_pairs(cosine(same), ids[::-1], pairs).tolist()
+    assert sorted(ranks.tolist()) == list(range(1, len(ids)))
+    assert abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) < 0.2
 
 
 def test_recall_of_pairs_counts_both_directions():
