@@ -97,7 +97,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "bm25-microlens50k": Experiment(MICROLENS, "bm25"),
     "bm25-movielens_tmdb": Experiment(MOVIELENS, "bm25"),
     **{f"tf-idf-tuned-{data}": Experiment(data, "tf-idf", options=TUNED_COPY) for data in (MICROLENS, MOVIELENS)},
-    **{f"by-id-{data}": Experiment(data, "by-id") for data in (MICROLENS, MOVIELENS)},
+    **{
+        f"by-id-{data}": Experiment(data, "by-id", options=(*TEST, "--part", "related"))
+        for data in (MICROLENS, MOVIELENS)
+    },
     "frequent-microlens50k": Experiment(MICROLENS, "frequent"),
     "minilm-zero-shot-microlens50k": Experiment(MICROLENS, "minilm"),
     "minilm-zero-shot-movielens_tmdb": Experiment(MOVIELENS, "minilm"),
