@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.api.access import go_on
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
-from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.problems import ErrorBudget, invalid_value, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.api.schemas.export import problem_line
 from service.behaviour.co_occurrence import Read
@@ -50,7 +50,7 @@ class EventReader:
         try:
             sent = EventIn.model_validate(value)
         except ValidationError as error:
-            raise invalid_note(error, pointer) from error
+            raise invalid_value(error, pointer) from error
         event = sent.as_event(self._now)
         if event.type not in self._types:
             names = ", ".join(self._service.behaviour.types)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from service.api.bodies import NDJSON, Turns, body_lines, media_type, read_list
 from service.api.bounds import check_import_size
 from service.api.ingest_list import MAX_ID, parse_or_reject
-from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.problems import ErrorBudget, invalid_value, problem_of
 from service.api.schemas.export import VERSION, ImportIn, ImportItem
 from service.collection.importing import NoteToImport
 from service.container import Service
@@ -85,7 +85,7 @@ def _note(value: Any, service: Service) -> NoteToImport:
     try:
         note = ImportIn.model_validate(value).as_import()
     except ValidationError as error:
-        raise invalid_note(error) from error
+        raise invalid_value(error) from error
     service.importer.check(note)
     return note
 

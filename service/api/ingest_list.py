@@ -15,7 +15,7 @@ from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
-from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.problems import ErrorBudget, invalid_value, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
 from service.errors import InvalidInput, LimitExceeded, NoteLLMError
@@ -135,7 +135,7 @@ def parse_note(value: Any, pointer: str = "") -> Note:
     try:
         return NoteIn.model_validate(value).as_note()
     except ValidationError as error:
-        raise invalid_note(error, pointer) from error
+        raise invalid_value(error, pointer) from error
 
 
 def rejected(error: NoteLLMError, value: Any = None) -> BatchItem:

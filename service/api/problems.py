@@ -156,8 +156,8 @@ def detail_of(failure: Any) -> str:
     return str(failure["msg"])
 
 
-def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
-    """Convert pydantic's error about a note. `prefix`: pointer to the note in the body."""
+def invalid_value(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
+    """Convert pydantic's error about a parsed value. `prefix`: pointer to the value in the body."""
     return invalid_input(error.errors(include_input=False, include_url=False), prefix)
 
 
