@@ -133,7 +133,7 @@ def create_app(
     app.add_middleware(
         BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory, max_line=settings.note_bytes
     )
-    _surround(app, settings, tracer)
+    _add_outer_middleware(app, settings, tracer)
     describe(app, routes)
     app.state.early = (*short_path, early_refusal)
     return app
@@ -163,7 +163,7 @@ def create_reader_app(
     app.include_router(reader.router)
     reader.pass_on_from(app, socket)
     app.state.early = _add_short_path(app, reader.router, reader.similar, settings, tracer)
-    _surround(app, settings, tracer)
+    _add_outer_middleware(app, settings, tracer)
     return app
 
 
@@ -217,7 +217,7 @@ def _add_short_path(
     return (short_path,)
 
 
-def _surround(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
+def _add_outer_middleware(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
     """Add the middleware around everything: web pages of other origins, and what each request gets."""
     if settings.cors_origins:
         app.add_middleware(

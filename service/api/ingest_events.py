@@ -11,7 +11,7 @@ import orjson
 from fastapi import Request
 from pydantic import ValidationError
 
-from service.api.access import go_on
+from service.api.access import reauthorise
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
 from service.api.problems import ErrorBudget, invalid_value, problem_of
@@ -134,7 +134,7 @@ async def add_event_lines(request: Request, body: bytes, service: Service) -> As
             if await request.is_disconnected():
                 return
             try:
-                await go_on(request)
+                await reauthorise(request)
                 results = await _add(parsed, service)
             except NoteLLMError as error:
                 yield orjson.dumps(refused_result(error, None)) + b"\n"
@@ -170,7 +170,7 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
                 if await request.is_disconnected():
                     return
                 try:
-                    await go_on(request)
+                    await reauthorise(request)
                 except NoteLLMError as error:
                     yield problem_line(problem_of(error))
                     return
@@ -189,7 +189,7 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
             async for entries in service.behaviour.of_reader(reader):
                 if await request.is_disconnected():
                     return
-                await go_on(request)
+                await reauthorise(request)
                 begun = True
                 for piece in pieces_of(_event_line(entry) for entry in entries if entry.kind == "event"):
                     yield piece

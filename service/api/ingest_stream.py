@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from model.note import Note
 from service.adding import Added, Generate
 from service.admission import Urgency
-from service.api.access import go_on
+from service.api.access import reauthorise
 from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
@@ -51,7 +51,7 @@ async def add_stream(
             batch = await _read_lines(lines, service.settings, turns)
             attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
             place += len(lines)
-            await go_on(request)
+            await reauthorise(request)
             batch_urgency = replace(urgency, since=time.monotonic())
             added = await _add_when_admitted(batch.notes, service, generate, batch_urgency, batch.attempts(attempts))
             for item in batch.results(added, in_list=False):

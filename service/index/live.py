@@ -204,7 +204,7 @@ class LiveIndex:
         self._sample_recall(hits, position, index, vector, min(k, recall_k or k), where, now)
         return hits
 
-    def search_at_once(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
+    def search_nowait(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
         if not self._state.built or not self._fits_loop(k, where):
             return None
         position, now, index = self._state.position, self._clock(), self._index

@@ -92,7 +92,7 @@ class SegmentedIndex:
         self._centre = LiveCentre(mean_share)
         self._tag_dictionary = TagDictionary(attributes)
         self._rows_lock = SeqLock()
-        self._show(self._new_growing())
+        self._publish(self._new_growing())
         self._merges = MergePlanner[Segment]()
 
     def __len__(self) -> int:
@@ -148,10 +148,10 @@ class SegmentedIndex:
         """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
         if fragmented(full):
             growing = full.without_tombstones()
-            self._show(*self.all_segments[:-1], growing)
+            self._publish(*self.all_segments[:-1], growing)
         else:
             growing = self._new_growing()
-            self._show(*self.all_segments, growing)
+            self._publish(*self.all_segments, growing)
         return growing
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -266,7 +266,7 @@ class SegmentedIndex:
     def drop_tombstones(self) -> None:
         growing = self._growing
         if growing.dead:
-            self._show(*self.all_segments[:-1], growing.without_tombstones())
+            self._publish(*self.all_segments[:-1], growing.without_tombstones())
         self._merges.drop_tombstones(self.all_segments)
         self._forget_unused_tags()
         if self.centre.vector is not None:
@@ -320,7 +320,7 @@ class SegmentedIndex:
             mask = np.unpackbits(alive[name], count=rows).astype(np.bool_)
             return SealedSegment.restored(name, arrays, mask, self._gpu)
 
-        self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
+        self._publish(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
         self._count_changes(0)  # the snapshot may be of a time when the model left out nothing
 
     def plan(self) -> MergeJob | None:
@@ -345,7 +345,7 @@ class SegmentedIndex:
             merged.append(job.merged)
         place = min(i for i, segment in enumerate(self.all_segments) if id(segment) in sources)
         kept = [segment for segment in self.all_segments if id(segment) not in sources]
-        self._show(*kept[:place], *merged, *kept[place:])
+        self._publish(*kept[:place], *merged, *kept[place:])
         self._merges.finish([source.segment for source in job.sources], merged)
         self._forget_unused_tags()
 
@@ -366,7 +366,7 @@ class SegmentedIndex:
     def _new_growing(self) -> GrowingSegment:
         return GrowingSegment(self._growing_rows, self._dimension, self._tag_dictionary)
 
-    def _show(self, *segments: Segment) -> None:
+    def _publish(self, *segments: Segment) -> None:
         """Have these segments searched from now on."""
         self._searcher = SegmentSearcher(segments, self._dimension, self._tag_dictionary, self._rows_lock, self._gpu)
 

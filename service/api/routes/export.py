@@ -8,7 +8,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
-from service.api.access import go_on, needs
+from service.api.access import needs, reauthorise
 from service.api.bodies import NDJSON, Turns, check_media_type
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
@@ -78,7 +78,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                 async for changes in batches:
                     if await request.is_disconnected():
                         return
-                    await go_on(request)
+                    await reauthorise(request)
                     for piece in pieces_of(change_line(change, form) for change in changes):
                         yield piece
                         await turns.work(len(piece))
