@@ -164,7 +164,7 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
     """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
     key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises TooManyWaiting,
     BehaviourBehind."""
-    with service.exports.take():
+    with service.exports.slot():
         for number, history in enumerate(service.behaviour.all_reads()):
             if number % CHECKED_READERS == 0:
                 if await request.is_disconnected():
@@ -183,7 +183,7 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
     """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is there. Where
     the store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
     TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
-    with service.reader_exports.take():
+    with service.reader_exports.slot():
         begun = False
         try:
             async for entries in service.behaviour.of_reader(reader):
