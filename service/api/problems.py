@@ -141,9 +141,9 @@ def plain_problem(status: int, detail: str, retry_after: int | None = None) -> P
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's or FastAPI's list of errors. The input is not repeated: it may not be encodable."""
-    told = failures[: errors.MAX_ERRORS]
-    fields = [FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in told]
-    return errors.InvalidInput(fields, len(failures) - len(told))
+    listed = failures[: errors.MAX_ERRORS]
+    fields = [FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in listed]
+    return errors.InvalidInput(fields, len(failures) - len(listed))
 
 
 def detail_of(failure: Any) -> str:
