@@ -79,7 +79,7 @@ class Successor(NamedTuple):
 
     @property
     def readers(self) -> float:
-        """How many readers did so, each decayed with its age."""
+        """Readers of the note after the other one, each decayed with the age of the read."""
         return float(self.decays.sum())
 
 
@@ -170,12 +170,12 @@ class CoOccurrence:
 
     @property
     def readers(self) -> int:
-        """How many readers have a history."""
+        """Readers that have a history."""
         return len(self._histories)
 
     @property
     def notes(self) -> int:
-        """How many notes are in a history."""
+        """Notes that are in a history."""
         return len(self._notes)
 
     @property

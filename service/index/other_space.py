@@ -22,7 +22,7 @@ class OtherSpaceNotes:
     """
 
     def __init__(self, positions: Mapping[str, str] = {}, expiries: Mapping[str, float] = {}) -> None:
-        """As `put` has the arguments."""
+        """Begin with the notes that `put` would take with these arguments."""
         self._keys: dict[str, PositionKey] = {}
         self._expiries: dict[str, float] = {}
         self._by_expiry: list[tuple[float, str]] = []
