@@ -131,7 +131,7 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """How long the engine's present step has taken; 0 when it is idle."""
+        """Seconds that the engine's present step has taken; 0 when it is idle."""
         return 0.0 if self._step_since is None else self._now() - self._step_since
 
     @property

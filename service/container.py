@@ -10,8 +10,8 @@ from service.batcher import Batcher
 from service.behaviour.live import LiveBehaviour
 from service.collection.change_feed import ChangeFeed
 from service.collection.importing import Importer
-from service.collection.places import Places
 from service.collection.removal import Remover
+from service.concurrency import ConcurrencyLimit
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
 from service.records import Durability
@@ -40,17 +40,17 @@ class ReadService:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
-    the rest is its own. `exports`: places for exports of notes and of reads, which share a bound;
-    `reader_exports`: for those of the events of one reader; `erasures`: for erasures of users' events."""
+    the rest is its own. `exports` limits exports of notes and of reads, which share a bound;
+    `reader_exports` those of the events of one reader, `erasures` erasures of users' events."""
 
     recommender: Recommender
     search: NoteSearch
     remover: Remover
     importer: Importer
     changes: ChangeFeed
-    exports: Places
-    reader_exports: Places
-    erasures: Places
+    exports: ConcurrencyLimit
+    reader_exports: ConcurrencyLimit
+    erasures: ConcurrencyLimit
     batcher: Batcher
     behaviour: LiveBehaviour
     durability: SharedProbe[Durability]

@@ -215,8 +215,8 @@ class ListStore(Protocol):
     """Ranked lists of one tenant that are kept for a time, so that any replica gives their next pages. Every method
     raises StoreUnavailable when the store is away."""
 
-    async def hold(self, ranked: RankedList) -> RankedList:
-        """Keep a list under its id, in place of the oldest one where there are too many. Return what is kept of it: a
+    async def save(self, ranked: RankedList) -> RankedList:
+        """Save a list under its id, in place of the oldest one where there are too many. Return what is kept of it: a
         list that is too large is cut. Raises TenantRemoved."""
 
     async def read(self, list_id: str, start: int, count: int) -> RankedList | None:
@@ -310,7 +310,7 @@ class NoteIndex(Protocol):
     async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
         """Do what VectorIndex.search (index/backend.py) does. Raises IndexBehind before the index was first built."""
 
-    def search_at_once(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
+    def search_nowait(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
         """Do what `search` does where it needs no other thread; None where it does, and before the index was first
         built."""
 

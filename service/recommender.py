@@ -59,7 +59,7 @@ from service.records import (
     position_key,
 )
 from service.replay import REMOVED, decode_added, encode_added, written_status
-from service.stored_notes import check_condition, read_note, readable
+from service.stored_notes import check_condition, readable
 from service.telemetry import Telemetry
 
 WAIT_SECONDS = 10.0
@@ -245,10 +245,6 @@ class Recommender:
         else:
             await self._wait_for(results)
         return results
-
-    async def get(self, note_id: str) -> StoredNote:
-        """Return a stored note. Raises NoteNotFound, StoredNoteUnreadable, StoreUnavailable."""
-        return await read_note(self._store, note_id)
 
     async def put(
         self,

@@ -30,8 +30,8 @@ from service.claims import Claims
 from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
 from service.collection.export import MAX_EXPORTS
 from service.collection.importing import Importer
-from service.collection.places import Places
 from service.collection.removal import Remover
+from service.concurrency import ConcurrencyLimit
 from service.container import Service
 from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
@@ -215,11 +215,11 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             nearest=shared.make_nearest(stack, store, index),
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store, clock),
-            exports=Places("max_exports", MAX_EXPORTS),
+            exports=ConcurrencyLimit("max_exports", MAX_EXPORTS),
             durability=SharedProbe(partial(_probe_durability, store, shared.telemetry)),
-            reader_exports=Places("max_reader_exports", MAX_READER_EXPORTS),
-            erasures=Places("max_erasures", MAX_ERASURES),
-            changes=ChangeFeed(store, index, Places("max_change_waiters", MAX_CHANGE_WAITERS)),
+            reader_exports=ConcurrencyLimit("max_reader_exports", MAX_READER_EXPORTS),
+            erasures=ConcurrencyLimit("max_erasures", MAX_ERASURES),
+            changes=ChangeFeed(store, index, ConcurrencyLimit("max_change_waiters", MAX_CHANGE_WAITERS)),
             batcher=parts.batcher,
             store=store,
             index=index,

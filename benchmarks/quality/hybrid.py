@@ -252,7 +252,7 @@ def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, poo
     own_rows = pool.query_rows
     queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
     words = word_scores(pool, queries)
-    found = {}
+    searched = {}
     for system, checkpoint in systems.items():
         of_notes = vectors(system, checkpoint, f"{data}-{split}-note", pool.notes)
         config = configuration_of(checkpoint)
@@ -263,8 +263,8 @@ def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, poo
             of_queries = query_vectors(of_queries, np.float32(config.title_mean_share) * mean)
         else:
             of_queries = query_vectors(of_notes[own_rows], np.float32(config.mean_share) * of_notes.mean(axis=0))
-        found[system] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
-    return found
+        searched[system] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
+    return searched
 
 
 def fitted_weights(systems: Mapping[str, str], folder: Path, data: str) -> dict[str, float]:
@@ -277,10 +277,10 @@ def fitted_weights(systems: Mapping[str, str], folder: Path, data: str) -> dict[
     }
 
 
-def measure(found: Mapping[str, Searched], what: str, weights: Mapping[str, float], split: Split) -> list[Row]:
+def measure(searched: Mapping[str, Searched], what: str, weights: Mapping[str, float], split: Split) -> list[Row]:
     """Return a row for each system: vectors and words together as the service does it, and by themselves."""
     rows = []
-    for system, scores in found.items():
+    for system, scores in searched.items():
         alone, by_words = scores.pool.recall(scores.content), scores.pool.recall(scores.words)
         both = scores.recall(automatic(weights[system]))
         others = [f"weight {weights[system]}"]

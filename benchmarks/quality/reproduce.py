@@ -47,9 +47,9 @@ from benchmarks.quality.records import (
 )
 from model.category_head import CATEGORIES_FILE
 from model.config import NoteLLMConfig
-from model.training.generation import CHECKPOINT
 from model.training.resume import newest_state
 from model.training.trainer import BEST, FINAL
+from model.training.writing import CHECKPOINT
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER
 from service import SAMPLES
 
@@ -234,7 +234,7 @@ def teach_to_write(
             notes.symlink_to(source / "notes.jsonl.gz")
         options += ["--notes", f"{notes}={share}"]
     options += ["--steps", f"{WRITING_STEPS[name]}"]
-    run_module("model.training.generation", "--checkpoint", SHIPPED, "--out", writing, *options)
+    run_module("model.training.writing", "--checkpoint", SHIPPED, "--out", writing, *options)
     if newest_state(writing) != writing / f"state.{WRITING_STEPS[name]:08}.pt":
         sys.exit("the generation adapter was ended early: run the same command again to go on")
     folder = RUNS / "finished" / name

@@ -49,23 +49,27 @@ def calibrate(
     `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError, DatasetError, FileNotFoundError, and
     ValueError as `category_temperature` does and where most notes are in a script that the checkpoint does not read.
     """
-    NoteLLMConfig.load(checkpoint)
-    notes = [read_notes(notes_path(path), progress) for path in data]
-    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
-    _refuse_unread_scripts(engine, checkpoint, notes)
+    engine, notes = _open_for_fitting(checkpoint, data, cache, progress)
     temperature = category_temperature(EngineSystem(engine), notes, max_notes, progress)
     _change_settings(checkpoint, category_temperature=round(temperature, 4))
     return temperature
 
 
-def _change_settings(checkpoint: Path, **changes: Any) -> None:
-    """Save changed settings of a checkpoint. The others are read now: they may have been changed during the fit."""
-    replace(NoteLLMConfig.load(checkpoint), **changes).save(checkpoint)
+def _open_for_fitting(
+    checkpoint: Path, data: Sequence[Path], cache: Path, progress: Progress
+) -> tuple[Engine, list[dict[str, Note]]]:
+    """Return the engine of a checkpoint, without what was fitted to it earlier, and the notes of each data set by id.
+    Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError as `_load_unfitted` does."""
+    NoteLLMConfig.load(checkpoint)  # it fails at once, and reading the notes takes long
+    notes = [read_notes(notes_path(path), progress) for path in data]
+    return _load_unfitted(checkpoint, notes, cache, progress), notes
 
 
-def _refuse_unread_scripts(engine: Engine, checkpoint: Path, data: Sequence[Mapping[str, Note]]) -> None:
-    """Raise ValueError where most validation notes are in a script that the checkpoint does not read, so that it writes
-    nothing for them."""
+def _load_unfitted(checkpoint: Path, data: Sequence[Mapping[str, Note]], cache: Path, progress: Progress) -> Engine:
+    """Return the engine of a checkpoint, without what was fitted to it earlier. Raises CheckpointError, and ValueError
+    where most validation notes are in a script that the checkpoint does not read, so that it writes nothing for
+    them."""
+    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
     drawn = [note for notes in data for note in notes_of_split(notes, "validation", POOLING_NOTES)]
     unread = sum(not engine.prompt.supports(note) for note in drawn)
     if 2 * unread > len(drawn):
@@ -74,6 +78,12 @@ def _refuse_unread_scripts(engine: Engine, checkpoint: Path, data: Sequence[Mapp
             f"{unread:,} of {len(drawn):,} validation notes are in a script that {checkpoint} does not read: where it "
             f"should, name the script in `scripts` of its {CONFIG_FILE}, which has {read}"
         )
+    return engine
+
+
+def _change_settings(checkpoint: Path, **changes: Any) -> None:
+    """Save changed settings of a checkpoint. The others are read now: they may have been changed during the fit."""
+    replace(NoteLLMConfig.load(checkpoint), **changes).save(checkpoint)
 
 
 def category_temperature(
@@ -113,10 +123,7 @@ def fit_categories(
     head), DatasetError, FileNotFoundError, and ValueError as `category_head` does and where most notes are in a script
     that the checkpoint does not read.
     """
-    NoteLLMConfig.load(checkpoint)
-    notes = [read_notes(notes_path(path), progress) for path in data]
-    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
-    _refuse_unread_scripts(engine, checkpoint, notes)
+    engine, notes = _open_for_fitting(checkpoint, data, cache, progress)
     head = category_head(engine, notes, max_notes, progress)
     head.save(checkpoint, engine.space)
     return head
@@ -212,8 +219,7 @@ def fit_hashtags(
     notes = [note for of_one_set in chosen for note in of_one_set.values()]
     if not notes:
         raise ValueError("no validation note has hashtags")
-    engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
-    _refuse_unread_scripts(engine, checkpoint, chosen)
+    engine = _load_unfitted(checkpoint, chosen, cache, progress)
     engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.0)  # those that it leaves out, too
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))

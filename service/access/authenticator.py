@@ -23,9 +23,9 @@ from service.interfaces import Clock
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""
 AHEAD_SECONDS = 1.0
-"""Age from which on `at_hand` has the keys read again in the background. Without it they would reach CACHE_SECONDS;
-until that reading ends every request takes the path through FastAPI, several times as long, and many of them delay
-it."""
+"""Age from which on `authenticate_nowait` has the keys read again in the background. Without it they would reach
+CACHE_SECONDS; until that reading ends every request takes the path through FastAPI, several times as long, and many of
+them delay it."""
 RETRY_SECONDS = 0.1
 """How soon after a reading the keys are read again for one that is not among them: another replica may have made it
 just now."""
@@ -101,7 +101,7 @@ class Authenticator:
         self._note_use(key)
         return key.principal(digest)
 
-    def at_hand(self, authorization: str | None) -> Principal | None:
+    def authenticate_nowait(self, authorization: str | None) -> Principal | None:
         """Return who sends this Authorization header, without waiting. None where `authenticate` would refuse it or
         would read the keys for it."""
         token, table = _bearer_token(authorization), self._table

@@ -67,9 +67,9 @@ class Gate:
             self._refused.labels(error.reason).inc()
             raise
 
-    def at_hand(self, authorization: str | None) -> Principal | None:
-        """Return who sends this Authorization header where Authenticator.at_hand does."""
-        return self._authenticator.at_hand(authorization)
+    def authenticate_nowait(self, authorization: str | None) -> Principal | None:
+        """Return who sends this Authorization header where Authenticator.authenticate_nowait does."""
+        return self._authenticator.authenticate_nowait(authorization)
 
     async def recognise(self, authorization: str | None, host: str) -> Principal | None:
         """Return who sends this Authorization header to a host; None for somebody without a valid key, or at a host

@@ -127,13 +127,13 @@ async def check_quota(request: Request) -> None:
     await cast(Gate, request.app.state.gate).meter.check(request.state.principal)
 
 
-def caller_at_hand(
+def caller_nowait(
     gate: Gate, tenants: Tenants[S], headers: Mapping[bytes, bytes], scopes: frozenset[Scope]
 ) -> tuple[Principal, S] | None:
-    """Return who sends some headers and the parts of its tenant, without waiting: None where either is not at hand,
-    or the caller would be refused. `headers`: with names in lower case."""
+    """Return who sends some headers and the parts of its tenant, without waiting: None where either has to be waited
+    for, or the caller would be refused. `headers`: with names in lower case."""
     authorization, host = headers.get(b"authorization"), headers.get(b"host", b"").decode("latin-1")
-    principal = gate.at_hand(None if authorization is None else authorization.decode("latin-1"))
+    principal = gate.authenticate_nowait(None if authorization is None else authorization.decode("latin-1"))
     if principal is None or principal.scopes.isdisjoint(scopes) or not gate.allows_host(principal, host):
         return None
     service = tenants.find(principal.tenant)
@@ -146,9 +146,10 @@ def name_tenant(request: Request, tenant: str) -> None:
     bind_contextvars(tenant=tenant)
 
 
-async def go_on(request: Request) -> None:
-    """Let a request go on that was let in a while ago, and charge what it has used since to its key, whose quota of now
-    counts. Raises what Gate.check_again raises, and QuotaExceeded where the key has used up its tokens."""
+async def reauthorise(request: Request) -> None:
+    """Check again the key of a request that goes on for long, and charge to it the tokens that the request has used
+    since; the quota is that of now. Raises what Gate.check_again raises, and QuotaExceeded where the key has used up
+    its tokens."""
     gate, state = cast(Gate, request.app.state.gate), request.state
     state.principal = await gate.check_again(state.principal)
     gate.meter.charge(state.principal, take_tokens())

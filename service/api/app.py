@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -76,6 +77,48 @@ DESCRIPTION = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceLifespan:
+    """Lifespan of the app of the process with the model.
+
+    `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
+    with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
+    where it is one of `expected_failures`, by its traceback where it is not.
+    """
+
+    open_service: Callable[[], AbstractAsyncContextManager[Tenants[Service]]]
+    lifecycle: Lifecycle
+    telemetry: Telemetry
+    expected_failures: tuple[type[Exception], ...]
+
+    @contextlib.asynccontextmanager
+    async def run(self, app: FastAPI) -> AsyncIterator[None]:
+        """Keep the service open while the app runs, as `app.state.tenants`; then log what `app.state.early_refusal` has
+        not logged yet."""
+        ending = asyncio.Event()
+        keeping = asyncio.create_task(self._keep_open(app, ending), name="service")
+        async with self.telemetry.measuring_loop_lag():
+            yield
+        ending.set()
+        if not self.lifecycle.started:
+            keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        app.state.early_refusal.close()
+
+    async def _keep_open(self, app: FastAPI, ending: asyncio.Event) -> None:
+        try:
+            async with self.open_service() as app.state.tenants:
+                self.lifecycle.started = True
+                await ending.wait()
+        except Exception as error:
+            if self.lifecycle.started:
+                raise
+            self.lifecycle.failure = error
+            traceback = not isinstance(error, self.expected_failures)
+            log.error("start_failed", detail=str(error), exc_info=traceback)
+
+
 def create_app(
     settings: Settings,
     open_service: Callable[[], AbstractAsyncContextManager[Tenants[Service]]],
@@ -89,53 +132,26 @@ def create_app(
 ) -> FastAPI:
     """Build the HTTP app of the process with the model.
 
-    `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
-    with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
-    where it is one of `expected_failures`, by its traceback where it is not. `tracer`: None for no tracing.
-    `scenarios`: those that searches may name. `readers`: the processes that answer reads beside this one.
+    `open_service`, `expected_failures`: see ServiceLifespan. `tracer`: None for no tracing. `scenarios`: those that
+    searches may name. `readers`: the processes that answer reads beside this one.
     """
-
-    async def keep_open(app: FastAPI, ending: asyncio.Event) -> None:
-        try:
-            async with open_service() as app.state.tenants:
-                lifecycle.started = True
-                await ending.wait()
-        except Exception as error:
-            if lifecycle.started:
-                raise
-            lifecycle.failure = error
-            traceback = not isinstance(error, expected_failures)
-            log.error("start_failed", detail=str(error), exc_info=traceback)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ending = asyncio.Event()
-        keeping = asyncio.create_task(keep_open(app, ending), name="service")
-        async with telemetry.measuring_loop_lag():
-            yield
-        ending.set()
-        if not lifecycle.started:
-            keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
-        early_refusal.close()
-
-    app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
+    lifespan = ServiceLifespan(open_service, lifecycle, telemetry, expected_failures)
+    app = _new_app(lifespan.run, settings, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = settings.admin_port
     app.state.readers = readers or Readers(0)
     app.state.openapi_json = None
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
     routes = [route for router in ROUTERS for route in router.routes]
-    early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
+    app.state.early_refusal = EarlyRefusal(routes, gate, lifecycle, telemetry, lambda: app.state.tenants)
     problems.install(app, [*routes, *documentation.router.routes])
     short_path = _add_short_path(app, similar.router, similar.similar, settings, tracer)
     app.add_middleware(
         BodyLimit, limit=settings.max_body_bytes, total=settings.body_memory, max_line=settings.note_bytes
     )
-    _surround(app, settings, tracer)
+    _add_outer_middleware(app, settings, tracer)
     describe(app, routes)
-    app.state.early = (*short_path, early_refusal)
+    app.state.early = (*short_path, app.state.early_refusal)
     return app
 
 
@@ -163,7 +179,7 @@ def create_reader_app(
     app.include_router(reader.router)
     reader.pass_on_from(app, socket)
     app.state.early = _add_short_path(app, reader.router, reader.similar, settings, tracer)
-    _surround(app, settings, tracer)
+    _add_outer_middleware(app, settings, tracer)
     return app
 
 
@@ -217,7 +233,7 @@ def _add_short_path(
     return (short_path,)
 
 
-def _surround(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
+def _add_outer_middleware(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
     """Add the middleware around everything: web pages of other origins, and what each request gets."""
     if settings.cors_origins:
         app.add_middleware(

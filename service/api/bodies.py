@@ -54,9 +54,9 @@ class Turns:
         self._left -= size
         if self._left <= 0:
             self._left = SLICE_BYTES
-            await self.give()
+            await self.yield_now()
 
-    async def give(self) -> None:
+    async def yield_now(self) -> None:
         """Let other tasks run now."""
         await asyncio.sleep(0)
 

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute
 
 from service.access.gate import Gate
 from service.admission import Lane
-from service.api.access import caller_at_hand, may_need_engine, needed_scopes
+from service.api.access import caller_nowait, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
 from service.api.problems import MEDIA_TYPE, problem_of
@@ -80,7 +80,7 @@ class EarlyRefusal:
         given = dict(reversed(headers))  # of a header that is there twice the first counts
         if not UNDECIDED_HEADERS.isdisjoint(given):
             return None
-        caller = caller_at_hand(self._gate, self._get_tenants(), given, scopes)
+        caller = caller_nowait(self._gate, self._get_tenants(), given, scopes)
         urgency = _urgency(given)
         if caller is None or urgency is None:
             return None

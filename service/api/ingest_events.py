@@ -11,10 +11,10 @@ import orjson
 from fastapi import Request
 from pydantic import ValidationError
 
-from service.api.access import go_on
+from service.api.access import reauthorise
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
-from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.problems import ErrorBudget, invalid_value, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.api.schemas.export import problem_line
 from service.behaviour.co_occurrence import Read
@@ -32,8 +32,8 @@ MAX_ID = 128
 """Bound on the characters of a refused event's id that its result repeats."""
 
 
-class EventReader:
-    """Reads the events of one request. `service`: that of the caller's tenant."""
+class EventParser:
+    """Parses the events of one request. `service`: that of the caller's tenant."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -42,7 +42,7 @@ class EventReader:
         self._first = self._now - service.settings.event_seconds
         self._budget = ErrorBudget()
 
-    def read(self, raw: bytes, pointer: str = "") -> Event:
+    def parse(self, raw: bytes, pointer: str = "") -> Event:
         """Parse and check an event. Raises MalformedBody, InvalidInput at `pointer`, LimitExceeded."""
         if len(raw) > MAX_EVENT_BYTES:
             raise LimitExceeded("max_event_bytes", MAX_EVENT_BYTES)
@@ -50,7 +50,7 @@ class EventReader:
         try:
             sent = EventIn.model_validate(value)
         except ValidationError as error:
-            raise invalid_note(error, pointer) from error
+            raise invalid_value(error, pointer) from error
         event = sent.as_event(self._now)
         if event.type not in self._types:
             names = ", ".join(self._service.behaviour.types)
@@ -61,11 +61,11 @@ class EventReader:
             raise InvalidInput([FieldError(f"{pointer}/at", problem)])
         return event
 
-    def result(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
-        """Return an event of a list or a line, or else the result that says why it is refused; all results
+    def parse_or_refuse(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
+        """Parse an event of a list or a line; return it, or else the result that says why it is refused. All results
         together have the errors of one ErrorBudget. Raises MalformedBody."""
         try:
-            return self.read(raw, pointer)
+            return self.parse(raw, pointer)
         except InvalidInput as error:
             return self.refused(self._budget.shorten(error), sent_id(raw))
         except LimitExceeded as error:
@@ -103,7 +103,7 @@ def stored_result(event: Event, outcome: EventOutcome) -> dict[str, Any]:
 
 async def add_event(body: bytes, service: Service) -> EventOut:
     """Take in one event. Raises MalformedBody, InvalidInput, LimitExceeded, NoteNotFound, StoreUnavailable."""
-    event = EventReader(service).read(body)
+    event = EventParser(service).parse(body)
     (outcome,) = await service.behaviour.add([event])
     if outcome == "unknown_note":
         raise NoteNotFound(event.note_id)
@@ -114,9 +114,9 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody where the body is no list
     of items, LimitExceeded, StoreUnavailable."""
     limit = ("max_batch_events", service.settings.max_batch_events)
-    reader = EventReader(service)
-    read = await read_list(body, Turns(), limit, reader.result, reader.refused, EVENT_WORK)
-    return orjson.dumps({"results": await _add(read, service)})
+    parser = EventParser(service)
+    parsed = await read_list(body, Turns(), limit, parser.parse_or_refuse, parser.refused, EVENT_WORK)
+    return orjson.dumps({"results": await _add(parsed, service)})
 
 
 def check_event_lines(body: bytes) -> None:
@@ -129,48 +129,48 @@ async def add_event_lines(request: Request, body: bytes, service: Service) -> As
     """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
     refused alone. A failure of the store, or a key that opens nothing any more or has used up its tokens, ends the
     lines with a refused one; they end too when the caller has left."""
-    async with aclosing(_read_batches(body, service)) as batches:
-        async for read in batches:
+    async with aclosing(_parsed_batches(body, service)) as batches:
+        async for parsed in batches:
             if await request.is_disconnected():
                 return
             try:
-                await go_on(request)
-                results = await _add(read, service)
+                await reauthorise(request)
+                results = await _add(parsed, service)
             except NoteLLMError as error:
                 yield orjson.dumps(refused_result(error, None)) + b"\n"
                 return
             yield b"".join(orjson.dumps(result) + b"\n" for result in results)
 
 
-async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Event | dict[str, Any]]]:
-    """Yield what is read of up to STREAM_BATCH_SIZE lines at a time: an event, or the result that refuses it."""
-    reader, turns = EventReader(service), Turns()
-    read: list[Event | dict[str, Any]] = []
+async def _parsed_batches(body: bytes, service: Service) -> AsyncGenerator[list[Event | dict[str, Any]]]:
+    """Parse lines, and yield up to STREAM_BATCH_SIZE outcomes at a time: an event, or the result that refuses it."""
+    parser, turns = EventParser(service), Turns()
+    parsed: list[Event | dict[str, Any]] = []
     async with aclosing(body_lines(body, turns)) as lines:
         async for raw in lines:
             try:
-                read.append(reader.result(raw))
+                parsed.append(parser.parse_or_refuse(raw))
             except MalformedBody as error:
-                read.append(reader.refused(error))
+                parsed.append(parser.refused(error))
             await turns.work(max(len(raw), EVENT_WORK))
-            if len(read) == STREAM_BATCH_SIZE:
-                yield read
-                read = []
-    if read:
-        yield read
+            if len(parsed) == STREAM_BATCH_SIZE:
+                yield parsed
+                parsed = []
+    if parsed:
+        yield parsed
 
 
 async def lines_of_reads(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
     key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises TooManyWaiting,
     BehaviourBehind."""
-    with service.exports.take():
+    with service.exports.slot():
         for number, history in enumerate(service.behaviour.all_reads()):
             if number % CHECKED_READERS == 0:
                 if await request.is_disconnected():
                     return
                 try:
-                    await go_on(request)
+                    await reauthorise(request)
                 except NoteLLMError as error:
                     yield problem_line(problem_of(error))
                     return
@@ -183,13 +183,13 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
     """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is there. Where
     the store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
     TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
-    with service.reader_exports.take():
+    with service.reader_exports.slot():
         begun = False
         try:
             async for entries in service.behaviour.of_reader(reader):
                 if await request.is_disconnected():
                     return
-                await go_on(request)
+                await reauthorise(request)
                 begun = True
                 for piece in pieces_of(_event_line(entry) for entry in entries if entry.kind == "event"):
                     yield piece
@@ -213,8 +213,9 @@ def _event_line(entry: EventEntry) -> bytes:
     return orjson.dumps({"type": entry.type, "note_id": entry.note_id, "at": at, **details}) + b"\n"
 
 
-async def _add(read: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:
-    """Take in the events among what was read; return the results of all, in their order."""
-    events = [one for one in read if isinstance(one, Event)]
+async def _add(parsed: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:
+    """Take in the events among what was parsed; return the results of all, in their order. `parsed`: events, and the
+    results of those that are refused."""
+    events = [one for one in parsed if isinstance(one, Event)]
     outcomes = iter(zip(events, await service.behaviour.add(events), strict=True))
-    return [stored_result(*next(outcomes)) if isinstance(one, Event) else one for one in read]
+    return [stored_result(*next(outcomes)) if isinstance(one, Event) else one for one in parsed]

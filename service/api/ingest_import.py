@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
 
-from service.api.bodies import NDJSON, Turns, body_lines, media_type, parse_json, read_list
+from service.api.bodies import NDJSON, Turns, body_lines, media_type, read_list
 from service.api.bounds import check_import_size
-from service.api.ingest_list import MAX_ID
-from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.ingest_list import MAX_ID, parse_or_reject
+from service.api.problems import ErrorBudget, invalid_value, problem_of
 from service.api.schemas.export import VERSION, ImportIn, ImportItem
 from service.collection.importing import NoteToImport
 from service.container import Service
@@ -31,9 +30,12 @@ async def read_import(request: Request, service: Service) -> list[Item]:
     body, turns = await request.body(), Turns()
     if media_type(request.headers) == NDJSON:
         return await _read_lines(body, service, turns)
-    limit = ("max_batch_notes", service.settings.max_batch_notes)
-    read = partial(_read, service, ErrorBudget(), partial(_note, service))
-    items = await read_list(body, turns, limit, read, _rejected, MIN_ITEM_BYTES)
+    budget, limit = ErrorBudget(), ("max_batch_notes", service.settings.max_batch_notes)
+
+    def parse(raw: bytes, pointer: str) -> Item:
+        return _parse_item(raw, service, budget, _note)
+
+    items = await read_list(body, turns, limit, parse, _rejected, MIN_ITEM_BYTES)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
         raise InvalidInput([FieldError("", "names an id twice")])
@@ -49,7 +51,7 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
         async for raw in lines:
             number += 1
             try:
-                line = _read(service, budget, partial(_note_or_mark, service), raw)
+                line = _parse_item(raw, service, budget, _note_or_mark)
             except MalformedBody as error:
                 line = _rejected(error)
             if isinstance(line, NoteToImport):
@@ -70,38 +72,30 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
     return list(items.values())
 
 
-def _read(
-    service: Service, budget: ErrorBudget, make: Callable[[Any], T], raw: bytes, pointer: str = ""
-) -> T | ImportItem:
+def _parse_item(raw: bytes, service: Service, budget: ErrorBudget, make: Callable[[Any, Service], T]) -> T | ImportItem:
     """Return what `make` makes of an item's JSON, or the item's result where it is not valid. `budget`: that of the
     answer. Raises MalformedBody."""
-    value = None
-    try:
-        check_import_size(len(raw), service.settings)
-        value = parse_json(raw)
-        return make(value)
-    except InvalidInput as error:
-        return _rejected(budget.shorten(error), value)
-    except LimitExceeded as error:
-        return _rejected(error, value)
+    return parse_or_reject(
+        raw, service.settings, budget, check_import_size, lambda value: make(value, service), _rejected
+    )
 
 
-def _note(service: Service, value: Any) -> NoteToImport:
+def _note(value: Any, service: Service) -> NoteToImport:
     """Validate a note. Raises InvalidInput."""
     try:
         note = ImportIn.model_validate(value).as_import()
     except ValidationError as error:
-        raise invalid_note(error) from error
+        raise invalid_value(error) from error
     service.importer.check(note)
     return note
 
 
-def _note_or_mark(service: Service, value: Any) -> NoteToImport | dict[str, Any]:
+def _note_or_mark(value: Any, service: Service) -> NoteToImport | dict[str, Any]:
     """Return a note, or a line of an export that is none: its first one, its last one, or a removal. Raises
     InvalidInput."""
     if isinstance(value, dict) and "id" not in value and not value.keys().isdisjoint(("export", "removed", "end")):
         return value
-    return _note(service, value)
+    return _note(value, service)
 
 
 def _rejected(error: NoteLLMError, value: Any = None) -> ImportItem:

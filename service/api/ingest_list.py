@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import ValidationError
@@ -15,13 +15,15 @@ from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
-from service.api.problems import ErrorBudget, invalid_note, problem_of
+from service.api.problems import ErrorBudget, invalid_value, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
 from service.errors import InvalidInput, LimitExceeded, NoteLLMError
 from service.records import Attempt
 from service.settings import Settings
 
+T = TypeVar("T")
+R = TypeVar("R")
 MIN_NOTE_BYTES = 2048
 """A shorter note counts as this many bytes of work: validating it and writing its result take that long."""
 MAX_ID = 128
@@ -89,24 +91,43 @@ async def add_list(
 async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
     budget, limit = ErrorBudget(), ("max_batch_notes", settings.max_batch_notes)
 
-    def read(raw: bytes, pointer: str) -> Note | BatchItem:
-        return read_note(raw, settings, budget, pointer)
+    def parse(raw: bytes, pointer: str) -> Note | BatchItem:
+        return parse_note_or_reject(raw, settings, budget, pointer)
 
-    return Batch.of(await read_list(body, turns, limit, read, rejected, MIN_NOTE_BYTES))
+    return Batch.of(await read_list(body, turns, limit, parse, rejected, MIN_NOTE_BYTES))
 
 
-def read_note(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:
+def parse_note_or_reject(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:
     """Parse and validate one note; return it, or else the result that says why it is rejected. `budget`: that of the
     answer. Raises MalformedBody."""
+
+    def make(value: Any) -> Note:
+        return parse_note(value, pointer)
+
+    return parse_or_reject(raw, settings, budget, check_note_size, make, rejected, pointer)
+
+
+def parse_or_reject(
+    raw: bytes,
+    settings: Settings,
+    budget: ErrorBudget,
+    check_size: Callable[[int, Settings], None],
+    make: Callable[[Any], T],
+    reject: Callable[[NoteLLMError, Any], R],
+    pointer: str = "",
+) -> T | R:
+    """Return what `make` makes of an item's JSON, or else the result that `reject` makes of an error and of that JSON,
+    None where it was not parsed. `check_size`: raises LimitExceeded where the item has too many bytes. `budget`: that
+    of the answer. `make` raises InvalidInput, whose pointers begin with `pointer`. Raises MalformedBody."""
     value = None
     try:
-        check_note_size(len(raw), settings)
+        check_size(len(raw), settings)
         value = parse_json(raw, pointer)
-        return parse_note(value, pointer)
+        return make(value)
     except InvalidInput as error:
-        return rejected(budget.shorten(error), value)
+        return reject(budget.shorten(error), value)
     except LimitExceeded as error:
-        return rejected(error, value)
+        return reject(error, value)
 
 
 def parse_note(value: Any, pointer: str = "") -> Note:
@@ -114,7 +135,7 @@ def parse_note(value: Any, pointer: str = "") -> Note:
     try:
         return NoteIn.model_validate(value).as_note()
     except ValidationError as error:
-        raise invalid_note(error, pointer) from error
+        raise invalid_value(error, pointer) from error
 
 
 def rejected(error: NoteLLMError, value: Any = None) -> BatchItem:

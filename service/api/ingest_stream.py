@@ -17,11 +17,11 @@ from starlette.datastructures import Headers
 from model.note import Note
 from service.adding import Added, Generate
 from service.admission import Urgency
-from service.api.access import go_on
+from service.api.access import reauthorise
 from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
-from service.api.ingest_list import MIN_NOTE_BYTES, Batch, read_note, rejected
+from service.api.ingest_list import MIN_NOTE_BYTES, Batch, parse_note_or_reject, rejected
 from service.api.problems import ErrorBudget
 from service.api.schemas.notes import BatchItem
 from service.container import Service
@@ -51,7 +51,7 @@ async def add_stream(
             batch = await _read_lines(lines, service.settings, turns)
             attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
             place += len(lines)
-            await go_on(request)
+            await reauthorise(request)
             batch_urgency = replace(urgency, since=time.monotonic())
             added = await _add_when_admitted(batch.notes, service, generate, batch_urgency, batch.attempts(attempts))
             for item in batch.results(added, in_list=False):
@@ -62,7 +62,7 @@ async def add_stream(
 
 async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:
     """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut one byte beyond that
-    bound, so that memory is bounded and `read_note` still rejects it."""
+    bound, so that memory is bounded and `parse_note_or_reject` still rejects it."""
     max_bytes = settings.note_bytes
     rest = b""
     async for chunk in request.stream():
@@ -81,7 +81,7 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
     outcomes: list[Note | BatchItem] = []
     for raw in lines:
         try:
-            outcomes.append(read_note(raw, settings, ErrorBudget()))
+            outcomes.append(parse_note_or_reject(raw, settings, ErrorBudget()))
         except MalformedBody as error:
             outcomes.append(rejected(error))
         await turns.work(max(len(raw), MIN_NOTE_BYTES))

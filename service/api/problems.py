@@ -141,9 +141,9 @@ def plain_problem(status: int, detail: str, retry_after: int | None = None) -> P
 
 def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidInput:
     """Convert pydantic's or FastAPI's list of errors. The input is not repeated: it may not be encodable."""
-    told = failures[: errors.MAX_ERRORS]
-    fields = [FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in told]
-    return errors.InvalidInput(fields, len(failures) - len(told))
+    listed = failures[: errors.MAX_ERRORS]
+    fields = [FieldError(prefix + json_pointer(f["loc"]), detail_of(f)) for f in listed]
+    return errors.InvalidInput(fields, len(failures) - len(listed))
 
 
 def detail_of(failure: Any) -> str:
@@ -156,8 +156,8 @@ def detail_of(failure: Any) -> str:
     return str(failure["msg"])
 
 
-def invalid_note(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
-    """Convert pydantic's error about a note. `prefix`: pointer to the note in the body."""
+def invalid_value(error: ValidationError, prefix: str = "") -> errors.InvalidInput:
+    """Convert pydantic's error about a parsed value. `prefix`: pointer to the value in the body."""
     return invalid_input(error.errors(include_input=False, include_url=False), prefix)
 
 

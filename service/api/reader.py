@@ -68,8 +68,8 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     service = get_service(request)
     read_timeout(request)  # an invalid one is refused, as everywhere
     options = read_options(read_query(SimilarQuery, request), request, service, "/query")
-    wanted = options.min_log_position
-    if wanted and position_key(wanted) > position_key(service.index.position):
+    position = options.min_log_position
+    if position and position_key(position) > position_key(service.index.position):
         raise MustPassOn
     answer = await answer_nearest(note_id, options, service, ReadTime())
     if answer is None:

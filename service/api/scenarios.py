@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from service.api.bounds import check_search_options
-from service.api.problems import invalid_note
+from service.api.problems import invalid_value
 from service.api.schemas.common import Label
 from service.api.schemas.search import SearchDefaults
 from service.api.schemas.similar import RankingOptions
@@ -103,7 +103,7 @@ def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
         try:
             defaults = SearchDefaults.model_validate(fields)
         except ValidationError as error:
-            raise invalid_note(error) from error
+            raise invalid_value(error) from error
         check_search_options(defaults, "", settings)
     except InvalidInput as error:
         first = error.errors[0]

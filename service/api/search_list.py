@@ -23,7 +23,7 @@ from service.api.bodies import (
 )
 from service.api.bounds import check_note_size, check_search_options
 from service.api.included import IncludedFields, check_note_access
-from service.api.problems import invalid_note, problem_of
+from service.api.problems import invalid_value, problem_of
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
 from service.api.schemas.similar import IncludedField, SimilarOut
@@ -93,7 +93,7 @@ def _read_search(raw: bytes, request: Request, service: Service, scenarios: Scen
     try:
         body = SimilarIn.model_validate(parse_json(raw, max_containers=MAX_SEARCH_CONTAINERS))
     except ValidationError as error:
-        raise invalid_note(error) from error
+        raise invalid_value(error) from error
     check_note_access(body, request)
     options = with_scenario(body, scenarios)
     check_search_options(options, "", service.settings)

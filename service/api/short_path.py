@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access.gate import Gate
 from service.access.principal import Principal
-from service.api.access import caller_at_hand, name_tenant, needed_scopes
+from service.api.access import caller_nowait, name_tenant, needed_scopes
 from service.api.bodies import JSON
 from service.api.bounds import check_search_options
 from service.api.protocol import EarlyResponse
@@ -52,7 +52,7 @@ log = structlog.get_logger(__name__)
 
 
 class PlainRequest(NamedTuple):
-    """A request of the short path. `options`: what NearestNotes.find and at_hand take beside the note's id."""
+    """A request of the short path. `options`: what NearestNotes.find and find_nowait take beside the note's id."""
 
     note_id: str
     options: tuple[int, Filter, float | None]
@@ -92,7 +92,7 @@ class ShortPath:
         path, _, query = target.partition(b"?")
         try:
             request = self._read(path.decode(), query, given)
-            nearest = request and request.service.nearest.at_hand(request.note_id, *request.options)
+            nearest = request and request.service.nearest.find_nowait(request.note_id, *request.options)
             if request is None or nearest is None:
                 return None
             body = render_nearest(nearest, request.note_id, request.service.model)
@@ -146,7 +146,7 @@ class ShortPath:
         options = self._plain(query) if len(query) <= MAX_KEPT_BYTES else None
         if options is None:
             return None
-        caller = caller_at_hand(self._gate, self._get_tenants(), headers, self._scopes)
+        caller = caller_nowait(self._gate, self._get_tenants(), headers, self._scopes)
         if caller is None or caller[0].quota:
             return None
         return PlainRequest(address["note_id"], options, *caller)

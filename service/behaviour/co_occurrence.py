@@ -79,7 +79,7 @@ class Successor(NamedTuple):
 
     @property
     def readers(self) -> float:
-        """How many readers did so, each decayed with its age."""
+        """Readers of the note after the other one, each decayed with the age of the read."""
         return float(self.decays.sum())
 
 
@@ -136,17 +136,17 @@ def summed(lists: Iterable[Sequence[Successor]], without: Collection[str]) -> li
             by_id.setdefault(one.id, []).append(one)
     for note_id in without:
         by_id.pop(note_id, None)
-    scores = {note_id: sum(one.score for one in found) for note_id, found in by_id.items()}
+    scores = {note_id: sum(one.score for one in successors) for note_id, successors in by_id.items()}
     ranked = sorted(scores, key=lambda note_id: (-scores[note_id], note_id))
     return [Related(note_id, scores[note_id], _readers(by_id[note_id])) for note_id in ranked]
 
 
-def _readers(found: Sequence[Successor]) -> float:
+def _readers(successors: Sequence[Successor]) -> float:
     """Return how many readers read a note after any of several, each decayed with the age of its read of that note."""
-    if len(found) == 1:
-        return found[0].readers
-    _, first = np.unique(np.concatenate([one.numbers for one in found]), return_index=True)
-    return float(np.concatenate([one.decays for one in found])[first].sum())
+    if len(successors) == 1:
+        return successors[0].readers
+    _, first = np.unique(np.concatenate([one.numbers for one in successors]), return_index=True)
+    return float(np.concatenate([one.decays for one in successors])[first].sum())
 
 
 class CoOccurrence:
@@ -170,12 +170,12 @@ class CoOccurrence:
 
     @property
     def readers(self) -> int:
-        """How many readers have a history."""
+        """Readers that have a history."""
         return len(self._histories)
 
     @property
     def notes(self) -> int:
-        """How many notes are in a history."""
+        """Notes that are in a history."""
         return len(self._notes)
 
     @property

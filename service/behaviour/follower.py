@@ -99,7 +99,7 @@ class EventFollower:
 
     @property
     def reads(self) -> int:
-        """How many reads have been taken in since the stream was last read from its beginning."""
+        """Reads that have been taken in since the stream was last read from its beginning."""
         return self._filling.co_occurrence.reads
 
     @property

@@ -37,8 +37,8 @@ VERIFY_SECONDS = 3600.0
 """Bound on a comparison of index and store, which takes seconds for each 10,000 notes."""
 
 
-def print_version(asked: bool) -> None:
-    if asked:
+def print_version(show_version: bool) -> None:
+    if show_version:
         typer.echo(f"notellm {version('notellm')}")
         raise typer.Exit
 

@@ -155,8 +155,8 @@ class Download:
     def _check_same(self, head: dict[str, Any], line: dict[str, Any]) -> None:
         """Raise TransferFailed where the first line of an answer is of another export than that of the file."""
         # A service of an older version says neither.
-        told = [name for name in ("tenant", "vectors") if name in head and name in line]
-        if changed := [name for name in told if head[name] != line[name]]:
+        in_both = [name for name in ("tenant", "vectors") if name in head and name in line]
+        if changed := [name for name in in_both if head[name] != line[name]]:
             differences = ", ".join(f"{name} {head[name]}, here {line[name]}" for name in changed)
             raise TransferFailed(f"{self._part} is of another export ({differences}): remove it, or go on with that")
 

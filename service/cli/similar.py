@@ -15,9 +15,14 @@ from service.cli.terminal import MISUSED, complain, out, printable, show
 COLUMNS = ("no.", "score", Column("id", no_wrap=True), "title", "category", "author", "hashtags")
 SHOWN = {"id", "score", "position", "title", "hashtags", "category", "author", "duplicates", "explanation"}
 """Fields of an item that have a column or a line of their own."""
+NOT_FIELDS = frozenset(
+    {"note_id", "title", "content", "positive", "negative", "skip_missing", "body", "url", "api_key", "as_json"}
+)
+"""Parameters of the command that are not sent under their name; the others are fields of a search."""
 
 
 def similar(
+    ctx: typer.Context,
     note_id: Annotated[str | None, typer.Argument(help="A stored note.")] = None,
     *,
     title: Annotated[str, typer.Option(help="A text's title, instead of a note or beside it.")] = "",
@@ -62,40 +67,22 @@ def similar(
     as_json: AsJson = False,
 ) -> None:
     """Notes related to a stored one, to a text, or to several examples."""
-    options = {
-        "strategy": strategy,
-        "k": k,
-        "cursor": cursor,
-        "category": category,
-        "hashtag": hashtag,
-        "all_hashtag": all_hashtag,
-        "author": author,
-        "attribute": attribute,
-        "created_after": created_after,
-        "created_before": created_before,
-        "exclude": exclude,
-        "min_score": min_score,
-        "diversity": diversity,
-        "max_per_author": max_per_author,
-        "max_per_category": max_per_category,
-        "collapse_above": collapse_above,
-        "sources": sources,
-        "include": include,
-        "scenario": scenario,
-        "user": user,
-        "min_log_position": min_log_position,
-        "exact": exact or None,
-        "on_missing": "skip" if skip_missing else None,
-        "explain": explain or None,
-    }
     text = {name: value for name, value in (("title", title), ("content", content)) if value}
     examples = {"positive": positive or [], "negative": negative or []}
-    fields = _search(note_id, text, examples, _object(body) | {n: v for n, v in options.items() if v is not None})
+    on_missing = {"on_missing": "skip"} if skip_missing else {}
+    fields = _search(note_id, text, examples, _object(body) | _search_options(ctx) | on_missing)
     path = f"/notes/{quote(note_id, safe='')}/similar" if note_id else "/similar"
     answer = call(url, "POST", path, key=api_key, body=fields)
     show(answer, as_json, COLUMNS, [_row(item) for item in answer["items"]])
     if not as_json:
         _show_rest(answer)
+
+
+def _search_options(ctx: typer.Context) -> dict[str, Any]:
+    """Return the fields of a search that the command's options give: those with a value, which an option that was left
+    out, a list without items and a switch that is off do not have."""
+    given = {name: value for name, value in ctx.params.items() if name not in NOT_FIELDS}
+    return {name: value for name, value in given.items() if not (value is None or value is False or value in ((), []))}
 
 
 def _search(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from service.collection.log_reach import check_reaches
-from service.collection.places import Places
+from service.concurrency import ConcurrencyLimit
 from service.errors import IndexBehind
 from service.interfaces import NoteIndex, NoteStore
 from service.read_time import ReadTime
@@ -34,9 +34,9 @@ class Changes:
 
 
 class ChangeFeed:
-    """The change feed of one tenant. `waiters`: places for requests that wait."""
+    """The change feed of one tenant. `waiters` limits the requests that wait."""
 
-    def __init__(self, store: NoteStore, index: NoteIndex, waiters: Places) -> None:
+    def __init__(self, store: NoteStore, index: NoteIndex, waiters: ConcurrencyLimit) -> None:
         self._store = store
         self._index = index
         self._waiters = waiters
@@ -53,7 +53,7 @@ class ChangeFeed:
         changes = await self._read(after, limit)
         if changes.entries or not seconds:
             return changes
-        with self._waiters.take():
+        with self._waiters.slot():
             await self._wait_beyond(changes.position, until, is_ending)
         return await self._read(changes.position, limit)
 

@@ -70,11 +70,11 @@ def search_folders(folders: Iterable[Path], needles: Sequence[Needle]) -> Search
     distinct = {path.resolve(): path for folder in folders for path in _files(folder)}
     for path in sorted(distinct.values()):
         try:
-            length, found = _search_file(path, needles)
+            length, findings_of_file = _search_file(path, needles)
         except FileNotFoundError:  # a file of the server, or a snapshot, that another one has replaced
             continue
         files, size = files + 1, size + length
-        findings += found
+        findings += findings_of_file
     # A file that the server has replaced is removed by a thread of its own, a moment later.
     return Search(files, size, tuple(finding for finding in findings if Path(finding.file).exists()))
 

@@ -46,7 +46,7 @@ class LiveCentre:
         mean = sample.mean(axis=0) if self._share and len(sample) >= MIN_NOTES else None
         if not anew and mean is not None and self._mean is not None and np.linalg.norm(mean - self._mean) < MOVED:
             return
-        self._show(mean)
+        self._set_mean(mean)
 
     def arrays(self) -> Arrays:
         """Return the mean as a snapshot has it: no number where there is none."""
@@ -55,9 +55,9 @@ class LiveCentre:
 
     def restore(self, arrays: Arrays) -> None:
         """Take on the mean of a snapshot."""
-        self._show(np.array(arrays["mean"]) if len(arrays["mean"]) else None)
+        self._set_mean(np.array(arrays["mean"]) if len(arrays["mean"]) else None)
         self._changes = int(arrays["changes"][0])
 
-    def _show(self, mean: Vector | None) -> None:
+    def _set_mean(self, mean: Vector | None) -> None:
         self._mean = mean
         self.current = Centre() if mean is None else Centre(np.float32(self._share) * mean)

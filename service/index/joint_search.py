@@ -38,18 +38,18 @@ class JointIndex:
             segment.codes(count, call_size * len(segment) / rows)
             for segment, count in zip(segments, neighbours, strict=True)
         ]
-        if sum(found.saved_rows for found in codes if found) < MIN_SAVED_ROWS:
+        if sum(segment_codes.saved_rows for segment_codes in codes if segment_codes) < MIN_SAVED_ROWS:
             codes = [None] * len(segments)
         numbered = list(zip(segments, first_rows, codes, strict=True))
         others = [
             (segment, first, segment.faiss_index(count))
-            for (segment, first, found), count in zip(numbered, neighbours, strict=True)
-            if not found
+            for (segment, first, segment_codes), count in zip(numbered, neighbours, strict=True)
+            if not segment_codes
         ]
-        coded = [(segment, first, found.index) for segment, first, found in numbered if found]
+        coded = [(segment, first, segment_codes.index) for segment, first, segment_codes in numbered if segment_codes]
         self._others = _Group(others, gpu.concatenate if gpu else concatenated)
         self._coded = _Group(coded, concatenated) if coded else None
-        self._candidates = ceil(sum(found.candidates for found in codes if found))
+        self._candidates = ceil(sum(segment_codes.candidates for segment_codes in codes if segment_codes))
         """Rows to take by their codes."""
 
     def search(self, query: Vector, size: int) -> RankedRows:

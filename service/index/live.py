@@ -65,6 +65,20 @@ FREE_SCANS = 3
 """Scans for the last notes of a list, beside which changes may be applied, before one that holds changes up."""
 
 
+def _with_hashtags(
+    texts: LiveTexts, search: Callable[[int], Sequence[tuple[str, float]]], count: int
+) -> list[Neighbour]:
+    """Return `count` notes with hashtags, the best first; search deeper where too few of the hits have some. `search`:
+    returns as many ids and scores as it is given, or all there are."""
+    neighbours: list[Neighbour] = []
+    for factor in NEIGHBOUR_FACTORS:
+        hits = search(factor * count)
+        neighbours = texts.with_hashtags(hits)
+        if len(neighbours) >= count or len(hits) < factor * count:
+            break
+    return neighbours[:count]
+
+
 class LiveIndex:
     """NoteIndex over a backend that `make_index` makes.
 
@@ -190,7 +204,7 @@ class LiveIndex:
         self._sample_recall(hits, position, index, vector, min(k, recall_k or k), where, now)
         return hits
 
-    def search_at_once(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
+    def search_nowait(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
         if not self._state.built or not self._fits_loop(k, where):
             return None
         position, now, index = self._state.position, self._clock(), self._index
@@ -237,27 +251,12 @@ class LiveIndex:
             self._recall.offer(hits[:count], position, exactly)
 
     def find_neighbours(self, note: Note, vector: Vector, count: int) -> Neighbours:
-        now = self._clock()
-        notes = self._state.notes
+        now, notes = self._clock(), self._state.notes
         where = Filter(exclude=frozenset({note.id} - {""}))
-        by_vector: list[Neighbour] = []
-        for factor in NEIGHBOUR_FACTORS:
-            hits = notes.index.search(vector, factor * count, where, now)
-            by_vector = notes.texts.with_hashtags((hit.id, hit.score) for hit in hits)
-            if len(by_vector) >= count or len(hits) < factor * count:
-                break
-        return Neighbours(by_vector[:count], self._by_words(note, count, now))
-
-    def _by_words(self, note: Note, count: int, now: float) -> list[Neighbour]:
-        """Return the notes with hashtags that share the most words with `note`, as many as `count`."""
-        texts = self._state.notes.texts
-        by_words: list[Neighbour] = []
-        for factor in NEIGHBOUR_FACTORS:
-            hits = texts.by_words(note, factor * count, now)
-            by_words = texts.with_hashtags(hits)
-            if len(by_words) >= count or len(hits) < factor * count:
-                break
-        return by_words[:count]
+        return Neighbours(
+            _with_hashtags(notes.texts, lambda k: notes.index.search(vector, k, where, now), count),
+            _with_hashtags(notes.texts, lambda k: notes.texts.by_words(note, k, now), count),
+        )
 
     async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> dict[str, float]:
         with stage("index", "words"):

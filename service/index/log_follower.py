@@ -50,8 +50,8 @@ class Readiness:
     detail: str = "not built yet"
     target: str | None = None
 
-    def lose(self, detail: str) -> None:
-        """Be unready until the index reaches the end that the log has at its next read."""
+    def mark_unready(self, detail: str) -> None:
+        """Make the index unready until it reaches the end that the log has at its next read."""
         self.ready, self.target, self.detail = False, None, detail
 
     def advance(self, position: str, log_end: str) -> None:
@@ -134,16 +134,16 @@ class LogFollower:
                 await (self._read_log() if self._state.built else self._build())
                 pause = RETRY_SECONDS[0]
             except TenantRemoved as error:
-                self.readiness.lose(str(error))
+                self.readiness.mark_unready(str(error))
                 return
             except StoreUnavailable as error:
-                self.readiness.lose(str(error))
+                self.readiness.mark_unready(str(error))
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
             except Exception:
                 log.exception("index_failed", detail="rebuilding from the store")
                 self._state.built = False
-                self.readiness.lose("rebuilding after a failure, which the log line index_failed tells")
+                self.readiness.mark_unready("rebuilding after a failure, which the log line index_failed tells")
                 await asyncio.sleep(RETRY_SECONDS[1])
 
     async def expire(self) -> None:
@@ -162,7 +162,7 @@ class LogFollower:
                 self._store.forget_written()
                 notes = dict(zip(batch, stored, strict=True))
                 await self._writer.run(partial(self._state.notes.replace, notes))
-                self._state.tell_changed(notes)
+                self._state.notify_listeners(notes)
         self._state.unlogged_changes += 1
         self._maintainer.notify()
 
@@ -175,7 +175,7 @@ class LogFollower:
             await self._store.identity()  # a store that was removed has lost nothing
             state.check_log(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
-            self.readiness.lose("rebuilding: the log does not reach back to this index")
+            self.readiness.mark_unready("rebuilding: the log does not reach back to this index")
             await self._rebuild()
             return
         if entries:
@@ -208,7 +208,7 @@ class LogFollower:
         if snapshot is None:
             return False
         self.readiness.target = snapshot.log_end
-        await self._state.show(notes, snapshot.store_identity, snapshot.position)
+        await self._state.publish(notes, snapshot.store_identity, snapshot.position)
         self.readiness.advance(snapshot.position, snapshot.log_end)
         log.info("snapshot_loaded", vectors=len(notes.index), position=snapshot.position)
         return True
@@ -232,7 +232,7 @@ class LogFollower:
                     pass
             await self._writer.run(notes.other_space.sort)
             self._store.forget_written()
-            await state.show(notes, identity, position)
+            await state.publish(notes, identity, position)
         finally:
             state.rebuilding = False
             self._maintainer.notify()

@@ -22,7 +22,7 @@ class OtherSpaceNotes:
     """
 
     def __init__(self, positions: Mapping[str, str] = {}, expiries: Mapping[str, float] = {}) -> None:
-        """As `put` has the arguments."""
+        """Begin with the notes that `put` would take with these arguments."""
         self._keys: dict[str, PositionKey] = {}
         self._expiries: dict[str, float] = {}
         self._by_expiry: list[tuple[float, str]] = []
@@ -76,16 +76,16 @@ class OtherSpaceNotes:
 
     def written(self, first: PositionKey, last: PositionKey, count: int) -> dict[str, PositionKey]:
         """Return the `count` notes that were written first after `first`, and at `last` at the latest."""
-        found: dict[str, PositionKey] = {}
+        written: dict[str, PositionKey] = {}
         self.sort()
         with self._lock:
             place = bisect_right(self._by_key, first, key=lambda entry: entry[0])
-            while len(found) < count and place < len(self._by_key) and self._by_key[place][0] <= last:
+            while len(written) < count and place < len(self._by_key) and self._by_key[place][0] <= last:
                 key, note_id = self._by_key[place]
                 if self._keys.get(note_id) == key:
-                    found[note_id] = key
+                    written[note_id] = key
                 place += 1
-        return found
+        return written
 
     def sort(self) -> None:
         """Bring notes that came out of their order into it, as those of a scan: half a second for 300,000."""

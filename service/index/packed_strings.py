@@ -107,9 +107,9 @@ class PackedStrings:
         rows: dict[str, int] = {}
         for place, row, begin, end in zip(likely.tolist(), candidates.tolist(), begins, ends, strict=True):
             text = strings.texts[place]
-            found = row if str(self._memory[begin:end], "utf-8") == text else self.row(text)
-            if found is not None:
-                rows[text] = found
+            row_of_text = row if str(self._memory[begin:end], "utf-8") == text else self.row(text)
+            if row_of_text is not None:
+                rows[text] = row_of_text
         return rows
 
     def take(self, rows: Integers) -> PackedStrings:

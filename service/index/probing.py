@@ -131,8 +131,9 @@ def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neig
         steps_that_pay = [(enough, more) for enough, more in steps if more <= most]
         if not steps_that_pay:
             break
-        found = search_lists(codes, queries, steps_that_pay[-1][0], probing.scanned_lists(k))
-        is_true = np.stack([np.isin(rows, true) for rows, true in zip(found, true_neighbours[:, : k + 1], strict=True)])
+        candidate_rows = search_lists(codes, queries, steps_that_pay[-1][0], probing.scanned_lists(k))
+        pairs = zip(candidate_rows, true_neighbours[:, : k + 1], strict=True)
+        is_true = np.stack([np.isin(rows, true) for rows, true in pairs])
         candidates = [more for enough, more in steps_that_pay if _recall(is_true[:, :enough], k) >= RECALL]
         if not candidates:
             break

@@ -52,7 +52,7 @@ class Purger:
     async def _purge(self) -> None:
         notes = self._state.notes
         await self._writer.run(notes.drop_tombstones)
-        self._state.tell_changed(None)  # what is kept for answers may name removed notes
+        self._state.notify_listeners(None)  # what is kept for answers may name removed notes
         while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
             self._maintainer.notify()
             await asyncio.sleep(CHECK_SECONDS)

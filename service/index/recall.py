@@ -51,5 +51,5 @@ class RecallSampler:
         unchanged = position == self._state.position  # else a write may be the difference
         if unchanged and exact:
             lowest_score = exact[-1].score - SAME_SCORE
-            found = sum(hit.score >= lowest_score for hit in hits)
-            self._recalls.append(min(1.0, found / len(exact)))
+            neighbours = sum(hit.score >= lowest_score for hit in hits)
+            self._recalls.append(min(1.0, neighbours / len(exact)))

@@ -44,7 +44,7 @@ MIN_SHARED_ROWS = 4096
 """Rows that pass a filter from which on two threads search them: another thread takes 0.1 ms to begin."""
 FilteredRows = tuple[Bits | None, int]
 """The rows of a segment that pass a filter and their number, as `Segment.filter_rows` returns them."""
-Found = tuple[float, str, int]
+RowHit = tuple[float, str, int]
 """A row that a search found: its score times -1, the id of its note, and its number among the rows of all segments. So
 the best one is the smallest, and of equal scores the one with the smallest id."""
 
@@ -83,54 +83,54 @@ class SegmentSearcher:
         ]
         """Index over all segments, by call size."""
 
-    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Found]:
+    def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[RowHit]:
         """Find what VectorIndex.search returns. The result has the new row, the old row, or both rows of a note that is
         replaced meanwhile.
 
         FAISS cuts off any of equal scores. So neighbours beyond `k` are searched for as well, and more of them where
         the first have the score of the last one of the answer.
         """
-        found: list[Found] = []
+        row_hits: list[RowHit] = []
         for further in FURTHER_NEIGHBOURS if k > 0 else ():
-            found = self._search(vector, k + further, where, now, min(k, recall_k or k))
-            if len(found) < k + further or found[-1][0] > found[k - 1][0]:
+            row_hits = self._search(vector, k + further, where, now, min(k, recall_k or k))
+            if len(row_hits) < k + further or row_hits[-1][0] > row_hits[k - 1][0]:
                 break
-        return found[:k]
+        return row_hits[:k]
 
-    def _search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int) -> list[Found]:
+    def _search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int) -> list[RowHit]:
         if where.narrows:
             compiled, filtered = self._filter_at_one_moment(where, now)
             if where.exact:
                 return self._search_one_by_one(vector, k, compiled, filtered)
             matches = sum(count for _, count in filtered)
             visible = _InBitmaps([bits for bits, _ in filtered])
-            found, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
-            return sorted(found) if len(found) == k else self._search_filtered(vector, k, compiled, filtered)
+            row_hits, _ = self._search_in_one_call(vector, k, where.exclude, matches, visible, recall_k)
+            return sorted(row_hits) if len(row_hits) == k else self._search_filtered(vector, k, compiled, filtered)
         compiled = self._tag_dictionary.compile(where)
         if where.exact:
             return self._search_one_by_one(vector, k, compiled, self._filter_in_order(compiled, now))
         replaced_before, living = self.replaced, sum(segment.living for segment in self.segments)
-        found, met_hidden = self._search_in_one_call(
+        row_hits, met_hidden = self._search_in_one_call(
             vector, k, where.exclude, living, _Alive(self.segments, now), recall_k
         )
         # A hidden row may be the old row of a note whose new row came too late for this call.
         may_miss_a_note = met_hidden and self.replaced != replaced_before
-        if len(found) == k and not may_miss_a_note:
-            return sorted(found)
+        if len(row_hits) == k and not may_miss_a_note:
+            return sorted(row_hits)
         return self._search_one_by_one(vector, k, compiled, self._filter_in_order(compiled, now))
 
-    def rows(self, found: Sequence[Found]) -> IndexRows:
+    def rows(self, row_hits: Sequence[RowHit]) -> IndexRows:
         """Return the rows that a search found, as they are now."""
         name_of = self._tag_dictionary.name_of  # before the codes: it keeps the names of those that are forgotten
-        numbers = np.array([number for _, _, number in found], np.int64)
+        numbers = np.array([number for _, _, number in row_hits], np.int64)
         places = np.searchsorted(self._first_rows, numbers, "right") - 1
-        vectors, codes = np.empty((len(found), self._dimension), np.float32), np.empty((2, len(found)), np.int32)
+        vectors, codes = np.empty((len(row_hits), self._dimension), np.float32), np.empty((2, len(row_hits)), np.int32)
         for place in np.flatnonzero(np.bincount(places)).tolist():
             segment, at = self.segments[place], np.flatnonzero(places == place)
             rows = numbers[at] - self._first_rows[place]
             vectors[at] = segment.vectors(rows)
             codes[0, at], codes[1, at] = segment.columns.category[rows], segment.columns.author[rows]
-        return IndexRows([note_id for _, note_id, _ in found], vectors, codes[0], codes[1], name_of)
+        return IndexRows([note_id for _, note_id, _ in row_hits], vectors, codes[0], codes[1], name_of)
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         """Do what VectorIndex.passing does. A note that gets a new row meanwhile may be left out."""
@@ -189,14 +189,14 @@ class SegmentSearcher:
 
     def _search_one_by_one(
         self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Iterable[FilteredRows]
-    ) -> list[Found]:
+    ) -> list[RowHit]:
         """Search the older segments first: a row that is replaced in one of them meanwhile is found in a later one."""
         pairs = zip(self.segments, filtered, strict=True)
         return self._best((segment.search(vector, k, compiled, *rows) for segment, rows in pairs), k)
 
     def _search_filtered(
         self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Sequence[FilteredRows]
-    ) -> list[Found]:
+    ) -> list[RowHit]:
         """Search rows that were filtered before. The order of the segments does not matter then, and two threads may
         share them: to fetch rows from all over memory is waiting, which two cores do at once."""
         if sum(count for _, count in filtered) < MIN_SHARED_ROWS:
@@ -204,17 +204,17 @@ class SegmentSearcher:
         pairs = list(zip(self.segments, filtered, strict=True))
         return self._best(map_in_two_threads(lambda pair: pair[0].search(vector, k, compiled, *pair[1]), pairs), k)
 
-    def _best(self, ranked: Iterable[RankedRows], k: int) -> list[Found]:
+    def _best(self, ranked: Iterable[RankedRows], k: int) -> list[RowHit]:
         """Return the `k` best of the rows that were found in each segment."""
-        found: list[Found] = []
+        row_hits: list[RowHit] = []
         for segment, first, (scores, rows) in zip(self.segments, self._first_rows, ranked, strict=True):
             for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-                found.append((-score, segment.id(row), first + row))
-        return sorted(found)[:k]
+                row_hits.append((-score, segment.id(row), first + row))
+        return sorted(row_hits)[:k]
 
     def _search_in_one_call(
         self, vector: Vector, k: int, exclude: frozenset[str], matches: int, visible: Visible, recall_k: int
-    ) -> tuple[list[Found], bool]:
+    ) -> tuple[list[RowHit], bool]:
         """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
         are not visible.
 
@@ -230,21 +230,21 @@ class SegmentSearcher:
         at = bisect_left(CALL_SIZES, recalled_size - 1)
         keep = self._keep_in_loop if size <= MAX_LOOPED else self._keep_by_segment
         ranked = self._indexes[at].search(vector, size)
-        found, rows_of_each, met_hidden = keep(ranked, k, exclude, visible, recalled_size)
+        row_hits, rows_of_each, met_hidden = keep(ranked, k, exclude, visible, recalled_size)
         counts = zip(rows_of_each, self._expected_rows[at], strict=True)
         as_expected = all(count <= expected_count + 1 for count, expected_count in counts)
-        return found if as_expected else [], met_hidden
+        return row_hits if as_expected else [], met_hidden
 
     def _keep_in_loop(
         self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
-    ) -> tuple[list[Found], list[int], bool]:
+    ) -> tuple[list[RowHit], list[int], bool]:
         """Return the first `k` rows that are visible and not excluded; how many of the first `recalled_size` rows
         looked at are in each segment; and whether any row looked at is not visible."""
-        found: list[Found] = []
+        row_hits: list[RowHit] = []
         met_hidden = False
         rows_of_each = [0] * len(self.segments)
         for number, (score, label) in enumerate(zip(ranked[0].tolist(), ranked[1].tolist(), strict=True)):
-            if len(found) == k:
+            if len(row_hits) == k:
                 break
             place = bisect_right(self._first_rows, label) - 1
             rows_of_each[place] += number < recalled_size
@@ -252,12 +252,12 @@ class SegmentSearcher:
             if not visible.has(place, row):
                 met_hidden = True
             elif (note_id := segment.id(row)) not in exclude:
-                found.append((-score, note_id, label))
-        return found, rows_of_each, met_hidden
+                row_hits.append((-score, note_id, label))
+        return row_hits, rows_of_each, met_hidden
 
     def _keep_by_segment(
         self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
-    ) -> tuple[list[Found], list[int], bool]:
+    ) -> tuple[list[RowHit], list[int], bool]:
         """Return what `_keep_in_loop` does; the rows of each segment are looked up together."""
         scores, labels = ranked
         ids, is_visible = [""] * len(labels), np.empty(len(labels), np.bool_)
@@ -270,11 +270,11 @@ class SegmentSearcher:
                 ids[number] = note_id
         kept = [number for number in np.flatnonzero(is_visible).tolist() if ids[number] not in exclude][:k]
         looked_at = kept[-1] + 1 if len(kept) == k else len(labels)
-        found = list(
+        row_hits = list(
             zip((-scores[kept]).tolist(), [ids[number] for number in kept], labels[kept].tolist(), strict=True)
         )
         rows_of_each = np.bincount(places[: min(looked_at, recalled_size)], minlength=len(self.segments)).tolist()
-        return found, rows_of_each, not is_visible[:looked_at].all()
+        return row_hits, rows_of_each, not is_visible[:looked_at].all()
 
 
 class Visible(Protocol):

@@ -26,7 +26,7 @@ from service.index.merging import MERGE_FACTOR, MergePlanner, fragmented, groups
 from service.index.native import use_one_faiss_thread
 from service.index.packed_strings import HashedStrings, packed, unpacked
 from service.index.sealed import SealedSegment
-from service.index.searcher import Found, SegmentSearcher
+from service.index.searcher import RowHit, SegmentSearcher
 from service.index.segment import Segment
 from service.index.seqlock import SeqLock
 from service.index.tags import TagDictionary
@@ -92,7 +92,7 @@ class SegmentedIndex:
         self._centre = LiveCentre(mean_share)
         self._tag_dictionary = TagDictionary(attributes)
         self._rows_lock = SeqLock()
-        self._show(self._new_growing())
+        self._publish(self._new_growing())
         self._merges = MergePlanner[Segment]()
 
     def __len__(self) -> int:
@@ -148,10 +148,10 @@ class SegmentedIndex:
         """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
         if fragmented(full):
             growing = full.without_tombstones()
-            self._show(*self.all_segments[:-1], growing)
+            self._publish(*self.all_segments[:-1], growing)
         else:
             growing = self._new_growing()
-            self._show(*self.all_segments, growing)
+            self._publish(*self.all_segments, growing)
         return growing
 
     def remove(self, ids: Sequence[str]) -> None:
@@ -198,17 +198,17 @@ class SegmentedIndex:
         vectors = np.empty((len(note_ids), self._dimension), np.float32)
         codes = np.empty((2, len(note_ids)), np.int32)
         place_of, hashed = {note_id: place for place, note_id in enumerate(note_ids)}, HashedStrings.of(set(note_ids))
-        found = np.zeros(len(note_ids), np.bool_)
+        is_present = np.zeros(len(note_ids), np.bool_)
         for segment in segments:
             if rows_by_id := segment.rows_of_ids(hashed):
                 places, rows = [place_of[note_id] for note_id in rows_by_id], np.array(list(rows_by_id.values()))
                 vectors[places] = segment.vectors(rows)
                 codes[0, places], codes[1, places] = segment.columns.category[rows], segment.columns.author[rows]
-                found[places] = True
-        if found.all():
+                is_present[places] = True
+        if is_present.all():
             return IndexRows(list(note_ids), vectors, codes[0], codes[1], name_of)
-        ids = [note_ids[place] for place in np.flatnonzero(found).tolist()]
-        return IndexRows(ids, vectors[found], codes[0, found], codes[1, found], name_of)
+        ids = [note_ids[place] for place in np.flatnonzero(is_present).tolist()]
+        return IndexRows(ids, vectors[is_present], codes[0, is_present], codes[1, is_present], name_of)
 
     def ids(self) -> list[str]:
         return [note_id for segment in self.all_segments for note_id in segment.ids()]
@@ -224,12 +224,12 @@ class SegmentedIndex:
     def search_rows(
         self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None
     ) -> tuple[list[Hit], IndexRows]:
-        searcher, found = self._search(vector, k, where, now, recall_k)
-        return _hits(found), searcher.rows(found)
+        searcher, row_hits = self._search(vector, k, where, now, recall_k)
+        return _hits(row_hits), searcher.rows(row_hits)
 
     def _search(
         self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None
-    ) -> tuple[SegmentSearcher, list[Found]]:
+    ) -> tuple[SegmentSearcher, list[RowHit]]:
         """Return what a search found, and the searcher that found it.
 
         The search is repeated if a write beside it shows in its result (both rows of a replaced note, or an excluded
@@ -239,10 +239,10 @@ class SegmentedIndex:
             raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
         while True:
             searcher = self._searcher
-            found = searcher.search(vector, k, where, now, recall_k)
-            ids = {note_id for _, note_id, _ in found}
-            if searcher is self._searcher and len(ids) == len(found) and ids.isdisjoint(where.exclude):
-                return searcher, found
+            row_hits = searcher.search(vector, k, where, now, recall_k)
+            ids = {note_id for _, note_id, _ in row_hits}
+            if searcher is self._searcher and len(ids) == len(row_hits) and ids.isdisjoint(where.exclude):
+                return searcher, row_hits
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
         return self._searcher.passing(ids, where, now)
@@ -258,15 +258,15 @@ class SegmentedIndex:
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
     ) -> dict[str, PositionKey]:
         compiled = self._tag_dictionary.compile(where)
-        found: dict[str, PositionKey] = {}
+        written: dict[str, PositionKey] = {}
         for segment in self.all_segments:  # the newest row of a note is in the last segment that has it
-            found |= segment.written(compiled, after, until, count, now)
-        return dict(sorted(found.items(), key=lambda row: row[1])[:count])
+            written |= segment.written(compiled, after, until, count, now)
+        return dict(sorted(written.items(), key=lambda row: row[1])[:count])
 
     def drop_tombstones(self) -> None:
         growing = self._growing
         if growing.dead:
-            self._show(*self.all_segments[:-1], growing.without_tombstones())
+            self._publish(*self.all_segments[:-1], growing.without_tombstones())
         self._merges.drop_tombstones(self.all_segments)
         self._forget_unused_tags()
         if self.centre.vector is not None:
@@ -320,7 +320,7 @@ class SegmentedIndex:
             mask = np.unpackbits(alive[name], count=rows).astype(np.bool_)
             return SealedSegment.restored(name, arrays, mask, self._gpu)
 
-        self._show(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
+        self._publish(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
         self._count_changes(0)  # the snapshot may be of a time when the model left out nothing
 
     def plan(self) -> MergeJob | None:
@@ -345,7 +345,7 @@ class SegmentedIndex:
             merged.append(job.merged)
         place = min(i for i, segment in enumerate(self.all_segments) if id(segment) in sources)
         kept = [segment for segment in self.all_segments if id(segment) not in sources]
-        self._show(*kept[:place], *merged, *kept[place:])
+        self._publish(*kept[:place], *merged, *kept[place:])
         self._merges.finish([source.segment for source in job.sources], merged)
         self._forget_unused_tags()
 
@@ -366,10 +366,10 @@ class SegmentedIndex:
     def _new_growing(self) -> GrowingSegment:
         return GrowingSegment(self._growing_rows, self._dimension, self._tag_dictionary)
 
-    def _show(self, *segments: Segment) -> None:
+    def _publish(self, *segments: Segment) -> None:
         """Have these segments searched from now on."""
         self._searcher = SegmentSearcher(segments, self._dimension, self._tag_dictionary, self._rows_lock, self._gpu)
 
 
-def _hits(found: Sequence[Found]) -> list[Hit]:
-    return [Hit(note_id, -negated) for negated, note_id, _ in found]
+def _hits(row_hits: Sequence[RowHit]) -> list[Hit]:
+    return [Hit(note_id, -negated) for negated, note_id, _ in row_hits]

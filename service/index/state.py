@@ -165,7 +165,7 @@ class IndexState:
         """Do what NoteIndex.on_move does."""
         self._move_listeners.append(apply)
 
-    def tell_changed(self, notes: ChangedNotes | None, unmoved: Collection[str] = ()) -> None:
+    def notify_listeners(self, notes: ChangedNotes | None, unmoved: Collection[str] = ()) -> None:
         """Call all that on_change was given; and all that on_move was, unless all notes are `unmoved`: they could be
         found before, by the same vectors."""
         for apply in self._listeners:
@@ -183,10 +183,10 @@ class IndexState:
             self.lost = f"the log ends at {bounds.last} without {position}, which it had: acknowledged writes are lost"
             log.error("store_lost_writes", detail=self.lost)
 
-    async def show(self, notes: IndexedNotes, store_identity: str, position: str) -> None:
+    async def publish(self, notes: IndexedNotes, store_identity: str, position: str) -> None:
         """Have other notes searched: those that the store had at `position`, and perhaps later ones."""
         async with self._moved:
-            self.tell_changed(None)
+            self.notify_listeners(None)
             self.notes, self.store_identity, self.built = notes, store_identity, True
             self._position = position
             self._moved.notify_all()
@@ -195,7 +195,7 @@ class IndexState:
         """Set the position, and wake those who wait for it. `changed`: the notes that changed since the last; of these
         `unmoved` could be found before, by the same vectors."""
         async with self._moved:
-            self.tell_changed(changed, unmoved)
+            self.notify_listeners(changed, unmoved)
             self._position = position
             self._moved.notify_all()
 

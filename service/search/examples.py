@@ -25,7 +25,7 @@ from service.records import StoredNote, Unreadable, Vector
 from service.search.request import Example, SearchRequest
 from service.search.title_centre import TitleCentre
 
-Lacking = StoredNote | Unreadable | None
+UnusableExample = StoredNote | Unreadable | None
 """Content of the store under the id of an example that a search cannot use: a note whose vector is from another model,
 a note that cannot be decoded, or nothing."""
 OTHER_MODEL = "is of another model"
@@ -68,7 +68,7 @@ def check_examples(request: SearchRequest) -> None:
 async def read_examples(
     request: SearchRequest,
     texts: Sequence[Vector],
-    missing: Mapping[str, Lacking],
+    missing: Mapping[str, UnusableExample],
     index: NoteIndex,
     store: NoteStore,
     titles: TitleCentre,
@@ -76,25 +76,27 @@ async def read_examples(
     time_left: ReadTime,
 ) -> Examples:
     """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: examples that are known
-    to be lacking, by their ids. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
+    to be unusable, by their ids. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
     StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
     vectors = await _vectors(index, ids)
     missing = dict(missing)
     if unknown := [note_id for note_id in ids if note_id not in vectors]:
-        for note_id, known in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
-            if known is None or isinstance(known, Unreadable) or known.space != space:
-                missing[note_id] = known
-            elif known.vector is not None:
-                vectors[note_id] = known.vector
+        for note_id, stored in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
+            if stored is None or isinstance(stored, Unreadable) or stored.space != space:
+                missing[note_id] = stored
+            elif stored.vector is not None:
+                vectors[note_id] = stored.vector
     if missing and request.on_missing == "error":
         raise _refusal(request, missing)
-    read = iter(texts)
-    found = [vectors.get(one.note_id) if one.note_id else next(read) for one in request.examples]
+    text_vectors = iter(texts)
+    vectors_of_examples = [
+        vectors.get(example.note_id) if example.note_id else next(text_vectors) for example in request.examples
+    ]
     queries = [
-        None if vector is None else (titles.current() if is_title(one.note) else index.centre).query(vector)
-        for one, vector in zip(request.examples, found, strict=True)
+        None if vector is None else (titles.current() if is_title(example.note) else index.centre).query(vector)
+        for example, vector in zip(request.examples, vectors_of_examples, strict=True)
     ]
     pairs = list(zip(request.examples, queries, strict=True))
     positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
@@ -121,31 +123,32 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
     return {note_id: vector for note_id, vector in vectors.items() if vector is not None}
 
 
-def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLMError:
+def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample]) -> NoteLLMError:
     """Return the error of a search whose `missing` examples fail it: on_missing says so, or too few others are left to
-    rank by. Where the note of the address alone is lacking, the error is about that note."""
-    lacking = [
-        (one, note_id, missing[note_id])
-        for one in request.examples
-        if (note_id := one.note_id) is not None and note_id in missing
+    rank by. Where the note of the address alone is unusable, the error is about that note."""
+    unusable = [
+        (example, note_id, missing[note_id])
+        for example in request.examples
+        if (note_id := example.note_id) is not None and note_id in missing
     ]
-    of_address = len(lacking) == 1 and not lacking[0][0].pointer
+    of_address = len(unusable) == 1 and not unusable[0][0].pointer
     if of_address or request.on_missing == "error":
-        if others := [(one, note_id) for one, note_id, known in lacking if isinstance(known, StoredNote)]:
-            return OtherSpace(others[0][1], [FieldError(one.pointer, OTHER_MODEL) for one, _ in others if one.pointer])
-        for _, note_id, known in lacking:
-            if isinstance(known, Unreadable):
-                return StoredNoteUnreadable(note_id, known.reason)
+        if others := [(example, note_id) for example, note_id, stored in unusable if isinstance(stored, StoredNote)]:
+            fields = [FieldError(example.pointer, OTHER_MODEL) for example, _ in others if example.pointer]
+            return OtherSpace(others[0][1], fields)
+        for _, note_id, stored in unusable:
+            if isinstance(stored, Unreadable):
+                return StoredNoteUnreadable(note_id, stored.reason)
         if of_address:
-            return NoteNotFound(lacking[0][1])
-    errors = [FieldError(one.pointer, _what_is_wrong(note_id, known)) for one, note_id, known in lacking]
+            return NoteNotFound(unusable[0][1])
+    errors = [FieldError(example.pointer, _what_is_wrong(note_id, stored)) for example, note_id, stored in unusable]
     return ExamplesNotFound(errors, skipped=request.on_missing == "skip")
 
 
-def _what_is_wrong(note_id: str, known: Lacking) -> str:
-    if known is None:
+def _what_is_wrong(note_id: str, stored: UnusableExample) -> str:
+    if stored is None:
         return f"there is no note {note_id!r}"
-    return f"the note {note_id!r} " + ("cannot be read" if isinstance(known, Unreadable) else OTHER_MODEL)
+    return f"the note {note_id!r} " + ("cannot be read" if isinstance(stored, Unreadable) else OTHER_MODEL)
 
 
 def query_of(request: SearchRequest, examples: Examples) -> Query:

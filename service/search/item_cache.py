@@ -74,7 +74,7 @@ class ItemCache:
                 self._items.put(self._owner, note_id, item, item.size)
         return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
 
-    def at_hand(self, ids: Sequence[str]) -> list[RenderedItem] | None:
+    def get_nowait(self, ids: Sequence[str]) -> list[RenderedItem] | None:
         """Return the items of some notes where all are kept; None otherwise."""
         items = [item for item in self._kept(ids) if item]
         if len(items) < len(ids):

@@ -79,17 +79,17 @@ class NearestNotes:
             return None
         return _nearest(items, hits, position)
 
-    def at_hand(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Nearest | None:
+    def find_nowait(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Nearest | None:
         """Return what `find` does where that waits for nothing: the index has all changes, and the items are kept in
         memory. None otherwise."""
         if not self._freshness.is_current():
             return None
         position = self._index.position
-        hits = self._neighbours.at_hand(note_id, k, where)
+        hits = self._neighbours.search_nowait(note_id, k, where)
         if hits is None:
             return None
         hits = _from_score(hits, min_score)
-        kept = self._items.at_hand([note_id, *(hit.id for hit in hits)])
+        kept = self._items.get_nowait([note_id, *(hit.id for hit in hits)])
         items = kept and _present(kept, self._clock())
         return _nearest(items, hits, position) if items else None
 

@@ -121,7 +121,7 @@ class NeighbourCache:
     async def search(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
         """Return what NoteIndex.search finds for a query by a note, without the note itself; None where it has no
         row. A search raises IndexBehind before the index was first built."""
-        if (hits := self.at_hand(note_id, k, where)) is not None:
+        if (hits := self.search_nowait(note_id, k, where)) is not None:
             return hits
         question = self._question(note_id, where)
         if question is None:
@@ -130,7 +130,7 @@ class NeighbourCache:
         self._keep(note_id, k, where, question, hits)
         return hits
 
-    def at_hand(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
+    def search_nowait(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
         """Return what `search` does where that waits for nothing; None otherwise, and where the note has no row."""
         if where != UNCONDITIONAL or not self._lists.max_bytes:
             return None  # what is found could not be kept, and whoever lacks its items would search again
@@ -138,7 +138,7 @@ class NeighbourCache:
             self._from_memory.inc()
             return kept.hits
         question = self._question(note_id, where)
-        hits = None if question is None else self._index.search_at_once(question.query, k, question.where)
+        hits = None if question is None else self._index.search_nowait(question.query, k, question.where)
         if question is not None and hits is not None:
             self._keep(note_id, k, where, question, hits)
         return hits

@@ -51,7 +51,7 @@ class Pages:
         """Keep a list and answer with its first page. While the store is away that is the only one."""
         await notes.read(())  # the examples, where nothing was found
         try:
-            ranked = await time_left.wait(self._lists.hold(ranked))
+            ranked = await time_left.wait(self._lists.save(ranked))
         except StoreUnavailable:
             notes.degraded = True
         return await self._page(request, ranked, 0, notes, time_left)

@@ -26,7 +26,7 @@ from service.ranking.selection import SelectionOptions
 from service.ranking.strategies import NoDirection
 from service.read_time import ReadTime
 from service.records import RankedList, RankedNote, Similar, Vector
-from service.search.examples import Examples, Lacking, check_examples, query_of, read_examples
+from service.search.examples import Examples, UnusableExample, check_examples, query_of, read_examples
 from service.search.explanation import explain, explain_behaviour, explain_words
 from service.search.fusion import Evidence, FusedSource, find_nearest
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
@@ -42,7 +42,7 @@ from service.telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedSearch:
     """A search whose candidates are about to be ranked. `position`: log position that the index had before. `notes`:
     those that are read from the store for it. `words`, `behaviour`: None where they have no say."""
 
@@ -126,7 +126,7 @@ class NoteSearch:
         if texts is None:
             texts = await self.read_texts(request.texts, urgency) if request.texts else ()
         time_left = time_left or ReadTime()
-        missing: dict[str, Lacking] = {}
+        missing: dict[str, UnusableExample] = {}
         while True:
             examples = await read_examples(
                 request, texts, missing, self._index, self._store, self._titles, self._space, time_left
@@ -144,7 +144,7 @@ class NoteSearch:
         source, words, behaviour = await self._source(request, examples, where, notes)
         options = selection_options(request, source, self._clock())
         ranker = Ranker(self._index, source, where, request.min_score, options, notes)
-        search = Prepared(request, examples, position, notes, options, words, behaviour)
+        search = PreparedSearch(request, examples, position, notes, options, words, behaviour)
         if request.cursor is None:
             ranked = await self._list(search, await ranker.rank(request.k, verify=True))
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
@@ -212,7 +212,7 @@ class NoteSearch:
             detail = "and the negative examples cancel out; change the weights, or use the strategy best_score"
             raise InvalidInput([FieldError("/positive", detail)]) from error
 
-    async def _list(self, search: Prepared, ranking: Ranking) -> RankedList:
+    async def _list(self, search: PreparedSearch, ranking: Ranking) -> RankedList:
         """Return a ranking as a list, with explanations where they are asked for."""
         request, chosen = search.request, ranking.selection.chosen
         explained = {}

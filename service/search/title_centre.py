@@ -80,8 +80,8 @@ class TitleCentre:
             self._estimating = None
 
     async def _sample_mean(self) -> Centre:
-        found = await self._store.get(await self._index.sampled_ids(SAMPLED_TITLES))
-        stored = [one.note for one in found if isinstance(one, StoredNote)]
+        sample = await self._store.get(await self._index.sampled_ids(SAMPLED_TITLES))
+        stored = [one.note for one in sample if isinstance(one, StoredNote)]
         titles = [Note(title=note.title) for note in stored if note.title]
         if len(titles) < MIN_TITLES:
             return Centre()

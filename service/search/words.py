@@ -41,9 +41,9 @@ class WordEvidence:
         self._added: dict[str, float] = {}
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
-        found = await self._index.search_words(self._note, count, where, known)
-        self._scores = dict.fromkeys(known, 0.0) | found
-        return list(found)
+        word_scores = await self._index.search_words(self._note, count, where, known)
+        self._scores = dict.fromkeys(known, 0.0) | word_scores
+        return list(word_scores)
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
@@ -59,8 +59,8 @@ class WordEvidence:
     async def scores(self, ids: Sequence[str]) -> Numbers:
         """Return the word scores of notes, (N,), from 0 to 1."""
         if unknown := [note_id for note_id in ids if note_id not in self._scores]:
-            found = await self._index.search_words(self._note, 0, Filter(), unknown)
-            self._scores |= dict.fromkeys(unknown, 0.0) | found
+            word_scores = await self._index.search_words(self._note, 0, Filter(), unknown)
+            self._scores |= dict.fromkeys(unknown, 0.0) | word_scores
         return np.array([self._scores[note_id] for note_id in ids], np.float64)
 
     async def shared(self, notes: Sequence[Note]) -> list[tuple[str, ...]]:

@@ -252,15 +252,15 @@ class Connection:
     async def _must_wait(self) -> bool:
         """Return whether writes need WAITAOF. The answer may be another one after the next `durability` of any pool of
         the server. Raises StoreUnavailable, also where each answer was forgotten before it could be kept."""
-        if (known := self._server.waits_for_disk) is not None:
-            return known
+        if (waits := self._server.waits_for_disk) is not None:
+            return waits
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                while (asked := self._server.waits_for_disk) is None:
+                while (waits := self._server.waits_for_disk) is None:
                     await self._shared_probe.answer()
         except TimeoutError as error:
             raise StoreUnavailable(_reason(error)) from error
-        return asked
+        return waits
 
     async def durability(self) -> Durability:
         """Ask the server whether acknowledged writes survive its death. How it writes is kept, unless that was

@@ -139,11 +139,11 @@ return {removed, #entries == tonumber(ARGV[4]) and entries[#entries][1] or false
 # KEYS events; ARGV reader, first position, how many to look through. Answers the reader's events, and the position of
 # the last entry that was looked at, where more may follow.
 READ_EVENTS = """
-local entries, found = redis.call('XRANGE', KEYS[1], ARGV[2], '+', 'COUNT', ARGV[3]), {}
+local entries, of_reader = redis.call('XRANGE', KEYS[1], ARGV[2], '+', 'COUNT', ARGV[3]), {}
 for _, entry in ipairs(entries) do
-  if entry[2][6] == ARGV[1] and string.sub(entry[2][2], 1, 1) ~= '-' then found[#found + 1] = entry end
+  if entry[2][6] == ARGV[1] and string.sub(entry[2][2], 1, 1) ~= '-' then of_reader[#of_reader + 1] = entry end
 end
-return {found, #entries == tonumber(ARGV[3]) and entries[#entries][1] or false}
+return {of_reader, #entries == tonumber(ARGV[3]) and entries[#entries][1] or false}
 """
 
 log = structlog.get_logger(__name__)
@@ -229,10 +229,10 @@ class RedisEventStore:
         pseudonym, first = _pseudonym(reader, await self._read_salt()), b"-"
         while first:
             async with self._connection.call("read a reader's events"):
-                found, last = await self._connection.redis.eval(
+                entries, last = await self._connection.redis.eval(
                     READ_EVENTS, 1, self._keys.events, pseudonym, first, BATCH_SIZE
                 )
-            yield [decode_entry(*entry) for entry in found]
+            yield [decode_entry(*entry) for entry in entries]
             first = b"(" + last if last else b""
 
     async def forget(self, reader: str) -> int:

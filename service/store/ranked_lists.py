@@ -27,7 +27,7 @@ MAX_LIST_BYTES = 256 * 2**10
 """Bound on one list as it is kept, published at GET /limits: what does not fit is cut off its end."""
 
 # KEYS list, lists, identity; ARGV seconds, bound on lists, the identity that the store must have or "", header, notes.
-HOLD = """
+SAVE = """
 if ARGV[3] ~= '' and redis.call('GET', KEYS[3]) ~= ARGV[3] then return 'removed' end
 redis.set_repl(redis.REPL_NONE)
 local now = tonumber(redis.call('TIME')[1])
@@ -52,13 +52,13 @@ class RedisLists:
         self._seconds = seconds
         self._identity = identity
 
-    async def hold(self, ranked: RankedList) -> RankedList:
+    async def save(self, ranked: RankedList) -> RankedList:
         notes = list(_fitting(ranked))
         kept = ranked if len(notes) == ranked.total else _cut(ranked, len(notes))
         keys = [self._keys.list + ranked.id, self._keys.lists, self._keys.identity]
         arguments = (self._seconds, MAX_LISTS, self._identity, _encode_header(kept), *notes)
         async with self._connection.call("hold list"):
-            answer = await self._connection.redis.eval(HOLD, len(keys), *keys, *arguments)
+            answer = await self._connection.redis.eval(SAVE, len(keys), *keys, *arguments)
         if answer == REMOVED:
             raise TenantRemoved
         return kept

@@ -148,7 +148,7 @@ class RedisNoteStore:
             keys = [self._keys.log, *(self._keys.note + note_id for note_id in ids)]
             mode = "vectors" if with_vectors else "lengths"
             ((end, *rows),) = await self._send(Command(GET, keys, (mode, max_bytes)).words)
-        self._hear_of(end)
+        self._raise_known_position(end)
         now, notes = self._clock(), list[StoredNote | Unreadable | None]()
         for note_id, row in zip(ids[: len(rows)], rows, strict=True):
             try:
@@ -181,7 +181,7 @@ class RedisNoteStore:
         for write, by, result in zip(writes, names, results, strict=True):
             if result and result != LOST:
                 self._unreadable.pop(write.stored.note.id, None)
-                self._hear_of(result[1])
+                self._raise_known_position(result[1])
             else:
                 self._own.pop(by, None)
         if LOST in results:
@@ -199,7 +199,7 @@ class RedisNoteStore:
             raise PreconditionFailed(note_id)
         self._unreadable.pop(note_id, None)
         if position:
-            self._hear_of(position)
+            self._raise_known_position(position)
         return position.decode() if position else None
 
     async def delete_all(self, removals: Sequence[tuple[str, Condition | None]]) -> list[str | None]:
@@ -211,7 +211,7 @@ class RedisNoteStore:
         for (note_id, _), position in zip(removals, positions, strict=True):
             if position and position != MOVED:
                 self._unreadable.pop(note_id, None)
-                self._hear_of(position)
+                self._raise_known_position(position)
         return [position.decode() if position and position != MOVED else None for position in positions]
 
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
@@ -224,7 +224,7 @@ class RedisNoteStore:
         claims = decode_claims(answer, keys, token, seconds)
         for claim in claims:
             if claim.earlier:
-                self._hear_of(claim.earlier.position.encode())
+                self._raise_known_position(claim.earlier.position.encode())
         if any(claim.earlier for claim in claims):
             try:
                 await self.wait_for_disk()
@@ -267,7 +267,7 @@ class RedisNoteStore:
             await self.log_bounds()
         return results
 
-    def _hear_of(self, position: bytes) -> None:
+    def _raise_known_position(self, position: bytes) -> None:
         """Take note of a log position that the store told, before a caller hears of it."""
         if self._known:
             self._known.raise_to(position.decode())
@@ -297,7 +297,7 @@ class RedisNoteStore:
         async with self._call("log tail"):
             words = Command(LOG_TAIL, [self._keys.log], (after, count + 1)).words
             ((last, seconds, micros, entries),) = await self._send(words)
-        self._hear_of(last)
+        self._raise_known_position(last)
         time, end = int(seconds) + int(micros) / 1e6, last.decode()
         if end == after:
             return LogTail(frozenset(), time, end)
@@ -317,7 +317,7 @@ class RedisNoteStore:
 
     def _decode_bounds(self, answer: Any) -> LogBounds:
         bounds = decode_bounds(answer)
-        self._hear_of(bounds.last.encode())
+        self._raise_known_position(bounds.last.encode())
         return bounds
 
     async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:

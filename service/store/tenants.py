@@ -102,8 +102,8 @@ class RedisTenants:
         while cursor != 0:
             async with self._connection.call("remove tenant"):
                 redis = self._connection.redis
-                cursor, found = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
-                removed += await redis.unlink(*found) if found else 0
+                cursor, batch = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
+                removed += await redis.unlink(*batch) if batch else 0
         arguments = name, REMOVING, REMEMBERED_SECONDS
         await self._connection.write([Command(END_REMOVAL, [TENANTS, REMOVED_PREFIX + name], arguments)])
         log.info("tenant_removed", tenant=name, keys=removed)

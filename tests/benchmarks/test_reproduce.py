@@ -37,7 +37,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
     def run_module(*arguments: str | Path) -> None:
         run_notellm(*arguments)
-        if arguments[0] != "model.training.generation":
+        if arguments[0] != "model.training.writing":
             return
         out = Path(recorded[-1][recorded[-1].index("--out") + 1])
         shutil.copytree(reproduce.SHIPPED, out / reproduce.CHECKPOINT)
@@ -148,7 +148,7 @@ def test_fitted_checkpoint_learns_to_write_before_its_head_is_fitted_once(comman
     for name in ("fitted-categories-movielens_tmdb", "fitted-categories-kuairec"):
         reproduce.reproduce(DATA, name)
     writing, *others = commands
-    assert writing[:3] == ["model.training.generation", "--checkpoint", reproduce.SHIPPED]
+    assert writing[:3] == ["model.training.writing", "--checkpoint", reproduce.SHIPPED]
     assert writing[-2:] == ["--steps", str(reproduce.WRITING_STEPS[reproduce.FITTED])]
     assert [command[0] for command in others] == ["fit-categories", "evaluate", "evaluate"]
     sources = [option.partition("=")[0] for option in writing if option.endswith(("=0.55", "=0.3"))]
@@ -167,7 +167,7 @@ def test_taught_checkpoint_learns_to_write_before_its_least_score_is_fitted_once
     for _ in range(2):
         reproduce.reproduce(DATA, "taught-hashtags-microlens50k")
     writing, fit, *evaluations = commands
-    assert writing[:3] == ["model.training.generation", "--checkpoint", reproduce.SHIPPED]
+    assert writing[:3] == ["model.training.writing", "--checkpoint", reproduce.SHIPPED]
     notes = tmp_path / "writing" / "sources" / "microlens50k.jsonl.gz"
     assert str(notes.readlink()) == "/data/microlens50k/notes.jsonl.gz"
     shares = ["--lines", "0.15", "--notes", f"{notes}=0.7", "--notes", f"{reproduce.SAMPLES}=0.15", "--steps", "3100"]

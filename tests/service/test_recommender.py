@@ -22,6 +22,7 @@ from service.recommender import CHANGE_ATTEMPTS, GenerationDefaults, Recommender
 from service.records import Attempt, Condition, Generated, Write
 from service.search.search import NoteSearch
 from service.store.redis_store import RedisNoteStore
+from service.stored_notes import read_note
 from service.telemetry import Telemetry
 from tests.service.conftest import GatedStore, PreparedWords, WordEngine, batching, eventually, stored_note
 from tests.service.steps import NOTHING, add, add_one, related, similar_ids, soup
@@ -34,10 +35,12 @@ ALL = Generate(hashtags=2, category=True)
 # add
 
 
-async def test_a_new_note_is_created_and_stored_as_told(recommender: Recommender, engine: WordEngine) -> None:
+async def test_a_new_note_is_created_and_stored_as_told(
+    recommender: Recommender, embedded_store: RedisNoteStore, engine: WordEngine
+) -> None:
     added = await add_one(recommender, Note(id="a", title="hot soup", author="ann"))
     assert (added.status, added.stored.revision, added.usage) == ("created", 1, Usage(2, 0))
-    stored = await recommender.get("a")
+    stored = await read_note(embedded_store, "a")
     assert stored == replace(added.stored, vector=None)
     assert (stored.note.author, stored.space) == ("ann", engine.space)
 
@@ -68,11 +71,13 @@ async def test_new_fields_of_the_same_text_are_found_without_tokens(
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "1"])
-async def test_attribute_of_another_type_is_a_change(recommender: Recommender, value: Any) -> None:
+async def test_attribute_of_another_type_is_a_change(
+    recommender: Recommender, embedded_store: RedisNoteStore, value: Any
+) -> None:
     await add_one(recommender, Note(id="a", title="soup", attributes={"seats": 1}))
     added = await add_one(recommender, Note(id="a", title="soup", attributes={"seats": value}))
     assert (added.status, added.usage) == ("updated", Usage())
-    stored = (await recommender.get("a")).note.attributes["seats"]
+    stored = (await read_note(embedded_store, "a")).note.attributes["seats"]
     assert (stored, type(stored)) == (value, type(value))
 
 
@@ -93,11 +98,13 @@ async def test_earlier_answer_is_told_while_the_queue_is_full(
     assert again.stored.note.id == first.stored.note.id
 
 
-async def test_a_note_without_an_id_gets_one_of_its_own(recommender: Recommender) -> None:
+async def test_a_note_without_an_id_gets_one_of_its_own(
+    recommender: Recommender, embedded_store: RedisNoteStore
+) -> None:
     added = await add(recommender, Note(title="soup"), Note(title="soup"))
     ids = {a.stored.note.id for a in added}
     assert len(ids) == 2
-    assert all([(await recommender.get(i)).note.title == "soup" for i in ids])
+    assert all([(await read_note(embedded_store, i)).note.title == "soup" for i in ids])
 
 
 async def test_the_time_of_arrival_is_kept_where_the_author_gave_none(recommender: Recommender, clock: Clock) -> None:
@@ -110,20 +117,24 @@ async def test_the_time_of_arrival_is_kept_where_the_author_gave_none(recommende
     assert again.stored.note.created_at == arrived
 
 
-async def test_an_id_several_times_in_a_list_is_applied_in_order(recommender: Recommender) -> None:
+async def test_an_id_several_times_in_a_list_is_applied_in_order(
+    recommender: Recommender, embedded_store: RedisNoteStore
+) -> None:
     notes = [Note(id=i, title=t) for i, t in [("a", "x"), ("b", "y"), ("a", "z"), ("a", "z"), ("b", "y")]]
     added = await add(recommender, *notes)
     assert [a.status for a in added] == ["created", "created", "updated", "unchanged", "unchanged"]
     assert [a.stored.note.title for a in added] == ["x", "y", "z", "z", "y"]
-    stored = await recommender.get("a")
+    stored = await read_note(embedded_store, "a")
     assert (stored.note.title, stored.revision) == ("z", 2)
 
 
-async def test_a_long_list_comes_back_whole_and_in_order(recommender: Recommender) -> None:
+async def test_a_long_list_comes_back_whole_and_in_order(
+    recommender: Recommender, embedded_store: RedisNoteStore
+) -> None:
     notes = [Note(id=f"n{n % 90}", title=f"soup {n}") for n in range(200)]
     added = await add(recommender, *notes)
     assert [(a.stored.note.id, a.stored.note.title) for a in added] == [(n.id, n.title) for n in notes]
-    assert (await recommender.get("n5")).note.title == "soup 185"
+    assert (await read_note(embedded_store, "n5")).note.title == "soup 185"
 
 
 def test_turns_keep_every_note_once_in_its_ids_order() -> None:
@@ -140,14 +151,16 @@ async def test_an_empty_list_adds_nothing(recommender: Recommender) -> None:
     assert await add(recommender) == []
 
 
-async def test_a_failure_of_the_engine_stores_nothing(recommender: Recommender, engine: WordEngine) -> None:
+async def test_a_failure_of_the_engine_stores_nothing(
+    recommender: Recommender, embedded_store: RedisNoteStore, engine: WordEngine
+) -> None:
     engine.failure = RuntimeError()
     with pytest.raises(EngineFailed):
         await add(recommender, Note(id="a", title="soup"), Note(id="b", title="stew"))
     engine.failure = None
     for note_id in "ab":
         with pytest.raises(NoteNotFound):
-            await recommender.get(note_id)
+            await read_note(embedded_store, note_id)
     assert (await add_one(recommender, Note(id="a", title="soup"))).status == "created"
 
 
@@ -302,11 +315,13 @@ async def test_generation_asked_for_later_is_added_to_the_earlier(recommender: R
     assert both.stored.generated.category == category.stored.generated.category
 
 
-async def test_a_new_text_drops_what_was_generated_for_the_old(recommender: Recommender) -> None:
+async def test_a_new_text_drops_what_was_generated_for_the_old(
+    recommender: Recommender, embedded_store: RedisNoteStore
+) -> None:
     await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
     added = await add_one(recommender, Note(id="a", title="Travel is long"))
     assert (added.stored.generated.hashtags, added.stored.generated.category) == (None, None)
-    assert (await recommender.get("a")).category is None
+    assert (await read_note(embedded_store, "a")).category is None
 
 
 async def test_hashtags_that_were_not_found_are_not_generated_again(recommender: Recommender) -> None:
@@ -341,7 +356,9 @@ async def test_a_note_of_another_model_keeps_what_was_generated_until_it_is_aske
 # put, change, remove
 
 
-async def test_a_put_at_another_position_changes_nothing(recommender: Recommender) -> None:
+async def test_a_put_at_another_position_changes_nothing(
+    recommender: Recommender, embedded_store: RedisNoteStore
+) -> None:
     first = await add_one(recommender, Note(id="a", title="soup"))
     second = await recommender.put(Note(id="a", title="stew"), NOTHING, Condition((first.stored.position,)))
     assert second.stored.revision == 2
@@ -349,15 +366,17 @@ async def test_a_put_at_another_position_changes_nothing(recommender: Recommende
         await recommender.put(Note(id="a", title="lost"), NOTHING, Condition((first.stored.position,)))
     with pytest.raises(PreconditionFailed):
         await recommender.put(Note(id="unknown", title="lost"), NOTHING, Condition((first.stored.position,)))
-    assert (await recommender.get("a")).note.title == "stew"
+    assert (await read_note(embedded_store, "a")).note.title == "stew"
 
 
-async def test_a_change_is_made_to_the_note_as_it_is(recommender: Recommender, engine: WordEngine) -> None:
+async def test_a_change_is_made_to_the_note_as_it_is(
+    recommender: Recommender, embedded_store: RedisNoteStore, engine: WordEngine
+) -> None:
     first = await add_one(recommender, Note(id="a", title="soup", author="tom"))
     batches = len(engine.batches)
     added = await recommender.change("a", lambda note: replace(note, author="ann"), Condition((first.stored.position,)))
     assert (added.status, added.usage, len(engine.batches)) == ("updated", Usage(), batches)
-    assert (await recommender.get("a")).note == replace(first.stored.note, author="ann")
+    assert (await read_note(embedded_store, "a")).note == replace(first.stored.note, author="ann")
     with pytest.raises(PreconditionFailed):
         await recommender.change("a", lambda note: replace(note, author="lost"), Condition((first.stored.position,)))
     with pytest.raises(NoteNotFound):
@@ -365,7 +384,9 @@ async def test_a_change_is_made_to_the_note_as_it_is(recommender: Recommender, e
 
 
 @pytest.mark.parametrize("field", ["content", "author"])
-async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommender, field: str) -> None:
+async def test_concurrent_changes_of_one_note_are_all_made(
+    recommender: Recommender, embedded_store: RedisNoteStore, field: str
+) -> None:
     await add_one(recommender, Note(id="a", title="soup", content="-", author="-"))
 
     def append(n: int, note: Note) -> Note:
@@ -374,7 +395,7 @@ async def test_concurrent_changes_of_one_note_are_all_made(recommender: Recommen
 
     changes = (recommender.change("a", partial(append, n)) for n in range(30))
     await asyncio.gather(*changes)
-    stored = await recommender.get("a")
+    stored = await read_note(embedded_store, "a")
     assert sorted(getattr(stored.note, field).split()[1:], key=int) == [str(n) for n in range(30)]
     assert stored.revision == 31
 
@@ -405,16 +426,18 @@ async def test_change_that_meets_another_one_each_time_is_told_to_try_again(
         with pytest.raises(NoteContended, match="Try again"):
             await here.change("a", lambda note: replace(note, content="of lemons"))
         assert views == CHANGE_ATTEMPTS
-        assert (await here.get("a")).note.content == ""
+        assert (await read_note(embedded_store, "a")).note.content == ""
 
 
-async def test_a_removed_note_is_gone_everywhere(recommender: Recommender, search: NoteSearch) -> None:
+async def test_a_removed_note_is_gone_everywhere(
+    recommender: Recommender, embedded_store: RedisNoteStore, search: NoteSearch
+) -> None:
     await add(recommender, *soup(3))
     with pytest.raises(PreconditionFailed):
         await recommender.remove("n1", Condition(("1-0",)))
-    await recommender.remove("n1", Condition(((await recommender.get("n1")).position,)))
+    await recommender.remove("n1", Condition(((await read_note(embedded_store, "n1")).position,)))
     assert await similar_ids(search, "n0") == ["n2"]
-    for call in (recommender.get("n1"), related(search, "n1", 3), recommender.remove("n1")):
+    for call in (read_note(embedded_store, "n1"), related(search, "n1", 3), recommender.remove("n1")):
         with pytest.raises(NoteNotFound):
             await call
     assert (await add_one(recommender, soup(3)[1])).status == "created"

@@ -54,12 +54,12 @@ async def get_many(body: GetIn, service: ServiceDep) -> Response:
     Long notes, of more than `max_read_bytes` in all, do not fit into one answer: `unread` has the ids that are left, to
     ask for next.
     """
-    found = await get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
+    answer = await get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
     turns, notes = Turns(), list[bytes]()
-    for stored in found.notes:  # not a GetOut: a thousand vectors would hold the event loop for a tenth of a second
+    for stored in answer.notes:  # not a GetOut: a thousand vectors would hold the event loop for a tenth of a second
         notes.append(NoteWithVector.with_vector(stored, body.vectors).model_dump_json().encode())
         await turns.work(len(notes[-1]))
-    others = orjson.dumps({"missing": found.missing, "unreadable": found.unreadable, "unread": found.unread})
+    others = orjson.dumps({"missing": answer.missing, "unreadable": answer.unreadable, "unread": answer.unread})
     return Response(b'{"notes":[%s],%s' % (b",".join(notes), others[1:]), media_type="application/json")
 
 

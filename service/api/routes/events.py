@@ -124,7 +124,7 @@ async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceD
 
 async def forget(reader: str, service: Service) -> ForgottenOut:
     """Forget all events of a reader so far. Raises TooManyWaiting, StoreUnavailable, TenantRemoved."""
-    with service.erasures.take():
+    with service.erasures.slot():
         return ForgottenOut(events=await service.behaviour.forget(reader))
 
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
-from service.api.access import go_on, needs
+from service.api.access import needs, reauthorise
 from service.api.bodies import NDJSON, Turns, check_media_type
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
@@ -68,7 +68,7 @@ async def export_notes(request: Request, service: ServiceDep) -> Response:
 
 async def _lines(request: Request, service: Service, export: Export, form: VectorForm | None) -> AsyncGenerator[bytes]:
     """Yield the lines of an export, some at a time. A failure, and a key that was revoked, end it with a problem."""
-    with service.exports.take():
+    with service.exports.slot():
         status, engine = service.index.status(), service.recommender.engine
         about = status.vectors + status.other_space
         yield first_line(export, service.tenant, form, engine.space, engine.dimension, about)
@@ -78,7 +78,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                 async for changes in batches:
                     if await request.is_disconnected():
                         return
-                    await go_on(request)
+                    await reauthorise(request)
                     for piece in pieces_of(change_line(change, form) for change in changes):
                         yield piece
                         await turns.work(len(piece))

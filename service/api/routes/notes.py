@@ -29,7 +29,7 @@ from service.api.ingest_list import add_list, parse_note
 from service.api.ingest_stream import add_stream, is_note_stream
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse
-from service.api.problems import documented, invalid_note
+from service.api.problems import documented, invalid_value
 from service.api.schemas.common import NoteId
 from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch, RemovedOut
 from service.errors import FieldError, InvalidInput, MalformedHeader, PreconditionFailed
@@ -205,7 +205,7 @@ async def patch_note(
         try:
             whole = body.merged(note)
         except ValidationError as error:
-            raise invalid_note(error) from error
+            raise invalid_value(error) from error
         check_note_size(len(whole.model_dump_json(exclude_defaults=True).encode()), service.settings)
         return whole.as_note(note_id)
 

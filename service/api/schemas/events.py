@@ -50,9 +50,9 @@ class EventIn(Wire):
     @classmethod
     def _check_one_reader(cls, user: str | None, info: ValidationInfo) -> str | None:
         if "session" in info.data and (user is None) == (info.data["session"] is None):
-            found = "neither" if user is None else "both"
+            given = "neither" if user is None else "both"
             raise PydanticCustomError(
-                "reader", "must be given, or else session: this event has {found}", {"found": found}
+                "reader", "must be given, or else session: this event has {given}", {"given": given}
             )
         return user
 

@@ -10,7 +10,7 @@ import torch
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.training.export import argument_parser, main, with_settings
-from model.training.generation import MIN_HASHTAG_SCORE
+from model.training.writing import MIN_HASHTAG_SCORE
 from model.weights import SHIPPED_CHECKPOINT
 
 MAKEFILE = Path(__file__).resolve().parents[3] / "Makefile"

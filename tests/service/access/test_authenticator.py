@@ -284,14 +284,14 @@ async def test_last_use_is_recorded_after_an_outage(authenticator: Authenticator
     assert [list(used) for used in keys.used] == [[token.split("_")[1]]]
 
 
-async def test_keys_are_read_again_before_a_caller_at_hand_would_have_to_wait(
+async def test_keys_are_read_again_before_authenticate_nowait_would_return_none(
     authenticator: Authenticator, keys: Keys, now: Now
 ) -> None:
     token = keys.add()
     await sent(authenticator, token)
     for _ in range(10):
         now.seconds += AHEAD_SECONDS
-        assert [authenticator.at_hand(f"Bearer {token}") for _ in range(3)] != [None] * 3
+        assert [authenticator.authenticate_nowait(f"Bearer {token}") for _ in range(3)] != [None] * 3
         await asyncio.sleep(0)  # the reading takes its turn
         await asyncio.sleep(0)
     assert keys.reads == 11
@@ -305,12 +305,12 @@ async def test_keys_that_cannot_be_read_ahead_are_tried_once_a_second(
     keys.away = True
     now.seconds += AHEAD_SECONDS
     for _ in range(3):
-        assert authenticator.at_hand(f"Bearer {token}")
+        assert authenticator.authenticate_nowait(f"Bearer {token}")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert keys.reads == 2
     now.seconds += AHEAD_SECONDS
-    assert authenticator.at_hand(f"Bearer {token}") is None
+    assert authenticator.authenticate_nowait(f"Bearer {token}") is None
 
 
 async def test_caller_is_let_go_on_by_the_secret_and_the_quota_of_now(

@@ -114,7 +114,7 @@ class Counting(Turns):
         self.most = max(self.most, self._in_this)
         await super().work(size)
 
-    async def give(self) -> None:
+    async def yield_now(self) -> None:
         self.taken += 1
         self._in_this = 0
-        await super().give()
+        await super().yield_now()

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from service.collection.change_feed import ChangeFeed
-from service.collection.places import Places
+from service.concurrency import ConcurrencyLimit
 from service.errors import TooManyWaiting
 from service.index.live import LiveIndex
 from service.records import Write
@@ -17,16 +17,16 @@ from tests.service.conftest import GatedStore, stored_note
 pytestmark = pytest.mark.anyio
 
 
-def feed_of(store: GatedStore, index: LiveIndex, places: int) -> ChangeFeed:
-    return ChangeFeed(store, index, Places("max_change_waiters", places))
+def feed_of(store: GatedStore, index: LiveIndex, limit: int) -> ChangeFeed:
+    return ChangeFeed(store, index, ConcurrencyLimit("max_change_waiters", limit))
 
 
-async def test_request_beyond_the_bound_is_refused_and_its_place_is_free_again(
+async def test_request_beyond_the_bound_is_refused_and_its_slot_is_free_again(
     embedded_store: GatedStore, live_index: LiveIndex
 ) -> None:
-    places = Places("max_change_waiters", 1)
-    feed = ChangeFeed(embedded_store, live_index, places)
-    with places.take(), pytest.raises(TooManyWaiting, match="max_change_waiters = 1"):
+    waiters = ConcurrencyLimit("max_change_waiters", 1)
+    feed = ChangeFeed(embedded_store, live_index, waiters)
+    with waiters.slot(), pytest.raises(TooManyWaiting, match="max_change_waiters = 1"):
         await feed.read(None, 10, 0.001)
     assert (await feed.read(None, 10, 0.001)).entries == []
     after = (await embedded_store.log_bounds()).last
@@ -38,7 +38,7 @@ async def test_request_beyond_the_bound_is_refused_and_its_place_is_free_again(
 async def test_request_that_waits_is_answered_when_the_process_ends(
     embedded_store: GatedStore, live_index: LiveIndex
 ) -> None:
-    feed = feed_of(embedded_store, live_index, places=1)
+    feed = feed_of(embedded_store, live_index, limit=1)
     async with asyncio.timeout(10):
         assert (await feed.read(None, 10, 30.0, is_ending=lambda: True)).entries == []
 
@@ -46,7 +46,7 @@ async def test_request_that_waits_is_answered_when_the_process_ends(
 async def test_changes_are_read_in_parts_and_a_purge_is_none_of_them(
     embedded_store: GatedStore, live_index: LiveIndex, embedded_admin: redis.Redis
 ) -> None:
-    feed = feed_of(embedded_store, live_index, places=1)
+    feed = feed_of(embedded_store, live_index, limit=1)
     for note_id in "abc":
         await embedded_store.put([Write(stored_note(note_id))])
     embedded_admin.xadd("{notes}:log", {"id": "", "op": "purge"})

@@ -16,6 +16,7 @@ from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Generated
 from service.store.redis_store import RedisNoteStore
+from service.stored_notes import read_note
 from service.telemetry import Telemetry
 from tests.service.conftest import SPACE, WordEngine, batching, note_vector
 
@@ -36,28 +37,28 @@ def importer(recommender: Recommender, embedded_store: RedisNoteStore, clock: Cl
 
 
 async def test_note_with_a_vector_and_no_time_has_that_of_its_arrival(
-    importer: Importer, recommender: Recommender, clock: Clock
+    importer: Importer, embedded_store: RedisNoteStore, clock: Clock
 ) -> None:
     note = Note(id="a", title="soup")
     await importer.add([with_vector(note)], False, PATIENT)
-    arrived = (await recommender.get("a")).note.created_at
+    arrived = (await read_note(embedded_store, "a")).note.created_at
     assert arrived == pytest.approx(clock(), abs=60)
     clock.offset += 1000
     (again,) = await importer.add([with_vector(note)], True, PATIENT)
     assert again.status == "unchanged"
     await importer.add([with_vector(replace(note, author="ann"))], True, PATIENT)
-    assert (await recommender.get("a")).note == replace(note, author="ann", created_at=arrived)
+    assert (await read_note(embedded_store, "a")).note == replace(note, author="ann", created_at=arrived)
 
 
 async def test_note_that_differs_in_the_type_of_an_attribute_alone_is_replaced(
-    importer: Importer, recommender: Recommender
+    importer: Importer, embedded_store: RedisNoteStore
 ) -> None:
     note = Note(id="a", title="soup", created_at=1.0, attributes={"seats": 1})
     await importer.add([with_vector(note)], False, PATIENT)
     changed = replace(note, attributes={"seats": True})
     (outcome,) = await importer.add([with_vector(changed)], True, PATIENT)
     assert outcome.status == "updated"
-    assert (await recommender.get("a")).note.attributes["seats"] is True
+    assert (await read_note(embedded_store, "a")).note.attributes["seats"] is True
 
 
 async def test_note_that_has_expired_since_its_export_is_left_out(

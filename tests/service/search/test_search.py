@@ -27,6 +27,7 @@ from service.search.words import query_note
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import DEFAULT_KEYS
 from service.store.ranked_lists import RedisLists
+from service.stored_notes import read_note
 from service.telemetry import Telemetry
 from tests.service.conftest import (
     CATEGORIES,
@@ -188,7 +189,7 @@ async def test_a_caller_that_leaves_does_not_part_store_and_index(
     adding.cancel()
     await asyncio.gather(adding, return_exceptions=True)
     embedded_store.release()
-    await live_index.wait_for((await recommender.get("a")).position, 10)
+    await live_index.wait_for((await read_note(embedded_store, "a")).position, 10)
     assert live_index.vector("a") is not None
 
 

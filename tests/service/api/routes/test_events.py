@@ -290,7 +290,7 @@ def test_exports_run_for_as_many_callers_as_the_limits_say(
             all_held.set()
         await asyncio.to_thread(release.wait, 60)
 
-    monkeypatch.setattr(f"{module}.go_on", hold)
+    monkeypatch.setattr(f"{module}.reauthorise", hold)
     with ThreadPoolExecutor(bound) as threads:
         exports = [threads.submit(client.get, path) for _ in range(bound)]
         assert all_held.wait(60)

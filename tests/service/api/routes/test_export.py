@@ -187,7 +187,7 @@ def test_export_whose_store_goes_away_ends_with_a_problem_and_is_gone_on_with(
         whole = export(client)
         with monkeypatch.context() as patch:
             patch.setattr("service.collection.export.BATCH_SIZE", 1)
-            patch.setattr("service.api.routes.export.go_on", stop_store)
+            patch.setattr("service.api.routes.export.reauthorise", stop_store)
             *seen, last = export(client)
         assert seen == whole[:2]
         assert last["problem"]["type"].endswith("/store-unavailable")

@@ -20,7 +20,7 @@ import structlog
 from fastapi import Request
 
 from service.access.principal import Scope
-from service.api.access import go_on
+from service.api.access import reauthorise
 from tests.service.api.conftest import Serve, eventually_true
 from tests.service.conftest import DebianRedis
 
@@ -457,15 +457,15 @@ def test_events_end_with_a_problem_when_their_key_is_revoked(
     key = create(root, tenant="tellers", scopes=["notes.write", "events"])
     calls = count()
 
-    async def go_on_revoked(request: Request) -> None:
+    async def reauthorise_revoked(request: Request) -> None:
         if next(calls) == 1:
             assert await asyncio.to_thread(lambda: root.delete(f"/keys/{key['prefix']}").status_code) == 204
-        await go_on(request)
+        await reauthorise(request)
 
     with under(closed_url, key["key"]) as client:
         client.put("/notes/a", json={"title": "a"})
         monkeypatch.setattr("service.api.ingest_events.STREAM_BATCH_SIZE", 1)
-        monkeypatch.setattr("service.api.ingest_events.go_on", go_on_revoked)
+        monkeypatch.setattr("service.api.ingest_events.reauthorise", reauthorise_revoked)
         events = [{"event_id": f"n{i}", "type": "click", "note_id": "a", "user": "u9"} for i in range(3)]
         body = "\n".join(map(json.dumps, events))
         answer = client.post("/events", content=body, headers={"Content-Type": "application/x-ndjson"})
@@ -527,11 +527,11 @@ def test_export_ends_with_a_problem_when_its_key_is_revoked(
     key = create(root, tenant=f"exports{path.replace('/', '-')}", scopes=["notes.read", "notes.write", "events"])
     calls, begun, revoked = count(), threading.Event(), threading.Event()
 
-    async def go_on_slowly(request: Request) -> None:
+    async def reauthorise_slowly(request: Request) -> None:
         if next(calls) == 1:
             begun.set()
             await asyncio.to_thread(revoked.wait, 60)
-        await go_on(request)
+        await reauthorise(request)
 
     with under(closed_url, key["key"]) as client, ThreadPoolExecutor(1) as threads:
         for note_id in ("a", "b"):
@@ -540,7 +540,7 @@ def test_export_ends_with_a_problem_when_its_key_is_revoked(
         assert client.post("/events", json=events).status_code == 207
         eventually_true(lambda: len(client.get("/events/reads").text.splitlines()) == 2)
         monkeypatch.setattr(batch_size, 1)
-        monkeypatch.setattr(f"{module}.go_on", go_on_slowly)
+        monkeypatch.setattr(f"{module}.reauthorise", reauthorise_slowly)
         export = threads.submit(client.get, path)
         assert begun.wait(60)
         assert root.delete(f"/keys/{key['prefix']}").status_code == 204

@@ -1,6 +1,6 @@
 """Teaching a frozen trunk to write: a LoRA that is active after the read-out position alone (aLoRA, arXiv 2504.12397).
 
-    python -m model.training.generation --checkpoint FOLDER --out FOLDER --notes FILE=SHARE ... [--minutes N]
+    python -m model.training.writing --checkpoint FOLDER --out FOLDER --notes FILE=SHARE ... [--minutes N]
 
 The trunk reads a note without gradients, so its vector and its KV cache stay what they are; the adapter reads the tasks
 and the output. All outputs of a note are branches of one tree: each hashtag follows the hashtag task as if it were the

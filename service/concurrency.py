@@ -1,4 +1,4 @@
-"""Places: a bound on requests of a kind that run at one time."""
+"""ConcurrencyLimit: a bound on requests of a kind that run at one time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from service.errors import TooManyWaiting
 
 
-class Places:
-    """`limit` places, published at GET /limits as `bound`."""
+class ConcurrencyLimit:
+    """At most `limit` requests at a time hold a slot. `bound` is the limit's name at GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
         self._bound = bound
@@ -17,8 +17,8 @@ class Places:
         self._taken = 0
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """Hold a place for the block. Raises TooManyWaiting where none is free."""
+    def slot(self) -> Iterator[None]:
+        """Hold a slot for the block. Raises TooManyWaiting where none is free."""
         if self._taken >= self._limit:
             raise TooManyWaiting(self._bound, self._limit)
         self._taken += 1

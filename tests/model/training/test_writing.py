@@ -23,7 +23,8 @@ from model.note import Note
 from model.notellm import NoteLLM
 from model.prompt import Prompt
 from model.training import writing_examples
-from model.training.generation import (
+from model.training.recipe import RecipeError
+from model.training.writing import (
     LINES,
     LOG,
     GenerationRecipe,
@@ -32,7 +33,6 @@ from model.training.generation import (
     load_for_writing,
     main,
 )
-from model.training.recipe import RecipeError
 from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
@@ -44,7 +44,7 @@ RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in ("model.training.generation.bfloat16_pays", "model.training.writing_loss.bfloat16_pays"):
+    for path in ("model.training.writing.bfloat16_pays", "model.training.writing_loss.bfloat16_pays"):
         monkeypatch.setattr(path, lambda device: False)
 
 
