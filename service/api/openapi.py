@@ -76,6 +76,9 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             stream.pop("504")  # it is the event `problem` there
             nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
             _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
+            for parameter in nearest:  # a query parameter repeats the description of its schema
+                if "description" in parameter["schema"]:
+                    parameter["description"] = parameter["schema"]["description"]
             for probe in ("/startupz", "/readyz"):  # with a key they tell numbers
                 schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
             for (method, path), example in EXAMPLES.items():
