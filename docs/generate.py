@@ -60,9 +60,11 @@ def api_page(openapi: Json) -> str:
         parts += [operation_section(title, operation) for title, operation in group]
     parts.append("## Schemas")
     parts += [schema_section(name, schema) for name, schema in openapi["components"]["schemas"].items()]
-    return "\n\n".join(parts) + "\n"
+    return DOCUMENT.sub(r"[\1](\1)", "\n\n".join(parts)) + "\n"
 
 
+DOCUMENT = re.compile(r"docs/([\w/-]+\.md(?:#[\w-]+)?)")
+"""A page that a description names; the API page links it."""
 API_INTRODUCTION = """# API
 
 Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
@@ -137,7 +139,12 @@ def meaning_of(parameter: Json) -> str:
 
 def content_types(content: Json) -> str:
     """Media types with the schema of each."""
-    return ", ".join(f"`{media}` {type_of(body.get('schema', {}))}".strip() for media, body in content.items())
+    return ", ".join(f"`{media}` {content_type(body.get('schema', {}))}".strip() for media, body in content.items())
+
+
+def content_type(schema: Json) -> str:
+    """The type of a body; of NDJSON, what its lines are."""
+    return f"({schema['description']})" if schema.get("type") == "string" else type_of(schema)
 
 
 def schema_section(name: str, schema: Json) -> str:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type, one_list_or_stream
+from service.api.bodies import NDJSON, Turns, check_media_type, is_list, lines, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
 from service.api.ingest_events import (
     add_event,
@@ -29,8 +29,9 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
-LINES: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {"schema": {"type": "string"}}}}}
-"""OpenAPI description of an answer in lines."""
+EVENT_LINES = lines(
+    "one event a line: `type`, `note_id`, `at`, and the details that it was sent with; or a last `problem`"
+)
 REPORT_SECONDS = 604_800.0
 """Time that a report covers by default: a week."""
 POST_BODY = one_list_or_stream("EventIn", "event")
@@ -45,7 +46,7 @@ POST_BODY = one_list_or_stream("EventIn", "event")
             "description": "Accepted, or accepted before; for NDJSON results, one a line",
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/EventOut"}},
-                NDJSON: {"schema": {"type": "string"}},
+                **lines("one EventOut a line"),
             },
         },
         207: {
@@ -73,7 +74,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 @router.get(
     "/events/reads",
     response_class=Response,
-    responses={**LINES, **documented(429, 503)},
+    responses={200: {"content": lines("one read a line: `user`, `note`, `time`, `rating`")}, **documented(429, 503)},
 )
 @needs(Scope.EVENTS)
 async def export_reads(request: Request, service: ServiceDep) -> Response:
@@ -85,7 +86,7 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 @router.get(
     "/users/{user}/events",
     response_class=Response,
-    responses={**LINES, **documented(422, 429, 503)},
+    responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
@@ -99,7 +100,7 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
 @router.get(
     "/sessions/{session}/events",
     response_class=Response,
-    responses={**LINES, **documented(422, 429, 503)},
+    responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:

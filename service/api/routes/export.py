@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import go_on, needs
-from service.api.bodies import NDJSON, Turns, check_media_type
+from service.api.bodies import NDJSON, Turns, check_media_type, lines
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import MIN_ITEM_BYTES, read_import
@@ -32,6 +32,10 @@ from service.collection.importing import NoteToImport
 from service.container import Service
 from service.errors import FieldError, InvalidInput, NoteLLMError
 
+EXPORT_LINES = (
+    "first a line with `export` (the version), `begin` and more; then on each a NoteWithVector, or `removed` (an id) "
+    "and `log_position`; last one with `end`, or `problem` where the export failed: docs/guides/notes-out.md#all-of-it"
+)
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 
 
@@ -39,7 +43,7 @@ router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
     "/notes/export",
     response_class=Response,
     responses={
-        200: {"description": "one change a line", "content": {NDJSON: {"schema": {"type": "string"}}}},
+        200: {"description": "One change a line", "content": lines(EXPORT_LINES)},
         **documented(410, 422, 429, 503),
     },
     openapi_extra={"parameters": query_parameters(ExportQuery)},
@@ -95,7 +99,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
             "required": True,
             "content": {
                 "application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/ImportIn"}}},
-                NDJSON: {"schema": {"type": "string", "description": "lines of an export, or one note a line"}},
+                **lines("lines of an export, or one ImportIn a line"),
             },
         }
     },

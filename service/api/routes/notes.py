@@ -13,7 +13,7 @@ from model.note import Note
 from service.access.principal import Scope
 from service.adding import Added, expired_error
 from service.api.access import needs, needs_engine
-from service.api.bodies import NDJSON, check_media_type, is_list, one_list_or_stream, parse_json
+from service.api.bodies import NDJSON, check_media_type, is_list, lines, one_list_or_stream, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
 from service.api.dependencies import (
@@ -53,7 +53,7 @@ def _content(model: str) -> dict[str, Any]:
     responses={
         200: {
             "description": "Updated, or nothing to change; for NDJSON a stream of results, one a line",
-            "content": {**_content("AddedOut"), NDJSON: {"schema": {"type": "string"}}},
+            "content": {**_content("AddedOut"), **lines("one BatchItem a line, with the `model` of BatchOut")},
         },
         201: {"description": "Created", "content": _content("AddedOut")},
         207: {"description": "A list: each note's own result", "content": _content("BatchOut")},
