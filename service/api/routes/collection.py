@@ -10,7 +10,7 @@ from service.api.access import check_option, needs
 from service.api.bodies import Turns
 from service.api.bounds import check_filter
 from service.api.connection import seconds_left, while_connected
-from service.api.dependencies import LifecycleDep, RequestedUrgencyDep, ServiceDep
+from service.api.dependencies import LifecycleDep, ListUrgencyDep, ServiceDep
 from service.api.idempotency import IdempotencyKeyDep, replay_headers
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
@@ -71,7 +71,7 @@ async def remove_many(
     response: Response,
     service: ServiceDep,
     key: IdempotencyKeyDep,
-    requested: RequestedUrgencyDep,
+    urgency: ListUrgencyDep,
 ) -> ReceiptOut:
     """Remove notes by their ids, or all that pass a filter; `{"filter": {"author": "tom"}}` removes all of an author.
 
@@ -85,7 +85,6 @@ async def remove_many(
         check_filter(body.filter, service.settings)
     what = body.ids if body.filter is None else body.filter.as_filter()
     assert what is not None
-    urgency = requested.for_list(service.settings)
     if body.dry_run:
         return ReceiptOut.of(await while_connected(request, urgency, service.remover.try_out(what)))
     attempts = key.attempts(await request.body())
@@ -101,7 +100,7 @@ async def remove_many(
 )
 @needs(Scope.NOTES_READ)
 async def get_changes(
-    request: Request, service: ServiceDep, lifecycle: LifecycleDep, requested: RequestedUrgencyDep
+    request: Request, service: ServiceDep, lifecycle: LifecycleDep, urgency: ListUrgencyDep
 ) -> ChangesOut:
     """List the notes that were written or removed after a log position, for other systems. With `wait` the answer waits
     for a change, and comes without one before the request's own deadline (X-Request-Timeout).
@@ -109,7 +108,6 @@ async def get_changes(
     410 where the log does not reach back so far: read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
-    urgency = requested.for_list(service.settings)
     left = seconds_left(urgency)
     wait = min(query.wait, max(left - READ_SECONDS, left / 2))  # the rest is for the store, which is read once more
     reading = service.changes.read(query.after, query.limit, wait, lambda: lifecycle.draining)
