@@ -39,6 +39,7 @@ POST_BODY = one_list_or_stream("EventIn", "event")
 
 @router.post(
     "/events",
+    summary="Record what readers did with notes",
     response_model=None,
     openapi_extra={"requestBody": POST_BODY},
     responses={
@@ -73,6 +74,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 
 @router.get(
     "/events/reads",
+    summary="Export the reads that count",
     response_class=Response,
     responses={200: {"content": lines("one read a line: `user`, `note`, `time`, `rating`")}, **documented(429, 503)},
 )
@@ -85,6 +87,7 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 
 @router.get(
     "/users/{user}/events",
+    summary="Export the events of a user",
     response_class=Response,
     responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
@@ -99,6 +102,7 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
 
 @router.get(
     "/sessions/{session}/events",
+    summary="Export the events of a session",
     response_class=Response,
     responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
@@ -108,7 +112,7 @@ async def read_session_events(session: Annotated[ReaderId, Path()], request: Req
     return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 
-@router.delete("/users/{user}/events", responses=documented(409, 422, 429, 503))
+@router.delete("/users/{user}/events", summary="Forget the events of a user", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
     """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. It is done to
@@ -116,7 +120,9 @@ async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) ->
     return await forget(user_name(user), service)
 
 
-@router.delete("/sessions/{session}/events", responses=documented(409, 422, 429, 503))
+@router.delete(
+    "/sessions/{session}/events", summary="Forget the events of a session", responses=documented(409, 422, 429, 503)
+)
 @needs(Scope.EVENTS)
 async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
     """Forget all events of a session so far, as of a user."""
@@ -129,7 +135,7 @@ async def forget(reader: str, service: Service) -> ForgottenOut:
         return ForgottenOut(events=await service.behaviour.forget(reader))
 
 
-@router.get("/reports/recommendations", responses=documented(422, 503))
+@router.get("/reports/recommendations", summary="Report click rates of recommendations", responses=documented(422, 503))
 @needs(Scope.EVENTS)
 async def report_recommendations(
     service: ServiceDep,

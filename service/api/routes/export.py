@@ -41,6 +41,7 @@ router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 
 @router.get(
     "/notes/export",
+    summary="Export all notes, or what changed",
     response_class=Response,
     responses={
         200: {"description": "One change a line", "content": lines(EXPORT_LINES)},
@@ -94,6 +95,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
 
 @router.post(
     "/notes/import",
+    summary="Import exported notes",
     openapi_extra={
         "requestBody": {
             "required": True,

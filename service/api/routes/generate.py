@@ -40,7 +40,7 @@ router = APIRouter(
 )
 
 
-@router.post("/generate/hashtags")
+@router.post("/generate/hashtags", summary="Generate hashtags of a text")
 @needs(Scope.GENERATE)
 @needs_engine
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
@@ -68,10 +68,10 @@ async def get_streamed_hashtags(body: HashtagsIn, service: ServiceDep, urgency: 
     return StreamedHashtags(body.as_note(), generation, urgency)
 
 
-@router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
+@router.post("/generate/hashtags/stream", summary="Stream hashtags of a text", response_class=EventSourceResponse)
 @needs(Scope.GENERATE)
 @needs_engine
-async def watch_hashtags(
+async def stream_hashtags(
     service: ServiceDep, streamed: Annotated[StreamedHashtags, Depends(get_streamed_hashtags)]
 ) -> AsyncIterator[ServerSentEvent]:
     """The same as server-sent events: `hashtag`, each as soon as nothing better can come; then `done` with the whole
@@ -92,7 +92,7 @@ async def watch_hashtags(
         yield ServerSentEvent(event="problem", data=problem_of(error))
 
 
-@router.post("/generate/category")
+@router.post("/generate/category", summary="Choose the category of a text")
 @needs(Scope.GENERATE)
 @needs_engine
 async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
@@ -105,10 +105,10 @@ async def category(body: CategoryIn, request: Request, service: ServiceDep, urge
     return CategoryPrediction.of(output, body.chosen(output), service.recommender.engine.name)
 
 
-@router.post("/generate")
+@router.post("/generate", summary="Generate vector, hashtags and category of a text")
 @needs(Scope.GENERATE)
 @needs_engine
-async def everything(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
+async def generate(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
     """Vector, hashtags and category of one text, from one prefill."""
     check_language(body, service)
     generation = service.recommender.generation_request(

@@ -48,6 +48,7 @@ def _content(model: str) -> dict[str, Any]:
 
 @router.post(
     "/notes",
+    summary="Add one note, a list or a stream of notes",
     response_model=None,
     openapi_extra={"requestBody": POST_BODY},
     responses={
@@ -124,6 +125,7 @@ def answer_headers(added: Added) -> dict[str, str]:
 
 @router.get(
     "/notes/{note_id}",
+    summary="Get a note",
     response_model=NoteOut,
     responses={304: {"description": "It has an ETag of If-None-Match"}, **documented(400, 404, 409, 412, 422, 503)},
 )
@@ -152,6 +154,7 @@ async def answer_note(
 
 @router.put(
     "/notes/{note_id}",
+    summary="Create or replace a note",
     responses={201: {"model": AddedOut}, **documented(400, 409, 412, 413, 415, 422, 429, 503, 504)},
 )
 @needs(Scope.NOTES_WRITE)
@@ -180,6 +183,7 @@ async def put_note(
 
 @router.patch(
     "/notes/{note_id}",
+    summary="Change fields of a note",
     responses=documented(400, 404, 409, 412, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.NOTES_WRITE)
@@ -217,7 +221,7 @@ async def patch_note(
     return AddedOut.of(added, service.recommender.engine.name)
 
 
-@router.delete("/notes/{note_id}", responses=documented(400, 404, 409, 412, 422, 503))
+@router.delete("/notes/{note_id}", summary="Remove a note", responses=documented(400, 404, 409, 412, 422, 503))
 @needs(Scope.NOTES_WRITE)
 async def delete_note(
     note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, key: IdempotencyKeyDep, response: Response

@@ -29,7 +29,7 @@ router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez")
+@router.get("/livez", summary="Tell whether the process answers")
 @open_to_all()
 async def livez() -> dict[str, str]:
     """200 as long as the process answers at all, whatever it depends on."""
@@ -37,7 +37,11 @@ async def livez() -> dict[str, str]:
 
 
 @router.head("/startupz", include_in_schema=False)
-@router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
+@router.get(
+    "/startupz",
+    summary="Tell whether the process has started",
+    responses={503: {"model": StartOut, "description": "Not started yet"}},
+)
 @open_to_all()
 async def startupz(request: Request, lifecycle: LifecycleDep, response: Response) -> StartOut:
     """200 once the process has started; until then 503, with what it is doing. Only a caller of the default tenant is
@@ -48,7 +52,11 @@ async def startupz(request: Request, lifecycle: LifecycleDep, response: Response
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}})
+@router.get(
+    "/readyz",
+    summary="Tell whether the process is ready for requests",
+    responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}},
+)
 @open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
     """200 when the process has started and does not drain, the store answers, the index follows it, the engine moves
@@ -120,7 +128,12 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     )
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    summary="Get metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 @needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
     """Prometheus text. What readers have measured has the label `reader`, their number."""
@@ -128,7 +141,7 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.post("/verify", responses=documented(409, 422, 503))
+@router.post("/verify", summary="Compare the index with the store", responses=documented(409, 422, 503))
 @needs(Scope.ADMIN)
 async def verify_index(
     service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: bool = False
@@ -144,7 +157,7 @@ async def verify_index(
     return VerifyOut.of(report)
 
 
-@router.get("/limits", responses=documented(503))
+@router.get("/limits", summary="Get the bounds of requests", responses=documented(503))
 @needs(*Scope)
 async def limits(request: Request, service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""

@@ -115,8 +115,11 @@ def test_requests_that_no_model_answers_have_a_timeout_and_no_priority(described
 
 def test_description_suits_generated_clients(client: httpx2.Client, described: Json) -> None:
     names = [operation["operationId"] for operation in operations(described).values()]
+    summaries = [operation["summary"] for operation in operations(described).values()]
     assert len(set(names)) == len(names)
-    assert {"post_notes", "similar", "read_user_events"} <= set(names)
+    assert len(set(summaries)) == len(summaries)
+    assert not set(summaries) & {name.replace("_", " ").title() for name in names}  # FastAPI's, where a route has none
+    assert {"post_notes", "similar", "read_user_events", "generate", "list_notes", "get_notes_by_ids"} <= set(names)
     schemas = described["components"]["schemas"]
     assert set(schemas["LimitsOut"]["required"]) == set(client.get("/limits").json())
     for name in ("k", "diversity", "strategy"):  # a scenario may bind them
