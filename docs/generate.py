@@ -55,9 +55,9 @@ def api_page(openapi: Json) -> str:
         for method, operation in methods.items():
             operations[operation["tags"][0]].append((f"{method.upper()} {path}", operation))
     parts = [API_INTRODUCTION.format(**openapi["info"]), PROBLEMS_INTRODUCTION, problems_table()]
-    for tag, group in operations.items():
-        parts.append(f"## {tag.capitalize()}")
-        parts += [operation_section(title, operation) for title, operation in group]
+    for tag in openapi["tags"]:
+        parts += [f"## {tag['name'].capitalize()}", tag["description"]]
+        parts += [operation_section(title, operation) for title, operation in operations[tag["name"]]]
     parts.append("## Schemas")
     parts += [schema_section(name, schema) for name, schema in openapi["components"]["schemas"].items()]
     return DOCUMENT.sub(r"[\1](\1)", "\n\n".join(parts)) + "\n"

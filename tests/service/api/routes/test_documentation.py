@@ -129,7 +129,18 @@ def test_description_suits_generated_clients(client: httpx2.Client, described: J
     assert {"ETag", "Location", "Idempotent-Replayed"} <= created.keys()
     refused = described["paths"]["/notes"]["post"]["responses"]["429"]["headers"]
     assert refused["Retry-After"] == {"$ref": "#/components/headers/Retry-After"}
-    assert refused.keys() == {"RateLimit", "RateLimit-Policy", "Retry-After"}
+    assert refused.keys() == {"RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
+
+
+def test_every_answer_is_described_with_its_request_id(described: Json) -> None:
+    answers = [answer for operation in operations(described).values() for answer in operation["responses"].values()]
+    assert [answer for answer in answers if "X-Request-Id" not in answer["headers"]] == []
+    assert described["components"]["headers"]["X-Request-Id"]["description"]
+
+
+def test_groups_of_operations_are_described(described: Json) -> None:
+    used = {tag for operation in operations(described).values() for tag in operation["tags"]}
+    assert {tag["name"] for tag in described["tags"] if tag["description"]} == used
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/favicon.png"], ids=["root", "page", "asset"])
