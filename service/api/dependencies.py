@@ -75,7 +75,11 @@ async def get_manager(request: Request) -> Manager:
 
 async def get_generate(
     generate: Annotated[
-        str, Query(description="hashtags, category or both, with a comma: what to fill in that the author left out")
+        str,
+        Query(
+            description="hashtags, category or both, with a comma: what to fill in that the author left out; up to "
+            f"{GENERATED_HASHTAGS} hashtags"
+        ),
     ] = "",
     min_score: Annotated[
         float | None,

@@ -115,8 +115,8 @@ async def read_session_events(session: Annotated[ReaderId, Path()], request: Req
 @router.delete("/users/{user}/events", summary="Forget the events of a user", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. It is done to
-    its end even if you leave: one is done at a time, and none has to begin anew."""
+    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. The removal
+    goes on if the caller disconnects; one runs at a time (429 beyond `max_erasures` of GET /limits)."""
     return await forget(user_name(user), service)
 
 
@@ -142,8 +142,7 @@ async def report_recommendations(
     by: Annotated[str, Query(description=f"some of {', '.join(DIMENSIONS)}, separated by commas")] = "scenario,variant",
     since: Annotated[Time | None, Query(description="the first day; a week ago by default")] = None,
 ) -> ReportOut:
-    """How many of the notes that recommendations showed were clicked: up to 1,000 rates, of what was shown most. Days
-    are those of UTC."""
+    """How many of the notes that recommendations showed were clicked."""
     names = list(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
     if unknown := sorted(set(names) - set(DIMENSIONS)):
         raise InvalidInput([FieldError("/query/by", f"knows {', '.join(DIMENSIONS)}, not {unknown}")])

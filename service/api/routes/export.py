@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import go_on, needs
@@ -36,6 +37,7 @@ EXPORT_LINES = (
     "first a line with `export` (the version), `begin` and more; then on each a NoteWithVector, or `removed` (an id) "
     "and `log_position`; last one with `end`, or `problem` where the export failed: docs/guides/notes-out.md#all-of-it"
 )
+ReplaceQuery = Annotated[bool, Query(description="replace notes of the same ids; by default these stay as they are")]
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 
 
@@ -111,7 +113,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
 )
 @needs(Scope.ADMIN)
 async def import_notes(
-    request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: bool = False
+    request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: ReplaceQuery = False
 ) -> Response:
     """Add notes of an export, up to `max_batch_notes`, with their vectors where these are of the model that serves.
 

@@ -89,7 +89,7 @@ async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: Principa
 @needs(Scope.ADMIN)
 async def audit(
     manager: ManagerDep,
-    count: Annotated[int, Query(ge=1, le=MAX_ACTS)] = 100,
+    count: Annotated[int, Query(ge=1, le=MAX_ACTS, description="most acts of the answer")] = 100,
     before: Annotated[str | None, POSITION, Query(description="`position` of the last act that you have")] = None,
 ) -> AuditOut:
     """The audit log: acts of those who manage the service, the newest first; fewer than `count` are the last ones.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.access.gate import Gate
@@ -25,6 +25,7 @@ from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
 from service.verify import verify
 
+RepairQuery = Annotated[bool, Query(description="have the index take what differs from the store")]
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
@@ -136,7 +137,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
 )
 @needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
-    """Prometheus text. What readers have measured has the label `reader`, their number."""
+    """Prometheus text. Metrics measured in a reader process have the label `reader`, its number."""
     registry = await get_readers(request).add_metrics(request.app.state.telemetry.registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -144,7 +145,7 @@ async def metrics(request: Request) -> Response:
 @router.post("/verify", summary="Compare the index with the store", responses=documented(409, 422, 503))
 @needs(Scope.ADMIN)
 async def verify_index(
-    service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: bool = False
+    service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: RepairQuery = False
 ) -> VerifyOut:
     """Compare all of the store with all of this replica's index: seconds for each 10,000 notes. With `repair` the index
     takes what differs from the store. One comparison runs at a time: 409 while one does."""

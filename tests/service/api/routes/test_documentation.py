@@ -132,6 +132,20 @@ def test_description_suits_generated_clients(client: httpx2.Client, described: J
     assert refused.keys() == {"RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
 
 
+def test_every_field_and_every_parameter_is_described(described: Json) -> None:
+    schemas = described["components"]["schemas"]
+    fields = [
+        (f"{schema}.{field}", spec)
+        for schema in schemas
+        for field, spec in schemas[schema].get("properties", {}).items()
+    ]
+    referred = {f"#/components/schemas/{name}" for name, schema in schemas.items() if schema.get("description")}
+    assert [name for name, spec in fields if not spec.get("description") and spec.get("$ref") not in referred] == []
+    assert schemas.keys() - {name.rsplit("/", 1)[1] for name in referred} == set()
+    given = [(name, one) for name, operation in operations(described).items() for one in parameters(operation).values()]
+    assert [(name, parameter["name"]) for name, parameter in given if not parameter.get("description")] == []
+
+
 def test_every_answer_is_described_with_its_request_id(described: Json) -> None:
     answers = [answer for operation in operations(described).values() for answer in operation["responses"].values()]
     assert [answer for answer in answers if "X-Request-Id" not in answer["headers"]] == []
