@@ -103,9 +103,14 @@ async def get_generate(
 
 
 async def get_condition(
-    if_match: Annotated[str | None, Header(description="ETags that the note must have one of, or *: any")] = None,
+    if_match: Annotated[
+        str | None, Header(description="ETags of which the note must have one, each in quotation marks, or *: any")
+    ] = None,
     if_none_match: Annotated[
-        str | None, Header(description="ETags of which the note must have none, or *: there must be no note")
+        str | None,
+        Header(
+            description="ETags of which the note must have none, each in quotation marks, or *: there must be no note"
+        ),
     ] = None,
 ) -> Condition | None:
     """Condition on the stored note. Raises MalformedHeader."""

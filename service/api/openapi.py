@@ -38,7 +38,7 @@ ALWAYS_SENT = ("LimitsOut", "UsageOut", "AddedOut", "ReadyOut", "ImportItem", "E
 HEADERS: dict[str, Any] = {
     name: {"description": description, "schema": {"type": "string"}}
     for name, description in {
-        "ETag": "the note's log position, for If-Match and If-None-Match",
+        "ETag": "the note's log position in quotation marks, for If-Match and If-None-Match",
         "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer; for a list, "
         "where earlier requests wrote all notes that are not rejected",
         "Location": "address of the note",
