@@ -87,7 +87,10 @@ class BelowMinOut(BaseModel):
 
 BelowMin = Annotated[
     BelowMinOut | None,
-    Field(description="what was left out; not there where nothing was", exclude_if=lambda below: below is None),
+    Field(
+        description="what is below a bound, and so left out; missing where nothing is",
+        exclude_if=lambda below: below is None,
+    ),
 ]
 
 

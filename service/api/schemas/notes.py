@@ -198,7 +198,7 @@ class GeneratedOut(BaseModel):
         None, description="null: not generated, or less probable than NOTELLM_MIN_CATEGORY_PROBABILITY"
     )
     below_min: BelowMin = Field(
-        None, description="what this write found and left out, and did not store; not there where nothing was"
+        None, description="what this write found below a bound, and did not store; missing where there is nothing"
     )
 
 

@@ -45,7 +45,7 @@ MAX_REPORTED_IDS = 20
 
 
 STARTING = "null: the process has not started"
-NO_TENANT = "of the caller's tenant; null: the process has not started, or the caller has no key where keys are needed"
+NO_TENANT = "null: the process has not started, or the caller has no key where keys are needed"
 
 
 class LimitsOut(BaseModel):
@@ -60,11 +60,11 @@ class LimitsOut(BaseModel):
     )
     max_note_bytes: int = Field(description="bytes of one note, and of every JSON body that is not a list")
     max_import_bytes: int = Field(description="bytes of one note of POST /notes/import, its vector included")
-    max_batch_notes: int = Field(description="notes of one list; a stream has no such bound")
+    max_batch_notes: int = Field(description="notes of one list or import; a stream has no such bound")
     max_batch_events: int = Field(description="events of one list")
     max_event_bytes: int = Field(MAX_EVENT_BYTES, description="bytes of one event as JSON")
     max_event_lines: int = Field(MAX_EVENT_LINES, description="lines of events in one body of NDJSON")
-    max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="by which the time of an event may lie ahead")
+    max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="how far the time of an event may lie ahead")
     max_event_position: int = Field(MAX_POSITION, description="`position` of an event")
     event_types: list[str] = Field(description="names that `type` of an event may have")
     event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")
@@ -193,7 +193,7 @@ class StartOut(BaseModel):
 
 
 class ReadyOut(BaseModel):
-    """State of a process. `checks` alone is there during its start."""
+    """State of a process. Numbers of notes and the log position are those of the caller's tenant."""
 
     ready: bool = Field(description="true: each check is ok")
     checks: dict[Literal["store", "index", "engine", "readers", "start", "drain"], Check] = Field(

@@ -211,14 +211,14 @@ class ExplanationOut(BaseModel):
     relevance: float = Field(description="what comes of all parts, before diversity")
     shared_hashtags: list[str] = Field(description="hashtags of the note that a positive example has, too")
     words: float | None = Field(
-        None, description="what words added that it shares with the positive examples; null where words are no source"
+        None, description="what the words shared with the positive examples added; null where words are no source"
     )
     shared_words: list[str] | None = Field(
-        None, description="the rarest of the words that it shares; null where words are no source"
+        None, description="the rarest of these words; null where words are no source"
     )
     behaviour: float | None = Field(
         None,
-        description="what readers added who read it after a positive example; null where behaviour is no source",
+        description="what the readers who read it after a positive example added; null where behaviour is no source",
     )
     co_readers: float | None = Field(
         None, description="number of these readers, each decayed with its age; null where behaviour is no source"
@@ -309,8 +309,8 @@ class SimilarOut(BaseModel):
     )
     unread: list[str] | None = Field(
         None,
-        description="ids of the items whose fields of `include` are null, since all would have more than "
-        "`max_read_bytes`; POST /notes/get has them",
+        description="ids of items whose fields of `include` are null: beyond `max_read_bytes` in all, or changed "
+        "meanwhile; POST /notes/get has them",
     )
     removed: dict[str, int] | None = Field(
         None,
