@@ -55,14 +55,16 @@ def api_page(openapi: Json) -> str:
         for method, operation in methods.items():
             operations[operation["tags"][0]].append((f"{method.upper()} {path}", operation))
     parts = [API_INTRODUCTION.format(**openapi["info"]), PROBLEMS_INTRODUCTION, problems_table()]
-    for tag, group in operations.items():
-        parts.append(f"## {tag.capitalize()}")
-        parts += [operation_section(title, operation) for title, operation in group]
+    for tag in openapi["tags"]:
+        parts += [f"## {tag['name'].capitalize()}", tag["description"]]
+        parts += [operation_section(title, operation) for title, operation in operations[tag["name"]]]
     parts.append("## Schemas")
     parts += [schema_section(name, schema) for name, schema in openapi["components"]["schemas"].items()]
-    return "\n\n".join(parts) + "\n"
+    return DOCUMENT.sub(r"[\1](\1)", "\n\n".join(parts)) + "\n"
 
 
+DOCUMENT = re.compile(r"docs/([\w/-]+\.md(?:#[\w-]+)?)")
+"""A page that a description names; the API page links it."""
 API_INTRODUCTION = """# API
 
 Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
@@ -75,13 +77,17 @@ same at `/docs`.
   single fields, which the tables of the fields have. A number or a boolean may be sent as a text (`"5"`, `"true"`),
   and no boolean as a number.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
+- Which requests to send again, how pages and versions work, and a client: [calling the API](guides/clients.md). What a
+  write and a search promise: [consistency](consistency.md). What some words mean here:
+  [words](how-it-works/index.md#words-that-the-pages-use).
 - Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
   milliseconds. Answers have UTC.
 - Every answer to a request that could be read carries `X-Request-Id`: the caller's own where it has 1 to 128 visible
   ASCII characters, else one that is made.
 - Where the service has keys, a request sends one as `Authorization: Bearer nlm_...`: see
   [keys](guides/keys.md). `401` is answered to no or no valid key, `403` to one without the scope.
-- A log position (`1795704909866-0`) orders all writes. It is a note's ETag, and `min_log_position` of a search."""
+- A log position (`1795704909866-0`) orders all writes. In quotation marks that of a note is its ETag:
+  `If-Match: "1795704909866-0"`. A search waits for one that it names as `min_log_position`."""
 
 
 PROBLEMS_INTRODUCTION = f"""## Problems
@@ -137,7 +143,12 @@ def meaning_of(parameter: Json) -> str:
 
 def content_types(content: Json) -> str:
     """Media types with the schema of each."""
-    return ", ".join(f"`{media}` {type_of(body.get('schema', {}))}".strip() for media, body in content.items())
+    return ", ".join(f"`{media}` {content_type(body.get('schema', {}))}".strip() for media, body in content.items())
+
+
+def content_type(schema: Json) -> str:
+    """The type of a body; of NDJSON, what its lines are."""
+    return f"({schema['description']})" if schema.get("type") == "string" else type_of(schema)
 
 
 def schema_section(name: str, schema: Json) -> str:

@@ -71,9 +71,14 @@ def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
         "required": True,
         "content": {
             "application/json": {"schema": {"anyOf": [one, many]}},
-            NDJSON: {"schema": {"type": "string", "description": f"one {noun} a line"}},
+            **lines(f"one {noun} a line"),
         },
     }
+
+
+def lines(description: str) -> dict[str, Any]:
+    """Return the OpenAPI `content` of a body of NDJSON. `description`: what its lines are."""
+    return {NDJSON: {"schema": {"type": "string", "description": description}}}
 
 
 def media_type(headers: Headers) -> str:

@@ -32,6 +32,7 @@ ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
 """An ETag of a note. A proxy that compresses answers makes it weak; it is the same version none the less."""
 MAX_ETAGS = 16
 """Bound on the ETags of one header."""
+TIMEOUT_MEANING = "seconds that you wait for the answer, at most request_seconds of GET /limits"
 TIMEOUT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 
@@ -74,7 +75,11 @@ async def get_manager(request: Request) -> Manager:
 
 async def get_generate(
     generate: Annotated[
-        str, Query(description="hashtags, category or both, with a comma: what to fill in that the author left out")
+        str,
+        Query(
+            description="hashtags, category or both, with a comma: what to fill in that the author left out; up to "
+            f"{GENERATED_HASHTAGS} hashtags"
+        ),
     ] = "",
     min_score: Annotated[
         float | None,
@@ -98,9 +103,14 @@ async def get_generate(
 
 
 async def get_condition(
-    if_match: Annotated[str | None, Header(description="ETags that the note must have one of, or *: any")] = None,
+    if_match: Annotated[
+        str | None, Header(description="ETags of which the note must have one, each in quotation marks, or *: any")
+    ] = None,
     if_none_match: Annotated[
-        str | None, Header(description="ETags of which the note must have none, or *: there must be no note")
+        str | None,
+        Header(
+            description="ETags of which the note must have none, each in quotation marks, or *: there must be no note"
+        ),
     ] = None,
 ) -> Condition | None:
     """Condition on the stored note. Raises MalformedHeader."""
@@ -151,15 +161,25 @@ async def get_requested_urgency(
         Header(
             gt=0,
             allow_inf_nan=False,
-            description="seconds that you wait for the answer, at most request_seconds of GET /limits; the work ends "
-            "with them, or is refused at once (429) where it would wait too long",
+            description=f"{TIMEOUT_MEANING}; the work ends with them, or is refused at once (429) where it would wait "
+            "too long",
         ),
     ] = None,
     x_request_priority: Annotated[
-        Lane | None, Header(description="lane of the queue; interactive for one note or text, bulk for more")
+        Lane | None,
+        Header(description="lane of the model's queue; by default interactive for one note or text, bulk for more"),
     ] = None,
 ) -> RequestedUrgency:
     return RequestedUrgency(request.state.arrived, x_request_timeout, x_request_priority)
+
+
+async def get_list_urgency(
+    request: Request,
+    service: Annotated[Service, Depends(get_service)],
+    x_request_timeout: Annotated[float | None, Header(gt=0, allow_inf_nan=False, description=TIMEOUT_MEANING)] = None,
+) -> Urgency:
+    """Return the urgency of a request about many notes that never waits for the model: it has no lane to choose."""
+    return RequestedUrgency(request.state.arrived, x_request_timeout, None).for_list(service.settings)
 
 
 def remaining_read_time(request: Request) -> ReadTime | None:
@@ -196,3 +216,4 @@ GenerateDep = Annotated[Generate, Depends(get_generate)]
 ConditionDep = Annotated[Condition | None, Depends(get_condition)]
 RequestedUrgencyDep = Annotated[RequestedUrgency, Depends(get_requested_urgency)]
 UrgencyDep = Annotated[Urgency, Depends(get_urgency)]
+ListUrgencyDep = Annotated[Urgency, Depends(get_list_urgency)]

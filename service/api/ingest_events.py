@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.api.access import reauthorise
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
-from service.api.problems import ErrorBudget, invalid_value, problem_of
+from service.api.problems import ErrorBudget, echoed_id, invalid_value, problem_of
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.api.schemas.export import problem_line
 from service.behaviour.co_occurrence import Read
@@ -28,8 +28,6 @@ CHECKED_READERS = 100
 """Readers whose reads are sent between two looks at whether the caller is there."""
 STREAM_BATCH_SIZE = 1000
 """Events of NDJSON that are sent to the store together."""
-MAX_ID = 128
-"""Bound on the characters of a refused event's id that its result repeats."""
 
 
 class EventParser:
@@ -80,11 +78,9 @@ class EventParser:
 def sent_id(raw: bytes) -> str | None:
     """Return the id of an event that is refused, where it has one."""
     try:
-        value = orjson.loads(raw)
+        return echoed_id(orjson.loads(raw), "event_id")
     except orjson.JSONDecodeError:  # refused for its brackets, before anything was parsed
         return None
-    event_id = value.get("event_id") if isinstance(value, dict) else None
-    return event_id if isinstance(event_id, str) and len(event_id) <= MAX_ID else None
 
 
 def refused_result(error: NoteLLMError, event_id: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
-from service.api.problems import ErrorBudget, invalid_value, problem_of
+from service.api.problems import ErrorBudget, echoed_id, invalid_value, problem_of
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
 from service.errors import InvalidInput, LimitExceeded, NoteLLMError
@@ -26,8 +26,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 MIN_NOTE_BYTES = 2048
 """A shorter note counts as this many bytes of work: validating it and writing its result take that long."""
-MAX_ID = 128
-"""Bound on the characters of a rejected note's id that its result repeats: that of a valid id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,4 @@ def parse_note(value: Any, pointer: str = "") -> Note:
 
 def rejected(error: NoteLLMError, value: Any = None) -> BatchItem:
     """Result of a note that is not added. `value`: its parsed JSON, whose id is repeated where it could be one."""
-    note_id = value.get("id") if isinstance(value, dict) else None
-    if not isinstance(note_id, str) or len(note_id) > MAX_ID:
-        note_id = None
-    return BatchItem(id=note_id, status="rejected", problem=problem_of(error))
+    return BatchItem(id=echoed_id(value), status="rejected", problem=problem_of(error))

@@ -38,7 +38,7 @@ ALWAYS_SENT = ("LimitsOut", "UsageOut", "AddedOut", "ReadyOut", "ImportItem", "E
 HEADERS: dict[str, Any] = {
     name: {"description": description, "schema": {"type": "string"}}
     for name, description in {
-        "ETag": "the note's log position, for If-Match and If-None-Match",
+        "ETag": "the note's log position in quotation marks, for If-Match and If-None-Match",
         "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer; for a list, "
         "where earlier requests wrote all notes that are not rejected",
         "Location": "address of the note",
@@ -46,8 +46,20 @@ HEADERS: dict[str, Any] = {
         "RateLimit-Policy": "the quota of the key, where it has one",
         "Retry-After": "seconds after which to try again, where that helps",
         "WWW-Authenticate": "that a key is needed, or which scope it lacks",
+        "X-Request-Id": "names this request in the log of the service: the caller's own, or one that was made",
     }.items()
 }
+SERVERS = [{"url": "/", "description": "the service that this description comes from"}]
+TAGS = {
+    "similar": "Related notes: of a stored note, of a text, or of several examples.",
+    "notes": "One note: add, read, change, remove. `POST /notes` takes a list or a stream, too.",
+    "collection": "Many notes: lists, reads and removals by ids, the log of changes, export and import.",
+    "events": "What readers did with notes: it counts in what is related, and reports tell of it.",
+    "generate": "Vector, hashtags and category of a text that is not stored.",
+    "operations": "For those who run the service: probes, metrics, limits, comparison with the store, tenants.",
+    "keys": "API keys, and the audit log of what was done with the right to manage the service.",
+}
+"""Descriptions of the groups of operations, in the order in which they are shown."""
 HASHTAG_EVENTS = "events `hashtag` (a HashtagOut), then `done` (a HashtagsOut) or `problem` (a Problem)"
 TRY_AGAIN = ("409", "429", "503", "504")
 WRITTEN = ("200", "201")
@@ -60,6 +72,7 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     def openapi() -> dict[str, object]:
         if app.openapi_schema is None:
             schema = describe_routes()
+            schema["servers"], schema["tags"] = SERVERS, [{"name": n, "description": TAGS[n]} for n in TAGS]
             components = schema["components"]
             _describe_problems(components["schemas"])
             components["securitySchemes"] = {"key": SECURITY_SCHEME}
@@ -76,6 +89,9 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             stream.pop("504")  # it is the event `problem` there
             nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
             _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
+            for parameter in nearest:  # a query parameter repeats the description of its schema
+                if "description" in parameter["schema"]:
+                    parameter["description"] = parameter["schema"]["description"]
             for probe in ("/startupz", "/readyz"):  # with a key they tell numbers
                 schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
             for (method, path), example in EXAMPLES.items():
@@ -116,12 +132,13 @@ def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:
             refusals = {str(status): problem for status, problem in documented(*REFUSALS, *elsewhere).items()}
             operation["responses"] = dict(sorted((refusals | operation["responses"]).items()))
         for status, response in operation["responses"].items():
-            if names := list(_headers_of(operation, route, method, status)):
-                response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+            names = _headers_of(operation, route, method, status)
+            response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _headers_of(operation: dict[str, Any], route: StrictRoute, method: str, status: str) -> Iterator[str]:
     """Yield the names of the headers that an answer of a status may have."""
+    yield "X-Request-Id"
     taken = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"}
     if "if-match" in taken and method != "DELETE" and status in (*WRITTEN, "304"):
         yield "ETag"

@@ -28,6 +28,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "https://notellm.invalid/problems/"
 MAX_ANSWER_ERRORS = 1000
 """Bound on the field errors in the answer to a list of notes or events; beyond it each refused item has one."""
+MAX_ECHOED_ID = 128
+"""Bound on the characters of a refused item's id that its result repeats: that of a valid id."""
 CHALLENGE = 'Bearer realm="notellm"'
 """Value of WWW-Authenticate (RFC 6750)."""
 STATUS: dict[type[Exception], int] = {
@@ -80,6 +82,13 @@ class ErrorBudget:
         shortened = error.shortened(max(1, self._left))
         self._left -= len(shortened.errors)
         return shortened
+
+
+def echoed_id(value: Any, field: str = "id") -> str | None:
+    """Return the id that the result of a refused item repeats; None where it has none, or a longer one than is valid.
+    `value`: the item's parsed JSON. `field`: name of the field that holds the id."""
+    item_id = value.get(field) if isinstance(value, dict) else None
+    return item_id if isinstance(item_id, str) and len(item_id) <= MAX_ECHOED_ID else None
 
 
 def problem_name(error: type[Exception]) -> str:

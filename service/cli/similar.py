@@ -144,7 +144,7 @@ def _show_rest(answer: dict[str, Any]) -> None:
     if unread := answer.get("unread"):
         lines.append(f"more than one answer holds; read with POST /notes/get: {', '.join(unread)}")
     if missing := answer.get("missing"):
-        lines.append(f"left out, since there are no such notes: {', '.join(missing)}")
+        lines.append(f"examples left out (no such note, unreadable, or of another model): {', '.join(missing)}")
     if removed := answer.get("removed"):
         lines.append("passed over: " + ", ".join(f"{name} {count}" for name, count in removed.items()))
     if answer["degraded"]:

@@ -13,6 +13,7 @@ from tests.service.process import running
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "feed.md"
 MAX_LINES = 60
+KEY = "the-bootstrap-key-of-this-test"
 
 
 def block() -> str:
@@ -24,6 +25,20 @@ def test_feed_has_sixty_lines_at_most() -> None:
     assert len(block().splitlines()) <= MAX_LINES
 
 
+REFUSAL = """
+import httpx
+post, refusals = httpx.Client.post, [503, 429]
+
+
+def refuse_at_first(client, path, **options):
+    if path == "/similar" and refusals:
+        return httpx.Response(refusals.pop(), headers={"Retry-After": "0"})
+    return post(client, path, **options)
+
+
+httpx.Client.post = refuse_at_first
+"""
+"""Code that is run before the guide's block: it refuses the first searches."""
 EXPIRY = """
 import redis
 store = redis.Redis(unix_socket_path=f"{os.environ['NOTELLM_DATA_DIR']}/redis.sock")
@@ -56,6 +71,7 @@ hidden[:] = ["ad-1", "old-119"]
 store.client_pause(1500)
 shown = pages_around_an_expiry(1)
 assert len(shown) > 1 and not shown & {*read, *hidden}
+assert not refusals
 """
 """Code that is run after that: for a reader of more notes than a search takes, who has hidden one of them. The nearest
 note stands for others, and the store does not answer at first."""
@@ -63,8 +79,8 @@ note stands for others, and the store does not answer at first."""
 
 @pytest.mark.slow
 def test_feed_runs_against_a_live_service(tiny_checkpoint: Path) -> None:
-    code = f"{block()}\n{EXPIRY}\n{LONG_HISTORY}"
-    with running(tiny_checkpoint) as service:
+    code = f"{REFUSAL}\n{block()}\n{EXPIRY}\n{LONG_HISTORY}"
+    with running(tiny_checkpoint, NOTELLM_BOOTSTRAP_KEY=KEY, NOTELLM_API_KEY=KEY) as service:
         result = subprocess.run(
             [sys.executable, "-c", code], env=service.environment, capture_output=True, text=True, check=False
         )

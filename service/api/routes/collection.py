@@ -10,7 +10,7 @@ from service.api.access import check_option, needs
 from service.api.bodies import Turns
 from service.api.bounds import check_filter
 from service.api.connection import seconds_left, while_connected
-from service.api.dependencies import LifecycleDep, RequestedUrgencyDep, ServiceDep
+from service.api.dependencies import LifecycleDep, ListUrgencyDep, ServiceDep
 from service.api.idempotency import IdempotencyKeyDep, replay_headers
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
@@ -26,15 +26,20 @@ from service.api.schemas.collection import (
     ReceiptOut,
     RemoveIn,
 )
-from service.collection.listing import get_notes, list_notes
+from service.collection import listing
 from service.read_time import READ_SECONDS
 
 router = APIRouter(tags=["collection"], route_class=SearchRoute)
 
 
-@router.get("/notes", responses=documented(422, 503), openapi_extra={"parameters": query_parameters(ListQuery)})
+@router.get(
+    "/notes",
+    summary="List notes page by page",
+    responses=documented(422, 503),
+    openapi_extra={"parameters": query_parameters(ListQuery)},
+)
 @needs(Scope.NOTES_READ)
-async def get_list(request: Request, service: ServiceDep) -> ListOut:
+async def list_notes(request: Request, service: ServiceDep) -> ListOut:
     """Notes page by page, in the order of their last writes.
 
     A note that is not written while you read is in exactly one page. One that is written again may come again, in a
@@ -42,19 +47,23 @@ async def get_list(request: Request, service: ServiceDep) -> ListOut:
     """
     query = read_query(ListQuery, request)
     return ListOut.of(
-        await list_notes(service.store, service.index, query.as_filter(), query.after, query.limit, query.cursor)
+        await listing.list_notes(
+            service.store, service.index, query.as_filter(), query.after, query.limit, query.cursor
+        )
     )
 
 
-@router.post("/notes/get", responses=documented(400, 413, 415, 422, 503), response_model=GetOut)
+@router.post(
+    "/notes/get", summary="Get notes by their ids", responses=documented(400, 413, 415, 422, 503), response_model=GetOut
+)
 @needs(Scope.NOTES_READ)
-async def get_many(body: GetIn, service: ServiceDep) -> Response:
+async def get_notes_by_ids(body: GetIn, service: ServiceDep) -> Response:
     """Some notes by their ids, with their vectors where you ask for them.
 
     Long notes, of more than `max_read_bytes` in all, do not fit into one answer: `unread` has the ids that are left, to
     ask for next.
     """
-    answer = await get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
+    answer = await listing.get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
     turns, notes = Turns(), list[bytes]()
     for stored in answer.notes:  # not a GetOut: a thousand vectors would hold the event loop for a tenth of a second
         notes.append(NoteWithVector.with_vector(stored, body.vectors).model_dump_json().encode())
@@ -63,15 +72,19 @@ async def get_many(body: GetIn, service: ServiceDep) -> Response:
     return Response(b'{"notes":[%s],%s' % (b",".join(notes), others[1:]), media_type="application/json")
 
 
-@router.post("/notes/delete", responses=documented(400, 409, 413, 415, 422, 503, 504))
+@router.post(
+    "/notes/delete",
+    summary="Remove notes by their ids or by a filter",
+    responses=documented(400, 409, 413, 415, 422, 503, 504),
+)
 @needs(Scope.NOTES_WRITE)
-async def remove_many(
+async def remove_notes(
     body: RemoveIn,
     request: Request,
     response: Response,
     service: ServiceDep,
     key: IdempotencyKeyDep,
-    requested: RequestedUrgencyDep,
+    urgency: ListUrgencyDep,
 ) -> ReceiptOut:
     """Remove notes by their ids, or all that pass a filter; `{"filter": {"author": "tom"}}` removes all of an author.
 
@@ -85,7 +98,6 @@ async def remove_many(
         check_filter(body.filter, service.settings)
     what = body.ids if body.filter is None else body.filter.as_filter()
     assert what is not None
-    urgency = requested.for_list(service.settings)
     if body.dry_run:
         return ReceiptOut.of(await while_connected(request, urgency, service.remover.try_out(what)))
     attempts = key.attempts(await request.body())
@@ -96,12 +108,13 @@ async def remove_many(
 
 @router.get(
     "/changes",
+    summary="List changes after a log position",
     responses=documented(410, 422, 429, 503, 504),
     openapi_extra={"parameters": query_parameters(ChangesQuery)},
 )
 @needs(Scope.NOTES_READ)
 async def get_changes(
-    request: Request, service: ServiceDep, lifecycle: LifecycleDep, requested: RequestedUrgencyDep
+    request: Request, service: ServiceDep, lifecycle: LifecycleDep, urgency: ListUrgencyDep
 ) -> ChangesOut:
     """List the notes that were written or removed after a log position, for other systems. With `wait` the answer waits
     for a change, and comes without one before the request's own deadline (X-Request-Timeout).
@@ -109,7 +122,6 @@ async def get_changes(
     410 where the log does not reach back so far: read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
-    urgency = requested.for_list(service.settings)
     left = seconds_left(urgency)
     wait = min(query.wait, max(left - READ_SECONDS, left / 2))  # the rest is for the store, which is read once more
     reading = service.changes.read(query.after, query.limit, wait, lambda: lifecycle.draining)

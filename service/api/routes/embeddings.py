@@ -18,7 +18,11 @@ from service.interfaces import Engine
 router = APIRouter(tags=["generate"], route_class=OpenAIRoute)
 
 
-@router.post("/v1/embeddings", responses=documented(400, 413, 415, 422, 429, 503, 504))
+@router.post(
+    "/v1/embeddings",
+    summary="Embed texts, in the form of OpenAI's API",
+    responses=documented(400, 413, 415, 422, 429, 503, 504),
+)
 @needs(Scope.GENERATE)
 async def embeddings(
     body: EmbeddingsIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep

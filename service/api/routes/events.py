@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bodies import NDJSON, Turns, check_media_type, is_list, media_type, one_list_or_stream
+from service.api.bodies import NDJSON, Turns, check_media_type, is_list, lines, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
 from service.api.ingest_events import (
     add_event,
@@ -29,8 +29,9 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
-LINES: dict[int | str, dict[str, Any]] = {200: {"content": {NDJSON: {"schema": {"type": "string"}}}}}
-"""OpenAPI description of an answer in lines."""
+EVENT_LINES = lines(
+    "one event a line: `type`, `note_id`, `at`, and the details that it was sent with; or a last `problem`"
+)
 REPORT_SECONDS = 604_800.0
 """Time that a report covers by default: a week."""
 POST_BODY = one_list_or_stream("EventIn", "event")
@@ -38,6 +39,7 @@ POST_BODY = one_list_or_stream("EventIn", "event")
 
 @router.post(
     "/events",
+    summary="Record what readers did with notes",
     response_model=None,
     openapi_extra={"requestBody": POST_BODY},
     responses={
@@ -45,7 +47,7 @@ POST_BODY = one_list_or_stream("EventIn", "event")
             "description": "Accepted, or accepted before; for NDJSON results, one a line",
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/EventOut"}},
-                NDJSON: {"schema": {"type": "string"}},
+                **lines("one EventOut a line"),
             },
         },
         207: {
@@ -72,8 +74,9 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 
 @router.get(
     "/events/reads",
+    summary="Export the reads that count",
     response_class=Response,
-    responses={**LINES, **documented(429, 503)},
+    responses={200: {"content": lines("one read a line: `user`, `note`, `time`, `rating`")}, **documented(429, 503)},
 )
 @needs(Scope.EVENTS)
 async def export_reads(request: Request, service: ServiceDep) -> Response:
@@ -84,8 +87,9 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 
 @router.get(
     "/users/{user}/events",
+    summary="Export the events of a user",
     response_class=Response,
-    responses={**LINES, **documented(422, 429, 503)},
+    responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
@@ -98,8 +102,9 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
 
 @router.get(
     "/sessions/{session}/events",
+    summary="Export the events of a session",
     response_class=Response,
-    responses={**LINES, **documented(422, 429, 503)},
+    responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
@@ -107,15 +112,17 @@ async def read_session_events(session: Annotated[ReaderId, Path()], request: Req
     return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 
-@router.delete("/users/{user}/events", responses=documented(409, 422, 429, 503))
+@router.delete("/users/{user}/events", summary="Forget the events of a user", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. It is done to
-    its end even if you leave: one is done at a time, and none has to begin anew."""
+    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. The removal
+    goes on if the caller disconnects; one runs at a time (429 beyond `max_erasures` of GET /limits)."""
     return await forget(user_name(user), service)
 
 
-@router.delete("/sessions/{session}/events", responses=documented(409, 422, 429, 503))
+@router.delete(
+    "/sessions/{session}/events", summary="Forget the events of a session", responses=documented(409, 422, 429, 503)
+)
 @needs(Scope.EVENTS)
 async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
     """Forget all events of a session so far, as of a user."""
@@ -128,15 +135,14 @@ async def forget(reader: str, service: Service) -> ForgottenOut:
         return ForgottenOut(events=await service.behaviour.forget(reader))
 
 
-@router.get("/reports/recommendations", responses=documented(422, 503))
+@router.get("/reports/recommendations", summary="Report click rates of recommendations", responses=documented(422, 503))
 @needs(Scope.EVENTS)
 async def report_recommendations(
     service: ServiceDep,
     by: Annotated[str, Query(description=f"some of {', '.join(DIMENSIONS)}, separated by commas")] = "scenario,variant",
     since: Annotated[Time | None, Query(description="the first day; a week ago by default")] = None,
 ) -> ReportOut:
-    """How many of the notes that recommendations showed were clicked: up to 1,000 rates, of what was shown most. Days
-    are those of UTC."""
+    """How many of the notes that recommendations showed were clicked."""
     names = list(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
     if unknown := sorted(set(names) - set(DIMENSIONS)):
         raise InvalidInput([FieldError("/query/by", f"knows {', '.join(DIMENSIONS)}, not {unknown}")])

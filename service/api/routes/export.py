@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs, reauthorise
-from service.api.bodies import NDJSON, Turns, check_media_type
+from service.api.bodies import NDJSON, Turns, check_media_type, lines
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import MIN_ITEM_BYTES, read_import
@@ -32,14 +33,20 @@ from service.collection.importing import NoteToImport
 from service.container import Service
 from service.errors import FieldError, InvalidInput, NoteLLMError
 
+EXPORT_LINES = (
+    "first a line with `export` (the version), `begin` and more; then on each a NoteWithVector, or `removed` (an id) "
+    "and `log_position`; last one with `end`, or `problem` where the export failed: docs/guides/notes-out.md#all-of-it"
+)
+ReplaceQuery = Annotated[bool, Query(description="replace notes of the same ids; by default these stay as they are")]
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 
 
 @router.get(
     "/notes/export",
+    summary="Export all notes, or what changed",
     response_class=Response,
     responses={
-        200: {"description": "one change a line", "content": {NDJSON: {"schema": {"type": "string"}}}},
+        200: {"description": "One change a line", "content": lines(EXPORT_LINES)},
         **documented(410, 422, 429, 503),
     },
     openapi_extra={"parameters": query_parameters(ExportQuery)},
@@ -90,12 +97,13 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
 
 @router.post(
     "/notes/import",
+    summary="Import exported notes",
     openapi_extra={
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/ImportIn"}}},
-                NDJSON: {"schema": {"type": "string", "description": "lines of an export, or one note a line"}},
+                **lines("lines of an export, or one ImportIn a line"),
             },
         }
     },
@@ -105,7 +113,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
 )
 @needs(Scope.ADMIN)
 async def import_notes(
-    request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: bool = False
+    request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: ReplaceQuery = False
 ) -> Response:
     """Add notes of an export, up to `max_batch_notes`, with their vectors where these are of the model that serves.
 

@@ -40,11 +40,11 @@ router = APIRouter(
 )
 
 
-@router.post("/generate/hashtags")
+@router.post("/generate/hashtags", summary="Generate hashtags of a text")
 @needs(Scope.GENERATE)
 @needs_engine
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
-    """Hashtags for a text, best first; an empty list says why."""
+    """Hashtags of a text, up to `count`."""
     generation = requested_hashtags(body, service)
     work = service.recommender.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
@@ -68,14 +68,14 @@ async def get_streamed_hashtags(body: HashtagsIn, service: ServiceDep, urgency: 
     return StreamedHashtags(body.as_note(), generation, urgency)
 
 
-@router.post("/generate/hashtags/stream", response_class=EventSourceResponse)
+@router.post("/generate/hashtags/stream", summary="Stream hashtags of a text", response_class=EventSourceResponse)
 @needs(Scope.GENERATE)
 @needs_engine
-async def watch_hashtags(
+async def stream_hashtags(
     service: ServiceDep, streamed: Annotated[StreamedHashtags, Depends(get_streamed_hashtags)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """The same as server-sent events: `hashtag`, each as soon as nothing better can come; then `done` with the whole
-    answer, where a score may have grown, or `problem`. Who leaves ends the work."""
+    """Server-sent events: one `hashtag` as soon as no later one can rank above it, then `done` with the whole answer
+    (its scores may be higher), or `problem`. Closing the connection cancels the work."""
     try:
         async with (
             asyncio.timeout(seconds_left(streamed.urgency)),
@@ -92,7 +92,7 @@ async def watch_hashtags(
         yield ServerSentEvent(event="problem", data=problem_of(error))
 
 
-@router.post("/generate/category")
+@router.post("/generate/category", summary="Choose the category of a text")
 @needs(Scope.GENERATE)
 @needs_engine
 async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
@@ -105,11 +105,11 @@ async def category(body: CategoryIn, request: Request, service: ServiceDep, urge
     return CategoryPrediction.of(output, body.chosen(output), service.recommender.engine.name)
 
 
-@router.post("/generate")
+@router.post("/generate", summary="Generate vector, hashtags and category of a text")
 @needs(Scope.GENERATE)
 @needs_engine
-async def everything(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
-    """Vector, hashtags and category of one text, from one prefill."""
+async def generate(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
+    """Vector, hashtags and category of one text, from one prefill. POST /generate/hashtags takes a `count`."""
     check_language(body, service)
     generation = service.recommender.generation_request(
         GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score, body.all_categories

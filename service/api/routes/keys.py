@@ -34,7 +34,7 @@ POSITION = Form(r"^[0-9]{1,15}-[0-9]{1,10}$", "must be the `position` of an act"
 router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
 
 
-@router.post("/keys", status_code=201, responses=documented(400, 409, 413, 415, 422, 503))
+@router.post("/keys", summary="Create a key", status_code=201, responses=documented(400, 409, 413, 415, 422, 503))
 @needs(Scope.KEYS_MANAGE)
 async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
     """Create a key. Its secret is in this answer and nowhere else. It can have no scope that yours has not."""
@@ -49,7 +49,7 @@ async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) 
     return NewKeyOut.with_token(key, token)
 
 
-@router.get("/keys", responses=documented(503), response_model=KeysOut)
+@router.get("/keys", summary="List keys", responses=documented(503), response_model=KeysOut)
 @needs(Scope.KEYS_MANAGE)
 async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
     """The keys of your tenant, or with the scope `admin` those of all tenants; the oldest first."""
@@ -60,7 +60,7 @@ async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
     return Response(b'{"keys":[%s]}' % b",".join(keys), media_type="application/json")
 
 
-@router.patch("/keys/{prefix}", responses=documented(400, 404, 413, 415, 422, 503))
+@router.patch("/keys/{prefix}", summary="Change a key", responses=documented(400, 404, 413, 415, 422, 503))
 @needs(Scope.KEYS_MANAGE)
 async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, principal: PrincipalDep) -> KeyOut:
     """Change name, expiry or quota."""
@@ -68,7 +68,9 @@ async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, pri
     return KeyOut.of(await manager.change(principal, prefix, body.merged, "keys.change", details))
 
 
-@router.post("/keys/{prefix}/rotate", responses=documented(400, 404, 413, 415, 422, 503))
+@router.post(
+    "/keys/{prefix}/rotate", summary="Give a key a new secret", responses=documented(400, 404, 413, 415, 422, 503)
+)
 @needs(Scope.KEYS_MANAGE)
 async def rotate_key(prefix: KeyPrefix, body: RotateIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
     """Give a key a new secret, which is in this answer and nowhere else. The old one is accepted for the overlap."""
@@ -76,18 +78,18 @@ async def rotate_key(prefix: KeyPrefix, body: RotateIn, manager: ManagerDep, pri
     return NewKeyOut.with_token(key, token)
 
 
-@router.delete("/keys/{prefix}", status_code=204, responses=documented(404, 422, 503))
+@router.delete("/keys/{prefix}", summary="Revoke a key", status_code=204, responses=documented(404, 422, 503))
 @needs(Scope.KEYS_MANAGE)
 async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: PrincipalDep) -> None:
     """Revoke a key for ever. Every replica refuses it within two seconds."""
     await manager.revoke(principal, prefix)
 
 
-@router.get("/audit", responses=documented(422, 503))
+@router.get("/audit", summary="List acts of those who manage the service", responses=documented(422, 503))
 @needs(Scope.ADMIN)
 async def audit(
     manager: ManagerDep,
-    count: Annotated[int, Query(ge=1, le=MAX_ACTS)] = 100,
+    count: Annotated[int, Query(ge=1, le=MAX_ACTS, description="most acts of the answer")] = 100,
     before: Annotated[str | None, POSITION, Query(description="`position` of the last act that you have")] = None,
 ) -> AuditOut:
     """The audit log: acts of those who manage the service, the newest first; fewer than `count` are the last ones.

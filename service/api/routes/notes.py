@@ -13,7 +13,7 @@ from model.note import Note
 from service.access.principal import Scope
 from service.adding import Added, expired_error
 from service.api.access import needs, needs_engine
-from service.api.bodies import NDJSON, check_media_type, is_list, one_list_or_stream, parse_json
+from service.api.bodies import NDJSON, check_media_type, is_list, lines, one_list_or_stream, parse_json
 from service.api.bounds import check_note_size
 from service.api.connection import while_connected
 from service.api.dependencies import (
@@ -48,12 +48,13 @@ def _content(model: str) -> dict[str, Any]:
 
 @router.post(
     "/notes",
+    summary="Add one note, a list or a stream of notes",
     response_model=None,
     openapi_extra={"requestBody": POST_BODY},
     responses={
         200: {
             "description": "Updated, or nothing to change; for NDJSON a stream of results, one a line",
-            "content": {**_content("AddedOut"), NDJSON: {"schema": {"type": "string"}}},
+            "content": {**_content("AddedOut"), **lines("one BatchItem a line, with the `model` of BatchOut")},
         },
         201: {"description": "Created", "content": _content("AddedOut")},
         207: {"description": "A list: each note's own result", "content": _content("BatchOut")},
@@ -124,6 +125,7 @@ def answer_headers(added: Added) -> dict[str, str]:
 
 @router.get(
     "/notes/{note_id}",
+    summary="Get a note",
     response_model=NoteOut,
     responses={304: {"description": "It has an ETag of If-None-Match"}, **documented(400, 404, 409, 412, 422, 503)},
 )
@@ -152,6 +154,7 @@ async def answer_note(
 
 @router.put(
     "/notes/{note_id}",
+    summary="Create or replace a note",
     responses={201: {"model": AddedOut}, **documented(400, 409, 412, 413, 415, 422, 429, 503, 504)},
 )
 @needs(Scope.NOTES_WRITE)
@@ -180,6 +183,7 @@ async def put_note(
 
 @router.patch(
     "/notes/{note_id}",
+    summary="Change fields of a note",
     responses=documented(400, 404, 409, 412, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.NOTES_WRITE)
@@ -217,7 +221,7 @@ async def patch_note(
     return AddedOut.of(added, service.recommender.engine.name)
 
 
-@router.delete("/notes/{note_id}", responses=documented(400, 404, 409, 412, 422, 503))
+@router.delete("/notes/{note_id}", summary="Remove a note", responses=documented(400, 404, 409, 412, 422, 503))
 @needs(Scope.NOTES_WRITE)
 async def delete_note(
     note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, key: IdempotencyKeyDep, response: Response

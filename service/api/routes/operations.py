@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.access.gate import Gate
@@ -25,11 +25,12 @@ from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
 from service.verify import verify
 
+RepairQuery = Annotated[bool, Query(description="have the index take what differs from the store")]
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez")
+@router.get("/livez", summary="Tell whether the process answers")
 @open_to_all()
 async def livez() -> dict[str, str]:
     """200 as long as the process answers at all, whatever it depends on."""
@@ -37,7 +38,11 @@ async def livez() -> dict[str, str]:
 
 
 @router.head("/startupz", include_in_schema=False)
-@router.get("/startupz", responses={503: {"model": StartOut, "description": "Not started yet"}})
+@router.get(
+    "/startupz",
+    summary="Tell whether the process has started",
+    responses={503: {"model": StartOut, "description": "Not started yet"}},
+)
 @open_to_all()
 async def startupz(request: Request, lifecycle: LifecycleDep, response: Response) -> StartOut:
     """200 once the process has started; until then 503, with what it is doing. Only a caller of the default tenant is
@@ -48,7 +53,11 @@ async def startupz(request: Request, lifecycle: LifecycleDep, response: Response
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}})
+@router.get(
+    "/readyz",
+    summary="Tell whether the process is ready for requests",
+    responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}},
+)
 @open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
     """200 when the process has started and does not drain, the store answers, the index follows it, the engine moves
@@ -120,18 +129,23 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     )
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    summary="Get metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 @needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
-    """Prometheus text. What readers have measured has the label `reader`, their number."""
+    """Prometheus text. Metrics measured in a reader process have the label `reader`, its number."""
     registry = await get_readers(request).add_metrics(request.app.state.telemetry.registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.post("/verify", responses=documented(409, 422, 503))
+@router.post("/verify", summary="Compare the index with the store", responses=documented(409, 422, 503))
 @needs(Scope.ADMIN)
 async def verify_index(
-    service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: bool = False
+    service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: RepairQuery = False
 ) -> VerifyOut:
     """Compare all of the store with all of this replica's index: seconds for each 10,000 notes. With `repair` the index
     takes what differs from the store. One comparison runs at a time: 409 while one does."""
@@ -144,7 +158,7 @@ async def verify_index(
     return VerifyOut.of(report)
 
 
-@router.get("/limits", responses=documented(503))
+@router.get("/limits", summary="Get the bounds of requests", responses=documented(503))
 @needs(*Scope)
 async def limits(request: Request, service: ServiceDep) -> LimitsOut:
     """Every bound that a request has to keep."""

@@ -62,6 +62,7 @@ router = APIRouter(tags=["similar"], route_class=SearchRoute)
 
 @router.get(
     "/notes/{note_id}/similar",
+    summary="Find notes related to a stored note",
     responses=documented(404, 409, 410, 422, 503),
     response_model=SimilarOut,
     openapi_extra=OPTIONS,
@@ -88,6 +89,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
 
 @router.post(
     "/notes/{note_id}/similar",
+    summary="Find notes related to a stored note and to further examples",
     responses=documented(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
     response_model=SimilarOut,
 )
@@ -104,6 +106,7 @@ async def similar_by_body(
 
 @router.post(
     "/similar",
+    summary="Find notes related to a text, or to several examples",
     responses=documented(400, 404, 409, 410, 413, 415, 422, 429, 503, 504),
     response_model=SimilarOut,
 )
@@ -120,6 +123,7 @@ async def similar_to_examples(
 
 @router.post(
     "/similar/batch",
+    summary="Answer a list of searches for related notes",
     status_code=207,
     response_model=None,
     openapi_extra={"requestBody": LIST_BODY},

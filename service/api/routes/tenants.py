@@ -16,7 +16,7 @@ from service.errors import TenantNotFound
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
-@router.get("/tenants", responses=documented(503))
+@router.get("/tenants", summary="List tenants", responses=documented(503))
 @needs(Scope.ADMIN)
 async def list_tenants(tenants: TenantsDep) -> TenantsOut:
     """The tenants that are open at this replica, by name."""
@@ -24,7 +24,7 @@ async def list_tenants(tenants: TenantsDep) -> TenantsOut:
     return TenantsOut(tenants=[TenantOut.of(tenant) for tenant in open_tenants])
 
 
-@router.delete("/tenants/{name}", status_code=204, responses=documented(403, 404, 422, 503))
+@router.delete("/tenants/{name}", summary="Remove a tenant", status_code=204, responses=documented(403, 404, 422, 503))
 @needs(Scope.ADMIN)
 async def remove_tenant(name: Tenant, tenants: TenantsDep, manager: ManagerDep, principal: PrincipalDep) -> None:
     """Remove a tenant with all that it has: notes, log, records of writes and snapshots. After 204 nothing of it is in

@@ -29,12 +29,14 @@ class ListQuery(Wire):
     cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         None, description="`next_cursor` of the page before; with the same filters"
     )
-    limit: int = Field(100, ge=1, le=MAX_PAGE)
-    category: Name | None = None
-    author: Name | None = None
+    limit: int = Field(100, ge=1, le=MAX_PAGE, description="most notes of the page")
+    category: Name | None = Field(None, description="notes of this category")
+    author: Name | None = Field(None, description="notes of this author")
     hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
-    created_after: Time | None = Field(None, description="exclusive")
-    updated_after: Time | None = Field(None, description="time of the last write, by the store's clock; exclusive")
+    created_after: Time | None = Field(None, description="notes that were written after this time")
+    updated_after: Time | None = Field(
+        None, description="notes whose last write was after this time, by the store's clock"
+    )
 
     def as_filter(self) -> Filter:
         return Filter(
@@ -52,11 +54,13 @@ class ListQuery(Wire):
 
 
 class ListOut(BaseModel):
-    """A page of a list. It may be shorter than `limit`, also empty: long notes end it at `max_read_bytes`. The last
-    page has null as `next_cursor`."""
+    """A page of a list."""
 
-    notes: list[NoteOut]
-    next_cursor: str | None
+    notes: list[NoteOut] = Field(
+        description="in the order of their last writes; fewer than `limit`, or none, where long notes end the page at "
+        "`max_read_bytes`"
+    )
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: this is the last one")
     log_position: str = Field(description="this page and those before it have every write up to this position")
 
     @classmethod
@@ -67,17 +71,24 @@ class ListOut(BaseModel):
 
 
 class GetIn(Wire):
-    ids: list[NoteId] = Field(min_length=1, max_length=MAX_IDS)
+    """Notes to read."""
+
+    ids: list[NoteId] = Field(min_length=1, max_length=MAX_IDS, description="ids of the notes")
     vectors: VectorForm | None = Field(
         None, description="add `space` and `vector` to each note: as numbers, or as base64 of little-endian floats"
     )
 
 
 class NoteWithVector(NoteOut):
-    """`space` names the model's vector space; vectors of two spaces cannot be compared."""
+    """A stored note with its vector."""
 
-    space: str | None = None
-    vector: list[float] | str | None = None
+    space: str | None = Field(
+        None,
+        description="name of the vector space: vectors of two spaces cannot be compared; null: `vectors` was not given",
+    )
+    vector: list[float] | str | None = Field(
+        None, description="of unit length, in the form that `vectors` names; null: it was not given"
+    )
 
     @classmethod
     def with_vector(cls, stored: StoredNote, form: VectorForm | None) -> Self:
@@ -88,19 +99,22 @@ class NoteWithVector(NoteOut):
 
 
 class GetOut(BaseModel):
-    """Notes in the order of the ids. `missing`: ids without a note. `unreadable`: ids of notes that the store has in a
-    form that cannot be read; a write or a removal heals them."""
+    """Notes that were asked for by their ids."""
 
-    notes: list[NoteWithVector]
-    missing: list[str]
-    unreadable: list[str]
+    notes: list[NoteWithVector] = Field(description="in the order of the ids")
+    missing: list[str] = Field(description="ids without a note")
+    unreadable: list[str] = Field(
+        description="ids of notes whose stored form cannot be read; a write or a removal heals them"
+    )
     unread: list[str] = Field(description="the last ids, where the notes have more than `max_read_bytes`: ask again")
 
 
 class RemoveIn(Wire):
     """Either `ids` or `filter`."""
 
-    ids: list[NoteId] | None = Field(None, min_length=1, max_length=MAX_REMOVED_IDS)
+    ids: list[NoteId] | None = Field(
+        None, min_length=1, max_length=MAX_REMOVED_IDS, description="ids of the notes to remove"
+    )
     filter: FilterIn | None = Field(None, description="notes to remove, by one condition or more")
     dry_run: bool = Field(False, description="only say what would be removed")
 
@@ -114,17 +128,19 @@ class RemoveIn(Wire):
 
 
 class ReceiptOut(BaseModel):
-    """Receipt of a removal, which is durable; of a dry run, what it would be.
+    """Receipt of a removal, which is durable; of a dry run, what it would be."""
 
-    A replica that has come to `log_position` has none of the notes; no answer of any replica contains them.
-    """
-
-    dry_run: bool
-    count: int
+    dry_run: bool = Field(description="true: nothing was removed")
+    count: int = Field(description="number of the removed notes")
     ids: list[str] | None = Field(description="in the order of their removal; null where there are more than `max_ids`")
     ids_sha256: str = Field(description="SHA-256 of all ids in this order, each followed by a line feed")
-    log_position: str | None = Field(description="of the last removal; null where nothing was removed")
-    matched_position: str | None = Field(description="of a filter: the log position at which no note passed any more")
+    log_position: str | None = Field(
+        description="log position of the last removal: a replica that has reached it has none of the notes; null where "
+        "nothing was removed"
+    )
+    matched_position: str | None = Field(
+        description="log position at which no note passed the filter any more; null: the notes were named by `ids`"
+    )
     missing: list[str] = Field(description="ids without a note")
     unreadable: int = Field(
         description="notes that are known to be stored and cannot be read, so that no filter finds them"
@@ -148,7 +164,7 @@ class ChangesQuery(Wire):
     """GET /changes."""
 
     after: LogPosition | None = Field(None, description="changes after it; by default those that come from now on")
-    limit: int = Field(100, ge=1, le=MAX_CHANGES)
+    limit: int = Field(100, ge=1, le=MAX_CHANGES, description="most changes of the answer")
     wait: float = Field(
         0.0,
         ge=0,
@@ -159,12 +175,12 @@ class ChangesQuery(Wire):
 
 
 class ChangeOut(BaseModel):
-    """The note `id` was written (`put`) or removed (`delete`). `at`: the store's time of it."""
+    """A note was written or removed."""
 
-    id: str
-    op: Literal["put", "delete"]
-    log_position: str
-    at: datetime
+    id: str = Field(description="id of the note")
+    op: Literal["put", "delete"] = Field(description="put: it was written; delete: it was removed")
+    log_position: str = Field(description="log position of the change")
+    at: datetime = Field(description="time of the change, by the store's clock")
 
     @classmethod
     def of(cls, entry: LogEntry) -> Self:
@@ -173,11 +189,11 @@ class ChangeOut(BaseModel):
 
 
 class ChangesOut(BaseModel):
-    """Changes in their order. `log_position`: pass it as `after` of the next request. `more`: there are later ones."""
+    """Changes after a log position."""
 
-    changes: list[ChangeOut]
-    log_position: str
-    more: bool
+    changes: list[ChangeOut] = Field(description="in the order of their log positions")
+    log_position: str = Field(description="`after` of the next request")
+    more: bool = Field(description="there are later changes already")
 
     @classmethod
     def of(cls, changes: Changes) -> Self:

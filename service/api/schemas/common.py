@@ -57,13 +57,14 @@ class Form:
         return core_schema.custom_error_schema(text, "text_form", custom_error_message=self.words)
 
 
+NOTE_ID_FORM = "1 to 128 of A-Z a-z 0-9 _ . : ~ -, not starting with . : -"
 NoteId = Annotated[
     str,
     Form(
         r"^[A-Za-z0-9_~][A-Za-z0-9_.:~-]{0,127}$",
         "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, and not start with . : -",
     ),
-    Field(description="1 to 128 of A-Z a-z 0-9 _ . : ~ -, not starting with . : -", examples=["sample-en-001"]),
+    Field(description=NOTE_ID_FORM, examples=["sample-en-001"]),
 ]
 ReaderId = Annotated[
     str,
@@ -78,6 +79,7 @@ LogPosition = Annotated[
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 """Name of a scenario, of its variants and of a source: in the settings, in searches, and in the events that follow."""
+ModelName = Annotated[str, Field(description="name of the model that serves")]
 Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
 Hashtags = Annotated[
     list[str],
@@ -151,10 +153,13 @@ def _unknown_field(name: str, known: Collection[str]) -> InitErrorDetails:
 class Text(Wire):
     """A title and a content, at least one of them not blank."""
 
-    title: str = Field("", examples=["Three days in Kyoto on a small budget"])
+    title: str = Field(
+        "", description="may be blank where `content` is not", examples=["Three days in Kyoto on a small budget"]
+    )
     content: str = Field(
         "",
         validate_default=True,
+        description="may be blank where `title` is not; the model reads up to `read_content_tokens` of GET /limits",
         examples=["Buses all day for 700 yen, temples before eight."],
     )
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from model.generation import GenerationOutput
 from model.note import Note, is_blank
 from service.api.schemas.collection import VectorForm, encode_vector
-from service.api.schemas.common import Wire
+from service.api.schemas.common import ModelName, Wire
 
 MAX_EMBEDDED = 256
 """Bound on the texts of one request, published at GET /limits."""
@@ -39,7 +39,12 @@ class EmbeddingsIn(Wire):
 
     input: Annotated[
         list[InputText],
-        Field(min_length=1, max_length=MAX_EMBEDDED, examples=["Three days in Kyoto on a small budget"]),
+        Field(
+            min_length=1,
+            max_length=MAX_EMBEDDED,
+            description="a text, or a list of texts; none may be blank",
+            examples=["Three days in Kyoto on a small budget"],
+        ),
         BeforeValidator(_as_texts, json_schema_input_type=str | list[str]),
     ]
     model: Annotated[str, StringConstraints(max_length=256)] = Field(description="the name of the model that serves")
@@ -56,25 +61,31 @@ class EmbeddingsIn(Wire):
 
 
 class EmbeddingOut(BaseModel):
-    object: Literal["embedding"] = "embedding"
-    index: int
-    embedding: list[float] | str = Field(description="unit length")
+    """Vector of one text."""
+
+    object: Literal["embedding"] = Field("embedding", description="as OpenAI's API has it")
+    index: int = Field(description="place of the text in `input`, from 0 on")
+    embedding: list[float] | str = Field(description="vector of unit length, in the form of `encoding_format`")
     truncated: bool = Field(
         False,
-        description="told where the text is longer than the model reads",
+        description="true: the text is longer than the model reads; left out where it is not",
         exclude_if=lambda truncated: not truncated,
     )
 
 
 class EmbeddingsUsage(BaseModel):
-    prompt_tokens: int
-    total_tokens: int
+    """Tokens of all texts together."""
+
+    prompt_tokens: int = Field(description="tokens that the model read")
+    total_tokens: int = Field(description="the same: nothing is written")
 
 
 class EmbeddingsOut(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[EmbeddingOut]
-    model: str
+    """Vectors of texts, in the form of OpenAI's API."""
+
+    object: Literal["list"] = Field("list", description="as OpenAI's API has it")
+    data: list[EmbeddingOut] = Field(description="one for each text, in their order")
+    model: ModelName
     usage: EmbeddingsUsage
 
     @classmethod

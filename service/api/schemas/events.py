@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from service.api.schemas.common import Label, NoteId, ReaderId, Time, Wire
 from service.api.schemas.problem import Problem
-from service.behaviour.report import Dimension, Rate
+from service.behaviour.report import MAX_RATES, OTHER, Dimension, Rate
 from service.events import Event
 
 MAX_EVENT_BYTES = 4096
@@ -30,18 +30,20 @@ EventId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class EventIn(Wire):
-    """Event: an act of a reader on a note. It names either a `user` or a `session`. `scenario`, `variant`, `position`
-    and `source` describe the recommendation that led to it; the caller knows them, and reports group events by them."""
+    """Act of a reader on a note. Reports group events by the recommendation that led to them: `scenario`, `variant`,
+    `position` and `source`."""
 
     event_id: EventId = Field(description="identifies the event, so that it counts once", examples=["e-1"])
     type: str = Field(max_length=64, description="a type of NOTELLM_EVENT_TYPES", examples=["click"])
     note_id: NoteId
-    session: ReaderId | None = Field(None, description="for a reader who is not known")
-    user: ReaderId | None = Field(None, validate_default=True)
+    session: ReaderId | None = Field(None, description="names a reader who is not known; either this or `user`")
+    user: ReaderId | None = Field(
+        None, validate_default=True, description="names a reader who is known; either this or `session`"
+    )
     recommendation_id: EventId | None = Field(None, description="of the answer in which the note was recommended")
     position: int | None = Field(None, ge=1, le=MAX_POSITION, description="`position` of the note in that answer")
     scenario: Label | None = Field(None, description="the place that the recommendation was for")
-    variant: Label | None = Field(None, description="of an experiment")
+    variant: Label | None = Field(None, description="`variant` of that answer, or that of an experiment of yours")
     source: Label | None = Field(None, description="what the note was found by")
     at: Time | None = Field(None, description="when it happened; now by default")
     value: float | None = Field(None, allow_inf_nan=False, description="for example seconds, or a share that was read")
@@ -79,41 +81,44 @@ def session_name(session: str) -> str:
 
 
 class EventOut(BaseModel):
-    """Result of one event: it is durable now (accepted), was before (duplicate), or was refused for `problem`."""
+    """Result of one event. A field that would be null is left out."""
 
-    event_id: str | None = None
-    status: Literal["accepted", "duplicate", "refused"]
-    problem: Problem | None = None
+    event_id: str | None = Field(None, description="id of the event; null: a refused one has none")
+    status: Literal["accepted", "duplicate", "refused"] = Field(
+        description="accepted: it is durable now; duplicate: it was before; refused: see `problem`"
+    )
+    problem: Problem | None = Field(None, description="why it is refused; null: it is not")
 
 
 class EventsOut(BaseModel):
-    """One result for each event of a list, in its order."""
+    """Results of a list of events."""
 
-    results: list[EventOut]
+    results: list[EventOut] = Field(description="one for each event, in their order")
 
 
 class ForgottenOut(BaseModel):
-    """Receipt of a removal. `events`: how many were removed. Within moments no replica counts them any more."""
+    """Receipt of a removal. Within moments no replica counts the events any more."""
 
-    events: int
+    events: int = Field(description="number of the removed events")
+
+
+GROUPED = f'null: `by` does not name it, or the events do not say it; "{OTHER}": beyond the groups that are counted'
 
 
 class RateOut(BaseModel):
-    """Notes that recommendations showed, and how many of them were clicked: each counts once. `low` and `high`: 95%
-    interval of the rate (Wilson). A dimension that was not asked for (`by`) is null. `position` is
-    text: it may be "(other)"."""
+    """Click rate of the notes that recommendations showed; each note of a recommendation counts once."""
 
     model_config = ConfigDict(extra="forbid")
 
-    scenario: str | None = None
-    variant: str | None = None
-    position: str | None = None
-    source: str | None = None
-    shown: int
-    clicked: int
-    rate: float
-    low: float
-    high: float
+    scenario: str | None = Field(None, description=f"`scenario` of the events; {GROUPED}")
+    variant: str | None = Field(None, description=f"`variant` of the events; {GROUPED}")
+    position: str | None = Field(None, description=f"`position` of the events, as text; {GROUPED}")
+    source: str | None = Field(None, description=f"`source` of the events; {GROUPED}")
+    shown: int = Field(description="notes that were shown")
+    clicked: int = Field(description="of these, notes that were clicked")
+    rate: float = Field(description="`clicked` / `shown`")
+    low: float = Field(description="lower end of the rate's 95% interval (Wilson)")
+    high: float = Field(description="upper end of the rate's 95% interval (Wilson)")
 
     @classmethod
     def of(cls, rate: Rate) -> Self:
@@ -122,16 +127,14 @@ class RateOut(BaseModel):
 
 
 class ReportOut(BaseModel):
-    """Rates of clicks. `complete`: false while this replica still reads events of before its start. `unmatched`:
-    clicks, of the days from `since` on, of notes for which no event says that they were shown. `left_out`: how many
-    rates are not here, of what was shown less."""
+    """Click rates of recommendations."""
 
-    by: list[Dimension]
-    since: datetime
-    complete: bool
-    unmatched: int
-    rates: list[RateOut]
-    left_out: int
+    by: list[Dimension] = Field(description="fields of events that the rates are grouped by")
+    since: datetime = Field(description="time from whose day on events count; days are those of UTC")
+    complete: bool = Field(description="false: this replica still reads events of before its start")
+    unmatched: int = Field(description="clicks of notes for which no event says that they were shown")
+    rates: list[RateOut] = Field(description=f"at most {MAX_RATES:,}, of what was shown most")
+    left_out: int = Field(description="number of further rates, of what was shown less")
 
     @classmethod
     def make(

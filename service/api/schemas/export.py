@@ -91,34 +91,46 @@ def _generated(generated: Generated) -> dict[str, Any] | None:
 
 
 class ImportedHashtag(Wire):
-    text: Name
-    score: Annotated[float, Field(allow_inf_nan=False)]
+    """A hashtag of HashtagOut, as exports write it."""
+
+    text: Name = Field(description="the hashtag")
+    score: Annotated[float, Field(allow_inf_nan=False)] = Field(description="score that it was generated with")
 
 
 class ImportedCategory(Wire):
-    name: Name
-    probability: Probability
+    """A category of CategoryOut, as exports write it."""
+
+    name: Name = Field(description="name of the category")
+    probability: Probability = Field(description="probability that it was chosen with")
 
 
 class ImportedGenerated(Wire):
-    hashtags: list[ImportedHashtag] | None = Field(None, max_length=MAX_HASHTAGS)
-    category: ImportedCategory | None = None
+    """What the model generated for the note."""
+
+    hashtags: list[ImportedHashtag] | None = Field(
+        None, max_length=MAX_HASHTAGS, description="the best first; null: not generated"
+    )
+    category: ImportedCategory | None = Field(None, description="null: not generated")
 
 
 class ImportIn(EarlierNoteIn):
-    """A note as GET /notes/export writes it. Its vector is kept where `space` is that of the model that serves; else
-    the model reads the note. `revision` and `log_position` are ignored: the note gets others."""
+    """A note as GET /notes/export writes it."""
 
     id: NoteId
-    revision: int | None = None
-    log_position: LogPosition | None = None
-    generated: ImportedGenerated | None = None
-    space: Annotated[str, StringConstraints(max_length=200)] | None = None
+    revision: int | None = Field(None, description="ignored: the note gets another one")
+    log_position: LogPosition | None = Field(None, description="ignored: the note gets another one")
+    generated: ImportedGenerated | None = Field(None, description="what the model generated; null: nothing")
+    space: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="vector space of `vector`; where the model that serves has another one, it reads the note"
+    )
     vector: (
         Annotated[list[float], Field(max_length=MAX_VECTOR)]
         | Annotated[str, StringConstraints(max_length=8 * MAX_VECTOR)]
         | None
-    ) = Field(None, description="as numbers, or as base64 of little-endian floats")
+    ) = Field(
+        None,
+        description="of unit length, as numbers or as base64 of little-endian floats; null: the model reads the note",
+    )
 
     def as_import(self) -> NoteToImport:
         """Return the note for the importer. Raises InvalidInput."""
@@ -133,14 +145,17 @@ class ImportIn(EarlierNoteIn):
 
 
 class ImportItem(BaseModel):
-    """One note's result, at its place in the request. `exists`: there is a note of this id, which was left as it is.
-    `expired`: the note has expired, and was left out.
-    `vector`: whether it was kept, or the model read the note."""
+    """One note's result, at its place in the request."""
 
-    id: str | None
-    status: Literal["created", "updated", "unchanged", "exists", "expired", "rejected"]
-    vector: Literal["kept", "read"] | None = None
-    problem: Problem | None = None
+    id: str | None = Field(description="id of the note; null: a rejected one has none")
+    status: Literal["created", "updated", "unchanged", "exists", "expired", "rejected"] = Field(
+        description="exists: there is a note of this id, which stays as it is; expired: `expires_at` has passed, and "
+        "nothing was stored; rejected: see `problem`"
+    )
+    vector: Literal["kept", "read"] | None = Field(
+        None, description="kept: that of the export; read: the model read the note; null: nothing was stored"
+    )
+    problem: Problem | None = Field(None, description="why the note is rejected; null: it is not")
 
     @classmethod
     def of(cls, outcome: Outcome) -> Self:
@@ -149,7 +164,9 @@ class ImportItem(BaseModel):
 
 
 class ImportOut(BaseModel):
-    results: list[ImportItem]
+    """Results of an import."""
+
+    results: list[ImportItem] = Field(description="one for each note, in their order")
 
 
 def _vector(value: list[float] | str | None) -> Vector | None:

@@ -78,12 +78,12 @@ AttributeBound = Annotated[Any, PlainValidator(_bound_key, json_schema_input_typ
 
 
 class TimesIn(Wire):
-    """A range of times."""
+    """A range of times: one bound or more."""
 
-    gt: Time | None = None
-    gte: Time | None = None
-    lt: Time | None = None
-    lte: Time | None = None
+    gt: Time | None = Field(None, description="after this time")
+    gte: Time | None = Field(None, description="at this time or after it")
+    lt: Time | None = Field(None, description="before this time")
+    lte: Time | None = Field(None, description="at this time or before it")
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
@@ -100,14 +100,14 @@ class TimesIn(Wire):
 
 
 class AttributeIn(Wire):
-    """A condition on an attribute: it is one of `in`, and lies within the bounds. Bounds that are numbers pass numbers,
-    bounds that are texts pass other texts, in the order of their code points."""
+    """A condition on an attribute. Bounds that are numbers pass numbers, bounds that are texts pass other texts, in the
+    order of their code points."""
 
-    in_: Values | None = Field(None, alias="in")
-    gt: AttributeBound | None = None
-    gte: AttributeBound | None = None
-    lt: AttributeBound | None = None
-    lte: AttributeBound | None = None
+    in_: Values | None = Field(None, alias="in", description="values of which the attribute has one")
+    gt: AttributeBound | None = Field(None, description="above this number or text")
+    gte: AttributeBound | None = Field(None, description="this number or text, or above it")
+    lt: AttributeBound | None = Field(None, description="below this number or text")
+    lte: AttributeBound | None = Field(None, description="this number or text, or below it")
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -140,18 +140,19 @@ class ConditionsIn(Wire):
 
     may_be_empty: ClassVar[bool] = False
 
-    category: Names | None = None
-    author: Names | None = None
+    category: Names | None = Field(None, description="notes of one of these categories")
+    author: Names | None = Field(None, description="notes of one of these authors")
     hashtag: Names | None = Field(None, description="notes that carry any of them")
     all_hashtag: Names | None = Field(None, description="notes that carry each of them")
     attribute: dict[Name, AttributeCondition] | None = Field(
         None,
         min_length=1,
         max_length=MAX_ATTRIBUTES,
-        description="by name: a value, a list of which the note has one, or an object with in, gt, gte, lt, lte",
+        description="by name, one of `filter_attributes` of GET /limits: a value, a list of which the note has one, or "
+        "an object with in, gt, gte, lt, lte",
         examples=[{"language": ["en", "zh"], "seats": {"gte": 2, "lt": 6}}],
     )
-    created_at: TimesIn | None = None
+    created_at: TimesIn | None = Field(None, description="time at which the note was written")
     updated_at: TimesIn | None = Field(None, description="time of the last write, by the store's clock")
     all: list[ConditionsIn] | None = Field(
         None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups that must all hold"

@@ -17,7 +17,7 @@ from model.generation import (
     Usage,
 )
 from service.adding import GENERATED_HASHTAGS
-from service.api.schemas.common import Form, Name, TaggedText, Wire
+from service.api.schemas.common import Form, ModelName, Name, TaggedText, Wire
 
 MAX_GENERATED = 10
 """Bound on the hashtags that one request generates."""
@@ -27,20 +27,22 @@ MAX_BLOCKED = 1000
 """Bound on the hashtags that a request forbids."""
 
 
-Truncated = Annotated[bool, Field(description="the text is longer than the model reads; GET /limits says how much")]
-LanguageSupported = Annotated[
-    bool, Field(description="false: the model does not read the script of the text, and generates nothing for it")
-]
+TRUNCATED = "the text is longer than the model reads; GET /limits says how much"
+LANGUAGE_SUPPORTED = "false: the model does not read the script of the text, and generates nothing for it"
+Truncated = Annotated[bool, Field(description=TRUNCATED)]
+LanguageSupported = Annotated[bool, Field(description=LANGUAGE_SUPPORTED)]
 
 
 class HashtagOut(BaseModel):
-    text: str
+    """A hashtag that the model generated."""
+
+    text: str = Field(description="the hashtag, without '#'")
     score: float = Field(
         description="in (0, 1]: probability that the model writes it first; of grounded ones, that and how many of the "
         "nearest notes carry it, together"
     )
     notes: list[str] = Field(
-        [], description="of grounded ones: the nearest notes that carry it", exclude_if=lambda notes: not notes
+        [], description="of grounded ones: ids of the nearest notes that carry it", exclude_if=lambda notes: not notes
     )
 
     @classmethod
@@ -49,7 +51,9 @@ class HashtagOut(BaseModel):
 
 
 class CategoryOut(BaseModel):
-    name: str
+    """A name of a closed set, with its probability."""
+
+    name: str = Field(description="as the closed set has it")
     probability: float = Field(description="among the names that were read, whose probabilities sum to 1")
 
     @classmethod
@@ -58,12 +62,18 @@ class CategoryOut(BaseModel):
 
 
 class BelowMinOut(BaseModel):
-    """Hashtags and a category that the model found and the answer leaves out. For a text the bounds are `min_score` and
-    `min_probability` of the request; for a note that `?generate` fills in they are `min_score` or
-    NOTELLM_MIN_HASHTAG_SCORE, and NOTELLM_MIN_CATEGORY_PROBABILITY."""
+    """What the model found and the answer leaves out, below a bound of the request or of the service."""
 
-    hashtags: list[HashtagOut] | None = None
-    category: CategoryOut | None = None
+    hashtags: list[HashtagOut] | None = Field(
+        None,
+        description="with a score below `min_score`; of a note that is sent without it, below "
+        "NOTELLM_MIN_HASHTAG_SCORE; null: none",
+    )
+    category: CategoryOut | None = Field(
+        None,
+        description="less probable than `min_probability`; of a note, than NOTELLM_MIN_CATEGORY_PROBABILITY; null: "
+        "none",
+    )
 
     @classmethod
     def of(cls, hashtags: Sequence[Hashtag] | None, category: CategoryProbability | None = None) -> Self | None:
@@ -75,16 +85,24 @@ class BelowMinOut(BaseModel):
         )
 
 
-BelowMin = Annotated[BelowMinOut | None, Field(exclude_if=lambda below: below is None)]
-"""Field of an answer; left out where nothing was found below a bound."""
+BelowMin = Annotated[
+    BelowMinOut | None,
+    Field(
+        description="what is below a bound, and so left out; missing where nothing is",
+        exclude_if=lambda below: below is None,
+    ),
+]
 
 
 class UsageOut(BaseModel):
-    """The note's tokens are counted once, however much is read from them. The first note with a set of categories that
-    the model does not know also counts what reading their names took."""
+    """Tokens that the model read and wrote."""
 
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
+    prompt_tokens: int = Field(
+        0,
+        description="read, each once, however much is made of it; the first text with a set of categories that the "
+        "model does not know also counts those of their names",
+    )
+    generated_tokens: int = Field(0, description="written for hashtags, in all beams together")
 
     @classmethod
     def of(cls, usage: Usage) -> Self:
@@ -97,31 +115,36 @@ class HashtagRules(Wire):
     policy: HashtagPolicy | None = Field(
         None,
         description="open: whatever the model writes; known: of that, only what authors of stored notes use; grounded: "
-        "the best of what it writes and of what near notes carry, by vectors and by words; empty: the service's own",
+        "the best of what it writes and of what near notes carry, by vectors and by words; null: the service's own",
     )
-    blocked: list[Name] = Field([], max_length=MAX_BLOCKED, description="never told, whatever their case and spacing")
+    blocked: list[Name] = Field(
+        [], max_length=MAX_BLOCKED, description="never returned, whatever their case and spacing"
+    )
     min_score: float = Field(
         0.0, ge=0, le=1, description="hashtags with a lower score are left out: fewer rather than worse ones"
     )
     language: Annotated[str, Form(r"^[a-z]{2,3}$", "must be an ISO 639 code, such as en")] | None = Field(
         None,
-        description="ISO 639 code of the language that hashtags are to be in: refused where the model does not write "
-        "it, and no instruction to the model",
+        description="ISO 639 code of the language that you expect: 422 where the model does not write it, otherwise no "
+        "effect",
         examples=["en"],
     )
 
 
 class HashtagsIn(TaggedText, HashtagRules):
-    """A text, and the hashtags that it has already: these are read with it, and not told again."""
+    """A text, and the hashtags that it has already: the model reads these too, and they are never repeated in the
+    answer."""
 
-    count: int = Field(GENERATED_HASHTAGS, ge=1, le=MAX_GENERATED)
+    count: int = Field(GENERATED_HASHTAGS, ge=1, le=MAX_GENERATED, description="most hashtags of the answer")
 
 
 class HashtagsOut(BaseModel):
-    hashtags: list[HashtagOut]
-    reason: str | None = Field(None, description="why the list is empty")
+    """Hashtags that the model generated for a text."""
+
+    hashtags: list[HashtagOut] = Field(description="the best first")
+    reason: str | None = Field(None, description="why there are no hashtags; null where there are")
     below_min: BelowMin = None
-    model: str
+    model: ModelName
     usage: UsageOut
     truncated: Truncated
     language_supported: LanguageSupported
@@ -140,15 +163,20 @@ class HashtagsOut(BaseModel):
 
 
 class CategoryIn(TaggedText):
+    """A text, and the closed set that its category is chosen from."""
+
     categories: list[Name] = Field(
-        [], max_length=MAX_CATEGORIES, description="the closed set; empty: the service's own", examples=[[]]
+        [],
+        max_length=MAX_CATEGORIES,
+        description="the closed set; empty: the service's own (NOTELLM_CATEGORIES)",
+        examples=[[]],
     )
     all_categories: bool = Field(
         False,
         description=f"read each name of a closed set of more than {MAX_WHOLE_SET}; by default only the "
         f"{CATEGORY_SHORTLIST} that are likeliest beforehand are read, and the others left out of the answer",
     )
-    min_probability: float = Field(0.0, ge=0, le=1, description="below it no category is told: the model abstains")
+    min_probability: float = Field(0.0, ge=0, le=1, description="`category` is null below it")
 
     def chosen(self, output: GenerationOutput) -> CategoryProbability | None:
         """Most probable category; None where its probability is below `min_probability`, or the model has none."""
@@ -157,18 +185,19 @@ class CategoryIn(TaggedText):
 
 
 class GenerateIn(CategoryIn, HashtagRules):
-    """POST /generate."""
+    """A text, rules for its hashtags, and the closed set of its category."""
 
 
 class CategoryPrediction(BaseModel):
-    """The most probable category; `alternatives` are the other names that were read, most probable first. `abstain`:
-    none is as probable as was asked; then `category` is null, and all that were read are alternatives."""
+    """The category of a text, out of a closed set."""
 
-    category: str | None
-    probability: float | None
-    abstain: bool
-    alternatives: list[CategoryOut]
-    model: str
+    category: str | None = Field(description="the most probable name; null: `abstain` is true")
+    probability: float | None = Field(description="that of `category`, among all names that were read; null without it")
+    abstain: bool = Field(description="no name has `min_probability`, or the model read none")
+    alternatives: list[CategoryOut] = Field(
+        description="the other names that were read, the most probable first; all of them where the model abstains"
+    )
+    model: ModelName
     usage: UsageOut
     truncated: Truncated
     language_supported: LanguageSupported
@@ -188,14 +217,14 @@ class CategoryPrediction(BaseModel):
 
 
 class GenerateOut(BaseModel):
-    """Vector, hashtags and category of one text, from one prefill."""
+    """Vector, hashtags and category of one text."""
 
-    embedding: list[float] = Field(description="unit length")
-    hashtags: list[HashtagOut]
-    reason: str | None = Field(None, description="why there are no hashtags")
-    category: CategoryOut | None = Field(description="null: none is as probable as was asked")
+    embedding: list[float] = Field(description="vector of unit length")
+    hashtags: list[HashtagOut] = Field(description=f"the best first, up to {GENERATED_HASHTAGS}")
+    reason: str | None = Field(None, description="why there are no hashtags; null where there are")
+    category: CategoryOut | None = Field(description="null: no name has `min_probability`, or the model read none")
     below_min: BelowMin = None
-    model: str
+    model: ModelName
     usage: UsageOut
     truncated: Truncated
     language_supported: LanguageSupported

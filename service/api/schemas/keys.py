@@ -21,7 +21,7 @@ OVERLAP_SECONDS = 3600
 KeyPrefix = Annotated[
     str,
     Form("^[a-z2-7]{10}$", "must be the prefix of a key: its 10 characters of a-z 2-7 after nlm_"),
-    Field(examples=["abcdefghij"]),
+    Field(description="prefix of a key: its 10 characters of a-z 2-7 after nlm_", examples=["abcdefghij"]),
 ]
 Tenant = Annotated[
     str,
@@ -31,10 +31,17 @@ Tenant = Annotated[
 
 
 class QuotaFields(Wire):
-    """Bounds on the use of a key in a minute; null: without bound."""
+    """Bounds on the use of a key."""
 
-    requests_per_minute: int | None = Field(None, ge=1, le=10_000_000)
-    tokens_per_minute: int | None = Field(None, ge=1, le=10_000_000_000, description="that the model reads and writes")
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=10_000_000, description="most requests a minute; null: without bound"
+    )
+    tokens_per_minute: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000_000,
+        description="most tokens a minute that the model reads and writes; null: without bound",
+    )
 
     def as_quota(self) -> Quota:
         return Quota(self.requests_per_minute, self.tokens_per_minute)
@@ -47,7 +54,9 @@ class QuotaFields(Wire):
 class Expiring(Wire):
     """A body with the time from which on a key opens nothing."""
 
-    expires_at: Time | None = Field(None, description="null: never")
+    expires_at: Time | None = Field(
+        None, description="from this time on the key opens nothing; null: it does not expire"
+    )
 
     @property
     def expiry(self) -> float | None:
@@ -55,8 +64,12 @@ class Expiring(Wire):
 
 
 class KeyIn(Expiring):
-    name: Name = Field(examples=["the website"])
-    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), examples=[["notes.read", "similar"]])
+    """A key to create."""
+
+    name: Name = Field(description="says who or what uses the key", examples=["the website"])
+    scopes: list[Scope] = Field(
+        min_length=1, max_length=len(Scope), description="what the key may do", examples=[["notes.read", "similar"]]
+    )
     tenant: Tenant | None = Field(None, description="without it that of your own key; another one takes `admin`")
     quota: QuotaFields = QuotaFields()
 
@@ -65,7 +78,7 @@ class KeyPatch(Expiring):
     """Changes of a key; a field that is left out stays as it is, also one of the quota."""
 
     # What is left out stays. A factory's default is not in the OpenAPI, where a client would take it for one to send.
-    name: Name = Field(default_factory=str)
+    name: Name = Field(default_factory=str, description="says who or what uses the key")
     quota: QuotaFields = Field(default_factory=QuotaFields)
 
     def merged(self, key: ApiKey) -> ApiKey:
@@ -81,22 +94,26 @@ class KeyPatch(Expiring):
 
 
 class RotateIn(Wire):
+    """How a key gets its new secret."""
+
     overlap_seconds: float = Field(
-        OVERLAP_SECONDS, ge=0, le=MAX_OVERLAP_SECONDS, description="for which the old secret is still accepted"
+        OVERLAP_SECONDS, ge=0, le=MAX_OVERLAP_SECONDS, description="seconds for which the old secret is still accepted"
     )
 
 
 class KeyOut(BaseModel):
-    """A key without its secret. `last_used_at`: to a minute; null where it never was."""
+    """A key without its secret."""
 
-    prefix: str
-    name: str
-    tenant: str
-    scopes: list[Scope]
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    old_secret_until: datetime | None = Field(description="until when the secret before the last rotation is accepted")
+    prefix: str = Field(description="names the key at other addresses")
+    name: str = Field(description="says who or what uses the key")
+    tenant: str = Field(description="tenant whose notes the key opens")
+    scopes: list[Scope] = Field(description="what the key may do")
+    created_at: datetime = Field(description="time of its creation")
+    expires_at: datetime | None = Field(description="from this time on it opens nothing; null: it does not expire")
+    last_used_at: datetime | None = Field(description="time of its last use, to a minute; null: it was never used")
+    old_secret_until: datetime | None = Field(
+        description="until when the secret before the last rotation is accepted; null: there is none"
+    )
     quota: QuotaFields
 
     @classmethod
@@ -117,6 +134,8 @@ class KeyOut(BaseModel):
 
 
 class NewKeyOut(KeyOut):
+    """A key with its secret."""
+
     key: str = Field(description="the whole key, shown this once", examples=["nlm_abcdefghij_..."])
 
     @classmethod
@@ -125,19 +144,21 @@ class NewKeyOut(KeyOut):
 
 
 class KeysOut(BaseModel):
-    keys: list[KeyOut]
+    """Keys without their secrets."""
+
+    keys: list[KeyOut] = Field(description="the oldest first")
 
 
 class ActOut(BaseModel):
-    """`by`: prefix of the key of whoever did it; null where the service was open. `position`: for `before`."""
+    """Act of somebody who manages the service."""
 
-    position: str
-    at: datetime
-    by: str | None
-    tenant: str
-    act: str = Field(examples=["keys.create"])
-    target: str
-    details: Mapping[str, Any]
+    position: str = Field(description="place in the audit log: `before` of the next request")
+    at: datetime = Field(description="time of the act")
+    by: str | None = Field(description="prefix of the key that it was done with; null: the service was open")
+    tenant: str = Field(description="tenant of that key")
+    act: str = Field(description="name of the act", examples=["keys.create"])
+    target: str = Field(description='prefix of a key or name of a tenant that was acted on; "": neither')
+    details: Mapping[str, Any] = Field(description="what was asked for, without secrets")
 
     @classmethod
     def of(cls, act: Act) -> Self:
@@ -153,7 +174,9 @@ class ActOut(BaseModel):
 
 
 class AuditOut(BaseModel):
-    acts: list[ActOut]
+    """Part of the audit log."""
+
+    acts: list[ActOut] = Field(description="the newest first")
 
 
 def _time(seconds: float | None) -> Any:

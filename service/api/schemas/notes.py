@@ -21,14 +21,25 @@ from pydantic_core import PydanticCustomError
 
 from model.note import Attribute, Note, normalise_hashtags
 from service.adding import Added
-from service.api.schemas.common import FIRST_TIME, MAX_ATTRIBUTES, Hashtags, Name, NoteId, TaggedText, Time, Wire
+from service.api.schemas.common import (
+    FIRST_TIME,
+    MAX_ATTRIBUTES,
+    NOTE_ID_FORM,
+    Hashtags,
+    ModelName,
+    Name,
+    NoteId,
+    TaggedText,
+    Time,
+    Wire,
+)
 from service.api.schemas.generate import (
+    LANGUAGE_SUPPORTED,
+    TRUNCATED,
     BelowMin,
     BelowMinOut,
     CategoryOut,
     HashtagOut,
-    LanguageSupported,
-    Truncated,
     UsageOut,
 )
 from service.api.schemas.problem import Problem
@@ -48,6 +59,12 @@ MIN_NUMBER, MAX_NUMBER = -(2.0**63), 2.0**64
 """Bounds on a float of an attribute, both exclusive: an integer beyond them is parsed as a float, without its last
 digits."""
 EXACT_NUMBERS = "integers are kept exactly, and numbers from 2^64 on, or below -2^63, are refused: send a text"
+
+
+HASHTAGS_MEANING = "the author's, else those that the model generated"
+CATEGORY_MEANING = "the author's, else the one that the model generated; null: neither"
+LAST_WRITE = "log position of the note's last write"
+READ_NOTHING = "null: the stored vector sufficed, and the model read nothing"
 
 
 def _check_type(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
@@ -98,14 +115,16 @@ Attributes = Annotated[
 
 
 class NoteIn(TaggedText):
-    """A note as a caller gives it; a missing id is made (ULID), a missing created_at is the time of arrival."""
+    """A note as a caller gives it."""
 
-    id: NoteId | None = Field(None, examples=["kyoto-1"])
-    category: Name | None = Field(None, examples=["Travel"])
-    author: Name | None = Field(None, examples=["tomhikes"])
-    created_at: Time | None = Field(None, examples=["2026-05-01T09:30:00Z"])
-    expires_at: Time | None = Field(None, description="never returned from this time on")
-    attributes: Attributes = Field({}, description=f"kept and returned; {EXACT_NUMBERS}")
+    id: NoteId | None = Field(None, description=f"{NOTE_ID_FORM}; without it one is made (ULID)", examples=["kyoto-1"])
+    category: Name | None = Field(None, description="the author's choice; null: none", examples=["Travel"])
+    author: Name | None = Field(None, description="name of the author; null: none", examples=["tomhikes"])
+    created_at: Time | None = Field(
+        None, description="when it was written; by default the time of arrival", examples=["2026-05-01T09:30:00Z"]
+    )
+    expires_at: Time | None = Field(None, description="never returned from this time on; null: it does not expire")
+    attributes: Attributes = Field({}, description=f"values by name, kept and returned; {EXACT_NUMBERS}")
 
     def as_note(self, note_id: str | None = None) -> Note:
         return Note(
@@ -124,23 +143,25 @@ class NoteIn(TaggedText):
 class EarlierNoteIn(NoteIn):
     """A note as a caller gave it at some earlier time, from the store or an export."""
 
-    attributes: StoredAttributes = Field({}, description="kept and returned")
+    attributes: StoredAttributes = Field({}, description="values by name, kept and returned")
 
 
 class NotePatch(Wire):
-    """Fields to change; those left out stay. null clears category, author and expires_at; "", [] and {} empty the
-    others. A category or hashtags that the model generated go likewise."""
+    """Fields to change; those left out stay as they are."""
 
     # Of what is left out no default is read. A factory's is not in the OpenAPI, where it would say what PATCH does not.
-    title: str = Field(default_factory=str)
-    content: str = Field(default_factory=str)
-    hashtags: Hashtags = Field(default_factory=list)
-    category: Name | None = None
-    author: Name | None = None
-    created_at: Time = Field(default_factory=lambda: FIRST_TIME)
-    expires_at: Time | None = None
+    title: str = Field(default_factory=str, description='"" empties it, where `content` is not blank')
+    content: str = Field(default_factory=str, description='"" empties it, where `title` is not blank')
+    hashtags: Hashtags = Field(
+        default_factory=list, description="replaces all of them; [] removes them, also generated ones"
+    )
+    category: Name | None = Field(None, description="null clears it, also a generated one")
+    author: Name | None = Field(None, description="null clears it")
+    created_at: Time = Field(default_factory=lambda: FIRST_TIME, description="when it was written; cannot be cleared")
+    expires_at: Time | None = Field(None, description="never returned from this time on; null: it does not expire")
     attributes: Attributes = Field(
-        default_factory=dict, description=f"replaces all of them: send also those that are to stay; {EXACT_NUMBERS}"
+        default_factory=dict,
+        description=f"replaces all of them: send also those that are to stay; {{}} removes them; {EXACT_NUMBERS}",
     )
 
     @field_validator(*EMPTY, mode="before")
@@ -167,31 +188,35 @@ class NotePatch(Wire):
 
 
 class GeneratedOut(BaseModel):
-    """Hashtags and category that the model wrote, as the author left them out. `hashtags_reason`: why there is none.
-    `category`: none with a probability below NOTELLM_MIN_CATEGORY_PROBABILITY. `below_min`: what this write found and
-    left out; it is not stored."""
+    """What the model generated for a note whose author left it out."""
 
-    hashtags: list[HashtagOut] | None = None
-    hashtags_reason: str | None = None
-    category: CategoryOut | None = None
-    below_min: BelowMin = None
+    hashtags: list[HashtagOut] | None = Field(None, description="the best first; null: not generated")
+    hashtags_reason: str | None = Field(
+        None, description="why `hashtags` is empty; null where it is not, and where a stored note is read"
+    )
+    category: CategoryOut | None = Field(
+        None, description="null: not generated, or less probable than NOTELLM_MIN_CATEGORY_PROBABILITY"
+    )
+    below_min: BelowMin = Field(
+        None, description="what this write found below a bound, and did not store; missing where there is nothing"
+    )
 
 
 class NoteOut(BaseModel):
-    """A stored note; hashtags and category are the author's, or else the generated ones."""
+    """A stored note."""
 
-    id: str
-    revision: int
-    log_position: str
-    title: str
-    content: str
-    hashtags: list[str]
-    category: str | None
-    author: str | None
-    created_at: datetime | None
-    expires_at: datetime | None
-    attributes: dict[str, Attribute]
-    generated: GeneratedOut | None
+    id: str = Field(description="id of the note")
+    revision: int = Field(description="1 when the note is created, and 1 more with each write that changes it")
+    log_position: str = Field(description=f"{LAST_WRITE}; in quotation marks it is the ETag")
+    title: str = Field(description='"" where there is none')
+    content: str = Field(description='"" where there is none')
+    hashtags: list[str] = Field(description=HASHTAGS_MEANING)
+    category: str | None = Field(description=CATEGORY_MEANING)
+    author: str | None = Field(description="name of the author; null: none")
+    created_at: datetime | None = Field(description="when it was written")
+    expires_at: datetime | None = Field(description="never returned from this time on; null: it does not expire")
+    attributes: dict[str, Attribute] = Field(description="values by name, as they were sent")
+    generated: GeneratedOut | None = Field(description="what the model generated; null: nothing")
 
     @classmethod
     def of(cls, stored: StoredNote) -> Self:
@@ -200,11 +225,11 @@ class NoteOut(BaseModel):
 
 
 class RemovedOut(BaseModel):
-    """Receipt of a removal, which is durable: its place in the log, and the store's time of it."""
+    """Receipt of a removal, which is durable."""
 
-    id: str
-    log_position: str
-    removed_at: datetime
+    id: str = Field(description="id of the removed note")
+    log_position: str = Field(description="log position of the removal")
+    removed_at: datetime = Field(description="time of the removal, by the store's clock")
 
     @classmethod
     def of(cls, note_id: str, removed: Removed) -> Self:
@@ -212,21 +237,20 @@ class RemovedOut(BaseModel):
 
 
 class AddedOut(BaseModel):
-    """A note was added: it is durable, and found by similar. `revision` 1 means created. `truncated` and
-    `language_supported`: null where the stored vector sufficed, so that the model read nothing."""
+    """A note was added: it is durable, and found by searches."""
 
-    id: str
-    revision: int
-    status: Literal["indexed"] = "indexed"
-    outcome: Literal["created", "updated", "unchanged"] = Field(description="as `status` of an item of a list")
-    log_position: str
-    model: str
-    hashtags: list[str]
-    category: str | None
-    generated: GeneratedOut | None = None
+    id: str = Field(description="id of the note")
+    revision: int = Field(description="1 when the note is created, and 1 more with each write that changes it")
+    status: Literal["indexed"] = Field("indexed", description="durable, and in the index")
+    outcome: Literal["created", "updated", "unchanged"] = Field(description="what the write did")
+    log_position: str = Field(description=f"{LAST_WRITE}; in quotation marks it is the ETag")
+    model: ModelName
+    hashtags: list[str] = Field(description=HASHTAGS_MEANING)
+    category: str | None = Field(description=CATEGORY_MEANING)
+    generated: GeneratedOut | None = Field(None, description="what the model generated; null: nothing")
     usage: UsageOut
-    truncated: Truncated | None
-    language_supported: LanguageSupported | None
+    truncated: bool | None = Field(description=f"{TRUNCATED}; {READ_NOTHING}")
+    language_supported: bool | None = Field(description=f"{LANGUAGE_SUPPORTED}; {READ_NOTHING}")
 
     @classmethod
     def of(cls, added: Added, model: str) -> Self:
@@ -247,20 +271,26 @@ class AddedOut(BaseModel):
 
 
 class BatchItem(BaseModel):
-    """One note's result, at its place in the request."""
+    """One note's result, at its place in the request. A field that would be null is left out."""
 
-    id: str | None = None
-    status: Literal["created", "updated", "unchanged", "rejected"]
-    revision: int | None = None
-    log_position: str | None = None
-    hashtags: list[str] | None = None
-    category: str | None = None
-    generated: GeneratedOut | None = None
-    usage: UsageOut | None = None
-    truncated: Truncated | None = None
-    language_supported: LanguageSupported | None = None
-    replayed: Literal[True] | None = Field(None, description="an earlier request under this key had this result")
-    problem: Problem | None = None
+    id: str | None = Field(None, description="id of the note; null: a rejected note has none")
+    status: Literal["created", "updated", "unchanged", "rejected"] = Field(
+        description="what the write did; rejected: nothing, see `problem`"
+    )
+    revision: int | None = Field(
+        None, description="1 when the note is created, and 1 more with each write that changes it; null: rejected"
+    )
+    log_position: str | None = Field(None, description=f"{LAST_WRITE}; null: rejected")
+    hashtags: list[str] | None = Field(None, description=f"{HASHTAGS_MEANING}; null: rejected")
+    category: str | None = Field(None, description=CATEGORY_MEANING)
+    generated: GeneratedOut | None = Field(None, description="what the model generated; null: nothing")
+    usage: UsageOut | None = Field(None, description="tokens of this note; null: rejected")
+    truncated: bool | None = Field(None, description=f"{TRUNCATED}; {READ_NOTHING}")
+    language_supported: bool | None = Field(None, description=f"{LANGUAGE_SUPPORTED}; {READ_NOTHING}")
+    replayed: Literal[True] | None = Field(
+        None, description="an earlier request under this Idempotency-Key had this result"
+    )
+    problem: Problem | None = Field(None, description="why the note is rejected; null: it is not")
 
     @classmethod
     def of(cls, added: Added) -> Self:
@@ -283,8 +313,10 @@ class BatchItem(BaseModel):
 
 
 class BatchOut(BaseModel):
-    results: list[BatchItem]
-    model: str
+    """Results of a list of notes."""
+
+    results: list[BatchItem] = Field(description="one for each note, in their order")
+    model: ModelName
 
 
 def generated_of(stored: StoredNote, added: Added | None = None) -> GeneratedOut | None:

@@ -17,22 +17,24 @@ UNKNOWN_FIELD = "unknown_field"
 
 
 class FieldProblem(BaseModel):
+    """What is wrong with one field of a request."""
+
     pointer: str = Field(
         description="JSON pointer: /title in the body, /query/k in the query, /header/x-request-timeout, /path/name; "
         "in an item of /similar/batch and /notes/import from the item on"
     )
-    detail: str
+    detail: str = Field(description="what the field must be")
 
 
 class Problem(BaseModel):
-    """RFC 9457. `detail` says what the caller can do."""
+    """Error in the form of RFC 9457."""
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str | None = Field(None, description="the request's id")
-    errors: list[FieldProblem] | None = None
+    type: str = Field(description="name of the problem as an address, or about:blank where `status` says all")
+    title: str = Field(description="the status in words")
+    status: int = Field(description="HTTP status of the answer, or of what the item of a list would have got alone")
+    detail: str = Field(description="what is wrong, and what the caller can do")
+    instance: str | None = Field(None, description="the request's id; left out in an item of a list")
+    errors: list[FieldProblem] | None = Field(None, description="the fields that are wrong; left out where none is")
     retry_after: int | None = Field(
         None,
         description="seconds after which to try again, as in the header Retry-After; left out by a connection that is "

@@ -21,9 +21,10 @@ from pydantic_core import PydanticCustomError
 
 from model.note import Note, is_blank, normalise_hashtags
 from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
-from service.api.schemas.filter import FilterIn
+from service.api.schemas.filter import MAX_FILTER_EXCLUDED, FilterIn
 from service.api.schemas.problem import Problem
 from service.api.schemas.similar import (
+    ATTRIBUTE_FORM,
     MAX_EXAMPLES,
     Attributed,
     RankingOptions,
@@ -62,9 +63,9 @@ Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False), After
 class ExampleIn(Wire):
     """A stored note by its id, or a text that is not stored; never both."""
 
-    note_id: NoteId | None = None
-    title: str = ""
-    content: str = ""
+    note_id: NoteId | None = Field(None, description="id of a stored note; null: the example is a text")
+    title: str = Field("", description="title of a text; may be blank where `content` is not")
+    content: str = Field("", description="content of a text; may be blank where `title` is not")
     hashtags: Hashtags = Field([])
     weight: Weight = Field(
         1.0,
@@ -87,15 +88,22 @@ class ExampleIn(Wire):
 
 
 class DecayIn(Wire):
-    """Closeness of a number to a target: 1 at the target, `midpoint` at the distance `scale`."""
+    """Closeness of a number to a target: 1 at the target, less with the distance; 0 for a note without the number."""
 
-    curve: Curve
+    curve: Curve = Field(
+        description="how the value falls with the distance: by the same factor each step (exp), slowly near the target "
+        "(gauss), or evenly down to 0 (linear)"
+    )
     attribute: Name | None = Field(None, description="a numeric attribute; without it created_at")
     target: float | None = Field(
         None, description="a number for an attribute, 0 by default; else a time, the present one by default"
     )
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(description="seconds for created_at")
-    midpoint: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        description="distance from the target at which the value is `midpoint`; seconds for created_at"
+    )
+    midpoint: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
+        0.5, description="value at the distance `scale`"
+    )
 
     @field_validator("target", mode="plain", json_schema_input_type=float | Time | None)
     @classmethod
@@ -120,10 +128,10 @@ class DecayIn(Wire):
 class MatchIn(Wire):
     """Fields that a note must have, all of those that are given."""
 
-    category: Name | None = None
-    hashtag: Name | None = None
-    author: Name | None = None
-    attribute: Attributed | None = None
+    category: Name | None = Field(None, description="category of the note")
+    hashtag: Name | None = Field(None, description="a hashtag that the note carries")
+    author: Name | None = Field(None, description="author of the note")
+    attribute: Attributed | None = Field(None, description=f"an attribute of the note: {ATTRIBUTE_FORM}")
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
@@ -137,13 +145,13 @@ class MatchIn(Wire):
 
 
 class BoostIn(Wire):
-    """Adds `weight` times a value from 0 to 1 to a note's relevance: a decay, or a match."""
+    """Adds `weight` times a value from 0 to 1 to a note's relevance: that of either a decay or a match."""
 
     weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = Field(
         description="relative to a cosine; below 0 it demotes"
     )
-    decay: DecayIn | None = None
-    match: MatchIn | None = None
+    decay: DecayIn | None = Field(None, description="value that falls with the distance from a number or a time")
+    match: MatchIn | None = Field(None, description="1 for a note that has all of these fields, else 0")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -159,12 +167,15 @@ class BoostIn(Wire):
 
 
 class SourcesIn(Wire):
-    """Weights of the sources of candidates. `content`: vectors. `words`: what notes share of their texts. `behaviour`:
-    what readers read after the positive examples that are stored notes."""
+    """Weights of the sources of candidates, relative to each other."""
 
-    content: Annotated[float, Field(ge=MIN_CONTENT_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
-    words: Weight = 0.0
-    behaviour: Weight = 0.0
+    content: Annotated[float, Field(ge=MIN_CONTENT_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = Field(
+        1.0, description="weight of the vectors"
+    )
+    words: Weight = Field(0.0, description="weight of the words that notes share")
+    behaviour: Weight = Field(
+        0.0, description="weight of what readers read after the positive examples that are stored notes"
+    )
 
     def as_weights(self) -> SourceWeights:
         """Return the sources that have a weight."""
@@ -191,8 +202,10 @@ class SearchDefaults(RankingOptions):
     """All that a scenario may bind: everything but examples and cursor. A note has to pass `filter` and all other
     conditions."""
 
-    filter: FilterIn | None = Field(None, description="conditions in groups, and up to 10,000 ids to leave out")
-    boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS)
+    filter: FilterIn | None = Field(
+        None, description=f"conditions in groups, and up to {MAX_FILTER_EXCLUDED:,} ids to leave out"
+    )
+    boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS, description="what else counts in the order")
     sources: SourcesOrName = Field(  # type: ignore[assignment]  # a query string takes names alone
         SourcesIn(), description="where candidates come from: a name, or weights"
     )
@@ -217,8 +230,8 @@ class SearchDefaults(RankingOptions):
 class SearchBody(SearchDefaults):
     """POST /notes/{id}/similar: further examples beside the note of the address, and all options."""
 
-    positive: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES)
-    negative: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES)
+    positive: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES, description="notes and texts to be like")
+    negative: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES, description="notes and texts to be unlike")
 
     def positives(self) -> tuple[Example, ...]:
         return tuple(one.as_example(f"/positive/{i}") for i, one in enumerate(self.positive))
@@ -228,10 +241,14 @@ class SearchBody(SearchDefaults):
 
 
 class SimilarIn(SearchBody):
-    """POST /similar: a text (title, content, hashtags), or examples."""
+    """POST /similar: either a text (title, content, hashtags) or examples, and all options."""
 
-    title: str = Field("", examples=["Three days in Kyoto on a small budget"])
-    content: str = Field("", examples=["Buses all day for 700 yen, temples before eight."])
+    title: str = Field(
+        "", description="title of the text to be like", examples=["Three days in Kyoto on a small budget"]
+    )
+    content: str = Field(
+        "", description="content of the text to be like", examples=["Buses all day for 700 yen, temples before eight."]
+    )
     hashtags: Hashtags = Field([], examples=[["kyoto", "budget travel"]])
 
     @model_validator(mode="after")
@@ -262,12 +279,14 @@ def _as_note(text: ExampleIn | SimilarIn) -> Note:
 
 
 class SearchResult(BaseModel):
-    """One search's result, at its place in the request: an answer, or a problem."""
+    """One search's result, at its place in the request: an answer or a problem; the other one is left out."""
 
     status: int = Field(description="the status code that the search alone would have got")
-    answer: SimilarOut | None = None
-    problem: Problem | None = None
+    answer: SimilarOut | None = Field(None, description="the related notes")
+    problem: Problem | None = Field(None, description="why there are none")
 
 
 class SearchResults(BaseModel):
-    results: list[SearchResult]
+    """Results of a list of searches."""
+
+    results: list[SearchResult] = Field(description="one for each search, in their order")

@@ -14,13 +14,14 @@ from service.api.schemas.common import (
     Form,
     Label,
     LogPosition,
+    ModelName,
     Name,
     NoteId,
     ReaderId,
     Time,
     Wire,
 )
-from service.api.schemas.notes import GeneratedOut
+from service.api.schemas.notes import CATEGORY_MEANING, HASHTAGS_MEANING, LAST_WRITE, GeneratedOut
 from service.filters import Filter, attribute_text
 from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
@@ -34,16 +35,19 @@ MAX_EXCLUDED = 1000
 MAX_CAP = 1000
 """Bound on max_per_author and max_per_category, published at GET /limits: a longer list than this is never kept."""
 
+ATTRIBUTE_FORM = "`name:value`; a value that is not text as JSON writes it, such as `pinned:true`"
 Attributed = Annotated[
     str,
     Form(r"^[^:]{1,128}:", "must be name:value, of at most 1200 characters", max_length=1200),
-    Field(description="name:value; a value that is no text as JSON has it", examples=["language:en"]),
+    Field(description=ATTRIBUTE_FORM, examples=["language:en"]),
 ]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 SourcesPreset = Literal["content", "auto"]
 IncludedField = Literal["content", "created_at", "expires_at", "attributes", "generated", "revision", "log_position"]
 """Fields of a note that an item has where `include` names them."""
+INCLUDED = "only where `include` names it"
+DEGRADED = "null in a degraded answer"
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -51,13 +55,18 @@ class SearchOptions(Wire):
     """Options that a search takes in a query string and in a body: how many notes, and which may be returned."""
 
     k: K = 10
-    category: Name | None = None
+    category: Name | None = Field(None, description="notes of this category")
     hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
     all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
-    author: Name | None = None
-    created_after: Time | None = Field(None, description="exclusive")
-    created_before: Time | None = Field(None, description="exclusive")
-    attribute: list[Attributed] = Field([], max_length=MAX_ATTRIBUTES, description="each: a name and its value")
+    author: Name | None = Field(None, description="notes of this author")
+    created_after: Time | None = Field(None, description="notes that were written after this time")
+    created_before: Time | None = Field(None, description="notes that were written before this time")
+    attribute: list[Attributed] = Field(
+        [],
+        max_length=MAX_ATTRIBUTES,
+        description=f"notes that have all of these attributes, each as {ATTRIBUTE_FORM}; the name must be among "
+        "`filter_attributes` of GET /limits",
+    )
     exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
     min_score: Score | None = Field(
         None,
@@ -190,21 +199,30 @@ class SimilarQuery(RankingOptions):
 
 
 class ExplanationOut(BaseModel):
-    """`positive` and `negative`: cosines to the queries of the examples, in their order; null for a missing one.
-    `boosts`: what each of them added. `shared_hashtags`: its hashtags that a positive example has too. `words`: what
-    the words that it shares with the positive examples added, of which `shared_words` are the rarest. `behaviour`: what
-    the readers who read it after a positive example added, and `co_readers` how many there are, each decayed with its
-    age. `relevance`: what comes of all, before diversity."""
+    """What made the place of a note."""
 
-    positive: list[float | None]
-    negative: list[float | None]
-    boosts: list[float]
-    relevance: float
-    shared_hashtags: list[str]
-    words: float | None = Field(None, description="null where words are no source")
-    shared_words: list[str] | None = None
-    behaviour: float | None = Field(None, description="null where behaviour is no source")
-    co_readers: float | None = None
+    positive: list[float | None] = Field(
+        description="cosines to the queries of the positive examples, in their order; null for a missing one"
+    )
+    negative: list[float | None] = Field(
+        description="cosines to the queries of the negative examples, in their order; null for a missing one"
+    )
+    boosts: list[float] = Field(description="what each boost added, in their order")
+    relevance: float = Field(description="what comes of all parts, before diversity")
+    shared_hashtags: list[str] = Field(description="hashtags of the note that a positive example has, too")
+    words: float | None = Field(
+        None, description="what the words shared with the positive examples added; null where words are no source"
+    )
+    shared_words: list[str] | None = Field(
+        None, description="the rarest of these words; null where words are no source"
+    )
+    behaviour: float | None = Field(
+        None,
+        description="what the readers who read it after a positive example added; null where behaviour is no source",
+    )
+    co_readers: float | None = Field(
+        None, description="number of these readers, each decayed with its age; null where behaviour is no source"
+    )
 
     @classmethod
     def of(cls, explanation: Explanation) -> Self:
@@ -222,24 +240,28 @@ class ExplanationOut(BaseModel):
 
 
 class SimilarItem(BaseModel):
-    id: str
+    """A related note. From `content` to `explanation` a field that does not apply is left out."""
+
+    id: str = Field(description="id of the note")
     score: float = Field(description="cosine, or that of the strategy; higher is closer")
     position: int = Field(description="place in the whole list, from 1 on")
-    title: str | None = Field(description="its first 2,000 characters; null in a degraded answer, as all below")
-    hashtags: list[str] | None
-    category: str | None
-    author: str | None
-    content: str | None = Field(
-        None, description="this and what follows up to `log_position`: where `include` names it"
+    title: str | None = Field(description=f"its first {KEPT_CHARACTERS:,} characters; {DEGRADED}")
+    hashtags: list[str] | None = Field(description=f"{HASHTAGS_MEANING}; {DEGRADED}")
+    category: str | None = Field(description=f"{CATEGORY_MEANING}, or the answer is degraded")
+    author: str | None = Field(description="null: none, or the answer is degraded")
+    content: str | None = Field(None, description=f"whole content; {INCLUDED}")
+    created_at: datetime | None = Field(None, description=f"when it was written; {INCLUDED}")
+    expires_at: datetime | None = Field(None, description=f"never returned from this time on; {INCLUDED}")
+    attributes: dict[str, Attribute] | None = Field(None, description=f"values by name; {INCLUDED}")
+    generated: GeneratedOut | None = Field(None, description=f"what the model generated; {INCLUDED}")
+    revision: int | None = Field(None, description=f"number of its last write; {INCLUDED}")
+    log_position: str | None = Field(None, description=f"{LAST_WRITE}; {INCLUDED}")
+    duplicates: list[str] | None = Field(
+        None, description="ids of the near-duplicates that it stands for; only with `collapse_above`"
     )
-    created_at: datetime | None = None
-    expires_at: datetime | None = None
-    attributes: dict[str, Attribute] | None = None
-    generated: GeneratedOut | None = None
-    revision: int | None = None
-    log_position: str | None = Field(None, description="of the note's last write: its ETag")
-    duplicates: list[str] | None = Field(None, description="near-duplicates it stands for; with collapse_above")
-    explanation: ExplanationOut | None = Field(None, description="with explain, where the index has the note")
+    explanation: ExplanationOut | None = Field(
+        None, description="what made its place; only with `explain`, where the index has the note"
+    )
 
     @classmethod
     def of(cls, related: RelatedNote, degraded: bool) -> Self:
@@ -261,18 +283,20 @@ class SimilarItem(BaseModel):
 
 
 class SimilarOut(BaseModel):
-    """Related notes. `complete`: the items are min(k, matches). `note_id`: the note of the address, else null.
-    `degraded`: the store is away, so that only ids and scores are known, and were not checked; of a list there is no
-    next page then. `variant` and what follows are left out where they do not apply."""
+    """Related notes. From `variant` on a field that does not apply is left out."""
 
-    note_id: str | None
+    note_id: str | None = Field(description="id of the address; null at an address without one")
     recommendation_id: str = Field(description="names this answer; all pages of a list share it")
-    items: list[SimilarItem]
-    complete: bool
-    degraded: bool
-    model: str
-    log_position: str
-    variant: str | None = Field(None, description="of the scenario, where the user has one; say it in events")
+    items: list[SimilarItem] = Field(description="the best first")
+    complete: bool = Field(
+        description="true: there are `k` items, or no further note passes; false: some may be missing"
+    )
+    degraded: bool = Field(description="true: the store is away; only ids and scores are known, and were not checked")
+    model: ModelName
+    log_position: str = Field(description="log position that the index had reached")
+    variant: str | None = Field(
+        None, description="variant of the scenario that the user has; send it in events of this answer"
+    )
     next_cursor: str | None = Field(
         None,
         description="`cursor` of the next page; null at the end of the list. A degraded answer has null too, and is no "
@@ -285,12 +309,13 @@ class SimilarOut(BaseModel):
     )
     unread: list[str] | None = Field(
         None,
-        description="with include: ids whose fields are null here, beyond `max_read_bytes` in all; POST /notes/get has "
-        "them",
+        description="ids of items whose fields of `include` are null: beyond `max_read_bytes` in all, or changed "
+        "meanwhile; POST /notes/get has them",
     )
     removed: dict[str, int] | None = Field(
         None,
-        description="with explain: notes that the filter left out, and those that caps and collapse passed over",
+        description="only with `explain`: numbers of notes that `filter` left out (all conditions), and of candidates "
+        "that `max_per_author`, `max_per_category` and `collapse_above` passed over, by these names",
     )
 
     @classmethod

@@ -11,15 +11,17 @@ from service.tenants import Tenant
 
 
 class TenantOut(BaseModel):
-    """One tenant at this replica. `detail` says its state in words."""
+    """One tenant at this replica."""
 
-    name: str
+    name: str = Field(description="name of the tenant")
     state: Literal["opening", "ready", "behind"] = Field(
         description="opening: its index is being built, and its requests get 503; behind: its index does not follow "
         "the store at the moment"
     )
-    detail: str
-    notes: int | None = Field(description="that this replica's index has, those of another model too; null: opening")
+    detail: str = Field(description="the state in words")
+    notes: int | None = Field(
+        description="number of notes in this replica's index, with those of another model; null: it is opening"
+    )
 
     @classmethod
     def of(cls, tenant: Tenant[Service]) -> Self:
@@ -31,4 +33,6 @@ class TenantOut(BaseModel):
 
 
 class TenantsOut(BaseModel):
-    tenants: list[TenantOut]
+    """Tenants that are open at this replica."""
+
+    tenants: list[TenantOut] = Field(description="by name")

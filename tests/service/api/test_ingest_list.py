@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from service.api.problems import MAX_ECHOED_ID
 from tests.service.api.conftest import Serve
 from tests.service.api.requests import DEPTHS, NO_JSON, UNCERTAIN_LISTS, nested, send
 
@@ -49,6 +50,20 @@ def test_list_with_an_item_that_cannot_be_read_rejects_it_alone(client: httpx2.C
     problem = results[1]["problem"]
     assert (problem["status"], problem["type"].rpartition("/")[2]) == (400, "malformed-body")
     assert client.get("/notes/read-2").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/notes", "id"), ("/notes/import", "id"), ("/events", "event_id")],
+    ids=["notes", "import", "events"],
+)
+def test_result_of_a_refused_item_repeats_its_whole_id_or_none(client: httpx2.Client, path: str, field: str) -> None:
+    """The first characters of an id that is too long may be the id of another item."""
+    longest = "x" * MAX_ECHOED_ID
+    results = client.post(path, json=[{field: one, "unknown": 1} for one in (longest, longest + "x", 7)]).json()[
+        "results"
+    ]
+    assert [result.get(field) for result in results] == [longest, None, None]
 
 
 @pytest.mark.parametrize("body", [b"[", b'[{"title": "a"},', b"[{},]", b"[,{}]", b"[{},,{}]", b"[] []", b'[{"a": "}]'])

@@ -326,7 +326,7 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     assert answer["missing"] == ["e-none"]
     authors = [item["author"] for item in answer["items"] if item["author"]]
     assert len(set(authors)) == len(authors) > 1
-    missing = "left out, since there are no such notes: e-none"
+    missing = "examples left out (no such note, unreadable, or of another model): e-none"
     for words in ("relevance", "words 0", "behaviour 0", missing, "passed over: ", "max_per_author"):
         assert words in people.stdout
     beside = shared.call("similar", "e0", "--title", "example 1", "--strategy", "best_score", "-k", "1", "--json")

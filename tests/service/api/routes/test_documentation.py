@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import pytest
 
+from service.api.bodies import NDJSON
+
+Json = dict[str, Any]
 TYPES = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
 
 
@@ -40,15 +45,38 @@ def test_unknown_documentation_path_is_404(client: httpx2.Client, path: str) -> 
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
 
 
-def test_each_address_that_needs_a_key_documents_how_it_refuses(client: httpx2.Client) -> None:
-    operations = [
-        (f"{method} {path}", operation)
-        for path, methods in client.get("/openapi.json").json()["paths"].items()
+@pytest.fixture
+def described(client: httpx2.Client) -> Json:
+    """The API's description."""
+    document: Json = client.get("/openapi.json").json()
+    return document
+
+
+def operations(described: Json) -> dict[str, Json]:
+    """Operations of a description by method and path."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, methods in described["paths"].items()
         for method, operation in methods.items()
-    ]
+    }
+
+
+def contents(operation: Json) -> Iterator[tuple[str, Json]]:
+    """Yield media type and schema of each body that an operation takes or answers with."""
+    for body in (operation.get("requestBody", {}), *operation["responses"].values()):
+        for media_type, content in body.get("content", {}).items():
+            yield media_type, content.get("schema", {})
+
+
+def parameters(operation: Json) -> dict[str, Json]:
+    """Parameters of an operation by name."""
+    return {parameter["name"]: parameter for parameter in operation.get("parameters", ())}
+
+
+def test_each_address_that_needs_a_key_documents_how_it_refuses(described: Json) -> None:
     guarded = [
         (name, operation["responses"])
-        for name, operation in operations
+        for name, operation in operations(described).items()
         if operation["security"] and {} not in operation["security"]
     ]
     assert guarded
@@ -56,12 +84,42 @@ def test_each_address_that_needs_a_key_documents_how_it_refuses(client: httpx2.C
     assert [name for name, responses in guarded if not refusals <= responses.keys()] == []
 
 
-def test_description_suits_generated_clients(client: httpx2.Client) -> None:
-    described = client.get("/openapi.json").json()
-    operations = [operation for methods in described["paths"].values() for operation in methods.values()]
-    names = [operation["operationId"] for operation in operations]
+def test_options_of_a_search_have_the_same_defaults_in_a_query_string_and_in_a_body(described: Json) -> None:
+    default = re.compile(r"\S+ by default, unless a scenario binds it")
+    body = described["components"]["schemas"]["SimilarIn"]["properties"]
+    query = parameters(described["paths"]["/notes/{note_id}/similar"]["get"])
+    stated = {name: default.findall(field.get("description", "")) for name, field in body.items()}
+    named = {name: default.findall(query[name]["description"]) for name in query if stated.get(name)}
+    assert {"k", "exact", "diversity", "strategy", "on_missing", "explain"} <= named.keys()
+    assert named.pop("sources") == ['"content" by default, unless a scenario binds it']  # a body takes weights, too
+    assert {name: stated[name] for name in named} == named
+
+
+def test_every_body_of_lines_says_what_its_lines_are(described: Json) -> None:
+    lines = [
+        (name, schema.get("description"))
+        for name, operation in operations(described).items()
+        for media_type, schema in contents(operation)
+        if media_type == NDJSON
+    ]
+    assert {"POST /notes", "POST /events", "GET /notes/export", "GET /events/reads"} <= dict(lines).keys()
+    assert [name for name, description in lines if not description] == []
+
+
+def test_requests_that_no_model_answers_have_a_timeout_and_no_priority(described: Json) -> None:
+    headers = {name: parameters(operation).keys() for name, operation in operations(described).items()}
+    timed = {name for name, names in headers.items() if "x-request-timeout" in names}
+    prioritised = {name for name, names in headers.items() if "x-request-priority" in names}
+    assert timed - prioritised == {"POST /notes/delete", "GET /changes", "GET /notes/{note_id}/similar"}
+
+
+def test_description_suits_generated_clients(client: httpx2.Client, described: Json) -> None:
+    names = [operation["operationId"] for operation in operations(described).values()]
+    summaries = [operation["summary"] for operation in operations(described).values()]
     assert len(set(names)) == len(names)
-    assert {"post_notes", "similar", "read_user_events"} <= set(names)
+    assert len(set(summaries)) == len(summaries)
+    assert not set(summaries) & {name.replace("_", " ").title() for name in names}  # FastAPI's, where a route has none
+    assert {"post_notes", "similar", "read_user_events", "generate", "list_notes", "get_notes_by_ids"} <= set(names)
     schemas = described["components"]["schemas"]
     assert set(schemas["LimitsOut"]["required"]) == set(client.get("/limits").json())
     for name in ("k", "diversity", "strategy"):  # a scenario may bind them
@@ -71,7 +129,32 @@ def test_description_suits_generated_clients(client: httpx2.Client) -> None:
     assert {"ETag", "Location", "Idempotent-Replayed"} <= created.keys()
     refused = described["paths"]["/notes"]["post"]["responses"]["429"]["headers"]
     assert refused["Retry-After"] == {"$ref": "#/components/headers/Retry-After"}
-    assert refused.keys() == {"RateLimit", "RateLimit-Policy", "Retry-After"}
+    assert refused.keys() == {"RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"}
+
+
+def test_every_field_and_every_parameter_is_described(described: Json) -> None:
+    schemas = described["components"]["schemas"]
+    fields = [
+        (f"{schema}.{field}", spec)
+        for schema in schemas
+        for field, spec in schemas[schema].get("properties", {}).items()
+    ]
+    referred = {f"#/components/schemas/{name}" for name, schema in schemas.items() if schema.get("description")}
+    assert [name for name, spec in fields if not spec.get("description") and spec.get("$ref") not in referred] == []
+    assert schemas.keys() - {name.rsplit("/", 1)[1] for name in referred} == set()
+    given = [(name, one) for name, operation in operations(described).items() for one in parameters(operation).values()]
+    assert [(name, parameter["name"]) for name, parameter in given if not parameter.get("description")] == []
+
+
+def test_every_answer_is_described_with_its_request_id(described: Json) -> None:
+    answers = [answer for operation in operations(described).values() for answer in operation["responses"].values()]
+    assert [answer for answer in answers if "X-Request-Id" not in answer["headers"]] == []
+    assert described["components"]["headers"]["X-Request-Id"]["description"]
+
+
+def test_groups_of_operations_are_described(described: Json) -> None:
+    used = {tag for operation in operations(described).values() for tag in operation["tags"]}
+    assert {tag["name"] for tag in described["tags"] if tag["description"]} == used
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/docs/favicon.png"], ids=["root", "page", "asset"])

@@ -1,0 +1,77 @@
+"""The client of docs/guides/clients.md runs as it is printed, against a live service that it reaches badly."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service.process import running
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "clients.md"
+MAX_LINES = 25
+KEY = "the-bootstrap-key-of-this-test"
+
+
+def blocks() -> tuple[str, str]:
+    """Return the guide's client, and how it is used."""
+    client, usage = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return client, usage
+
+
+def test_client_has_twenty_five_lines_at_most() -> None:
+    assert len(blocks()[0].splitlines()) <= MAX_LINES
+
+
+FAILURES = """
+call("PUT", "/notes/kyoto-2", json={"title": "Kyoto in the rain"})
+sent, pauses, request = [], [], service.request
+time.sleep = pauses.append
+
+
+def unreliable_request(*arguments, **options):
+    sent.append(arguments)
+    if len(sent) == 1:
+        raise httpx.ConnectError("nobody listens yet")
+    if len(sent) == 2:
+        return httpx.Response(429, headers={"Retry-After": "7"})
+    answer = request(*arguments, **options)
+    if len(sent) == 3:
+        raise httpx.ReadError("the answer is lost")
+    return answer
+
+
+service.request = unreliable_request
+"""
+"""Code that is run between the client and its use: the first attempts fail, the third one after the note was stored."""
+CHECKS = """
+assert [path for _, path in sent] == ["/notes"] * 4 + [f"/notes/{note['id']}/similar"]
+assert pauses == [1, 7, 4]
+assert len(call("GET", "/notes").json()["notes"]) == 2
+try:
+    call("POST", "/similar", json={})
+except httpx.HTTPStatusError as error:
+    assert error.response.status_code == 422
+else:
+    raise AssertionError("an invalid search was answered")
+assert len(pauses) == 3
+"""
+"""Code that is run after its use: the note was stored once, and what cannot succeed is not sent again."""
+
+
+@pytest.mark.slow
+def test_client_runs_against_a_live_service(tiny_checkpoint: Path) -> None:
+    client, usage = blocks()
+    with running(tiny_checkpoint, NOTELLM_BOOTSTRAP_KEY=KEY, NOTELLM_API_KEY=KEY) as service:
+        result = subprocess.run(
+            [sys.executable, "-c", f"{client}\n{FAILURES}\n{usage}\n{CHECKS}"],
+            env=service.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["kyoto-2 Kyoto in the rain"]
