@@ -241,6 +241,9 @@ class TenantDirectory(Protocol):
         """Remove everything that a tenant's store holds, and go on with a removal that was broken off. From its begin
         on nothing is written to the store. Raises TenantNotFound."""
 
+    async def finish_removal(self, name: str) -> None:
+        """Go on with the removal of a tenant; do nothing where none is under way."""
+
 
 # Events
 

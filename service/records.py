@@ -196,12 +196,14 @@ class LogTail:
 class LogBounds:
     """Bounds of the log. `first`: its first change, None for none; the entry of a restore is no change. `last`:
     position of the last entry ever written, ORIGIN for none. `cut`: whether older entries were cut off. `entry`: the
-    position that was asked about, None where the log has no entry there."""
+    position that was asked about, None where the log has no entry there. `store`: the identity of the store that has
+    the log, "" for none yet."""
 
     first: str | None
     last: str
     cut: bool
     entry: str | None = None
+    store: str = ""
 
     def reach(self, position: str) -> bool:
         """Return whether the log, asked about the entry at `position`, has every later one, and has come to it itself.

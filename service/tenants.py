@@ -233,7 +233,7 @@ class Tenants(Generic[S]):
         identities = {name: identity for name, identity in known.items() if identity is not None}
         if not self._listed:
             for name in known.keys() - identities.keys():
-                await self._directory.remove(name)
+                await self._directory.finish_removal(name)
             await asyncio.to_thread(self._forget, identities)
             self._listed = True
         return identities

@@ -136,9 +136,10 @@ has no such figure, and a record without any is left out of a table. The compari
 [Benchmarks](benchmarks.md).
 
 One command makes a record again: `python -m benchmarks.quality.reproduce DATA RECORD`, where DATA is the folder of the
-data sets. It trains what is measured first, but for the shipped checkpoint and the Chinese one. A rerun gives figures near those below and
-not the same: the research checkpoint, both MiniLMs that were distilled and both adapters of the shipped one were made in parts or
-by earlier code ([decision 6](decisions/0006-baselines.md), [log](log/training.md)). A commit with + had changes that were not committed.
+data sets. It trains what is measured first, but for the shipped checkpoint and the Chinese one. A rerun gives figures
+near those below and not the same ones: the research checkpoint, the distilled MiniLM and both adapters of the shipped one
+were made in parts or by earlier code ([decision 6](decisions/0006-distillation.md), [log](log/training.md)). A commit
+with + had changes that were not committed.
 
 ## Records
 

@@ -319,7 +319,8 @@ def similar_rows(similar: SimilarFigures, name: str) -> list[Row]:
             "ms", against=f"the stored answer at this rate: {stored_ms} ms; p99 is {p99 / p50:.1f}x p50",
             target=f"{MAX_P99_MS} ms, and {MAX_P99_TO_P50}x or less",
             met=p99 <= MAX_P99_TO_P50 * p50 and 1000 * p99 <= MAX_P99_MS),
-        row(f"the same beside {WRITE_RATE} changes of an author a second", percentiles_text(similar.beside_writes, 1), "ms",
+        row(f"the same beside {WRITE_RATE} changes of an author a second",
+            percentiles_text(similar.beside_writes, 1), "ms",
             against=f"without them: p99 is {beside / p99:.1f}x", target=f"{MAX_BESIDE_WRITES}x or less",
             met=beside <= MAX_BESIDE_WRITES * p99),
     ]  # fmt: skip

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.access.principal import DEFAULT_TENANT
 from service.cli.store import store_url
 from service.cli.terminal import FAILED, MISUSED, clean_up_when_ended, complain, read_settings, show
+
+if TYPE_CHECKING:
+    from service.erasure.purge import PurgeReport
 
 WAIT_SECONDS = 600.0
 """How long running services have to make their snapshots anew: a merge of a million rows takes minutes."""
@@ -18,6 +22,7 @@ WAIT_SECONDS = 600.0
 def purge(
     *,
     note_id: Annotated[list[str] | None, typer.Option("--id", help="A removed note's id to look for.")] = None,
+    tenant: Annotated[str, typer.Option(help="The tenant whose notes the ids are.")] = DEFAULT_TENANT,
     text: Annotated[
         list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A file with a removed text to look for.")
     ] = None,
@@ -52,11 +57,22 @@ def purge(
     try:
         with store_url(settings) as url:
             report = purge_all(
-                url, settings.data_dir, server_folders, ids=note_id or (), texts=texts, wait_seconds=wait
+                url,
+                settings.data_dir,
+                server_folders,
+                ids=note_id or (),
+                texts=texts,
+                wait_seconds=wait,
+                tenant=tenant,
             )
     except (PurgeError, EmbeddedRedisError, OSError) as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error
+    show(asdict(report) | {"proved": report.proved}, as_json, ("what", "which", "where"), _rows(report))
+    raise typer.Exit(0 if report.done else FAILED)
+
+
+def _rows(report: PurgeReport) -> list[tuple[str, str, str]]:
     rows = [("change log", log.prefix, f"begins at {log.position}") for log in report.logs]
     rows += [("searched", f"{report.search.files} files", f"{report.search.bytes} bytes")]
     rows += [
@@ -66,6 +82,6 @@ def purge(
     if not report.looked_for:
         rows.append(("LOOKED FOR", "nothing", "name removed notes by --id, texts by --text"))
     elif not report.store_searched:
-        rows.append(("NOT SEARCHED", "files of Redis", "name its folder with --folder, on its machine"))
-    show(asdict(report) | {"proved": report.proved}, as_json, ("what", "which", "where"), rows)
-    raise typer.Exit(0 if report.done else FAILED)
+        reason = "name its own folder with --folder, on its machine; it must not compress its files (rdbcompression)"
+        rows.append(("NOT SEARCHED", "files of Redis", reason))
+    return rows

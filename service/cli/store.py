@@ -6,23 +6,33 @@ import contextlib
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from service.cli.terminal import err
 from service.settings import Settings
 
 
 @contextlib.contextmanager
 def store_url(settings: Settings) -> Iterator[str]:
-    """Yield the address of the store; the embedded server is started where no service runs it."""
+    """Yield the address of the store; the embedded server is started where no service runs it, and ends with the
+    command. Where a service has joined it meanwhile, say so: the service starts it again."""
     if settings.redis_url:
         yield settings.redis_url.get_secret_value()
         return
     from service.store.embedded_redis import EmbeddedRedis
+    from service.store.known_position import is_in_use
 
     server = EmbeddedRedis(settings.data_dir, max_memory=settings.store_memory_bytes)
     try:
         server.start()
         yield server.url
     finally:
+        joined = server.pid is not None and is_in_use(settings.data_dir)
         server.stop()
+        if joined:
+            err.print(
+                "A service had begun to use the store, whose server has ended with this command. The service starts it "
+                "again, and answers 503 to what needs it until its data are loaded.",
+                soft_wrap=True,
+            )
 
 
 def describe_store(settings: Settings) -> str:

@@ -36,7 +36,8 @@ class PurgeSchedule:
         self._last = 0.0
         """Time of the last purge; 0 until the store was asked."""
         self._tidied = 0.0
-        """Time of the last purge after which this process removed snapshots."""
+        """Time of the last purge after which this process removed snapshots, or of the last one before its first look:
+        at a start those that no process has are of replicas that start more slowly."""
         telemetry.purge_overdue.set_function(self._overdue)
         telemetry.purge_time.set_function(lambda: self._last)
 
@@ -54,6 +55,7 @@ class PurgeSchedule:
     def _look(self) -> None:
         url = self._url.get_secret_value()
         self._last = last_purge(url, self._clock())  # known also where the purge fails
+        self._tidied = self._tidied or self._last
         self._last, purged = purge_store_if_due(url, self._seconds, self._clock())
         if self._last != self._tidied:
             remove_unused(self._data_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -64,7 +65,7 @@ class Search:
 
 
 def search_folders(folders: Iterable[Path], needles: Sequence[Needle]) -> Search:
-    """Look through every file below the folders."""
+    """Look through every file below the folders. Raises OSError where one, or a folder, cannot be read."""
     files = size = 0
     findings: list[Finding] = []
     distinct = {path.resolve(): path for folder in folders for path in _files(folder)}
@@ -86,14 +87,30 @@ def _forms(text: str) -> tuple[bytes, ...]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, also through links: the store's files may lie on another disk."""
+    """Yield every file below a folder, also through links: the store's files may lie on another disk. Raises OSError
+    for a folder that cannot be listed."""
     walked: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_raise_unless_gone, followlinks=True):
         if os.path.realpath(parent) in walked:
             folders.clear()
             continue
         walked.add(os.path.realpath(parent))
-        yield from (path for path in (Path(parent, name) for name in names) if path.is_file())
+        yield from (path for path in (Path(parent, name) for name in names) if _is_file(path))
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """Raise the error of listing a folder, but for one that was removed meanwhile."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file. Raises OSError where that cannot be told, as Path.is_file of Python 3.14 does
+    not."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:  # a link to nothing
+        return False
 
 
 def _search_file(path: Path, needles: Sequence[Needle]) -> tuple[int, list[Finding]]:

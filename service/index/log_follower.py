@@ -171,12 +171,15 @@ class LogFollower:
         between are noticed."""
         state = self._state
         entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
-        if not bounds.reach(state.position):
+        exchanged = bounds.store != state.store_identity  # by a restore, perhaps of a backup that ends at this position
+        if exchanged or not bounds.reach(state.position):
             await self._store.identity()  # a store that was removed has lost nothing
             state.check_log(state.position, bounds)
-            log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last)
-            self.readiness.mark_unready("rebuilding: the log does not reach back to this index")
+            log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last, exchanged=exchanged)
+            reason = "the store was restored or exchanged" if exchanged else "the log does not reach back to this index"
+            self.readiness.mark_unready(f"rebuilding: {reason}")
             await self._rebuild()
+            state.unlogged_changes += exchanged  # a snapshot of the earlier store is none of this one
             return
         if entries:
             async with self._applying:

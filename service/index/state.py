@@ -133,10 +133,10 @@ class IndexState:
     """The notes that searches see. Changed in the event loop alone.
 
     `store_identity` names the store that they were read from. `unlogged_changes` counts the changes that no log
-    position stands for: repairs, and merges of segments. `purging`: what is known of removed notes is being
-    dropped, so that no snapshot is made. `built` tells whether the notes are those of the store at `position`;
-    `rebuilding`, whether others are being read that will take their place. `lost` says which acknowledged writes the
-    store has lost, as far as this process can tell; empty for none.
+    position stands for: repairs, merges of segments, and a store in place of another. `purging`: what is known of
+    removed notes is being dropped, so that no snapshot is made. `built` tells whether the notes are those of the store
+    at `position`; `rebuilding`, whether others are being read that will take their place. `lost` says which
+    acknowledged writes the store has lost, as far as this process can tell; empty for none.
     """
 
     def __init__(self, notes: IndexedNotes) -> None:

@@ -28,10 +28,14 @@ def stream_entries(answer: Any) -> Iterator[Any]:
 
 def decode_bounds(answer: Any) -> LogBounds:
     """Decode the answer of LOG_BOUNDS."""
-    if not answer:
-        return LogBounds(None, ORIGIN, cut=False)
-    first, last, cut, kept = answer
-    return LogBounds(first.decode() if first else None, last.decode(), bool(cut), kept.decode() if kept else None)
+    identity, *bounds = answer
+    store = (identity or b"").decode()
+    if not bounds:
+        return LogBounds(None, ORIGIN, cut=False, store=store)
+    first, last, cut, kept = bounds
+    return LogBounds(
+        first.decode() if first else None, last.decode(), bool(cut), kept.decode() if kept else None, store
+    )
 
 
 def decode_entry(position: bytes, values: Sequence[bytes]) -> LogEntry:

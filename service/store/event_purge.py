@@ -10,7 +10,7 @@ from typing import Any
 
 from service.records import PositionKey, position_key
 from service.store.events import CONTROL, NEW_STREAM
-from service.store.purge_claim import PurgeClaim
+from service.store.purge_claim import CLAIM_SECONDS, PurgeClaim
 from service.store.scripts import FIRST_WRITE
 
 FIELDS = {b"type", b"note", b"reader"}
@@ -18,15 +18,19 @@ FIELDS = {b"type", b"note", b"reader"}
 
 PAGE_SIZE = 1000
 """Entries that are copied in one round trip."""
-# KEYS events, new events; ARGV positions. Copies the entries that are still there: a reader may have been forgotten
-# since they were read.
+NEW_STREAM_SECONDS = 2 * CLAIM_SECONDS
+"""Time after which the new stream ends where its purge was killed. Each page sets it anew, and renews the claim first:
+the stream outlives the claim of a purge that goes on."""
+# KEYS events, new events; ARGV seconds that the new stream stays, positions. Copies the entries that are still there: a
+# reader may have been forgotten since they were read.
 COPY = (
     FIRST_WRITE
     + """
-for _, position in ipairs(ARGV) do
-  local entry = redis.call('XRANGE', KEYS[1], position, position)[1]
+for i = 2, #ARGV do
+  local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
   if entry then redis.call('XADD', KEYS[2], entry[1], unpack(entry[2])) end
 end
+redis.call('EXPIRE', KEYS[2], ARGV[1])
 """
 )
 # KEYS events, new events, claim; ARGV last position that was copied, the claim's token.
@@ -39,6 +43,7 @@ for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+')) do
   redis.call('XADD', KEYS[2], entry[1], unpack(entry[2]))
 end
 redis.call('XADD', KEYS[2], '*', 'type', '-purge', 'note', '', 'reader', '', 'at', '0', 'more', '')
+redis.call('PERSIST', KEYS[2])
 redis.call('UNLINK', KEYS[1])
 return redis.call('RENAME', KEYS[2], KEYS[1])
 """
@@ -101,4 +106,4 @@ def _copy(client: Any, prefix: bytes, entries: list[Any], removals: Removals, se
         if at > seen if fields[b"type"] in CONTROL else stored[fields[b"note"]] and at > max(ended):
             to_copy.append(position)
     events_key = prefix + b"events"
-    client.eval(COPY, 2, events_key, events_key + NEW_STREAM, *to_copy)
+    client.eval(COPY, 2, events_key, events_key + NEW_STREAM, NEW_STREAM_SECONDS, *to_copy)

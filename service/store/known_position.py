@@ -200,6 +200,21 @@ class KnownPositions:
         return self._folder / (f"{tenant}-{identity}" if identity else tenant)
 
 
+def is_in_use(data_folder: Path) -> bool:
+    """Return whether any process has the known positions of a data folder open. Raises OSError."""
+    try:
+        place = os.open(data_folder / PLACE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(place)
+    return False
+
+
 def _encode(position: str) -> int:
     """Return a number that grows with positions."""
     milliseconds, sequence = position_key(position)

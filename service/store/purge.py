@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ import orjson
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from service.access.principal import DEFAULT_TENANT
 from service.store.change_log import PURGE
 from service.store.clients import client_of
 from service.store.event_purge import purge_events
-from service.store.keys import HASH_TAG, TENANT_PATTERN
+from service.store.keys import HASH_TAG, TENANT_PATTERN, Keys
 from service.store.purge_claim import PurgeClaim, PurgeError
 from service.store.scripts import FIRST_WRITE
 
@@ -38,17 +40,32 @@ SCAN_COUNT = 1000
 T = TypeVar("T")
 LAST = f"{HASH_TAG}purged"
 """Key of the time of the last purge on schedule."""
+CUT_AT = f"{HASH_TAG}purge:cut"
+"""Key of the time at which a purge on schedule cut the logs, until the server has rewritten its file."""
+FAILED = f"{HASH_TAG}purge:failed"
+"""Key that is there until a purge on schedule tries again to have the file rewritten."""
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 3600.0
+"""Pauses between these attempts: as long as they have failed, within these bounds. A rewrite takes a fork, and the room
+for a second file until it fails."""
 COMPRESSION = f"{HASH_TAG}purge:compression"
 """Key of the server's own setting rdbcompression, while a purge has changed it."""
+CANARY = f"{HASH_TAG}purge:canary:"
+"""Begin of the key of a text that tells which files are the store's."""
+CANARY_REPETITIONS = 8
+"""The text repeats itself, so that a server which compresses its files compresses it."""
+CANARY_SECONDS = 86_400
+"""How long the text stays where a purge was killed."""
 log = structlog.get_logger(__name__)
 
 # KEYS log; ARGV PURGE. Appends the entry of the purge; nothing where there is no log any more.
 MARK = FIRST_WRITE + "return redis.call('XADD', KEYS[1], 'NOMKSTREAM', '*', 'id', '', 'op', ARGV[1])"
-# KEYS of a string; ARGV its value.
+# KEYS of a string; ARGV its value, and for SET_FOR the seconds for which it is there.
 SET = FIRST_WRITE + "redis.call('SET', KEYS[1], ARGV[1])"
+SET_FOR = FIRST_WRITE + "redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])"
 # KEYS log, another key; ARGV position. Rewrites the log without what is before the position: XTRIM and XDEL leave the
-# bytes of single entries where they were.
+# bytes of single entries where they were. Answers false where there is no log any more.
 CUT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 local last, added
 for i = 1, #info, 2 do
@@ -75,14 +92,18 @@ class PurgedLog:
     position: str
 
 
-def purge_store(url: str, ids: Collection[str] = ()) -> list[PurgedLog]:
+def purge_store(url: str, ids: Collection[str] = (), tenant: str = DEFAULT_TENANT) -> list[PurgedLog]:
     """Purge all tenants of the Redis at `url`, beside services that use it, after any purge that is under way. `ids`:
-    notes whose remembered answers are forgotten too. Raises PurgeError."""
+    removed notes of `tenant`, whose remembered answers are forgotten too. Raises PurgeError."""
     with _client(url) as client:
         claim = PurgeClaim(client)
         claim.wait()
         try:
-            return _purge(client, claim, ids)
+            _refuse_stored(client, claim, Keys(tenant), ids)
+            _forget_answers(client, claim, Keys(tenant), frozenset(ids))
+            logs = _purge_streams(client, claim)
+            _rewrite_file(client, claim)
+            return logs
         finally:
             claim.release()
 
@@ -105,17 +126,53 @@ def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, boo
     last = last_purge(url, now)
     with _client(url) as client:
         claim = PurgeClaim(client)
-        if (now < last + seconds and not client.exists(COMPRESSION)) or not claim.take():
+        if not (_is_due(client, seconds, now) or client.exists(COMPRESSION)) or not claim.take():
             return last, False
         try:
             _restore_compression(client)
-            if now < (last := float(client.get(LAST))) + seconds:  # another replica has just done it
-                return last, False
-            _purge(client, claim, ())
-            client.eval(SET, 1, LAST, now)
+            if not _is_due(client, seconds, now):  # another replica has just done it
+                return float(client.get(LAST)), False
+            return _purge_on_schedule(client, claim, seconds, now), True
         finally:
             claim.release()
-        return now, True
+
+
+def _is_due(client: Any, seconds: float, now: float) -> bool:
+    """Return whether the last purge was `seconds` ago, and no attempt has failed just now."""
+    return now >= float(client.get(LAST)) + seconds and not client.exists(FAILED)
+
+
+def _purge_on_schedule(client: Any, claim: PurgeClaim, seconds: float, now: float) -> float:
+    """Purge the store, and return the time before which what was removed is gone. After a failure only the rewrite of
+    the file is tried again, until `seconds` have passed: followers of a log that each attempt cuts would lose it."""
+    cut_at = float(client.get(CUT_AT) or -math.inf)
+    if not cut_at <= now < cut_at + seconds:
+        _purge_streams(client, claim)
+        client.eval(SET, 1, CUT_AT, cut_at := now)
+    try:
+        _rewrite_file(client, claim)
+    except (PurgeError, RedisError):
+        pause = min(max(now - cut_at, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        client.eval(SET_FOR, 1, FAILED, cut_at, int(pause))
+        raise
+    client.eval(SET, 1, LAST, cut_at)
+    client.delete(CUT_AT)
+    return cut_at
+
+
+@contextlib.contextmanager
+def canary_in_store(url: str) -> Iterator[str]:
+    """Have the store hold a text while the block lasts, and yield the text: files that have it are the store's, and are
+    not compressed, which would shorten it. Raises PurgeError."""
+    token = secrets.token_hex(8)
+    text = token * CANARY_REPETITIONS
+    with _client(url) as client:
+        client.eval(SET_FOR, 1, CANARY + token, text, CANARY_SECONDS)
+    try:
+        yield text
+    finally:
+        with contextlib.suppress(PurgeError), _client(url) as client:
+            client.delete(CANARY + token)
 
 
 @contextlib.contextmanager
@@ -128,20 +185,23 @@ def _client(url: str) -> Iterator[Any]:
         raise PurgeError(f"the store was not purged: {error}") from error
 
 
-def _purge(client: Any, claim: PurgeClaim, ids: Collection[str]) -> list[PurgedLog]:
-    logs = list(_logs(client))
-    _refuse_stored(client, claim, logs, ids)
-    _forget_answers(client, claim, frozenset(ids))
+def _purge_streams(client: Any, claim: PurgeClaim) -> list[PurgedLog]:
+    """Write the streams of events and the change logs of all tenants anew, without what was removed. Events come first:
+    they take most memory, and where there is none for them, no log is cut."""
     _forget_lists(client, claim)
+    logs = list(_logs(client))
+    for log in logs:
+        claim.renew()
+        purge_events(client, log.removesuffix(b"log"), claim)
     marks = [(log, client.eval(MARK, 1, log, PURGE)) for log in logs]
     begun = [(log, position) for log, position in marks if position]  # else its tenant was removed just now
     time.sleep(FOLLOW_SECONDS if begun else 0)
+    purged = []
     for log, position in begun:
         claim.renew()
-        client.eval(CUT, 2, log, log + b":new", position)
-        purge_events(client, log.removesuffix(b"log"), claim)
-    _rewrite_file(client, claim)
-    return [_purged(client, log, position) for log, position in begun]
+        if client.eval(CUT, 2, log, log + b":new", position) is not None:
+            purged.append(_purged(client, log, position))
+    return purged
 
 
 def _logs(client: Any) -> Iterator[bytes]:
@@ -150,22 +210,21 @@ def _logs(client: Any) -> Iterator[bytes]:
             yield key
 
 
-def _refuse_stored(client: Any, claim: PurgeClaim, logs: Collection[bytes], ids: Collection[str]) -> None:
-    notes = ((log.removesuffix(b"log") + b"note:" + note_id.encode(), note_id) for log in logs for note_id in ids)
-    for page in _pages(notes, claim):
+def _refuse_stored(client: Any, claim: PurgeClaim, keys: Keys, ids: Collection[str]) -> None:
+    for page in _pages(ids, claim):
         pipeline = client.pipeline(transaction=False)
-        for key, _ in page:
-            pipeline.exists(key)
-        for (_, note_id), stored in zip(page, pipeline.execute(), strict=True):
+        for note_id in page:
+            pipeline.exists(keys.note + note_id)
+        for note_id, stored in zip(page, pipeline.execute(), strict=True):
             if stored:
-                raise PurgeError(f"the note {note_id!r} is stored; delete it first")
+                raise PurgeError(f"in the tenant {keys.tenant!r} the note {note_id!r} is stored; delete it first")
 
 
-def _forget_answers(client: Any, claim: PurgeClaim, ids: frozenset[str]) -> None:
+def _forget_answers(client: Any, claim: PurgeClaim, keys: Keys, ids: frozenset[str]) -> None:
     """Forget the answers about some notes that are remembered for repeated requests."""
     if not ids:
         return
-    for page in _pages(client.scan_iter(match=f"{HASH_TAG}*once:*", count=SCAN_COUNT, _type="hash"), claim):
+    for page in _pages(client.scan_iter(match=f"{keys.record}*", count=SCAN_COUNT, _type="hash"), claim):
         pipeline = client.pipeline(transaction=False)
         for key in page:
             pipeline.hget(key, "answer")

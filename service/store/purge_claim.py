@@ -9,7 +9,7 @@ from typing import Any
 from service.store.keys import HASH_TAG
 from service.store.scripts import FIRST_WRITE
 
-SECONDS = 60
+CLAIM_SECONDS = 60
 """How long a claim holds after it was renewed: longer than any one step of a purge, and what a process that died at it
 costs the next one."""
 WAIT_SECONDS = 900.0
@@ -43,7 +43,7 @@ class PurgeClaim:
 
     def take(self) -> bool:
         """Take the claim, and return whether no other purge has it."""
-        return bool(self._client.eval(TAKE, 1, self.KEY, self.token, SECONDS))
+        return bool(self._client.eval(TAKE, 1, self.KEY, self.token, CLAIM_SECONDS))
 
     def wait(self) -> None:
         """Take the claim once the purge that has it is done. Raises PurgeError after WAIT_SECONDS."""
@@ -54,9 +54,11 @@ class PurgeClaim:
             time.sleep(CHECK_SECONDS)
 
     def renew(self) -> None:
-        """Hold the claim for SECONDS from now on. Raises PurgeError where it was lost."""
-        if not self._client.eval(RENEW, 1, self.KEY, self.token, SECONDS):
-            raise PurgeError(f"a step of the purge took longer than {SECONDS} s, and another purge may have begun")
+        """Hold the claim for CLAIM_SECONDS from now on. Raises PurgeError where it was lost."""
+        if not self._client.eval(RENEW, 1, self.KEY, self.token, CLAIM_SECONDS):
+            raise PurgeError(
+                f"a step of the purge took longer than {CLAIM_SECONDS} s, and another purge may have begun"
+            )
 
     def release(self) -> None:
         """Leave the store to the next purge."""

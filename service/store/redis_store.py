@@ -313,7 +313,7 @@ class RedisNoteStore:
         return self._decode_bounds(bounds)
 
     def _bounds_words(self, entry: str) -> tuple[Any, ...]:
-        return Command(LOG_BOUNDS, [self._keys.log], (entry,)).words
+        return Command(LOG_BOUNDS, [self._keys.log, self._keys.identity], (entry,)).words
 
     def _decode_bounds(self, answer: Any) -> LogBounds:
         bounds = decode_bounds(answer)

@@ -42,12 +42,13 @@ end
 return {last, time[1], time[2], entries}
 """
 )
-# KEYS log; ARGV position. The first entry's position, the last position ever written, whether entries were cut off, and
-# the given position where there is an entry at it; nothing where there is no log. Redis before 7 does not say how many
-# entries were added; then some may have been cut off. Entries after that of a restore were lost: a follower at its
-# position lacks nothing, one beyond it has read entries that are gone.
+# KEYS log, identity; ARGV position. The identity, then, where there is a log, the first entry's position, the last
+# position ever written, whether entries were cut off, and the given position where there is an entry at it. Redis
+# before 7 does not say how many entries were added; then some may have been cut off. Entries after that of a restore
+# were lost: a follower at its position lacks nothing, one beyond it has read entries that are gone.
 LOG_BOUNDS = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+local store = redis.call('GET', KEYS[2])
+if redis.call('EXISTS', KEYS[1]) == 0 then return {store} end
 local reply, info = redis.call('XINFO', 'STREAM', KEYS[1]), {}
 for i = 1, #reply, 2 do info[reply[i]] = reply[i + 1] end
 local first, added = info['first-entry'], info['entries-added']
@@ -56,7 +57,7 @@ if first and first[2][4] == 'restore' then
 end
 local kept = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
 local cut = not added or added > info.length
-return {first and first[1], info['last-generated-id'], cut and 1 or 0, kept and kept[1] or false}
+return {store, first and first[1], info['last-generated-id'], cut and 1 or 0, kept and kept[1] or false}
 """
 # Whether a condition (_condition) holds for the note in KEYS[1], of the type `kind`, at the position `at`.
 HOLDS = """

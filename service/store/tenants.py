@@ -26,7 +26,8 @@ REMOVED_PREFIX = f"{HASH_TAG}removed:"
 REMEMBERED_SECONDS = 86_400
 """How long it is known that a tenant was removed on purpose: longer than any replica takes to hear of it."""
 SCAN_COUNT = 1000
-"""Keys that one SCAN looks at, and so about the most that are removed in one step of the server."""
+"""Keys that one SCAN looks at, and so about the most that are removed in one step of the server: a script can unpack
+some thousands."""
 FULL = b"full"
 """Answer of OPEN where there are as many tenants as there may be."""
 
@@ -48,13 +49,19 @@ redis.call('DEL', KEYS[2])
 if string.sub(known, 1, #ARGV[2]) ~= ARGV[2] then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. known) end
 return known
 """
-# KEYS tenants, removed; ARGV name, REMOVING, seconds. The list keeps a tenant that was made anew meanwhile.
+# KEYS tenants, keys of the tenant; ARGV name, the entry of the removal. Answers how many keys were removed; false where
+# another process has ended this removal, after which the keys may be those of a tenant that was made anew.
+UNLINK = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
+return redis.call('UNLINK', unpack(KEYS, 2))
+"""
+# KEYS tenants, removed; ARGV name, the entry of the removal, seconds. The list keeps a tenant that was made anew
+# meanwhile.
 END_REMOVAL = (
     FIRST_WRITE
     + """
 redis.call('SET', KEYS[2], '1', 'EX', ARGV[3])
-local known = redis.call('HGET', KEYS[1], ARGV[1])
-if known and string.sub(known, 1, #ARGV[2]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 return true
 """
 )
@@ -96,15 +103,28 @@ class RedisTenants:
         (known,) = await self._connection.write([Command(BEGIN_REMOVAL, [TENANTS, keys.identity], (name, REMOVING))])
         if known is None:
             raise TenantNotFound(name)
+        await self._go_on_removing(name, known.decode().removeprefix(REMOVING))
+
+    async def finish_removal(self, name: str) -> None:
+        async with self._connection.call("tenants"):
+            entry = (await self._connection.redis.hget(TENANTS, name) or b"").decode()
+        if entry.startswith(REMOVING):
+            await self._go_on_removing(name, entry.removeprefix(REMOVING))
+
+    async def _go_on_removing(self, name: str, identity: str) -> None:
+        """Remove the keys of a tenant whose removal has begun; stop where another process has ended it."""
         if self._on_removal:
-            self._on_removal(name, known.decode().removeprefix(REMOVING))
-        removed, cursor = 0, None
+            self._on_removal(name, identity)
+        entry, removed, cursor = REMOVING + identity, 0, None
         while cursor != 0:
             async with self._connection.call("remove tenant"):
                 redis = self._connection.redis
-                cursor, batch = await redis.scan(cursor or 0, match=f"{keys.prefix}*", count=SCAN_COUNT)
-                removed += await redis.unlink(*batch) if batch else 0
-        arguments = name, REMOVING, REMEMBERED_SECONDS
+                cursor, batch = await redis.scan(cursor or 0, match=f"{Keys(name).prefix}*", count=SCAN_COUNT)
+                count = await redis.eval(UNLINK, 1 + len(batch), TENANTS, *batch, name, entry) if batch else 0
+            if count is None:
+                return
+            removed += count
+        arguments = name, entry, REMEMBERED_SECONDS
         await self._connection.write([Command(END_REMOVAL, [TENANTS, REMOVED_PREFIX + name], arguments)])
         log.info("tenant_removed", tenant=name, keys=removed)
 

@@ -244,8 +244,8 @@ class DebianRedis:
     def url(self) -> str:
         return f"redis://{f':{self._password}@' if self._password else ''}127.0.0.1:{self._port}"
 
-    def start(self) -> None:
-        self.launch()
+    def start(self, *options: str) -> None:
+        self.launch(*options)
         assert self._process is not None
         deadline = time.monotonic() + WAIT_SECONDS
         with redis.Redis.from_url(self.url) as client:

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.store.backup.contents import notes_of
 from service.store.backup.data_set import receive_data_set
 from service.store.backup.folder import BackupFolder
-from service.store.backup.manifest import FORMAT, BackupError, Manifest
+from service.store.backup.manifest import DATABASES, FORMAT, BackupError, Manifest, NotesEntry
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of, database_of
 
@@ -29,14 +30,13 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
     BackupError; then the folder holds no manifest, and so no backup."""
     folder = BackupFolder(address)
     folder.refuse_unless_empty()
-    server, expected = _describe(url)
+    server, databases, expected = _describe(url)
     with tempfile.TemporaryDirectory(prefix="notellm-") as temporary:
         data_set = Path(temporary) / DATA_SET
         created_at = datetime.now(UTC)
         receive_data_set(url, data_set, counting(progress, "Receiving the data", expected))
         progress("Loading it, to see that it can be", 0, 0)
-        with loaded(data_set, database_of(url)) as client:
-            notes = notes_of(client)
+        notes = _count_notes(data_set, database_of(url), databases)
         size = data_set.stat().st_size
         entry = folder.write_file(data_set, DATA_SET, counting(progress, "Storing it", size))
         manifest = Manifest(
@@ -45,6 +45,7 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
             server=server,
             created_at=created_at,
             database=database_of(url),
+            databases=databases,
             notes=notes,
             files=(entry,),
         )
@@ -52,18 +53,35 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
     return manifest
 
 
-def _describe(url: str) -> tuple[str, int]:
-    """Return name and version of the server, and about how many bytes its data take. Raises BackupError where it cannot
-    be backed up."""
+def database_count(client: Any) -> int:
+    """Return how many databases a server has. Raises RedisError."""
+    try:
+        return int(client.config_get("databases")["databases"])
+    except (ResponseError, KeyError):
+        return DATABASES
+
+
+def _describe(url: str) -> tuple[str, int, int]:
+    """Return name and version of the server, how many databases it has, and about how many bytes its data take. Raises
+    BackupError where it cannot be backed up."""
     try:
         with client_of(url) as client:
-            info = client.info()
+            info, databases = client.info(), database_count(client)
     except (RedisError, OSError) as error:
         raise BackupError(f"the store at {urlsplit(url).hostname or 'its socket'} does not answer: {error}") from error
     if info.get("cluster_enabled"):
         raise BackupError("a cluster of Redis sends each node's keys alone: back it up with its own tools")
     name = "valkey" if "valkey_version" in info else "redis"
-    return f"{name} {info[f'{name}_version']}", int(info["used_memory_dataset"])
+    return f"{name} {info[f'{name}_version']}", databases, int(info["used_memory_dataset"])
+
+
+def _count_notes(data_set: Path, database: int, databases: int) -> tuple[NotesEntry, ...]:
+    """Load a data set, and return what notes it has. Raises BackupError."""
+    with loaded(data_set, database, databases) as client:
+        try:
+            return notes_of(client)
+        except RedisError as error:
+            raise BackupError(f"the notes of the data set cannot be counted: {error}") from error
 
 
 def counting(progress: Progress, step: str, total: int) -> Callable[[int], None]:

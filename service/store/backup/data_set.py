@@ -7,14 +7,17 @@ what `valkey-cli --rdb` does. The server needs the memory of a fork, as for a re
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from redis.exceptions import RedisError
 
 from service.store.backup.folder import OnBytes
 from service.store.backup.manifest import BackupError
+from service.store.backup.temporary import temporary_file
 from service.store.clients import pool_of
 
 CHUNK_BYTES = 2**20
@@ -26,41 +29,53 @@ def receive_data_set(url: str, target: Path, on_bytes: OnBytes) -> None:
     """Write the data set of the server at `url` to a file, as RDB. Raises BackupError."""
     connection: Any = pool_of(url).make_connection()
     try:
-        connection.connect()
-        for option in (("capa", "eof"), ("rdb-only", "1")):
-            connection.send_command("REPLCONF", *option)
-            connection.read_response()
-        connection.send_command("SYNC")
-        with target.open("wb") as file:
+        with _server_errors():
+            connection.connect()
+            for option in (("capa", "eof"), ("rdb-only", "1")):
+                connection.send_command("REPLCONF", *option)
+                connection.read_response()
+            connection.send_command("SYNC")
+        with temporary_file(target) as append:
             # From here on the answers are no longer those of the protocol that the client reads.
-            _copy(connection._sock, file, on_bytes)
-    except (RedisError, OSError) as error:
-        raise BackupError(f"the server did not send its data: {error}") from error
+            _copy(connection._sock, append, on_bytes)
     finally:
         connection.disconnect()
 
 
-def _copy(server: socket.socket, file: IO[bytes], on_bytes: OnBytes) -> None:
+@contextlib.contextmanager
+def _server_errors() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise BackupError(f"the server did not send its data: {error}") from error
+
+
+def _copy(server: socket.socket, append: Callable[[bytes], None], on_bytes: OnBytes) -> None:
     """Copy the data of one answer to SYNC: `$<size>`, or `$EOF:<mark>` before data that the mark ends."""
     header, data = _header(server)
     mark = header.removeprefix(b"$EOF:") if header.startswith(b"$EOF:") else b""
     left = 0 if mark else int(header[1:])
     while True:
         if mark and data.endswith(mark):
-            file.write(data[:-MARK_BYTES])
+            append(data[:-MARK_BYTES])
             on_bytes(len(data) - MARK_BYTES)
             return
         kept = MARK_BYTES if mark else 0
         ready, data = (data[:-kept], data[-kept:]) if kept else (data[:left], b"")
-        file.write(ready)
+        append(ready)
         on_bytes(len(ready))
         left -= len(ready)
         if not mark and not left:
             return
+        data += _receive(server)
+
+
+def _receive(server: socket.socket) -> bytes:
+    with _server_errors():
         chunk = server.recv(CHUNK_BYTES)
-        if not chunk:
-            raise BackupError("the server ended the connection before all data had come")
-        data += chunk
+    if not chunk:
+        raise BackupError("the server ended the connection before all data had come")
+    return chunk
 
 
 def _header(server: socket.socket) -> tuple[bytes, bytes]:
@@ -74,7 +89,4 @@ def _header(server: socket.socket) -> tuple[bytes, bytes]:
             return line, rest
         if end:
             raise BackupError(f"the server did not send its data: {line.decode(errors='replace').lstrip('-')}")
-        chunk = server.recv(CHUNK_BYTES)
-        if not chunk:
-            raise BackupError("the server ended the connection before it sent its data")
-        data += chunk
+        data += _receive(server)

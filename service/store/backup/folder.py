@@ -12,6 +12,7 @@ from typing import IO, Any
 from fsspec.core import url_to_fs
 
 from service.store.backup.manifest import MANIFEST, BackupError, FileEntry, Manifest
+from service.store.backup.temporary import temporary_file
 
 CHUNK_BYTES = 2**20
 """Bytes that are copied at a time."""
@@ -68,13 +69,14 @@ class BackupFolder:
             _sync(writer)
 
     def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
-        """Copy a file out of the folder. Raises BackupError where it is not the one that was written."""
+        """Copy a file out of the folder to the temporary one. Raises BackupError where it is not the one that was
+        written."""
         digest, size = hashlib.sha256(), 0
-        with self._errors(), self._open(entry.name, "rb") as reader, target.open("wb") as writer:
+        with self._errors(), self._open(entry.name, "rb") as reader, temporary_file(target) as append:
             for chunk in _chunks(reader):
                 digest.update(chunk)
                 size += len(chunk)
-                writer.write(chunk)
+                append(chunk)
                 on_bytes(len(chunk))
         if (size, digest.hexdigest()) != (entry.size, entry.sha256):
             raise BackupError(f"{entry.name} of the backup is damaged: its digest or size is another one")

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 FORMAT = 1
 """Version of manifest and files: raise it when older versions of this service could not restore them."""
 MANIFEST = "manifest.json"
+DATABASES = 16
+"""Databases of a server by default, and of one that does not say how many it has."""
 
 
 class BackupError(RuntimeError):
@@ -49,14 +51,15 @@ class NotesEntry(_Record):
 
 
 class Manifest(_Record):
-    """`version` is the service's, `server` that of Redis, `database` the number of the database that holds the notes;
-    `created_at` is the time of the data."""
+    """`version` is the service's, `server` that of Redis, `database` the number of the database that holds the notes,
+    `databases` how many the server has; `created_at` is the time of the data."""
 
     format: int
     version: str
     server: str
     created_at: datetime
     database: int
+    databases: int = DATABASES
     notes: tuple[NotesEntry, ...]
     files: tuple[FileEntry, ...]
 

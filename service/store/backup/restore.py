@@ -16,7 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from service.store.backup.backup import DATA_SET, Progress, counting
+from service.store.backup.backup import DATA_SET, Progress, counting, database_count
 from service.store.backup.contents import PREFIX, notes_of, pages
 from service.store.backup.copying import begin_of_log, copy_all
 from service.store.backup.folder import BackupFolder
@@ -27,11 +27,11 @@ from service.store.clients import client_of, database_of
 MARK, ALIVE = "notellm:restore", "notellm:restore:runs"
 """Keys of a database that a restore writes to: that it does, and, for a short time, that its process lives."""
 ALIVE_SECONDS = 60
-DATABASES = 16
-"""Databases of a server that does not say how many it has."""
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
-BOOKKEEPING = re.compile(PREFIX + b"(identity|snapshots|samples|tenants|purged|purge:compression|audit)")
+BOOKKEEPING = re.compile(
+    PREFIX + b"(identity|snapshots|samples|tenants|purged|purge:(compression|cut|failed|canary:[0-9a-f]+)|audit)"
+)
 """Keys that a service or a purge makes in an empty store. A note may have any of these words at the end of its id."""
 # KEYS mark, alive; ARGV number of the staging database, number of the store's, whether the store is replaced, then the
 # keys that it may hold where it is not. Exchanges the two databases, and answers whether it did.
@@ -60,7 +60,7 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
             if not replace and _keys_if_empty(store) is None:
                 raise BackupError("the store is not empty; --replace throws away what it holds")
             data_set = _fetch(folder, manifest, Path(temporary), progress)
-            with loaded(data_set, manifest.database) as source, _staging(url) as staging:
+            with loaded(data_set, manifest.database, manifest.databases) as source, _staging(url) as staging:
                 _copy(manifest, source, staging, progress)
                 _exchange(staging, database_of(url), store, replace=replace)
     except (RedisError, OSError) as error:
@@ -103,7 +103,8 @@ def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> 
         copy = restored.get(entry.prefix)
         lasting = 0 if copy is None else copy.notes - copy.expiring
         expected = entry.notes - entry.expiring, begin_of_log(entry.position)
-        if copy is None or (lasting, copy.position) != expected:
+        # A prefix without an identity has no log: a tenant's that was being removed, or another application's.
+        if copy is None or (lasting, begin_of_log(copy.position)) != expected:
             raise BackupError(
                 f"of the notes below {entry.prefix} not all could be restored; the store was left as it was"
             )
@@ -126,7 +127,9 @@ def _staging(url: str) -> Iterator[Any]:
 def _free_database(url: str) -> int:
     """Return the number of a database that is empty, or that a restore was broken off in."""
     free: list[int] = []
-    for number in reversed(range(_database_count(url))):
+    with client_of(url) as client:
+        count = database_count(client)
+    for number in reversed(range(count)):
         if number == database_of(url):
             continue
         with client_of(url, number) as client:
@@ -137,14 +140,6 @@ def _free_database(url: str) -> int:
     if not free:
         raise BackupError("the server has no empty database to restore into, besides that of the store")
     return free[0]
-
-
-def _database_count(url: str) -> int:
-    with client_of(url) as client:
-        try:
-            return int(client.config_get("databases")["databases"])
-        except (ResponseError, KeyError):
-            return DATABASES
 
 
 def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None:

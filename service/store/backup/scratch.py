@@ -11,18 +11,16 @@ from pathlib import Path
 import redis
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
-from service.store.backup.manifest import BackupError
+from service.store.backup.manifest import DATABASES, BackupError
 from service.store.embedded_redis import EmbeddedRedisError, launch_command, socket_path
 
 STOP_SECONDS = 20.0
-DATABASES = 16
-"""Databases of a server by default; one that was set up with more may have data in any of them."""
 
 
 @contextlib.contextmanager
-def loaded(data_set: Path, database: int) -> Iterator[redis.Redis]:
-    """Load an RDB file, and yield a client of one of its databases. Raises BackupError where it cannot be loaded: a
-    backup that does not load is none.
+def loaded(data_set: Path, database: int, databases: int = DATABASES) -> Iterator[redis.Redis]:
+    """Load an RDB file, and yield a client of one of its databases. `databases`: how many the file may have. Raises
+    BackupError where it cannot be loaded: a backup that does not load is none.
 
     The server takes as much memory as the data, keeps its files in the folder of `data_set`, and writes none.
     """
@@ -31,7 +29,7 @@ def loaded(data_set: Path, database: int) -> Iterator[redis.Redis]:
     try:
         command = [
             *launch_command(socket, folder, log),
-            *("--databases", str(max(DATABASES, database + 1))),
+            *("--databases", str(max(databases, database + 1))),
             *("--dbfilename", data_set.name, "--save", "", "--appendonly", "no"),
             *("--rdb-version-check", "relaxed"),  # Redis 7.4 and later number their formats for themselves
         ]

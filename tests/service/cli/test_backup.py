@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service.cli.store import describe_store
+from service.cli.store import describe_store, store_url
 from service.settings import Settings
+from service.store.known_position import KnownPositions
 from tests.service.process import Process, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -69,6 +71,17 @@ def test_folder_without_a_backup_is_refused_in_one_line_behind_the_target(servic
     target, message = filter(None, refused.stderr.splitlines())
     assert (refused.returncode, target) == (1, f"Restoring into {service.environment['NOTELLM_DATA_DIR']}")
     assert "there is no backup in" in message
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_service_that_joined_the_store_of_a_command_is_told_of(
+    short_folder: Path, capsys: pytest.CaptureFixture[str], joined: bool
+) -> None:
+    with contextlib.ExitStack() as service:
+        with store_url(Settings.model_validate({"data_dir": short_folder})):
+            if joined:
+                service.enter_context(contextlib.closing(KnownPositions(short_folder)))
+        assert ("The service starts it again" in capsys.readouterr().err) == joined
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def test_data_folder_of_a_stopped_service_is_purged(service: Process) -> None:
     assert httpx2.get(f"{service.url}/notes/removed-01").status_code == 404
 
 
+def test_folder_of_another_redis_is_told_as_not_searched(
+    debian_redis: DebianRedis, tmp_path: Path, short_folder: Path
+) -> None:
+    variables = {"NOTELLM_REDIS_URL": debian_redis.url, "NOTELLM_DATA_DIR": str(tmp_path), "COLUMNS": "200"}
+    options = ["purge", "--id", "removed-01", "--tenant", "acme", "--folder"]
+    for folder, searched in ((tmp_path, False), (short_folder, True)):
+        command = [NOTELLM, *options, str(folder)]
+        ended = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
+        assert (ended.returncode, "NOT SEARCHED" in ended.stdout) == (0 if searched else 1, not searched), ended.stderr
+
+
 def test_purge_that_is_ended_leaves_the_settings_of_the_server_as_they_were(
     debian_redis: DebianRedis, tmp_path: Path
 ) -> None:

@@ -218,6 +218,34 @@ async def test_two_purges_at_the_same_time_lose_no_event(
     assert [fields["type"] for _, fields in embedded_admin.xrange(EVENTS)] == [*["click"] * 20, "-purge"]
 
 
+async def test_copy_of_the_events_ends_by_itself_where_its_purge_is_killed(
+    embedded: EmbeddedRedis,
+    embedded_store: RedisNoteStore,
+    clock: Clock,
+    embedded_admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def copy_and_die(*arguments: Any, copy: Any = event_purge._copy) -> None:
+        copy(*arguments)
+        raise Killed
+
+    await embedded_store.put([Write(stored_note("a"))])
+    async with behaving(embedded.url, clock) as behaviour:
+        await behaviour.add(clicks(clock, ["a"], "u1", "u2"))
+        with monkeypatch.context() as patch:
+            patch.setattr(event_purge, "_copy", copy_and_die)
+            with pytest.raises(Killed):
+                purge_store(embedded.url)
+        assert 0 < embedded_admin.ttl(f"{EVENTS}:new") <= event_purge.NEW_STREAM_SECONDS
+        await asyncio.to_thread(purge_store, embedded.url)
+    assert not embedded_admin.exists(f"{EVENTS}:new")
+    assert embedded_admin.ttl(EVENTS) == -1
+    assert [fields["type"] for _, fields in embedded_admin.xrange(EVENTS)] == ["click", "click", "-purge"]
+
+
 @pytest.mark.parametrize("removal", ["note", "reader"])
 async def test_what_is_removed_while_events_are_copied_counts_no_more_and_goes_with_the_next_purge(
     embedded: EmbeddedRedis,

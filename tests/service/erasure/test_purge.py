@@ -19,7 +19,7 @@ from service.index.snapshot_files import SnapshotFolder
 from service.interfaces import Clock
 from service.records import Attempt, ChangedNotes, Remembered, StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE
+from service.store.keys import LOG, NOTE, Keys
 from service.store.purge import purge_store
 from service.store.purge_claim import PurgeError
 from service.store.redis_store import RedisNoteStore
@@ -172,6 +172,37 @@ async def test_note_that_is_stored_is_not_purged(embedded: EmbeddedRedis, embedd
         purge_store(embedded.url, ["kept-0001"])
 
 
+async def test_id_is_purged_while_another_tenant_has_a_note_of_that_id(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis, clock: Clock
+) -> None:
+    acme = RedisNoteStore(embedded.url, clock=clock, keys=Keys("acme"))
+    try:
+        for store in (embedded_store, acme):
+            (claim,) = await store.claim([Attempt("key", "f")], 10, 3600)
+            await store.put([Write(stored_note("42"), remembered=Remembered(claim, b'{"id": "42"}'))])
+    finally:
+        await acme.close()
+    await embedded_store.delete("42")
+    with pytest.raises(PurgeError, match="in the tenant 'acme' the note '42' is stored; delete it first"):
+        purge_store(embedded.url, ["42"], "acme")
+    await asyncio.to_thread(purge_store, embedded.url, ["42"])
+    assert embedded_admin.keys("{notes}:*once:*") == ["{notes}:tenant:acme:once:key"]
+
+
+async def test_tenant_that_is_removed_while_replicas_are_waited_for_keeps_no_other_from_being_purged(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis
+) -> None:
+    log = Keys("acme").log
+    await embedded_store.put(notes(KEPT, "text"))
+    embedded_admin.xadd(log, {"id": "a", "op": "delete"})
+    purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
+    await eventually(lambda: embedded_admin.xrevrange(log, count=1)[0][1]["op"] == "purge")
+    embedded_admin.delete(log)
+    assert [purged_log.prefix for purged_log in await purging] == ["{notes}:"]
+    assert embedded_admin.xlen(LOG) == 1
+    assert not embedded_admin.exists(log)
+
+
 async def test_compressed_file_of_another_redis_is_written_plain(
     debian_redis: DebianRedis, clock: Clock, short_folder: Path
 ) -> None:
@@ -226,3 +257,36 @@ async def test_purge_that_looked_for_nothing_or_not_everywhere_proves_nothing(
     assert (nothing.done, nothing.proved) == (True, False)
     elsewhere = purge(embedded.url, tmp_path, [], ids=["gone-0001"], texts=[], wait_seconds=0)
     assert (elsewhere.done, elsewhere.proved) == (False, False)
+
+
+@pytest.mark.parametrize("named", [["other"], ["data", "other"]])
+async def test_folder_without_the_files_of_the_store_proves_nothing(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis, tmp_path: Path,
+    named: list[str],
+) -> None:  # fmt: skip
+    await embedded_store.put(notes(KEPT, "text"))
+    folders = {"data": embedded.socket.parent, "other": tmp_path}
+    (tmp_path / "appendonly.aof").write_bytes(b"the file of another Redis")
+    wrong = purge(
+        embedded.url, tmp_path, [folders[name] for name in named], ids=["gone-0001"], texts=[], wait_seconds=0
+    )
+    assert (wrong.store_searched, wrong.done, wrong.proved) == (False, False, False)
+    right = purge(embedded.url, tmp_path, [folders["data"]], ids=["gone-0001"], texts=[], wait_seconds=0)
+    assert right.proved
+    assert not embedded_admin.keys("{notes}:purge:*")
+
+
+@pytest.mark.parametrize("forbidden", ["-config", "-config|set"])
+async def test_files_that_may_be_compressed_prove_nothing(
+    debian_redis: DebianRedis, clock: Clock, short_folder: Path, forbidden: str
+) -> None:
+    store = RedisNoteStore(debian_redis.url, clock=clock)
+    await store.put([Write(stored_note("kept")), Write(stored_note("gone-0001", content="again and again, " * 50))])
+    await store.delete("gone-0001")
+    await store.close()
+    with redis.Redis.from_url(debian_redis.url) as client:
+        client.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", forbidden)
+    limited = debian_redis.url.replace("//", "//limited:x@")
+    report = await purged(limited, short_folder, ["gone-0001"])
+    assert (report.search.findings, report.store_searched, report.done) == ((), False, False)
+    assert (await purged(debian_redis.url, short_folder, ["gone-0001"])).proved

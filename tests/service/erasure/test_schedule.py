@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from service.erasure.schedule import PurgeSchedule
+from service.index.snapshot_files import MANIFEST, SnapshotFolder
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG
-from service.store.purge import COMPRESSION, LAST, last_purge, purge_store, purge_store_if_due
+from service.store.purge import COMPRESSION, FAILED, LAST, last_purge, purge_store, purge_store_if_due
 from service.store.purge_claim import PurgeClaim, PurgeError
 from service.telemetry import Telemetry
 from tests.service.conftest import DebianRedis
@@ -134,6 +135,50 @@ def test_purge_that_fails_from_the_start_is_overdue(
     with pytest.raises(PurgeError, match="was not purged"):
         schedule._look()
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == pytest.approx(500, abs=60)
+
+
+def test_log_is_cut_once_per_interval_while_the_file_cannot_be_rewritten(
+    embedded: EmbeddedRedis, written: redis.Redis
+) -> None:
+    url, begin = f"unix://limited:x@{embedded.socket}", 1000.0 + DAY
+    written.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-bgrewriteaof")
+    purge_store_if_due(url, DAY, 1000.0)
+    with pytest.raises(PurgeError, match="was not purged"):
+        purge_store_if_due(url, DAY, begin)
+    changes = [fields["op"] for _, fields in written.xrange(LOG)]
+    assert changes == ["purge"]
+    written.xadd(LOG, {"id": "later", "op": "delete"})
+    assert purge_store_if_due(url, DAY, begin + 1) == (1000.0, False), "it is not tried again at once"
+    for later in (60.0, 3000.0, 8000.0):
+        assert 0 < written.ttl(FAILED) <= max(60, min(later, 3600))
+        written.delete(FAILED)
+        with pytest.raises(PurgeError, match="was not purged"):
+            purge_store_if_due(url, DAY, begin + later)
+    assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge", "delete"]
+    written.delete(FAILED)
+    before = purges(written)
+    assert purge_store_if_due(embedded.url, DAY, begin + 9000) == (begin, True), "what was removed later is not gone"
+    assert purges(written) == before + 1
+    assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge", "delete"]
+    assert sorted(written.keys()) == [LOG, LAST]
+    assert purge_store_if_due(embedded.url, DAY, begin + DAY) == (begin + DAY, True)
+    assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge"]
+
+
+def test_snapshot_of_a_replica_that_starts_more_slowly_stays_until_a_purge(
+    embedded: EmbeddedRedis, written: redis.Redis, tmp_path: Path
+) -> None:
+    clock, snapshot = Clock(), tmp_path / "snapshots" / "0" / MANIFEST
+    SnapshotFolder.claim(tmp_path / "snapshots").close()
+    snapshot.write_bytes(b"{}")
+    last_purge(embedded.url, clock())
+    schedule = PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)
+    schedule._look()
+    schedule._look()
+    assert snapshot.exists()
+    clock.offset += DAY + 500
+    schedule._look()
+    assert not snapshot.exists()
 
 
 def test_purge_of_a_store_that_is_away_is_an_error(tmp_path: Path) -> None:

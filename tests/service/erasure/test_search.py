@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from service.erasure.search import CHUNK_BYTES, Needle, search_folders
 
+NOBODY = 65_534
+"""User id of nobody."""
 TEXT = 'Rest the dough for an hour; then say "Ü" twice.\nThe lemon waits.'
 
 
@@ -58,3 +63,25 @@ def test_search_follows_links_and_ends_where_they_go_round(tmp_path: Path) -> No
     (elsewhere / "back").symlink_to(folder)
     search = search_folders([folder], [Needle.of_text("text", "secret")])
     assert [finding.file for finding in search.findings] == [str(folder / "appendonlydir" / "store.aof")]
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Give up the rights of root, whom no folder is closed to, while the block lasts."""
+    own = os.geteuid()
+    os.seteuid(own or NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+def test_folder_that_cannot_be_listed_ends_the_search(short_folder: Path) -> None:
+    short_folder.chmod(0o755)
+    closed = short_folder / "appendonlydir"
+    closed.mkdir(mode=0)
+    try:
+        with as_nobody(), pytest.raises(PermissionError, match="appendonlydir"):
+            search_folders([short_folder], [Needle.of_text("text", TEXT)])
+    finally:
+        closed.chmod(0o700)

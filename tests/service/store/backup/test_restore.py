@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import redis
 
+from service.erasure.purge import purge
 from service.filters import Filter
+from service.index.snapshot_files import MANIFEST as SNAPSHOT_MANIFEST
+from service.index.snapshot_files import SnapshotFolder
 from service.interfaces import Clock
 from service.records import Write
 from service.store.backup.backup import DATA_SET, make_backup
@@ -16,9 +22,10 @@ from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifes
 from service.store.backup.restore import ALIVE, EXCHANGE, MARK, restore_backup
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of
-from service.store.embedded_redis import EmbeddedRedis
+from service.store.embedded_redis import EmbeddedRedis, server_program
 from service.store.purge import COMPRESSION
 from service.store.redis_store import RedisNoteStore
+from service.store.tenants import REMOVING
 from tests.service.conftest import (
     DIMENSION,
     SPACE,
@@ -26,6 +33,7 @@ from tests.service.conftest import (
     Server,
     eventually,
     following,
+    kill,
     stored_note,
     word_vector,
 )
@@ -308,6 +316,99 @@ def test_server_that_is_away_is_an_error_without_its_password(tmp_path: Path) ->
         back_up("redis://user:secret@127.0.0.1:1", tmp_path / "b")
     assert "secret" not in str(failure.value)
     assert isinstance(failure.value.__cause__, redis.RedisError)
+
+
+def test_backup_of_a_tenant_that_is_being_removed_is_restored(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    fill(source, 5, "{notes}:tenant:acme:")
+    source.hset("{notes}:tenants", "acme", REMOVING + identity("{notes}:tenant:acme:"))
+    source.delete("{notes}:tenant:acme:identity", "{notes}:tenant:acme:log", "{notes}:tenant:acme:note:n1")
+    source.hset("{another}:note:n1", "text", "of another application")
+    back_up(embedded.url, tmp_path / "b")
+    restore(tmp_path / "b", other.url)
+    assert contents(target) == contents(source)
+    assert target.hgetall("{notes}:tenants") == source.hgetall("{notes}:tenants")
+
+
+def test_data_of_another_application_in_a_database_of_a_high_number_are_in_the_backup(
+    short_folder: Path, source: Any, embedded: EmbeddedRedis, tmp_path: Path
+) -> None:
+    server = DebianRedis(short_folder, server_program())
+    try:
+        server.start("--databases", "32")
+        with client_of(server.url) as client, client_of(server.url, 20) as theirs:
+            fill(client)
+            theirs.set("theirs", "1")
+            assert back_up(server.url, tmp_path / "b").databases == 32
+            restore(tmp_path / "b", embedded.url)
+            assert contents(source) == contents(client)
+    finally:
+        kill(server)
+
+
+def test_key_of_another_type_in_the_place_of_a_log_is_an_error(
+    source: Any, embedded: EmbeddedRedis, tmp_path: Path
+) -> None:
+    source.set(LOG, "no stream")
+    with pytest.raises(BackupError, match="cannot be counted: WRONGTYPE"):
+        back_up(embedded.url, tmp_path / "b")
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_full_temporary_folder_is_named(
+    source: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, command: str
+) -> None:
+    fill(source, 2000)
+    back_up(embedded.url, tmp_path / "b")
+    steps = {
+        "backup": lambda: back_up(embedded.url, tmp_path / "another"),
+        "restore": lambda: restore(tmp_path / "b", other.url),
+    }
+    step = steps[command]
+    bounds = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, bounds[1]))  # growing beyond is an error, as on a full disk
+    try:
+        with pytest.raises(BackupError, match=r"the temporary folder .* does not take the data: .*TMPDIR"):
+            step()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
+
+
+@pytest.mark.anyio
+async def test_running_index_at_the_position_of_a_backup_takes_the_identity_of_the_restored_store(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, tmp_path: Path, clock: Clock
+) -> None:
+    snapshots = SnapshotFolder.claim(tmp_path / "snapshots")
+    manifest = tmp_path / "snapshots" / "0" / SNAPSHOT_MANIFEST
+
+    def origin() -> str:
+        return str(orjson.loads(manifest.read_bytes())["body"]["origin"]["store"])
+
+    async with following(embedded_store, clock, snapshots=snapshots) as index:
+        (written,) = await embedded_store.put([Write(stored_note("kept", "lemon tart"))])
+        assert written is not None
+        await index.wait_for(written.position, 10)
+        await index.save()
+        before = await embedded_store.identity()
+        assert origin() == before
+        back_up(embedded.url, tmp_path / "b")
+        restore(tmp_path / "b", embedded.url, replace=True)
+        restored = await embedded_store.identity()
+        assert restored != before
+
+        async def is_saved_anew() -> bool:
+            await index.save()
+            return origin() == restored
+
+        await eventually(is_saved_anew)
+        assert await index.ids() == ["kept"]
+        report = await asyncio.to_thread(
+            purge, embedded.url, tmp_path, [embedded.socket.parent], ids=["gone-0001"], texts=[], wait_seconds=20
+        )
+        assert (report.late, report.proved, index.status().lost) == ((), True, "")
+    snapshots.close()
 
 
 @pytest.mark.anyio
