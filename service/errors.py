@@ -209,15 +209,15 @@ class OtherSpace(NoteLLMError):
 
 
 class LogCut(NoteLLMError):
-    """The log lacks changes after `position`: it begins later, at `first`, or it ends before, at `last`."""
+    """The log lacks changes after `position`: it begins later, at `first`, or ends before, at `last`; without both it
+    has no entry at `position`."""
 
     def __init__(self, position: str, *, first: str | None = None, last: str | None = None) -> None:
-        reason = f"begins at {first} and does not reach back to {position}"
-        if last is not None:
-            reason = (
-                f"ends at {last}, before {position}: the store was restored from a backup or lost writes, or the "
-                "position is of another store"
-            )
+        if first is not None:
+            reason = f"begins at {first} and does not reach back to {position}"
+        else:
+            lack = f"has no entry at {position}" if last is None else f"ends at {last}, before {position}"
+            reason = f"{lack}: the store was restored or lost writes, or the position is of another store"
         super().__init__(
             f"The change log {reason}. Changes after that cannot be told one by one: read all notes again (GET "
             "/notes/export), and go on from the position where that ends."
