@@ -34,7 +34,7 @@ NoteLLMError
     ├── NoteContended     others change a note all the time while a request changes it
     ├── BehaviourBehind   the events of before the start, or a purge, are still being read
     ├── EngineFailed      the model failed on this batch
-    ├── TenantOpening     the caller's tenant is being opened
+    ├── TenantOpening     the caller's tenant is being opened, or could not be
     ├── Starting          the service is not ready for requests yet
     └── Stopping          the service is shutting down
 
@@ -369,10 +369,11 @@ class EngineFailed(TryLater):
 
 
 class TenantOpening(TryLater):
-    """`progress`: how far its index is."""
+    """`progress`: how far its index is. `seconds`: until it may be open."""
 
-    def __init__(self, progress: str) -> None:
-        super().__init__(f"The tenant of this key is being opened (its index: {progress}); try again.")
+    def __init__(self, progress: str, seconds: float = 1.0) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        super().__init__(f"The tenant of this key is not open yet ({progress}); try again.")
 
 
 class Starting(TryLater):
