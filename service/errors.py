@@ -191,21 +191,24 @@ class TooManyTenants(NoteLLMError):
 
 
 class OtherSpace(NoteLLMError):
-    """A search names notes whose vectors are from another model. `note_id`: the first of them. `errors`: one for each
-    that is an example of the request, and not the note of the address."""
+    """A search names notes whose vectors are from another model than `model`, which serves. `note_id`: the first of
+    them. `errors`: one for each that is an example of the request, and not the note of the address."""
 
-    def __init__(self, note_id: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(self, note_id: str, model: str, errors: Sequence[FieldError] = ()) -> None:
         self.note_id = note_id
+        self.model = model
         self.errors = tuple(errors)
         all_examples = ' `errors` names all such examples; with "on_missing": "skip" they are left out.'
+        # No advice to read it again: at a replica of the old model that would take it from the new one.
         super().__init__(
-            f"The vector of note {note_id!r} was made by another model than the one that serves; "
-            f"POST the note again, or run `notellm reread`, and it is read anew.{all_examples if errors else ''}"
+            f"Note {note_id!r} was read by another model than {model!r}, which serves here, and vectors of two models "
+            "are not compared. While the model is being changed, ask a replica of the other one, or try again once "
+            f"the change is complete.{all_examples if errors else ''}"
         )
 
     def under(self, prefix: str) -> OtherSpace:
         """Return the same error with pointers below `prefix`."""
-        return OtherSpace(self.note_id, _under(prefix, self.errors))
+        return OtherSpace(self.note_id, self.model, _under(prefix, self.errors))
 
 
 class LogCut(NoteLLMError):

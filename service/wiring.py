@@ -195,7 +195,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
         search = NoteSearch(
-            engine.space,
+            engine,
             parts.batcher,
             store,
             index,

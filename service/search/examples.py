@@ -18,7 +18,7 @@ from service.errors import (
     OtherSpace,
     StoredNoteUnreadable,
 )
-from service.interfaces import NoteIndex, NoteStore
+from service.interfaces import Engine, NoteIndex, NoteStore
 from service.ranking.strategies import Query, Weighted
 from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable, Vector
@@ -72,24 +72,24 @@ async def read_examples(
     index: NoteIndex,
     store: NoteStore,
     titles: TitleCentre,
-    space: str,
+    engine: Engine,
     time_left: ReadTime,
 ) -> Examples:
     """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: examples that are known
-    to be lacking, by their ids. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
-    StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
+    to be lacking, by their ids. `titles`: what a title alone leaves out. `engine`: the model that serves. Raises
+    ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
     vectors = await _vectors(index, ids)
     missing = dict(missing)
     if unknown := [note_id for note_id in ids if note_id not in vectors]:
         for note_id, known in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
-            if known is None or isinstance(known, Unreadable) or known.space != space:
+            if known is None or isinstance(known, Unreadable) or known.space != engine.space:
                 missing[note_id] = known
             elif known.vector is not None:
                 vectors[note_id] = known.vector
     if missing and request.on_missing == "error":
-        raise _refusal(request, missing)
+        raise _refusal(request, missing, engine.name)
     read = iter(texts)
     found = [vectors.get(one.note_id) if one.note_id else next(read) for one in request.examples]
     queries = [
@@ -100,7 +100,7 @@ async def read_examples(
     positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
     needed = positive if request.strategy == "average" else positive + negative
     if not any(example.weight for example, _ in needed):
-        raise _refusal(request, missing)
+        raise _refusal(request, missing, engine.name)
     return Examples(positive, negative, tuple(missing))
 
 
@@ -121,9 +121,10 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
     return {note_id: vector for note_id, vector in vectors.items() if vector is not None}
 
 
-def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLMError:
+def _refusal(request: SearchRequest, missing: Mapping[str, Lacking], model: str) -> NoteLLMError:
     """Return the error of a search whose `missing` examples fail it: on_missing says so, or too few others are left to
-    rank by. Where the note of the address alone is lacking, the error is about that note."""
+    rank by. Where the note of the address alone is lacking, the error is about that note. `model`: the one that
+    serves."""
     lacking = [
         (one, note_id, missing[note_id])
         for one in request.examples
@@ -132,7 +133,8 @@ def _refusal(request: SearchRequest, missing: Mapping[str, Lacking]) -> NoteLLME
     of_address = len(lacking) == 1 and not lacking[0][0].pointer
     if of_address or request.on_missing == "error":
         if others := [(one, note_id) for one, note_id, known in lacking if isinstance(known, StoredNote)]:
-            return OtherSpace(others[0][1], [FieldError(one.pointer, OTHER_MODEL) for one, _ in others if one.pointer])
+            errors = [FieldError(one.pointer, OTHER_MODEL) for one, _ in others if one.pointer]
+            return OtherSpace(others[0][1], model, errors)
         for _, note_id, known in lacking:
             if isinstance(known, Unreadable):
                 return StoredNoteUnreadable(note_id, known.reason)
