@@ -34,7 +34,7 @@ NoteLLMError
     ├── NoteContended     others change a note all the time while a request changes it
     ├── BehaviourBehind   the events of before the start, or a purge, are still being read
     ├── EngineFailed      the model failed on this batch
-    ├── TenantOpening     the caller's tenant is being opened
+    ├── TenantOpening     the caller's tenant is being opened, or could not be
     ├── Starting          the service is not ready for requests yet
     └── Stopping          the service is shutting down
 
@@ -191,33 +191,36 @@ class TooManyTenants(NoteLLMError):
 
 
 class OtherSpace(NoteLLMError):
-    """A search names notes whose vectors are from another model. `note_id`: the first of them. `errors`: one for each
-    that is an example of the request, and not the note of the address."""
+    """A search names notes whose vectors are from another model than `model`, which serves. `note_id`: the first of
+    them. `errors`: one for each that is an example of the request, and not the note of the address."""
 
-    def __init__(self, note_id: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(self, note_id: str, model: str, errors: Sequence[FieldError] = ()) -> None:
         self.note_id = note_id
+        self.model = model
         self.errors = tuple(errors)
         all_examples = ' `errors` names all such examples; with "on_missing": "skip" they are left out.'
+        # No advice to read it again: at a replica of the old model that would take it from the new one.
         super().__init__(
-            f"The vector of note {note_id!r} was made by another model than the one that serves; "
-            f"POST the note again, or run `notellm reread`, and it is read anew.{all_examples if errors else ''}"
+            f"Note {note_id!r} was read by another model than {model!r}, which serves here, and vectors of two models "
+            "are not compared. While the model is being changed, ask a replica of the other one, or try again once "
+            f"the change is complete.{all_examples if errors else ''}"
         )
 
     def under(self, prefix: str) -> OtherSpace:
         """Return the same error with pointers below `prefix`."""
-        return OtherSpace(self.note_id, _under(prefix, self.errors))
+        return OtherSpace(self.note_id, self.model, _under(prefix, self.errors))
 
 
 class LogCut(NoteLLMError):
-    """The log lacks changes after `position`: it begins later, at `first`, or it ends before, at `last`."""
+    """The log lacks changes after `position`: it begins later, at `first`, or ends before, at `last`; without both it
+    has no entry at `position`."""
 
     def __init__(self, position: str, *, first: str | None = None, last: str | None = None) -> None:
-        reason = f"begins at {first} and does not reach back to {position}"
-        if last is not None:
-            reason = (
-                f"ends at {last}, before {position}: the store was restored from a backup or lost writes, or the "
-                "position is of another store"
-            )
+        if first is not None:
+            reason = f"begins at {first} and does not reach back to {position}"
+        else:
+            lack = f"has no entry at {position}" if last is None else f"ends at {last}, before {position}"
+            reason = f"{lack}: the store was restored or lost writes, or the position is of another store"
         super().__init__(
             f"The change log {reason}. Changes after that cannot be told one by one: read all notes again (GET "
             "/notes/export), and go on from the position where that ends."
@@ -369,10 +372,11 @@ class EngineFailed(TryLater):
 
 
 class TenantOpening(TryLater):
-    """`progress`: how far its index is."""
+    """`progress`: how far its index is. `seconds`: until it may be open."""
 
-    def __init__(self, progress: str) -> None:
-        super().__init__(f"The tenant of this key is being opened (its index: {progress}); try again.")
+    def __init__(self, progress: str, seconds: float = 1.0) -> None:
+        self.retry_after = max(1, math.ceil(seconds))
+        super().__init__(f"The tenant of this key is not open yet ({progress}); try again.")
 
 
 class Starting(TryLater):

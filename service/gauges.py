@@ -52,6 +52,7 @@ def connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], event_bytes:
         lambda: max((service.index.status().saved_at for service in tenants.services), default=0.0)
     )
     telemetry.tenants.set_function(lambda: len(tenants.services))
+    telemetry.tenants_failed.set_function(lambda: sum(tenant.failed for tenant in tenants))
 
 
 def connect_readiness(

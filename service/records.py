@@ -222,12 +222,6 @@ class LogBounds:
         reaches_back = self.first is not None and position_key(self.first) <= key
         return not self.reach(position) and (ends_before or reaches_back)
 
-    def has_all_after(self, position: str) -> bool:
-        """Return whether the log, asked about the entry at `position`, still has every later one. The position need
-        not be that of an entry."""
-        reaches_back = position_key(position) >= position_key(self.first or self.last)
-        return not self.cut or self.entry == position or reaches_back
-
 
 ChangedNotes = Mapping[str, StoredNote | Unreadable | None]
 """Notes by id as they are after a change; None for one that does not exist any more."""

@@ -228,6 +228,9 @@ class Telemetry:
 
     def _add_tenant_and_reader_metrics(self, registry: CollectorRegistry) -> None:
         self.tenants = Gauge("notellm_tenants", "Tenants that are open", registry=registry)
+        self.tenants_failed = Gauge(
+            "notellm_tenants_failed", "Tenants that could not be opened, and are tried again", registry=registry
+        )
         self._open_tenants: set[str] = set()
         self.tenant_vectors = Gauge(
             "notellm_tenant_index_vectors",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from typing import Generic, TypeVar
 
@@ -28,7 +28,9 @@ FOLLOW_SECONDS = 1.0
 OPEN_SECONDS = 1.0
 """How long a request waits for its tenant to be opened: a small one is, within a few hundredths of a second."""
 OPENED_TOGETHER = 4
-"""Tenants that are opened at a time at a start, of which each reads its snapshot or its notes."""
+"""Tenants of the store's list that are opened at a time: each reads its snapshot or its notes."""
+RETRY_SECONDS = (1.0, 60.0)
+"""First and longest pause before the next attempt at opening a tenant that could not be opened."""
 log = structlog.get_logger(__name__)
 
 S = TypeVar("S", bound=ReadService)
@@ -37,8 +39,8 @@ OpenTenant = Callable[[str, str], AbstractAsyncContextManager[S]]
 
 
 class Tenant(Generic[S]):
-    """One tenant of a process. `identity` is that of its store. `known_at_start`: without it the process is not
-    ready."""
+    """One tenant of a process. `identity` is that of its store. `known_at_start`: the process is not ready before this
+    tenant is open, or could not be opened."""
 
     def __init__(self, name: str, identity: str, known_at_start: bool) -> None:
         self.name = name
@@ -47,7 +49,10 @@ class Tenant(Generic[S]):
         self.service: S | None = None
         """Its parts; None before they are made."""
         self.opened: asyncio.Future[S] = asyncio.get_running_loop().create_future()
-        """Its parts, once its index is built or waits for a store that is away."""
+        """Outcome of the present attempt at opening it: its parts, once its index is built or waits for a store that is
+        away."""
+        self.retry_seconds = 0.0
+        """Pause behind the last attempt at opening it, where that failed; 0 where none has, or it is open."""
         self.removed = False
         self.closing = asyncio.Event()
         self.task: asyncio.Task[None]
@@ -59,18 +64,28 @@ class Tenant(Generic[S]):
             self.opened.exception()  # marks it as retrieved: perhaps nobody waits
 
     @property
+    def failed(self) -> bool:
+        """Whether the last attempt at opening it failed."""
+        return self.retry_seconds > 0
+
+    @property
     def ready(self) -> bool:
         return self.service is not None and self.service.index.status().ready
 
     @property
     def detail(self) -> str:
         """Progress of its index, as a text."""
+        if self.failed:
+            return f"it could not be opened, and is tried again {self.retry_seconds:g} s after the last attempt"
         return self.service.index.status().detail if self.service else "not begun yet"
 
 
 class Tenants(Generic[S]):
-    """The tenants that are open. `open_tenant` makes the parts of one; `forget` is called with the identities of all
-    tenants that there are, once at the start, to remove what is left of others on this machine's disk."""
+    """The tenants that are open, are being opened, or could not be opened. `open_tenant` makes the parts of one.
+
+    `forget` is called with the identities of all tenants that there are, once at the start, to remove what is left of
+    others on this machine's disk; `discard` with the name and the identity of one that was removed and is closed.
+    """
 
     def __init__(
         self,
@@ -78,11 +93,14 @@ class Tenants(Generic[S]):
         open_tenant: OpenTenant[S],
         telemetry: Telemetry,
         forget: Callable[[Mapping[str, str]], None] = lambda identities: None,
+        discard: Callable[[str, str], None] = lambda name, identity: None,
     ) -> None:
         self._directory = directory
         self._open_tenant = open_tenant
         self._telemetry = telemetry
         self._forget = forget
+        self._discard = discard
+        self._turns = asyncio.Semaphore(OPENED_TOGETHER)
         self._tenants: dict[str, Tenant[S]] = {}
         """In the order in which they were opened."""
         self._listed = False
@@ -100,8 +118,8 @@ class Tenants(Generic[S]):
         with contextlib.suppress(StoreUnavailable):
             identities = await self._list()
             lifecycle.report("Opening tenants", lambda: f"{self.count_ready()} of {len(identities) + 1} are ready")
-            turns = asyncio.Semaphore(OPENED_TOGETHER)
-            await asyncio.gather(*(self._open_in_turn(turns, *entry) for entry in identities.items()))
+            if opening := self._begin_all(identities, known_at_start=True):
+                await asyncio.wait([tenant.opened for tenant in opening])
         self._following = asyncio.create_task(self._follow(), name="follow-tenants")
 
     async def stop(self) -> None:
@@ -113,18 +131,19 @@ class Tenants(Generic[S]):
 
     async def get(self, name: str) -> S:
         """Return the parts of a tenant, which is made where there is none. Raises TooManyTenants, TenantRemoved,
-        StoreUnavailable, and TenantOpening where opening it takes longer than OPEN_SECONDS."""
+        StoreUnavailable, and TenantOpening where opening it fails or takes longer than OPEN_SECONDS."""
         tenant = self._tenants.get(name)
         if tenant and tenant.removed:
             tenant = await self._wait_until_closed(tenant)
         if tenant is None:
             identity = await self._directory.open(name)
             tenant = self._tenants.get(name) or self._begin(name, identity)
-        if not tenant.opened.done():
-            await asyncio.wait([tenant.opened], timeout=OPEN_SECONDS)
-            if not tenant.opened.done():
+        opened = tenant.opened
+        if not opened.done():
+            await asyncio.wait([opened], timeout=OPEN_SECONDS)
+            if not opened.done():
                 raise TenantOpening(tenant.detail)
-        return tenant.opened.result()
+        return opened.result()
 
     def find(self, name: str) -> S | None:
         """Return the parts of a tenant if it is open, and not being closed because it was removed."""
@@ -163,51 +182,85 @@ class Tenants(Generic[S]):
 
     @property
     def ready(self) -> bool:
-        """Whether the indexes of all tenants that were known at the start follow the store."""
-        return all(tenant.ready for tenant in self._tenants.values() if tenant.known_at_start)
+        """Whether the indexes of all tenants that were known at the start follow the store. One that could not be
+        opened is left out: perhaps no replica can open it, and none would serve the others."""
+        return all(tenant.ready or tenant.failed for tenant in self._tenants.values() if tenant.known_at_start)
 
     def count_ready(self) -> int:
         """Return how many tenants' indexes follow the store."""
         return sum(tenant.ready for tenant in self._tenants.values())
 
-    def _begin(self, name: str, identity: str, known_at_start: bool = False) -> Tenant[S]:
+    def _begin_all(self, identities: Mapping[str, str], known_at_start: bool) -> list[Tenant[S]]:
+        """Begin to open those of some tenants that are not, each when it is its turn; return all of them."""
+        return [
+            self._tenants.get(name) or self._begin(name, identity, known_at_start, in_turn=True)
+            for name, identity in identities.items()
+        ]
+
+    def _begin(self, name: str, identity: str, known_at_start: bool = False, in_turn: bool = False) -> Tenant[S]:
         """Begin to open a tenant, in a task of its own with a context of its own: what runs for a tenant outlives the
-        request that opened it, and its log lines name the tenant."""
+        request that opened it, and its log lines name the tenant. `in_turn`: among OPENED_TOGETHER; a request does not
+        wait for tenants that nobody asks for."""
         tenant = self._tenants[name] = Tenant(name, identity, known_at_start)
+        turn = self._turns if in_turn else contextlib.nullcontext()
         context = Context()
         context.run(structlog.contextvars.bind_contextvars, tenant=name)
-        tenant.task = asyncio.get_running_loop().create_task(self._run(tenant), name=f"tenant-{name}", context=context)
+        work = self._run(tenant, turn)
+        tenant.task = asyncio.get_running_loop().create_task(work, name=f"tenant-{name}", context=context)
         return tenant
 
-    async def _run(self, tenant: Tenant[S]) -> None:
-        """Open a tenant, and close it when that is asked for."""
+    async def _run(self, tenant: Tenant[S], turn: AbstractAsyncContextManager[None]) -> None:
+        """Open a tenant, and close it when that is asked for. One that cannot be opened stays known, and is tried again
+        until it is to be closed; the default one is not, and fails the start."""
         try:
-            async with self._open_tenant(tenant.name, tenant.identity) as service:
-                tenant.service = service
-                self._telemetry.add_tenant(tenant.name, lambda: service.index.status().vectors)
+            while not tenant.closing.is_set():
                 try:
-                    await service.index.start()
-                    tenant.opened.set_result(service)
-                    await tenant.closing.wait()
-                except TenantRemoved:
-                    tenant.removed = True
-                finally:
-                    if tenant.removed:
-                        await service.index.discard()
-        except Exception as error:
-            log.exception("tenant_failed")
-            tenant.fail(error)
+                    await self._serve(tenant, turn)
+                    return
+                except Exception as error:
+                    log.exception("tenant_failed")
+                    if tenant.name == DEFAULT_TENANT:
+                        tenant.fail(error)
+                        return
+                await self._wait_before_retry(tenant)
         finally:
             tenant.fail(TenantRemoved() if tenant.removed else Stopping())
+            if tenant.removed:
+                await asyncio.to_thread(self._discard, tenant.name, tenant.identity)
             if self._tenants.get(tenant.name) is tenant:
                 del self._tenants[tenant.name]
                 self._telemetry.forget_tenant(tenant.name)
 
-    async def _open_in_turn(self, turns: asyncio.Semaphore, name: str, identity: str) -> None:
-        """Open one of the tenants that were known at the start. A failure is logged; its next request tries again."""
-        async with turns:
-            tenant = self._tenants.get(name) or self._begin(name, identity, known_at_start=True)
-            await asyncio.wait([tenant.opened])
+    async def _serve(self, tenant: Tenant[S], turn: AbstractAsyncContextManager[None]) -> None:
+        """Make the parts of a tenant and build its index when it is its turn. Return when it is closed, or was found to
+        be removed."""
+        async with AsyncExitStack() as stack:
+            try:
+                async with turn:
+                    service = await stack.enter_async_context(self._open_tenant(tenant.name, tenant.identity))
+                    tenant.service = service
+                    self._telemetry.add_tenant(tenant.name, lambda: service.index.status().vectors)
+                    await service.index.start()
+                tenant.retry_seconds = 0.0
+                tenant.opened.set_result(service)
+                await tenant.closing.wait()
+            except TenantRemoved:
+                tenant.removed = True
+            finally:
+                if tenant.removed and tenant.service:
+                    await tenant.service.index.discard()
+
+    async def _wait_before_retry(self, tenant: Tenant[S]) -> None:
+        """Tell those who wait for a tenant that it could not be opened. Return when it is time for the next attempt, or
+        the tenant is to be closed."""
+        first, longest = RETRY_SECONDS
+        tenant.retry_seconds = min(2 * tenant.retry_seconds or first, longest)
+        tenant.service = None
+        self._telemetry.forget_tenant(tenant.name)
+        tenant.fail(TenantOpening(tenant.detail, tenant.retry_seconds))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(tenant.closing.wait(), tenant.retry_seconds)
+        tenant.opened = asyncio.get_running_loop().create_future()
 
     async def _wait_until_closed(self, tenant: Tenant[S]) -> Tenant[S] | None:
         """Wait until a removed tenant is closed, and return the one that is open under its name by then, if any: a
@@ -255,9 +308,8 @@ class Tenants(Generic[S]):
         for tenant in open_before:
             if tenant.name != DEFAULT_TENANT and identities.get(tenant.name) != tenant.identity:
                 await self._close_gone(tenant)
-        for name, identity in identities.items():
-            if name not in self._tenants and not self._stopped:
-                self._begin(name, identity, known_at_start=first)
+        if not self._stopped:
+            self._begin_all(identities, known_at_start=first)
 
     async def _close_gone(self, tenant: Tenant[S]) -> None:
         """Close a tenant that the store does not have any more, or has anew."""

@@ -144,8 +144,9 @@ async def open_service(
         gpu = find_gpu() if settings.index_device == "cuda" else None
         parts = ModelParts(engine, batcher, searchers, gpu)
         directory = shared.open_directory(connection)
-        open_tenant, forget = partial(_open_tenant, shared, parts), partial(_forget_tenants, settings)
-        tenants = Tenants(directory, open_tenant, telemetry, forget)
+        open_tenant = partial(_open_tenant, shared, parts)
+        forget, discard = partial(_forget_tenants, settings), partial(_discard_snapshots, settings)
+        tenants = Tenants(directory, open_tenant, telemetry, forget, discard)
         stack.push_async_callback(tenants.stop)
         await tenants.start(lifecycle)
         batcher.start()
@@ -194,7 +195,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         behaviour.start()
         lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
         search = NoteSearch(
-            engine.space,
+            engine,
             parts.batcher,
             store,
             index,
@@ -312,6 +313,11 @@ def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
     for folder in (settings.data_dir / "tenants").glob("*"):
         if folder not in folders:
             remove_unused_snapshots(folder)
+
+
+def _discard_snapshots(settings: Settings, name: str, identity: str) -> None:
+    """Remove the snapshots of a tenant that was removed, but for those of another process, which removes its own."""
+    remove_unused_snapshots(snapshot_folder(settings, name, identity))
 
 
 async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> Engine:

@@ -137,9 +137,9 @@ has no such figure, and a record without any is left out of a table. The compari
 
 One command makes a record again: `python -m benchmarks.quality.reproduce DATA RECORD`, where DATA is the folder of the
 data sets. It trains what is measured first, but for the shipped checkpoint and the Chinese one. A rerun gives figures
-near those below and not the same ones: the research checkpoint, the distilled MiniLM and both adapters of the shipped one
-were made in parts or by earlier code ([decision 6](decisions/0006-distillation.md), [log](log/training.md)). A commit
-with + had changes that were not committed.
+near those below and not the same ones: the research checkpoint, the distilled MiniLM and both adapters of the shipped
+one were made in parts or by earlier code ([decision 6](decisions/0006-distillation.md), [log](log/training.md)). A
+commit with + had changes that were not committed.
 
 ## Records
 

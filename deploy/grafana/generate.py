@@ -213,7 +213,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Tenants and behaviour": (
-        Panel("Tenants that are open", "short", (each_replica('notellm_tenants{job="$job"}'),)),
+        Panel(
+            "Tenants that are open, and that could not be opened",
+            "short",
+            (
+                each_replica('notellm_tenants{job="$job"}'),
+                ('sum by (instance) (notellm_tenants_failed{job="$job"})', "{{instance}} failed"),
+            ),
+        ),
         Panel("Requests a second by tenant", "reqps", (total("notellm_tenant_requests_total", "tenant"),)),
         Panel(
             "Notes by tenant",

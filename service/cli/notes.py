@@ -8,10 +8,11 @@ import shutil
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, TypeVar
 
 import httpx2
 import orjson
@@ -24,10 +25,11 @@ from service.cli.terminal import complain, err, files_for_owner_alone
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
 from service.notes_file import MAX_LINE_BYTES, bounded_lines
 
+T = TypeVar("T")
 VERSION = 1
 """Version of the lines that are understood."""
 BATCH_SIZE = 100
-"""Most notes of one request of an import."""
+"""Most notes of one request of an import, and ids of one request to remove notes."""
 GONE = 410
 """Status of a position that the log of the service does not have any more."""
 
@@ -50,14 +52,17 @@ def export_notes(
 def import_notes(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file of `notellm export-notes`.")],
     *,
-    replace: Annotated[bool, typer.Option("--replace", help="Also notes of ids that there are already.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also notes of ids that there are already; needed for a file of changes.")
+    ] = False,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
     url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Add the notes of an export. Vectors are kept where they are of the model that serves; else it reads the notes.
-    Broken off, the same command goes on. It needs a key with the scope admin."""
+    A file of `export-notes --after` is applied: its notes replace those of their ids, and what it removes is removed.
+    Broken off, the same command goes on. It needs a key with the scope admin; for removals notes.write, too."""
     show_report(lambda: Upload(file, url, api_key, replace, patience).run(), as_json)
 
 
@@ -211,6 +216,17 @@ class Download:
             self._part.replace(self.file)
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a file of an export says. `after`: the log position after which it has what changed; None where it has all
+    notes. `lines`: numbers of the lines of the notes, of each note the last one. `removed`: ids of the notes that were
+    removed, and not written again."""
+
+    after: str | None
+    lines: set[int]
+    removed: set[str]
+
+
 @dataclass(slots=True)
 class Upload:
     """One run of `notellm import-notes`."""
@@ -223,24 +239,26 @@ class Upload:
 
     def run(self) -> dict[str, Any]:
         """Raises TransferFailed, OSError."""
-        started, last_lines = time.monotonic(), self._check()
-        counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, expired=0, rejected=0)
+        started, contents = time.monotonic(), self._check()
+        counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, expired=0, rejected=0, removed=0)
         vectors: Counter[str] = Counter(kept=0, read=0)
         patience = Patience(self.patience)
-        headers = bearer(self.api_key) | {"Content-Type": "application/x-ndjson"}
         with (
-            httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
+            httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS) as client,
             progress_bars() as bars,
         ):
-            task = bars.add_task("importing", total=len(last_lines))
-            notes = (text for number, text in self._lines() if number in last_lines)
-            for batch in batches(notes, len, BATCH_SIZE):
-                for item in self._post(client, batch, patience):
-                    counts[item["status"]] += 1
-                    vectors[item["vector"] or "none"] += 1
-                    if item["problem"]:
-                        complain(f"{item['id']}: {item['problem']['detail']} {item['problem'].get('errors', '')}")
-                bars.advance(task, len(batch))
+            task = bars.add_task("importing", total=len(contents.lines))
+            removed = set(contents.removed)
+            for item in self._add(client, contents.lines, patience):
+                counts[item["status"]] += 1
+                vectors[item["vector"] or "none"] += 1
+                if item["problem"]:
+                    complain(f"{item['id']}: {item['problem']['detail']} {item['problem'].get('errors', '')}")
+                if item["status"] == "expired":
+                    removed.add(item["id"])  # an older form of the note may be there, without an expiry
+                bars.advance(task)
+            if contents.after is not None:
+                counts["removed"] = self._remove(client, removed, patience)
         if vectors["read"]:
             err.print(
                 f"{vectors['read']} notes were read by the model: their vectors are of another one, or not in the file"
@@ -248,10 +266,11 @@ class Upload:
         report = {**counts, "vectors_kept": vectors["kept"], "vectors_read": vectors["read"]}
         return {**report, "seconds": round(time.monotonic() - started, 1)}
 
-    def _check(self) -> set[int]:
-        """Read the file once; return the numbers of the lines that are to be added: of each note the last one. Raises
-        TransferFailed for a file that is no whole export."""
+    def _check(self) -> Contents:
+        """Read the file once. Raises TransferFailed for a file that is no whole export, and for one of changes without
+        `replace`."""
         last: dict[str, int] = {}
+        removed: set[str] = set()
         counted: Counter[str] = Counter()
         head = end = None
         for number, text in self._lines():
@@ -263,21 +282,24 @@ class Upload:
                 if "removed" in line and "end" not in line:
                     counted["removed"] += 1
                     last.pop(line["removed"], None)
+                    removed.add(line["removed"])
                 elif "id" in line:
                     counted["notes"] += 1
                     last[line["id"]] = number
+                    removed.discard(line["id"])
                 end = line if "end" in line else None
             except (orjson.JSONDecodeError, TypeError) as error:
                 raise TransferFailed(f"line {number} of {self.file} is none of an export: {error}") from error
         if head is None or head.get("export") != VERSION:
             raise TransferFailed(f"{self.file} is no export of version {VERSION}")
-        if head["after"] is not None:
+        if head["after"] is not None and not self.replace:
             raise TransferFailed(
-                f"{self.file} has only what changed after {head['after']}; import an export of all notes"
+                f"{self.file} has only what changed after {head['after']}: where the service has all before that, "
+                "--replace applies it, which replaces and removes notes; else import an export of all notes"
             )
         if end is None or (end["notes"], end["removed"]) != (counted["notes"], counted["removed"]):
             raise TransferFailed(f"{self.file} is not whole: the export was broken off, or lines are missing")
-        return set(last.values())
+        return Contents(head["after"], set(last.values()), removed)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield the lines of the file with their numbers. Raises TransferFailed."""
@@ -290,19 +312,41 @@ class Upload:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise TransferFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 
-    def _post(self, client: httpx2.Client, batch: list[bytes], patience: Patience) -> list[Any]:
-        """Return the results of one batch. One that is too large for the service is sent in halves."""
-        body = b"".join(batch)
+    def _add(self, client: httpx2.Client, lines: set[int], patience: Patience) -> Iterator[dict[str, Any]]:
+        """Add the notes of some lines; yield the result of each."""
+
+        def send(batch: list[bytes]) -> httpx2.Response:
+            headers, body = {"Content-Type": "application/x-ndjson"}, b"".join(batch)
+            return client.post("/notes/import", content=body, params={"replace": self.replace}, headers=headers)
+
+        notes = (text for number, text in self._lines() if number in lines)
+        for batch in batches(notes, len, BATCH_SIZE):
+            for answer in self._answers(batch, send, patience):
+                yield from answer["results"]
+
+    def _remove(self, client: httpx2.Client, ids: Collection[str], patience: Patience) -> int:
+        """Remove those of some notes that there are; return how many."""
+
+        def send(batch: list[str]) -> httpx2.Response:
+            return client.post("/notes/delete", json={"ids": batch})
+
+        answers = (self._answers(batch, send, patience) for batch in batches(sorted(ids), len, BATCH_SIZE))
+        return sum(answer["count"] for answer in chain.from_iterable(answers))
+
+    def _answers(
+        self, batch: list[T], send: Callable[[list[T]], httpx2.Response], patience: Patience
+    ) -> list[dict[str, Any]]:
+        """Return the service's answers to a batch: several where it is too large for one request, since it is sent in
+        halves then."""
         while True:
             try:
-                response = client.post("/notes/import", content=body, params={"replace": self.replace})
-                if response.status_code == 207:
+                response = send(batch)
+                if response.is_success:
                     patience.reset()
-                    results: list[Any] = response.json()["results"]
-                    return results
+                    return [response.json()]
                 if response.status_code == TOO_LARGE and len(batch) > 1:
-                    half = len(batch) // 2
-                    return self._post(client, batch[:half], patience) + self._post(client, batch[half:], patience)
+                    halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+                    return [answer for half in halves for answer in self._answers(half, send, patience)]
                 patience.after(response.status_code, response.content, response.headers)
             except httpx2.TransportError as error:
                 patience.pause(f"{self.url} does not answer: {error}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +23,24 @@ PAGE_SIZE = 1000
 """Notes of one page of the list."""
 GONE = 404
 """Status of a note that was removed after it was listed."""
+CHANGED = 412
+"""Status of a note that was changed since it was read."""
 INVALID = (413, 422)
 """Statuses of a stored note that the service would not take any more, since its bounds are others."""
+HASHTAGS = "hashtags"
+"""The field that is generated from the notes that are near: only once all of these are read."""
+Listed = dict[str, Any]
+"""A note as GET /notes and GET /notes/{id} answer it."""
 
 
 def reread(
     *,
     generate: Annotated[
-        list[str] | None, typer.Option(help="hashtags or category: written anew for each note that is read.")
+        list[str] | None,
+        typer.Option(
+            help="category: written anew for each note that is read. hashtags: written anew, once all notes are read, "
+            "for all that have none of their author."
+        ),
     ] = None,
     together: Annotated[int, typer.Option(help="Notes that are read at a time.", min=1, max=64)] = 8,
     patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
@@ -40,7 +50,7 @@ def reread(
 ) -> None:
     """Have the model that serves read all notes that another one has read: after a change of the checkpoint no search
     finds them until then. Texts and fields stay as they are, and so does what was generated. Broken off, the same
-    command goes on. It needs a key with the scopes notes.read and notes.write."""
+    command goes on; the hashtags are begun again. It needs a key with the scopes notes.read and notes.write."""
     show_report(lambda: Reread(url, api_key, generate or [], together, patience).run(), as_json)
 
 
@@ -65,49 +75,88 @@ class Reread:
             ThreadPoolExecutor(self.together) as pool,
             progress_bars() as bars,
         ):
-            task = bars.add_task("reading", total=None)
-            for ids in self._pages(client):
-                for status in pool.map(partial(self._read, client), ids):
-                    counts[status] += 1
-                    bars.advance(task)
+            steps: list[tuple[str, Callable[[httpx2.Client, Listed], str]]] = [("reading", self._read)]
+            if HASHTAGS in self.generate:
+                steps.append(("hashtags", self._write_hashtags))
+            for name, step in steps:
+                task = bars.add_task(name, total=None)
+                for notes in self._pages(client):
+                    for outcome in pool.map(partial(step, client), notes):
+                        counts[outcome] += 1
+                        bars.advance(task)
         return {**counts, "seconds": round(time.monotonic() - started, 1)}
 
-    def _pages(self, client: httpx2.Client) -> Iterator[list[str]]:
-        """Yield the ids of all notes that were last written before the run began: a note that it has written comes
-        again at the end of the list."""
+    def _pages(self, client: httpx2.Client) -> Iterator[list[Listed]]:
+        """Yield all notes that were last written before this call: a note that the run has written comes again at the
+        end of the list."""
         end = position_key(self._send(client, "GET", "/changes", {}, (200,)).json()["log_position"])
         cursor = None
         while True:
             query = {"limit": PAGE_SIZE} | ({"cursor": cursor} if cursor else {})
             page = self._send(client, "GET", "/notes", query, (200,)).json()
-            ids = [note["id"] for note in page["notes"] if position_key(note["log_position"]) <= end]
-            yield ids
+            notes = [note for note in page["notes"] if position_key(note["log_position"]) <= end]
+            yield notes
             cursor = page["next_cursor"]
-            if cursor is None or len(ids) < len(page["notes"]):
+            if cursor is None or len(notes) < len(page["notes"]):
                 return
 
-    def _read(self, client: httpx2.Client, note_id: str) -> str:
+    def _read(self, client: httpx2.Client, note: Listed) -> str:
         """Have one note read; return what became of it."""
-        query = {"generate": ",".join(self.generate)} if self.generate else {}
-        answer = self._send(client, "PATCH", f"/notes/{quote(note_id, safe='')}", query, (200, GONE, *INVALID))
+        fields = [field for field in self.generate if field != HASHTAGS]
+        query = {"generate": ",".join(fields)} if fields else {}
+        answer = self._send(client, "PATCH", _address(note), query, (200, GONE, *INVALID), {})
         if answer.status_code == GONE:
             return "removed"
         if answer.status_code in INVALID:
-            complain(f"{note_id}: {explain_body(answer.content, answer.status_code)}")
+            complain(f"{note['id']}: {explain_body(answer.content, answer.status_code)}")
             return "rejected"
         return "read" if answer.json()["usage"]["prompt_tokens"] else "unchanged"
 
+    def _write_hashtags(self, client: httpx2.Client, note: Listed) -> str:
+        """Have the hashtags of one note written anew, unless they are its author's; return what became of it. Hashtags
+        that the author gives meanwhile stay: the change holds for the note as it was listed."""
+        query, accepted = {"generate": HASHTAGS}, (200, GONE, CHANGED, *INVALID)
+        while not _has_author_hashtags(note):
+            condition = {"If-Match": f'"{note["log_position"]}"'}
+            answer = self._send(client, "PATCH", _address(note), query, accepted, {"hashtags": []}, condition)
+            if answer.status_code == 200:
+                return "hashtags_written"
+            if answer.status_code == CHANGED:
+                answer = self._send(client, "GET", _address(note), {}, (200, GONE))
+            if answer.status_code == GONE:
+                return "removed"
+            if answer.status_code in INVALID:  # `_read` has said why
+                return "hashtags_rejected"
+            note = answer.json()
+        return "hashtags_of_authors"
+
     def _send(
-        self, client: httpx2.Client, method: str, path: str, query: dict[str, Any], accepted: tuple[int, ...]
+        self,
+        client: httpx2.Client,
+        method: str,
+        path: str,
+        query: dict[str, Any],
+        accepted: tuple[int, ...],
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> httpx2.Response:
         """Return the answer to a request, which is sent again while the service has too much to do or is away."""
         patience = Patience(self.patience)
         while True:
             try:
-                body: dict[str, Any] | None = {} if method == "PATCH" else None
-                answer = client.request(method, path, params=query, json=body)
+                answer = client.request(method, path, params=query, json=body, headers=headers)
                 if answer.status_code in accepted:
                     return answer
                 patience.after(answer.status_code, answer.content, answer.headers)
             except httpx2.TransportError as error:
                 patience.pause(f"{self.url} does not answer: {error}.")
+
+
+def _address(note: Listed) -> str:
+    return f"/notes/{quote(note['id'], safe='')}"
+
+
+def _has_author_hashtags(note: Listed) -> bool:
+    """Return whether the hashtags of a note are its author's, and not the generated ones."""
+    generated = (note["generated"] or {}).get("hashtags") or []
+    return bool(note["hashtags"] != [hashtag["text"] for hashtag in generated])

@@ -7,9 +7,13 @@ from service.records import LogBounds, position_key
 
 
 def check_reaches(bounds: LogBounds, after: str) -> None:
-    """Check that a log has all changes after a position. Raises LogCut, also for a position after the end of the
-    log, where it has no write: it was restored since, or lost writes."""
+    """Check that a log, asked about the entry at `after`, has had that entry and has all later changes. Raises LogCut,
+    which says whether the position was cut off, or the log ends before it or has lost its entry: the store was
+    restored since, or lost writes."""
+    if bounds.reach(after):
+        return
     if position_key(after) > position_key(bounds.last):
         raise LogCut(after, last=bounds.last)
-    if not bounds.has_all_after(after):
-        raise LogCut(after, first=bounds.first or bounds.last)
+    if bounds.lost(after):
+        raise LogCut(after)
+    raise LogCut(after, first=bounds.first or bounds.last)

@@ -18,7 +18,7 @@ from service.errors import (
     OtherSpace,
     StoredNoteUnreadable,
 )
-from service.interfaces import NoteIndex, NoteStore
+from service.interfaces import Engine, NoteIndex, NoteStore
 from service.ranking.strategies import Query, Weighted
 from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable, Vector
@@ -72,24 +72,24 @@ async def read_examples(
     index: NoteIndex,
     store: NoteStore,
     titles: TitleCentre,
-    space: str,
+    engine: Engine,
     time_left: ReadTime,
 ) -> Examples:
     """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: examples that are known
-    to be unusable, by their ids. `titles`: what a title alone leaves out. Raises ExamplesNotFound, NoteNotFound,
-    StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
+    to be unusable, by their ids. `titles`: what a title alone leaves out. `engine`: the model that serves. Raises
+    ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
     vectors = await _vectors(index, ids)
     missing = dict(missing)
     if unknown := [note_id for note_id in ids if note_id not in vectors]:
         for note_id, stored in zip(unknown, await time_left.wait(store.get(unknown, with_vectors=True)), strict=True):
-            if stored is None or isinstance(stored, Unreadable) or stored.space != space:
+            if stored is None or isinstance(stored, Unreadable) or stored.space != engine.space:
                 missing[note_id] = stored
             elif stored.vector is not None:
                 vectors[note_id] = stored.vector
     if missing and request.on_missing == "error":
-        raise _refusal(request, missing)
+        raise _refusal(request, missing, engine.name)
     text_vectors = iter(texts)
     vectors_of_examples = [
         vectors.get(example.note_id) if example.note_id else next(text_vectors) for example in request.examples
@@ -102,7 +102,7 @@ async def read_examples(
     positive, negative = _present(pairs[: len(request.positive)]), _present(pairs[len(request.positive) :])
     needed = positive if request.strategy == "average" else positive + negative
     if not any(example.weight for example, _ in needed):
-        raise _refusal(request, missing)
+        raise _refusal(request, missing, engine.name)
     return Examples(positive, negative, tuple(missing))
 
 
@@ -123,9 +123,10 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
     return {note_id: vector for note_id, vector in vectors.items() if vector is not None}
 
 
-def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample]) -> NoteLLMError:
+def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample], model: str) -> NoteLLMError:
     """Return the error of a search whose `missing` examples fail it: on_missing says so, or too few others are left to
-    rank by. Where the note of the address alone is unusable, the error is about that note."""
+    rank by. Where the note of the address alone is unusable, the error is about that note. `model`: the one that
+    serves."""
     unusable = [
         (example, note_id, missing[note_id])
         for example in request.examples
@@ -135,7 +136,7 @@ def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample]) -> 
     if of_address or request.on_missing == "error":
         if others := [(example, note_id) for example, note_id, stored in unusable if isinstance(stored, StoredNote)]:
             fields = [FieldError(example.pointer, OTHER_MODEL) for example, _ in others if example.pointer]
-            return OtherSpace(others[0][1], fields)
+            return OtherSpace(others[0][1], model, fields)
         for _, note_id, stored in unusable:
             if isinstance(stored, Unreadable):
                 return StoredNoteUnreadable(note_id, stored.reason)

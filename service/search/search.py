@@ -21,7 +21,7 @@ from service.batcher import Batcher
 from service.behaviour.live import LiveBehaviour
 from service.errors import FieldError, InvalidInput
 from service.filters import Filter
-from service.interfaces import Clock, ListStore, NoteIndex, NoteStore
+from service.interfaces import Clock, Engine, ListStore, NoteIndex, NoteStore
 from service.ranking.selection import SelectionOptions
 from service.ranking.strategies import NoDirection
 from service.read_time import ReadTime
@@ -56,13 +56,13 @@ class PreparedSearch:
 
 
 class NoteSearch:
-    """Related notes of one tenant. `space`: that of the model which reads texts. `lists` keeps ranked lists for
-    their pages. `behaviour`: None for a search without that source. `words_weight`: that of words in AUTO.
-    `title_mean_share`: the model's (NoteLLMConfig)."""
+    """Related notes of one tenant. `engine`: the model that serves; `batcher` gives it texts to read. `lists` keeps
+    ranked lists for their pages. `behaviour`: None for a search without that source. `words_weight`: that of words in
+    AUTO. `title_mean_share`: the model's (NoteLLMConfig)."""
 
     def __init__(
         self,
-        space: str,
+        engine: Engine,
         batcher: Batcher,
         store: NoteStore,
         index: NoteIndex,
@@ -76,7 +76,7 @@ class NoteSearch:
     ) -> None:
         self._behaviour = behaviour
         self._words_weight = words_weight
-        self._space = space
+        self._engine = engine
         self._batcher = batcher
         self._store = store
         self._index = index
@@ -129,7 +129,7 @@ class NoteSearch:
         missing: dict[str, UnusableExample] = {}
         while True:
             examples = await read_examples(
-                request, texts, missing, self._index, self._store, self._titles, self._space, time_left
+                request, texts, missing, self._index, self._store, self._titles, self._engine, time_left
             )
             try:
                 return await self._answer(request, examples, time_left)

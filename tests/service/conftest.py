@@ -513,4 +513,4 @@ async def search(
 ) -> NoteSearch:
     """Related notes of the store of `recommender`."""
     lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
-    return NoteSearch(engine.space, batcher, embedded_store, live_index, lists, Telemetry(), clock)
+    return NoteSearch(engine, batcher, embedded_store, live_index, lists, Telemetry(), clock)

@@ -119,7 +119,7 @@ async def get_changes(
     """List the notes that were written or removed after a log position, for other systems. With `wait` the answer waits
     for a change, and comes without one before the request's own deadline (X-Request-Timeout).
 
-    410 where the log does not reach back so far: read all notes again with GET /notes/export.
+    410 where the log does not have `after` and all that came later: read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
     left = seconds_left(urgency)

@@ -114,7 +114,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     )
     index = Check(ok=tenants.ready, detail=status.detail)
     if status.ready and not tenants.ready:
-        index.detail = f"{tenants.count_ready()} of {len(tenants.services)} tenants follow the log"
+        index.detail = f"{tenants.count_ready()} of {len(tenants)} tenants follow the log"
     if own is not service:  # positions, numbers of notes and of tenants are not for others
         index.detail = "follows the log" if index.ok else "does not follow the log yet, or not for all tenants"
     return ReadyOut(

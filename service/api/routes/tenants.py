@@ -19,9 +19,9 @@ router = APIRouter(tags=["operations"], route_class=StrictRoute)
 @router.get("/tenants", summary="List tenants", responses=documented(503))
 @needs(Scope.ADMIN)
 async def list_tenants(tenants: TenantsDep) -> TenantsOut:
-    """The tenants that are open at this replica, by name."""
-    open_tenants = sorted(tenants, key=lambda tenant: tenant.name)
-    return TenantsOut(tenants=[TenantOut.of(tenant) for tenant in open_tenants])
+    """The tenants of this replica by name, also those that could not be opened."""
+    by_name = sorted(tenants, key=lambda tenant: tenant.name)
+    return TenantsOut(tenants=[TenantOut.of(tenant) for tenant in by_name])
 
 
 @router.delete("/tenants/{name}", summary="Remove a tenant", status_code=204, responses=documented(403, 404, 422, 503))

@@ -1,8 +1,10 @@
-"""Followers of GET /changes after a restore: those that the log cannot serve are told at once to begin again."""
+"""Followers of GET /changes after a restore or a loss of writes: those that the log cannot serve are told at once to
+begin again."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,3 +89,24 @@ def test_followers_of_notes_that_a_backup_of_none_lost_get_410(
         assert is_told_to_begin_again(changes(client, lost, wait=30))
         assert is_told_to_begin_again(client.get("/notes/export", params={"after": lost}))
         assert changed_ids(changes(client, begin)) == ["b"]
+
+
+def test_followers_of_writes_that_the_store_has_lost_get_410_beside_newer_writes(
+    serve: Serve, short_folder: Path
+) -> None:
+    folder, earlier_files = short_folder / "d", short_folder / "earlier"
+    with serve(data_dir=folder) as url, httpx2.Client(base_url=url, timeout=25) as client:
+        kept = write(client, "a")
+    shutil.copytree(folder, earlier_files, ignore=shutil.ignore_patterns("*.sock"))
+    with serve(data_dir=folder) as url, httpx2.Client(base_url=url, timeout=25) as client:
+        lost = write(client, "b")
+    shutil.rmtree(folder)
+    earlier_files.rename(folder)
+    with serve(data_dir=folder) as url, httpx2.Client(base_url=url, timeout=25) as client:
+        write(client, "c")
+        answer = changes(client, lost, wait=30)
+        assert is_told_to_begin_again(answer)
+        assert f"has no entry at {lost}" in answer.json()["detail"]
+        assert is_told_to_begin_again(client.get("/notes/export", params={"after": lost}))
+        assert changed_ids(changes(client, kept)) == ["c"]
+        assert client.get("/notes/export", params={"after": kept}).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,10 @@ from service.records import StoredNote, Unreadable
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
+from service.store.keys import Keys
 from service.store.redis_store import RedisNoteStore
-from service.tenants import Tenants
-from tests.service.api.conftest import Serve, eventually_true
+from service.tenants import OPENED_TOGETHER, Tenants
+from tests.service.api.conftest import Serve, eventually_true, gauge
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +64,7 @@ def keys_of(admin: redis.Redis, tenant: str) -> set[str]:
     return set(admin.keys(f"{{notes}}:tenant:{tenant}:*"))
 
 
-def states(client: httpx2.Client) -> dict[str, tuple[str, int]]:
+def states(client: httpx2.Client) -> dict[str, tuple[str, int | None]]:
     listed = client.get("/tenants").json()["tenants"]
     return {tenant["name"]: (tenant["state"], tenant["notes"]) for tenant in listed}
 
@@ -290,6 +292,97 @@ def test_tenant_that_is_being_opened_holds_up_no_other(
             gate.set()
         eventually_true(lambda: acme.get("/notes/n0").status_code == 200)
         assert states(default)["acme"] == ("ready", 3)
+
+
+def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
+    serve: Serve, store: EmbeddedRedis, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"t{i}" for i in range(6)]
+    with serve(redis_url=store.url) as url:
+        for name in names:
+            with as_tenant(url, name) as client:
+                assert client.put("/notes/a", json={"title": "a"}).status_code == 201
+    known = admin.hgetall("{notes}:tenants")
+    admin.delete("{notes}:tenants")  # a start that cannot read it knows no tenants, either
+    gate, scan = threading.Event(), RedisNoteStore.scan
+
+    async def scan_behind_gate(own: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
+        async for notes in scan(own):
+            yield notes
+            if notes:
+                await asyncio.to_thread(gate.wait, 60)
+
+    monkeypatch.setattr(RedisNoteStore, "scan", scan_behind_gate)
+    with serve(redis_url=store.url) as url, as_tenant(url, "default") as default:
+        try:
+            admin.hset("{notes}:tenants", mapping=known)
+
+            def details() -> list[str]:
+                return [one["detail"] for one in default.get("/tenants").json()["tenants"] if one["name"] in names]
+
+            eventually_true(lambda: details().count("1 of about 1 notes read") == OPENED_TOGETHER)
+            assert details().count("not begun yet") == len(names) - OPENED_TOGETHER
+        finally:
+            gate.set()
+        eventually_true(lambda: states(default) == {"default": ("ready", 0)} | dict.fromkeys(names, ("ready", 1)))
+
+
+@contextlib.contextmanager
+def failing_to_open(name: str) -> Iterator[None]:
+    """Have no process open a tenant, for want of files, while the block lasts."""
+    identity = RedisNoteStore.identity
+
+    async def fail(own: RedisNoteStore) -> str:
+        if own._keys.prefix == Keys(name).prefix:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await identity(own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RedisNoteStore, "identity", fail)
+        yield
+
+
+def test_tenant_that_cannot_be_opened_is_listed_and_tried_again(
+    serve: Serve, store: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tenants.RETRY_SECONDS", (0.05, 0.2))
+    with serve(redis_url=store.url) as url, as_tenant(url, "acme") as acme:
+        assert acme.put("/notes/a", json={"title": "a"}).status_code == 201
+    with contextlib.ExitStack() as stack:
+        failing = stack.enter_context(contextlib.ExitStack())
+        failing.enter_context(failing_to_open("acme"))
+        url = stack.enter_context(serve(redis_url=store.url))
+        acme, default = (stack.enter_context(as_tenant(url, name)) for name in ("acme", "default"))
+        assert states(default) == {"acme": ("failed", None), "default": ("ready", 0)}
+        monkeypatch.setattr("service.tenants.OPEN_SECONDS", 0.1)
+        refused = acme.get("/notes/a")
+        assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (503, "tenant-opening")
+        assert "could not be opened" in refused.json()["detail"]
+        assert gauge(default, "notellm_tenants_failed") == 1
+        assert default.get("/readyz").status_code == 200, "other tenants are served"
+        assert default.put("/notes/a", json={"title": "a"}).status_code == 201
+        failing.close()
+        eventually_true(lambda: states(default)["acme"] == ("ready", 1))
+        assert acme.get("/notes/a").status_code == 200
+        assert gauge(default, "notellm_tenants_failed") == 0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_snapshots_of_a_removed_tenant_that_could_not_be_opened_are_removed(
+    serve: Serve, store: EmbeddedRedis, tmp_path: Path, elsewhere: bool
+) -> None:
+    with serve(redis_url=store.url, data_dir=tmp_path / "failing") as url, as_tenant(url, "acme") as acme:
+        assert acme.put("/notes/a", json={"title": "a"}).status_code == 201
+    assert list(tmp_path.glob("failing/tenants/acme-*/0/manifest.json"))
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(serve(redis_url=store.url, data_dir=tmp_path / "other"))
+        stack.enter_context(failing_to_open("acme"))
+        failing = stack.enter_context(serve(redis_url=store.url, data_dir=tmp_path / "failing"))
+        default = stack.enter_context(as_tenant(other if elsewhere else failing, "default"))
+        assert default.delete("/tenants/acme").status_code == 204
+        if elsewhere:
+            eventually_true(lambda: not list(tmp_path.glob("failing/tenants/acme-*")))
+        assert not list(tmp_path.glob("failing/tenants/acme-*"))
 
 
 def test_replica_is_not_ready_before_the_tenants_it_knows(

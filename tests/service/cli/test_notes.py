@@ -93,6 +93,52 @@ def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, 
         assert (again["created"], again["exists"]) == (0, 20)
 
 
+def test_changes_since_an_export_are_applied_with_their_removals_however_often(
+    url: str, start: Start, tmp_path: Path
+) -> None:
+    whole, changes = str(tmp_path / "all.jsonl"), tmp_path / "changes.jsonl"
+    end = report_of("export-notes", whole, "--url", url)["end"]
+    assert httpx2.delete(f"{url}/notes/n1").status_code == 200
+    assert httpx2.patch(f"{url}/notes/n2", json={"title": "stew"}).status_code == 200
+    httpx2.delete(f"{url}/notes/n3")
+    assert httpx2.put(f"{url}/notes/n3", json={"title": "again"}).status_code == 201
+    assert httpx2.put(f"{url}/notes/new", json={"title": "new"}).status_code == 201
+    httpx2.put(f"{url}/notes/brief", json={"title": "x"})
+    httpx2.delete(f"{url}/notes/brief")
+    assert httpx2.patch(f"{url}/notes/n4", json={"expires_at": "2099-01-01T00:00:00Z"}).status_code == 200
+    report_of("export-notes", str(changes), "--after", end, "--url", url)
+    changes.write_text(changes.read_text().replace("2099-01-01", "2020-01-01"))  # it has expired since the export
+    with start("b") as other:
+        report_of("import-notes", whole, "--url", other)
+        before = contents(other)
+        refused = run("import-notes", str(changes), "--url", other)
+        assert (refused.returncode, "--replace applies it" in " ".join(refused.stderr.split())) == (1, True)
+        assert contents(other) == before
+        report = report_of("import-notes", str(changes), "--replace", "--url", other)
+        counts = report["created"], report["updated"], report["expired"], report["removed"]
+        assert counts == (1, 2, 1, 2)
+        assert contents(other) == {name: note for name, note in contents(url).items() if name != "n4"}
+        again = report_of("import-notes", str(changes), "--replace", "--url", other)
+        assert (again["unchanged"], again["created"], again["updated"], again["removed"]) == (3, 0, 0, 0)
+        assert contents(other) == {name: note for name, note in contents(url).items() if name != "n4"}
+
+
+def test_removals_that_are_too_large_for_one_request_are_sent_in_parts(
+    url: str, start_with: StartWith, tmp_path: Path
+) -> None:
+    ids = [f"{n:0>100}" for n in range(40)]
+    notes = [{"id": note_id, "title": "soup"} for note_id in ids]
+    assert httpx2.post(f"{url}/notes", json=notes, timeout=60).status_code == 207
+    whole, changes = str(tmp_path / "all.jsonl"), str(tmp_path / "changes.jsonl")
+    end = report_of("export-notes", whole, "--url", url)["end"]
+    assert httpx2.post(f"{url}/notes/delete", json={"ids": ids}).json()["count"] == 40
+    report_of("export-notes", changes, "--after", end, "--url", url)
+    with start_with(max_note_bytes=1024) as other:
+        report_of("import-notes", whole, "--url", other)
+        assert report_of("import-notes", changes, "--replace", "--url", other)["removed"] == 40
+        assert contents(other).keys() == contents(url).keys()
+
+
 def test_exported_notes_can_be_trained_on(url: str, tmp_path: Path) -> None:
     file = tmp_path / "notes.jsonl.gz"
     report_of("export-notes", str(file), "--url", url)
@@ -121,13 +167,20 @@ def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, 
         assert contents(other).keys() == contents(url).keys()
 
 
+@pytest.fixture
+def another(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint with another vector space."""
+    folder = tmp_path / "another"
+    shutil.copytree(tiny_checkpoint, folder)
+    replace(NoteLLMConfig.load(folder), prompt_version="note-first/2").save(folder)
+    return folder
+
+
 def test_notes_of_another_model_are_read_again_once(
-    start_with: StartWith, short_folder: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_with: StartWith, short_folder: Path, another: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.cli.reread.PAGE_SIZE", 7)
-    folder, another = short_folder / "m", tmp_path / "another"
-    shutil.copytree(tiny_checkpoint, another)
-    replace(NoteLLMConfig.load(another), prompt_version="note-first/2").save(another)
+    folder = short_folder / "m"
     notes = [{"id": f"n{n}", "title": f"soup {n}", "author": "tom"} for n in range(20)]
     with start_with(data_dir=folder) as url:
         assert httpx2.post(f"{url}/notes", json=notes, params={"generate": "category"}, timeout=60).status_code == 207
@@ -145,6 +198,48 @@ def test_notes_of_another_model_are_read_again_once(
             assert changed == {"space", "vector"}
         again = report_of("reread", "--url", url)
         assert (again["read"], again["unchanged"]) == (0, 20)
+
+
+def test_hashtags_are_generated_anew_from_notes_that_are_read_later(
+    start_with: StartWith, short_folder: Path, another: Path
+) -> None:
+    folder, text = short_folder / "m", "a soup of red lentils, lemon and cumin"
+    bare = [{"id": f"bare{n}", "title": text, "content": str(n)} for n in range(3)]
+    tagged = [{"id": f"tagged{n}", "title": text, "content": str(n), "hashtags": ["lentils"]} for n in range(3)]
+    with start_with(data_dir=folder) as url:
+        for notes in (bare, tagged):  # the bare ones are read first, of either model
+            answer = httpx2.post(f"{url}/notes", json=notes, params={"generate": "hashtags"}, timeout=60)
+            assert answer.status_code == 207
+
+    def hashtags(url: str) -> list[list[str]]:
+        notes = httpx2.post(f"{url}/notes/get", json={"ids": [note["id"] for note in bare + tagged]}).json()["notes"]
+        return [note["hashtags"] for note in notes]
+
+    with start_with(data_dir=folder, checkpoint=str(another)) as url:
+        report = Reread(url, None, ["hashtags"], 1, 90).run()
+        assert (report["read"], report["hashtags_written"], report["hashtags_of_authors"]) == (6, 3, 3)
+        written = hashtags(url)
+        assert all("lentils" in ones for ones in written[:3])
+        assert written[3:] == [["lentils"]] * 3
+        again = report_of("reread", "--generate", "hashtags", "--url", url)
+        assert (again["read"], again["hashtags_written"]) == (0, 3)
+        assert hashtags(url) == written
+
+
+def test_hashtags_that_an_author_gives_while_they_are_generated_stay(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Reread._send
+
+    def edit_first(own: Reread, client: httpx2.Client, method: str, path: str, *arguments: Any) -> httpx2.Response:
+        if (method, path) == ("PATCH", "/notes/n1") and {"hashtags": []} in arguments:
+            httpx2.patch(f"{url}/notes/n1", json={"hashtags": ["hers"]})
+        if (method, path) == ("PATCH", "/notes/n2") and {"hashtags": []} in arguments:
+            httpx2.delete(f"{url}/notes/n2")
+        return send(own, client, method, path, *arguments)
+
+    monkeypatch.setattr(Reread, "_send", edit_first)
+    report = Reread(url, None, ["hashtags"], 1, 90).run()
+    assert (report["hashtags_written"], report["hashtags_of_authors"], report["removed"]) == (18, 1, 1)
+    assert httpx2.get(f"{url}/notes/n1").json()["hashtags"] == ["hers"]
 
 
 def test_reread_names_a_note_that_the_service_would_not_take_any_more_and_goes_on(

@@ -54,9 +54,7 @@ def search(
     engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, index: LiveIndex, clock: Clock
 ) -> NoteSearch:
     lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
-    return NoteSearch(
-        engine.space, batcher, embedded_store, index, lists, Telemetry(), clock, title_mean_share=TITLE_SHARE
-    )
+    return NoteSearch(engine, batcher, embedded_store, index, lists, Telemetry(), clock, title_mean_share=TITLE_SHARE)
 
 
 def nearest_to(query: Vector, own: int) -> list[tuple[str, float]]:

@@ -399,7 +399,7 @@ async def test_more_texts_than_the_queue_has_places_are_read_part_by_part(
 ) -> None:
     lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
     async with batching(engine, max_queue=4) as batcher:
-        search = NoteSearch(engine.space, batcher, embedded_store, live_index, lists, Telemetry(), clock)
+        search = NoteSearch(engine, batcher, embedded_store, live_index, lists, Telemetry(), clock)
         vectors = await search.read_texts(soup(11))
     assert [vector.tolist() for vector in vectors] == [note_vector(note).tolist() for note in soup(11)]
 

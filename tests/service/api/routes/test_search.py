@@ -294,6 +294,10 @@ def test_examples_of_another_model_are_skipped_or_refused_with_pointers(aliens: 
     refusal = aliens.post("/similar", json=body)
     assert (refusal.status_code, refusal.json()["type"].rpartition("/")[2]) == (409, "other-space")
     assert [error["pointer"] for error in refusal.json()["errors"]] == ["/positive/1", "/negative/0"]
+    model, detail = skipped["model"], refusal.json()["detail"]
+    assert f"another model than {model!r}" in detail
+    assert "reread" not in detail, "at a replica of the old model that takes a note from the new one"
+    assert "POST" not in detail
     by_query = aliens.get("/notes/a/similar", params={"positive": ["b", "x"]})
     assert [error["pointer"] for error in by_query.json()["errors"]] == ["/query/positive/1"]
 
