@@ -74,6 +74,11 @@ class KeyTable:
     keys: Mapping[str, ApiKey]
     unreadable: int = 0
 
+    def opened_by(self, prefix: str, digest: str, now: float) -> ApiKey | None:
+        """Return the key of this prefix if the secret of this digest opens it at `now`."""
+        key = self.keys.get(prefix)
+        return key if key and key.accepts(digest, now) else None
+
     @property
     def closes(self) -> bool:
         """Whether there is any key, so that each request needs one: also one that cannot be read closes a service."""

@@ -208,6 +208,25 @@ async def test_key_that_was_made_just_now_is_known_though_keys_were_read_just_be
     assert await authenticator.authenticate(f"Bearer {token}")
 
 
+async def test_secret_that_was_made_just_now_is_accepted_though_its_key_was_read_before(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
+    await sent(authenticator, keys.add())
+    (prefix,), (key,) = keys.keys, keys.keys.values()
+    token, digest = new_token(prefix)
+    keys.keys[prefix] = dataclasses.replace(key, digest=digest)
+    now.seconds += RETRY_SECONDS
+    assert (await sent(authenticator, token)).key == prefix
+
+
+async def test_wrong_secrets_of_one_time_share_a_reading(authenticator: Authenticator, keys: Keys, now: Now) -> None:
+    await sent(authenticator, keys.add())
+    (prefix,) = keys.keys
+    now.seconds += RETRY_SECONDS
+    await asyncio.gather(*(refused(authenticator, f"Bearer {new_token(prefix)[0]}") for _ in range(1000)))
+    assert keys.reads <= 3
+
+
 async def test_keys_stay_known_while_the_store_is_away(authenticator: Authenticator, keys: Keys, now: Now) -> None:
     token = keys.add()
     await sent(authenticator, token)
