@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import replace
 
 import structlog
 
-from service.access.api_key import MAX_KEYS_OF_TENANT, Act, ApiKey, OldSecret, new_prefix, new_token
+from service.access.api_key import MAX_KEYS_OF_TENANT, Act, ApiKey, new_prefix, new_token
 from service.access.authenticator import Authenticator
 from service.access.ports import KeyStore
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
@@ -106,13 +105,13 @@ class Manager:
         raise StoreUnavailable("the key is being changed by others")
 
     async def rotate(self, by: Principal, prefix: str, overlap_seconds: float) -> tuple[ApiKey, str]:
-        """Give a key a new secret, and return it with its token. The old secret is accepted for the overlap; one
-        before it no longer. Raises as `change` does."""
+        """Give a key a new secret, and return it with its token. ApiKey.rotated says how long which replaced secret is
+        accepted. Raises as `change` does."""
         token, digest = new_token(prefix)
-        until = self._clock() + overlap_seconds
+        now = self._clock()
 
         def edit(key: ApiKey) -> ApiKey:
-            return replace(key, digest=digest, old_secret=OldSecret(key.digest, until))
+            return key.rotated(digest, now, now + overlap_seconds)
 
         key = await self.change(by, prefix, edit, "keys.rotate", {"overlap_seconds": overlap_seconds})
         return key, token

@@ -121,6 +121,7 @@ def _encode(key: ApiKey | None) -> bytes:
     """Encode what is kept of a key, always in the same way; b"" for no key. When it was last used is kept apart."""
     if key is None:
         return b""
+    newest, *older = key.old_secrets or (None,)
     document = {
         "digest": key.digest,
         "name": key.name,
@@ -130,9 +131,11 @@ def _encode(key: ApiKey | None) -> bytes:
         "expires_at": key.expires_at,
         "requests_per_minute": key.quota.requests_per_minute,
         "tokens_per_minute": key.quota.tokens_per_minute,
-        "old_digest": key.old_secret.digest if key.old_secret else None,
-        "old_until": key.old_secret.until if key.old_secret else None,
+        "old_digest": newest.digest if newest else None,
+        "old_until": newest.until if newest else None,
     }
+    if older:
+        document["older_secrets"] = [(old.digest, old.until) for old in older]
     return orjson.dumps(document)
 
 
@@ -140,7 +143,8 @@ def _decode(prefix: bytes, document: bytes, used: bytes | None) -> ApiKey | None
     """Decode a key. One that cannot be decoded opens nothing: it is logged and left out."""
     try:
         fields = orjson.loads(document)
-        old_digest, old_until = fields["old_digest"], fields["old_until"]
+        old_secrets = [(fields["old_digest"], fields["old_until"])] if fields["old_digest"] else []
+        old_secrets += fields.get("older_secrets", [])
         return ApiKey(
             prefix=prefix.decode(),
             digest=str(fields["digest"]),
@@ -150,7 +154,7 @@ def _decode(prefix: bytes, document: bytes, used: bytes | None) -> ApiKey | None
             created_at=fields["created_at"],
             expires_at=fields["expires_at"],
             quota=Quota(fields["requests_per_minute"], fields["tokens_per_minute"]),
-            old_secret=OldSecret(old_digest, old_until) if old_digest else None,
+            old_secrets=tuple(OldSecret(*old) for old in old_secrets),
             last_used_at=float(used) if used else None,
         )
     except (ValueError, KeyError, TypeError) as error:

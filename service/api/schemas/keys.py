@@ -96,7 +96,7 @@ class KeyOut(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
-    old_secret_until: datetime | None = Field(description="until when the secret before the last rotation is accepted")
+    old_secret_until: datetime | None = Field(description="until when replaced secrets are accepted, at the latest")
     quota: QuotaFields
 
     @classmethod
@@ -109,7 +109,7 @@ class KeyOut(BaseModel):
             created_at=_time(key.created_at),
             expires_at=_time(key.expires_at),
             last_used_at=_time(key.last_used_at),
-            old_secret_until=_time(key.old_secret.until) if key.old_secret else None,
+            old_secret_until=_time(key.old_secrets[0].until) if key.old_secrets else None,
             quota=QuotaFields(
                 requests_per_minute=key.quota.requests_per_minute, tokens_per_minute=key.quota.tokens_per_minute
             ),

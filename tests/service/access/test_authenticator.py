@@ -139,7 +139,7 @@ async def test_expired_key_is_refused(authenticator: Authenticator, keys: Keys, 
 async def test_old_secret_opens_until_its_overlap_ends(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:
     old, digest = new_token("abcdefghij")
     new, new_digest = new_token("abcdefghij")
-    keys.add(prefix="abcdefghij", digest=new_digest, old_secret=OldSecret(digest, clock() + 60))
+    keys.add(prefix="abcdefghij", digest=new_digest, old_secrets=(OldSecret(digest, clock() + 60),))
     keys.keys = {key.prefix: key for key in keys.keys.values()}
     assert await sent(authenticator, old) == await sent(authenticator, new)
     clock.offset = 61
@@ -340,11 +340,11 @@ async def test_caller_is_let_go_on_by_the_secret_and_the_quota_of_now(
     assert await authenticator.check_again(caller) == caller
     (prefix,), (key,) = keys.keys, keys.keys.values()
     _, digest = new_token(prefix)
-    rotated = dataclasses.replace(key, digest=digest, old_secret=OldSecret(key.digest, clock() + 60), quota=Quota(7))
+    rotated = dataclasses.replace(key.rotated(digest, clock(), clock() + 60), quota=Quota(7))
     keys.keys[prefix] = rotated
     now.seconds += CACHE_SECONDS
     assert (await authenticator.check_again(caller)).quota == Quota(7), "the old secret is accepted for the overlap"
-    keys.keys[prefix] = dataclasses.replace(rotated, old_secret=None)
+    keys.keys[prefix] = dataclasses.replace(rotated, old_secrets=())
     now.seconds += CACHE_SECONDS
     with pytest.raises(Unauthenticated) as refusal:
         await authenticator.check_again(caller)

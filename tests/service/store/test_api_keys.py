@@ -27,7 +27,7 @@ KEY = ApiKey(
     created_at=1000.5,
     expires_at=2000.0,
     quota=Quota(60, None),
-    old_secret=OldSecret("1" * 64, 1500.0),
+    old_secrets=(OldSecret("1" * 64, 1500.0), OldSecret("2" * 64, 1200.0)),
 )
 ACT = Act("bootstrap", "default", "keys.create", "abcdefghij", 1000.5, {"scopes": ["similar"]})
 
@@ -45,6 +45,13 @@ async def test_created_key_is_loaded_as_it_was(keys: RedisKeyStore) -> None:
     table = await keys.load(None, {})
     assert table.keys == {KEY.prefix: KEY}
     assert table.keys[KEY.prefix].last_used_at is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_key_that_was_loaded_can_be_replaced(keys: RedisKeyStore, count: int) -> None:
+    await keys.replace(KEY.prefix, None, dataclasses.replace(KEY, old_secrets=KEY.old_secrets[:count]), ACT)
+    loaded = (await keys.load(None, {})).keys[KEY.prefix]
+    assert await keys.replace(KEY.prefix, loaded, dataclasses.replace(loaded, name="another"), ACT)
 
 
 async def test_unchanged_keys_are_not_read_again(keys: RedisKeyStore) -> None:

@@ -19,6 +19,7 @@ import pytest
 import structlog
 from fastapi import Request
 
+from service.access.api_key import MAX_OLD_SECRETS
 from service.access.principal import Scope
 from service.api.access import go_on
 from tests.service.api.conftest import Serve, eventually_true
@@ -102,6 +103,18 @@ def test_rotated_key_has_two_secrets_for_the_overlap(root: httpx2.Client, closed
     assert [status_of(closed_url, key["key"]) for key in (first, second)] == [404, 404]
     third = root.post(f"/keys/{first['prefix']}/rotate", json={"overlap_seconds": 0}).json()
     assert [status_of(closed_url, key["key"]) for key in (first, second, third)] == [401, 401, 404]
+
+
+def test_rotation_that_is_repeated_leaves_the_secret_that_callers_have(root: httpx2.Client, closed_url: str) -> None:
+    known = create(root)
+    path = f"/keys/{known['prefix']}/rotate"
+    lost = [root.post(path, json={"overlap_seconds": 3600}).json() for _ in range(2)]
+    last = root.post(path, json={"overlap_seconds": 1800}).json()
+    assert last["old_secret_until"] < lost[0]["old_secret_until"]
+    assert [status_of(closed_url, key["key"]) for key in (known, *lost, last)] == [404] * 4
+    for _ in range(MAX_OLD_SECRETS - 2):
+        root.post(path, json={})
+    assert [status_of(closed_url, key["key"]) for key in (known, *lost)] == [401, 404, 404]
 
 
 def test_expiry_and_name_and_quota_are_changed(root: httpx2.Client, closed_url: str) -> None:
