@@ -68,6 +68,11 @@ class Authenticator:
             raise Starting("the store of the keys is not open yet")
         return self._store
 
+    @property
+    def table(self) -> KeyTable | None:
+        """The keys as they were last read; None before that."""
+        return self._table
+
     async def close(self) -> None:
         """Record the last uses that are not recorded yet, if the store answers in time."""
         if self._recording:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import pytest
@@ -57,7 +57,16 @@ class Keys:
             self.used.append(used)
         return KeyTable(str(self.version), dict(self.keys))
 
-    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
+    async def find(self, prefix: str) -> ApiKey | None:
+        raise NotImplementedError  # an authenticator reads all keys
+
+    async def with_last_uses(self, keys: Sequence[ApiKey]) -> list[ApiKey]:
+        raise NotImplementedError  # an authenticator shows none
+
+    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey, act: Act) -> bool:
+        raise NotImplementedError  # an authenticator only reads
+
+    async def revoke(self, keys: Sequence[tuple[ApiKey, Act]]) -> Set[str]:
         raise NotImplementedError  # an authenticator only reads
 
     async def record(self, act: Act) -> None:

@@ -380,7 +380,7 @@ def test_tenant_whose_keys_are_out_of_reach_keeps_all(root: httpx2.Client, close
     assert set(kept) <= set(listed(root))
 
 
-@pytest.mark.parametrize("step", ["service.access.manager.Manager.revoke", "service.tenants.Tenants.remove"])
+@pytest.mark.parametrize("step", ["service.store.api_keys.RedisKeyStore.revoke", "service.tenants.Tenants.remove"])
 def test_key_made_during_the_removal_of_its_tenant_is_revoked(
     root: httpx2.Client, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
