@@ -301,6 +301,14 @@ def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_
     assert 'reason="429"' not in metrics  # this service has enough to do, and not too much
 
 
+def test_requests_refused_for_quota_or_scope_are_counted_for_their_tenant(root: httpx2.Client, closed_url: str) -> None:
+    limited = create(root, tenant="throttled", quota={"requests_per_minute": 1})["key"]
+    assert [status_of(closed_url, limited) for _ in range(3)] == [404, 429, 429]
+    assert status_of(closed_url, create(root, tenant="throttled")["key"], "/keys") == 403
+    series = 'notellm_tenant_requests_total{tenant="throttled"} 4.0'
+    eventually_true(lambda: series in root.get("/metrics").text)
+
+
 def test_tokens_that_were_used_count_against_the_quota(root: httpx2.Client, closed_url: str) -> None:
     key = create(root, scopes=["generate", "notes.read"], quota={"tokens_per_minute": 5})
     with under(closed_url, key["key"]) as client:
