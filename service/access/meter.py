@@ -117,10 +117,10 @@ class Meter:
         self._counting.discard(counting)
         if _failed(counting):
             self._away_until = self._now() + RETRY_SECONDS
-            if tokens:  # nobody waits for their count; `take` says so of requests
+            if tokens:  # nobody waits for a count of tokens; `take` tells of one of requests
                 self._telemetry.uncounted.inc()
 
 
 def _failed(counting: asyncio.Task[Usage]) -> bool:
-    """Return whether a count that is done was not counted, since the store is away."""
+    """Return whether a count, which is done, failed because the store is away."""
     return not counting.cancelled() and isinstance(counting.exception(), StoreUnavailable)
