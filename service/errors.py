@@ -23,7 +23,7 @@ NoteLLMError
 ├── StoredNoteUnreadable  the store has the note in a form that cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
-    ├── QuotaExceeded     the caller's key has used up its quota of this minute
+    ├── QuotaExceeded     the caller's key has used up its quota of requests or tokens
     ├── QueueFull         the engine's queue is full, or too long for this caller
     ├── TooManyWaiting    as many requests of a kind run or wait as may
     ├── BodiesFull        the bodies of all requests take as much memory as they may

@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hmac import compare_digest
 
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
@@ -25,11 +25,13 @@ MAX_KEYS = 10_000
 MAX_KEYS_OF_TENANT = 1000
 """Bound on the keys of a tenant beyond which only a key with the scope `admin` makes more of them, published at GET
 /limits: no tenant can use up what the others need."""
+MAX_OLD_SECRETS = 8
+"""Bound on the replaced secrets of a key that are still accepted; beyond it the oldest one goes."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldSecret:
-    """A secret that was replaced: the one before the last rotation. It is accepted until the time `until`."""
+    """A secret that was replaced by a rotation. It is accepted until the time `until`."""
 
     digest: str
     until: float
@@ -37,7 +39,8 @@ class OldSecret:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is stored, without its secret. Times are seconds since the epoch; `expires_at`: None for never."""
+    """A key as it is stored, without its secret. Times are seconds since the epoch; `expires_at`: None for never.
+    `old_secrets`: the one that was replaced last is the first, and none is accepted for longer than it."""
 
     prefix: str
     digest: str
@@ -47,15 +50,23 @@ class ApiKey:
     created_at: float
     expires_at: float | None = None
     quota: Quota = UNLIMITED
-    old_secret: OldSecret | None = None
+    old_secrets: tuple[OldSecret, ...] = ()
     last_used_at: float | None = field(default=None, compare=False)
 
     def accepts(self, digest: str, now: float) -> bool:
         """Return whether the secret of this digest opens the key at `now`, in a time that does not depend on it."""
         matches = compare_digest(digest, self.digest)
-        if self.old_secret:
-            matches |= compare_digest(digest, self.old_secret.digest) and now < self.old_secret.until
+        for old in self.old_secrets:
+            matches |= compare_digest(digest, old.digest) and now < old.until
         return matches
+
+    def rotated(self, digest: str, now: float, until: float) -> ApiKey:
+        """Return the key with another secret at `now`; the one that it replaces is accepted until `until`. Those before
+        it are accepted as long as they were to be, and no longer than `until`: whoever repeats a rotation, since its
+        answer was lost, does not have the secret of the first one, and callers still send the one before."""
+        older = [OldSecret(old.digest, min(old.until, until)) for old in self.old_secrets if now < old.until]
+        old_secrets = (OldSecret(self.digest, until), *older)[:MAX_OLD_SECRETS]
+        return replace(self, digest=digest, old_secrets=old_secrets)
 
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
@@ -73,6 +84,11 @@ class KeyTable:
     version: str
     keys: Mapping[str, ApiKey]
     unreadable: int = 0
+
+    def opened_by(self, prefix: str, digest: str, now: float) -> ApiKey | None:
+        """Return the key of this prefix if the secret of this digest opens it at `now`."""
+        key = self.keys.get(prefix)
+        return key if key and key.accepts(digest, now) else None
 
     @property
     def closes(self) -> bool:

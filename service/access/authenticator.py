@@ -27,8 +27,8 @@ AHEAD_SECONDS = 1.0
 CACHE_SECONDS; until that reading ends every request takes the path through FastAPI, several times as long, and many of
 them delay it."""
 RETRY_SECONDS = 0.1
-"""How soon after a reading the keys are read again for one that is not among them: another replica may have made it
-just now."""
+"""How soon after a reading the keys are read again for a token that opens none of them: another replica may have made
+it just now."""
 WAIT_SECONDS = 0.5
 """How long a request waits for the keys to be read, at the beginning of an outage."""
 STALE_SECONDS = 600.0
@@ -68,6 +68,11 @@ class Authenticator:
             raise Starting("the store of the keys is not open yet")
         return self._store
 
+    @property
+    def table(self) -> KeyTable | None:
+        """The keys as they were last read; None before that."""
+        return self._table
+
     async def close(self) -> None:
         """Record the last uses that are not recorded yet, if the store answers in time."""
         if self._recording:
@@ -94,8 +99,10 @@ class Authenticator:
                 raise Unauthenticated("no_key", "This service needs an API key.")
             raise Unauthenticated("malformed_key", "This is no API key of this service.")
         prefix, digest = parsed
-        key = table.keys.get(prefix) or (await self._read_after(arrived)).keys.get(prefix)
-        if key is None or not key.accepts(digest, self.clock()):
+        key = table.opened_by(prefix, digest, self.clock())
+        if key is None:
+            key = (await self._read_after(arrived)).opened_by(prefix, digest, self.clock())
+        if key is None:
             raise _unknown_key()
         self._refuse_expired(key)
         self._note_use(key)
@@ -114,8 +121,8 @@ class Authenticator:
         if parsed is None:
             return None if self._bootstrap or table.closes else ANONYMOUS
         prefix, digest = parsed
-        key = table.keys.get(prefix)
-        if key is None or not key.accepts(digest, self.clock()) or key.expired(self.clock()):
+        key = table.opened_by(prefix, digest, self.clock())
+        if key is None or key.expired(self.clock()):
             return None
         self._note_use(key)
         return key.principal(digest)
@@ -140,8 +147,8 @@ class Authenticator:
             if self._bootstrap or table.closes:
                 raise Unauthenticated("no_key", "This service needs an API key since this request began.")
             return principal
-        key = table.keys.get(principal.key)
-        if key is None or not key.accepts(principal.digest, self.clock()):
+        key = table.opened_by(principal.key, principal.digest, self.clock())
+        if key is None:
             raise _unknown_key()
         self._refuse_expired(key)
         return key.principal(principal.digest)
@@ -175,7 +182,7 @@ class Authenticator:
         return self._table
 
     async def _read_after(self, moment: float) -> KeyTable:
-        """Return the keys as the store has them after a moment, so that a key works as soon as its creation was
+        """Return the keys as the store has them after a moment, so that a key or a new secret works as soon as it was
         answered. One reading in RETRY_SECONDS serves all who wait. Where the store does not answer, the keys at hand
         are returned."""
 

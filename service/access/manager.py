@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence, Set
 
 import structlog
 
-from service.access.api_key import MAX_KEYS_OF_TENANT, Act, ApiKey, OldSecret, new_prefix, new_token
+from service.access.api_key import MAX_KEYS_OF_TENANT, Act, ApiKey, new_prefix, new_token
 from service.access.authenticator import Authenticator
 from service.access.ports import KeyStore
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
@@ -30,6 +29,8 @@ from service.errors import (
 
 MAX_ATTEMPTS = 10
 """How often a change is tried where another one came between."""
+KEYS_TOGETHER = 1000
+"""Keys that are listed, or revoked, in one step of the store: some milliseconds."""
 
 log = structlog.get_logger(__name__)
 
@@ -81,18 +82,18 @@ class Manager:
             "scopes": sorted(scope.value for scope in key.scopes),
         }
         async with self._creating:
-            if Scope.ADMIN not in by.scopes:
-                keys = (await self._store.load(None, {})).keys.values()
-                if sum(own.tenant == tenant for own in keys) >= MAX_KEYS_OF_TENANT:
-                    raise TooManyApiKeys(MAX_KEYS_OF_TENANT, "max_keys_of_tenant")
+            # Whoever has no `admin` sees the keys of its own tenant.
+            if Scope.ADMIN not in by.scopes and len(await self._visible(by)) >= MAX_KEYS_OF_TENANT:
+                raise TooManyApiKeys(MAX_KEYS_OF_TENANT, "max_keys_of_tenant")
             await self._replace(by, prefix, None, key, "keys.create", details)
         return key, token
 
     async def keys(self, by: Principal) -> list[ApiKey]:
         """Return the keys of the caller's tenant, or of all tenants for an admin, the oldest first."""
-        table = await self._store.load(None, {})
-        visible = [key for key in table.keys.values() if _sees(by, key)]
-        return sorted(visible, key=lambda key: (key.created_at, key.prefix))
+        keys, listed = sorted(await self._visible(by), key=lambda key: (key.created_at, key.prefix)), list[ApiKey]()
+        for start in range(0, len(keys), KEYS_TOGETHER):
+            listed += await self._store.with_last_uses(keys[start : start + KEYS_TOGETHER])
+        return listed
 
     async def change(
         self, by: Principal, prefix: str, edit: Callable[[ApiKey], ApiKey], act: str, details: Mapping[str, object]
@@ -106,13 +107,13 @@ class Manager:
         raise StoreUnavailable("the key is being changed by others")
 
     async def rotate(self, by: Principal, prefix: str, overlap_seconds: float) -> tuple[ApiKey, str]:
-        """Give a key a new secret, and return it with its token. The old secret is accepted for the overlap; one
-        before it no longer. Raises as `change` does."""
+        """Give a key a new secret, and return it with its token. ApiKey.rotated says how long which replaced secret is
+        accepted. Raises as `change` does."""
         token, digest = new_token(prefix)
-        until = self._clock() + overlap_seconds
+        now = self._clock()
 
         def edit(key: ApiKey) -> ApiKey:
-            return replace(key, digest=digest, old_secret=OldSecret(key.digest, until))
+            return key.rotated(digest, now, now + overlap_seconds)
 
         key = await self.change(by, prefix, edit, "keys.rotate", {"overlap_seconds": overlap_seconds})
         return key, token
@@ -120,8 +121,7 @@ class Manager:
     async def revoke(self, by: Principal, prefix: str) -> None:
         """Remove a key for ever. Raises as `change` does."""
         for _ in range(MAX_ATTEMPTS):
-            key = await self._find(by, prefix)
-            if await self._replace(by, prefix, key, None, "keys.revoke", {"name": key.name, "tenant": key.tenant}):
+            if await self._revoke(by, [await self._find(by, prefix)]):
                 return
         raise StoreUnavailable("the key is being changed by others")
 
@@ -131,14 +131,14 @@ class Manager:
         Forbidden comes after others were removed. Return how many there were. Raises as `change` does."""
         count = 0
         for _ in range(MAX_ATTEMPTS):
-            keys = [key for key in await self.keys(by) if key.tenant == tenant]
+            keys = [key for key in await self._visible(by) if key.tenant == tenant]
             if not keys:
                 return count
             for key in keys:
                 check_reach(by, key)
-            for key in keys:
-                with contextlib.suppress(ApiKeyNotFound):  # somebody else has just revoked it
-                    await self.revoke(by, key.prefix)
+            keys.sort(key=lambda key: key.prefix == by.key)  # without its own key the caller could revoke no other
+            for start in range(0, len(keys), KEYS_TOGETHER):
+                await self._revoke(by, keys[start : start + KEYS_TOGETHER])
             count += len(keys)
         raise StoreUnavailable("keys of the tenant are being made again and again")
 
@@ -166,9 +166,14 @@ class Manager:
         await self._store.record(act)
         _log(act)
 
+    async def _visible(self, by: Principal) -> list[ApiKey]:
+        """Return the keys of the caller's tenant, or of all tenants for an admin, without their last uses."""
+        table = await self._store.load(self._authenticator.table, {})
+        return [key for key in table.keys.values() if _sees(by, key)]
+
     async def _find(self, by: Principal, prefix: str) -> ApiKey:
         """Return a key that the caller may change."""
-        key = (await self._store.load(None, {})).keys.get(prefix)
+        key = await self._store.find(prefix)
         if key is None or not _sees(by, key):
             raise ApiKeyNotFound(prefix)
         check_reach(by, key)
@@ -179,7 +184,7 @@ class Manager:
         by: Principal,
         prefix: str,
         old: ApiKey | None,
-        new: ApiKey | None,
+        new: ApiKey,
         act: str,
         details: Mapping[str, object],
     ) -> bool:
@@ -189,6 +194,17 @@ class Manager:
         _log(entry)
         await self._authenticator.refresh()
         return True
+
+    async def _revoke(self, by: Principal, keys: Sequence[ApiKey]) -> Set[str]:
+        """Remove keys that have not changed meanwhile, in one step; return their prefixes."""
+        acts = [self._act(by, "keys.revoke", key.prefix, {"name": key.name, "tenant": key.tenant}) for key in keys]
+        revoked = await self._store.revoke(list(zip(keys, acts, strict=True)))
+        for act in acts:
+            if act.target in revoked:
+                _log(act)
+        if revoked:
+            await self._authenticator.refresh()
+        return revoked
 
     def _act(self, by: Principal, name: str, target: str, details: Mapping[str, object]) -> Act:
         return Act(by.key, by.tenant, name, target, self._clock(), details)

@@ -1,9 +1,9 @@
 """Quotas of keys: each request of a key that has one is counted, and so are the tokens that it has used.
 
-While the store is away, requests go on uncounted: a quota protects from too much use, and is not worth an outage. A key
-whose count the store answers late is bounded by what this process has counted of it: how busy the store is depends on
-callers, too. Once it does not answer for the time-out of its connection, 5 s, it counts as away. Tokens are known when
-a request ends; requests that run side by side may so exceed the quota once, and the key waits for it afterwards.
+While the store is away, and where it answers a count late, requests go on as far as what this process has counted of
+their key allows: a quota is not worth an outage, and how busy the store is depends on callers, too. Once it does not
+answer for the time-out of its connection, 5 s, it counts as away. Tokens are known when a request ends: it may exceed
+the quota, and the key waits for it afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from service.access.api_key import MAX_KEYS
 from service.access.ports import QuotaStore
@@ -24,7 +25,7 @@ from service.telemetry import Telemetry
 COUNT_SECONDS = 0.25
 """How long a request waits to be counted."""
 RETRY_SECONDS = 1.0
-"""Seconds without any count after the store was away, or did not answer a count before the time-out."""
+"""Seconds for which the store is asked for no count after it was away, or did not answer one before the time-out."""
 
 
 class Meter:
@@ -43,7 +44,7 @@ class Meter:
         """Use of keys by the requests of this process."""
 
     def connect(self, store: QuotaStore) -> None:
-        """Count in a store from now on; before that nothing is counted."""
+        """Count in a store from now on; before that this process alone counts."""
         self._store = store
 
     async def take(self, principal: Principal, requests: int = 1) -> Usage | None:
@@ -67,19 +68,20 @@ class Meter:
         await self.check(replace(principal, quota=Quota(tokens_per_minute=principal.quota.tokens_per_minute)))
 
     async def _usage(self, principal: Principal, requests: int = 0) -> Usage | None:
-        """Count requests, and return what the store says of their key. Where it is late, return what this process has
-        counted if that refuses them. None: they go on."""
+        """Count requests, and return what the store says of their key. Where it is away or late, return what this
+        process has counted if that refuses them. None: they go on."""
         key, quota = principal.key, principal.quota
-        if key is None or not self._counts:
+        if key is None:
             return None
         own = self._own_use(key).count(self._now(), quota, requests, 0)
-        if key not in self._late:
+        if self._counts and key not in self._late:
             counting = self._begin(key, quota, requests, 0)
             await asyncio.wait({counting}, timeout=COUNT_SECONDS)
-            if counting.done():
-                return None if isinstance(counting.exception(), StoreUnavailable) else counting.result()
-            self._late.add(key)
-            counting.add_done_callback(lambda _: self._late.discard(key))
+            if not counting.done():
+                self._late.add(key)
+                counting.add_done_callback(lambda _: self._late.discard(key))
+            elif not _failed(counting):
+                return counting.result()
         return None if own.allowed else own
 
     def charge(self, principal: Principal, tokens: int) -> None:
@@ -108,10 +110,17 @@ class Meter:
         assert self._store is not None
         counting = asyncio.create_task(self._store.count(key, quota, requests, tokens), name="count-use")
         self._counting.add(counting)
-        counting.add_done_callback(self._end_count)
+        counting.add_done_callback(partial(self._end_count, tokens))
         return counting
 
-    def _end_count(self, counting: asyncio.Task[Usage]) -> None:
+    def _end_count(self, tokens: int, counting: asyncio.Task[Usage]) -> None:
         self._counting.discard(counting)
-        if not counting.cancelled() and isinstance(counting.exception(), StoreUnavailable):
+        if _failed(counting):
             self._away_until = self._now() + RETRY_SECONDS
+            if tokens:  # nobody waits for a count of tokens; `take` tells of one of requests
+                self._telemetry.uncounted.inc()
+
+
+def _failed(counting: asyncio.Task[Usage]) -> bool:
+    """Return whether a count, which is done, failed because the store is away."""
+    return not counting.cancelled() and isinstance(counting.exception(), StoreUnavailable)

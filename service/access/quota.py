@@ -2,10 +2,14 @@
 
 Usage is counted in whole minutes. Of the minute before the present one, the share counts that still lies within the
 last 60 seconds: a caller cannot use twice its quota around the turn of a minute, and two numbers are kept for it.
+
+Tokens are known once they are used, and one request may use many times the quota of them. What exceeds the quota is
+carried over to the next minute, and so on: whoever sends one large list after the other keeps to the quota, too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from service.access.principal import Quota
@@ -15,11 +19,13 @@ WINDOW_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Use in the minute before, and in the present one, of which `elapsed` seconds are over."""
+    """Use in the minute before, and in the present one, of which `elapsed` seconds are over. `drained`: use that leaves
+    the window with each further minute, the rest is carried over; None: all of it leaves."""
 
     before: int
     present: int
     elapsed: float
+    drained: int | None = None
 
     @property
     def used(self) -> float:
@@ -33,7 +39,17 @@ class Counted:
         left = WINDOW_SECONDS - self.elapsed
         if self.present <= allowed:  # so `before` is what is too much
             return left - WINDOW_SECONDS * (allowed - self.present) / self.before
-        return left + WINDOW_SECONDS * (1 - allowed / self.present)
+        minutes = math.ceil((self.present - allowed) / (self.drained or self.present))
+        before, present = carry_over(self.present, minutes, self.drained)
+        return left + WINDOW_SECONDS * (minutes - (allowed - present) / before)
+
+
+def carry_over(use: int, minutes: int, drained: int | None = None) -> tuple[int, int]:
+    """Return what counts as used in the minute before, and in the present one, `minutes` after a minute with a `use`.
+    `drained`: as in Counted."""
+    leaving = use if drained is None else drained
+    present = max(0, use - minutes * leaving)
+    return max(0, use - (minutes - 1) * leaving) - present, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +76,21 @@ class OwnUse:
 
     def __init__(self) -> None:
         self._minute = 0.0
-        self._before, self._present = (0, 0), (0, 0)
-        """Requests and tokens of the minute before, and of the present one."""
+        self._requests = self._tokens = (0, 0)
+        """Those of the minute before, and of the present one."""
 
     def count(self, now: float, quota: Quota, requests: int, tokens: int) -> Usage:
         """Count as QuotaStore.count does. `now`: seconds of a clock that does not go back."""
         minute, elapsed = divmod(now, WINDOW_SECONDS)
-        if minute > self._minute:
-            self._before = self._present if minute == self._minute + 1 else (0, 0)
-            self._minute, self._present = minute, (0, 0)
-        allowed = self._usage(True, elapsed).seconds_to_wait(quota, max(1, requests)) == 0
-        self._present = (self._present[0] + (requests if allowed else 0), self._present[1] + tokens)
-        return self._usage(allowed, elapsed)
+        if minutes := int(minute - self._minute):
+            self._minute = minute
+            self._requests = carry_over(self._requests[1], minutes)
+            self._tokens = carry_over(self._tokens[1], minutes, quota.tokens_per_minute)
+        allowed = self._usage(True, elapsed, quota).seconds_to_wait(quota, max(1, requests)) == 0
+        self._requests = (self._requests[0], self._requests[1] + (requests if allowed else 0))
+        self._tokens = (self._tokens[0], self._tokens[1] + tokens)
+        return self._usage(allowed, elapsed, quota)
 
-    def _usage(self, allowed: bool, elapsed: float) -> Usage:
-        requests, tokens = (Counted(*counts, elapsed) for counts in zip(self._before, self._present, strict=True))
-        return Usage(allowed, requests, tokens)
+    def _usage(self, allowed: bool, elapsed: float, quota: Quota) -> Usage:
+        requests, tokens = self._requests, self._tokens
+        return Usage(allowed, Counted(*requests, elapsed), Counted(*tokens, elapsed, quota.tokens_per_minute))

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from fastapi import HTTPException, Request
-from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
 from service.access.principal import ADMIN_SCOPES, READ_SCOPES, Principal, Scope
@@ -138,12 +137,6 @@ def caller_nowait(
         return None
     service = tenants.find(principal.tenant)
     return None if service is None else (principal, service)
-
-
-def name_tenant(request: Request, tenant: str) -> None:
-    """Have the metrics and the log lines of a request name its tenant."""
-    request.state.tenant = tenant
-    bind_contextvars(tenant=tenant)
 
 
 async def reauthorise(request: Request) -> None:

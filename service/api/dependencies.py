@@ -12,13 +12,13 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
+from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
 from service.access.manager import Manager
 from service.access.principal import Principal
 from service.adding import GENERATED_HASHTAGS, Generate
 from service.admission import Lane, Urgency
-from service.api.access import name_tenant
 from service.container import Service
 from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
@@ -56,7 +56,7 @@ async def get_service(request: Request) -> Service:
     if tenants.find(principal.tenant) is None:
         await cast(Gate, request.app.state.gate).check_again(principal, anew=True)
     service = await tenants.get(principal.tenant)
-    name_tenant(request, service.tenant)
+    bind_contextvars(tenant=service.tenant)
     return service
 
 

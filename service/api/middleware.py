@@ -122,7 +122,6 @@ class RequestContext:
             status,
             seconds,
             principal=state.get("principal"),
-            tenant=state.get("tenant"),
             stages=stages,
             rejected_for=state.get("rejected_for"),
         )

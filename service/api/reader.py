@@ -12,9 +12,10 @@ from typing import Any, cast
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from structlog.contextvars import bind_contextvars
 
 from service.access.principal import Scope
-from service.api.access import authorise, check_quota, count, name_tenant, needs
+from service.api.access import authorise, check_quota, count, needs
 from service.api.dependencies import ConditionDep, read_timeout, remaining_read_time
 from service.api.passing_on import PassedOn
 from service.api.query import read_query
@@ -98,7 +99,7 @@ def get_service(request: Request) -> ReadService:
     service = cast(Tenants[ReadService], request.app.state.tenants).find(request.state.principal.tenant)
     if service is None:
         raise MustPassOn
-    name_tenant(request, service.tenant)
+    bind_contextvars(tenant=service.tenant)
     return service
 
 

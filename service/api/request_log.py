@@ -38,20 +38,20 @@ class RequestLog:
         seconds: float,
         *,
         principal: Principal | None,
-        tenant: str | None,
         stages: RequestStages | None = None,
         rejected_for: str | None = None,
         context: Mapping[str, str] = NOTHING,
     ) -> None:
-        """Observe one request. `principal`: None where nobody was let in. `rejected_for`: the reason of a refusal where
-        its status does not say it. `context`: fields of the log line that are not bound to this task."""
+        """Observe one request. `principal`: None for a caller who is not known; one who is known may have been refused,
+        and the request counts as one of its tenant all the same. `rejected_for`: the reason of a refusal where its
+        status does not say it. `context`: fields of the log line that are not bound to this task."""
         telemetry = self._telemetry
         if principal and stages:
             self._meter.charge(principal, stages.take_tokens())
         # A method that HTTP does not know is "other", so that callers cannot make series up.
         telemetry.http_request.labels(method if method in METHODS else "other", route, status).observe(seconds)
-        if tenant:
-            telemetry.count_tenant_request(tenant)
+        if principal:
+            telemetry.count_tenant_request(principal.tenant)
         if status in REJECTIONS:
             telemetry.rejected.labels(rejected_for or str(status)).inc()
         if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:

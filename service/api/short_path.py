@@ -22,10 +22,11 @@ from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from service.access.gate import Gate
 from service.access.principal import Principal
-from service.api.access import caller_nowait, name_tenant, needed_scopes
+from service.api.access import caller_nowait, needed_scopes
 from service.api.bodies import JSON
 from service.api.bounds import check_search_options
 from service.api.protocol import EarlyResponse
@@ -112,7 +113,6 @@ class ShortPath:
             HTTPStatus.OK.value,
             time.monotonic() - began,
             principal=request.principal,
-            tenant=request.service.tenant,
             stages=stages,
             context={"request_id": request_id, "tenant": request.service.tenant},
         )
@@ -129,7 +129,7 @@ class ShortPath:
         request.state.principal = plain.principal
         request.state.tried = time_left = ReadTime()
         scope["route"] = self._route  # for the log line and the metrics
-        name_tenant(request, plain.service.tenant)
+        bind_contextvars(tenant=plain.service.tenant)
         try:
             nearest = await plain.service.nearest.find(plain.note_id, *plain.options, time_left)
         except (StoreUnavailable, IndexBehind):  # the app gives a degraded answer, or refuses

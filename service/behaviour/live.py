@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related, summed
 from service.behaviour.follower import EventFollower
@@ -72,9 +72,11 @@ class LiveBehaviour:
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         """Take events in by the time of each, and return what became of each, in the order of `events`; those that are
-        accepted are durable. Raises StoreUnavailable, TenantRemoved."""
+        accepted are durable. A time that is ahead is stored as now: a later event without a time comes after it. Raises
+        StoreUnavailable, TenantRemoved."""
+        now = self._clock()
         by_time = sorted(range(len(events)), key=lambda place: events[place].at)  # a buffer may send the newest first
-        outcomes = await self._store.add([events[place] for place in by_time])
+        outcomes = await self._store.add([replace(events[i], at=min(events[i].at, now)) for i in by_time])
         for outcome in set(outcomes):
             self._telemetry.events.labels(outcome).inc(outcomes.count(outcome))
         outcome_at = dict(zip(by_time, outcomes, strict=True))

@@ -11,7 +11,10 @@ All share the hash tag {access}: one slot on Redis Cluster.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -34,35 +37,58 @@ MAX_ACTS = 10_000
 """About how many acts are kept."""
 DECODED_TOGETHER = 500
 """Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
+KEPT_DOCUMENTS = 2 * MAX_KEYS
+"""Documents of which it is kept what they say: any change has all keys read again, most of them as they were."""
 
 log = structlog.get_logger(__name__)
 
-# KEYS keys, version, used, audit; ARGV prefix, old document or "", new document or "", new version, act, bounds on keys
-# and acts, prefix of the actor's key, NO_KEY, or "" for the bootstrap key. A revocation removes before it records,
-# for the reason that FIRST_WRITE gives.
-REPLACE = """
-if ARGV[8] == '-' then
+# Keys of CHECK_ACTOR, REPLACE and REVOKE: keys, version, used, audit. Their first arguments: prefix of the actor's key,
+# NO_KEY, or "" for the bootstrap key; new version; bound on acts.
+CHECK_ACTOR = """
+if ARGV[1] == '-' then
   if redis.call('HLEN', KEYS[1]) > 0 then return 'closed' end
-elseif ARGV[8] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[8]) == 0 then return 'revoked' end
-if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 'changed' end
-if ARGV[2] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then return 'full' end
-if ARGV[3] == '' then
-  redis.call('HDEL', KEYS[1], ARGV[1])
-  redis.call('HDEL', KEYS[3], ARGV[1])
-end
-redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[7], '*', 'act', ARGV[5])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
-redis.call('SET', KEYS[2], ARGV[4])
+elseif ARGV[1] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 'revoked' end
+"""
+# ARGV further: bound on keys, prefix, old document or "", new document, act.
+REPLACE = (
+    CHECK_ACTOR
+    + """
+if (redis.call('HGET', KEYS[1], ARGV[5]) or '') ~= ARGV[6] then return 'changed' end
+if ARGV[6] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 'full' end
+redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*', 'act', ARGV[8])
+redis.call('HSET', KEYS[1], ARGV[5], ARGV[7])
+redis.call('SET', KEYS[2], ARGV[2])
 return 'done'
 """
+)
+# ARGV further: prefix, document and act of each key. Answers the prefixes of those that still had that document.
+# It removes before it records, for the reason that FIRST_WRITE gives.
+REVOKE = (
+    CHECK_ACTOR
+    + """
+local revoked = {}
+for i = 4, #ARGV, 3 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then
+    redis.call('HDEL', KEYS[1], ARGV[i])
+    redis.call('HDEL', KEYS[3], ARGV[i])
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*', 'act', ARGV[i + 2])
+    revoked[#revoked + 1] = ARGV[i]
+  end
+end
+if #revoked > 0 then redis.call('SET', KEYS[2], ARGV[2]) end
+return revoked
+"""
+)
 # KEYS audit; ARGV act, bound on acts.
 RECORD = FIRST_WRITE + "redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'act', ARGV[1])"
-# KEYS used; ARGV prefixes and times in turns. It must work where memory is full, too: after it `load` reads the keys
-# again, and so learns of revocations.
+# KEYS used, keys; ARGV prefixes and times in turns. A use may be noted after its key was revoked. It must work where
+# memory is full, too: after it `load` reads the keys again, and so learns of revocations.
 RECORD_USES = (
     FIRST_WRITE
     + """
-for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 1, #ARGV, 2 do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 1 then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+end
 """
 )
 
@@ -79,32 +105,57 @@ class RedisKeyStore:
         async with self._call("load keys"):
             if used:
                 words = [word for entry in used.items() for word in entry]
-                await self._redis.eval(RECORD_USES, 1, USED, *words)
+                await self._redis.eval(RECORD_USES, 2, USED, KEYS, *words)
             if known and (await self._redis.get(VERSION) or b"").decode() == known.version:
                 return known
             pipeline = self._redis.pipeline(transaction=True)
-            version, documents, times = await pipeline.get(VERSION).hgetall(KEYS).hgetall(USED).execute()
-            if revoked := times.keys() - documents.keys():  # a use was noted after the key had been revoked
-                await self._redis.hdel(USED, *revoked)
+            version, documents = await pipeline.get(VERSION).hgetall(KEYS).execute()
         keys: dict[str, ApiKey] = {}
         for number, (prefix, document) in enumerate(documents.items(), 1):
-            if key := _decode(prefix, document, times.get(prefix)):
+            if key := _decode(prefix, document):
                 keys[key.prefix] = key
             if number % DECODED_TOGETHER == 0:
                 await asyncio.sleep(0)
         return KeyTable((version or b"").decode(), keys, unreadable=len(documents) - len(keys))
 
-    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
-        actor = {ANONYMOUS.key: NO_KEY, BOOTSTRAP.key: ""}.get(act.key, act.key)
-        arguments = (prefix, _encode(old), _encode(new), uuid4().hex, _encode_act(act), MAX_KEYS, MAX_ACTS, actor)
-        (answer,) = await self._connection.write([Command(REPLACE, (KEYS, VERSION, USED, AUDIT), arguments)])
+    async def find(self, prefix: str) -> ApiKey | None:
+        async with self._call("read key"):
+            document = await self._redis.hget(KEYS, prefix)
+        key = document and _decode(prefix.encode(), document)
+        return (await self.with_last_uses([key]))[0] if key else None
+
+    async def with_last_uses(self, keys: Sequence[ApiKey]) -> list[ApiKey]:
+        if not keys:
+            return []
+        async with self._call("read uses"):
+            times = await self._redis.hmget(USED, [key.prefix for key in keys])
+        return [
+            replace(key, last_used_at=None if used is None else float(used))
+            for key, used in zip(keys, times, strict=True)
+        ]
+
+    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey, act: Act) -> bool:
+        old_document = _encode(old) if old else b""
+        answer = await self._change(REPLACE, act, MAX_KEYS, prefix, old_document, _encode(new), _encode_act(act))
         if answer == b"full":
             raise TooManyApiKeys(MAX_KEYS)
+        return bool(answer == b"done")
+
+    async def revoke(self, keys: Sequence[tuple[ApiKey, Act]]) -> Set[str]:
+        words = [word for key, act in keys for word in (key.prefix, _encode(key), _encode_act(act))]
+        return {prefix.decode() for prefix in await self._change(REVOKE, keys[0][1], *words)}
+
+    async def _change(self, script: str, act: Act, *words: bytes | str | int) -> Any:
+        """Run REPLACE or REVOKE for whoever acts by `act`; return its answer. Raises Unauthenticated for an actor whom
+        CHECK_ACTOR refuses."""
+        actor = {ANONYMOUS.key: NO_KEY, BOOTSTRAP.key: ""}.get(act.key, act.key)
+        arguments = (actor, uuid4().hex, MAX_ACTS, *words)
+        (answer,) = await self._connection.write([Command(script, (KEYS, VERSION, USED, AUDIT), arguments)])
         if answer == b"revoked":
             raise Unauthenticated("unknown_key", "Your API key was revoked while this request was under way.")
         if answer == b"closed":
             raise Unauthenticated("no_key", "This service has keys since this request began.")
-        return bool(answer == b"done")
+        return answer
 
     async def record(self, act: Act) -> None:
         await self._connection.write([Command(RECORD, (AUDIT,), (_encode_act(act), MAX_ACTS))])
@@ -117,10 +168,9 @@ class RedisKeyStore:
         return [_decode_act(position.decode(), fields[b"act"]) for position, fields in entries]
 
 
-def _encode(key: ApiKey | None) -> bytes:
-    """Encode what is kept of a key, always in the same way; b"" for no key. When it was last used is kept apart."""
-    if key is None:
-        return b""
+def _encode(key: ApiKey) -> bytes:
+    """Encode what is kept of a key, always in the same way. When it was last used is kept apart."""
+    newest, *older = key.old_secrets or (None,)
     document = {
         "digest": key.digest,
         "name": key.name,
@@ -130,17 +180,21 @@ def _encode(key: ApiKey | None) -> bytes:
         "expires_at": key.expires_at,
         "requests_per_minute": key.quota.requests_per_minute,
         "tokens_per_minute": key.quota.tokens_per_minute,
-        "old_digest": key.old_secret.digest if key.old_secret else None,
-        "old_until": key.old_secret.until if key.old_secret else None,
+        "old_digest": newest.digest if newest else None,
+        "old_until": newest.until if newest else None,
     }
+    if older:
+        document["older_secrets"] = [(old.digest, old.until) for old in older]
     return orjson.dumps(document)
 
 
-def _decode(prefix: bytes, document: bytes, used: bytes | None) -> ApiKey | None:
-    """Decode a key. One that cannot be decoded opens nothing: it is logged and left out."""
+@lru_cache(KEPT_DOCUMENTS)
+def _decode(prefix: bytes, document: bytes) -> ApiKey | None:
+    """Decode a key, but for its last use. One that cannot be decoded opens nothing: it is logged and left out."""
     try:
         fields = orjson.loads(document)
-        old_digest, old_until = fields["old_digest"], fields["old_until"]
+        old_secrets = [(fields["old_digest"], fields["old_until"])] if fields["old_digest"] else []
+        old_secrets += fields.get("older_secrets", [])
         return ApiKey(
             prefix=prefix.decode(),
             digest=str(fields["digest"]),
@@ -150,8 +204,7 @@ def _decode(prefix: bytes, document: bytes, used: bytes | None) -> ApiKey | None
             created_at=fields["created_at"],
             expires_at=fields["expires_at"],
             quota=Quota(fields["requests_per_minute"], fields["tokens_per_minute"]),
-            old_secret=OldSecret(old_digest, old_until) if old_digest else None,
-            last_used_at=float(used) if used else None,
+            old_secrets=tuple(OldSecret(*old) for old in old_secrets),
         )
     except (ValueError, KeyError, TypeError) as error:
         log.error(

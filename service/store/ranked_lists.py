@@ -3,8 +3,9 @@
     <prefix>list:<id>  list    the header as JSON, then each note as JSON
     <prefix>lists      zset    key of each list -> when it ends, in seconds since the epoch
 
-They are not written to the append-only file, which a server with `appendfsync always` would sync for each list: after a
-restart of the server a caller begins again.
+They are not appended to the append-only file, which a server with `appendfsync always` would sync for each list: after
+a restart of the server a caller begins again. But each rewrite of the file writes those that are kept at that time, and
+they stay in it until the next one.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ MAX_LIST_BYTES = 256 * 2**10
 """Bound on one list as it is kept, published at GET /limits: what does not fit is cut off its end."""
 
 # KEYS list, lists, identity; ARGV seconds, bound on lists, the identity that the store must have or "", header, notes.
+# RPUSH comes first: a server out of memory refuses it, and would let it pass after a write that takes no memory.
 SAVE = """
 if ARGV[3] ~= '' and redis.call('GET', KEYS[3]) ~= ARGV[3] then return 'removed' end
 redis.set_repl(redis.REPL_NONE)
+for i = 4, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
+redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 while redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[2]) do
   redis.call('DEL', redis.call('ZPOPMIN', KEYS[2])[1])
 end
-for i = 4, #ARGV do redis.call('RPUSH', KEYS[1], ARGV[i]) end
-redis.call('PEXPIRE', KEYS[1], math.ceil(ARGV[1] * 1000))
 redis.call('ZADD', KEYS[2], now + math.ceil(ARGV[1]), KEYS[1])
 redis.call('PEXPIRE', KEYS[2], math.ceil(ARGV[1] * 1000))
 return true

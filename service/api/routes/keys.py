@@ -73,7 +73,9 @@ async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, pri
 )
 @needs(Scope.KEYS_MANAGE)
 async def rotate_key(prefix: KeyPrefix, body: RotateIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
-    """Give a key a new secret, which is in this answer and nowhere else. The old one is accepted for the overlap."""
+    """Give a key a new secret, which is in this answer and nowhere else. The old one is accepted for the overlap.
+    Safe to repeat where the answer was lost: secrets that were replaced before are accepted as long as they were to be,
+    but no longer than the overlap of the last rotation."""
     key, token = await manager.rotate(principal, prefix, body.overlap_seconds)
     return NewKeyOut.with_token(key, token)
 

@@ -112,7 +112,7 @@ class KeyOut(BaseModel):
     expires_at: datetime | None = Field(description="from this time on it opens nothing; null: it does not expire")
     last_used_at: datetime | None = Field(description="time of its last use, to a minute; null: it was never used")
     old_secret_until: datetime | None = Field(
-        description="until when the secret before the last rotation is accepted; null: there is none"
+        description="until when replaced secrets are accepted, at the latest; null: there is none"
     )
     quota: QuotaFields
 
@@ -126,7 +126,7 @@ class KeyOut(BaseModel):
             created_at=_time(key.created_at),
             expires_at=_time(key.expires_at),
             last_used_at=_time(key.last_used_at),
-            old_secret_until=_time(key.old_secret.until) if key.old_secret else None,
+            old_secret_until=_time(key.old_secrets[0].until) if key.old_secrets else None,
             quota=QuotaFields(
                 requests_per_minute=key.quota.requests_per_minute, tokens_per_minute=key.quota.tokens_per_minute
             ),

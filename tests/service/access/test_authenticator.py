@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import pytest
@@ -57,7 +57,16 @@ class Keys:
             self.used.append(used)
         return KeyTable(str(self.version), dict(self.keys))
 
-    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey | None, act: Act) -> bool:
+    async def find(self, prefix: str) -> ApiKey | None:
+        raise NotImplementedError  # an authenticator reads all keys
+
+    async def with_last_uses(self, keys: Sequence[ApiKey]) -> list[ApiKey]:
+        raise NotImplementedError  # an authenticator shows none
+
+    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey, act: Act) -> bool:
+        raise NotImplementedError  # an authenticator only reads
+
+    async def revoke(self, keys: Sequence[tuple[ApiKey, Act]]) -> Set[str]:
         raise NotImplementedError  # an authenticator only reads
 
     async def record(self, act: Act) -> None:
@@ -139,7 +148,7 @@ async def test_expired_key_is_refused(authenticator: Authenticator, keys: Keys, 
 async def test_old_secret_opens_until_its_overlap_ends(authenticator: Authenticator, keys: Keys, clock: Clock) -> None:
     old, digest = new_token("abcdefghij")
     new, new_digest = new_token("abcdefghij")
-    keys.add(prefix="abcdefghij", digest=new_digest, old_secret=OldSecret(digest, clock() + 60))
+    keys.add(prefix="abcdefghij", digest=new_digest, old_secrets=(OldSecret(digest, clock() + 60),))
     keys.keys = {key.prefix: key for key in keys.keys.values()}
     assert await sent(authenticator, old) == await sent(authenticator, new)
     clock.offset = 61
@@ -206,6 +215,25 @@ async def test_key_that_was_made_just_now_is_known_though_keys_were_read_just_be
     token = keys.add()
     now.seconds += RETRY_SECONDS / 10
     assert await authenticator.authenticate(f"Bearer {token}")
+
+
+async def test_secret_that_was_made_just_now_is_accepted_though_its_key_was_read_before(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
+    await sent(authenticator, keys.add())
+    (prefix,), (key,) = keys.keys, keys.keys.values()
+    token, digest = new_token(prefix)
+    keys.keys[prefix] = dataclasses.replace(key, digest=digest)
+    now.seconds += RETRY_SECONDS
+    assert (await sent(authenticator, token)).key == prefix
+
+
+async def test_wrong_secrets_of_one_time_share_a_reading(authenticator: Authenticator, keys: Keys, now: Now) -> None:
+    await sent(authenticator, keys.add())
+    (prefix,) = keys.keys
+    now.seconds += RETRY_SECONDS
+    await asyncio.gather(*(refused(authenticator, f"Bearer {new_token(prefix)[0]}") for _ in range(1000)))
+    assert keys.reads <= 3
 
 
 async def test_keys_stay_known_while_the_store_is_away(authenticator: Authenticator, keys: Keys, now: Now) -> None:
@@ -321,11 +349,11 @@ async def test_caller_is_let_go_on_by_the_secret_and_the_quota_of_now(
     assert await authenticator.check_again(caller) == caller
     (prefix,), (key,) = keys.keys, keys.keys.values()
     _, digest = new_token(prefix)
-    rotated = dataclasses.replace(key, digest=digest, old_secret=OldSecret(key.digest, clock() + 60), quota=Quota(7))
+    rotated = dataclasses.replace(key.rotated(digest, clock(), clock() + 60), quota=Quota(7))
     keys.keys[prefix] = rotated
     now.seconds += CACHE_SECONDS
     assert (await authenticator.check_again(caller)).quota == Quota(7), "the old secret is accepted for the overlap"
-    keys.keys[prefix] = dataclasses.replace(rotated, old_secret=None)
+    keys.keys[prefix] = dataclasses.replace(rotated, old_secrets=())
     now.seconds += CACHE_SECONDS
     with pytest.raises(Unauthenticated) as refusal:
         await authenticator.check_again(caller)

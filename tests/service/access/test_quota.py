@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from service.access.meter import RETRY_SECONDS, Meter
 from service.access.principal import Principal, Quota
-from service.access.quota import WINDOW_SECONDS, Counted, OwnUse, Usage
+from service.access.quota import WINDOW_SECONDS, Counted, OwnUse, Usage, carry_over
 from service.api.rate_limit import rate_limit_headers
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.telemetry import Telemetry
@@ -36,6 +37,37 @@ def test_wait_ends_when_no_more_than_allowed_is_used(counted: Counted, allowed: 
     assert then.used <= allowed + 1e-6
     assert (seconds == 0) is (counted.used <= allowed)
     assert 0 <= seconds <= 120
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 50, 99])
+@pytest.mark.parametrize("elapsed", [0, 12.5, 59])
+@pytest.mark.parametrize(("before", "present"), [(0, 40), (100, 20), (0, 100), (30, 101), (100, 250), (0, 100_000)])
+def test_wait_ends_when_what_was_carried_over_has_left(before: int, present: int, elapsed: float, allowed: int) -> None:
+    counted = Counted(before, present, elapsed, 100)
+    seconds = counted.seconds_until(allowed)
+    minutes, later = divmod(elapsed + seconds, WINDOW_SECONDS)
+    then = Counted(*carry_over(present, int(minutes), 100), later) if minutes else Counted(before, present, later)
+    assert then.used == pytest.approx(min(allowed, counted.used), abs=1e-3)
+    assert (seconds == 0) is (counted.used <= allowed)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "drained", "counted"),
+    [
+        (1, None, (250, 0)),
+        (2, None, (0, 0)),
+        (1, 100, (100, 150)),
+        (2, 100, (100, 50)),
+        (3, 100, (50, 0)),
+        (4, 100, (0, 0)),
+        (1, 250, (250, 0)),
+        (1, 300, (250, 0)),
+    ],
+)
+def test_use_beyond_what_a_minute_drains_is_carried_over(
+    minutes: int, drained: int | None, counted: tuple[int, int]
+) -> None:
+    assert carry_over(250, minutes, drained) == counted
 
 
 def test_headers_are_structured_fields_of_the_draft() -> None:
@@ -109,6 +141,16 @@ async def test_exceeded_quota_says_when_to_come_back(meter: Meter, store: Store)
     assert dict(rate_limit_headers(usage, BOTH))[b"ratelimit"].startswith(b'"requests";r=0;')
 
 
+async def test_key_is_bounded_by_what_its_process_counted_while_the_store_is_away(meter: Meter, store: Store) -> None:
+    store.away = True
+    few = Principal("few", "films", frozenset(), Quota(3, 1000))
+    usages = [await meter.take(few) for _ in range(4)]
+    assert [usage and usage.allowed for usage in usages] == [None, None, None, False]
+    with pytest.raises(QuotaExceeded):
+        await meter.check(few)
+    assert uncounted(meter) == 3
+
+
 async def test_request_goes_on_uncounted_while_the_store_is_away(meter: Meter, store: Store, now: Now) -> None:
     store.away = True
     assert await meter.take(PRINCIPAL) is None
@@ -168,16 +210,41 @@ def test_use_of_one_process_is_counted_by_the_same_window() -> None:
         ((75, 1, 0), Usage(True, Counted(4, 1, 15), Counted(7, 0, 15))),
         ((75, 2, 0), Usage(False, Counted(4, 1, 15), Counted(7, 0, 15))),
         ((200, 5, 9000), Usage(True, Counted(0, 5, 20), Counted(0, 9000, 20))),
-        ((241, 0, 0), Usage(False, Counted(5, 0, 1), Counted(9000, 0, 1))),
+        ((241, 0, 0), Usage(False, Counted(5, 0, 1), Counted(5000, 4000, 1))),
+        ((310, 1, 0), Usage(True, Counted(0, 1, 10), Counted(4000, 0, 10))),
     ]
     for (now, requests, tokens), usage in steps:
-        assert own.count(now, quota, requests, tokens) == usage
+        drained = replace(usage, tokens=replace(usage.tokens, drained=5000))
+        assert own.count(now, quota, requests, tokens) == drained
+
+
+async def test_key_that_uses_many_times_its_tokens_in_one_request_keeps_to_its_quota(
+    meter: Meter, store: Store, now: Now
+) -> None:
+    limited, allowed = Principal("limited", "films", frozenset(), Quota(None, 1000)), 0
+    store.away = True
+    for _ in range(100):
+        if await meter.take(limited) is None:
+            meter.charge(limited, 30_000)
+            allowed += 1
+        now.seconds += 2 * WINDOW_SECONDS
+    assert allowed * 30_000 <= 201 * 1000 + 30_000, "that of the time, and what the last one takes"
 
 
 async def test_nothing_is_counted_before_there_is_a_store() -> None:
     meter = Meter(Telemetry())
     assert await meter.take(PRINCIPAL) is None
     assert uncounted(meter) == 1
+
+
+async def test_tokens_that_the_store_did_not_count_are_told(meter: Meter, store: Store) -> None:
+    store.away = True
+    meter.charge(PRINCIPAL, 7)
+    await asyncio.sleep(0)  # the count takes its turn
+    await asyncio.sleep(0)
+    assert uncounted(meter) == 1
+    meter.charge(PRINCIPAL, 7)
+    assert uncounted(meter) == 2
 
 
 async def test_tokens_are_counted_where_they_are_bounded(meter: Meter, store: Store) -> None:

@@ -56,6 +56,17 @@ def test_reads_are_held_as_their_weights_say(served: tuple[httpx2.Client, redis.
     eventually(lambda: kept(client) == (2, 2, 1))
 
 
+def test_read_whose_time_is_ahead_is_taken_back_by_a_later_event_without_a_time(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually
+) -> None:
+    client, _ = served
+    ahead, further = ((datetime.now(UTC) + timedelta(seconds=seconds)).isoformat() for seconds in (200, 240))
+    client.post("/events", json=event("a", at=ahead))
+    client.post("/events", json=[event("b", type="hide", at=further), event("b", at=ahead), event("c")])
+    client.post("/events", json=event("a", type="hide"))
+    eventually(lambda: [json.loads(line).get("note") for line in client.get("/events/reads").iter_lines()] == ["c"])
+
+
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
 def test_events_of_one_request_count_by_their_times(
     served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, lines: bool

@@ -10,10 +10,11 @@ import redis
 
 from service.access.api_key import Act, ApiKey, OldSecret
 from service.access.authenticator import Authenticator
-from service.access.principal import Quota, Scope
+from service.access.manager import Manager
+from service.access.principal import ANONYMOUS, BOOTSTRAP, Quota, Scope
 from service.errors import StoreUnavailable, TooManyApiKeys, Unauthenticated
 from service.interfaces import Clock
-from service.store.api_keys import RedisKeyStore
+from service.store.api_keys import RedisKeyStore, _decode
 from service.store.connection import Connection
 from tests.service.conftest import Server
 
@@ -27,7 +28,7 @@ KEY = ApiKey(
     created_at=1000.5,
     expires_at=2000.0,
     quota=Quota(60, None),
-    old_secret=OldSecret("1" * 64, 1500.0),
+    old_secrets=(OldSecret("1" * 64, 1500.0), OldSecret("2" * 64, 1200.0)),
 )
 ACT = Act("bootstrap", "default", "keys.create", "abcdefghij", 1000.5, {"scopes": ["similar"]})
 
@@ -47,6 +48,13 @@ async def test_created_key_is_loaded_as_it_was(keys: RedisKeyStore) -> None:
     assert table.keys[KEY.prefix].last_used_at is None
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_key_that_was_loaded_can_be_replaced(keys: RedisKeyStore, count: int) -> None:
+    await keys.replace(KEY.prefix, None, dataclasses.replace(KEY, old_secrets=KEY.old_secrets[:count]), ACT)
+    loaded = (await keys.load(None, {})).keys[KEY.prefix]
+    assert await keys.replace(KEY.prefix, loaded, dataclasses.replace(loaded, name="another"), ACT)
+
+
 async def test_unchanged_keys_are_not_read_again(keys: RedisKeyStore) -> None:
     empty = await keys.load(None, {})
     assert await keys.load(empty, {}) is empty
@@ -61,10 +69,60 @@ async def test_key_that_was_changed_meanwhile_is_not_replaced(keys: RedisKeyStor
     renamed = dataclasses.replace(KEY, name="another")
     assert not await keys.replace(KEY.prefix, None, renamed, ACT)
     assert await keys.replace(KEY.prefix, KEY, renamed, ACT)
-    assert not await keys.replace(KEY.prefix, KEY, None, ACT)
-    assert await keys.replace(KEY.prefix, renamed, None, ACT)
+    assert await keys.revoke([(KEY, ACT)]) == set()
+    assert await keys.revoke([(renamed, ACT)]) == {KEY.prefix}
     assert (await keys.load(None, {})).keys == {}
     assert len(await keys.acts(10)) == 3
+
+
+async def test_keys_of_a_tenant_are_managed_without_reading_all_keys_each_time(
+    keys: RedisKeyStore, admin: redis.Redis, clock: Clock
+) -> None:
+    def readings() -> int:
+        counted: int = admin.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"]
+        return counted
+
+    authenticator = Authenticator("b" * 32, clock)
+    authenticator.connect(keys)
+    manager = Manager(authenticator)
+    makers = dataclasses.replace(BOOTSTRAP, scopes=BOOTSTRAP.scopes - {Scope.ADMIN}, tenant="films")
+    made = [(await manager.create(makers, name=str(number), scopes=[Scope.SIMILAR]))[0] for number in range(3)]
+    before = readings()
+    assert {key.prefix for key in await manager.keys(BOOTSTRAP)} == {key.prefix for key in made}
+    assert readings() == before
+    await manager.rotate(BOOTSTRAP, made[0].prefix, 60)
+    assert readings() == before + 1, "a change has the keys of the process read again"
+    assert await manager.revoke_all(BOOTSTRAP, "films") == 3
+    assert readings() == before + 2
+    acts = [(act.name, act.target) for act in await keys.acts(3)]
+    assert sorted(acts) == sorted(("keys.revoke", key.prefix) for key in made)
+
+
+async def test_whoever_revokes_the_keys_of_its_own_tenant_revokes_its_own_last(
+    keys: RedisKeyStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.access.manager.KEYS_TOGETHER", 1)
+    authenticator = Authenticator(None, clock)
+    authenticator.connect(keys)
+    manager = Manager(authenticator)
+    own, _ = await manager.create(ANONYMOUS, name="own", scopes=list(Scope), tenant="films")
+    by = own.principal(own.digest)
+    for number in range(3):
+        await manager.create(by, name=str(number), scopes=[Scope.SIMILAR])
+    assert await manager.revoke_all(by, "films") == 4
+    assert (await keys.load(None, {})).keys == {}
+
+
+async def test_documents_of_keys_that_have_not_changed_are_not_decoded_again(keys: RedisKeyStore) -> None:
+    others = [dataclasses.replace(KEY, prefix=f"bbbbbbbbb{letter}") for letter in "abc"]
+    for key in (KEY, *others):
+        await keys.replace(key.prefix, None, key, ACT)
+    await keys.load(None, {})
+    decoded = _decode.cache_info().misses
+    renamed = dataclasses.replace(KEY, name="another")
+    await keys.replace(KEY.prefix, KEY, renamed, ACT)
+    assert (await keys.load(None, {})).keys == {key.prefix: key for key in (renamed, *others)}
+    assert _decode.cache_info().misses == decoded + 1
 
 
 async def test_revoked_key_changes_no_key(keys: RedisKeyStore) -> None:
@@ -74,9 +132,9 @@ async def test_revoked_key_changes_no_key(keys: RedisKeyStore) -> None:
         await keys.replace(other.prefix, None, other, by_key)
     assert await keys.replace(KEY.prefix, None, KEY, ACT)
     assert await keys.replace(other.prefix, None, other, by_key)
-    assert await keys.replace(KEY.prefix, KEY, None, by_key), "a key may revoke itself"
+    assert await keys.revoke([(KEY, by_key)]), "a key may revoke itself"
     with pytest.raises(Unauthenticated):
-        await keys.replace(other.prefix, other, None, by_key)
+        await keys.revoke([(other, by_key)])
 
 
 async def test_actor_without_a_key_makes_the_first_key_and_no_other(keys: RedisKeyStore) -> None:
@@ -86,15 +144,18 @@ async def test_actor_without_a_key_makes_the_first_key_and_no_other(keys: RedisK
     with pytest.raises(Unauthenticated):
         await keys.replace(other.prefix, None, other, anonymous)
     with pytest.raises(Unauthenticated):
-        await keys.replace(KEY.prefix, KEY, None, anonymous)
+        await keys.revoke([(KEY, anonymous)])
     assert (await keys.load(None, {})).keys == {KEY.prefix: KEY}
 
 
 async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin: redis.Redis) -> None:
     await keys.replace(KEY.prefix, None, KEY, ACT)
     await keys.load(None, {KEY.prefix: 1234.5})
-    assert (await keys.load(None, {})).keys[KEY.prefix].last_used_at == 1234.5
-    await keys.replace(KEY.prefix, KEY, None, ACT)
+    found = await keys.find(KEY.prefix)
+    assert (found, found and found.last_used_at) == (KEY, 1234.5)
+    assert [key.last_used_at for key in await keys.with_last_uses([KEY])] == [1234.5]
+    await keys.revoke([(KEY, ACT)])
+    assert await keys.find(KEY.prefix) is None
     assert admin.hlen("{access}:used") == 0
     await keys.load(None, {KEY.prefix: 1235.5})  # a use that another replica noted before it knew
     assert admin.hlen("{access}:used") == 0

@@ -19,6 +19,7 @@ import pytest
 import structlog
 from fastapi import Request
 
+from service.access.api_key import MAX_OLD_SECRETS
 from service.access.principal import Scope
 from service.api.access import reauthorise
 from tests.service.api.conftest import Serve, eventually_true
@@ -102,6 +103,18 @@ def test_rotated_key_has_two_secrets_for_the_overlap(root: httpx2.Client, closed
     assert [status_of(closed_url, key["key"]) for key in (first, second)] == [404, 404]
     third = root.post(f"/keys/{first['prefix']}/rotate", json={"overlap_seconds": 0}).json()
     assert [status_of(closed_url, key["key"]) for key in (first, second, third)] == [401, 401, 404]
+
+
+def test_rotation_that_is_repeated_leaves_the_secret_that_callers_have(root: httpx2.Client, closed_url: str) -> None:
+    known = create(root)
+    path = f"/keys/{known['prefix']}/rotate"
+    lost = [root.post(path, json={"overlap_seconds": 3600}).json() for _ in range(2)]
+    last = root.post(path, json={"overlap_seconds": 1800}).json()
+    assert last["old_secret_until"] < lost[0]["old_secret_until"]
+    assert [status_of(closed_url, key["key"]) for key in (known, *lost, last)] == [404] * 4
+    for _ in range(MAX_OLD_SECRETS - 2):
+        root.post(path, json={})
+    assert [status_of(closed_url, key["key"]) for key in (known, *lost)] == [401, 404, 404]
 
 
 def test_expiry_and_name_and_quota_are_changed(root: httpx2.Client, closed_url: str) -> None:
@@ -288,12 +301,22 @@ def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_
     assert 'reason="429"' not in metrics  # this service has enough to do, and not too much
 
 
+def test_requests_refused_for_quota_or_scope_are_counted_for_their_tenant(root: httpx2.Client, closed_url: str) -> None:
+    limited = create(root, tenant="throttled", quota={"requests_per_minute": 1})["key"]
+    assert [status_of(closed_url, limited) for _ in range(3)] == [404, 429, 429]
+    assert status_of(closed_url, create(root, tenant="throttled")["key"], "/keys") == 403
+    series = 'notellm_tenant_requests_total{tenant="throttled"} 4.0'
+    eventually_true(lambda: series in root.get("/metrics").text)
+
+
 def test_tokens_that_were_used_count_against_the_quota(root: httpx2.Client, closed_url: str) -> None:
     key = create(root, scopes=["generate", "notes.read"], quota={"tokens_per_minute": 5})
     with under(closed_url, key["key"]) as client:
         assert client.post("/generate", json={"title": "lemon tart"}).status_code == 200
         eventually_true(lambda: client.get("/notes/nobody").status_code == 429)
-        assert client.get("/notes/nobody").headers["ratelimit"].startswith('"tokens";r=0;t=')
+        refused = client.get("/notes/nobody")
+        assert refused.headers["ratelimit"].startswith('"tokens";r=0;t=')
+        assert int(refused.headers["retry-after"]) > 120, "tokens beyond the quota leave the window 5 a minute"
     assert root.get("/notes/nobody").status_code == 404
 
 
@@ -302,14 +325,16 @@ def test_key_without_a_quota_gets_no_headers_of_one(root: httpx2.Client, closed_
         assert "ratelimit" not in client.get("/notes/nobody").headers
 
 
-def test_quota_is_not_enforced_while_the_store_is_away(serve: Serve, guarded_redis: DebianRedis) -> None:
+def test_quota_holds_by_what_the_process_counted_while_the_store_is_away(
+    serve: Serve, guarded_redis: DebianRedis
+) -> None:
     with serve(redis_url=guarded_redis.url, bootstrap_key=BOOTSTRAP_KEY) as url, under(url, BOOTSTRAP_KEY) as client:
-        key = create(client, scopes=["generate"], quota={"requests_per_minute": 1})["key"]
+        key = create(client, scopes=["generate"], quota={"requests_per_minute": 2})["key"]
         with under(url, key) as limited:
             assert limited.post("/generate", json={"title": "tart"}).status_code == 200
-            assert limited.post("/generate", json={"title": "tart"}).status_code == 429
             guarded_redis.stop()
             assert limited.post("/generate", json={"title": "tart"}).status_code == 200
+            assert limited.post("/generate", json={"title": "tart"}).status_code == 429
         assert "notellm_quota_uncounted_total 1.0" in client.get("/metrics").text
 
 
@@ -367,7 +392,7 @@ def test_tenant_whose_keys_are_out_of_reach_keeps_all(root: httpx2.Client, close
     assert set(kept) <= set(listed(root))
 
 
-@pytest.mark.parametrize("step", ["service.access.manager.Manager.revoke", "service.tenants.Tenants.remove"])
+@pytest.mark.parametrize("step", ["service.store.api_keys.RedisKeyStore.revoke", "service.tenants.Tenants.remove"])
 def test_key_made_during_the_removal_of_its_tenant_is_revoked(
     root: httpx2.Client, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -227,6 +227,21 @@ def test_lists_end_and_are_bounded_in_number(serve: Serve, embedded: EmbeddedRed
         problem(client, 410, positive=[{"note_id": "n0"}], k=1, cursor=first["next_cursor"])
 
 
+def test_list_is_not_kept_where_memory_is_full(serve: Serve, embedded: EmbeddedRedis) -> None:
+    with (
+        serve(redis_url=embedded.url) as url,
+        httpx2.Client(base_url=url, timeout=60) as client,
+        redis.Redis.from_url(embedded.url, decode_responses=True) as admin,
+    ):
+        assert client.post("/notes", json=[{"id": f"n{i}", "title": f"note {i}"} for i in range(3)]).status_code == 207
+        admin.config_set("maxmemory", 1)
+        full = post(client, positive=[{"note_id": "n0"}], k=1, cursor="*")
+        assert (len(full["items"]), full["degraded"], full["next_cursor"]) == (1, True, None)
+        assert admin.keys("{notes}:list*") == []
+        admin.config_set("maxmemory", 0)
+        assert post(client, positive=[{"note_id": "n0"}], k=1, cursor="*")["next_cursor"]
+
+
 def test_ordinary_search_keeps_no_list(serve: Serve, embedded: EmbeddedRedis) -> None:
     with (
         serve(redis_url=embedded.url) as url,
