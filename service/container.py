@@ -41,7 +41,8 @@ class ReadService:
 class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
     the rest is its own. `exports`: places for exports of notes and of reads, which share a bound;
-    `reader_exports`: for those of the events of one reader; `erasures`: for erasures of users' events."""
+    `reader_exports`: for those of the events of one reader; `event_bodies`: for bodies of events as NDJSON; `erasures`:
+    for erasures of users' events."""
 
     recommender: Recommender
     search: NoteSearch
@@ -50,6 +51,7 @@ class Service(ReadService):
     changes: ChangeFeed
     exports: Places
     reader_exports: Places
+    event_bodies: Places
     erasures: Places
     batcher: Batcher
     behaviour: LiveBehaviour

@@ -128,18 +128,19 @@ def check_event_lines(body: bytes) -> None:
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
     """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
     refused alone. A failure of the store, or a key that opens nothing any more or has used up its tokens, ends the
-    lines with a refused one; they end too when the caller has left."""
-    async with aclosing(_read_batches(body, service)) as batches:
-        async for read in batches:
-            if await request.is_disconnected():
-                return
-            try:
-                await go_on(request)
-                results = await _add(read, service)
-            except NoteLLMError as error:
-                yield orjson.dumps(refused_result(error, None)) + b"\n"
-                return
-            yield b"".join(orjson.dumps(result) + b"\n" for result in results)
+    lines with a refused one; they end too when the caller has left. Raises TooManyWaiting before the first line."""
+    with service.event_bodies.take():
+        async with aclosing(_read_batches(body, service)) as batches:
+            async for read in batches:
+                if await request.is_disconnected():
+                    return
+                try:
+                    await go_on(request)
+                    results = await _add(read, service)
+                except NoteLLMError as error:
+                    yield orjson.dumps(refused_result(error, None)) + b"\n"
+                    return
+                yield b"".join(orjson.dumps(result) + b"\n" for result in results)
 
 
 async def _read_batches(body: bytes, service: Service) -> AsyncGenerator[list[Event | dict[str, Any]]]:
