@@ -33,6 +33,8 @@ MAX_BULK_WAIT = 5.0
 slow and does not stand still."""
 EMBED_BATCH_SIZE = 32
 """Notes of one request that are queued at a time where only their vectors are asked for."""
+BULK_SHARE = 0.9
+"""Share of the queue that bulk notes may take, but for one of each tenant: interactive ones find the rest."""
 STUCK_SECONDS = 60.0
 """An engine step that takes longer makes the process not ready: it normally takes less than a second."""
 log = structlog.get_logger(__name__)
@@ -145,13 +147,12 @@ class Batcher:
         tenants = {admission.tenant for admission in self._admissions} if tenant is None else {tenant}
         return max((self._engine_seconds.wait(self._admissions, lane, name) for name in tenants), default=0.0)
 
-    def max_places(self, tenant: str) -> int:
-        """Places of the queue that a tenant may take: all, where it is the only one; else a share that leaves as many
-        to a tenant that has none yet."""
-        if self._count_tenants() < 2:
-            return self._max_queue
-        holders = {admission.tenant for admission in self._admissions if admission.reserved} | {tenant}
-        return max(1, self._max_queue // (len(holders) + 1))
+    def max_places(self, tenant: str, lane: Lane) -> int:
+        """Places of the queue that a tenant's notes of a lane may take: those that other notes leave, where it is the
+        only tenant; else half of them, so that as many are left to the next one. It may always take one."""
+        places = self._max_queue if lane is Lane.INTERACTIVE else math.ceil(BULK_SHARE * self._max_queue)
+        left = places - self._reserved() + self._reserved_by(tenant, lane)
+        return max(1, left if self._count_tenants() < 2 else left // 2)
 
     async def generate(
         self,
@@ -210,7 +211,7 @@ class Batcher:
         `generate_all` raises."""
         if not notes:
             return []
-        size = min(EMBED_BATCH_SIZE, self.max_places(tenant))
+        size = min(EMBED_BATCH_SIZE, self.max_places(tenant, urgency.lane))
         outputs: list[GenerationOutput] = []
         with self.admit(len(notes), VECTOR_ONLY, urgency, size, tenant) as admission:
             for begin in range(0, len(notes), size):
@@ -249,11 +250,19 @@ class Batcher:
 
     def _full(self, places: int, urgency: Urgency, tenant: str) -> QueueFull | None:
         """Return why the queue does not take so many notes more, as `admit` says; None where it does."""
-        reserved = sum(other.reserved for other in self._admissions)
-        own = sum(other.reserved for other in self._admissions if other.tenant == tenant)
+        own = self._reserved_by(tenant, urgency.lane)
         wait = self.expected_wait(urgency.lane, tenant)
-        full = reserved + places > self._max_queue or own + places > self.max_places(tenant)
+        full = self._reserved() + places > self._max_queue or own + places > self.max_places(tenant, urgency.lane)
         return QueueFull(own, wait) if full or wait > self._max_wait(urgency) else None
+
+    def _reserved(self) -> int:
+        """Return how many places of the queue are taken."""
+        return sum(admission.reserved for admission in self._admissions)
+
+    def _reserved_by(self, tenant: str, lane: Lane) -> int:
+        """Return how many places the notes of a tenant take in a lane."""
+        own = (one for one in self._admissions if one.tenant == tenant and one.lane is lane)
+        return sum(admission.reserved for admission in own)
 
     def _max_wait(self, urgency: Urgency) -> float:
         """Seconds for which notes of a caller may wait for the engine."""

@@ -40,8 +40,8 @@ class ReadService:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(ReadService):
     """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
-    the rest is its own. `exports` limits exports of notes and of reads, which share a bound;
-    `reader_exports` those of the events of one reader, `erasures` erasures of users' events."""
+    the rest is its own. `exports` limits exports of notes and of reads, which share a bound; `reader_exports` those of
+    the events of one reader, `event_bodies` bodies of events as NDJSON, `erasures` erasures of users' events."""
 
     recommender: Recommender
     search: NoteSearch
@@ -50,6 +50,7 @@ class Service(ReadService):
     changes: ChangeFeed
     exports: ConcurrencyLimit
     reader_exports: ConcurrencyLimit
+    event_bodies: ConcurrencyLimit
     erasures: ConcurrencyLimit
     batcher: Batcher
     behaviour: LiveBehaviour

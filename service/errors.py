@@ -289,14 +289,14 @@ class QuotaExceeded(TryLater):
 
 
 class QueueFull(TryLater):
-    """`waiting`: notes of the caller's tenant that wait already. `seconds`: how long until a note would begin."""
+    """`waiting`: notes of the caller's tenant that wait in its lane. `seconds`: how long until a note would begin."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
         super().__init__(
-            f"{waiting} notes of yours wait for the model already, and the next one would for about {seconds:.1f} s: "
-            "too much of your time (X-Request-Timeout), or more than may wait (GET /limits); try again in "
-            f"{self.retry_after} s."
+            f"{waiting} notes of yours wait for the model in this lane already, and the next one would for about "
+            f"{seconds:.1f} s: too much of your time (X-Request-Timeout), or more than may wait (GET /limits); try "
+            f"again in {self.retry_after} s."
         )
 
 

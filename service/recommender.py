@@ -138,7 +138,7 @@ class Recommender:
             if not places:
                 return [added[i] for i in range(len(notes))]
             new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
-            size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
+            size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant, urgency.lane))
             request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
             with self._batcher.admit(len(new), request, urgency, size, self._tenant) as admission:
                 for batch in batches_with_unique_ids(new, size):
@@ -270,7 +270,7 @@ class Recommender:
         added: list[Added | None] = []
         if not notes:
             return added
-        size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant))
+        size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant, urgency.lane))
         dearest = max((generate for _, generate in notes), key=lambda generate: (generate.hashtags, generate.category))
         request = self.generation_request(dearest.hashtags, self.categories if dearest.category else ())
         with self._batcher.admit(len(notes), request, urgency, size, self._tenant) as admission:

@@ -13,7 +13,7 @@ from service.interfaces import NoteIndex, NoteStore
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
 from service.search.nearest import NearestNotes
-from service.search.neighbour_cache import NeighbourCache, NeighbourList
+from service.search.neighbour_cache import NeighbourCache, NeighbourList, RecentChanges
 from service.search.shared_lru import SharedLru
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
@@ -48,7 +48,9 @@ class SharedParts:
         self.known = known
         processes = settings.readers + 1
         self.items = items = SharedLru[RenderedItem](settings.item_cache_bytes // processes)
-        self.neighbours = neighbours = SharedLru[NeighbourList](settings.neighbour_cache_bytes // processes)
+        self.neighbours = neighbours = SharedLru[NeighbourList | RecentChanges](
+            settings.neighbour_cache_bytes // processes
+        )
         self._gate = gate
         telemetry.item_bytes.set_function(lambda: items.used)
         telemetry.neighbour_list_bytes.set_function(lambda: neighbours.used)

@@ -25,7 +25,7 @@ from service.api.app import create_app
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
 from service.behaviour.co_occurrence import CoOccurrenceOptions
-from service.behaviour.live import MAX_ERASURES, MAX_READER_EXPORTS, LiveBehaviour
+from service.behaviour.live import MAX_ERASURES, MAX_EVENT_BODIES, MAX_READER_EXPORTS, LiveBehaviour
 from service.claims import Claims
 from service.collection.change_feed import MAX_CHANGE_WAITERS, ChangeFeed
 from service.collection.export import MAX_EXPORTS
@@ -179,13 +179,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         snapshots = _claim_snapshots(settings, stack, snapshot_folder(settings, name, identity))
         index = _make_index(shared, parts, store, snapshots)
         stack.push_async_callback(index.stop)
-        defaults = GenerationDefaults(
-            settings.categories,
-            settings.hashtag_policy,
-            settings.blocked_hashtags,
-            settings.min_category_probability,
-            settings.min_hashtag_score,
-        )
+        defaults = _generation_defaults(settings)
         recommender = Recommender(
             engine, parts.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
         )
@@ -219,6 +213,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             exports=ConcurrencyLimit("max_exports", MAX_EXPORTS),
             durability=SharedProbe(partial(_probe_durability, store, shared.telemetry)),
             reader_exports=ConcurrencyLimit("max_reader_exports", MAX_READER_EXPORTS),
+            event_bodies=ConcurrencyLimit("max_event_bodies", MAX_EVENT_BODIES),
             erasures=ConcurrencyLimit("max_erasures", MAX_ERASURES),
             changes=ChangeFeed(store, index, ConcurrencyLimit("max_change_waiters", MAX_CHANGE_WAITERS)),
             batcher=parts.batcher,
@@ -278,6 +273,16 @@ async def _watch_durability(service: Service) -> None:
         except Exception:  # the task must not end unseen: writes might be acknowledged before they are on disk
             log.exception("durability_unknown")
         await asyncio.sleep(DURABILITY_SECONDS)
+
+
+def _generation_defaults(settings: Settings) -> GenerationDefaults:
+    return GenerationDefaults(
+        settings.categories,
+        settings.hashtag_policy,
+        settings.blocked_hashtags,
+        settings.min_category_probability,
+        settings.min_hashtag_score,
+    )
 
 
 def _event_bounds(settings: Settings) -> EventBounds:

@@ -1,4 +1,5 @@
-"""Events that a service takes in: lists of a thousand, durable when answered, from one client and from two.
+"""Events that a service takes in: lists of a thousand, durable when answered, from one client and from two; and how
+long another client of the store waits beside them.
 
 python -m benchmarks.speed.events [LISTS]
 
@@ -8,14 +9,17 @@ The client only sends bodies that were made before, and shares the machine with 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import orjson
 import redis
+import redis.asyncio
 
 from benchmarks.harness.http_load import Connection, connect
 from benchmarks.harness.metrics import read_metric
@@ -29,6 +33,8 @@ LIST_EVENTS = 1000
 NOTES, USERS = 500, 5000
 TARGET = 20_000
 """Events a second that are to be accepted."""
+PING_SECONDS = 0.002
+"""Pause between two commands of the other client."""
 
 
 def user_of(number: int) -> int:
@@ -62,6 +68,29 @@ def bodies(name: str, count: int) -> list[bytes]:
     return requests
 
 
+async def ping(socket: Path, waits: list[float]) -> None:
+    """Send the store commands that do nothing, until cancelled; add the seconds of each answer to `waits`."""
+    async with redis.asyncio.Redis(unix_socket_path=str(socket)) as store:
+        while True:
+            started = time.perf_counter()
+            await store.ping()
+            waits.append(time.perf_counter() - started)
+            await asyncio.sleep(PING_SECONDS)
+
+
+async def send_beside_pings(
+    port: int, requests: list[bytes], clients: int, socket: Path
+) -> tuple[float, int, list[float]]:
+    """Return what `send_all` does, and the seconds for which another client of the store waited for each answer."""
+    waits: list[float] = []
+    pinging = asyncio.create_task(ping(socket, waits))
+    seconds, accepted = await send_all(port, requests, clients)
+    pinging.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await pinging
+    return seconds, accepted, waits
+
+
 async def send_all(port: int, requests: list[bytes], clients: int) -> tuple[float, int]:
     """Send lists from some clients at once; return the seconds, and how many events were accepted."""
     waiting, accepted = list(reversed(requests)), 0
@@ -80,7 +109,7 @@ async def send_all(port: int, requests: list[bytes], clients: int) -> tuple[floa
 
 def measure(service: ServiceProcess, lists: int) -> list[Row]:
     """Measure a running service."""
-    rows = []
+    rows, socket = [], service.folder / "data" / "redis.sock"
     notes = [{"id": f"n{number}", "title": f"note {number}"} for number in range(NOTES)]
     httpx2.post(f"{service.url}/notes", json=notes, timeout=600).raise_for_status()
     asyncio.run(send_all(service.port, bodies("warm", 2), 1))
@@ -88,12 +117,15 @@ def measure(service: ServiceProcess, lists: int) -> list[Row]:
     pids = {"service": service.pid, "store": service.redis_pid()}
     computed = {name: processor_seconds(pid) for name, pid in pids.items()}
     for clients in (1, 2):
-        seconds, accepted = asyncio.run(send_all(service.port, bodies(f"c{clients}", lists), clients))
+        requests = bodies(f"c{clients}", lists)
+        seconds, accepted, waits = asyncio.run(send_beside_pings(service.port, requests, clients, socket))
         assert accepted == lists * LIST_EVENTS
         sent += lists
         name = f"lists of {LIST_EVENTS:,} events from {clients} client{'s' * (clients > 1)}"
         rate = round(accepted / seconds)
         rows.append(row(name, rate, "events/s", target=f">= {TARGET:,}", met=rate >= TARGET))
+        wait = round(1000 * float(np.percentile(waits, 99)), 1)
+        rows.append(row(f"{name}: another client of the store waits, p99", wait, "ms"))
     started, numbers = time.perf_counter(), range(max(2, lists) * LIST_EVENTS)
     reads = len({(user_of(number), note_of(number)) for number in numbers})
     while read_metric(service.url, "notellm_behaviour_reads") < reads:
@@ -103,7 +135,7 @@ def measure(service: ServiceProcess, lists: int) -> list[Row]:
     for name, pid in pids.items():
         cost = 1e6 * (processor_seconds(pid) - computed[name]) / ((sent - 2) * LIST_EVENTS)
         rows.append(row(f"computing of the {name} for an event", round(cost, 1), "us"))
-    with redis.Redis(unix_socket_path=str(service.folder / "data" / "redis.sock")) as store:
+    with redis.Redis(unix_socket_path=str(socket)) as store:
         stream = store.memory_usage("{notes}:events")
     rows.append(row("memory of the service with them", service.resident_mib(), "MiB"))
     rows.append(row("memory of the store for an event", round(stream / (sent * LIST_EVENTS), 1), "bytes"))

@@ -124,18 +124,19 @@ def check_event_lines(body: bytes) -> None:
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
     """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
     refused alone. A failure of the store, or a key that opens nothing any more or has used up its tokens, ends the
-    lines with a refused one; they end too when the caller has left."""
-    async with aclosing(_parsed_batches(body, service)) as batches:
-        async for parsed in batches:
-            if await request.is_disconnected():
-                return
-            try:
-                await reauthorise(request)
-                results = await _add(parsed, service)
-            except NoteLLMError as error:
-                yield orjson.dumps(refused_result(error, None)) + b"\n"
-                return
-            yield b"".join(orjson.dumps(result) + b"\n" for result in results)
+    lines with a refused one; they end too when the caller has left. Raises TooManyWaiting before the first line."""
+    with service.event_bodies.slot():
+        async with aclosing(_parsed_batches(body, service)) as batches:
+            async for parsed in batches:
+                if await request.is_disconnected():
+                    return
+                try:
+                    await reauthorise(request)
+                    results = await _add(parsed, service)
+                except NoteLLMError as error:
+                    yield orjson.dumps(refused_result(error, None)) + b"\n"
+                    return
+                yield b"".join(orjson.dumps(result) + b"\n" for result in results)
 
 
 async def _parsed_batches(body: bytes, service: Service) -> AsyncGenerator[list[Event | dict[str, Any]]]:

@@ -18,6 +18,9 @@ from service.telemetry import Telemetry
 MAX_SUMMED_IN_LOOP = 100
 """Successors of all examples that are merged in the event loop: up to half a millisecond, or a few where they have all
 the readers that count. A thread merges more: forty thousand take a tenth of a second."""
+MAX_EVENT_BODIES = 2
+"""Bound on the bodies of events as NDJSON that one process takes in at a time for a tenant, published at GET /limits:
+each may keep the store busy for seconds, and takes memory that the bodies of all tenants share."""
 MAX_ERASURES = 1
 """Bound on the erasures of readers' events of one tenant that run at one process, published at GET /limits: each looks
 through the whole stream."""

@@ -19,28 +19,29 @@ from service.records import Centre, ChangedNotes, Hit, StoredNote, Vector
 from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
-MAX_CHANGES = 512
-"""Changes that are known at the least, once there were so many; twice as many at the most. A batch of the log has no
-more (READ_BATCH_SIZE)."""
+MAX_CHANGES, MIN_CHANGES = 512, 16
+"""Changes of a tenant that are known at the least, once there were so many; twice as many at the most. Between these
+bounds it is the number of the tenant's lists: lists that grow too old cost one search for each change at the most, and
+the changes take about as much memory as the lists. A batch of the log has no more than MAX_CHANGES (READ_BATCH_SIZE).
+"""
 ROUNDING = 1e-4
 """Tolerance where the inner product of a change is compared with the last score of a list: more than two float32
 computations of one product of unit vectors of 1,000 numbers differ by."""
 LIST_BYTES, HIT_BYTES = 600, 150
 """About what Python's objects take: those around a list with its key, and those of one hit without its id's letters."""
 UNCONDITIONAL = Filter()
+CHANGES = "changes"
+"""Key of a tenant's recent changes, which are kept among its lists; the key of a list is a pair."""
 
 
 class RecentChanges:
-    """Ids and vectors of the notes that an index changed last. Changes are numbered from 0 on; `count`: how many there
-    were."""
+    """Ids and vectors of the notes that an index changed last. Changes are numbered: `first` is the oldest one that is
+    known, `end` the one that comes next."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._first = 0
-        """Number of the oldest change that is known."""
-        self._vectors: Vectors = np.zeros((0, 0), np.float32)
-        """(2 * MAX_CHANGES, D): rows of the changes from `_first` on, 0 where a note was removed; no rows before the
-        first change."""
+    def __init__(self, first: int, dimension: int) -> None:
+        self.first = self.end = first
+        self._vectors: Vectors = np.zeros((0, dimension), np.float32)
+        """(rows, D): rows of the changes from `first` on, 0 where a note was removed; then rows for those to come."""
         self._last_change: dict[str, int] = {}
         """Number of the last change of each note, of those that are known."""
 
@@ -49,33 +50,39 @@ class RecentChanges:
         """Bytes of the vectors."""
         return self._vectors.nbytes
 
-    def add(self, notes: ChangedNotes, dimension: int) -> None:
-        """Take in at most MAX_CHANGES changes. `dimension`: that of the index's vectors; a vector of another dimension
-        is of another vector space, so that the index has no row of its note."""
-        if not self._vectors.size:
-            self._vectors = np.zeros((2 * MAX_CHANGES, dimension), np.float32)
-        if self.count + len(notes) - self._first > 2 * MAX_CHANGES:
-            self._forget_before(self.count - MAX_CHANGES)
+    def add(self, notes: ChangedNotes, max_changes: int) -> None:
+        """Take in at most `max_changes` changes, and go on knowing as many of those before. A vector of another
+        dimension than D is of another vector space, so that the index has no row of its note."""
+        self._make_room(len(notes), max_changes)
         for note_id, note in notes.items():
             vector = note.vector if isinstance(note, StoredNote) else None
-            has_row = vector is not None and len(vector) == dimension
-            self._vectors[self.count - self._first] = vector if has_row else 0.0
-            self._last_change[note_id] = self.count
-            self.count += 1
+            has_row = vector is not None and len(vector) == self._vectors.shape[1]
+            self._vectors[self.end - self.first] = vector if has_row else 0.0
+            self._last_change[note_id] = self.end
+            self.end += 1
 
     def concern(self, since: int, ids: Sequence[str], vector: Vector, score: float) -> bool:
         """Return whether a change from number `since` on names one of `ids`, or has an inner product of `score` or more
         with `vector` (D,); also where some of these changes are not known any more."""
-        if since < self._first or any(self._last_change.get(note_id, -1) >= since for note_id in ids):
+        if since < self.first or any(self._last_change.get(note_id, -1) >= since for note_id in ids):
             return True
-        products, _ = exact_search(self._vectors[since - self._first : self.count - self._first], vector, 1)
+        products, _ = exact_search(self._vectors[since - self.first : self.end - self.first], vector, 1)
         return len(products) > 0 and float(products[0]) >= score - ROUNDING
 
-    def _forget_before(self, number: int) -> None:
-        known = self._vectors[number - self._first : self.count - self._first].copy()
-        self._vectors[: len(known)] = known
-        self._first = number
-        self._last_change = {note_id: at for note_id, at in self._last_change.items() if at >= number}
+    def _make_room(self, count: int, max_changes: int) -> None:
+        """Have rows for `count` more changes, up to 2 * max_changes in all; beyond these forget the oldest changes. An
+        array that was made for many more lists than there are now is made anew, too."""
+        known = self.end - self.first
+        if known + count <= len(self._vectors) <= 4 * max_changes:
+            return
+        vectors = self._vectors[:known]
+        if known + count > 2 * max_changes:
+            known = max_changes
+            self.first = self.end - known
+            self._last_change = {note_id: at for note_id, at in self._last_change.items() if at >= self.first}
+        rows = min(2 * max_changes, 2 * (known + count))
+        self._vectors = np.zeros((rows, vectors.shape[1]), np.float32)
+        self._vectors[:known] = vectors[len(vectors) - known :]
 
 
 @dataclass(slots=True)
@@ -95,24 +102,27 @@ class NeighbourList:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourQuery:
-    """A search for the neighbours of a note, by the vector `query` (D,), which leaves out `centre`. `changes`: those
-    that were known when it was asked, `since`: their number then. A search may miss what changes while it runs."""
+    """A search for the neighbours of a note, by the vector `query` (D,), which leaves out `centre`. `since`: number of
+    the first change that comes after it was asked: it may miss what changes while it runs."""
 
     query: Vector
     where: Filter
     centre: Centre
-    changes: RecentChanges
     since: int
 
 
 class NeighbourCache:
-    """Finds the neighbours of one tenant's notes, and keeps in `lists` what it found without conditions."""
+    """Finds the neighbours of one tenant's notes, and keeps in `lists` what it found without conditions, with the
+    changes to compare it with."""
 
-    def __init__(self, index: NoteIndex, lists: SharedLru[NeighbourList], telemetry: Telemetry) -> None:
+    def __init__(self, index: NoteIndex, lists: SharedLru[NeighbourList | RecentChanges], telemetry: Telemetry) -> None:
         self._index = index
         self._lists = lists
         self._owner = lists.new_owner()
-        self._changes = RecentChanges()
+        self._count = 0
+        """Number of the next change."""
+        self._dropped_at = 0
+        """Number of the first change after all lists were dropped; what was asked before is not kept."""
         self._dimension = 0
         self._from_memory = telemetry.neighbour_lists.labels("memory")
         self._from_index = telemetry.neighbour_lists.labels("index")
@@ -149,28 +159,33 @@ class NeighbourCache:
         if vector is None:
             return None
         beside = replace(where, exclude=where.exclude | {note_id})
-        return NeighbourQuery(centre.query(vector), beside, centre, self._changes, self._changes.count)
+        return NeighbourQuery(centre.query(vector), beside, centre, self._count)
 
     def _keep(self, note_id: str, k: int, where: Filter, question: NeighbourQuery, hits: list[Hit]) -> None:
         """Keep what was found, unless it was under conditions, or all lists were dropped meanwhile."""
         if where != UNCONDITIONAL:
             return
         self._from_index.inc()
-        if question.changes is self._changes:
+        if question.since >= self._dropped_at:
             self._dimension = len(question.query)
             made = NeighbourList(hits, question.centre, question.since)
             self._lists.put(self._owner, (note_id, k), made, made.nbytes)
 
     def apply(self, notes: ChangedNotes | None) -> None:
-        """Take in changes of the index. None, for any changes, and more than MAX_CHANGES drop all lists. Without lists
-        there is nothing to compare with changes, so none are known then."""
-        before = self._changes.nbytes
-        if notes is None or len(notes) > MAX_CHANGES or not self._lists.count(self._owner):
+        """Take in changes of the index. None, for any changes, and more of them than would be known drop all lists.
+        Without lists there is nothing to compare with changes, so none are known then."""
+        changes = self._recent_changes()
+        lists = self._lists.count(self._owner) - (changes is not None)
+        max_changes = min(MAX_CHANGES, max(MIN_CHANGES, lists))
+        if notes is None or not lists or len(notes) > max_changes:
             self._lists.drop_all(self._owner)
-            self._changes = RecentChanges()
-        else:
-            self._changes.add(notes, self._dimension)
-        self._lists.reserve(self._changes.nbytes - before)
+            self._count += 1
+            self._dropped_at = self._count
+            return
+        changes = changes or RecentChanges(self._count, self._dimension)
+        changes.add(notes, max_changes)
+        self._count = changes.end
+        self._lists.put(self._owner, CHANGES, changes, changes.nbytes)
 
     def forget(self, note_id: str, k: int) -> None:
         """Drop a list that names a note which is gone: one that expires is no change of the index."""
@@ -180,20 +195,25 @@ class NeighbourCache:
         """Return a kept list, compared with all changes; None, and drop it, where the centre has changed or a change
         may have made it another."""
         kept = self._lists.get(self._owner, (note_id, k))
-        if kept is None:
+        if not isinstance(kept, NeighbourList):
             return None
         if kept.centre is not self._index.centre or not self._is_as_searched(note_id, k, kept):
             self.forget(note_id, k)
             return None
-        kept.since = self._changes.count
+        kept.since = self._count
         return kept
 
     def _is_as_searched(self, note_id: str, k: int, kept: NeighbourList) -> bool:
         """Return whether no change since can have made a list another one."""
-        if kept.since == self._changes.count:
+        if kept.since == self._count:
             return True
-        question = self._question(note_id, UNCONDITIONAL)
-        if question is None or len(kept.hits) < k:  # any note may come into a list with fewer than k
+        changes, question = self._recent_changes(), self._question(note_id, UNCONDITIONAL)
+        if changes is None or question is None or len(kept.hits) < k:  # any note may come into a list with fewer than k
             return False
         ids = [note_id, *(hit.id for hit in kept.hits)]
-        return not self._changes.concern(kept.since, ids, question.query, kept.hits[-1].score)
+        return not changes.concern(kept.since, ids, question.query, kept.hits[-1].score)
+
+    def _recent_changes(self) -> RecentChanges | None:
+        """Return the changes that are known; None where there are none, or others' lists have taken their memory."""
+        kept = self._lists.get(self._owner, CHANGES)
+        return kept if isinstance(kept, RecentChanges) else None

@@ -14,7 +14,7 @@ class SharedLru(Generic[Value]):
     """Values of several owners by keys of theirs. Where more than `max_bytes` are used, those that were asked for least
     recently go first, whoever owns them.
 
-    `used`: bytes that values and reservations take.
+    `used`: bytes that the values take.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -49,7 +49,9 @@ class SharedLru(Generic[Value]):
         self.drop(owner, key)
         self._values[owner, key] = value, size
         self._counts[owner] += 1
-        self.reserve(size)
+        self.used += size
+        while self.used > self.max_bytes and self._values:
+            self.drop(*next(iter(self._values)))
 
     def drop(self, owner: int, key: Hashable) -> None:
         """Drop a value, if there is one."""
@@ -64,9 +66,3 @@ class SharedLru(Generic[Value]):
         for _, key in [place for place in self._values if place[0] == owner]:
             self.drop(owner, key)
         del self._counts[owner]
-
-    def reserve(self, size: int) -> None:
-        """Count `size` bytes that an owner uses beside its values; it gives them back by a negative size."""
-        self.used += size
-        while self.used > self.max_bytes and self._values:
-            self.drop(*next(iter(self._values)))

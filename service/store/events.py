@@ -7,6 +7,8 @@ tenant's salt: the names of users are nowhere in the store. keys.py has the name
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -39,8 +41,13 @@ READER_BYTES = 10
 ID_BYTES = 9
 """Bytes that are kept of an event's id, as 12 letters: of a million ids two share one with a probability of one in ten
 billion."""
+ADD_BATCH_SIZE = 200
+"""Events that one script adds. MEASURED"""
+MAX_ADDS = 2
+"""Scripts with several events of one tenant that a process has at the server at a time: a command of anybody else waits
+for all that arrived before it."""
 BATCH_SIZE = 1000
-"""Events of one script, and entries that one script looks through: a few milliseconds of the server."""
+"""Entries that one script looks through: a few milliseconds of the server."""
 ADD_ATTEMPTS = 3
 """Attempts at one script where another process changes the salt meanwhile, which only an emptied store brings about."""
 OTHER_SALT = b"salt"
@@ -168,16 +175,24 @@ class RedisEventStore:
         self._known = known
         self._salt = b""
         """Salt of the readers' pseudonyms; empty before it was read."""
+        self._turns = asyncio.Semaphore(MAX_ADDS)
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         outcomes: list[EventOutcome] = []
-        for begin in range(0, len(events), BATCH_SIZE):
-            outcomes += await self._add(events[begin : begin + BATCH_SIZE])
+        for begin in range(0, len(events), ADD_BATCH_SIZE):
+            outcomes += await self._add(events[begin : begin + ADD_BATCH_SIZE])
+        await self._connection.wait_for_disk()
         return outcomes
 
     async def _add(self, events: Sequence[Event]) -> list[EventOutcome]:
+        """Add events by one script; they are durable after `wait_for_disk`. Raises TenantRemoved."""
         for _ in range(ADD_ATTEMPTS):
-            answer = await self._write(self._add_command(events, await self._read_salt()))
+            command = self._add_command(events, await self._read_salt())
+            turn = self._turn() if len(events) > 1 else contextlib.nullcontext()
+            async with turn, self._connection.call("add events"):
+                (answer,) = await self._connection.send(command.words)
+            if answer == REMOVED:
+                raise TenantRemoved
             if answer != OTHER_SALT:
                 log_end, outcomes = answer
                 if self._known:  # before a caller hears which notes there are
@@ -185,6 +200,19 @@ class RedisEventStore:
                 return [OUTCOMES[number] for number in outcomes]
             self._salt = b""
         raise StoreUnavailable("it is emptied again and again")
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Be one of MAX_ADDS for the block. Raises StoreUnavailable where those before take longer than a call may."""
+        try:
+            async with asyncio.timeout(self._connection.timeout_seconds):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("it has not taken in the events that were sent before") from error
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def _add_command(self, events: Sequence[Event], salt: bytes) -> Command:
         keys = self._keys

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Hashtag
 from model.note import Note
-from service.admission import FIRST_ESTIMATE, PATIENT, Admission, EngineSeconds, Lane, Urgency
+from service.access.principal import DEFAULT_TENANT
+from service.admission import IN_BACKGROUND, PATIENT, Lane, Urgency
 from service.batcher import MAX_BULK_WAIT, Batcher
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
@@ -381,13 +383,45 @@ async def test_tenant_leaves_places_in_the_queue_to_others(engine: WordEngine) -
         await plug(engine, batcher)
         tasks = [await queue_for(batcher, "load", *map(note, "abcd"))]
         with pytest.raises(QueueFull):
-            await batcher.generate(note("e"), tenant="load")
-        tasks.append(await queue_for(batcher, "other", *map(note, "fgh")))
+            await batcher.generate(note("e"), urgency=IN_BACKGROUND, tenant="load")
+        tasks.append(await queue_for(batcher, "other", *map(note, "fg")))
         with pytest.raises(QueueFull):
-            await batcher.generate(note("i"), tenant="other")
-        tasks.append(await queue_for(batcher, "third", note("j"), note("k")))
+            await batcher.generate(note("h"), urgency=IN_BACKGROUND, tenant="other")
+        tasks.append(await queue_for(batcher, "third", note("i")))
+        tasks.append(await queue_for(batcher, "fourth", note("j")))
         engine.gate.set()
         await asyncio.gather(*tasks)
+
+
+async def test_newcomer_and_interactive_note_find_places_beside_many_bulk_loads(engine: WordEngine) -> None:
+    loads = [f"load{number}" for number in range(20)]
+    async with batching(engine, max_queue=400, tenants=len(loads) + 1) as batcher:
+        with ExitStack() as held:
+            places = [take_all_places(held, batcher, load) for load in loads]
+            assert places[:3] == [180, 90, 45]
+            assert all(places)
+            for tenant in (*loads, "newcomer"):
+                held.enter_context(batcher.admit(1, VECTOR_ONLY, PATIENT, tenant=tenant))
+            assert take_all_places(held, batcher, "newcomer") > 0
+
+
+async def test_bulk_load_of_the_only_tenant_leaves_places_to_interactive_notes(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=100) as batcher:
+        with ExitStack() as held:
+            assert take_all_places(held, batcher, DEFAULT_TENANT) == 90
+            for _ in range(10):
+                held.enter_context(batcher.admit(1, VECTOR_ONLY, PATIENT))
+            with pytest.raises(QueueFull):
+                await batcher.generate(note("a"))
+
+
+def take_all_places(held: ExitStack, batcher: Batcher, tenant: str) -> int:
+    """Have bulk notes of a tenant admitted until `held` is left, as many as may be; return their number."""
+    places = 0
+    while batcher.refusal(IN_BACKGROUND, tenant) is None:
+        held.enter_context(batcher.admit(1, VECTOR_ONLY, IN_BACKGROUND, tenant=tenant))
+        places += 1
+    return places
 
 
 async def test_only_tenant_has_the_whole_queue(engine: WordEngine) -> None:
@@ -396,29 +430,3 @@ async def test_only_tenant_has_the_whole_queue(engine: WordEngine) -> None:
         task = await queue_for(batcher, "load", *map(note, "abcdefghi"))
         engine.gate.set()
         await task
-
-
-def test_long_notes_loaded_in_bulk_are_not_taken_for_the_length_of_texts_searched_for() -> None:
-    seconds = EngineSeconds()
-    for _ in range(100):
-        seconds.measure(Lane.BULK, VECTOR_ONLY, 10 * FIRST_ESTIMATE)
-    seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 2 * FIRST_ESTIMATE)  # the first one, alone in its step
-    burst = [Admission(Lane.INTERACTIVE, VECTOR_ONLY, 1, 1, "acme") for _ in range(32)]
-    assert seconds.wait(burst, Lane.INTERACTIVE, "acme") < 1.25 * 32 * FIRST_ESTIMATE
-    for _ in range(20):
-        seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 2 * FIRST_ESTIMATE)
-    assert seconds.wait(burst, Lane.INTERACTIVE, "acme") > 1.9 * 32 * FIRST_ESTIMATE, "those that follow are slow, too"
-
-
-def test_expected_wait_counts_turns_of_other_tenants() -> None:
-    seconds = EngineSeconds()
-    for lane in Lane:
-        for _ in range(100):
-            seconds.measure(lane, VECTOR_ONLY, 0.1)
-    load = [Admission(Lane.BULK, VECTOR_ONLY, 1000, 32, "load")]
-    assert seconds.wait(load, Lane.BULK, "load") == pytest.approx(100)
-    assert seconds.wait(load, Lane.BULK, "other") == pytest.approx(0.1)
-    assert seconds.wait(load, Lane.INTERACTIVE, "load") == 0
-    person = Admission(Lane.INTERACTIVE, VECTOR_ONLY, 2, 2, "load")
-    both = [*load, Admission(Lane.BULK, VECTOR_ONLY, 5, 5, "other"), person]
-    assert seconds.wait(both, Lane.BULK, "other") == pytest.approx(0.2 + 0.5 + 0.6)

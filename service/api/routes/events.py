@@ -54,7 +54,7 @@ POST_BODY = one_list_or_stream("EventIn", "event")
             "description": "A list: each event's own result",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsOut"}}},
         },
-        **documented(400, 404, 409, 413, 415, 422, 503),
+        **documented(400, 404, 409, 413, 415, 422, 429, 503),
     },
 )
 @needs(Scope.EVENTS)
@@ -65,7 +65,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
     body = await request.body()
     if media_type(request.headers) == NDJSON:
         check_event_lines(body)
-        return NdjsonResponse(add_event_lines(request, body, service))
+        return NdjsonResponse(await started(add_event_lines(request, body, service)))
     if is_list(body):
         return Response(await add_event_list(body, service), 207, media_type="application/json")
     answer = await add_event(body, service)

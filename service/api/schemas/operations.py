@@ -30,7 +30,7 @@ from service.api.schemas.generate import MAX_BLOCKED, MAX_CATEGORIES, MAX_GENERA
 from service.api.schemas.search import MAX_BOOSTS, MAX_SEARCHES, MAX_WEIGHT
 from service.api.schemas.similar import MAX_CAP, MAX_EXAMPLES, MAX_EXCLUDED
 from service.api.unsent_answers import ANSWER_SECONDS, MAX_UNSENT_BYTES, MIN_ANSWER_RATE
-from service.behaviour.live import MAX_ERASURES, MAX_READER_EXPORTS
+from service.behaviour.live import MAX_ERASURES, MAX_EVENT_BODIES, MAX_READER_EXPORTS
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGE_WAITERS, MAX_CHANGES
 from service.collection.export import MAX_EXPORTS
 from service.collection.listing import MAX_IDS, MAX_PAGE
@@ -126,6 +126,9 @@ class LimitsOut(BaseModel):
     max_exports: int = Field(MAX_EXPORTS, description="exports of a tenant that run at one process; 429 beyond")
     max_reader_exports: int = Field(
         MAX_READER_EXPORTS, description="answers with a reader's events that one process sends for a tenant; 429 beyond"
+    )
+    max_event_bodies: int = Field(
+        MAX_EVENT_BODIES, description="bodies of events as NDJSON that one process takes in for a tenant; 429 beyond"
     )
     max_erasures: int = Field(
         MAX_ERASURES, description="removals of a reader's events that run at one process for a tenant; 429 beyond"

@@ -14,7 +14,7 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import Hit, StoredNote, Vector, Write
 from service.search import neighbour_cache
-from service.search.neighbour_cache import MAX_CHANGES, NeighbourCache, NeighbourList
+from service.search.neighbour_cache import MIN_CHANGES, NeighbourCache, NeighbourList, RecentChanges
 from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 from tests.service.conftest import DIMENSION, GatedStore, stored_note
@@ -29,7 +29,7 @@ class Cache:
     def __init__(self, store: GatedStore, index: LiveIndex, max_bytes: int = 2**20) -> None:
         self.store, self.index = store, index
         self.telemetry = Telemetry()
-        self.lists = SharedLru[NeighbourList](max_bytes)
+        self.lists = SharedLru[NeighbourList | RecentChanges](max_bytes)
         self.cached = NeighbourCache(index, self.lists, self.telemetry)
 
     async def put(self, **vectors: Vector) -> None:
@@ -137,8 +137,9 @@ async def test_list_with_fewer_notes_than_asked_for_takes_in_any_note(cache: Cac
 
 async def test_lists_are_dropped_where_the_index_is_built_anew(cache: Cache) -> None:
     assert await cache.ids() == ["n1", "n2", "n3"]
+    without_changes = cache.lists.used
     cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
-    assert cache.lists.used > 2 * MAX_CHANGES * DIMENSION * 4  # the changes count, too
+    assert cache.lists.used >= without_changes + DIMENSION * 4  # the changes count, too
     cache.cached.apply(None)
     assert cache.lists.used == 0
     assert await cache.ids() == ["n1", "n2", "n3"]
@@ -222,6 +223,57 @@ async def test_no_list_is_kept_without_memory_for_it(embedded_store: GatedStore,
     assert (cache.lists.used, cache.taken_from("memory")) == (0, 0)
 
 
+async def test_lists_of_a_hundred_tenants_are_kept_beside_changes(cache: Cache, live_index: LiveIndex) -> None:
+    tenants = [NeighbourCache(live_index, cache.lists, cache.telemetry) for _ in range(100)]
+    for _ in range(2):
+        for tenant in tenants:
+            hits = await tenant.search("n0", 3, PLAIN)
+            assert hits is not None
+            assert [hit.id for hit in hits] == ["n1", "n2", "n3"]
+        await cache.put(far=at_angle(3.0))
+    assert (cache.taken_from("index"), cache.taken_from("memory")) == (100, 100)
+
+
+async def test_changes_of_tenants_at_rest_give_way_to_lists_of_others(
+    embedded_store: GatedStore, live_index: LiveIndex
+) -> None:
+    cache = Cache(embedded_store, live_index, max_bytes=20_000)
+    await cache.put(**{f"n{number}": at_angle(number / 10) for number in range(6)})
+    for tenant in [NeighbourCache(live_index, cache.lists, cache.telemetry) for _ in range(5)]:
+        await tenant.search("n0", 3, PLAIN)
+        for _ in range(2 * MIN_CHANGES):
+            tenant.apply({"far": stored_note("far", vector=at_angle(3.0))})
+    for _ in range(2):
+        for k in range(1, 13):
+            assert await cache.cached.search("n0", k, PLAIN)
+    assert cache.taken_from("memory") == 12
+    assert cache.lists.used <= 20_000
+
+
+@pytest.mark.parametrize("lists", [1, 2 * MIN_CHANGES])
+async def test_as_many_changes_are_known_as_there_are_lists(cache: Cache, lists: int) -> None:
+    for k in range(3, lists + 3):
+        await cache.cached.search("n0", k, PLAIN)
+    without_changes = cache.lists.used
+    for number in range(100):
+        assert await cache.ids() == ["n1", "n2", "n3"]
+        cache.cached.apply({f"far{number}": stored_note(f"far{number}", vector=at_angle(3.0))})
+    known = (cache.lists.used - without_changes) / (DIMENSION * 4)
+    assert max(MIN_CHANGES, lists) <= known <= 2 * max(MIN_CHANGES, lists)
+
+
+async def test_changes_take_less_memory_after_most_lists_went(cache: Cache) -> None:
+    for k in range(3, 100):
+        await cache.cached.search("n0", k, PLAIN)
+    for _ in range(2):
+        cache.cached.apply(dict.fromkeys((f"n{number}" for number in range(10, 90)), stored_note("far")))
+    for k in range(4, 100):
+        cache.cached.forget("n0", k)
+    before = cache.lists.used
+    cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
+    assert cache.lists.used < before - 100 * DIMENSION * 4
+
+
 async def test_note_of_another_vector_space_leaves_lists_in_memory(cache: Cache) -> None:
     assert await cache.ids() == ["n1", "n2", "n3"]
     cache.cached.apply({"other": stored_note("other", space="other", vector=np.ones(DIMENSION + 1, np.float32))})
@@ -238,8 +290,12 @@ async def test_imported_vector_that_is_longer_than_1_comes_into_a_short_list(cac
     assert await cache.ids() == ["n1", "far"]
 
 
-async def test_any_changes_give_what_a_search_gives(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbour_cache, "MAX_CHANGES", 8)  # so that the oldest changes are forgotten many times
+@pytest.mark.parametrize(("at_least", "at_most"), [(8, 8), (1, 512)], ids=["eight", "as many as lists"])
+async def test_any_changes_give_what_a_search_gives(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, at_least: int, at_most: int
+) -> None:
+    monkeypatch.setattr(neighbour_cache, "MIN_CHANGES", at_least)  # so that the oldest changes are forgotten many times
+    monkeypatch.setattr(neighbour_cache, "MAX_CHANGES", at_most)
     choice = random.Random(0)
     names = [f"n{number}" for number in range(12)]
     for _ in range(200):

@@ -44,17 +44,6 @@ def test_reads_make_no_objects_that_the_garbage_collector_goes_through() -> None
     assert int(subprocess.run(program, check=True, capture_output=True, text=True).stdout) < 100
 
 
-def test_reserved_bytes_take_the_place_of_values() -> None:
-    lru = SharedLru[str](30)
-    owner = lru.new_owner()
-    for key in "abc":
-        lru.put(owner, key, key, 10)
-    lru.reserve(15)
-    assert (lru.used, lru.get(owner, "c"), lru.count(owner)) == (25, "c", 1)
-    lru.reserve(-15)
-    assert lru.used == 10
-
-
 def test_dropped_and_replaced_values_give_their_bytes_back() -> None:
     lru = SharedLru[str](100)
     one, other = lru.new_owner(), lru.new_owner()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import orjson
 import pytest
 import redis
 
-from service.errors import TenantRemoved
+from service.errors import StoreUnavailable, TenantRemoved
 from service.events import Event, EventBounds
 from service.records import ORIGIN, Write
 from service.store.connection import Connection
-from service.store.events import RedisEventStore
+from service.store.events import ADD, ADD_BATCH_SIZE, MAX_ADDS, RedisEventStore
 from service.store.keys import Keys
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import stored_note
@@ -48,6 +53,55 @@ async def test_an_id_is_taken_once_and_a_note_must_be_there(events: RedisEventSt
     assert await events.add([click(1), click(1), click(2, "nobody")]) == ["accepted", "duplicate", "unknown_note"]
     await store.delete("a")
     assert await events.add([click(1), click(2, "b"), click(3)]) == ["duplicate", "accepted", "unknown_note"]
+
+
+async def test_lists_of_a_tenant_go_to_the_server_in_short_scripts_and_a_few_at_a_time(
+    events: RedisEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, peak, sizes, send = 0, 0, list[int](), Connection.send
+
+    async def observed(connection: Connection, *commands: Sequence[Any]) -> list[Any]:
+        nonlocal running, peak
+        if commands[0][1] != ADD:
+            return await send(connection, *commands)
+        running, peak = running + 1, max(peak, running + 1)
+        sizes.append(len(orjson.loads(commands[0][-1])))
+        answers = await send(connection, *commands)
+        running -= 1
+        return answers
+
+    monkeypatch.setattr(Connection, "send", observed)
+    lists = [[click(first + number) for number in range(ADD_BATCH_SIZE + 2)] for first in range(1000, 6000, 1000)]
+    assert await asyncio.gather(*map(events.add, lists)) == [["accepted"] * (ADD_BATCH_SIZE + 2)] * 5
+    assert (peak, sorted(sizes)) == (MAX_ADDS, [2] * 5 + [ADD_BATCH_SIZE] * 5)
+
+
+async def test_one_event_does_not_wait_for_lists_and_no_list_waits_for_ever(
+    redis_url: str, events: RedisEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, call = Connection(redis_url, timeout_seconds=0.5), Connection.call
+    arrived, release = asyncio.Semaphore(0), asyncio.Event()
+    impatient = RedisEventStore(connection, BOUNDS)
+    await impatient.add([click(0)])  # it reads the salt
+
+    @contextlib.asynccontextmanager
+    async def held(connection: Connection, operation: str) -> AsyncIterator[None]:
+        arrived.release()
+        await release.wait()
+        async with call(connection, operation):
+            yield
+
+    monkeypatch.setattr(Connection, "call", held)
+    lists = [asyncio.create_task(impatient.add([click(n), click(n + 10)])) for n in range(1, MAX_ADDS + 1)]
+    for _ in lists:
+        await arrived.acquire()
+    monkeypatch.undo()
+    assert await impatient.add([click(50)]) == ["accepted"]
+    with pytest.raises(StoreUnavailable, match="sent before"):
+        await impatient.add([click(60), click(61)])
+    release.set()
+    assert await asyncio.gather(*lists) == [["accepted"] * 2] * MAX_ADDS
+    await connection.close()
 
 
 async def test_a_removed_note_is_told_in_the_stream(events: RedisEventStore, store: RedisNoteStore) -> None:

@@ -322,6 +322,33 @@ def test_reads_are_not_exported_before_all_events_were_read(
         eventually(lambda: client.get("/events/reads").status_code == 200)
 
 
+def test_bodies_of_lines_run_for_as_many_callers_as_the_limits_say(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = client.get("/limits").json()["max_event_bodies"]
+    held, release, all_held = count(1), threading.Event(), threading.Event()
+
+    async def hold(request: Request) -> None:
+        if next(held) == bound:
+            all_held.set()
+        await asyncio.to_thread(release.wait, 60)
+
+    def post_lines() -> httpx2.Response:
+        return client.post("/events", content=json.dumps(event()), headers=NDJSON)
+
+    monkeypatch.setattr("service.api.ingest_events.go_on", hold)
+    with ThreadPoolExecutor(bound) as threads:
+        bodies = [threads.submit(post_lines) for _ in range(bound)]
+        assert all_held.wait(60)
+        refused = post_lines()
+        assert statuses(client.post("/events", json=[event(), event()])) == ["accepted"] * 2
+        release.set()
+        assert ['"accepted"' in body.result().text for body in bodies] == [True] * bound
+    assert (refused.status_code, f"max_event_bodies = {bound}" in refused.json()["detail"]) == (429, True)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert post_lines().status_code == 200
+
+
 def test_one_erasure_of_a_tenant_runs_at_a_time(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, release, forget = threading.Event(), threading.Event(), RedisEventStore.forget
 

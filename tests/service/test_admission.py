@@ -1,0 +1,34 @@
+"""EngineSeconds: how long notes are expected to take, and to wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.generation import VECTOR_ONLY
+from service.admission import FIRST_ESTIMATE, Admission, EngineSeconds, Lane
+
+
+def test_long_notes_loaded_in_bulk_are_not_taken_for_the_length_of_texts_searched_for() -> None:
+    seconds = EngineSeconds()
+    for _ in range(100):
+        seconds.measure(Lane.BULK, VECTOR_ONLY, 10 * FIRST_ESTIMATE)
+    seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 2 * FIRST_ESTIMATE)  # the first one, alone in its step
+    burst = [Admission(Lane.INTERACTIVE, VECTOR_ONLY, 1, 1, "acme") for _ in range(32)]
+    assert seconds.wait(burst, Lane.INTERACTIVE, "acme") < 1.25 * 32 * FIRST_ESTIMATE
+    for _ in range(20):
+        seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 2 * FIRST_ESTIMATE)
+    assert seconds.wait(burst, Lane.INTERACTIVE, "acme") > 1.9 * 32 * FIRST_ESTIMATE, "those that follow are slow, too"
+
+
+def test_expected_wait_counts_turns_of_other_tenants() -> None:
+    seconds = EngineSeconds()
+    for lane in Lane:
+        for _ in range(100):
+            seconds.measure(lane, VECTOR_ONLY, 0.1)
+    load = [Admission(Lane.BULK, VECTOR_ONLY, 1000, 32, "load")]
+    assert seconds.wait(load, Lane.BULK, "load") == pytest.approx(100)
+    assert seconds.wait(load, Lane.BULK, "other") == pytest.approx(0.1)
+    assert seconds.wait(load, Lane.INTERACTIVE, "load") == 0
+    person = Admission(Lane.INTERACTIVE, VECTOR_ONLY, 2, 2, "load")
+    both = [*load, Admission(Lane.BULK, VECTOR_ONLY, 5, 5, "other"), person]
+    assert seconds.wait(both, Lane.BULK, "other") == pytest.approx(0.2 + 0.5 + 0.6)
