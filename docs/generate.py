@@ -31,12 +31,8 @@ Json = Mapping[str, Any]
 def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; cells keep to their line, and a `|` in one is escaped."""
     lines = [list(titles), ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(one_line(cell) for cell in line) + " |" for line in lines)
-
-
-def one_line(text: str) -> str:
-    """The text of one table cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def slug(heading: str) -> str:

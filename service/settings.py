@@ -154,7 +154,11 @@ class Settings(BaseSettings):
 
     batch_tokens: int = Field(1024, ge=1, description="most prompt tokens that begin with one step of the engine")
     batch_notes: int = Field(32, ge=1, description="most notes that the engine reads at a time")
-    queue_notes: int = Field(2000, ge=1, description="most notes waiting for the engine; more get 429")
+    queue_notes: int = Field(
+        2000,
+        ge=1,
+        description="most notes waiting for the engine; more get 429; a tenant's at most half of what others leave",
+    )
     queue_seconds: float = Field(
         3.0, gt=0, description="most seconds of the engine's work waiting in the interactive lane; more get 429"
     )

@@ -1,4 +1,4 @@
-"""The index at size, against bare FAISS (IVF-Flat) on the same segments and against brute force.
+"""The index at size, against FAISS alone (IVF-Flat) on the same segments and against brute force.
 
 python -m benchmarks.speed.index DATA/microlens50k/notes.jsonl.gz [ROWS]
 

@@ -41,6 +41,8 @@ def unreliable_request(*arguments, **options):
     answer = request(*arguments, **options)
     if len(sent) == 3:
         raise httpx.ReadError("the answer is lost")
+    if len(sent) == 4:
+        return httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
     return answer
 
 
@@ -48,8 +50,8 @@ service.request = unreliable_request
 """
 """Code that is run between the client and its use: the first attempts fail, the third one after the note was stored."""
 CHECKS = """
-assert [path for _, path in sent] == ["/notes"] * 4 + [f"/notes/{note['id']}/similar"]
-assert pauses == [1, 7, 4]
+assert [path for _, path in sent] == ["/notes"] * 5 + [f"/notes/{note['id']}/similar"]
+assert pauses == [1, 7, 4, 8]
 assert len(call("GET", "/notes").json()["notes"]) == 2
 try:
     call("POST", "/similar", json={})
@@ -57,9 +59,21 @@ except httpx.HTTPStatusError as error:
     assert error.response.status_code == 422
 else:
     raise AssertionError("an invalid search was answered")
-assert len(pauses) == 3
+service.request = lambda *arguments, **options: httpx.Response(
+    429, headers={"Retry-After": "1740"}, request=httpx.Request("GET", "http://a")
+)
+try:
+    call("GET", "/notes")
+except httpx.HTTPStatusError as error:
+    assert error.response.status_code == 429
+else:
+    raise AssertionError("it waited for half an hour")
+assert len(pauses) == 4
+service.request = request
+gone = call("DELETE", f"/notes/{note['id']}", once=True, headers={"If-Match": f'"{note["log_position"]}"'})
+assert gone.status_code == 200
 """
-"""Code that is run after its use: the note was stored once, and what cannot succeed is not sent again."""
+"""Code that is run after its use: the note was stored once, and what cannot succeed, or not soon, is not sent again."""
 
 
 @pytest.mark.slow

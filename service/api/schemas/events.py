@@ -45,7 +45,7 @@ class EventIn(Wire):
     scenario: Label | None = Field(None, description="the place that the recommendation was for")
     variant: Label | None = Field(None, description="`variant` of that answer, or that of an experiment of yours")
     source: Label | None = Field(None, description="what the note was found by")
-    at: Time | None = Field(None, description="when it happened; now by default")
+    at: Time | None = Field(None, description="when it happened; now by default, and for a time ahead")
     value: float | None = Field(None, allow_inf_nan=False, description="for example seconds, or a share that was read")
 
     @field_validator("user")

@@ -213,7 +213,7 @@ class NoteOut(BaseModel):
     hashtags: list[str] = Field(description=HASHTAGS_MEANING)
     category: str | None = Field(description=CATEGORY_MEANING)
     author: str | None = Field(description="name of the author; null: none")
-    created_at: datetime | None = Field(description="when it was written")
+    created_at: datetime | None = Field(description="when it was written; null: not known")
     expires_at: datetime | None = Field(description="never returned from this time on; null: it does not expire")
     attributes: dict[str, Attribute] = Field(description="values by name, as they were sent")
     generated: GeneratedOut | None = Field(description="what the model generated; null: nothing")

@@ -45,7 +45,7 @@ MAX_REPORTED_IDS = 20
 
 
 STARTING = "null: the process has not started"
-NO_TENANT = "null: the process has not started, or the caller has no key where keys are needed"
+NO_TENANT = "null: the process has not started, the caller has no key where keys are needed, or its tenant is not open"
 
 
 class LimitsOut(BaseModel):
@@ -64,7 +64,9 @@ class LimitsOut(BaseModel):
     max_batch_events: int = Field(description="events of one list")
     max_event_bytes: int = Field(MAX_EVENT_BYTES, description="bytes of one event as JSON")
     max_event_lines: int = Field(MAX_EVENT_LINES, description="lines of events in one body of NDJSON")
-    max_event_ahead_seconds: float = Field(MAX_AHEAD_SECONDS, description="how far the time of an event may lie ahead")
+    max_event_ahead_seconds: float = Field(
+        MAX_AHEAD_SECONDS, description="how far the time of an event may lie ahead; then it counts as now"
+    )
     max_event_position: int = Field(MAX_POSITION, description="`position` of an event")
     event_types: list[str] = Field(description="names that `type` of an event may have")
     event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")
@@ -134,7 +136,9 @@ class LimitsOut(BaseModel):
         MAX_ERASURES, description="removals of a reader's events that run at one process for a tenant; 429 beyond"
     )
     log_seconds: float = Field(description="how long GET /changes reaches back, up to about a million changes")
-    queue_notes: int = Field(description="notes that may wait for the model; 429 beyond")
+    queue_notes: int = Field(
+        description="notes that may wait for the model; 429 beyond, for a tenant from half of what others leave, for bulk from nine tenths"
+    )
     queue_seconds: float = Field(
         description="seconds of the model's work that may wait in the interactive lane; 429 beyond"
     )

@@ -35,6 +35,6 @@ class TenantOut(BaseModel):
 
 
 class TenantsOut(BaseModel):
-    """Tenants that are open at this replica."""
+    """Tenants that this replica knows: open ones, and those that are opening or failed to."""
 
     tenants: list[TenantOut] = Field(description="by name")

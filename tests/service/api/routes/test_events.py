@@ -336,7 +336,7 @@ def test_bodies_of_lines_run_for_as_many_callers_as_the_limits_say(
     def post_lines() -> httpx2.Response:
         return client.post("/events", content=json.dumps(event()), headers=NDJSON)
 
-    monkeypatch.setattr("service.api.ingest_events.go_on", hold)
+    monkeypatch.setattr("service.api.ingest_events.reauthorise", hold)
     with ThreadPoolExecutor(bound) as threads:
         bodies = [threads.submit(post_lines) for _ in range(bound)]
         assert all_held.wait(60)
