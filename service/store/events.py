@@ -181,7 +181,8 @@ class RedisEventStore:
         outcomes: list[EventOutcome] = []
         for begin in range(0, len(events), ADD_BATCH_SIZE):
             outcomes += await self._add(events[begin : begin + ADD_BATCH_SIZE])
-        await self._connection.wait_for_disk()
+        if events:
+            await self._connection.wait_for_disk()
         return outcomes
 
     async def _add(self, events: Sequence[Event]) -> list[EventOutcome]:
