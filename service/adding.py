@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from model.generation import GenerationOutput, GenerationRequest, Hashtag, Usage
@@ -109,11 +109,12 @@ def _without_notes(hashtags: tuple[Hashtag, ...] | None) -> tuple[Hashtag, ...] 
     return hashtags and tuple(replace(hashtag, notes=()) for hashtag in hashtags)
 
 
-def batches_with_unique_ids(notes: Sequence[Note], size: int) -> Iterator[list[int]]:
-    """Yield batches of positions in `notes`: no id twice in one, at most `size` positions, and notes of one id in
-    their order."""
+def batches_with_unique_ids(notes: Sequence[Note], next_size: Callable[[], int]) -> Iterator[list[int]]:
+    """Yield batches of positions in `notes`: no id twice in one, and notes of one id in their order. `next_size` is
+    called before each batch and returns the most positions that it may have."""
     left = list(range(len(notes)))
     while left:
+        size = next_size()
         seen: set[str] = set()
         batch: list[int] = []
         later: list[int] = []

@@ -147,13 +147,6 @@ class Batcher:
         tenants = {admission.tenant for admission in self._admissions} if tenant is None else {tenant}
         return max((self._engine_seconds.wait(self._admissions, lane, name) for name in tenants), default=0.0)
 
-    def max_places(self, tenant: str, lane: Lane) -> int:
-        """Places of the queue that a tenant's notes of a lane may take: those that other notes leave, where it is the
-        only tenant; else half of them, so that as many are left to the next one. It may always take one."""
-        places = self._max_queue if lane is Lane.INTERACTIVE else math.ceil(BULK_SHARE * self._max_queue)
-        left = places - self._reserved() + self._reserved_by(tenant, lane)
-        return max(1, left if self._count_tenants() < 2 else left // 2)
-
     async def generate(
         self,
         note: Note,
@@ -211,12 +204,10 @@ class Batcher:
         `generate_all` raises."""
         if not notes:
             return []
-        size = min(EMBED_BATCH_SIZE, self.max_places(tenant, urgency.lane))
         outputs: list[GenerationOutput] = []
-        with self.admit(len(notes), VECTOR_ONLY, urgency, size, tenant) as admission:
-            for begin in range(0, len(notes), size):
-                part = [(note, VECTOR_ONLY) for note in notes[begin : begin + size]]
-                outputs += await self.generate_all(part, urgency, admission)
+        with self.admit(len(notes), VECTOR_ONLY, urgency, EMBED_BATCH_SIZE, tenant) as admission:
+            while part := notes[len(outputs) : len(outputs) + self.next_batch_size(admission, EMBED_BATCH_SIZE)]:
+                outputs += await self.generate_all([(note, VECTOR_ONLY) for note in part], urgency, admission)
         return outputs
 
     @contextlib.contextmanager
@@ -228,13 +219,17 @@ class Batcher:
         places: int | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Iterator[Admission]:
-        """Admit `notes` notes while the block lasts. `places`: how many of them will be queued at a time; all, if None.
+        """Admit `notes` notes while the block lasts. `places`: how many of them will be queued at a time, or fewer if
+        the tenant may not take so many (`next_batch_size`); all, if None.
 
         Raises QueueFull where the queue, or the tenant's share of it, has no such places, or the first note would wait
         for too much of its caller's time; and Stopping.
         """
         if self._stopping:
             raise Stopping
+        if places is not None:
+            reserved, own = self._reserved(tenant, urgency.lane)
+            places = min(places, self._max_places(urgency.lane, reserved - own))
         admission = Admission(urgency.lane, request, notes, places or notes, tenant)
         if full := self._full(admission.reserved, urgency, tenant):
             raise full
@@ -244,25 +239,42 @@ class Batcher:
         finally:
             self._admissions.remove(admission)
 
+    def next_batch_size(self, admission: Admission, max_size: int) -> int:
+        """Return how many notes of a list to queue next: `max_size`, or fewer while its tenant may not take so many
+        places of the queue. A list that was admitted to few places takes more once others leave some."""
+        reserved, own = self._reserved(admission.tenant, admission.lane)
+        places = self._max_places(admission.lane, reserved - own) - own + admission.reserved
+        admission.places = max(admission.places, min(max_size, places))
+        return admission.places
+
     def refusal(self, urgency: Urgency, tenant: str) -> QueueFull | None:
         """Return why one note of a tenant would not be admitted now; None where it would."""
         return self._full(1, urgency, tenant)
 
     def _full(self, places: int, urgency: Urgency, tenant: str) -> QueueFull | None:
         """Return why the queue does not take so many notes more, as `admit` says; None where it does."""
-        own = self._reserved_by(tenant, urgency.lane)
+        reserved, own = self._reserved(tenant, urgency.lane)
         wait = self.expected_wait(urgency.lane, tenant)
-        full = self._reserved() + places > self._max_queue or own + places > self.max_places(tenant, urgency.lane)
+        full = reserved + places > self._max_queue or own + places > self._max_places(urgency.lane, reserved - own)
         return QueueFull(own, wait) if full or wait > self._max_wait(urgency) else None
 
-    def _reserved(self) -> int:
-        """Return how many places of the queue are taken."""
-        return sum(admission.reserved for admission in self._admissions)
+    def _reserved(self, tenant: str, lane: Lane) -> tuple[int, int]:
+        """Return how many places of the queue are taken in all, and by the notes of a tenant in a lane."""
+        reserved = own = 0
+        for admission in self._admissions:
+            places = admission.reserved
+            reserved += places
+            if admission.tenant == tenant and admission.lane is lane:
+                own += places
+        return reserved, own
 
-    def _reserved_by(self, tenant: str, lane: Lane) -> int:
-        """Return how many places the notes of a tenant take in a lane."""
-        own = (one for one in self._admissions if one.tenant == tenant and one.lane is lane)
-        return sum(admission.reserved for admission in own)
+    def _max_places(self, lane: Lane, others: int) -> int:
+        """Places of the queue that one tenant's notes of a lane may take beside `others`, the places of all other
+        notes: those that are left, where it is the only tenant; else half of them, so that as many are left to the next
+        one. It may always take one."""
+        places = self._max_queue if lane is Lane.INTERACTIVE else math.ceil(BULK_SHARE * self._max_queue)
+        left = places - others
+        return max(1, left if self._count_tenants() < 2 else left // 2)
 
     def _max_wait(self, urgency: Urgency) -> float:
         """Seconds for which notes of a caller may wait for the engine."""

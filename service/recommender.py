@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 from ulid import ULID
@@ -138,10 +139,10 @@ class Recommender:
             if not places:
                 return [added[i] for i in range(len(notes))]
             new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
-            size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant, urgency.lane))
             request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
-            with self._batcher.admit(len(new), request, urgency, size, self._tenant) as admission:
-                for batch in batches_with_unique_ids(new, size):
+            with self._batcher.admit(len(new), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
+                next_size = partial(self._batcher.next_batch_size, admission, STORE_BATCH_SIZE)
+                for batch in batches_with_unique_ids(new, next_size):
                     results = await self._add_distinct(
                         [new[i] for i in batch],
                         generate,
@@ -270,12 +271,12 @@ class Recommender:
         added: list[Added | None] = []
         if not notes:
             return added
-        size = min(STORE_BATCH_SIZE, self._batcher.max_places(self._tenant, urgency.lane))
         dearest = max((generate for _, generate in notes), key=lambda generate: (generate.hashtags, generate.category))
         request = self.generation_request(dearest.hashtags, self.categories if dearest.category else ())
-        with self._batcher.admit(len(notes), request, urgency, size, self._tenant) as admission:
-            for begin in range(0, len(notes), size):
-                part = notes[begin : begin + size]
+        with self._batcher.admit(len(notes), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
+            while len(added) < len(notes):
+                size = self._batcher.next_batch_size(admission, STORE_BATCH_SIZE)
+                part = notes[len(added) : len(added) + size]
                 try:
                     async with asyncio.TaskGroup() as group:
                         tasks = [

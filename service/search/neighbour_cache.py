@@ -22,13 +22,15 @@ from service.telemetry import Telemetry
 MAX_CHANGES, MIN_CHANGES = 512, 16
 """Changes of a tenant that are known at the least, once there were so many; twice as many at the most. Between these
 bounds it is the number of the tenant's lists: lists that grow too old cost one search for each change at the most, and
-the changes take about as much memory as the lists. A batch of the log has no more than MAX_CHANGES (READ_BATCH_SIZE).
+the changes take about as much memory as the lists, or as MIN_CHANGES of them. A batch of the log has no more
+than MAX_CHANGES (READ_BATCH_SIZE).
 """
 ROUNDING = 1e-4
 """Tolerance where the inner product of a change is compared with the last score of a list: more than two float32
 computations of one product of unit vectors of 1,000 numbers differ by."""
-LIST_BYTES, HIT_BYTES = 600, 150
-"""About what Python's objects take: those around a list with its key, and those of one hit without its id's letters."""
+LIST_BYTES, HIT_BYTES, CHANGE_BYTES = 600, 150, 110
+"""About what Python's objects take: those around a list with its key, and those of one hit and of one change, both
+without their id's letters."""
 UNCONDITIONAL = Filter()
 CHANGES = "changes"
 """Key of a tenant's recent changes, which are kept among its lists; the key of a list is a pair."""
@@ -44,11 +46,13 @@ class RecentChanges:
         """(rows, D): rows of the changes from `first` on, 0 where a note was removed; then rows for those to come."""
         self._last_change: dict[str, int] = {}
         """Number of the last change of each note, of those that are known."""
+        self._id_bytes = 0
+        """Bytes of `_last_change`, about."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the vectors."""
-        return self._vectors.nbytes
+        """Bytes of memory, about."""
+        return self._vectors.nbytes + self._id_bytes
 
     def add(self, notes: ChangedNotes, max_changes: int) -> None:
         """Take in at most `max_changes` changes, and go on knowing as many of those before. A vector of another
@@ -58,6 +62,8 @@ class RecentChanges:
             vector = note.vector if isinstance(note, StoredNote) else None
             has_row = vector is not None and len(vector) == self._vectors.shape[1]
             self._vectors[self.end - self.first] = vector if has_row else 0.0
+            if note_id not in self._last_change:
+                self._id_bytes += CHANGE_BYTES + len(note_id)
             self._last_change[note_id] = self.end
             self.end += 1
 
@@ -71,15 +77,16 @@ class RecentChanges:
 
     def _make_room(self, count: int, max_changes: int) -> None:
         """Have rows for `count` more changes, up to 2 * max_changes in all; beyond these forget the oldest changes. An
-        array that was made for many more lists than there are now is made anew, too."""
+        array with more rows, made when there were more lists, is made anew."""
         known = self.end - self.first
-        if known + count <= len(self._vectors) <= 4 * max_changes:
+        if known + count <= len(self._vectors) <= 2 * max_changes:
             return
         vectors = self._vectors[:known]
         if known + count > 2 * max_changes:
             known = max_changes
             self.first = self.end - known
             self._last_change = {note_id: at for note_id, at in self._last_change.items() if at >= self.first}
+            self._id_bytes = sum(CHANGE_BYTES + len(note_id) for note_id in self._last_change)
         rows = min(2 * max_changes, 2 * (known + count))
         self._vectors = np.zeros((rows, vectors.shape[1]), np.float32)
         self._vectors[:known] = vectors[len(vectors) - known :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable
 from itertools import count
 from typing import Generic, TypeVar
@@ -24,7 +24,8 @@ class SharedLru(Generic[Value]):
         """Each value with its bytes, by owner and key, the one that was asked for least recently first. To move a key
         makes no object: new ones at each read would be young to the garbage collector, a hundred thousand of them in
         some seconds, and the event loop stood still for 0.1 s while they were collected (docs/log/reads.md)."""
-        self._counts = Counter[int]()
+        self._keys = defaultdict[int, set[Hashable]](set)
+        """Keys of each owner, so that dropping all values of one takes no time for those of others."""
         self._owners = count()
 
     def new_owner(self) -> int:
@@ -33,7 +34,7 @@ class SharedLru(Generic[Value]):
 
     def count(self, owner: int) -> int:
         """Return how many values an owner has."""
-        return self._counts[owner]
+        return len(self._keys[owner])
 
     def get(self, owner: int, key: Hashable) -> Value | None:
         """Return a value, which is now the one that was asked for last; None for none."""
@@ -48,7 +49,7 @@ class SharedLru(Generic[Value]):
         """Keep a value of `size` bytes, in place of one with the same key."""
         self.drop(owner, key)
         self._values[owner, key] = value, size
-        self._counts[owner] += 1
+        self._keys[owner].add(key)
         self.used += size
         while self.used > self.max_bytes and self._values:
             self.drop(*next(iter(self._values)))
@@ -57,12 +58,9 @@ class SharedLru(Generic[Value]):
         """Drop a value, if there is one."""
         if entry := self._values.pop((owner, key), None):
             self.used -= entry[1]
-            self._counts[owner] -= 1
+            self._keys[owner].remove(key)
 
     def drop_all(self, owner: int) -> None:
         """Drop all values of an owner."""
-        if not self._counts[owner]:
-            return  # it may be asked at each change, beside many values of others
-        for _, key in [place for place in self._values if place[0] == owner]:
-            self.drop(owner, key)
-        del self._counts[owner]
+        for key in self._keys.pop(owner, ()):
+            self.used -= self._values.pop((owner, key))[1]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,16 @@ import pytest
 
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.note import Note
-from service.admission import Lane, Urgency
+from service.adding import GENERATE_NOTHING
+from service.admission import IN_BACKGROUND, PATIENT, Admission, Lane, Urgency
 from service.batcher import MAX_BULK_WAIT, Batcher
 from service.errors import DeadlineExceeded, QueueFull
-from tests.service.conftest import WordEngine, batching
+from service.index.live import LiveIndex
+from service.interfaces import Clock
+from service.recommender import Recommender
+from service.store.redis_store import RedisNoteStore
+from service.telemetry import Telemetry
+from tests.service.conftest import WordEngine, batching, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -202,3 +208,47 @@ async def test_long_list_counts_whole_and_takes_few_places() -> None:
             callers.call(1)
             await callers.drain()
         assert (len(callers.refused), callers.in_time) == (1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_case", ["add", "put_each", "embed"])
+async def test_list_that_began_with_few_places_takes_more_when_others_leave(
+    use_case: str, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
+) -> None:
+    engine, urgency = TimedEngine(), IN_BACKGROUND
+    notes = [Note(id=f"n{n}", title=f"note {n}") for n in range(65)]
+    async with batching(engine, max_notes=1, max_queue=100) as batcher, asyncio.TaskGroup() as group:
+        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        use_cases: dict[str, Callable[[], Coroutine[Any, Any, list[Any]]]] = {
+            "add": lambda: recommender.add(notes, GENERATE_NOTHING, urgency),
+            "put_each": lambda: recommender.put_each([(note, GENERATE_NOTHING) for note in notes], None, urgency),
+            "embed": lambda: recommender.embed(notes, urgency),
+        }
+        with batcher.admit(88, VECTOR_ONLY, PATIENT):  # of 90 places that a bulk list may take
+            late = group.create_task(use_cases[use_case]())
+            await eventually(lambda: engine.live and batcher.waiting == 1)
+        engine.steps.release(2)
+        await eventually(lambda: batcher.waiting == 31)
+        engine.steps.release(63)
+        assert len(await late) == 65
+
+
+async def test_refusal_asks_each_admission_once_for_its_places(
+    engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Admission] = []
+
+    class ObservedAdmission(Admission):
+        @property
+        def reserved(self) -> int:
+            asked.append(self)
+            return super().reserved
+
+    monkeypatch.setattr("service.batcher.Admission", ObservedAdmission)
+    async with batching(engine, max_queue=20, tenants=2) as batcher:
+        with ExitStack() as held:
+            for _ in range(9):
+                held.enter_context(batcher.admit(1, VECTOR_ONLY, IN_BACKGROUND, tenant="load"))
+            asked.clear()
+            assert batcher.refusal(IN_BACKGROUND, "load")
+            assert len(asked) == 9

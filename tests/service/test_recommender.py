@@ -139,7 +139,7 @@ async def test_a_long_list_comes_back_whole_and_in_order(
 
 def test_turns_keep_every_note_once_in_its_ids_order() -> None:
     notes = [Note(id="abcab"[n % 5], title=str(n)) for n in range(100)]
-    parts = list(batches_with_unique_ids(notes, STORE_BATCH_SIZE))
+    parts = list(batches_with_unique_ids(notes, lambda: STORE_BATCH_SIZE))
     assert sorted(i for part in parts for i in part) == list(range(100))
     assert all(len({notes[i].id for i in part}) == len(part) for part in parts)
     for note_id in "abc":

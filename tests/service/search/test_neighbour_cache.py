@@ -14,7 +14,14 @@ from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import Hit, StoredNote, Vector, Write
 from service.search import neighbour_cache
-from service.search.neighbour_cache import MIN_CHANGES, NeighbourCache, NeighbourList, RecentChanges
+from service.search.neighbour_cache import (
+    CHANGE_BYTES,
+    CHANGES,
+    MIN_CHANGES,
+    NeighbourCache,
+    NeighbourList,
+    RecentChanges,
+)
 from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 from tests.service.conftest import DIMENSION, GatedStore, stored_note
@@ -258,8 +265,44 @@ async def test_as_many_changes_are_known_as_there_are_lists(cache: Cache, lists:
     for number in range(100):
         assert await cache.ids() == ["n1", "n2", "n3"]
         cache.cached.apply({f"far{number}": stored_note(f"far{number}", vector=at_angle(3.0))})
-    known = (cache.lists.used - without_changes) / (DIMENSION * 4)
+    assert max(MIN_CHANGES, lists) <= known_changes(cache) <= 2 * max(MIN_CHANGES, lists)
+    known = (cache.lists.used - without_changes) / (DIMENSION * 4 + CHANGE_BYTES + len("far99"))
     assert max(MIN_CHANGES, lists) <= known <= 2 * max(MIN_CHANGES, lists)
+
+
+def known_changes(cache: Cache) -> int:
+    changes = cache.lists.get(0, CHANGES)
+    assert isinstance(changes, RecentChanges)
+    return changes.end - changes.first
+
+
+async def test_as_many_changes_are_known_as_lists_are_left(cache: Cache) -> None:
+    for k in range(3, 67):
+        await cache.cached.search("n0", k, PLAIN)
+    for number in range(100):
+        cache.cached.apply({f"far{number}": stored_note("far", vector=at_angle(3.0))})
+    for k in range(35, 67):
+        cache.cached.forget("n0", k)
+    lists = 32
+    cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
+    assert lists <= known_changes(cache) <= 2 * lists
+    assert cache.lists.count(0) == lists + 1
+    changes = cache.lists.get(0, CHANGES)
+    assert changes
+    assert changes.nbytes <= 2 * lists * (DIMENSION * 4 + CHANGE_BYTES + len("far99"))
+
+
+async def test_ids_of_changes_take_memory_until_they_are_forgotten(cache: Cache) -> None:
+    assert await cache.ids() == ["n1", "n2", "n3"]
+    cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
+    before = cache.lists.used
+    ids = [f"{number:02}" + 1000 * "x" for number in range(3)]
+    for note_id in (*ids, *ids):
+        cache.cached.apply({note_id: stored_note("far", vector=at_angle(3.0))})
+    assert 3000 < cache.lists.used - before < 6000
+    for _ in range(3 * MIN_CHANGES):
+        cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
+    assert cache.lists.used < before + 2 * MIN_CHANGES * DIMENSION * 4
 
 
 async def test_changes_take_less_memory_after_most_lists_went(cache: Cache) -> None:

@@ -57,6 +57,30 @@ def test_dropped_and_replaced_values_give_their_bytes_back() -> None:
     assert (lru.used, lru.count(one), lru.get(one, "a"), lru.get(other, "a")) == (5, 0, None, "O")
 
 
+class ComparedOwner(int):
+    """Number of an owner that counts how often it is compared."""
+
+    comparisons = 0
+
+    def __eq__(self, other: object) -> bool:
+        self.comparisons += 1
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+def test_dropping_all_values_of_an_owner_looks_at_none_of_others() -> None:
+    lru = SharedLru[str](10_000)
+    owner, other = ComparedOwner(lru.new_owner()), lru.new_owner()
+    for number in range(1000):
+        lru.put(other, number, "O", 1)
+    lru.put(owner, "a", "A", 1)
+    owner.comparisons = 0
+    lru.drop_all(owner)
+    assert owner.comparisons < 10
+    assert (lru.used, lru.count(owner), lru.count(other)) == (1000, 0, 1000)
+
+
 def test_value_that_is_larger_than_all_memory_is_not_kept() -> None:
     lru = SharedLru[str](5)
     lru.put(lru.new_owner(), "a", "A", 10)
