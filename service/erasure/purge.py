@@ -55,9 +55,8 @@ def purge(
     needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
     with canary_in_store(url) as canary:
         logs = purge_store(url, ids, tenant)
-        remove_unused(data_dir)
-        positions = {log.identity: log.position for log in logs}
-        late = wait_for_snapshots(data_dir, positions, wait_seconds)
+        remove_unused(data_dir, logs)
+        late = wait_for_snapshots(data_dir, logs, wait_seconds)
         search = search_folders([data_dir, *server_folders], needles)
         # After that search: the server may write a compressed file at any time behind the purge.
         searched = bool(server_folders) and all(_has_text(folder, canary) for folder in server_folders)
