@@ -208,7 +208,8 @@ class RedisEventStore:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Be one of MAX_ADDS for the block. Raises StoreUnavailable where those before take longer than a call may."""
+        """Hold one of the MAX_ADDS turns for the block. Raises StoreUnavailable where the scripts before take longer
+        than a call may."""
         try:
             async with asyncio.timeout(self._connection.timeout_seconds):
                 await self._turns.acquire()
