@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from contextvars import Context
 from typing import Generic, TypeVar
@@ -28,7 +28,7 @@ FOLLOW_SECONDS = 1.0
 OPEN_SECONDS = 1.0
 """How long a request waits for its tenant to be opened: a small one is, within a few hundredths of a second."""
 OPENED_TOGETHER = 4
-"""Tenants of the store's list that are opened at a time: each reads its snapshot or its notes."""
+"""Tenants that no request has asked for which are opened at a time: each reads its snapshot or its notes."""
 RETRY_SECONDS = (1.0, 60.0)
 """First and longest pause before the next attempt at opening a tenant that could not be opened."""
 log = structlog.get_logger(__name__)
@@ -54,6 +54,8 @@ class Tenant(Generic[S]):
         self.retry_seconds = 0.0
         """Pause behind the last attempt at opening it, where that failed; 0 where none has, or it is open."""
         self.removed = False
+        self.requested = asyncio.Event()
+        """Set once a request asks for this tenant, which then waits for no turn among those that are opened."""
         self.closing = asyncio.Event()
         self.task: asyncio.Task[None]
 
@@ -138,6 +140,7 @@ class Tenants(Generic[S]):
         if tenant is None:
             identity = await self._directory.open(name)
             tenant = self._tenants.get(name) or self._begin(name, identity)
+        tenant.requested.set()
         opened = tenant.opened
         if not opened.done():
             await asyncio.wait([opened], timeout=OPEN_SECONDS)
@@ -193,29 +196,27 @@ class Tenants(Generic[S]):
     def _begin_all(self, identities: Mapping[str, str], known_at_start: bool) -> list[Tenant[S]]:
         """Begin to open those of some tenants that are not, each when it is its turn; return all of them."""
         return [
-            self._tenants.get(name) or self._begin(name, identity, known_at_start, in_turn=True)
+            self._tenants.get(name) or self._begin(name, identity, known_at_start)
             for name, identity in identities.items()
         ]
 
-    def _begin(self, name: str, identity: str, known_at_start: bool = False, in_turn: bool = False) -> Tenant[S]:
+    def _begin(self, name: str, identity: str, known_at_start: bool = False) -> Tenant[S]:
         """Begin to open a tenant, in a task of its own with a context of its own: what runs for a tenant outlives the
-        request that opened it, and its log lines name the tenant. `in_turn`: among OPENED_TOGETHER; a request does not
-        wait for tenants that nobody asks for."""
+        request that opened it, and its log lines name the tenant."""
         tenant = self._tenants[name] = Tenant(name, identity, known_at_start)
-        turn = self._turns if in_turn else contextlib.nullcontext()
         context = Context()
         context.run(structlog.contextvars.bind_contextvars, tenant=name)
-        work = self._run(tenant, turn)
+        work = self._run(tenant)
         tenant.task = asyncio.get_running_loop().create_task(work, name=f"tenant-{name}", context=context)
         return tenant
 
-    async def _run(self, tenant: Tenant[S], turn: AbstractAsyncContextManager[None]) -> None:
+    async def _run(self, tenant: Tenant[S]) -> None:
         """Open a tenant, and close it when that is asked for. One that cannot be opened stays known, and is tried again
         until it is to be closed; the default one is not, and fails the start."""
         try:
             while not tenant.closing.is_set():
                 try:
-                    await self._serve(tenant, turn)
+                    await self._serve(tenant)
                     return
                 except Exception as error:
                     log.exception("tenant_failed")
@@ -231,12 +232,12 @@ class Tenants(Generic[S]):
                 del self._tenants[tenant.name]
                 self._telemetry.forget_tenant(tenant.name)
 
-    async def _serve(self, tenant: Tenant[S], turn: AbstractAsyncContextManager[None]) -> None:
+    async def _serve(self, tenant: Tenant[S]) -> None:
         """Make the parts of a tenant and build its index when it is its turn. Return when it is closed, or was found to
         be removed."""
         async with AsyncExitStack() as stack:
             try:
-                async with turn:
+                async with self._turn(tenant):
                     service = await stack.enter_async_context(self._open_tenant(tenant.name, tenant.identity))
                     tenant.service = service
                     self._telemetry.add_tenant(tenant.name, lambda: service.index.status().vectors)
@@ -249,6 +250,20 @@ class Tenants(Generic[S]):
             finally:
                 if tenant.removed and tenant.service:
                     await tenant.service.index.discard()
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, tenant: Tenant[S]) -> AsyncIterator[None]:
+        """Hold one of the OPENED_TOGETHER turns for the block; begin the block without one as soon as a request asks
+        for the tenant: it does not wait for tenants that nobody asks for."""
+        turn = asyncio.ensure_future(self._turns.acquire())
+        requested = asyncio.ensure_future(tenant.requested.wait())
+        try:
+            await asyncio.wait([turn, requested], return_when=asyncio.FIRST_COMPLETED)
+            yield
+        finally:
+            requested.cancel()
+            if not turn.cancel():  # it had been taken
+                self._turns.release()
 
     async def _wait_before_retry(self, tenant: Tenant[S]) -> None:
         """Tell those who wait for a tenant that it could not be opened. Return when it is time for the next attempt, or

@@ -45,8 +45,8 @@ class Counted:
 
 
 def carry_over(use: int, minutes: int, drained: int | None = None) -> tuple[int, int]:
-    """Return what counts as used in the minute before, and in the present one, `minutes` after a minute with a `use`.
-    `drained`: as in Counted."""
+    """Return the use of the minute before and of the present one, `minutes` after a minute in which `use` was counted
+    and since which nothing was. `drained`: as in Counted."""
     leaving = use if drained is None else drained
     present = max(0, use - minutes * leaving)
     return max(0, use - (minutes - 1) * leaving) - present, present
@@ -77,7 +77,7 @@ class OwnUse:
     def __init__(self) -> None:
         self._minute = 0.0
         self._requests = self._tokens = (0, 0)
-        """Those of the minute before, and of the present one."""
+        """Requests, and tokens, of the minute before and of the present one."""
 
     def count(self, now: float, quota: Quota, requests: int, tokens: int) -> Usage:
         """Count as QuotaStore.count does. `now`: seconds of a clock that does not go back."""

@@ -31,13 +31,14 @@ STREAM_BATCH_SIZE = 1000
 
 
 class EventParser:
-    """Parses the events of one request. `service`: that of the caller's tenant."""
+    """Parses the events of one request. `service`: that of the caller's tenant. `now`: the time of the request, which
+    events without one get."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._types = frozenset(service.behaviour.types)
-        self._now = service.clock()
-        self._first = self._now - service.settings.event_seconds
+        self.now = service.clock()
+        self._first = self.now - service.settings.event_seconds
         self._budget = ErrorBudget()
 
     def parse(self, raw: bytes, pointer: str = "") -> Event:
@@ -49,11 +50,11 @@ class EventParser:
             sent = EventIn.model_validate(value)
         except ValidationError as error:
             raise invalid_value(error, pointer) from error
-        event = sent.as_event(self._now)
+        event = sent.as_event(self.now)
         if event.type not in self._types:
             names = ", ".join(self._service.behaviour.types)
             raise InvalidInput([FieldError(f"{pointer}/type", f"must be one of {names} (NOTELLM_EVENT_TYPES)")])
-        if not self._first <= event.at <= self._now + MAX_AHEAD_SECONDS:
+        if not self._first <= event.at <= self.now + MAX_AHEAD_SECONDS:
             seconds = self._service.settings.event_seconds
             problem = f"must not be older than {seconds:,.0f} s, nor more than {MAX_AHEAD_SECONDS:.0f} s ahead of now"
             raise InvalidInput([FieldError(f"{pointer}/at", problem)])
@@ -99,8 +100,9 @@ def stored_result(event: Event, outcome: EventOutcome) -> dict[str, Any]:
 
 async def add_event(body: bytes, service: Service) -> EventOut:
     """Take in one event. Raises MalformedBody, InvalidInput, LimitExceeded, NoteNotFound, StoreUnavailable."""
-    event = EventParser(service).parse(body)
-    (outcome,) = await service.behaviour.add([event])
+    parser = EventParser(service)
+    event = parser.parse(body)
+    (outcome,) = await service.behaviour.add([event], parser.now)
     if outcome == "unknown_note":
         raise NoteNotFound(event.note_id)
     return EventOut(event_id=event.id, status=outcome)
@@ -112,7 +114,7 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     limit = ("max_batch_events", service.settings.max_batch_events)
     parser = EventParser(service)
     parsed = await read_list(body, Turns(), limit, parser.parse_or_refuse, parser.refused, EVENT_WORK)
-    return orjson.dumps({"results": await _add(parsed, service)})
+    return orjson.dumps({"results": await _add(parsed, parser.now, service)})
 
 
 def check_event_lines(body: bytes) -> None:
@@ -126,22 +128,23 @@ async def add_event_lines(request: Request, body: bytes, service: Service) -> As
     refused alone. A failure of the store, or a key that opens nothing any more or has used up its tokens, ends the
     lines with a refused one; they end too when the caller has left. Raises TooManyWaiting before the first line."""
     with service.event_bodies.slot():
-        async with aclosing(_parsed_batches(body, service)) as batches:
+        parser = EventParser(service)
+        async with aclosing(_parsed_batches(body, parser)) as batches:
             async for parsed in batches:
                 if await request.is_disconnected():
                     return
                 try:
                     await reauthorise(request)
-                    results = await _add(parsed, service)
+                    results = await _add(parsed, parser.now, service)
                 except NoteLLMError as error:
                     yield orjson.dumps(refused_result(error, None)) + b"\n"
                     return
                 yield b"".join(orjson.dumps(result) + b"\n" for result in results)
 
 
-async def _parsed_batches(body: bytes, service: Service) -> AsyncGenerator[list[Event | dict[str, Any]]]:
+async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[list[Event | dict[str, Any]]]:
     """Parse lines, and yield up to STREAM_BATCH_SIZE outcomes at a time: an event, or the result that refuses it."""
-    parser, turns = EventParser(service), Turns()
+    turns = Turns()
     parsed: list[Event | dict[str, Any]] = []
     async with aclosing(body_lines(body, turns)) as lines:
         async for raw in lines:
@@ -210,9 +213,9 @@ def _event_line(entry: EventEntry) -> bytes:
     return orjson.dumps({"type": entry.type, "note_id": entry.note_id, "at": at, **details}) + b"\n"
 
 
-async def _add(parsed: Sequence[Event | dict[str, Any]], service: Service) -> list[dict[str, Any]]:
+async def _add(parsed: Sequence[Event | dict[str, Any]], now: float, service: Service) -> list[dict[str, Any]]:
     """Take in the events among what was parsed; return the results of all, in their order. `parsed`: events, and the
-    results of those that are refused."""
+    results of those that are refused. `now`: that of their parser."""
     events = [one for one in parsed if isinstance(one, Event)]
-    outcomes = iter(zip(events, await service.behaviour.add(events), strict=True))
+    outcomes = iter(zip(events, await service.behaviour.add(events, now), strict=True))
     return [stored_result(*next(outcomes)) if isinstance(one, Event) else one for one in parsed]

@@ -73,12 +73,19 @@ class LiveBehaviour:
         self._follower.stop()
         await cancel_until_done(self._task)
 
-    async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
+    async def add(self, events: Sequence[Event], now: float) -> list[EventOutcome]:
         """Take events in by the time of each, and return what became of each, in the order of `events`; those that are
-        accepted are durable. A time that is ahead is stored as now: a later event without a time comes after it. Raises
-        StoreUnavailable, TenantRemoved."""
-        now = self._clock()
-        by_time = sorted(range(len(events)), key=lambda place: events[place].at)  # a buffer may send the newest first
+        accepted are durable. Raises StoreUnavailable, TenantRemoved.
+
+        `now`: the time of the events that were sent without one. A time that is ahead of it is stored as `now`, and
+        comes before these: an event without a time happens when it is sent, whatever a reader's clock says.
+        """
+
+        def order(place: int) -> tuple[float, bool, float]:
+            at = events[place].at
+            return min(at, now), at == now, at
+
+        by_time = sorted(range(len(events)), key=order)  # a buffer may send the newest first
         outcomes = await self._store.add([replace(events[i], at=min(events[i].at, now)) for i in by_time])
         for outcome in set(outcomes):
             self._telemetry.events.labels(outcome).inc(outcomes.count(outcome))

@@ -78,10 +78,13 @@ def _rows(report: PurgeReport) -> list[tuple[str, str, str]]:
     rows += [
         ("FOUND", finding.needle, f"{finding.file} at byte {finding.offset}") for finding in report.search.findings
     ]
+    rows += [("NOT SEARCHED", "not readable", reason) for reason in report.search.unread]
     rows += [("LATE", "snapshot not made anew", path) for path in report.late]
     if not report.looked_for:
         rows.append(("LOOKED FOR", "nothing", "name removed notes by --id, texts by --text"))
     elif not report.store_searched:
         reason = "name its own folder with --folder, on its machine; it must not compress its files (rdbcompression)"
         rows.append(("NOT SEARCHED", "files of Redis", reason))
+    if report.looked_for:
+        rows += [("NOT SEARCHED", "of before this purge, or compressed", path) for path in report.old_or_compressed]
     return rows

@@ -7,21 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.access.principal import DEFAULT_TENANT
-from service.erasure.search import Needle, Search, search_folders
+from service.erasure.search import Needle, Search, files_below, search_folders
 from service.erasure.snapshots import remove_unused, wait_for_snapshots
 from service.store.purge import PurgedLog, canary_in_store, purge_store
+
+DATA_SET_MAGIC = b"REDIS", b"VALKEY"
+"""First bytes of a file in the form of a dump."""
 
 
 @dataclass(frozen=True, slots=True)
 class PurgeReport:
     """`late`: folders of snapshots that their processes have not made anew. `looked_for`: how many ids and texts.
     `store_searched`: each folder that was named as the Redis server's has files that it wrote at this purge, in which
-    texts can be found."""
+    texts can be found. `old_or_compressed`: files of a server that it did not write at this purge, or compressed."""
 
     logs: tuple[PurgedLog, ...]
     late: tuple[str, ...]
     looked_for: int
     store_searched: bool
+    old_or_compressed: tuple[str, ...]
     search: Search
 
     @property
@@ -32,8 +36,8 @@ class PurgeReport:
     @property
     def done(self) -> bool:
         """Whether nothing is known to be left, nor left unsearched."""
-        unsearched = self.looked_for and not self.store_searched
-        return not (unsearched or self.late or self.search.findings)
+        unsearched = self.looked_for and (self.old_or_compressed or not self.store_searched)
+        return not (unsearched or self.late or self.search.findings or self.search.unread)
 
 
 def purge(
@@ -46,8 +50,7 @@ def purge(
     wait_seconds: float,
     tenant: str = DEFAULT_TENANT,
 ) -> PurgeReport:
-    """Purge the store, make its snapshots below `data_dir` anew, and search all files. Raises PurgeError, and OSError
-    where a file or folder cannot be read.
+    """Purge the store, make its snapshots below `data_dir` anew, and search all files. Raises PurgeError.
 
     `server_folders`: those of the Redis server, as far as they are on this machine. `ids`: those of removed notes of
     `tenant`. `texts`: name and text.
@@ -55,14 +58,31 @@ def purge(
     needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
     with canary_in_store(url) as canary:
         logs = purge_store(url, ids, tenant)
-        remove_unused(data_dir)
-        positions = {log.identity: log.position for log in logs}
-        late = wait_for_snapshots(data_dir, positions, wait_seconds)
+        remove_unused(data_dir, logs)
+        late = wait_for_snapshots(data_dir, logs, wait_seconds)
         search = search_folders([data_dir, *server_folders], needles)
-        # After that search: the server may write a compressed file at any time behind the purge.
-        searched = bool(server_folders) and all(_has_text(folder, canary) for folder in server_folders)
-    return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), searched, search)
+        # Later than `search`: a file that the server has compressed in between is not taken for one that was searched.
+        with_canary = {folder: _files_with(canary, folder) for folder in (data_dir, *server_folders)}
+    others = [
+        path
+        for folder, files in with_canary.items()
+        for path in map(str, files_below([folder])[0])
+        if path not in files and _is_data_set(path)
+    ]
+    searched = bool(server_folders) and all(with_canary[folder] for folder in server_folders)
+    return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), searched, tuple(dict.fromkeys(others)), search)
 
 
-def _has_text(folder: Path, text: str) -> bool:
-    return bool(search_folders([folder], [Needle("canary", (text.encode(),))]).findings)
+def _files_with(text: str, folder: Path) -> set[str]:
+    findings = search_folders([folder], [Needle("canary", (text.encode(),))]).findings
+    return {finding.file for finding in findings}
+
+
+def _is_data_set(path: str) -> bool:
+    """Return whether a file has the form in which a server writes all of its data: a dump, the base of an append-only
+    file, or one of these that was left unfinished. It may be compressed. False for one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(max(DATA_SET_MAGIC, key=len))).startswith(DATA_SET_MAGIC)
+    except OSError:
+        return False

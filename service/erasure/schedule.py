@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from service.erasure.snapshots import remove_unused
 from service.index.threads import run_in_daemon
 from service.interfaces import Clock
-from service.store.purge import last_purge, purge_store_if_due
+from service.store.purge import last_purge, logs_of_store, purge_store_if_due
 from service.store.purge_claim import PurgeError
 from service.telemetry import Telemetry
 
@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 class PurgeSchedule:
     """Purges the store of `url` every `seconds`, whichever replica comes first. Each removes from its own `data_dir`
-    the snapshots that no process uses."""
+    the snapshots of before a purge that no process has."""
 
     def __init__(self, url: SecretStr, data_dir: Path, seconds: float, telemetry: Telemetry, clock: Clock) -> None:
         self._url = url
@@ -36,8 +36,7 @@ class PurgeSchedule:
         self._last = 0.0
         """Time of the last purge; 0 until the store was asked."""
         self._tidied = 0.0
-        """Time of the last purge after which this process removed snapshots, or of the last one before its first look:
-        at a start those that no process has are of replicas that start more slowly."""
+        """Time of the last purge after which this process removed snapshots; 0 before its first look."""
         telemetry.purge_overdue.set_function(self._overdue)
         telemetry.purge_time.set_function(lambda: self._last)
 
@@ -55,10 +54,9 @@ class PurgeSchedule:
     def _look(self) -> None:
         url = self._url.get_secret_value()
         self._last = last_purge(url, self._clock())  # known also where the purge fails
-        self._tidied = self._tidied or self._last
         self._last, purged = purge_store_if_due(url, self._seconds, self._clock())
         if self._last != self._tidied:
-            remove_unused(self._data_dir)
+            remove_unused(self._data_dir, logs_of_store(url))
             self._tidied = self._last
         if purged:
             log.info("store_purged", detail="its files were rewritten without what was removed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,8 @@ CHUNK_BYTES = 4 * 2**20
 MIN_PIECE, MAX_PIECES = 32, 64
 """A text is looked for in pieces of at least so many bytes, and in at most so many pieces: a remnant of twice the
 length of a piece is found wherever it begins. Shorter pieces would be found in other texts too."""
+LOST_AND_FOUND = "lost+found"
+"""Folder at the top of a volume (ext4) for what a check of the volume finds; often root alone can list it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +59,32 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Result of a search through all files of some folders."""
+    """Result of a search through all files of some folders. `unread`: files and folders that could not be read, each
+    with the reason."""
 
     files: int
     bytes: int
     findings: tuple[Finding, ...]
+    unread: tuple[str, ...] = ()
 
 
 def search_folders(folders: Iterable[Path], needles: Sequence[Needle]) -> Search:
-    """Look through every file below the folders. Raises OSError where one, or a folder, cannot be read."""
+    """Look through every file below the folders."""
     files = size = 0
     findings: list[Finding] = []
-    distinct = {path.resolve(): path for folder in folders for path in _files(folder)}
-    for path in sorted(distinct.values()):
+    paths, unread = files_below(folders)
+    for path in paths:
         try:
             length, findings_of_file = _search_file(path, needles)
         except FileNotFoundError:  # a file of the server, or a snapshot, that another one has replaced
             continue
+        except OSError as error:
+            unread.append(str(error))
+            continue
         files, size = files + 1, size + length
         findings += findings_of_file
     # A file that the server has replaced is removed by a thread of its own, a moment later.
-    return Search(files, size, tuple(finding for finding in findings if Path(finding.file).exists()))
+    return Search(files, size, tuple(finding for finding in findings if Path(finding.file).exists()), tuple(unread))
 
 
 def _forms(text: str) -> tuple[bytes, ...]:
@@ -86,31 +93,34 @@ def _forms(text: str) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys((text.encode(), *escaped)))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, also through links: the store's files may lie on another disk. Raises OSError
-    for a folder that cannot be listed."""
+def files_below(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Return every file below the folders once, also those behind links: the store's files may lie on another disk; and
+    why which folders could not be listed, or what is in them not be looked at."""
+    files: dict[Path, Path] = {}
     walked: set[str] = set()
-    for parent, folders, names in os.walk(folder, onerror=_raise_unless_gone, followlinks=True):
-        if os.path.realpath(parent) in walked:
-            folders.clear()
-            continue
-        walked.add(os.path.realpath(parent))
-        yield from (path for path in (Path(parent, name) for name in names) if _is_file(path))
+    errors: list[OSError] = []
+    for folder in folders:
+        for parent, below, names in os.walk(folder, onerror=errors.append, followlinks=True):
+            if os.path.realpath(parent) in walked:
+                below.clear()
+                continue
+            walked.add(os.path.realpath(parent))
+            for path in (Path(parent, name) for name in names):
+                try:
+                    if stat.S_ISREG(path.stat().st_mode):
+                        files[path.resolve()] = path
+                except OSError as error:
+                    errors.append(error)
+    return sorted(files.values()), [str(error) for error in errors if not _is_none_of_the_store(error)]
 
 
-def _raise_unless_gone(error: OSError) -> None:
-    """Raise the error of listing a folder, but for one that was removed meanwhile."""
-    if not isinstance(error, FileNotFoundError):
-        raise error
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether there is a file. Raises OSError where that cannot be told, as Path.is_file of Python 3.14 does
-    not."""
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:  # a link to nothing
-        return False
+def _is_none_of_the_store(error: OSError) -> bool:
+    """Return whether a place that cannot be read is none where a store writes: one that is gone, a link to nothing, or
+    LOST_AND_FOUND."""
+    if isinstance(error, FileNotFoundError):
+        return True
+    path = Path(error.filename)
+    return path.name == LOST_AND_FOUND and path.parent.resolve().is_mount()
 
 
 def _search_file(path: Path, needles: Sequence[Needle]) -> tuple[int, list[Finding]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import orjson
 
 from service.index.snapshot_files import MANIFEST, remove_unused_snapshots
 from service.records import position_key
+from service.store.purge import PurgedLog
 
 CHECK_SECONDS = 0.1
 
@@ -20,18 +21,21 @@ def snapshot_parents(data_dir: Path) -> Iterator[Path]:
     yield from (data_dir / "tenants").glob("*")
 
 
-def remove_unused(data_dir: Path) -> None:
-    """Remove the snapshots that no running process has."""
+def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
+    """Remove the snapshots that no running process has and that were made before their log began, or of another store:
+    no replica can go on from them. Others are of replicas that have not begun yet."""
+    positions = _positions(logs)
     for parent in snapshot_parents(data_dir):
-        remove_unused_snapshots(parent)
+        remove_unused_snapshots(parent, lambda folder: _can_go_on(folder / MANIFEST, positions))
 
 
-def wait_for_snapshots(data_dir: Path, positions: Mapping[str, str], seconds: float) -> list[Path]:
-    """Wait until each process has made a snapshot after the purge; return the folders of those that have not within the
-    seconds. `positions`: those of the purge, by the identity of the store."""
+def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float) -> list[Path]:
+    """Wait until each process has made a snapshot after the purge of `logs`; return the folders of those that have not
+    within the seconds."""
+    positions = _positions(logs)
     deadline = time.monotonic() + seconds
     while True:
-        late = [path.parent for path in _manifests(data_dir) if not _is_purged(path, positions)]
+        late = [path.parent for path in _manifests(data_dir) if path.exists() and not _can_go_on(path, positions)]
         if not late or time.monotonic() > deadline:
             return late
         time.sleep(CHECK_SECONDS)
@@ -42,13 +46,17 @@ def _manifests(data_dir: Path) -> Iterator[Path]:
         yield from parent.glob(f"*/{MANIFEST}")
 
 
-def _is_purged(manifest: Path, positions: Mapping[str, str]) -> bool:
-    """Return whether a snapshot was made at the purge of its store or later; False for one of another store."""
+def _positions(logs: Iterable[PurgedLog]) -> Mapping[str, str]:
+    """Return where each log begins, by the identity of its store."""
+    return {log.identity: log.position for log in logs}
+
+
+def _can_go_on(manifest: Path, positions: Mapping[str, str]) -> bool:
+    """Return whether there is a snapshot that was made where the log of its store begins, or later; `positions`: those
+    of the logs. False for a snapshot of another store."""
     try:
         body = orjson.loads(manifest.read_bytes())["body"]
         position = positions.get(body["origin"]["store"])
         return position is not None and position_key(body["position"]) >= position_key(position)
-    except FileNotFoundError:
-        return True
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False

@@ -159,11 +159,13 @@ class SnapshotFolder:
         return path.read_text()
 
 
-def remove_unused_snapshots(parent: Path) -> None:
-    """Remove the folders in `parent` that no process has, and `parent` once it is empty."""
+def remove_unused_snapshots(parent: Path, keep: Callable[[Path], bool] = lambda folder: False) -> None:
+    """Remove the folders in `parent` that no process has and of which `keep` is not true, and `parent` once it is
+    empty. A folder to keep is not claimed for that moment: its process may be about to claim it."""
     for folder in parent.glob("*"):
-        with suppress(OSError):
-            SnapshotFolder(folder).remove()
+        if not keep(folder):
+            with suppress(OSError):
+                SnapshotFolder(folder).remove()
 
 
 class OthersSnapshots:

@@ -1,6 +1,7 @@
 """KeyStore on Redis.
 
     {access}:keys     hash    prefix -> what is kept of the key, as JSON
+    {access}:older    hash    prefix -> its replaced secrets that are accepted, but for the newest one, as JSON
     {access}:version  string  random, another one with each change of the keys
     {access}:used     hash    prefix -> when it was last used, in seconds since the epoch
     {access}:audit    stream  what was done by those who manage the service
@@ -28,6 +29,7 @@ from service.store.connection import Command, Connection
 from service.store.scripts import FIRST_WRITE
 
 KEYS = "{access}:keys"
+OLDER_SECRETS = "{access}:older"
 VERSION = "{access}:version"
 USED = "{access}:used"
 AUDIT = "{access}:audit"
@@ -38,18 +40,18 @@ MAX_ACTS = 10_000
 DECODED_TOGETHER = 500
 """Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
 KEPT_DOCUMENTS = 2 * MAX_KEYS
-"""Documents of which it is kept what they say: any change has all keys read again, most of them as they were."""
+"""Decoded documents that are cached: any change has all keys read again, most of them as they were."""
 
 log = structlog.get_logger(__name__)
 
-# Keys of CHECK_ACTOR, REPLACE and REVOKE: keys, version, used, audit. Their first arguments: prefix of the actor's key,
-# NO_KEY, or "" for the bootstrap key; new version; bound on acts.
+# Keys of CHECK_ACTOR, REPLACE and REVOKE: keys, version, used, audit, older secrets. Their first arguments: prefix of
+# the actor's key, NO_KEY, or "" for the bootstrap key; new version; bound on acts.
 CHECK_ACTOR = """
 if ARGV[1] == '-' then
   if redis.call('HLEN', KEYS[1]) > 0 then return 'closed' end
 elseif ARGV[1] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 'revoked' end
 """
-# ARGV further: bound on keys, prefix, old document or "", new document, act.
+# ARGV further: bound on keys, prefix, old document or "", new document, act, older secrets of the new key or "".
 REPLACE = (
     CHECK_ACTOR
     + """
@@ -57,6 +59,7 @@ if (redis.call('HGET', KEYS[1], ARGV[5]) or '') ~= ARGV[6] then return 'changed'
 if ARGV[6] == '' and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[4]) then return 'full' end
 redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*', 'act', ARGV[8])
 redis.call('HSET', KEYS[1], ARGV[5], ARGV[7])
+if ARGV[9] ~= '' then redis.call('HSET', KEYS[5], ARGV[5], ARGV[9]) else redis.call('HDEL', KEYS[5], ARGV[5]) end
 redis.call('SET', KEYS[2], ARGV[2])
 return 'done'
 """
@@ -71,6 +74,7 @@ for i = 4, #ARGV, 3 do
   if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then
     redis.call('HDEL', KEYS[1], ARGV[i])
     redis.call('HDEL', KEYS[3], ARGV[i])
+    redis.call('HDEL', KEYS[5], ARGV[i])
     redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*', 'act', ARGV[i + 2])
     revoked[#revoked + 1] = ARGV[i]
   end
@@ -109,10 +113,10 @@ class RedisKeyStore:
             if known and (await self._redis.get(VERSION) or b"").decode() == known.version:
                 return known
             pipeline = self._redis.pipeline(transaction=True)
-            version, documents = await pipeline.get(VERSION).hgetall(KEYS).execute()
+            version, documents, older = await pipeline.get(VERSION).hgetall(KEYS).hgetall(OLDER_SECRETS).execute()
         keys: dict[str, ApiKey] = {}
         for number, (prefix, document) in enumerate(documents.items(), 1):
-            if key := _decode(prefix, document):
+            if key := _decode(prefix, document, older.get(prefix)):
                 keys[key.prefix] = key
             if number % DECODED_TOGETHER == 0:
                 await asyncio.sleep(0)
@@ -120,8 +124,9 @@ class RedisKeyStore:
 
     async def find(self, prefix: str) -> ApiKey | None:
         async with self._call("read key"):
-            document = await self._redis.hget(KEYS, prefix)
-        key = document and _decode(prefix.encode(), document)
+            pipeline = self._redis.pipeline(transaction=True)
+            document, older = await pipeline.hget(KEYS, prefix).hget(OLDER_SECRETS, prefix).execute()
+        key = document and _decode(prefix.encode(), document, older)
         return (await self.with_last_uses([key]))[0] if key else None
 
     async def with_last_uses(self, keys: Sequence[ApiKey]) -> list[ApiKey]:
@@ -136,7 +141,8 @@ class RedisKeyStore:
 
     async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey, act: Act) -> bool:
         old_document = _encode(old) if old else b""
-        answer = await self._change(REPLACE, act, MAX_KEYS, prefix, old_document, _encode(new), _encode_act(act))
+        words = (MAX_KEYS, prefix, old_document, _encode(new), _encode_act(act), _encode_older_secrets(new))
+        answer = await self._change(REPLACE, act, *words)
         if answer == b"full":
             raise TooManyApiKeys(MAX_KEYS)
         return bool(answer == b"done")
@@ -150,7 +156,9 @@ class RedisKeyStore:
         CHECK_ACTOR refuses."""
         actor = {ANONYMOUS.key: NO_KEY, BOOTSTRAP.key: ""}.get(act.key, act.key)
         arguments = (actor, uuid4().hex, MAX_ACTS, *words)
-        (answer,) = await self._connection.write([Command(script, (KEYS, VERSION, USED, AUDIT), arguments)])
+        (answer,) = await self._connection.write(
+            [Command(script, (KEYS, VERSION, USED, AUDIT, OLDER_SECRETS), arguments)]
+        )
         if answer == b"revoked":
             raise Unauthenticated("unknown_key", "Your API key was revoked while this request was under way.")
         if answer == b"closed":
@@ -169,8 +177,9 @@ class RedisKeyStore:
 
 
 def _encode(key: ApiKey) -> bytes:
-    """Encode what is kept of a key, always in the same way. When it was last used is kept apart."""
-    newest, *older = key.old_secrets or (None,)
+    """Encode what is kept of a key, always in the same way. Its last use is kept apart, and so are older secrets: a
+    version that does not know of these writes the same document, which a change compares with the stored one."""
+    newest = key.old_secrets[0] if key.old_secrets else None
     document = {
         "digest": key.digest,
         "name": key.name,
@@ -183,18 +192,28 @@ def _encode(key: ApiKey) -> bytes:
         "old_digest": newest.digest if newest else None,
         "old_until": newest.until if newest else None,
     }
-    if older:
-        document["older_secrets"] = [(old.digest, old.until) for old in older]
     return orjson.dumps(document)
 
 
+def _encode_older_secrets(key: ApiKey) -> bytes:
+    """Encode the replaced secrets of a key but for the newest one; b"" for none."""
+    older = [(old.digest, old.until) for old in key.old_secrets[1:]]
+    return orjson.dumps(older) if older else b""
+
+
 @lru_cache(KEPT_DOCUMENTS)
-def _decode(prefix: bytes, document: bytes) -> ApiKey | None:
-    """Decode a key, but for its last use. One that cannot be decoded opens nothing: it is logged and left out."""
+def _decode(prefix: bytes, document: bytes, older_secrets: bytes | None) -> ApiKey | None:
+    """Decode a key, but for its last use. One that cannot be decoded opens nothing: it is logged and left out.
+
+    An older secret is accepted no longer than the newest replaced one: a version that does not know of older secrets
+    may have ended that one since they were written.
+    """
     try:
         fields = orjson.loads(document)
-        old_secrets = [(fields["old_digest"], fields["old_until"])] if fields["old_digest"] else []
-        old_secrets += fields.get("older_secrets", [])
+        old_secrets = [OldSecret(fields["old_digest"], fields["old_until"])] if fields["old_digest"] else []
+        if old_secrets:
+            older = orjson.loads(older_secrets or b"[]")
+            old_secrets += [OldSecret(digest, min(until, old_secrets[0].until)) for digest, until in older]
         return ApiKey(
             prefix=prefix.decode(),
             digest=str(fields["digest"]),
@@ -204,7 +223,7 @@ def _decode(prefix: bytes, document: bytes) -> ApiKey | None:
             created_at=fields["created_at"],
             expires_at=fields["expires_at"],
             quota=Quota(fields["requests_per_minute"], fields["tokens_per_minute"]),
-            old_secrets=tuple(OldSecret(*old) for old in old_secrets),
+            old_secrets=tuple(old_secrets),
         )
     except (ValueError, KeyError, TypeError) as error:
         log.error(

@@ -26,6 +26,7 @@ from service.store.connection import Command, Connection
 from service.store.idempotency import REMOVED
 from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.known_position import KnownPosition
+from service.store.purge_claim import PurgeClaim
 from service.store.scripts import FIRST_WRITE, LOG_END
 
 CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
@@ -62,7 +63,8 @@ if salt then return salt end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
-# KEYS events; ARGV milliseconds and bytes that it may hold. Cuts whole blocks of about a hundred entries.
+# `key` is that of a stream; `kept` and `bytes`: milliseconds and bytes that it may hold. Cuts whole blocks of about a
+# hundred entries.
 TRIM_FUNCTION = """
 local function trim(key, kept, bytes)
   local now = redis.call('TIME')
@@ -74,9 +76,12 @@ local function trim(key, kept, bytes)
   return redis.call('MEMORY', 'USAGE', key) or 0
 end
 """
+# KEYS events, new events, claim of a purge; ARGV milliseconds and bytes that the stream may hold. Also removes what a
+# killed purge of an earlier version has left: no time ends it.
 TRIM = (
     TRIM_FUNCTION
     + """
+if redis.call('EXISTS', KEYS[3]) == 0 and redis.call('TTL', KEYS[2]) == -1 then redis.call('UNLINK', KEYS[2]) end
 local used = trim(KEYS[1], ARGV[1], ARGV[2])
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 return {used, first and first[1] or false}
@@ -204,7 +209,8 @@ class RedisEventStore:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Be one of MAX_ADDS for the block. Raises StoreUnavailable where those before take longer than a call may."""
+        """Hold one of the MAX_ADDS turns for the block. Raises StoreUnavailable where the scripts before take longer
+        than a call may."""
         try:
             async with asyncio.timeout(self._connection.timeout_seconds):
                 await self._turns.acquire()
@@ -280,7 +286,8 @@ class RedisEventStore:
 
     async def trim(self) -> tuple[int, str]:
         arguments = (int(self._bounds.seconds * 1000), self._bounds.bytes)
-        used, first = await self._write(Command(TRIM, [self._keys.events], arguments))
+        streams = (self._keys.events, self._keys.events + NEW_STREAM.decode())
+        used, first = await self._write(Command(TRIM, [*streams, PurgeClaim.KEY], arguments))
         return int(used), first.decode() if first else ORIGIN
 
     async def _read_salt(self) -> bytes:

@@ -21,6 +21,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from service.access.principal import DEFAULT_TENANT
+from service.records import ORIGIN
 from service.store.change_log import PURGE
 from service.store.clients import client_of
 from service.store.event_purge import purge_events
@@ -43,10 +44,12 @@ LAST = f"{HASH_TAG}purged"
 CUT_AT = f"{HASH_TAG}purge:cut"
 """Key of the time at which a purge on schedule cut the logs, until the server has rewritten its file."""
 FAILED = f"{HASH_TAG}purge:failed"
-"""Key that is there until a purge on schedule tries again to have the file rewritten."""
+"""Key that is there until a purge on schedule that has failed is tried again."""
+FAILING_SINCE = f"{HASH_TAG}purge:failing"
+"""Key of the time of the first purge on schedule that failed since the last one that was done."""
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 3600.0
-"""Pauses between these attempts: as long as they have failed, within these bounds. A rewrite takes a fork, and the room
-for a second file until it fails."""
+"""Pauses between these attempts: as long as they have failed, within these bounds. An attempt copies the streams of
+events until they are exchanged; then it takes a fork, and the room for a second file until it fails."""
 COMPRESSION = f"{HASH_TAG}purge:compression"
 """Key of the server's own setting rdbcompression, while a purge has changed it."""
 CANARY = f"{HASH_TAG}purge:canary:"
@@ -85,7 +88,7 @@ return #entries
 
 @dataclass(frozen=True, slots=True)
 class PurgedLog:
-    """A change log that begins at `position` now, and the identity of its store."""
+    """A change log that begins at `position`, and the identity of its store."""
 
     prefix: str
     identity: str
@@ -106,6 +109,14 @@ def purge_store(url: str, ids: Collection[str] = (), tenant: str = DEFAULT_TENAN
             return logs
         finally:
             claim.release()
+
+
+def logs_of_store(url: str) -> list[PurgedLog]:
+    """Return the change logs of all tenants as they begin now; one without entries begins at ORIGIN. Raises
+    PurgeError."""
+    with _client(url) as client:
+        firsts = [(log, client.xrange(log, count=1)) for log in _logs(client)]
+        return [_purged(client, log, entries[0][0] if entries else ORIGIN.encode()) for log, entries in firsts]
 
 
 def last_purge(url: str, now: float) -> float:
@@ -143,20 +154,22 @@ def _is_due(client: Any, seconds: float, now: float) -> bool:
 
 
 def _purge_on_schedule(client: Any, claim: PurgeClaim, seconds: float, now: float) -> float:
-    """Purge the store, and return the time before which what was removed is gone. After a failure only the rewrite of
-    the file is tried again, until `seconds` have passed: followers of a log that each attempt cuts would lose it."""
+    """Purge the store, and return the time before which what was removed is gone. Once the logs are cut, only the
+    rewrite of the file is tried again, until `seconds` have passed: followers of a log that each attempt cuts would
+    lose it."""
     cut_at = float(client.get(CUT_AT) or -math.inf)
-    if not cut_at <= now < cut_at + seconds:
-        _purge_streams(client, claim)
-        client.eval(SET, 1, CUT_AT, cut_at := now)
     try:
+        if not cut_at <= now < cut_at + seconds:
+            _purge_streams(client, claim)
+            client.eval(SET, 1, CUT_AT, cut_at := now)
         _rewrite_file(client, claim)
-    except (PurgeError, RedisError):
-        pause = min(max(now - cut_at, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
-        client.eval(SET_FOR, 1, FAILED, cut_at, int(pause))
+    except Exception:
+        since = float(client.get(FAILING_SINCE) or now)
+        client.eval(SET, 1, FAILING_SINCE, since)
+        client.eval(SET_FOR, 1, FAILED, now, int(min(max(now - since, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)))
         raise
     client.eval(SET, 1, LAST, cut_at)
-    client.delete(CUT_AT)
+    client.delete(CUT_AT, FAILING_SINCE)
     return cut_at
 
 

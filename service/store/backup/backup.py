@@ -54,11 +54,13 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
 
 
 def database_count(client: Any) -> int:
-    """Return how many databases a server has. Raises RedisError."""
+    """Return how many databases a server has; of one that forbids CONFIG, how many it has at least. Raises
+    RedisError."""
     try:
         return int(client.config_get("databases")["databases"])
     except (ResponseError, KeyError):
-        return DATABASES
+        with_keys = (int(name.removeprefix("db")) + 1 for name in client.info("keyspace"))
+        return max([DATABASES, *with_keys])
 
 
 def _describe(url: str) -> tuple[str, int, int]:

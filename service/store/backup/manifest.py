@@ -17,7 +17,7 @@ FORMAT = 1
 """Version of manifest and files: raise it when older versions of this service could not restore them."""
 MANIFEST = "manifest.json"
 DATABASES = 16
-"""Databases of a server by default, and of one that does not say how many it has."""
+"""Databases of a server by default."""
 
 
 class BackupError(RuntimeError):
@@ -52,7 +52,7 @@ class NotesEntry(_Record):
 
 class Manifest(_Record):
     """`version` is the service's, `server` that of Redis, `database` the number of the database that holds the notes,
-    `databases` how many the server has; `created_at` is the time of the data."""
+    `databases` how many the server has, as far as it says; `created_at` is the time of the data."""
 
     format: int
     version: str

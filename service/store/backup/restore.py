@@ -30,7 +30,8 @@ ALIVE_SECONDS = 60
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
 BOOKKEEPING = re.compile(
-    PREFIX + b"(identity|snapshots|samples|tenants|purged|purge:(compression|cut|failed|canary:[0-9a-f]+)|audit)"
+    PREFIX
+    + b"(identity|snapshots|samples|tenants|purged|purge:(compression|cut|failed|failing|canary:[0-9a-f]+)|audit)"
 )
 """Keys that a service or a purge makes in an empty store. A note may have any of these words at the end of its id."""
 # KEYS mark, alive; ARGV number of the staging database, number of the store's, whether the store is replaced, then the

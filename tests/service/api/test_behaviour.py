@@ -67,6 +67,15 @@ def test_read_whose_time_is_ahead_is_taken_back_by_a_later_event_without_a_time(
     eventually(lambda: [json.loads(line).get("note") for line in client.get("/events/reads").iter_lines()] == ["c"])
 
 
+def test_read_whose_time_is_ahead_is_taken_back_by_an_event_without_a_time_of_the_same_list(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually
+) -> None:
+    client, _ = served
+    ahead = (datetime.now(UTC) + timedelta(seconds=200)).isoformat()
+    client.post("/events", json=[event("a", at=ahead), event("a", type="hide"), event("b", type="hide"), event("b")])
+    eventually(lambda: [json.loads(line).get("note") for line in client.get("/events/reads").iter_lines()] == ["b"])
+
+
 @pytest.mark.parametrize("lines", [False, True], ids=["list", "lines"])
 def test_events_of_one_request_count_by_their_times(
     served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, lines: bool

@@ -61,7 +61,7 @@ async def test_purge_leaves_out_an_entry_that_nobody_here_wrote(
 ) -> None:
     await embedded_store.put([Write(stored_note("kept"))])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, ["kept"], "u1"))
+        await behaviour.add(clicks(clock, ["kept"], "u1"), clock())
         embedded_admin.xadd(EVENTS, {"colour": "red"})
         await asyncio.to_thread(purge_store, embedded.url)
     assert [fields["note"] for _, fields in embedded_admin.xrange(EVENTS) if fields.get("note")] == ["kept"]
@@ -75,7 +75,7 @@ async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
     notes = ["kept-1", "kept-2", "gone-1", "again-1"]
     await embedded_store.put([Write(stored_note(note)) for note in notes])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add([event for note in notes for event in clicks(clock, [note], "u1", "u2", "u3")])
+        await behaviour.add([event for note in notes for event in clicks(clock, [note], "u1", "u2", "u3")], clock())
         await eventually(lambda: behaviour.status().reads == 12)
         forgotten = next(fields["reader"] for _, fields in embedded_admin.xrange(EVENTS) if fields["note"] == "kept-1")
         assert await behaviour.forget("u1") == 4
@@ -94,7 +94,7 @@ async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
             *[("click", "kept-2")] * 2,
             ("-purge", ""),
         ]
-        await behaviour.add(clicks(clock, ["again-1"], "u2"))
+        await behaviour.add(clicks(clock, ["again-1"], "u2"), clock())
         await eventually(lambda: behaviour.status().reads == 5)  # of the new state: the one before takes nothing in
         assert [one.id for one in await behaviour.candidates(["kept-1"])] == ["kept-2", "again-1"]
 
@@ -111,7 +111,7 @@ async def test_what_is_related_stays_while_the_stream_is_read_again_after_a_purg
 
     await embedded_store.put([Write(stored_note(note)) for note in "ab"])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"), clock())
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
         memory = behaviour.status().bytes
         monkeypatch.setattr(EventFollower, "_apply", look_then_apply)
@@ -133,7 +133,7 @@ async def test_reads_are_not_exported_while_the_stream_is_read_again_after_a_pur
 
     await embedded_store.put([Write(stored_note(note)) for note in "ab"])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"), clock())
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
         monkeypatch.setattr(EventFollower, "_apply", wait_then_apply)
         await asyncio.to_thread(purge_store, embedded.url)
@@ -161,7 +161,7 @@ async def test_what_is_related_stays_where_reading_the_stream_again_after_a_purg
     monkeypatch.setattr("service.behaviour.follower.RETRY_SECONDS", (0.0, 0.0))
     await embedded_store.put([Write(stored_note(note)) for note in "ab"])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"), clock())
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
         memory = behaviour.status().bytes
         monkeypatch.setattr(EventFollower, "_apply", fail_once)
@@ -179,7 +179,7 @@ async def test_events_that_come_during_a_purge_are_kept(
         purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
         sent = 0
         while not purging.done():
-            assert await behaviour.add([Event(f"e{sent}", "click", "a", f"u{sent}", clock())]) == ["accepted"]
+            assert await behaviour.add([Event(f"e{sent}", "click", "a", f"u{sent}", clock())], clock()) == ["accepted"]
             sent += 1
         await purging
         await eventually(lambda: behaviour.status().reads == sent)
@@ -211,7 +211,7 @@ async def test_two_purges_at_the_same_time_lose_no_event(
 
     await embedded_store.put([Write(stored_note("a"))])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, ["a"], *(f"u{n}" for n in range(20))))
+        await behaviour.add(clicks(clock, ["a"], *(f"u{n}" for n in range(20))), clock())
         first = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
         assert await asyncio.to_thread(copying.wait, 30)
         await asyncio.gather(first, asyncio.to_thread(purge_store, embedded.url))
@@ -234,7 +234,7 @@ async def test_copy_of_the_events_ends_by_itself_where_its_purge_is_killed(
 
     await embedded_store.put([Write(stored_note("a"))])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, ["a"], "u1", "u2"))
+        await behaviour.add(clicks(clock, ["a"], "u1", "u2"), clock())
         with monkeypatch.context() as patch:
             patch.setattr(event_purge, "_copy", copy_and_die)
             with pytest.raises(Killed):
@@ -265,7 +265,7 @@ async def test_what_is_removed_while_events_are_copied_counts_no_more_and_goes_w
     monkeypatch.setattr(event_purge, "_copy", copy_then_wait)
     await embedded_store.put([Write(stored_note(note)) for note in ("a", "b")])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, ["a", "b"], "u1", "u2"))
+        await behaviour.add(clicks(clock, ["a", "b"], "u1", "u2"), clock())
         purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
         assert await asyncio.to_thread(copied.wait, 30)
         if removal == "note":
@@ -299,7 +299,7 @@ async def test_reader_who_is_forgotten_before_a_page_is_copied_stays_forgotten(
     monkeypatch.setattr(event_purge, "_copy", wait_then_copy)
     await embedded_store.put([Write(stored_note("a"))])
     async with behaving(embedded.url, clock) as behaviour:
-        await behaviour.add(clicks(clock, ["a"], "u1", "u2"))
+        await behaviour.add(clicks(clock, ["a"], "u1", "u2"), clock())
         purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))
         assert await asyncio.to_thread(read.wait, 30)
         assert await behaviour.forget("u1") == 1
@@ -315,12 +315,12 @@ async def test_a_store_that_was_emptied_is_followed_anew(
     await embedded_store.identity()
     async with behaving(embedded.url, clock) as behaviour:
         await embedded_store.put([Write(stored_note(note)) for note in "ab"])
-        await behaviour.add(clicks(clock, "ab", "u1", "u2"))
+        await behaviour.add(clicks(clock, "ab", "u1", "u2"), clock())
         await eventually(lambda: behaviour.status().reads == 4)
         embedded_admin.flushall()
         await embedded_store.identity()
         await embedded_store.put([Write(stored_note("a"))])
-        await behaviour.add(clicks(clock, "a", "u1"))
+        await behaviour.add(clicks(clock, "a", "u1"), clock())
         await eventually(lambda: behaviour.status().reads == 1)
 
 
@@ -332,6 +332,7 @@ async def test_events_that_are_too_old_are_not_read_in(
     async with behaving(embedded.url, clock) as behaviour:
         await eventually(lambda: behaviour.status().ready)
         old = Event("e1", "click", "old", "u1", clock() - BOUNDS.seconds - 1)
-        assert await behaviour.add([old, Event("e2", "click", "new", "u1", clock())]) == ["accepted", "accepted"]
+        new = Event("e2", "click", "new", "u1", clock())
+        assert await behaviour.add([old, new], clock()) == ["accepted", "accepted"]
         await eventually(lambda: behaviour.status().reads > 0)
         assert [[read.note_id for read in reads] for reads in behaviour.all_reads()] == [["new"]]

@@ -24,7 +24,16 @@ from service.store.purge import purge_store
 from service.store.purge_claim import PurgeError
 from service.store.redis_store import RedisNoteStore
 from service.verify import verify
-from tests.service.conftest import DIMENSION, SPACE, DebianRedis, eventually, following, stored_note, word_vector
+from tests.service.conftest import (
+    DIMENSION,
+    SPACE,
+    DebianRedis,
+    eventually,
+    following,
+    kill,
+    stored_note,
+    word_vector,
+)
 from tests.service.store.backup.test_drill import writing
 
 SECRET = "Under the third stone from the well lies what my grandmother never told anybody about."
@@ -274,6 +283,55 @@ async def test_folder_without_the_files_of_the_store_proves_nothing(
     right = purge(embedded.url, tmp_path, [folders["data"]], ids=["gone-0001"], texts=[], wait_seconds=0)
     assert right.proved
     assert not embedded_admin.keys("{notes}:purge:*")
+
+
+async def test_dump_that_the_server_no_longer_writes_proves_nothing(
+    debian_redis: DebianRedis, clock: Clock, short_folder: Path
+) -> None:
+    store = RedisNoteStore(debian_redis.url, clock=clock)
+    await store.put([Write(stored_note("kept")), Write(stored_note("gone-0001", content="again and again, " * 50))])
+    with redis.Redis.from_url(debian_redis.url) as client:
+        client.save()
+    await store.delete("gone-0001")
+    await store.close()
+    dump = short_folder / "dump.rdb"
+    report = await purged(debian_redis.url, short_folder, [])
+    assert (report.search.findings, report.store_searched, report.proved) == ((), True, False)
+    assert report.old_or_compressed == (str(dump),)
+    dump.unlink()
+    assert (await purged(debian_redis.url, short_folder, [])).proved
+
+
+async def test_files_of_a_replica_of_the_server_prove_nothing(
+    debian_redis: DebianRedis, clock: Clock, short_folder: Path
+) -> None:
+    store = RedisNoteStore(debian_redis.url, clock=clock)
+    await store.put([Write(stored_note("kept")), Write(stored_note("gone-0001", content="again and again, " * 50))])
+    folder = short_folder / "replica"
+    folder.mkdir()
+    replica, master = DebianRedis(folder), debian_redis.url.rpartition(":")
+    try:
+        replica.start("--replicaof", "127.0.0.1", master[2])
+        with redis.Redis.from_url(replica.url) as client:
+            await eventually(
+                lambda: (
+                    client.info("replication")["master_link_status"] == "up"
+                    and not client.info("persistence")["aof_rewrite_in_progress"]
+                    and client.exists(NOTE + "gone-0001")
+                )
+            )
+            await store.delete("gone-0001")
+            await eventually(lambda: not client.exists(NOTE + "gone-0001"))
+        report = await asyncio.to_thread(
+            purge, debian_redis.url, folder, [folder], ids=[], texts=[("secret", SECRET)], wait_seconds=0
+        )
+        assert (report.search.findings, report.proved) == ((), False)
+        assert [Path(path).name.split(".")[-2:] for path in report.old_or_compressed if "base" in path] == [
+            ["base", "rdb"]
+        ]
+    finally:
+        kill(replica)
+        await store.close()
 
 
 @pytest.mark.parametrize("forbidden", ["-config", "-config|set"])

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from service.erasure.schedule import PurgeSchedule
-from service.index.snapshot_files import MANIFEST, SnapshotFolder
+from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotOrigin
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG
+from service.store.keys import IDENTITY, LOG
 from service.store.purge import COMPRESSION, FAILED, LAST, last_purge, purge_store, purge_store_if_due
 from service.store.purge_claim import PurgeClaim, PurgeError
 from service.telemetry import Telemetry
@@ -165,20 +165,61 @@ def test_log_is_cut_once_per_interval_while_the_file_cannot_be_rewritten(
     assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge"]
 
 
+def save_snapshot(folder: Path, store: str, position: str) -> Path:
+    """Leave a snapshot that no process has; return its manifest."""
+    owner = SnapshotFolder(folder)
+    owner.save(SnapshotOrigin(store, "space"), position, [])
+    owner.close()
+    return folder / MANIFEST
+
+
 def test_snapshot_of_a_replica_that_starts_more_slowly_stays_until_a_purge(
     embedded: EmbeddedRedis, written: redis.Redis, tmp_path: Path
 ) -> None:
-    clock, snapshot = Clock(), tmp_path / "snapshots" / "0" / MANIFEST
-    SnapshotFolder.claim(tmp_path / "snapshots").close()
-    snapshot.write_bytes(b"{}")
+    written.set(IDENTITY, "this")
+    clock, ((position, _),) = Clock(), written.xrange(LOG)
+    snapshot = save_snapshot(tmp_path / "snapshots" / "0", "this", position)
+    of_another_store = save_snapshot(tmp_path / "snapshots" / "1", "another", position)
     last_purge(embedded.url, clock())
     schedule = PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)
     schedule._look()
     schedule._look()
-    assert snapshot.exists()
+    assert (snapshot.exists(), of_another_store.exists()) == (True, False)
     clock.offset += DAY + 500
     schedule._look()
     assert not snapshot.exists()
+
+
+def test_snapshot_of_before_a_purge_that_this_machine_missed_is_removed_at_the_first_look(
+    embedded: EmbeddedRedis, written: redis.Redis, tmp_path: Path
+) -> None:
+    written.set(IDENTITY, "this")
+    clock, ((position, _),) = Clock(), written.xrange(LOG)
+    before = save_snapshot(tmp_path / "snapshots" / "0", "this", position)
+    last_purge(embedded.url, clock())
+    clock.offset += DAY
+    assert purge_store_if_due(embedded.url, DAY, clock())[1]
+    behind = save_snapshot(tmp_path / "snapshots" / "1", "this", written.xrange(LOG)[0][0])
+    PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)._look()
+    assert (before.exists(), behind.exists()) == (False, True)
+
+
+def test_purge_that_fails_before_any_log_is_cut_is_tried_again_after_pauses(
+    embedded: EmbeddedRedis, written: redis.Redis
+) -> None:
+    url, begin = f"unix://limited:x@{embedded.socket}", 1000.0 + DAY
+    written.xadd(f"{LOG.removesuffix('log')}events", {"type": "-purge", "note": "", "reader": ""})
+    written.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-xrange")
+    purge_store_if_due(url, DAY, 1000.0)
+    for later, pause in ((0.0, 60), (60.0, 60), (200.0, 200), (8000.0, 3600)):
+        with pytest.raises(PurgeError, match="was not purged"):
+            purge_store_if_due(url, DAY, begin + later)
+        assert pause - 5 <= written.ttl(FAILED) <= pause
+        assert purge_store_if_due(url, DAY, begin + later + 1) == (1000.0, False), "it is not tried again at once"
+        written.delete(FAILED)
+    assert [fields["op"] for _, fields in written.xrange(LOG)] == ["delete"]
+    assert purge_store_if_due(embedded.url, DAY, begin + 9000) == (begin + 9000, True)
+    assert sorted(written.keys("{notes}:purge*")) == [LAST]
 
 
 def test_purge_of_a_store_that_is_away_is_an_error(tmp_path: Path) -> None:

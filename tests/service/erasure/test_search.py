@@ -76,12 +76,36 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(own)
 
 
-def test_folder_that_cannot_be_listed_ends_the_search(short_folder: Path) -> None:
-    short_folder.chmod(0o755)
-    closed = short_folder / "appendonlydir"
-    closed.mkdir(mode=0)
+@contextlib.contextmanager
+def closed_to_all(folder: Path, *names: str) -> Iterator[None]:
+    """Have folders that nobody may list while the block lasts, beside a file with TEXT."""
+    folder.chmod(0o755)
+    (folder / "open").write_text(TEXT)
+    for name in names:
+        (folder / name).mkdir(mode=0)
     try:
-        with as_nobody(), pytest.raises(PermissionError, match="appendonlydir"):
-            search_folders([short_folder], [Needle.of_text("text", TEXT)])
+        yield
     finally:
-        closed.chmod(0o700)
+        for name in names:
+            (folder / name).chmod(0o700)
+
+
+def test_places_that_cannot_be_read_are_reported_and_the_others_searched(short_folder: Path) -> None:
+    (short_folder / "itself").symlink_to(short_folder / "itself")
+    (short_folder / "nothing").symlink_to(short_folder / "none")
+    with closed_to_all(short_folder, "appendonlydir", "lost+found"):
+        (short_folder / "closed").touch(mode=0)
+        with as_nobody():
+            search = search_folders([short_folder], [Needle.of_text("text", TEXT)])
+    assert [Path(finding.file).name for finding in search.findings] == ["open"]
+    unread = sorted(reason.rpartition("/")[2].rstrip("'") for reason in search.unread)
+    assert unread == ["appendonlydir", "closed", "itself", "lost+found"]
+
+
+def test_lost_and_found_of_a_volume_that_root_alone_can_list_is_passed_over(
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == short_folder.resolve())
+    with closed_to_all(short_folder, "lost+found"), as_nobody():
+        search = search_folders([short_folder], [Needle.of_text("text", TEXT)])
+    assert (len(search.findings), search.unread) == (1, ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -53,6 +54,34 @@ async def test_key_that_was_loaded_can_be_replaced(keys: RedisKeyStore, count: i
     await keys.replace(KEY.prefix, None, dataclasses.replace(KEY, old_secrets=KEY.old_secrets[:count]), ACT)
     loaded = (await keys.load(None, {})).keys[KEY.prefix]
     assert await keys.replace(KEY.prefix, loaded, dataclasses.replace(loaded, name="another"), ACT)
+
+
+async def test_document_of_a_key_that_was_rotated_twice_is_one_that_an_earlier_version_compares(
+    keys: RedisKeyStore, admin: redis.Redis
+) -> None:
+    await keys.replace(KEY.prefix, None, dataclasses.replace(KEY, old_secrets=KEY.old_secrets[:1]), ACT)
+    written_before = admin.hget("{access}:keys", KEY.prefix)
+    await keys.revoke([(dataclasses.replace(KEY, old_secrets=KEY.old_secrets[:1]), ACT)])
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    assert admin.hget("{access}:keys", KEY.prefix) == written_before
+    assert await keys.find(KEY.prefix) == KEY
+    once = dataclasses.replace(KEY, old_secrets=KEY.old_secrets[:1])
+    assert await keys.replace(KEY.prefix, KEY, once, ACT)
+    assert await keys.find(KEY.prefix) == once
+    assert await keys.replace(KEY.prefix, once, KEY, ACT)
+    assert await keys.revoke([(KEY, ACT)]) == {KEY.prefix}
+    assert not admin.exists("{access}:older")
+
+
+async def test_older_secret_ends_with_the_newest_one_that_an_earlier_version_has_ended(
+    keys: RedisKeyStore, admin: redis.Redis
+) -> None:
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    document = json.loads(admin.hget("{access}:keys", KEY.prefix) or "")
+    admin.hset("{access}:keys", KEY.prefix, json.dumps(document | {"old_until": 1100.0}))
+    found = await keys.find(KEY.prefix)
+    assert found
+    assert [secret.until for secret in found.old_secrets] == [1100.0, 1100.0]
 
 
 async def test_unchanged_keys_are_not_read_again(keys: RedisKeyStore) -> None:

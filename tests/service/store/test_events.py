@@ -18,6 +18,7 @@ from service.records import ORIGIN, Write
 from service.store.connection import Connection
 from service.store.events import ADD, ADD_BATCH_SIZE, MAX_ADDS, RedisEventStore
 from service.store.keys import Keys
+from service.store.purge_claim import PurgeClaim
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import stored_note
 
@@ -141,6 +142,20 @@ async def test_old_events_leave_the_stream(events: RedisEventStore, admin: redis
     assert first == admin.xrange(EVENTS, count=1)[0][0]
     admin.delete(EVENTS)
     assert await events.trim() == (0, ORIGIN)
+
+
+async def test_copy_of_the_events_that_an_earlier_version_left_is_removed_where_no_purge_is_at_it(
+    events: RedisEventStore, admin: redis.Redis
+) -> None:
+    left = f"{EVENTS}:new"
+    admin.xadd(left, {"type": "click", "note": "a", "reader": "r", "at": 0, "more": ""})
+    claim = PurgeClaim(admin)
+    assert claim.take()
+    await events.trim()
+    assert admin.exists(left)
+    claim.release()
+    await events.trim()
+    assert not admin.exists(left)
 
 
 async def test_events_after_a_store_was_emptied_have_another_salt(

@@ -332,8 +332,9 @@ def test_backup_of_a_tenant_that_is_being_removed_is_restored(
     assert target.hgetall("{notes}:tenants") == source.hgetall("{notes}:tenants")
 
 
+@pytest.mark.parametrize(("user", "databases"), [("", 32), ("limited:x@", 21)], ids=["config", "no-config"])
 def test_data_of_another_application_in_a_database_of_a_high_number_are_in_the_backup(
-    short_folder: Path, source: Any, embedded: EmbeddedRedis, tmp_path: Path
+    short_folder: Path, source: Any, embedded: EmbeddedRedis, tmp_path: Path, user: str, databases: int
 ) -> None:
     server = DebianRedis(short_folder, server_program())
     try:
@@ -341,7 +342,9 @@ def test_data_of_another_application_in_a_database_of_a_high_number_are_in_the_b
         with client_of(server.url) as client, client_of(server.url, 20) as theirs:
             fill(client)
             theirs.set("theirs", "1")
-            assert back_up(server.url, tmp_path / "b").databases == 32
+            client.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-config")
+            url = server.url.replace("//", f"//{user}")
+            assert back_up(url, tmp_path / "b").databases == databases
             restore(tmp_path / "b", embedded.url)
             assert contents(source) == contents(client)
     finally:
