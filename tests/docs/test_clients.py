@@ -13,7 +13,7 @@ from tests.service.process import running
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "clients.md"
 MAX_LINES = 25
-KEY = "the-bootstrap-key-of-this-test"
+KEY = "the-bootstrap-key-of-these-tests"
 
 
 def blocks() -> tuple[str, str]:

@@ -13,7 +13,7 @@ from tests.service.process import running
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "feed.md"
 MAX_LINES = 60
-KEY = "the-bootstrap-key-of-this-test"
+KEY = "the-bootstrap-key-of-these-tests"
 
 
 def block() -> str:
