@@ -43,10 +43,11 @@ ID_BYTES = 9
 """Bytes that are kept of an event's id, as 12 letters: of a million ids two share one with a probability of one in ten
 billion."""
 ADD_BATCH_SIZE = 200
-"""Events that one script adds. MEASURED"""
+"""Events that one script adds: 1.5 ms in which the server answers nobody else, where 1,000 events take 7 ms (one core
+of an AMD EPYC). With any number from 50 to 1,000 an event takes 7 to 8 us; each script is a round trip and an fsync."""
 MAX_ADDS = 2
-"""Scripts with several events of one tenant that a process has at the server at a time: a command of anybody else waits
-for all that arrived before it."""
+"""Scripts with several events of one tenant that a process has at the server at a time: any other command waits for all
+that arrived before it. Single events take no turn, since what they take of the server is small."""
 BATCH_SIZE = 1000
 """Entries that one script looks through: a few milliseconds of the server."""
 ADD_ATTEMPTS = 3
