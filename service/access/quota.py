@@ -45,8 +45,8 @@ class Counted:
 
 
 def carry_over(use: int, minutes: int, drained: int | None = None) -> tuple[int, int]:
-    """Return the use of the minute before and of the present one, `minutes` after a minute in which `use` was counted
-    and since which nothing was. `drained`: as in Counted."""
+    """Return the use of the minute before and of the present one, `minutes` after a minute with that `use`, if nothing
+    was used since. `drained`: as in Counted."""
     leaving = use if drained is None else drained
     present = max(0, use - minutes * leaving)
     return max(0, use - (minutes - 1) * leaving) - present, present

@@ -19,7 +19,8 @@ DATA_SET_MAGIC = b"REDIS", b"VALKEY"
 class PurgeReport:
     """`late`: folders of snapshots that their processes have not made anew. `looked_for`: how many ids and texts.
     `store_searched`: each folder that was named as the Redis server's has files that it wrote at this purge, in which
-    texts can be found. `old_or_compressed`: files of a server that it did not write at this purge, or compressed."""
+    texts can be found. `old_or_compressed`: dumps and bases in these folders that the server did not write at this
+    purge, or compressed."""
 
     logs: tuple[PurgedLog, ...]
     late: tuple[str, ...]
@@ -62,14 +63,14 @@ def purge(
         late = wait_for_snapshots(data_dir, logs, wait_seconds)
         search = search_folders([data_dir, *server_folders], needles)
         # Later than `search`: a file that the server has compressed in between is not taken for one that was searched.
-        with_canary = {folder: _files_with(canary, folder) for folder in (data_dir, *server_folders)}
+        with_canary = {folder: _files_with(canary, folder) for folder in server_folders}
     others = [
         path
         for folder, files in with_canary.items()
         for path in map(str, files_below([folder])[0])
         if path not in files and _is_data_set(path)
     ]
-    searched = bool(server_folders) and all(with_canary[folder] for folder in server_folders)
+    searched = bool(with_canary) and all(with_canary.values())
     return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), searched, tuple(dict.fromkeys(others)), search)
 
 
