@@ -64,9 +64,10 @@ DIMENSION = 128
 COMMUNITY_DIMENSION = 256
 """Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened, for an
 earlier recipe (docs/log/training.md)."""
-FURTHER = ("seed=1", "steps=100", "learning_rate=7e-5", "head_learning_rate=3e-4")
-"""Changes to the recipe COMMUNITY for its second run, which goes on from the last step of the first. Both runs of the
-stored record were made by earlier code (docs/log/training.md#texts-in-the-steps-of-the-pairs)."""
+LOWER_RATES = ("learning_rate=7e-5", "head_learning_rate=3e-4")
+FURTHER: Sequence[Sequence[str]] = (("seed=1", "steps=100", *LOWER_RATES), ("seed=2", "steps=150", *LOWER_RATES))
+"""Changes to the recipe COMMUNITY for each of its further runs, which goes on from the last step of the one before. The
+first two runs of the stored record were made by earlier code (docs/log/training.md#texts-in-the-steps-of-the-pairs)."""
 RECOMBINED = "-recombined"
 """End of the name of a notes file with texts that model/data/recombined_notes.py has added."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
@@ -243,15 +244,16 @@ def teach_to_write(
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that went on with the clicks of microlens50k in two runs, with whitened
+    """Return the folder of the checkpoint that went on with the clicks of microlens50k in three runs, with whitened
     vectors."""
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
-    first = train(data, COMMUNITY)
-    further = train(data, COMMUNITY, (f"start={os.path.relpath(first / FINAL, ROOT)}", *FURTHER))
+    run = train(data, COMMUNITY)
+    for changes in FURTHER:
+        run = train(data, COMMUNITY, (f"start={os.path.relpath(run / FINAL, ROOT)}", *changes))
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
-    shutil.copytree(further / FINAL, folder)
+    shutil.copytree(run / FINAL, folder)
     by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")  # the set has 11,538 to train on
     run_notellm("whiten", "--checkpoint", folder, *by_all_notes, "--dimension", f"{COMMUNITY_DIMENSION}")
     (folder / DONE).touch()
