@@ -26,6 +26,7 @@ import tarfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ LOWER_RATES = ("learning_rate=7e-5", "head_learning_rate=3e-4")
 FURTHER: Sequence[Sequence[str]] = (("seed=1", "steps=100", *LOWER_RATES), ("seed=2", "steps=150", *LOWER_RATES))
 """Changes to the recipe COMMUNITY for each of its further runs, which goes on from the last step of the one before. The
 first two runs of the stored record were made by earlier code (docs/log/training.md#texts-in-the-steps-of-the-pairs)."""
+MAX_FOLDER_NAME = 150
+"""Characters of the name of a folder; file systems take 255 bytes."""
 RECOMBINED = "-recombined"
 """End of the name of a notes file with texts that model/data/recombined_notes.py has added."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
@@ -114,7 +117,7 @@ def reproduce(data: Path, name: str) -> None:
 def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
     """Train a recipe, with the pairs and the teachers that it needs, and return the folder of the finished run."""
     # Records name an encoder by this folder.
-    folder = RUNS / (",".join(changes).replace("/", "-") or "as-it-is") / recipe
+    folder = RUNS / folder_name(changes) / recipe
     if (folder / DONE).exists():
         return folder
     for entry in tomllib.loads((RECIPES / f"{recipe}.toml").read_text("utf-8"))["data"]:
@@ -133,6 +136,13 @@ def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
     run_notellm(command, "--config", RECIPES / f"{recipe}.toml", "--out", folder, *settings, inputs=inputs)
     (folder / DONE).touch()
     return folder
+
+
+def folder_name(changes: Sequence[str]) -> str:
+    """Return the name of the folder of runs with these changes to their recipe; a hash where they are too long for one,
+    as with a start that has the changes of an earlier run in its path."""
+    name = ",".join(changes).replace("/", "-") or "as-it-is"
+    return name if len(name) <= MAX_FOLDER_NAME else sha256(name.encode()).hexdigest()[:16]
 
 
 def make_pairs(data: Path, name: str) -> None:

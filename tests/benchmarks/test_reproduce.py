@@ -124,7 +124,8 @@ def test_records_of_the_research_checkpoint_use_the_finished_one(commands: list[
 def test_community_checkpoint_goes_on_twice_from_its_first_run_and_is_whitened(commands: list[list[str]]):
     reproduce.reproduce(DATA, "community-related-microlens50k")
     assert [command[0] for command in commands] == [
-        "pairs", "model.data.recombined_notes", "train-encoder", "embed", "train", "train", "train", "whiten", "evaluate",
+        "pairs", "model.data.recombined_notes", "train-encoder", "embed", "train", "train", "train", "whiten",
+        "evaluate",
     ]  # fmt: skip
     for before, run, changes in zip(commands[4:6], commands[5:7], reproduce.FURTHER, strict=True):
         assert [part for part in run if part in changes] == list(changes)
