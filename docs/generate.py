@@ -73,9 +73,8 @@ same at `/docs`.
   single fields, which the tables of the fields have. A number or a boolean may be sent as a text (`"5"`, `"true"`),
   and no boolean as a number.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
-- Which requests to send again, how pages and versions work, and a client: [calling the API](guides/clients.md). What a
-  write and a search promise: [consistency](consistency.md). What some words mean here:
-  [words](how-it-works/index.md#words-that-the-pages-use).
+- What to send again, how pages and versions work, and a client: [calling the API](guides/clients.md). What writes and
+  searches promise: [consistency](consistency.md). [Words](how-it-works/index.md#words-that-the-pages-use).
 - Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
   milliseconds. Answers have UTC.
 - Every answer to a request that could be read carries `X-Request-Id`: the caller's own where it has 1 to 128 visible
