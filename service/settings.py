@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     queue_notes: int = Field(
         2000,
         ge=1,
-        description="most notes waiting for the engine; more get 429; a tenant's at most half of what others leave",
+        description="most notes waiting for the engine; of several tenants each has half of what is left",
     )
     queue_seconds: float = Field(
         3.0, gt=0, description="most seconds of the engine's work waiting in the interactive lane; more get 429"

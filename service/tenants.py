@@ -275,6 +275,7 @@ class Tenants(Generic[S]):
         tenant.fail(TenantOpening(tenant.detail, tenant.retry_seconds))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tenant.closing.wait(), tenant.retry_seconds)
+        tenant.requested.clear()  # by the next request it is asked for again; until then it waits for its turn
         tenant.opened = asyncio.get_running_loop().create_future()
 
     async def _wait_until_closed(self, tenant: Tenant[S]) -> Tenant[S] | None:

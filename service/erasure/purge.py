@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ def purge(
     needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
     with canary_in_store(url) as canary:
         logs = purge_store(url, ids, tenant)
+        purged_at = time.time()
         remove_unused(data_dir, logs)
         late = wait_for_snapshots(data_dir, logs, wait_seconds)
         search = search_folders([data_dir, *server_folders], needles)
@@ -68,7 +71,7 @@ def purge(
         path
         for folder, files in with_canary.items()
         for path in map(str, files_below([folder])[0])
-        if path not in files and _is_data_set(path)
+        if path not in files and _is_data_set(path) and not (files and _is_written_after(path, purged_at))
     ]
     searched = bool(with_canary) and all(with_canary.values())
     return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), searched, tuple(dict.fromkeys(others)), search)
@@ -77,6 +80,14 @@ def purge(
 def _files_with(text: str, folder: Path) -> set[str]:
     findings = search_folders([folder], [Needle("canary", (text.encode(),))]).findings
     return {finding.file for finding in findings}
+
+
+def _is_written_after(path: str, moment: float) -> bool:
+    """Return whether a file was written after `moment`, Unix time, or is gone: the server has written it anew."""
+    try:
+        return os.stat(path).st_mtime > moment
+    except FileNotFoundError:
+        return True
 
 
 def _is_data_set(path: str) -> bool:

@@ -79,7 +79,7 @@ def search_folders(folders: Iterable[Path], needles: Sequence[Needle]) -> Search
         except FileNotFoundError:  # a file of the server, or a snapshot, that another one has replaced
             continue
         except OSError as error:
-            unread.append(str(error))
+            unread.append(f"{path}: {error.strerror}")
             continue
         files, size = files + 1, size + length
         findings += findings_of_file
@@ -111,7 +111,9 @@ def files_below(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
                         files[path.resolve()] = path
                 except OSError as error:
                     errors.append(error)
-    return sorted(files.values()), [str(error) for error in errors if not _is_none_of_the_store(error)]
+    return sorted(files.values()), [
+        f"{error.filename}: {error.strerror}" for error in errors if not _is_none_of_the_store(error)
+    ]
 
 
 def _is_none_of_the_store(error: OSError) -> bool:

@@ -53,10 +53,10 @@ def _positions(logs: Iterable[PurgedLog]) -> Mapping[str, str]:
 
 def _can_go_on(manifest: Path, positions: Mapping[str, str]) -> bool:
     """Return whether there is a snapshot that was made where the log of its store begins, or later; `positions`: those
-    of the logs. False for a snapshot of another store."""
+    of the logs. False for a snapshot of another store, and for what cannot be read as one."""
     try:
         body = orjson.loads(manifest.read_bytes())["body"]
         position = positions.get(body["origin"]["store"])
         return position is not None and position_key(body["position"]) >= position_key(position)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False

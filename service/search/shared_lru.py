@@ -34,7 +34,7 @@ class SharedLru(Generic[Value]):
 
     def count(self, owner: int) -> int:
         """Return how many values an owner has."""
-        return len(self._keys[owner])
+        return len(self._keys.get(owner, ()))
 
     def get(self, owner: int, key: Hashable) -> Value | None:
         """Return a value, which is now the one that was asked for last; None for none."""
@@ -58,7 +58,10 @@ class SharedLru(Generic[Value]):
         """Drop a value, if there is one."""
         if entry := self._values.pop((owner, key), None):
             self.used -= entry[1]
-            self._keys[owner].remove(key)
+            keys = self._keys[owner]
+            keys.remove(key)
+            if not keys:
+                del self._keys[owner]
 
     def drop_all(self, owner: int) -> None:
         """Drop all values of an owner."""

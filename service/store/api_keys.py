@@ -196,24 +196,25 @@ def _encode(key: ApiKey) -> bytes:
 
 
 def _encode_older_secrets(key: ApiKey) -> bytes:
-    """Encode the replaced secrets of a key but for the newest one; b"" for none."""
+    """Encode the replaced secrets of a key but for the newest one, beside whose digest they stand; b"" for none."""
     older = [(old.digest, old.until) for old in key.old_secrets[1:]]
-    return orjson.dumps(older) if older else b""
+    return orjson.dumps([key.old_secrets[0].digest, older]) if older else b""
 
 
 @lru_cache(KEPT_DOCUMENTS)
 def _decode(prefix: bytes, document: bytes, older_secrets: bytes | None) -> ApiKey | None:
     """Decode a key, but for its last use. One that cannot be decoded opens nothing: it is logged and left out.
 
-    An older secret is accepted no longer than the newest replaced one: a version that does not know of older secrets
-    may have ended that one since they were written.
+    An older secret is accepted only beside the newest replaced one that it was written with, and no longer than that
+    one: a version that does not know of older secrets may have rotated the key, or ended that one, since.
     """
     try:
         fields = orjson.loads(document)
         old_secrets = [OldSecret(fields["old_digest"], fields["old_until"])] if fields["old_digest"] else []
-        if old_secrets:
-            older = orjson.loads(older_secrets or b"[]")
-            old_secrets += [OldSecret(digest, min(until, old_secrets[0].until)) for digest, until in older]
+        if old_secrets and older_secrets:
+            newest, older = orjson.loads(older_secrets)
+            if newest == old_secrets[0].digest:
+                old_secrets += [OldSecret(digest, min(until, old_secrets[0].until)) for digest, until in older]
         return ApiKey(
             prefix=prefix.decode(),
             digest=str(fields["digest"]),

@@ -137,7 +137,7 @@ class LimitsOut(BaseModel):
     )
     log_seconds: float = Field(description="how long GET /changes reaches back, up to about a million changes")
     queue_notes: int = Field(
-        description="notes that may wait for the model; 429 beyond, and for a tenant beyond half of what others leave"
+        description="notes that may wait for the model; 429 beyond. Of several tenants each has half of what is left"
     )
     queue_seconds: float = Field(
         description="seconds of the model's work that may wait in the interactive lane; 429 beyond"

@@ -302,6 +302,25 @@ async def test_dump_that_the_server_no_longer_writes_proves_nothing(
     assert (await purged(debian_redis.url, short_folder, [])).proved
 
 
+async def test_dump_that_the_server_writes_behind_the_purge_is_none_of_before(
+    debian_redis: DebianRedis, clock: Clock, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisNoteStore(debian_redis.url, clock=clock)
+    await store.put([Write(stored_note("kept"))])
+    await store.close()
+
+    def dump_again(*_: object) -> list[Path]:
+        with redis.Redis.from_url(debian_redis.url) as client:
+            client.config_set("rdbcompression", "yes")
+            client.save()
+        return []
+
+    monkeypatch.setattr("service.erasure.purge.wait_for_snapshots", dump_again)
+    report = await purged(debian_redis.url, short_folder, [])
+    assert (short_folder / "dump.rdb").exists()
+    assert (report.old_or_compressed, report.proved) == ((), True)
+
+
 async def test_files_of_a_replica_of_the_server_prove_nothing(
     debian_redis: DebianRedis, clock: Clock, short_folder: Path
 ) -> None:

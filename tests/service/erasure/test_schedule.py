@@ -201,6 +201,7 @@ def test_snapshot_of_before_a_purge_that_this_machine_missed_is_removed_at_the_f
     clock.offset += DAY
     assert purge_store_if_due(embedded.url, DAY, clock())[1]
     behind = save_snapshot(tmp_path / "snapshots" / "1", "this", written.xrange(LOG)[0][0])
+    (tmp_path / "snapshots" / "00-no-folder").touch()
     PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)._look()
     assert (before.exists(), behind.exists()) == (False, True)
 

@@ -98,7 +98,7 @@ def test_places_that_cannot_be_read_are_reported_and_the_others_searched(short_f
         with as_nobody():
             search = search_folders([short_folder], [Needle.of_text("text", TEXT)])
     assert [Path(finding.file).name for finding in search.findings] == ["open"]
-    unread = sorted(reason.rpartition("/")[2].rstrip("'") for reason in search.unread)
+    unread = sorted(Path(reason.rpartition(": ")[0]).name for reason in search.unread)
     assert unread == ["appendonlydir", "closed", "itself", "lost+found"]
 
 

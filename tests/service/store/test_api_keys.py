@@ -84,6 +84,15 @@ async def test_older_secret_ends_with_the_newest_one_that_an_earlier_version_has
     assert [secret.until for secret in found.old_secrets] == [1100.0, 1100.0]
 
 
+async def test_older_secret_ends_with_a_rotation_by_an_earlier_version(keys: RedisKeyStore, admin: redis.Redis) -> None:
+    await keys.replace(KEY.prefix, None, KEY, ACT)
+    document = json.loads(admin.hget("{access}:keys", KEY.prefix) or "")
+    admin.hset("{access}:keys", KEY.prefix, json.dumps(document | {"old_digest": "of a later rotation"}))
+    key = await keys.find(KEY.prefix)
+    assert key
+    assert [secret.digest for secret in key.old_secrets] == ["of a later rotation"]
+
+
 async def test_unchanged_keys_are_not_read_again(keys: RedisKeyStore) -> None:
     empty = await keys.load(None, {})
     assert await keys.load(empty, {}) is empty
@@ -144,7 +153,6 @@ async def test_whoever_revokes_the_keys_of_its_own_tenant_revokes_its_own_last(
 
 
 async def test_documents_of_keys_that_have_not_changed_are_not_decoded_again(keys: RedisKeyStore) -> None:
-    _decode.cache_clear()  # else it has what other tests decoded
     others = [dataclasses.replace(KEY, prefix=f"bbbbbbbbb{letter}") for letter in "abc"]
     for key in (KEY, *others):
         await keys.replace(key.prefix, None, key, ACT)
