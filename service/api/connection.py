@@ -25,6 +25,7 @@ class CallerLeft(Exception):
 async def while_connected(request: Request, urgency: Urgency, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of `work`, which is cancelled when the caller leaves or has no time any more.
 
+    The body has to be read before: the watch takes all that arrives of the request, and would take parts of the body.
     Raises CallerLeft, DeadlineExceeded.
     """
     task = asyncio.ensure_future(work)

@@ -16,7 +16,6 @@ from service.api.bodies import (
     MAX_SEARCH_CONTAINERS,
     SLICE_BYTES,
     Turns,
-    check_media_type,
     count_list,
     parse_json,
     read_list,
@@ -52,10 +51,9 @@ class ListedSearch:
         return self.request.texts if self.request.cursor in (None, FIRST_PAGE) else []
 
 
-async def answer_list(request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
+async def answer_list(body: bytes, request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
     """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded,
     QuotaExceeded, InvalidInput, and what reading the texts raises where each search has some."""
-    check_media_type(request.headers)
 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
         try:
@@ -65,7 +63,7 @@ async def answer_list(request: Request, service: Service, scenarios: Scenarios, 
         except NoteLLMError as error:
             return _failed(error)
 
-    body, turns, limit = await request.body(), Turns(), ("max_searches", MAX_SEARCHES)
+    turns, limit = Turns(), ("max_searches", MAX_SEARCHES)
     await count_items(request, await count_list(body, turns, limit))  # to validate them takes seconds in all
     # Other tasks run after each: to refuse 20 unknown fields in each of 200 examples takes 25 ms.
     searches = await read_list(body, turns, limit, read, _failed, SLICE_BYTES)

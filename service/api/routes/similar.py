@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
+from service.api.bodies import check_media_type
 from service.api.bounds import check_search_options
 from service.api.connection import while_connected
 from service.api.dependencies import (
@@ -140,7 +141,9 @@ async def similar_batch(request: Request, service: ServiceDep, requested: Reques
     `retry_after`, and the others have their answers. Where every valid search has texts, the whole request gets it.
     """
     urgency = requested.for_list(service.settings)
-    answering = answer_list(request, service, scenarios_of(request), urgency)
+    check_media_type(request.headers)
+    body = await request.body()
+    answering = answer_list(body, request, service, scenarios_of(request), urgency)
     content = await while_connected(request, urgency, answering)
     return Response(content, 207, media_type="application/json")
 

@@ -48,6 +48,15 @@ def test_each_search_answers_as_it_does_alone(client: httpx2.Client) -> None:
     assert len({result["answer"]["recommendation_id"] for result in results}) == 3
 
 
+def test_body_that_arrives_while_its_caller_is_watched_is_read_as_a_whole(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.connection.UNWATCHED_SECONDS", 0.0)
+    nobody = [f"nobody {number}" for number in range(10_001)]
+    results = search_all(client, *[{"title": "a", "k": 1, "filter": {"exclude": nobody}}] * 6)  # 0.9 MB, in many pieces
+    assert {result["problem"]["errors"][0]["pointer"] for result in results} == {"/filter/exclude"}  # it takes fewer
+
+
 def test_bad_searches_get_problems_of_their_own(client: httpx2.Client) -> None:
     results = search_all(
         client,
