@@ -324,7 +324,7 @@ class Figure:
 
 UNSEEN_DOMAIN = "^{}, the shipped checkpoint in a domain that it has not seen"
 FIGURES = (
-    Figure("related notes of communities that training never saw, found among the first 100 (Recall@100), new notes "
+    Figure("related notes of communities that training never saw, among the first 100 (Recall@100), new notes "
            "among new notes: microlens50k; films", "quality", "quality",
            tuple((UNSEEN_DOMAIN.format(data), rival) for data in ("microlens50k", "movielens_tmdb")
                  for rival in ("minilm:", "bm25:"))),
