@@ -74,7 +74,7 @@ class ChurnFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Rows a second of filling; searches a second by threads, ours and bare FAISS's; seconds of searches on an idle
+    """Rows a second of filling; searches a second by threads, ours and BARE's; seconds of searches on an idle
     machine, while rows are written and while all segments are merged; MiB of the index and of its vectors alone."""
 
     rows: int
