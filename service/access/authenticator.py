@@ -15,7 +15,7 @@ from collections.abc import Callable
 from hmac import compare_digest
 
 from service.access.api_key import ApiKey, KeyTable, digest_of, parse_token
-from service.access.ports import KeyStore
+from service.access.ports import KeyReader
 from service.access.principal import ANONYMOUS, BOOTSTRAP, Principal
 from service.errors import Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock
@@ -38,6 +38,9 @@ USED_SECONDS = 60.0
 """How often the last use of a key is recorded."""
 
 
+KEYS_NOT_OPEN = "the store of the keys is not open yet"
+
+
 class Authenticator:
     """Keys of one process. `bootstrap`: a key with all scopes that is not in the store. `clock`: for expiry."""
 
@@ -45,7 +48,7 @@ class Authenticator:
         self._bootstrap = digest_of(bootstrap) if bootstrap else None
         self.clock = clock
         self._now = now
-        self._store: KeyStore | None = None
+        self._store: KeyReader | None = None
         self._table: KeyTable | None = None
         self._read_at = self._tried_at = -math.inf
         self._reading: asyncio.Task[None] | None = None
@@ -57,16 +60,9 @@ class Authenticator:
         """When the last use of each key was recorded, by prefix."""
         self._recording: asyncio.TimerHandle | None = None
 
-    def connect(self, store: KeyStore) -> None:
+    def connect(self, store: KeyReader) -> None:
         """Use the keys of a store from now on. Until then only the bootstrap key is known."""
         self._store = store
-
-    @property
-    def store(self) -> KeyStore:
-        """The store of the keys. Raises Starting before it is open."""
-        if self._store is None:
-            raise Starting("the store of the keys is not open yet")
-        return self._store
 
     @property
     def table(self) -> KeyTable | None:
@@ -200,11 +196,13 @@ class Authenticator:
     def _read(self) -> asyncio.Task[None]:
         """Begin to read the keys, unless that is going on. Raises Starting."""
         if self._reading is None or self._reading.done():
-            store, self._tried_at = self.store, self._now()
-            self._reading = asyncio.create_task(self._load(store, self._tried_at), name="read-keys")
+            if self._store is None:
+                raise Starting(KEYS_NOT_OPEN)
+            self._tried_at = self._now()
+            self._reading = asyncio.create_task(self._load(self._store, self._tried_at), name="read-keys")
         return self._reading
 
-    async def _load(self, store: KeyStore, started: float) -> None:
+    async def _load(self, store: KeyReader, started: float) -> None:
         used, self._used = self._used, {}
         try:
             self._table = await store.load(self._table, used)

@@ -45,6 +45,7 @@ class Gate:
     async def open(self, keys: KeyStore, quotas: QuotaStore) -> None:
         """Use the keys of a store from now on. They are read now, since it may be away when the first request comes."""
         self._authenticator.connect(keys)
+        self.manager.connect(keys)
         self.meter.connect(quotas)
         await self._authenticator.refresh()
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 import structlog
 
 from service.access.api_key import MAX_KEYS_OF_TENANT, Act, ApiKey, new_prefix, new_token
-from service.access.authenticator import Authenticator
+from service.access.authenticator import KEYS_NOT_OPEN, Authenticator
 from service.access.ports import KeyStore
 from service.access.principal import UNLIMITED, Principal, Quota, Scope
 from service.errors import (
@@ -22,6 +22,7 @@ from service.errors import (
     Forbidden,
     InvalidInput,
     NoteLLMError,
+    Starting,
     StoreUnavailable,
     TooManyApiKeys,
     TryLater,
@@ -40,14 +41,22 @@ class Manager:
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
+        self._connected: KeyStore | None = None
         self._clock = authenticator.clock
         self._creating = asyncio.Lock()
         """Held from counting a tenant's keys to storing a new one: keys made at the same time in one process do not
         exceed the bound; each further process may add one beyond it."""
 
+    def connect(self, store: KeyStore) -> None:
+        """Manage the keys of a store from now on."""
+        self._connected = store
+
     @property
     def _store(self) -> KeyStore:
-        return self._authenticator.store
+        """The store of the keys. Raises Starting before it is open."""
+        if self._connected is None:
+            raise Starting(KEYS_NOT_OPEN)
+        return self._connected
 
     async def create(
         self,

@@ -10,12 +10,16 @@ from service.access.principal import Quota
 from service.access.quota import Usage
 
 
-class KeyStore(Protocol):
-    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is away."""
+class KeyReader(Protocol):
+    """API keys, as they are read to let callers in."""
 
     async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
         """Return all keys without their last uses, or `known` where they have not changed since. Before that, record
-        when keys were last `used`, by their prefixes."""
+        when keys were last `used`, by their prefixes. Raises StoreUnavailable."""
+
+
+class KeyStore(KeyReader, Protocol):
+    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is away."""
 
     async def find(self, prefix: str) -> ApiKey | None:
         """Return a key with its last use; None where there is none."""

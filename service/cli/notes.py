@@ -218,9 +218,9 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a file of an export says. `after`: the log position after which it has what changed; None where it has all
-    notes. `lines`: numbers of the lines of the notes, of each note the last one. `removed`: ids of the notes that were
-    removed, and not written again."""
+    """Contents of a file of an export. `after`: log position from which on the file has the changes; None where it has
+    all notes. `lines`: numbers of the lines of the notes, of each note the last one. `removed`: ids of the notes that
+    were removed, and not written again."""
 
     after: str | None
     lines: set[int]

@@ -105,7 +105,7 @@ class ImportedCategory(Wire):
 
 
 class ImportedGenerated(Wire):
-    """What the model generated for the note."""
+    """Hashtags and category that the model generated for the note."""
 
     hashtags: list[ImportedHashtag] | None = Field(
         None, max_length=MAX_HASHTAGS, description="the best first; null: not generated"

@@ -62,7 +62,7 @@ class CategoryOut(BaseModel):
 
 
 class BelowMinOut(BaseModel):
-    """What the model found and the answer leaves out, below a bound of the request or of the service."""
+    """Hashtags and category that the answer leaves out: they are below a bound of the request or of the service."""
 
     hashtags: list[HashtagOut] | None = Field(
         None,

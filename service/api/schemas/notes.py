@@ -188,7 +188,7 @@ class NotePatch(Wire):
 
 
 class GeneratedOut(BaseModel):
-    """What the model generated for a note whose author left it out."""
+    """Hashtags and category that the model generated for a note whose author left them out."""
 
     hashtags: list[HashtagOut] | None = Field(None, description="the best first; null: not generated")
     hashtags_reason: str | None = Field(

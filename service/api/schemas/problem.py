@@ -17,7 +17,7 @@ UNKNOWN_FIELD = "unknown_field"
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field of a request."""
+    """One field of a request that is wrong, and why."""
 
     pointer: str = Field(
         description="JSON pointer: /title in the body, /query/k in the query, /header/x-request-timeout, /path/name; "

@@ -199,7 +199,7 @@ class SimilarQuery(RankingOptions):
 
 
 class ExplanationOut(BaseModel):
-    """What made the place of a note."""
+    """Parts of the score that a note is ranked by."""
 
     positive: list[float | None] = Field(
         description="cosines to the queries of the positive examples, in their order; null for a missing one"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from service.access.api_key import Act, ApiKey, KeyTable, OldSecret, new_prefix, new_token
+from service.access.api_key import ApiKey, KeyTable, OldSecret, new_prefix, new_token
 from service.access.authenticator import (
     AHEAD_SECONDS,
     CACHE_SECONDS,
@@ -28,7 +28,7 @@ BOOTSTRAP_KEY = "b" * 32
 
 
 class Keys:
-    """A KeyStore in memory. While `away` it fails; while `gate` is cleared it hangs."""
+    """A KeyReader in memory. While `away` it fails; while `gate` is cleared it hangs."""
 
     def __init__(self) -> None:
         self.keys: dict[str, ApiKey] = {}
@@ -56,24 +56,6 @@ class Keys:
         if used:
             self.used.append(used)
         return KeyTable(str(self.version), dict(self.keys))
-
-    async def find(self, prefix: str) -> ApiKey | None:
-        raise NotImplementedError  # an authenticator reads all keys
-
-    async def with_last_uses(self, keys: Sequence[ApiKey]) -> list[ApiKey]:
-        raise NotImplementedError  # an authenticator shows none
-
-    async def replace(self, prefix: str, old: ApiKey | None, new: ApiKey, act: Act) -> bool:
-        raise NotImplementedError  # an authenticator only reads
-
-    async def revoke(self, keys: Sequence[tuple[ApiKey, Act]]) -> Set[str]:
-        raise NotImplementedError  # an authenticator only reads
-
-    async def record(self, act: Act) -> None:
-        raise NotImplementedError  # an authenticator only reads
-
-    async def acts(self, count: int, before: str = "") -> list[Act]:
-        raise NotImplementedError  # an authenticator only reads
 
 
 class Now:

@@ -124,6 +124,7 @@ async def test_keys_of_a_tenant_are_managed_without_reading_all_keys_each_time(
     authenticator = Authenticator("b" * 32, clock)
     authenticator.connect(keys)
     manager = Manager(authenticator)
+    manager.connect(keys)
     makers = dataclasses.replace(BOOTSTRAP, scopes=BOOTSTRAP.scopes - {Scope.ADMIN}, tenant="films")
     made = [(await manager.create(makers, name=str(number), scopes=[Scope.SIMILAR]))[0] for number in range(3)]
     before = readings()
@@ -144,6 +145,7 @@ async def test_whoever_revokes_the_keys_of_its_own_tenant_revokes_its_own_last(
     authenticator = Authenticator(None, clock)
     authenticator.connect(keys)
     manager = Manager(authenticator)
+    manager.connect(keys)
     own, _ = await manager.create(ANONYMOUS, name="own", scopes=list(Scope), tenant="films")
     by = own.principal(own.digest)
     for number in range(3):
