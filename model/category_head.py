@@ -1,4 +1,5 @@
-"""CategoryHead: what a note's vector and its words say of its category, pooled with what the model would write.
+"""CategoryHead: probabilities of a note's category by its vector and its words, pooled with those of the model's
+writing.
 
 It is fitted to training notes in minutes, without touching the model, so a deployment can have one for its own
 categories (docs/decisions/0014-category-head.md).

@@ -76,8 +76,9 @@ class Vocabulary(Protocol):
         """Remove the hashtags of a note that was added."""
 
     def common_spelling(self, hashtag: str) -> str:
-        """Return the spelling that most notes have of those that differ in case and spaces alone, of equally frequent
-        ones the last by code points; `hashtag` itself where no note has any."""
+        """Return the most frequent spelling of `hashtag` in the stored notes. Spellings of one hashtag have the same
+        `hashtag_key`; of equally frequent ones the last by code points counts. `hashtag` itself where no note has any.
+        """
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens after `ids` with which they still begin, or spell, a hashtag of the vocabulary."""

@@ -30,7 +30,7 @@ IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u200c\u200d\u3164\uffa0\ufe00-\ufe0f\U
 """Characters that show nothing by themselves; most say how their neighbours are shown, such as joined, or an emoji in
 colour. A hashtag keeps them, its key does not."""
 JOINERS = "\u200c\u200d"
-"""Those of IGNORED that join the characters on both sides, and mean nothing at the end of a word."""
+"""Characters of IGNORED that join the characters on both sides, and mean nothing at the end of a word."""
 SUBDIVISION_FLAG = "\U0001f3f4[\U000e0030-\U000e007a]+\U000e007f"
 """Regular expression of the flag of a part of a country, such as Scotland: INVISIBLE characters after a black flag."""
 DOTTED_I = "i\u0307"

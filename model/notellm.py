@@ -215,7 +215,9 @@ class NoteLLM(nn.Module):
         if self.projection is not None:
             head["projection"] = self.projection.weight.detach()
         save_file(head, folder / HEAD_FILE)
-        config = self.config if adapter is not None else replace(self.config, backbone=BACKBONE_FOLDER)
+        config = self.config
+        if adapter is None:  # one that was loaded is merged into the weights
+            config = replace(config, backbone=BACKBONE_FOLDER, adapter=False)
         replace(config, generation_adapter=False, generation_trunk="").save(folder)
 
     @classmethod

@@ -39,6 +39,7 @@ GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 BACKBONE_FOLDER = "backbone"
 ADAPTER_FOLDER = "adapter"
 GENERATION_FOLDER = "generation"
+GRAPHS_FOLDER, ORIGIN_FILE = "openvino", "export.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 HEAD_FILE = "head.safetensors"
@@ -121,6 +122,11 @@ def configuration_of(checkpoint: str) -> NoteLLMConfig:
         return NoteLLMConfig.load(folder)
     licence = GEMMA_LICENCE if checkpoint == GEMMA_BACKBONE else ""
     return NoteLLMConfig(name=Path(checkpoint).name.split(":")[-1].lower(), licence=licence, backbone=checkpoint)
+
+
+def is_exported(checkpoint: str) -> bool:
+    """Return whether `checkpoint` is a folder that `notellm export` has completed: graphs for OpenVINO, no weights."""
+    return (Path(checkpoint).expanduser() / GRAPHS_FOLDER / ORIGIN_FILE).is_file()
 
 
 def needs_conversion(checkpoint: str, cache: Path) -> bool:

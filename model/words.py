@@ -10,8 +10,9 @@ from itertools import pairwise
 from model.note import Note, replace_lone_surrogates
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
-"""Characters of scripts without spaces between words, from Thai to Chinese; there each pair of neighbouring characters
-is taken as a word."""
+"""Characters of scripts without spaces between words, from Thai to Chinese, and of Korean; each pair of neighbouring
+characters is taken as a word. Korean has spaces, but its particles are joined to the words: two notes share the pairs
+of a noun whatever particles follow."""
 RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
 """A run of letters and digits: a word, or else a text without spaces."""
 MAX_CHARS = 2000

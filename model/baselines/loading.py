@@ -79,8 +79,15 @@ def hashtag_copier(system: System, known: Sequence[Note], always: bool, tuned: b
     """Return what predicts hashtags in place of `system`: a copier, if the system cannot write them, `always` or
     `tuned`, which asks for the tuned one.
 
-    None where the system writes them itself, or finds no neighbours to copy from.
+    None where the system writes them itself, or finds no neighbours to copy from. Raises CheckpointError where it finds
+    none and `always` or `tuned` asks for a copier.
     """
-    if isinstance(system, Retriever) and (always or tuned or not isinstance(system, Tagger)):
-        return CopiedHashtags.tuned(system, known) if tuned else CopiedHashtags(system, known)
-    return None
+    if not isinstance(system, Retriever):
+        if always or tuned:
+            raise CheckpointError(
+                f"--copy-hashtags and --copy-tuned copy from the nearest training notes; {system.name} finds none"
+            )
+        return None
+    if tuned:
+        return CopiedHashtags.tuned(system, known)
+    return CopiedHashtags(system, known) if always or not isinstance(system, Tagger) else None

@@ -14,10 +14,10 @@ from model.terminal import check_changeable, exit_on, say, show
 DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
 DATA_WITH_HASHTAGS = "Folders with notes.jsonl.gz, or such files, whose notes have hashtags."
 TrainingNotes = Annotated[
-    int, typer.Option("--max-notes", help="Training notes read of each data set, drawn at random.")
+    int, typer.Option("--max-notes", min=1, help="Training notes read of each data set, drawn at random.")
 ]
 ValidationNotes = Annotated[
-    int, typer.Option("--max-notes", help="Validation notes read of each data set, drawn at random.")
+    int, typer.Option("--max-notes", min=1, help="Validation notes read of each data set, drawn at random.")
 ]
 
 

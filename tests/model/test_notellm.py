@@ -53,6 +53,20 @@ def test_model_saved_loads_back_the_same(model: NoteLLM, tmp_path: Path) -> None
     assert torch.equal(loaded.tau, model.tau)
 
 
+def test_model_loaded_with_its_adapter_is_saved_with_merged_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    trained = load(tiny_checkpoint)
+    trained.config = replace(trained.config, backbone=str(tiny_checkpoint / "backbone"), adapter=True)
+    adapter = trained.add_adapter(2)
+    for name, parameter in adapter.named_parameters():
+        if "lora_B" in name:  # zero in a new adapter
+            torch.nn.init.normal_(parameter, std=0.1)
+    trained.save(tmp_path / "adapter", adapter)
+    merged = load(tmp_path / "adapter")
+    assert not torch.allclose(embeddings(merged), embeddings(load(tiny_checkpoint)), atol=0.01)
+    merged.save(tmp_path / "merged")
+    assert torch.equal(embeddings(load(tmp_path / "merged")), embeddings(merged))
+
+
 def test_checkpoint_moved_elsewhere_loads_the_same(model: NoteLLM, copied: Path, tmp_path: Path) -> None:
     moved = copied.rename(tmp_path / "moved")
     assert load(moved).space == model.space
@@ -110,7 +124,9 @@ def test_space_changes_with_the_dimension(model: NoteLLM, tiny_checkpoint: Path)
     assert load(tiny_checkpoint / "backbone").space != model.space
 
 
-@pytest.mark.parametrize("bound", ["max_title_tokens", "max_hashtag_tokens", "max_content_tokens"])
+@pytest.mark.parametrize(
+    "bound", ["max_title_tokens", "max_hashtag_tokens", "max_content_tokens", "max_content_windows"]
+)
 def test_space_changes_with_each_bound_of_the_prompt(bound: str, model: NoteLLM, copied: Path) -> None:
     changed: dict[str, Any] = {bound: 31}
     replace(model.config, **changed).save(copied)

@@ -84,7 +84,7 @@ def tokenizer(backbone_folder: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def bos_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The same tokenizer, but one that begins every text with <|im_start|>."""
+    """A copy of the packaged tokenizer that begins every text with <|im_start|>."""
     with_bos = copy.deepcopy(tokenizer)
     bos = (with_bos.bos_token, with_bos.bos_token_id)
     with_bos.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])

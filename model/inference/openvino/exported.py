@@ -22,23 +22,27 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.inference.openvino.runtime import OpenVinoRuntime
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
-from model.weights import HUB_FILES, CheckpointFiles, Progress, load_tokenizer, loading_errors, silent
+from model.weights import (
+    GRAPHS_FOLDER,
+    HUB_FILES,
+    ORIGIN_FILE,
+    CheckpointFiles,
+    Progress,
+    load_tokenizer,
+    loading_errors,
+    silent,
+)
 from model.whole_file import whole_folder
 
 VERSION = 5
 """Version of the exported files, part of their folder's name in a cache. Raise it when the graphs change."""
-TOKENIZER_FOLDER, GRAPHS_FOLDER, ORIGIN_FILE = "tokenizer", "openvino", "export.json"
+TOKENIZER_FOLDER = "tokenizer"
 CARD_FILE = "README.md"
 
 
 def _version() -> str:
     """Return the version of the graphs and of OpenVINO, which must be equal where a folder is made and served."""
     return f"graphs {VERSION} of OpenVINO {ov.__version__}"
-
-
-def is_exported(checkpoint: str) -> bool:
-    """Whether `checkpoint` is a folder that `write_exported` has completed."""
-    return (Path(checkpoint).expanduser() / GRAPHS_FOLDER / ORIGIN_FILE).is_file()
 
 
 def write_exported(
@@ -79,17 +83,17 @@ def load_exported(checkpoint: str, precision: str, blocks: int, progress: Progre
     """
     folder = Path(checkpoint).expanduser()
     config = NoteLLMConfig.load(folder)
-    origin = json.loads((folder / GRAPHS_FOLDER / ORIGIN_FILE).read_text("utf-8"))
-    if origin["version"] != _version():
-        raise CheckpointError(
-            f"{folder} was exported as {origin['version']}, and this is {_version()}: export it again"
-        )
-    quantised = origin["precision"] == "int8"
+    with loading_errors(path := folder / GRAPHS_FOLDER / ORIGIN_FILE):
+        origin = json.loads(path.read_text("utf-8"))
+        version, stored_precision, digest = origin["version"], origin["precision"], origin["digest"]
+    if version != _version():
+        raise CheckpointError(f"{folder} was exported as {version}, and this is {_version()}: export it again")
+    quantised = stored_precision == "int8"
     if precision == "auto":
         precision = "int8" if quantised else "bfloat16" if bfloat16_pays("cpu") else "float32"
     if quantised != (precision == "int8"):
-        raise CheckpointError(f"{folder} was exported as {origin['precision']}, which cannot run as {precision}")
+        raise CheckpointError(f"{folder} was exported as {stored_precision}, which cannot run as {precision}")
     progress(f"Loading {config.name} in OpenVINO as {precision}")
     with loading_errors(folder):
         prompt = Prompt(load_tokenizer(folder / TOKENIZER_FOLDER), config)
-        return OpenVinoRuntime(config, prompt, origin["digest"], folder / GRAPHS_FOLDER, precision, blocks)
+        return OpenVinoRuntime(config, prompt, digest, folder / GRAPHS_FOLDER, precision, blocks)

@@ -14,7 +14,7 @@ import openvino as ov
 
 from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.openvino.export_process import export_in_process
-from model.inference.openvino.exported import VERSION, is_exported, load_exported
+from model.inference.openvino.exported import VERSION, load_exported
 from model.inference.openvino.runtime import OpenVinoRuntime
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
@@ -23,6 +23,7 @@ from model.weights import (
     Progress,
     file_digest,
     folder_digest,
+    is_exported,
     load_tokenizer,
     loading_errors,
     needs_conversion,

@@ -16,6 +16,12 @@ def test_engine_system_scores_by_the_served_vectors(tiny_engine: Engine):
     np.testing.assert_allclose(scores, served[[2, 0]] @ served.T, atol=1e-5)
 
 
+def test_known_policy_writes_only_hashtags_of_training_notes(tiny_engine: Engine):
+    known = [Note(id="a", hashtags=("bread", "river walk")), Note("a title", id="b")]
+    written = EngineSystem(tiny_engine, "known", known).hashtags([Note("one"), Note("two")], 2)
+    assert [sorted(hashtags) for hashtags in written] == [["bread", "river walk"]] * 2
+
+
 def test_engine_system_answers_as_it_serves(tiny_engine: Engine):
     notes = [Note(title=t) for t in ("one", "two", "a much longer title about bread")]
     system = EngineSystem(tiny_engine)

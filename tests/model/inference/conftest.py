@@ -60,13 +60,13 @@ def activated_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def activated(activated_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """An Engine on that checkpoint, in PyTorch, float32."""
+    """An Engine on the checkpoint with a random generation adapter, in PyTorch, float32."""
     return in_torch(activated_checkpoint, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def partly_trained_activated(activated_checkpoint: Path, tmp_path: Path) -> Engine:
-    """That checkpoint as if training had shown only Food and Travel."""
+    """The checkpoint with a random generation adapter, as if training had shown only Food and Travel."""
     return _trained_on_two_names(activated_checkpoint, tmp_path)
 
 

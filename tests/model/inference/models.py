@@ -42,13 +42,21 @@ SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
 def random_engine(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
 ) -> Engine:
-    """Random float32 model of any family with the real tokenizer, on DEVICE."""
+    """Engine on a `random_model`, on DEVICE."""
+    model = random_model(config, tokenizer, version)
+    return Engine(TorchRuntime(model.to(DEVICE).eval().requires_grad_(False)))
+
+
+def random_model(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
+) -> NoteLLM:
+    """Random float32 model of any family with the real tokenizer."""
+    config = copy.deepcopy(config)  # tests share it, and a model and its attention change their configuration
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
     torch.manual_seed(0)
     backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model = NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
-    return Engine(TorchRuntime(model.to(DEVICE).eval().requires_grad_(False)))
+    return NoteLLM(NoteLLMConfig(name="random", dimension=32, prompt_version=version), backbone, tokenizer)
 
 
 def add_random_generation_adapter(checkpoint: Path, rank: int = 4) -> None:

@@ -265,7 +265,7 @@ def test_search_goes_on_until_it_has_enough_hashtags(
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_hashtag_up_to_the_token_bound_is_found(tokenizer: PreTrainedTokenizerBase, beyond: int) -> None:
-    """One of more tokens is not."""
+    """A hashtag of more tokens than TOKENS_PER_HASHTAG is not found."""
     letters = (ascii_lowercase + digits)[: TOKENS_PER_HASHTAG + beyond]
     bigrams = {last: {letter: 1.0} for last, letter in zip(["", *letters], letters, strict=False)}
     engine = bigram_engine(tokenizer, bigrams | {letters[-1]: ENDED})

@@ -230,9 +230,11 @@ def test_each_prompt_version_matches_reference(writer: Engine) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
 def test_eager_attention_as_in_training_matches_reference(family: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    engine = random_engine((SHORT_WINDOWS | {"llama": FAMILIES["llama"]})[family], tokenizer)
+    config = (SHORT_WINDOWS | {"llama": FAMILIES["llama"]})[family]
+    engine = random_engine(config, tokenizer)
     engine.runtime.model.backbone.set_attn_implementation("eager")
     assert_outputs_match_reference(engine)
+    assert config._attn_implementation != "eager"  # other tests share it
 
 
 def test_real_backbone_vectors_do_not_depend_on_the_batch(backbone_folder: Path, tmp_path: Path) -> None:

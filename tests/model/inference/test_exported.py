@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from model.config import CheckpointError
 from model.generation import GenerationRequest
 from model.inference import loading
 from model.inference.engine import Engine
-from model.inference.openvino.exported import GRAPHS_FOLDER, ORIGIN_FILE, write_exported
+from model.inference.openvino.exported import write_exported
+from model.weights import GRAPHS_FOLDER, ORIGIN_FILE
 from tests.model.inference.samples import FEW_NOTES
 
 pytestmark = pytest.mark.slow
@@ -38,8 +40,14 @@ def served(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def load(checkpoint: Path, cache: Path, dtype: str = "float32") -> Engine:
-    return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime="openvino", dtype=dtype)
+@pytest.fixture
+def copied(served: Path, tmp_path: Path) -> Path:
+    """A copy of the exported folder that a test may change."""
+    return shutil.copytree(served, tmp_path / "copied")
+
+
+def load(checkpoint: Path, cache: Path, dtype: str = "float32", runtime: str = "openvino") -> Engine:
+    return Engine.load(str(checkpoint), cache=cache, device="cpu", runtime=runtime, dtype=dtype)
 
 
 def test_export_gives_the_outputs_of_its_checkpoint(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -70,18 +78,31 @@ def test_other_users_may_read_an_export(served: Path) -> None:
     assert all(path.stat().st_mode & 0o004 for path in [served, *served.rglob("*")])
 
 
-def test_export_of_another_openvino_is_refused(served: Path, tmp_path: Path) -> None:
-    origin = served / GRAPHS_FOLDER / ORIGIN_FILE
-    before = origin.read_text()
-    origin.write_text(json.dumps({**json.loads(before), "version": "graphs 1 of OpenVINO 2020.1"}))
-    with pytest.raises(CheckpointError, match=r"as graphs 1 of OpenVINO 2020\.1, and this is .*export it again"):
-        load(served, tmp_path)
-    origin.write_text(before)
+OTHER_VERSION = r"as graphs 1 of OpenVINO 2020\.1, and this is .*export it again"
+OPENVINO_ALONE = "runs in OpenVINO on a CPU alone: set NOTELLM_DEVICE=cpu"
 
 
-def test_half_floats_are_not_run_as_int8(served: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "reason"), [("openvino", OTHER_VERSION), ("auto", OTHER_VERSION), ("torch", OPENVINO_ALONE)]
+)
+def test_export_of_another_openvino_is_refused(runtime: str, reason: str, copied: Path, tmp_path: Path) -> None:
+    origin = copied / GRAPHS_FOLDER / ORIGIN_FILE
+    origin.write_text(json.dumps({**json.loads(origin.read_text()), "version": "graphs 1 of OpenVINO 2020.1"}))
+    with pytest.raises(CheckpointError, match=reason):
+        load(copied, tmp_path, runtime=runtime)
+
+
+@pytest.mark.parametrize("content", ["{", "{}"], ids=["truncated", "without its keys"])
+def test_export_with_a_broken_origin_is_refused(content: str, copied: Path, tmp_path: Path) -> None:
+    (copied / GRAPHS_FOLDER / ORIGIN_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=r"export\.json could not be loaded"):
+        load(copied, tmp_path)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "auto"])
+def test_half_floats_are_not_run_as_int8(runtime: str, served: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="exported as bfloat16, which cannot run as int8"):
-        load(served, tmp_path, "int8")
+        load(served, tmp_path, "int8", runtime)
 
 
 def test_export_that_was_killed_is_made_anew(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

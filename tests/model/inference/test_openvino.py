@@ -11,19 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from threadpoolctl import ThreadpoolController
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedConfig
+from transformers import AutoTokenizer, MistralConfig, PreTrainedConfig
 
-from model.config import CheckpointError, NoteLLMConfig
+from model.config import CheckpointError
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine, TokenizedRequest
 from model.inference.openvino import export as openvino_export
 from model.inference.openvino import load as openvino_load
 from model.inference.openvino.runtime import forget_files
 from model.note import Note
-from model.notellm import NoteLLM
 from tests.conftest import COMMON, FAMILIES, FOODS
+from tests.model.inference.models import random_model
 from tests.model.inference.outputs import probabilities, scores, texts
 
 pytestmark = pytest.mark.slow
@@ -42,12 +41,7 @@ REQUESTS = [GenerationRequest(), GenerationRequest(3), GenerationRequest(0, FOOD
 
 def save_random(config: PreTrainedConfig, backbone_folder: Path, folder: Path) -> str:
     """Save a random model of a family, with the real tokenizer, and return its folder."""
-    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
-    config.vocab_size = len(tokenizer)
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
-    torch.manual_seed(0)
-    backbone = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    NoteLLM(NoteLLMConfig(name="random", dimension=32), backbone, tokenizer).save(folder)
+    random_model(config, AutoTokenizer.from_pretrained(backbone_folder)).save(folder)
     return str(folder)
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
+from safetensors.torch import load_file, save_file
 
+from model.config import NoteLLMConfig
+from model.evaluation.system import EngineSystem
 from model.generation import Neighbours
+from model.inference.engine import Engine
 from model.note import Note
+from model.weights import HEAD_FILE
 from service.errors import IndexBehind
 from service.filters import Filter
 from service.index.live import LiveIndex
@@ -17,7 +24,8 @@ from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.records import ORIGIN, LogBounds, LogEntry, StoredNote
 from service.store.embedded_redis import EmbeddedRedis
-from tests.service.conftest import GatedStore, eventually, following, stored_note
+from tests.conftest import in_torch
+from tests.service.conftest import DIMENSION, GatedStore, eventually, following, stored_note
 from tests.service.index.live_steps import WAIT, delete, find_ids, notes, put
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -35,6 +43,41 @@ async def test_neighbours_rare_hashtags_are_found_among_bare_notes(
     assert [(neighbour.id, neighbour.hashtags) for neighbour in neighbours.by_vector] == [("tagged", ("soup",))]
     await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
     assert await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2) == Neighbours([], [])
+
+
+@pytest.fixture
+def small_engine(tiny_checkpoint: Path, tmp_path: Path) -> Engine:
+    """An Engine on the tiny checkpoint with vectors of DIMENSION numbers, as `live_index` takes them."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "small")
+    head = load_file(folder / HEAD_FILE)
+    save_file(head | {"projection": head["projection"][:DIMENSION].contiguous()}, folder / HEAD_FILE)
+    replace(NoteLLMConfig.load(folder), dimension=DIMENSION).save(folder)
+    return in_torch(folder, tmp_path)
+
+
+async def test_neighbours_are_those_of_an_evaluation_on_the_same_notes(
+    embedded_store: GatedStore, live_index: LiveIndex, small_engine: Engine
+) -> None:
+    """Half of the notes that are read are stored ones."""
+    dishes, places = ("lemon soup", "warm bread", "cold noodles"), ("here", "in town", "by the river", "on an island")
+    titles = [f"{dish} {place}" for dish in dishes for place in places]
+    known = [Note(title, id=f"n{n}", hashtags=("Soup" if n % 3 else "soup",)) for n, title in enumerate(titles)]
+    vectors = small_engine.embed(known)
+    stored = [
+        stored_note(note.id, note.title, hashtags=note.hashtags, vector=vector)
+        for note, vector in zip(known, vectors, strict=True)
+    ]
+    await live_index.wait_for(await put(embedded_store, *stored), WAIT)
+    evaluated = EngineSystem(small_engine, "grounded", known).hashtag_request(3).find_neighbours
+    assert evaluated is not None
+    new = [Note("lemon bread by the river", id=f"new {n}", content=title) for n, title in enumerate(titles[:4])]
+    for note in (*known[:4], *new):
+        (vector,) = small_engine.embed([note])
+        ways = [await asyncio.to_thread(find, note, vector, 5) for find in (live_index.find_neighbours, evaluated)]
+        (served, measured) = ([(n.id, n.hashtags) for n in (*way.by_vector, *way.by_words)] for way in ways)
+        assert measured == served
+        assert len(served) == 10
+        assert note.id not in dict(served)
 
 
 @pytest.mark.parametrize("bound", [2048, 0], ids=["few pass", "many pass"])
