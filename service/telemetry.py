@@ -255,7 +255,7 @@ class Telemetry:
         )
 
     def add_tenant(self, name: str, vectors: Callable[[], float]) -> None:
-        """Begin the series of a tenant, which has so many rows in its index."""
+        """Begin the series of a tenant. `vectors`: returns how many rows its index has."""
         self._open_tenants.add(name)
         self.tenant_vectors.labels(name).set_function(vectors)
 
