@@ -66,9 +66,10 @@ API_INTRODUCTION = """# API
 Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
 same at `/docs`.
 
-- Bodies are JSON in UTF-8; `POST /notes`, `/notes/import` and `/events` also take NDJSON. Another content type is a
-  415, also `application/merge-patch+json` and `application/json-patch+json`: a PATCH is `application/json`, and
-  replaces `attributes` as a whole. Answers are JSON, but for streams (NDJSON, server-sent events) and `/metrics`.
+- Bodies are JSON in UTF-8; `POST /notes`, `/notes/import` and `/events` also take NDJSON. JSON is `application/json`,
+  or another `application/*+json`. Any other content type is a 415, and so are `application/merge-patch+json` and
+  `application/json-patch+json`: a PATCH replaces `attributes` as a whole. Answers are JSON, but for streams (NDJSON,
+  server-sent events) and `/metrics`.
 - An unknown field or query parameter is an error that names it. `GET /limits` has the bounds, but for those of
   single fields, which the tables of the fields have. A number or a boolean may be sent as a text (`"5"`, `"true"`),
   and no boolean as a number.

@@ -252,7 +252,7 @@ class Batcher:
         return self._full(1, urgency, tenant)
 
     def _full(self, places: int, urgency: Urgency, tenant: str) -> QueueFull | None:
-        """Return why the queue does not take so many notes more, as `admit` says; None where it does."""
+        """Return why the queue does not take `places` notes more, as `admit` says; None where it does."""
         reserved, own = self._reserved(tenant, urgency.lane)
         wait = self.expected_wait(urgency.lane, tenant)
         full = reserved + places > self._max_queue or own + places > self._max_places(urgency.lane, reserved - own)

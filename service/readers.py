@@ -33,7 +33,8 @@ METRICS = frozenset(
     {
         *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
         *("notellm_items", "notellm_item_bytes", "notellm_neighbour_lists", "notellm_neighbour_list_bytes"),
-        *("notellm_store_errors", "notellm_quota_uncounted", "notellm_connections_refused"),
+        *("notellm_store_errors", "notellm_quota_uncounted"),
+        *("notellm_connections_refused", "notellm_connections_ended"),
         *("process_resident_memory_bytes", "process_virtual_memory_bytes", "process_start_time_seconds"),
         *("process_cpu_seconds", "process_open_fds", "process_max_fds"),
     }

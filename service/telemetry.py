@@ -61,6 +61,14 @@ class Telemetry:
             "Connections refused with 503: as many as the process may have were open",
             registry=registry,
         )
+        self.ended_connections = Counter(
+            "notellm_connections_ended",
+            "Connections that the service ended for what their caller sent or took: malformed (400), slow_head, "
+            "slow_body (408), head_too_large (431), slow_answer, body_not_taken (without an answer); failed (500): for "
+            "a failure of its own",
+            ("reason",),
+            registry=registry,
+        )
         self.uncounted = Counter(
             "notellm_quota_uncounted",
             "Requests and uses of tokens that the store did not count against a quota in time: it was away, or late",
@@ -247,7 +255,7 @@ class Telemetry:
         )
 
     def add_tenant(self, name: str, vectors: Callable[[], float]) -> None:
-        """Begin the series of a tenant, which has so many rows in its index."""
+        """Begin the series of a tenant. `vectors`: returns how many rows its index has."""
         self._open_tenants.add(name)
         self.tenant_vectors.labels(name).set_function(vectors)
 

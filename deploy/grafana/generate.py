@@ -64,7 +64,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Answers other than 2xx",
             "reqps",
             (http_rate("code", ', code!~"2.."'),),
-            "499: the caller left. 429: the queue was full. 503: Redis or the engine; the log says which.",
+            "499: the caller left. 408: the caller was too slow. 429: the queue was full. 503: Redis or the engine; "
+            "the log says which.",
         ),
         Panel(
             "Seconds to the last byte, p99",
@@ -84,6 +85,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         Panel("Requests refused", "reqps", (total("notellm_rejected_total", "reason"),)),
         Panel("Callers refused", "reqps", (total("notellm_access_refused_total", "reason"),)),
+        Panel("Connections that the service ended", "cps", (total("notellm_connections_ended_total", "reason"),)),
         Panel("A write until it is found", "s", quantiles("notellm_ingest_to_searchable_seconds")),
     ),
     "Model": (

@@ -163,7 +163,7 @@ class Authenticator:
         await self._read()
 
     async def _current(self, max_age: float) -> KeyTable:
-        """Return the keys, at most so many seconds old where the store answers."""
+        """Return the keys, at most `max_age` seconds old where the store answers."""
         now = self._now()
         if now - self._read_at >= max_age:
             if now - self._tried_at >= max_age:

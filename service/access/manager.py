@@ -70,8 +70,8 @@ class Manager:
     ) -> tuple[ApiKey, str]:
         """Create a key; return it with its token, which nobody can learn later. `tenant`: without it the creator's.
 
-        Raises Forbidden, TooManyApiKeys, StoreUnavailable; and InvalidInput for a key that would close an open service
-        for whoever manages it.
+        Raises Forbidden, TooManyApiKeys, StoreUnavailable; and InvalidInput for a key that has expired already, or that
+        would close an open service for whoever manages it.
         """
         prefix = new_prefix()
         token, digest = new_token(prefix)
@@ -83,8 +83,8 @@ class Manager:
         if by.key is None and Scope.KEYS_MANAGE not in key.scopes:
             detail = f"must hold {Scope.KEYS_MANAGE}: the first key closes this service, and nobody could make another"
             raise InvalidInput([FieldError("/scopes", detail)])
-        if by.key is None and key.expired(self._clock()):
-            raise InvalidInput([FieldError("/expires_at", "is over, and the first key closes this service")])
+        if key.expired(self._clock()):
+            raise InvalidInput([FieldError("/expires_at", "must lie in the future")])
         details: dict[str, object] = {
             "name": name,
             "tenant": tenant,

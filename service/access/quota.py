@@ -61,7 +61,7 @@ class Usage:
     tokens: Counted
 
     def seconds_to_wait(self, quota: Quota, requests: int = 1) -> float:
-        """Seconds until so many further requests are allowed, no more than the quota has, if the key uses nothing
+        """Seconds until `requests` further ones are allowed, no more than the quota has, if the key uses nothing
         meanwhile."""
         waits = [0.0]
         if quota.requests_per_minute is not None:

@@ -98,9 +98,9 @@ def check_option(request: Request, scope: Scope, option: str) -> None:
 
 
 async def count(request: Request, requests: int = 1, repeated: int | None = None) -> None:
-    """Count a request, or so many, against the quota of its caller's key, and put what is left of that into the headers
-    of the answer. Raises QuotaExceeded, with the seconds until there is room for them, or for `repeated` ones where it
-    takes so many to send the request again."""
+    """Count `requests` against the quota of the caller's key, and put what is left of that into the headers of the
+    answer. `repeated`: requests that it takes to send this one again; None where these are `requests`. Raises
+    QuotaExceeded, with the seconds until there is room for `repeated`."""
     state = request.state
     usage = await cast(Gate, request.app.state.gate).count(state.principal, requests)
     if usage:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.api.schemas.export import MAX_VECTOR_BYTES
-from service.api.schemas.filter import FilterIn
+from service.api.schemas.filter import FilterIn, FlatFilterIn, name_and_value
 from service.api.schemas.problem import json_pointer
 from service.api.schemas.search import SearchDefaults
-from service.api.schemas.similar import RankingOptions, name_and_value
+from service.api.schemas.similar import RankingOptions
 from service.errors import FieldError, InvalidInput, LimitExceeded
 from service.settings import Settings
 
@@ -41,11 +41,16 @@ def check_search_options(options: RankingOptions, pointer: str, settings: Settin
     if options.min_score is not None and abs(options.min_score) > 1 and options.scores_like_cosines:
         problem = "must be from -1 to 1, as a cosine is; scores of sum_scores and with other sources may lie beyond"
         raise InvalidInput([FieldError(f"{pointer}/min_score", problem)])
-    known = settings.filter_attributes
-    if unknown := sorted({name for name, _ in map(name_and_value, options.attribute)} - set(known)):
-        raise InvalidInput([FieldError(f"{pointer}/attribute", _undeclared(known, ", ".join(unknown)))])
+    check_flat_filter(options, pointer, settings)
     if isinstance(options, SearchDefaults) and options.filter is not None:
         check_filter(options.filter, settings)
+
+
+def check_flat_filter(conditions: FlatFilterIn, pointer: str, settings: Settings) -> None:
+    """Refuse attributes that the index does not filter by. Raises InvalidInput at `pointer`."""
+    known = settings.filter_attributes
+    if unknown := sorted({name for name, _ in map(name_and_value, conditions.attribute)} - set(known)):
+        raise InvalidInput([FieldError(f"{pointer}/attribute", _undeclared(known, ", ".join(unknown)))])
 
 
 def _undeclared(known: Sequence[str], names: str) -> str:

@@ -23,9 +23,10 @@ from service.admission import Lane
 from service.api.access import caller_nowait, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
+from service.api.early_response import EarlyResponse
 from service.api.problems import MEDIA_TYPE, problem_of
-from service.api.protocol import EarlyResponse
 from service.api.request_id import request_id_of
+from service.api.strict_route import CONDITIONS, IDEMPOTENCY_KEY
 from service.container import Service
 from service.errors import QueueFull
 from service.lifecycle import Lifecycle
@@ -33,11 +34,12 @@ from service.telemetry import Telemetry
 from service.tenants import Tenants
 
 UNDECIDED_HEADERS = frozenset(
-    {
-        *(b"idempotency-key", b"if-match", b"if-none-match"),  # the answer may need no model
-        *(b"if-unmodified-since", b"content-encoding"),  # refused for good
-        *(b"origin", b"expect", b"transfer-encoding"),  # the app, or uvicorn, knows more of them
-    }
+    name.encode()
+    for name in (
+        *(*CONDITIONS, IDEMPOTENCY_KEY),  # the answer may need no model, or the request is refused for good
+        "content-encoding",  # refused for good
+        *("origin", "expect", "transfer-encoding"),  # the app, or uvicorn, knows more of them
+    )
 )
 """Headers of requests that are not refused here."""
 STATUS = HTTPStatus.TOO_MANY_REQUESTS
@@ -92,7 +94,7 @@ class EarlyRefusal:
 
     def _answer(self, path: str, tenant: str, given: dict[bytes, bytes], refusal: QueueFull) -> EarlyResponse:
         request_id = request_id_of(given.get(b"x-request-id"))
-        problem = problem_of(refusal).model_dump(exclude_none=True) | {"instance": request_id}
+        problem = problem_of(refusal).model_dump() | {"instance": request_id}
         headers = [
             (b"content-type", MEDIA_TYPE.encode()),
             (b"retry-after", b"%d" % refusal.retry_after),

@@ -42,7 +42,8 @@ class RequestContext:
     A request that is passed on to another process (passing_on.py) has its id, line and observation there.
 
     While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
-    observed as 499, whatever was sent until then.
+    observed as 499, whatever was sent until then; one whose connection the service ends (protocol.py), with the status
+    of that: 408 where the caller is too slow.
     """
 
     def __init__(
@@ -110,7 +111,8 @@ class RequestContext:
             detail = "The service failed on this request; this is our fault. Tell us the instance."
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
-            self._observe(scope, 499 if left else status, time.monotonic() - started, stages)
+            status = scope["state"].get("ended_status") or (499 if left else status)
+            self._observe(scope, status, time.monotonic() - started, stages)
 
     def _observe(self, scope: Scope, status: int, seconds: float, stages: RequestStages) -> None:
         state = scope["state"]

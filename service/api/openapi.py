@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI
@@ -66,40 +67,47 @@ WRITTEN = ("200", "201")
 
 
 def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Extend the description of the app, which has these routes."""
-    describe_routes = app.openapi
+    """Extend the description of the app, which has these routes. It is made once, for the first who asks; who asks
+    meanwhile, in another thread, waits for the whole of it."""
+    describe_routes, making = app.openapi, Lock()
 
     def openapi() -> dict[str, object]:
-        if app.openapi_schema is None:
-            schema = describe_routes()
-            schema["servers"], schema["tags"] = SERVERS, [{"name": n, "description": TAGS[n]} for n in TAGS]
-            components = schema["components"]
-            _describe_problems(components["schemas"])
-            components["securitySchemes"] = {"key": SECURITY_SCHEME}
-            components["headers"] = HEADERS
-            for name in ALWAYS_SENT:
-                components["schemas"][name]["required"] = list(components["schemas"][name]["properties"])
-            _leave_out_bound_defaults(components["schemas"]["SearchBody"]["properties"].items())
-            _leave_out_bound_defaults(components["schemas"]["SimilarIn"]["properties"].items())
-            for route in routes:
-                if isinstance(route, StrictRoute) and route.include_in_schema:
-                    _describe_access(schema["paths"][route.path_format], route)
-            stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
-            stream["200"]["description"] = HASHTAG_EVENTS
-            stream.pop("504")  # it is the event `problem` there
-            nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
-            _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
-            for parameter in nearest:  # a query parameter repeats the description of its schema
-                if "description" in parameter["schema"]:
-                    parameter["description"] = parameter["schema"]["description"]
-            for probe in ("/startupz", "/readyz"):  # with a key they tell numbers
-                schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
-            for (method, path), example in EXAMPLES.items():
-                schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
-            app.openapi_schema = schema
-        return app.openapi_schema
+        with making:
+            if app.openapi_schema is None:
+                schema, app.openapi_schema = describe_routes(), None  # FastAPI keeps it while it is not complete
+                _extend(schema, routes)
+                app.openapi_schema = schema
+            return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this way to change the description
+
+
+def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
+    """Extend FastAPI's description of an app, which has these routes."""
+    schema["servers"], schema["tags"] = SERVERS, [{"name": n, "description": TAGS[n]} for n in TAGS]
+    components = schema["components"]
+    _describe_problems(components["schemas"])
+    components["securitySchemes"] = {"key": SECURITY_SCHEME}
+    components["headers"] = HEADERS
+    for name in ALWAYS_SENT:
+        components["schemas"][name]["required"] = list(components["schemas"][name]["properties"])
+    _leave_out_bound_defaults(components["schemas"]["SearchBody"]["properties"].items())
+    _leave_out_bound_defaults(components["schemas"]["SimilarIn"]["properties"].items())
+    for route in routes:
+        if isinstance(route, StrictRoute) and route.include_in_schema:
+            _describe_access(schema["paths"][route.path_format], route)
+    stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
+    stream["200"]["description"] = HASHTAG_EVENTS
+    stream.pop("504")  # it is the event `problem` there
+    nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
+    _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
+    for parameter in nearest:  # a query parameter repeats the description of its schema
+        if "description" in parameter["schema"]:
+            parameter["description"] = parameter["schema"]["description"]
+    for probe in ("/startupz", "/readyz"):  # with a key they tell numbers
+        schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
+    for (method, path), example in EXAMPLES.items():
+        schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
 
 
 def _describe_problems(components: dict[str, Any]) -> None:

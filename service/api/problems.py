@@ -114,7 +114,7 @@ def problem_of(error: NoteLLMError) -> Problem:
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """Response of a problem; its `instance` is the request's id."""
     request_id = structlog.contextvars.get_contextvars().get("request_id")
-    body = problem.model_copy(update={"instance": request_id}).model_dump(exclude_none=True)
+    body = problem.model_copy(update={"instance": request_id}).model_dump()
     return JSONResponse(body, problem.status, headers, MEDIA_TYPE)
 
 

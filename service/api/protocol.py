@@ -7,16 +7,13 @@ ever, and one that sends headers without end would fill the memory.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import resource
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Protocol
 
 import httptools
 import structlog
@@ -26,78 +23,43 @@ from prometheus_client import Counter
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.connection_bounds import (
+    BODY_SECONDS,
+    EARLY_IN_TURN,
+    FILES_OF_TENANT,
+    HEAD_SECONDS,
+    IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_DISCARDED_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_PIPELINED,
+    MIN_BODY_RATE,
+    PATHS_WHEN_FULL,
+    PIECE_BYTES,
+    SPARE_CONNECTIONS,
+    SPARE_FILES,
+    SPARE_HEAD_SECONDS,
+)
 from service.api.connection_watch import ConnectionWatch
+from service.api.early_response import EarlyResponder, EarlyResponse
+from service.api.problems import MEDIA_TYPE, plain_problem
 from service.api.unsent_answers import UnsentAnswers
 
-MAX_HEAD_BYTES = 65_536
-"""Bound on request line and headers together; and on the trailers of a body."""
-HEAD_SECONDS = 10.0
-"""Bound on the time from a connection, or from the first byte of a later request, to the end of the headers."""
-SPARE_HEAD_SECONDS = 1.0
-"""HEAD_SECONDS for spare connections: a caller who held all of them would keep probes away."""
-BODY_SECONDS = 30.0
-"""Bound on a pause within a body while the service waits for it."""
-MIN_BODY_RATE = 64
-"""Bytes a second that a body must reach: each byte that arrives moves the deadline by 1 / MIN_BODY_RATE seconds, to at
-most BODY_SECONDS from now."""
-IDLE_SECONDS = 65.0
-"""How long a connection is kept between two requests: longer than balancers keep theirs, mostly 60 s."""
-MAX_CONNECTIONS = 16_384
-"""Bound on the connections of a process, 503 beyond; each takes about 10 KB. Fewer where the system allows fewer."""
-SPARE_CONNECTIONS = 64
-"""Connections beyond that bound for PATHS_WHEN_FULL: on them a request for another path is refused once its head has
-come; connections beyond the spare ones are refused at once. Each is for one request. A process whose probes were
-refused would be restarted, with all connections."""
-PATHS_WHEN_FULL = frozenset((b"/livez", b"/startupz", b"/readyz", b"/metrics"))
-SPARE_FILES = 256 + SPARE_CONNECTIONS
-"""Open files that are left for the store, snapshots, logs and spare connections where the system bounds them."""
-FILES_OF_TENANT = 5
-"""Open files of a tenant at rest: the connections that wait for changes and for events, the lock of its snapshots, and
-twice the file of its known position, of which the mapping keeps a duplicate."""
-EARLY_IN_TURN = 16
-"""Bound on the requests of a connection that are answered before the app has them in one turn of the event loop. A
-caller may send a thousand in one piece; the others of it come one after the other, and leave others' requests room."""
-MAX_PIPELINED = 32
-"""Requests of a connection that may wait for the answer to an earlier one, beside those that PIECE_BYTES hold; what
-follows them is neither parsed nor read."""
-PIECE_BYTES = 1024
-"""Bytes that are parsed together: heads of further requests may begin in them, behind a body too."""
-MAX_DISCARDED_BYTES = 2**24
-"""Bound on what is read of a body whose request is answered already, or will be without it; its connection ends beyond.
-Up to there it is read, so that a caller who sends before reading gets the answer; an answer that was not sent by then
-is lost with the connection."""
 FULL_LINE_SECONDS = 10.0
 """How often a log line says that there are too many connections."""
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class EarlyResponse:
-    """Whole answer to a request that the app does not get. `on_sent`: called when it is sent."""
-
-    status: HTTPStatus
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-    on_sent: Callable[[], None]
-
-
-class EarlyResponder(Protocol):
-    """Answers requests before the app has them, by what is in memory."""
-
-    def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
-        """Return the answer to a request whose body, if it has one, is no list; None where the app is to answer.
-        `headers`: with names in lower case."""
-
-
 class HttpConfig(uvicorn.Config):
     """uvicorn's configuration, and what answers requests before the app has them, in this order. `admin_port`: its
-    connections, as those of readers, are not bounded in number; None where there is none. `refused`: counts refused
-    connections."""
+    connections, as those of readers, are not bounded in number; None where there is none. `refused`: counts
+    connections beyond the bound on their number. `ended`: counts those that the service ends for another reason."""
 
     early: Sequence[EarlyResponder]
     admin_port: int | None
     refused: Counter
+    ended: Counter
 
 
 def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
@@ -117,6 +79,7 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
     config.early = app.state.early
     config.admin_port = app.state.admin_port
     config.refused = app.state.telemetry.refused_connections
+    config.ended = app.state.telemetry.ended_connections
     return config
 
 
@@ -267,7 +230,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unparsed += len(piece)
             view = view[self._feed(piece) :]
             if self._unparsed > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(431, f"The head of the request is over max_head_bytes = {MAX_HEAD_BYTES}.")
+                self._end("head_too_large", 431, f"The head of the request is over max_head_bytes = {MAX_HEAD_BYTES}.")
 
     def _feed(self, piece: memoryview) -> int:
         """Parse a piece up to the end of a head that asks for an upgrade, or to its own; return how many bytes that
@@ -276,15 +239,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             if self.parser.get_method() == b"CONNECT":
-                self._refuse(400, "This is no proxy.")
+                self._end("malformed", 400, "This is no proxy.")
             else:
                 head = self._head_without_upgrade()
                 self.parser = httptools.HttpRequestParser(self)
                 self._feed(memoryview(head))
             end: int = upgrade.args[0]
             return end
+        except httptools.HttpParserCallbackError:
+            log.exception("connection_failed")
+            self._end("failed", 500, "The service failed on this request; this is our fault.")
         except httptools.HttpParserError:
-            self._refuse(400, "This is no valid HTTP/1.1 request.")
+            self._end("malformed", 400, "This is no valid HTTP/1.1 request.")
         return len(piece)
 
     def _head_without_upgrade(self) -> bytes:
@@ -321,7 +287,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Return the answer to the present request that needs no app."""
         method, target, headers = self.parser.get_method(), self.url, self.headers
         for answering in self.config.early:
-            if answer := answering.decide(method, target, headers):
+            try:
+                answer = answering.decide(method, target, headers)
+            except Exception:
+                log.exception("early_answer_failed")  # the app answers whatever comes of it
+                return None
+            if answer:
                 return answer
         return None
 
@@ -347,8 +318,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._early is not None or self.cycle.response_complete:
             self._discarded += len(body)
             if self._discarded > MAX_DISCARDED_BYTES:
-                self._leave()
-                self.transport.abort()
+                self._abort("body_not_taken")
         else:
             super().on_body(body)
 
@@ -393,7 +363,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.write(b"\r\n".join((*lines, b"", body)))
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg)
+        self._end("malformed", 400, msg)
 
     def check_time(self) -> bool:
         """End the connection where its caller has used up its time. Return whether it is still open."""
@@ -402,15 +372,15 @@ class BoundedProtocol(HttpToolsProtocol):
         now = time.monotonic()
         passed, self._checked_at = now - self._checked_at, now
         if self._unsent.check(now):
-            self._leave()
-            self.transport.abort()
+            self._abort("slow_answer")
         elif self.flow.read_paused:
             self._deadline += passed  # the service does not read: the caller's time stands still
         elif now >= self._deadline and not self.transport.is_closing():
             if self._in_head and not self._unparsed:
                 self.transport.close()
             else:
-                self._refuse(408, f"The {'head' if self._in_head else 'body'} of the request came too slowly.")
+                part = "head" if self._in_head else "body"
+                self._end(f"slow_{part}", 408, f"The {part} of the request came too slowly.")
         return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -418,22 +388,38 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unsent.written(len(data))
         self.transport.write(data)
 
-    def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+    def _end(self, reason: str, status: int, detail: str) -> None:
+        """Refuse what came of the present request, and count the end of the connection by its reason."""
+        self.config.ended.labels(reason).inc()
+        self._refuse(status, detail)
+
+    def _abort(self, reason: str) -> None:
+        """End the connection without what waits for its caller, and count it by its reason."""
+        self.config.ended.labels(reason).inc()
+        self._leave(HTTPStatus.REQUEST_TIMEOUT.value)
+        self.transport.abort()
+
+    def _refuse(self, status: int, detail: str, retry_after: int | None = None) -> None:
         """Close the connection; before that, answer with a problem, unless the answer to an earlier request, or a begun
-        one, must come first."""
+        one, must come first. `retry_after`: seconds."""
         unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
         if not any(cycle.response_started for cycle in unanswered) and len(unanswered) <= (not self._in_head):
-            title = HTTPStatus(status).phrase
-            body = json.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail}).encode()
-            problem_type = (b"content-type", b"application/problem+json")
-            self._write_answer(HTTPStatus(status), (problem_type, *headers), body, keep=False)
-        self._leave()
+            headers = [(b"content-type", MEDIA_TYPE.encode())]
+            if retry_after is not None:
+                headers.append((b"retry-after", b"%d" % retry_after))
+            body = plain_problem(status, detail, retry_after).model_dump_json().encode()
+            self._write_answer(HTTPStatus(status), headers, body, keep=False)
+        self._leave(status)
         self.transport.close()
 
-    def _leave(self) -> None:
-        """Tell the app that its caller has left: nothing that it sends is written any more."""
+    def _leave(self, status: int | None = None) -> None:
+        """Tell the app that nothing that it sends is written any more. `status`: which the requests that are not
+        answered are observed with (middleware.py), where the service ends the connection; None where its caller has
+        left."""
         for cycle in self._unanswered:
             if not cycle.response_complete:
+                if status is not None:
+                    cycle.scope["state"]["ended_status"] = status
                 cycle.disconnected = True
                 cycle.message_event.set()
         self.flow.resume_writing()
@@ -446,4 +432,4 @@ class BoundedProtocol(HttpToolsProtocol):
             BoundedProtocol.said_full_at = now
             detail = f"more get 503; raise the bound on open files (ulimit -n) if it is below {self.needed_files}"
             log.error("connections_full", connections=self.max_connections, detail=detail)
-        self._refuse(503, "There are too many connections; try again.", (b"retry-after", b"1"))
+        self._refuse(503, "There are too many connections; try again.", retry_after=1)

@@ -16,7 +16,6 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
-import structlog
 from fastapi import Request, Response
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams
@@ -29,7 +28,7 @@ from service.access.principal import Principal
 from service.api.access import caller_nowait, needed_scopes
 from service.api.bodies import JSON
 from service.api.bounds import check_search_options
-from service.api.protocol import EarlyResponse
+from service.api.early_response import EarlyResponse
 from service.api.query import KEPT_QUERIES, MAX_KEPT_BYTES, list_fields, parse_query
 from service.api.rendered import render_nearest
 from service.api.request_id import request_id_of
@@ -49,7 +48,6 @@ UNDECIDED_HEADERS = frozenset(name.encode() for name in (*CONDITIONS, "x-request
 """Headers that the app refuses or checks."""
 UNDECIDED_EARLY = UNDECIDED_HEADERS | {b"origin", b"expect", b"content-length", b"transfer-encoding"}
 """Headers of requests that the connection does not answer: the app, or uvicorn, knows more of them."""
-log = structlog.get_logger(__name__)
 
 
 class PlainRequest(NamedTuple):
@@ -91,15 +89,11 @@ class ShortPath:
             return None
         began, stages = time.monotonic(), begin_request(None)
         path, _, query = target.partition(b"?")
-        try:
-            request = self._read(path.decode(), query, given)
-            nearest = request and request.service.nearest.find_nowait(request.note_id, *request.options)
-            if request is None or nearest is None:
-                return None
-            body = render_nearest(nearest, request.note_id, request.service.model)
-        except Exception:
-            log.exception("short_path_failed")  # the app tries again, and answers whatever comes of it
+        request = self._read(path.decode(), query, given)
+        nearest = request and request.service.nearest.find_nowait(request.note_id, *request.options)
+        if request is None or nearest is None:
             return None
+        body = render_nearest(nearest, request.note_id, request.service.model)
         request_id = request_id_of(given.get(b"x-request-id"))
         own_headers = [(b"content-type", JSON.encode()), (b"x-request-id", request_id.encode())]
         return EarlyResponse(

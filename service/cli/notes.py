@@ -20,7 +20,7 @@ import typer
 from rich.progress import Progress
 
 from service.cli.batches import TOO_LARGE, batches
-from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain_body
+from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain, explain_body
 from service.cli.terminal import complain, err, files_for_owner_alone
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
 from service.notes_file import MAX_LINE_BYTES, bounded_lines
@@ -252,8 +252,8 @@ class Upload:
             for item in self._add(client, contents.lines, patience):
                 counts[item["status"]] += 1
                 vectors[item["vector"] or "none"] += 1
-                if item["problem"]:
-                    complain(f"{item['id']}: {item['problem']['detail']} {item['problem'].get('errors', '')}")
+                if problem := item["problem"]:
+                    complain(f"{item['id']}: {explain(problem, problem['status'], separator='; ')}")
                 if item["status"] == "expired":
                     removed.add(item["id"])  # an older form of the note may be there, without an expiry
                 bars.advance(task)
@@ -313,7 +313,8 @@ class Upload:
             raise TransferFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 
     def _add(self, client: httpx2.Client, lines: set[int], patience: Patience) -> Iterator[dict[str, Any]]:
-        """Add the notes of some lines; yield the result of each."""
+        """Add the notes of some lines; yield the result of each, with the note's id: the service names none for a note
+        that it did not read, since it is too large. Raises TransferFailed."""
 
         def send(batch: list[bytes]) -> httpx2.Response:
             headers, body = {"Content-Type": "application/x-ndjson"}, b"".join(batch)
@@ -321,8 +322,11 @@ class Upload:
 
         notes = (text for number, text in self._lines() if number in lines)
         for batch in batches(notes, len, BATCH_SIZE):
-            for answer in self._answers(batch, send, patience):
-                yield from answer["results"]
+            results = [result for answer in self._answers(batch, send, patience) for result in answer["results"]]
+            if len(results) != len(batch):
+                raise TransferFailed(f"{self.url} answered {len(results)} results for {len(batch)} notes")
+            for text, result in zip(batch, results, strict=True):
+                yield result | {"id": result["id"] or orjson.loads(text)["id"]}
 
     def _remove(self, client: httpx2.Client, ids: Collection[str], patience: Patience) -> int:
         """Remove those of some notes that there are; return how many."""

@@ -37,8 +37,11 @@ async def test_readers_that_were_stopped_are_not_started() -> None:
         assert not readers.tried
 
 
-async def test_connections_that_a_reader_refuses_are_told_with_its_metrics() -> None:
+async def test_connections_that_a_reader_refuses_or_ends_are_told_with_its_metrics() -> None:
     telemetry = Telemetry()
     telemetry.refused_connections.inc()
-    samples = samples_of(telemetry.registry)["notellm_connections_refused"]
-    assert ("notellm_connections_refused_total", {}, 1.0) in samples
+    telemetry.ended_connections.labels("malformed").inc()
+    samples = samples_of(telemetry.registry)
+    assert ("notellm_connections_refused_total", {}, 1.0) in samples["notellm_connections_refused"]
+    ended = ("notellm_connections_ended_total", {"reason": "malformed"}, 1.0)
+    assert ended in samples["notellm_connections_ended"]

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from service.access.principal import Scope
 from service.api.access import check_option, needs
 from service.api.bodies import Turns
-from service.api.bounds import check_filter
+from service.api.bounds import check_filter, check_flat_filter
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import LifecycleDep, ListUrgencyDep, ServiceDep
 from service.api.idempotency import IdempotencyKeyDep, replay_headers
@@ -46,6 +46,7 @@ async def list_notes(request: Request, service: ServiceDep) -> ListOut:
     later page; one that was removed does not come any more.
     """
     query = read_query(ListQuery, request)
+    check_flat_filter(query, "/query", service.settings)
     return ListOut.of(
         await listing.list_notes(
             service.store, service.index, query.as_filter(), query.after, query.limit, query.cursor

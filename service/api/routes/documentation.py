@@ -4,12 +4,14 @@ package: the page needs no internet."""
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 
 from service.api.access import open_to_all
 from service.api.bodies import JSON
@@ -22,6 +24,8 @@ ASSETS = {
     "swagger-ui.css": (STATIC / "swagger" / "swagger-ui.css", "text/css"),
     "favicon.png": (STATIC / "fastapi" / "favicon.png", "image/png"),
 }
+ASSETS_ETAG = f'"{version("fastapi-standalone-docs")}"'
+"""ETag of each file: it changes with the package alone."""
 
 
 @router.get("/")
@@ -63,9 +67,13 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/docs/{asset}")
 @open_to_all()
-async def docs_asset(asset: str) -> FileResponse:
-    """A file of the page."""
+async def docs_asset(asset: str, if_none_match: Annotated[str, Header()] = "") -> Response:
+    """A file of the page. Browsers keep it, and ask each time whether theirs is still the one."""
     if asset not in ASSETS:
         raise HTTPException(404)
+    headers = {"ETag": ASSETS_ETAG, "Cache-Control": "no-cache"}
+    known = {etag.strip().removeprefix("W/") for etag in if_none_match.split(",")}
+    if not known.isdisjoint((ASSETS_ETAG, "*")):
+        return Response(status_code=304, headers=headers)
     path, media_type = ASSETS[asset]
-    return FileResponse(path, media_type=media_type)
+    return Response(await asyncio.to_thread(path.read_bytes), 200, headers, media_type)

@@ -91,9 +91,9 @@ async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: Principa
 @needs(Scope.ADMIN)
 async def audit(
     manager: ManagerDep,
-    count: Annotated[int, Query(ge=1, le=MAX_ACTS, description="most acts of the answer")] = 100,
+    limit: Annotated[int, Query(ge=1, le=MAX_ACTS, description="most acts of the answer")] = 100,
     before: Annotated[str | None, POSITION, Query(description="`position` of the last act that you have")] = None,
 ) -> AuditOut:
-    """The audit log: acts of those who manage the service, the newest first; fewer than `count` are the last ones.
+    """The audit log: acts of those who manage the service, the newest first; fewer than `limit` are the last ones.
     About 10,000 are kept."""
-    return AuditOut(acts=[ActOut.of(act) for act in await manager.acts(count, before or "")])
+    return AuditOut(acts=[ActOut.of(act) for act in await manager.acts(limit, before or "")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
@@ -10,41 +11,38 @@ import numpy as np
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.schemas.common import MAX_HASHTAGS, LogPosition, Name, NoteId, Time, Wire
-from service.api.schemas.filter import FilterIn
+from service.api.schemas.common import LogPosition, NoteId, Time, Wire
+from service.api.schemas.filter import FilterIn, FlatFilterIn
 from service.api.schemas.notes import NoteOut
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
 from service.collection.listing import MAX_IDS, MAX_PAGE, Page
 from service.collection.removal import MAX_REMOVED_IDS, Receipt
-from service.filters import Filter
+from service.filters import Bounds, Filter, TimeRange
 from service.records import LogEntry, StoredNote, Vector, position_key
 
 VectorForm = Literal["float", "base64"]
 """How answers write a vector: as numbers, or as base64 of 32-bit floats, the lowest byte first."""
 
 
-class ListQuery(Wire):
+class ListQuery(FlatFilterIn):
     """GET /notes. Several conditions all have to hold."""
 
     cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
         None, description="`next_cursor` of the page before; with the same filters"
     )
     limit: int = Field(100, ge=1, le=MAX_PAGE, description="most notes of the page")
-    category: Name | None = Field(None, description="notes of this category")
-    author: Name | None = Field(None, description="notes of this author")
-    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
-    created_after: Time | None = Field(None, description="notes that were written after this time")
     updated_after: Time | None = Field(
         None, description="notes whose last write was after this time, by the store's clock"
     )
+    updated_before: Time | None = Field(
+        None, description="notes whose last write was before this time, by the store's clock"
+    )
 
     def as_filter(self) -> Filter:
-        return Filter(
-            category=self.category,
-            author=self.author,
-            hashtags=tuple(self.hashtag),
-            created_after=self.created_after.timestamp() if self.created_after else None,
-        )
+        where = super().as_filter()
+        if self.updated_before is None:
+            return where
+        return replace(where, clause=TimeRange("updated", Bounds(lt=self.updated_before.timestamp())))
 
     @property
     def after(self) -> str:

@@ -69,7 +69,7 @@ def last_line(export: Export, unreadable: int) -> bytes:
 
 def problem_line(problem: Problem) -> bytes:
     """Return the line that ends an export that failed."""
-    return _line({"problem": problem.model_dump(exclude_none=True)})
+    return _line({"problem": problem.model_dump()})
 
 
 def _line(fields: dict[str, Any]) -> bytes:

@@ -1,4 +1,5 @@
-"""FilterIn: which notes a search may find, as a body says it: conditions on fields, in groups."""
+"""Which notes a request is about. FlatFilterIn: conditions that a query string can hold, too. FilterIn: conditions on
+fields in groups, as a body has them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, 
 from pydantic_core import PydanticCustomError
 
 from model.note import hashtag_key
-from service.api.schemas.common import MAX_ATTRIBUTES, Name, NoteId, Time, Wire
+from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Form, Name, NoteId, Time, Wire
 from service.filters import (
     AllOf,
     AnyOf,
@@ -75,6 +76,48 @@ Values = Annotated[
     BeforeValidator(_as_list, json_schema_input_type=str | bool | int | float | list[str | bool | int | float]),
 ]
 AttributeBound = Annotated[Any, PlainValidator(_bound_key, json_schema_input_type=float | str)]
+
+
+ATTRIBUTE_FORM = "`name:value`; a value that is not text as JSON writes it, such as `pinned:true`"
+Attributed = Annotated[
+    str,
+    Form(r"^[^:]{1,128}:", "must be name:value, of at most 1200 characters", max_length=1200),
+    Field(description=ATTRIBUTE_FORM, examples=["language:en"]),
+]
+
+
+class FlatFilterIn(Wire):
+    """Conditions that all have to hold."""
+
+    category: Name | None = Field(None, description="notes of this category")
+    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
+    all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
+    author: Name | None = Field(None, description="notes of this author")
+    created_after: Time | None = Field(None, description="notes that were written after this time")
+    created_before: Time | None = Field(None, description="notes that were written before this time")
+    attribute: list[Attributed] = Field(
+        [],
+        max_length=MAX_ATTRIBUTES,
+        description=f"notes that have all of these attributes, each as {ATTRIBUTE_FORM}; the name must be among "
+        "`filter_attributes` of GET /limits",
+    )
+
+    def as_filter(self) -> Filter:
+        return Filter(
+            category=self.category,
+            hashtags=tuple(self.hashtag),
+            author=self.author,
+            created_after=self.created_after.timestamp() if self.created_after else None,
+            created_before=self.created_before.timestamp() if self.created_before else None,
+            all_hashtags=tuple(self.all_hashtag),
+            attributes=tuple(name_and_value(attribute) for attribute in self.attribute),
+        )
+
+
+def name_and_value(attribute: str) -> tuple[str, str]:
+    """Parse `name:value`; the value may hold further colons, and gets the form that filters compare."""
+    name, _, value = attribute.partition(":")
+    return name, str(attribute_text(value))
 
 
 class TimesIn(Wire):

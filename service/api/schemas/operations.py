@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from model.generation import MAX_CATEGORY_TOKENS
 from service.access.api_key import MAX_KEYS, MAX_KEYS_OF_TENANT
 from service.api.bodies import MAX_CONTAINERS, MAX_SEARCH_CONTAINERS
-from service.api.protocol import (
+from service.api.connection_bounds import (
     BODY_SECONDS,
     HEAD_SECONDS,
     IDLE_SECONDS,

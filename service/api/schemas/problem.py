@@ -26,19 +26,27 @@ class FieldProblem(BaseModel):
     detail: str = Field(description="what the field must be")
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class Problem(BaseModel):
-    """Error in the form of RFC 9457."""
+    """Error in the form of RFC 9457. A member that does not apply is left out, wherever the problem is."""
 
     type: str = Field(description="name of the problem as an address, or about:blank where `status` says all")
     title: str = Field(description="the status in words")
     status: int = Field(description="HTTP status of the answer, or of what the item of a list would have got alone")
     detail: str = Field(description="what is wrong, and what the caller can do")
-    instance: str | None = Field(None, description="the request's id; left out in an item of a list")
-    errors: list[FieldProblem] | None = Field(None, description="the fields that are wrong; left out where none is")
+    instance: str | None = Field(
+        None, exclude_if=_is_none, description="the request's id; left out in an item of a list or a stream"
+    )
+    errors: list[FieldProblem] | None = Field(
+        None, exclude_if=_is_none, description="the fields that are wrong; left out where none is"
+    )
     retry_after: int | None = Field(
         None,
-        description="seconds after which to try again, as in the header Retry-After; left out by a connection that is "
-        "refused",
+        exclude_if=_is_none,
+        description="seconds after which to try again, as in the header Retry-After; left out where that does not help",
     )
 
 

@@ -21,16 +21,13 @@ from pydantic_core import PydanticCustomError
 
 from model.note import Note, is_blank, normalise_hashtags
 from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
-from service.api.schemas.filter import MAX_FILTER_EXCLUDED, FilterIn
+from service.api.schemas.filter import ATTRIBUTE_FORM, MAX_FILTER_EXCLUDED, Attributed, FilterIn, name_and_value
 from service.api.schemas.problem import Problem
 from service.api.schemas.similar import (
-    ATTRIBUTE_FORM,
     MAX_EXAMPLES,
-    Attributed,
     RankingOptions,
     SimilarOut,
     SourcesPreset,
-    name_and_value,
 )
 from service.errors import FieldError, InvalidInput
 from service.filters import Filter

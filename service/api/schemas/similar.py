@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -9,20 +10,15 @@ from pydantic import BaseModel, Field, PrivateAttr, StringConstraints
 
 from model.note import Attribute
 from service.api.schemas.common import (
-    MAX_ATTRIBUTES,
-    MAX_HASHTAGS,
-    Form,
     Label,
     LogPosition,
     ModelName,
-    Name,
     NoteId,
     ReaderId,
-    Time,
-    Wire,
 )
+from service.api.schemas.filter import FlatFilterIn
 from service.api.schemas.notes import CATEGORY_MEANING, HASHTAGS_MEANING, LAST_WRITE, GeneratedOut
-from service.filters import Filter, attribute_text
+from service.filters import Filter
 from service.ranking.strategies import Strategy
 from service.records import Explanation, RelatedNote, Similar
 from service.search.request import AUTO, CONTENT, Example, OnMissing, SearchRequest, Sources
@@ -35,12 +31,6 @@ MAX_EXCLUDED = 1000
 MAX_CAP = 1000
 """Bound on max_per_author and max_per_category, published at GET /limits: a longer list than this is never kept."""
 
-ATTRIBUTE_FORM = "`name:value`; a value that is not text as JSON writes it, such as `pinned:true`"
-Attributed = Annotated[
-    str,
-    Form(r"^[^:]{1,128}:", "must be name:value, of at most 1200 characters", max_length=1200),
-    Field(description=ATTRIBUTE_FORM, examples=["language:en"]),
-]
 K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 SourcesPreset = Literal["content", "auto"]
@@ -51,22 +41,10 @@ DEGRADED = "null in a degraded answer"
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class SearchOptions(Wire):
+class SearchOptions(FlatFilterIn):
     """Options that a search takes in a query string and in a body: how many notes, and which may be returned."""
 
     k: K = 10
-    category: Name | None = Field(None, description="notes of this category")
-    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
-    all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
-    author: Name | None = Field(None, description="notes of this author")
-    created_after: Time | None = Field(None, description="notes that were written after this time")
-    created_before: Time | None = Field(None, description="notes that were written before this time")
-    attribute: list[Attributed] = Field(
-        [],
-        max_length=MAX_ATTRIBUTES,
-        description=f"notes that have all of these attributes, each as {ATTRIBUTE_FORM}; the name must be among "
-        "`filter_attributes` of GET /limits",
-    )
     exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
     min_score: Score | None = Field(
         None,
@@ -75,17 +53,7 @@ class SearchOptions(Wire):
     exact: bool = Field(False, description="compare with every note, however many there are")
 
     def as_filter(self) -> Filter:
-        return Filter(
-            category=self.category,
-            hashtags=tuple(self.hashtag),
-            author=self.author,
-            created_after=self.created_after.timestamp() if self.created_after else None,
-            created_before=self.created_before.timestamp() if self.created_before else None,
-            all_hashtags=tuple(self.all_hashtag),
-            attributes=tuple(name_and_value(attribute) for attribute in self.attribute),
-            exclude=frozenset(self.exclude),
-            exact=self.exact,
-        )
+        return replace(super().as_filter(), exclude=frozenset(self.exclude), exact=self.exact)
 
 
 PLAIN_OPTIONS = SearchOptions.model_fields.keys() | {"min_log_position"}
@@ -337,9 +305,3 @@ class SimilarOut(BaseModel):
             log_position=similar.log_position,
             **optional,
         )
-
-
-def name_and_value(attribute: str) -> tuple[str, str]:
-    """Parse `name:value`; the value may hold further colons, and gets the form that filters compare."""
-    name, _, value = attribute.partition(":")
-    return name, str(attribute_text(value))

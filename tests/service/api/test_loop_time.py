@@ -155,7 +155,7 @@ REQUESTS: dict[str, list[Callable[[], Request]]] = {
     "POST /generate/category": [lambda: {"json": {"title": "a", "categories": [f"c{i}" for i in range(500)]}}],
     "GET /keys": [lambda: {}],
     "POST /keys": [lambda: {"json": {"name": "one of many", "scopes": ["similar"]}}],
-    "GET /audit": [lambda: {"params": {"count": 1000}}],
+    "GET /audit": [lambda: {"params": {"limit": 1000}}],
     "GET /tenants": [lambda: {}],
     "GET /metrics": [lambda: {}],
     "POST /verify": [lambda: {}],

@@ -19,7 +19,9 @@ import pytest
 import structlog
 
 from service.api import connection_watch, protocol, unsent_answers
-from service.api.protocol import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES, BoundedProtocol
+from service.api.connection_bounds import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES
+from service.api.early_refusal import EarlyRefusal
+from service.api.protocol import BoundedProtocol
 from service.api.unsent_answers import UnsentAnswers
 from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.api.requests import NDJSON
@@ -186,6 +188,91 @@ def test_malformed_request_is_a_problem(url: str, request_bytes: bytes) -> None:
         assert problem_in(connection, 400)
 
 
+def ended(client: httpx2.Client, reason: str) -> float:
+    """How many connections the service has ended for a reason."""
+    series = f'notellm_connections_ended_total{{reason="{reason}"}} '
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.removeprefix(series)) for line in lines if line.startswith(series))
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("request_bytes", "reason", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", "malformed", 400),
+        (GET[:-2], "slow_head", 408),
+        (POST + b"Content-Length: 100\r\n\r\n{", "slow_body", 408),
+        (GET[:-2] + b"X-Long: " + b"x" * MAX_HEAD_BYTES * 2, "head_too_large", 431),
+    ],
+)
+def test_connection_that_the_service_ends_is_counted_by_its_reason(
+    url: str, client: httpx2.Client, request_bytes: bytes, reason: str, status: int
+) -> None:
+    before = ended(client, reason)
+    with connected(url) as connection:
+        connection.sendall(request_bytes)
+        assert read_answer(connection)[0] == status
+    assert ended(client, reason) == before + 1
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [(b'Content-Length: 100\r\n\r\n{"title"', 408), (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400)],
+    ids=["slow", "malformed"],
+)
+def test_request_that_the_service_breaks_off_is_logged_with_the_status_of_that(
+    url: str, rest: bytes, status: int
+) -> None:
+    def statuses() -> list[int]:
+        return [line["status"] for line in list(lines) if line["event"] == "request"]
+
+    with structlog.testing.capture_logs() as lines, connected(url) as connection:
+        connection.sendall(POST + rest)
+        assert read_answer(connection)[0] == status
+        eventually_true(lambda: len(statuses()) > 0)
+    assert statuses() == [status]
+
+
+def test_request_whose_caller_leaves_is_logged_as_499(url: str) -> None:
+    def statuses() -> list[int]:
+        return [line["status"] for line in list(lines) if line["event"] == "request"]
+
+    with structlog.testing.capture_logs() as lines:
+        with connected(url) as connection:
+            connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"title"')
+        eventually_true(lambda: len(statuses()) > 0)
+    assert statuses() == [499]
+
+
+def test_failure_of_a_connection_is_logged_and_is_500(
+    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: BoundedProtocol) -> None:
+        raise RuntimeError("broken")
+
+    before = ended(client, "failed")
+    with structlog.testing.capture_logs() as lines, connected(url) as connection, monkeypatch.context() as patch:
+        patch.setattr(BoundedProtocol, "_call_app", fail)
+        connection.sendall(GET)
+        assert "our fault" in problem_in(connection, 500)
+    assert ("connection_failed", True) in [(line["event"], line.get("exc_info")) for line in lines]
+    assert ended(client, "failed") == before + 1
+
+
+def test_request_on_which_an_early_answer_fails_is_answered_by_the_app(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: EarlyRefusal, *request: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(EarlyRefusal, "decide", fail)
+    with structlog.testing.capture_logs() as lines, connected(url) as connection:
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+    assert "early_answer_failed" in [line["event"] for line in lines]
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the services of this process have as many connections as they may."""
@@ -199,7 +286,8 @@ def test_connections_over_the_bound_are_503_in_one_line(url: str, monkeypatch: p
     with structlog.testing.capture_logs() as lines:
         for _ in range(5):
             with connected(url) as connection:
-                assert "too many connections" in problem_in(connection, 503)
+                status, problem = read_answer(connection)
+                assert (status, json.loads(problem)["retry_after"]) == (503, 1)
     assert [line["event"] for line in lines] == ["connections_full"]
 
 
@@ -266,10 +354,12 @@ ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @pytest.mark.usefixtures("impatient")
 def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.Client) -> None:
     asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
-    with connected(url) as connection:
+    before = ended(client, "slow_answer")
+    with structlog.testing.capture_logs() as lines, connected(url) as connection:
         connection.sendall(ASSET * 50)
-        time.sleep(4 * SHORT)
+        eventually_true(lambda: ended(client, "slow_answer") > before)
         assert 0 < bytes_left(connection) < 50 * asset_bytes
+        eventually_true(lambda: 408 in [line["status"] for line in list(lines) if line["event"] == "request"])
 
 
 Checks = list[tuple[int, bool]]

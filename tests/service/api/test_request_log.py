@@ -47,7 +47,6 @@ def test_line_of_a_write_has_its_stages_and_tokens(client: httpx2.Client, lines:
         "request_id": "mine",
     }
     stages = [line[f"{stage}_ms"] for stage in ("store", "queue", "engine", "index")]
-    assert min(stages) >= 0
     assert 0 < sum(stages) <= line["ms"] + 0.1  # rounded to 0.01 each
     assert line["prompt_tokens"] > 0
     assert "generated_tokens" not in line

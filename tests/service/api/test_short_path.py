@@ -12,7 +12,9 @@ import httpx2
 import pytest
 import structlog
 
-from service.api.protocol import EARLY_IN_TURN, BoundedProtocol, EarlyResponse
+from service.api.connection_bounds import EARLY_IN_TURN
+from service.api.early_response import EarlyResponse
+from service.api.protocol import BoundedProtocol
 from service.api.rendered import render_nearest
 from service.search.nearest import Nearest, NearestNotes
 from tests.service.api.conftest import Serve

@@ -350,6 +350,19 @@ def test_file_that_is_no_whole_export_is_refused(
     assert (result.returncode, reason in result.stderr) == (1, True), result.stderr
 
 
+def test_import_says_in_words_why_notes_are_rejected(start_with: StartWith, tmp_path: Path) -> None:
+    large, wrong = {"id": "large", "title": "x" * 400_000}, {"id": "wrong", "title": "soup", "vector": "AAAA"}
+    file = tmp_path / "notes.jsonl"
+    with start_with(max_note_bytes=1000) as url:
+        head, end = map(json.loads, httpx2.get(f"{url}/notes/export").text.splitlines())
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in (head, large, wrong, end | {"notes": 2})))
+        result = run("import-notes", str(file), "--url", url, "--json")
+    assert json.loads(result.stdout)["rejected"] == 2, result.stderr
+    said = dict(line.split(": ", 1) for line in result.stderr.splitlines() if line.startswith(("large", "wrong")))
+    assert said["large"].endswith("See GET /limits.")
+    assert said["wrong"].endswith("; /vector: is no base64 of 32-bit floats")
+
+
 def test_notes_that_are_too_large_for_one_request_together_are_sent_in_parts(
     url: str, start_with: StartWith, tmp_path: Path
 ) -> None:

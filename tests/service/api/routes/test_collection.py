@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.service.api.conftest import Serve, eventually_true
 
 @pytest.fixture(scope="module")
 def own_url(serve: Serve) -> Iterator[str]:
-    with serve() as address:
+    with serve(filter_attributes=("language",)) as address:
         yield address
 
 
@@ -156,23 +157,35 @@ def test_list_is_in_the_order_of_the_last_writes(notes: httpx2.Client) -> None:
 
 
 def test_list_has_the_notes_that_pass_its_filters(notes: httpx2.Client) -> None:
-    add(notes, "a", author="tom", category="Food", hashtags=["Soup"], created_at="2026-01-01T00:00:00Z")
+    soup = {"hashtags": ["Soup", "Winter"], "attributes": {"language": "en"}}
+    add(notes, "a", author="tom", category="Food", created_at="2026-01-01T00:00:00Z", **soup)
     add(notes, "b", author="tom", category="Travel", created_at="2026-02-01T00:00:00Z")
     add(notes, "c", author="ann", category="Food", created_at="2026-03-01T00:00:00Z")
     assert ids_of(list_all(notes, author="tom", limit=1)) == ["a", "b"]
     assert ids_of(list_all(notes, category="Food")) == ["a", "c"]
     assert ids_of(list_all(notes, hashtag="soup")) == ["a"]
     assert ids_of(list_all(notes, created_after="2026-01-15T00:00:00Z", category="Food")) == ["c"]
+    assert ids_of(list_all(notes, created_before="2026-02-15T00:00:00Z")) == ["a", "b"]
+    assert ids_of(list_all(notes, all_hashtag=["soup", "winter"])) == ["a"]
+    assert list_all(notes, all_hashtag=["soup", "summer"]) == []
+    assert ids_of(list_all(notes, attribute="language:en")) == ["a"]
     assert list_all(notes, author="nobody") == []
 
 
-def test_list_updated_after_a_time_begins_there(notes: httpx2.Client) -> None:
+def test_list_names_an_attribute_that_is_not_filtered_by(notes: httpx2.Client) -> None:
+    answer = notes.get("/notes", params={"attribute": ["language:en", "colour:red"]})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/attribute")
+
+
+def test_list_by_the_time_of_the_last_write_begins_or_ends_there(notes: httpx2.Client) -> None:
     (first,) = add(notes, "a")
     after = int(first.partition("-")[0]) / 1000
     eventually_true(lambda: time.time() > after + 0.01)
     add(notes, "b")
-    stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(int(after)))}.{int(after * 1000) % 1000:03}Z"
-    assert ids_of(list_all(notes, updated_after=stamp)) == ["b"]
+    first_write, soon_after = (datetime.fromtimestamp(after + more, UTC).isoformat() for more in (0, 0.005))
+    assert ids_of(list_all(notes, updated_after=first_write)) == ["b"]
+    assert ids_of(list_all(notes, updated_before=soon_after)) == ["a"]
+    assert list_all(notes, updated_before=first_write) == []
 
 
 def test_cursor_of_other_filters_is_refused(notes: httpx2.Client) -> None:

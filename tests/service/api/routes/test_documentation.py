@@ -39,6 +39,22 @@ def test_every_asset_of_the_documentation_is_served(client: httpx2.Client) -> No
     assert client.get(str(page.url.join(api))).json()["openapi"].startswith("3.")
 
 
+@pytest.mark.parametrize("path", ["/docs/swagger-ui-bundle.js", "/docs/favicon.png"])
+def test_asset_that_a_browser_has_is_304(client: httpx2.Client, path: str) -> None:
+    answer = client.get(path)
+    etag = answer.headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}'):
+        again = client.get(path, headers={"If-None-Match": known, "If-Modified-Since": "Sat, 01 Jan 2000 00:00:00 GMT"})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    changed = client.get(path, headers={"If-None-Match": '"of an earlier package"'})
+    assert (changed.status_code, changed.content) == (200, answer.content)
+
+
+def test_part_of_an_asset_is_not_sent_alone(client: httpx2.Client) -> None:
+    answer = client.get("/docs/swagger-ui.css", headers={"Range": "bytes=99999999-"})
+    assert (answer.status_code, answer.content) == (200, client.get("/docs/swagger-ui.css").content)
+
+
 @pytest.mark.parametrize("path", ["/redoc", "/docs/nothing.js", "/docs/..%2f__init__.py"])
 def test_unknown_documentation_path_is_404(client: httpx2.Client, path: str) -> None:
     answer = client.get(path)

@@ -330,6 +330,7 @@ def test_vector_that_is_not_valid_is_rejected_alone(client: httpx2.Client, vecto
     results = bring(client, [good, bad])
     assert [result["status"] for result in results] == ["created", "rejected"]
     assert results[1]["problem"]["errors"][0]["pointer"].startswith("/vector")
+    assert results[1]["problem"].keys() == {"type", "title", "status", "detail", "errors"}
     assert client.get("/notes/b").status_code == 404
 
 

@@ -117,7 +117,8 @@ def test_a_stream_whose_time_is_over_ends_with_a_problem(serve: Serve) -> None:
         answer = httpx2.post(f"{url}/generate/hashtags/stream", json=TEXT)
     (event, data), *_ = (line.split(": ", 1) for line in answer.text.splitlines() if line)
     assert (event, data) == ("event", "problem")
-    assert '"status":504' in answer.text.replace(" ", "")
+    (problem,) = (json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if "data" in line[:4])
+    assert (problem["status"], problem.keys()) == (504, {"type", "title", "status", "detail", "retry_after"})
 
 
 def test_a_bad_body_is_refused_before_a_stream_begins(client: httpx2.Client) -> None:

@@ -203,6 +203,17 @@ def test_tenant_makes_keys_up_to_its_bound_and_an_admin_beyond(
     create(root, tenant="bounded")
 
 
+def test_key_that_is_over_is_not_created(root: httpx2.Client) -> None:
+    keys = root.get("/keys").json()
+    past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+    answer = root.post("/keys", json=READER | {"expires_at": past})
+    assert (answer.status_code, answer.json()["errors"]) == (
+        422,
+        [{"pointer": "/expires_at", "detail": "must lie in the future"}],
+    )
+    assert root.get("/keys").json() == keys
+
+
 def test_first_key_closes_an_open_service(serve: Serve) -> None:
     with serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
         assert client.get("/notes/nobody").status_code == 404
@@ -236,12 +247,12 @@ def test_acts_are_recorded_and_logged_without_secrets(root: httpx2.Client, close
         root.patch(f"/keys/{created['prefix']}", json={"name": "another"})
         assert root.post("/verify").status_code == 200
         root.delete(f"/keys/{created['prefix']}")
-    acts = root.get("/audit", params={"count": 6}).json()["acts"]
+    acts = root.get("/audit", params={"limit": 6}).json()["acts"]
     names = ["keys.revoke", "verify", "verify", "keys.change", "keys.rotate", "keys.create"]
     assert [act["act"] for act in acts] == names
     assert [act["by"] for act in acts] == ["bootstrap"] * 4 + [created["prefix"], "bootstrap"]
     assert acts[3]["details"] == {"name": "another"}
-    assert root.get("/audit", params={"before": acts[0]["position"], "count": 1}).json()["acts"] == [acts[1]]
+    assert root.get("/audit", params={"before": acts[0]["position"], "limit": 1}).json()["acts"] == [acts[1]]
     audit = [line for line in lines if line["event"] == "audit"]
     assert [line["act"] for line in audit] == [act["act"] for act in reversed(acts)]
     for secret in (created["key"], rotated["key"], BOOTSTRAP_KEY):
@@ -253,7 +264,7 @@ def test_acts_are_recorded_with_their_outcome(root: httpx2.Client) -> None:
     assert root.delete("/tenants/removed").status_code == 204
     assert root.delete("/tenants/removed").status_code == 404
     assert root.delete("/tenants/default").status_code == 422
-    acts = root.get("/audit", params={"count": 7}).json()["acts"]
+    acts = root.get("/audit", params={"limit": 7}).json()["acts"]
     removals = [(act["target"], act["details"]["outcome"]) for act in acts if act["act"] == "tenants.remove"]
     assert removals == [
         *(("default", "refused"), ("default", "begun"), ("removed", "refused")),
