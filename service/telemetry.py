@@ -68,8 +68,8 @@ class Telemetry:
         )
         self.ready = Gauge(
             "notellm_ready",
-            "1 where the process has started and does not drain, all indexes follow the store, the engine moves, and "
-            "the readers were started",
+            "1 where the process has started and does not drain, the store answers, all indexes follow it, the engine "
+            "moves, and the readers were started",
             registry=registry,
         )
 
@@ -182,6 +182,12 @@ class Telemetry:
             registry=registry,
         )
         self.store_durable.set(math.nan)
+        self.store_memory_filled = Gauge(
+            "notellm_store_memory_filled_ratio",
+            "Share of maxmemory of Redis that is in use; NaN: it has no maxmemory, or has not answered yet",
+            registry=registry,
+        )
+        self.store_memory_filled.set(math.nan)
         self.lost_writes = Gauge(
             "notellm_store_lost_writes",
             "1: Redis has lost acknowledged writes since this process, or the snapshot that it read, knew them",

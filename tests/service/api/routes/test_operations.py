@@ -15,10 +15,8 @@ import pytest
 import redis
 import structlog
 
-from service import wiring
-from service.interfaces import NoteStore
 from service.records import Durability
-from service.telemetry import Telemetry
+from service.store_probe import StoreProbe
 from tests.service.api.conftest import eventually_true
 
 METRICS = (
@@ -79,7 +77,7 @@ def test_every_promised_metric_is_exported(client: httpx2.Client) -> None:
 def test_durability_is_measured_again_and_again_where_nothing_asks_readyz(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.wiring.DURABILITY_SECONDS", 0.02)
+    monkeypatch.setattr("service.store_probe.WATCH_SECONDS", 0.02)
     with (
         tempfile.TemporaryDirectory(prefix="nl-") as folder,
         serve(data_dir=Path(folder)) as url,
@@ -94,15 +92,15 @@ def test_durability_is_measured_again_and_again_where_nothing_asks_readyz(
 def test_durability_is_measured_again_after_a_mistake_of_ours(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mistakes, probe = [RuntimeError("a mistake of ours")], wiring._probe_durability
+    mistakes, measure = [RuntimeError("a mistake of ours")], StoreProbe._measure
 
-    async def probe_after_mistakes(store: NoteStore, telemetry: Telemetry) -> Durability:
+    async def measure_after_mistakes(probe: StoreProbe) -> Durability:
         if mistakes:
             raise mistakes.pop()
-        return await probe(store, telemetry)
+        return await measure(probe)
 
-    monkeypatch.setattr(wiring, "DURABILITY_SECONDS", 0.02)
-    monkeypatch.setattr(wiring, "_probe_durability", probe_after_mistakes)
+    monkeypatch.setattr("service.store_probe.WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(StoreProbe, "_measure", measure_after_mistakes)
     with structlog.testing.capture_logs() as lines, serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
         eventually_true(lambda: metric(client, "notellm_store_durable") == 1)
     assert [line["event"] for line in lines if line["log_level"] == "error"] == ["durability_unknown"]
