@@ -48,7 +48,18 @@ class Telemetry:
             buckets=LAG_BUCKETS,
             registry=registry,
         )
-        self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
+        self.rejected = Counter(
+            "notellm_rejected",
+            "Requests refused, by the name of the problem, or by the status code of one without a name",
+            ("reason",),
+            registry=registry,
+        )
+        self.inner_problems = Counter(
+            "notellm_answers_with_problems",
+            "Answers of 2xx with problems in a list or a stream, by their status code: each answer once for each",
+            ("method", "route", "status"),
+            registry=registry,
+        )
         self.refused = Counter(
             "notellm_access_refused",
             "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host, "

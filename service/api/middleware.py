@@ -123,7 +123,6 @@ class RequestContext:
             seconds,
             principal=state.get("principal"),
             stages=stages,
-            rejected_for=state.get("rejected_for"),
         )
 
 

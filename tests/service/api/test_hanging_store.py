@@ -61,6 +61,11 @@ def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: A
                 assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (503, "store-unavailable")
                 assert int(answer.headers["retry-after"]) >= 1
             assert client.get("/notes/a/similar").json()["degraded"]
+            searches = [{"positive": [{"note_id": "unknown"}]}] * 2
+            listed = client.post("/similar/batch", json=searches)
+            assert (listed.status_code, [one["status"] for one in listed.json()["results"]]) == (207, [503, 503])
+            within = 'notellm_answers_with_problems_total{method="POST",route="/similar/batch",status="503"}'
+            assert gauge(client, within) == 1
             included = client.post("/similar", json={"title": "a", "include": ["content"]}).json()
             assert included["degraded"]
             assert {item["content"] for item in included["items"]} == {None}

@@ -18,6 +18,7 @@ import structlog
 from service.records import Durability
 from service.store_probe import StoreProbe
 from tests.service.api.conftest import eventually_true
+from tests.service.api.requests import NDJSON
 
 METRICS = (
     "notellm_tenants",
@@ -49,6 +50,8 @@ METRICS = (
     "notellm_behaviour_notes",
     "notellm_behaviour_bytes",
     "notellm_rejected_total",
+    "notellm_answers_with_problems_total",
+    "notellm_store_memory_filled_ratio",
     "notellm_access_refused",
     "notellm_quota_uncounted_total",
     "notellm_model_info",
@@ -130,6 +133,27 @@ def test_requests_are_counted_by_method(client: httpx2.Client) -> None:
     others = counted("other", "/notes", 405)
     client.request("PROPFIND", "/notes")
     assert counted("other", "/notes", 405) == others + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "body", "status"),
+    [
+        ("/notes", "application/json", b'[{"title": "fine"}, {}, 7]', 422),
+        ("/notes", NDJSON, b'{"title": "fine"}\n{broken', 400),
+        ("/notes/import", "application/json", b'[{"id": "a b"}]', 422),
+        ("/events", "application/json", b'[{"event_id": "e", "type": "click", "note_id": "nobody", "user": "u"}]', 404),
+        ("/similar/batch", "application/json", b'[{"positive": [{"note_id": "nobody"}]}, {"title": "fine"}]', 404),
+    ],
+)
+def test_answer_of_2xx_with_problems_counts_once_for_each_status(
+    client: httpx2.Client, path: str, media_type: str, body: bytes, status: int
+) -> None:
+    def counted() -> float:
+        return metric(client, f'notellm_answers_with_problems_total{{method="POST",route="{path}",status="{status}"}}')
+
+    before = counted()
+    assert client.post(path, content=body, headers={"content-type": media_type}).status_code in (200, 207)
+    assert counted() == before + 1
 
 
 def test_metrics_tell_of_a_store_that_is_away(serve: Any, guarded_redis: Any) -> None:
