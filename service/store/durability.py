@@ -57,7 +57,8 @@ def _memory_filled(server: Mapping[str, Any]) -> float | None:
     bound = server.get("maxmemory")
     if not bound:
         return None
-    return min(1.0, max(0, server["used_memory"] - server.get("mem_not_counted_for_evict", 0)) / bound)
+    used = server["used_memory"] - server.get("mem_not_counted_for_evict", 0)
+    return float(min(1.0, max(0.0, used / bound)))
 
 
 def _persistence(server: Mapping[str, Any], settings: Mapping[str, str]) -> WritePolicy:
