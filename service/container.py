@@ -14,11 +14,10 @@ from service.collection.removal import Remover
 from service.concurrency import ConcurrencyLimit
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.recommender import Recommender
-from service.records import Durability
 from service.search.nearest import NearestNotes
 from service.search.search import NoteSearch
 from service.settings import Settings
-from service.shared_probe import SharedProbe
+from service.store_probe import StoreProbe
 from service.telemetry import Telemetry
 
 
@@ -54,7 +53,7 @@ class Service(ReadService):
     erasures: ConcurrencyLimit
     batcher: Batcher
     behaviour: LiveBehaviour
-    durability: SharedProbe[Durability]
-    """Whether the store keeps acknowledged writes."""
+    store_probe: StoreProbe
+    """Whether the store answers, and keeps acknowledged writes."""
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a comparison of index and store, so that only one runs at a time."""

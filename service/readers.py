@@ -1,5 +1,5 @@
 """Readers: processes that answer reads on the port of the service, beside the one with the model, which starts them,
-starts them again when they die, and ends them (docs/decisions/0032-readers.md).
+starts them again when they die or hang, and ends them (docs/decisions/0032-readers.md).
 
 A reader tells that it is ready by a line on its standard output. Its standard input has lines that ask for its metrics,
 or for its end; where that breaks off, the parent has died, and the reader ends at once.
@@ -42,6 +42,11 @@ METRICS = frozenset(
 """Metrics of a reader that are told with those of the service; the others are about what a reader does not do."""
 METRICS_SECONDS = 1.0
 """How long the metrics of a reader are waited for."""
+CHECK_SECONDS = 5.0
+"""Time between two questions whether readers answer."""
+MAX_UNANSWERED = 10
+"""Questions in a row after which a reader that answered none is killed: its event loop has hung for a minute, and the
+system goes on giving it connections."""
 STOP_LINE = b"stop\n"
 """Asks a reader to finish its requests and to end. Any other line asks for its metrics, and is repeated before them."""
 MAX_LINE_BYTES = 2**24
@@ -49,6 +54,8 @@ MAX_LINE_BYTES = 2**24
 RESTART_SECONDS = (0.1, 5.0)
 """First and longest pause before a reader that died without having been ready is started again."""
 SOCKET = "service.sock"
+STORE_MEMORY = "NOTELLM_STORE_MEMORY_BYTES"
+"""Setting of the process that runs the store, which no reader does."""
 Samples = Mapping[str, Sequence[tuple[str, Mapping[str, str], float]]]
 """Name, labels and value of samples, by the names of their metrics."""
 log = structlog.get_logger(__name__)
@@ -87,6 +94,7 @@ class Reader:
         self.tried = False
         self._asking = asyncio.Lock()
         self._asked = 0
+        self._unanswered = 0
 
     async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Start its process, and return once that has ended, whether it was ready before."""
@@ -99,6 +107,7 @@ class Reader:
             start_new_session=True,  # Ctrl-C goes to the parent alone, which ends its readers
         )
         assert process.stdout is not None
+        self._unanswered = 0
         self.ready = was_ready = bool(await process.stdout.readline())
         self.tried = True
         await process.wait()
@@ -119,6 +128,16 @@ class Reader:
         if self.ready and self.process and self.process.stdin:
             self.process.stdin.write(STOP_LINE)
         else:
+            self.send_signal(signal.SIGKILL)
+
+    async def check(self) -> None:
+        """Ask whether it answers, if it is ready. Kill its process after MAX_UNANSWERED questions without an answer, so
+        that `run` returns."""
+        if not self.ready:
+            return
+        self._unanswered = 0 if await self.samples() else self._unanswered + 1
+        if self._unanswered >= MAX_UNANSWERED:
+            log.error("reader_hangs", reader=self.number, detail="its event loop does not run: it is killed")
             self.send_signal(signal.SIGKILL)
 
     async def samples(self) -> Samples:
@@ -147,6 +166,7 @@ class Readers:
         self._readers = [Reader(number) for number in range(1, count + 1)]
         self._ending = False
         self._keeping: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._folder: Path | None = None
         """Private folder of the socket on which readers reach this process."""
 
@@ -166,11 +186,14 @@ class Readers:
             return
         start = replace(start, port=self._port, socket=str(self._folder / SOCKET))
         command = [sys.executable, "-m", MODULE, start.to_json()]
-        environment = os.environ | {"NOTELLM_REDIS_URL": redis_url}
+        # Beside an address the memory of the embedded server would be refused. Names of settings have any case.
+        environment = {name: value for name, value in os.environ.items() if name.upper() != STORE_MEMORY}
+        environment["NOTELLM_REDIS_URL"] = redis_url
         self._keeping = [
             asyncio.create_task(self._keep(reader, command, environment, on_restart), name=f"reader-{reader.number}")
             for reader in self._readers
         ]
+        self._watching = asyncio.create_task(self._watch(), name="watch-readers")
 
     @property
     def tried(self) -> bool:
@@ -191,6 +214,8 @@ class Readers:
     async def stop(self, seconds: float) -> None:
         """End all readers, once they have finished their requests in flight or `seconds` are over."""
         self._ending = True
+        if self._watching:
+            self._watching.cancel()
         for reader, keeping in zip(self._readers, self._keeping, strict=False):  # none is kept before a start
             reader.stop()
             if not reader.runs:
@@ -221,6 +246,12 @@ class Readers:
             on_restart()
             pause = RESTART_SECONDS[0] if was_ready else min(2 * pause, RESTART_SECONDS[1])
             await asyncio.sleep(pause)
+
+    async def _watch(self) -> None:
+        """Check all readers, once in CHECK_SECONDS, until they are to end; `_keep` replaces one that is killed."""
+        while not self._ending:
+            await asyncio.gather(*(reader.check() for reader in self._readers))
+            await asyncio.sleep(CHECK_SECONDS)
 
     async def add_metrics(self, registry: CollectorRegistry) -> ReaderMetrics:
         """Return the metrics of this process with those of its readers, which have the label `reader`."""

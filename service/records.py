@@ -229,10 +229,12 @@ ChangedNotes = Mapping[str, StoredNote | Unreadable | None]
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """Whether an acknowledged write survives the death of the store, and how that is known."""
+    """Whether an acknowledged write survives the death of the store, and how that is known. `memory_filled`: share of
+    the memory that the store may take which is in use, at 1 it refuses writes; None where it has no bound."""
 
     durable: bool
     detail: str
+    memory_filled: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

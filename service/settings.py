@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         None,
         ge=16 * 2**20,
         description="memory of the embedded server, which refuses writes beyond; without it two fifths of the "
-        "machine's or container's",
+        "machine's or container's; refused beside NOTELLM_REDIS_URL, whose server has a maxmemory of its own",
     )
     item_cache_bytes: int = Field(
         64 * 2**20,
@@ -308,6 +308,16 @@ class Settings(BaseSettings):
                 "redis_url", "must begin with redis://, rediss:// or unix://, its password percent-encoded"
             )
         return url
+
+    @field_validator("store_memory_bytes")
+    @classmethod
+    def _check_store_memory(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is not None and info.data.get("redis_url"):
+            raise PydanticCustomError(
+                "store_memory_bytes",
+                "bounds the embedded server; that of NOTELLM_REDIS_URL has a maxmemory of its own",
+            )
+        return size
 
     @field_validator("readers")
     @classmethod

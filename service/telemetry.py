@@ -48,7 +48,18 @@ class Telemetry:
             buckets=LAG_BUCKETS,
             registry=registry,
         )
-        self.rejected = Counter("notellm_rejected", "Requests refused", ("reason",), registry=registry)
+        self.rejected = Counter(
+            "notellm_rejected",
+            "Requests refused, by the name of the problem, or by the status code of one without a name",
+            ("reason",),
+            registry=registry,
+        )
+        self.inner_problems = Counter(
+            "notellm_answers_with_problems",
+            "Answers of 2xx with problems in a list or a stream, by their status code: each answer once for each",
+            ("method", "route", "status"),
+            registry=registry,
+        )
         self.refused = Counter(
             "notellm_access_refused",
             "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host, "
@@ -76,8 +87,8 @@ class Telemetry:
         )
         self.ready = Gauge(
             "notellm_ready",
-            "1 where the process has started and does not drain, all indexes follow the store, the engine moves, and "
-            "the readers were started",
+            "1 where the process has started and does not drain, the store answers, all indexes follow it, the engine "
+            "moves, and the readers were started",
             registry=registry,
         )
 
@@ -190,6 +201,12 @@ class Telemetry:
             registry=registry,
         )
         self.store_durable.set(math.nan)
+        self.store_memory_filled = Gauge(
+            "notellm_store_memory_filled_ratio",
+            "Share of maxmemory of Redis that is in use; NaN: it has no maxmemory, or has not answered yet",
+            registry=registry,
+        )
+        self.store_memory_filled.set(math.nan)
         self.lost_writes = Gauge(
             "notellm_store_lost_writes",
             "1: Redis has lost acknowledged writes since this process, or the snapshot that it read, knew them",

@@ -100,14 +100,18 @@ def open_tracer() -> Tracer | None:
 
 @dataclass(slots=True)
 class RequestStages:
-    """Time and tokens of one request. `seconds`: time of each stage; stages that run side by side all count.
-    `prompt_tokens` and `generated_tokens`: those of the model. `taken_tokens`: those that are counted already."""
+    """Time and tokens of one request, and its problems. `seconds`: time of each stage; stages that run side by side all
+    count. `prompt_tokens` and `generated_tokens`: those of the model. `taken_tokens`: those that are counted already.
+    `refused_for`: name of the problem that is the answer. `inner_problems`: status codes of the problems within an
+    answer."""
 
     tracer: Tracer | None
     seconds: dict[Stage, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     generated_tokens: int = 0
     taken_tokens: int = 0
+    refused_for: str | None = None
+    inner_problems: frozenset[int] = frozenset()
 
     def add_tokens(self, prompt: int, generated: int) -> None:
         """Add tokens that the model read and wrote for the request."""

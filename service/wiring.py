@@ -35,7 +35,6 @@ from service.concurrency import ConcurrencyLimit
 from service.container import Service
 from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
-from service.errors import StoreUnavailable
 from service.events import EventBounds
 from service.gauges import connect_gauges, connect_readiness, connect_unsaved
 from service.index.gpu import Gpu, find_gpu
@@ -48,17 +47,16 @@ from service.interfaces import Clock, NoteStore
 from service.lifecycle import Lifecycle
 from service.readers import Readers, ReaderStart
 from service.recommender import GenerationDefaults, Recommender
-from service.records import Durability
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings
-from service.shared_probe import SharedProbe
 from service.shared_wiring import SharedParts, snapshot_folder
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.keys import Keys
 from service.store.known_position import KnownPositions
 from service.store.ranked_lists import RedisLists
+from service.store_probe import StoreProbe
 from service.telemetry import Telemetry
 from service.tenants import Tenants
 from service.tracing import Tracer, open_tracer
@@ -67,8 +65,6 @@ START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 """Errors of a start whose message says what to do; see `open_service`."""
 FOLLOWING_SECONDS = 60.0
 """How often a replica without snapshots tells the store how far it has followed the log."""
-DURABILITY_SECONDS = 60.0
-"""How often a process asks the store whether it keeps acknowledged writes."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
 """Note that the model reads at a start. Nobody sees what comes of it."""
 MERGE_SECONDS = 600.0
@@ -154,13 +150,14 @@ async def open_service(
         if settings.purge_seconds:
             schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
             _run_until_left(stack, schedule.run(), "purge-store")
-        _run_until_left(stack, _watch_durability(tenants.default), "watch-durability")
+        store_probe = tenants.default.store_probe
+        _run_until_left(stack, store_probe.watch(), "watch-store")
         telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
         connect_gauges(telemetry, tenants, settings.event_bytes, settings.data_dir)
         if settings.snapshot_seconds:
             connect_unsaved(telemetry, tenants, shared.clock)
         readers = readers or Readers(0)
-        connect_readiness(telemetry, lifecycle, tenants, readers, batcher)
+        connect_readiness(telemetry, lifecycle, tenants, readers, batcher, store_probe)
         if readers.count:
             telemetry.readers.set_function(lambda: readers.ready)
             stack.push_async_callback(readers.stop, settings.shutdown_seconds)
@@ -211,7 +208,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
             remover=Remover(store, index, Claims(store, settings.idempotency_seconds)),
             importer=Importer(recommender, store, clock),
             exports=ConcurrencyLimit("max_exports", MAX_EXPORTS),
-            durability=SharedProbe(partial(_probe_durability, store, shared.telemetry)),
+            store_probe=StoreProbe(store, shared.telemetry),
             reader_exports=ConcurrencyLimit("max_reader_exports", MAX_READER_EXPORTS),
             event_bodies=ConcurrencyLimit("max_event_bodies", MAX_EVENT_BODIES),
             erasures=ConcurrencyLimit("max_erasures", MAX_ERASURES),
@@ -253,26 +250,6 @@ def _make_index(
 def _run_until_left(stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None], name: str) -> None:
     """Run `work` as a task, which is cancelled when the stack is left."""
     stack.callback(asyncio.create_task(work, name=name).cancel)
-
-
-async def _probe_durability(store: NoteStore, telemetry: Telemetry) -> Durability:
-    """Ask the store whether it keeps acknowledged writes; the metric has the last answer."""
-    durability = await store.durability()
-    telemetry.store_durable.set(durability.durable)
-    return durability
-
-
-async def _watch_durability(service: Service) -> None:
-    """Ask the store of a service how it writes, once in DURABILITY_SECONDS, until cancelled: nothing may ask /readyz,
-    and its settings may be changed while it runs, after which the writes of all tenants may have to wait for its
-    disk."""
-    while True:
-        try:
-            with contextlib.suppress(StoreUnavailable):  # which the connection has logged and counted
-                await service.durability.answer()
-        except Exception:  # the task must not end unseen: writes might be acknowledged before they are on disk
-            log.exception("durability_unknown")
-        await asyncio.sleep(DURABILITY_SECONDS)
 
 
 def _generation_defaults(settings: Settings) -> GenerationDefaults:

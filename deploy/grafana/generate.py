@@ -64,8 +64,14 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Answers other than 2xx",
             "reqps",
             (http_rate("code", ', code!~"2.."'),),
-            "499: the caller left. 408: the caller was too slow. 429: the queue was full. 503: Redis or the engine; "
-            "the log says which.",
+            "499: the caller left. 408: the caller was too slow. 429: a quota, a full queue, or as much at a time as may run; Requests refused says "
+            "which. 503: Redis or the engine; the log says which.",
+        ),
+        Panel(
+            "Answers of 2xx with problems within",
+            "reqps",
+            (total("notellm_answers_with_problems_total", "status"),),
+            "Lists and streams whose items, or last line, are problems of this status.",
         ),
         Panel(
             "Seconds to the last byte, p99",
@@ -78,12 +84,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (
                 ('notellm:http_errors:ratio_rate1h{job="$job"} / 0.001', "errors, 1 h"),
                 ('notellm:http_errors:ratio_rate6h{job="$job"} / 0.001', "errors, 6 h"),
+                ('notellm:write_errors:ratio_rate1h{job="$job"} / 0.001', "errors of writes, 1 h"),
                 ('notellm:similar_slow:ratio_rate1h{job="$job"} / 0.01', "slow searches, 1 h"),
                 ('notellm:similar_slow:ratio_rate6h{job="$job"} / 0.01', "slow searches, 6 h"),
             ),
             "A page at 14.4 over an hour or 6 over six hours.",
         ),
-        Panel("Requests refused", "reqps", (total("notellm_rejected_total", "reason"),)),
+        Panel("Requests refused, by the problem's name", "reqps", (total("notellm_rejected_total", "reason"),)),
         Panel("Callers refused", "reqps", (total("notellm_access_refused_total", "reason"),)),
         Panel("Connections that the service ended", "cps", (total("notellm_connections_ended_total", "reason"),)),
         Panel("A write until it is found", "s", quantiles("notellm_ingest_to_searchable_seconds")),
@@ -165,7 +172,13 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ('max(notellm_store_lost_writes{job="$job"})', "lost writes"),
                 ('min(notellm_store_durable{job="$job"})', "durable"),
             ),
-            "0 and 1 are well. Durable: as of the last /readyz.",
+            "0 and 1 are well. Durable: as Redis last said, at a /readyz or by itself after five seconds.",
+        ),
+        Panel(
+            "Share of the memory of Redis that is in use",
+            "percentunit",
+            (('max(notellm_store_memory_filled_ratio{job="$job"})', "of maxmemory"),),
+            "At 1 writes are refused. Nothing is shown without a maxmemory.",
         ),
         Panel(
             "Free share of the data folder's disk",

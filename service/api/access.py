@@ -106,7 +106,6 @@ async def count(request: Request, requests: int = 1, repeated: int | None = None
     if usage:
         state.answer_headers = rate_limit_headers(usage, state.principal.quota)
         if not usage.allowed:
-            state.rejected_for = "quota"  # not 429: that is for a service that has too much to do
             raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota, repeated or requests))
 
 

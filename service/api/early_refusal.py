@@ -24,7 +24,7 @@ from service.api.access import caller_nowait, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
 from service.api.early_response import EarlyResponse
-from service.api.problems import MEDIA_TYPE, problem_of
+from service.api.problems import MEDIA_TYPE, problem_name, problem_of
 from service.api.request_id import request_id_of
 from service.api.strict_route import CONDITIONS, IDEMPOTENCY_KEY
 from service.container import Service
@@ -108,7 +108,7 @@ class EarlyRefusal:
     def _count(self, path: str, tenant: str, seconds: float) -> None:
         telemetry = self._telemetry
         telemetry.http_request.labels("POST", path, STATUS.value).observe(seconds)
-        telemetry.rejected.labels(str(STATUS.value)).inc()
+        telemetry.rejected.labels(problem_name(QueueFull)).inc()
         telemetry.count_tenant_request(tenant)
         self._unlogged += 1
         if self._logging is None:

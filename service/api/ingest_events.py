@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.api.access import reauthorise
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
-from service.api.problems import ErrorBudget, echoed_id, invalid_value, problem_of
+from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
 from service.api.schemas.export import problem_line
 from service.behaviour.co_occurrence import Read
@@ -86,7 +86,7 @@ def sent_id(raw: bytes) -> str | None:
 
 def refused_result(error: NoteLLMError, event_id: str | None) -> dict[str, Any]:
     """Return the result of an event that is refused. `event_id`: None where it has none to repeat."""
-    result = EventOut(event_id=event_id, status="refused", problem=problem_of(error))
+    result = EventOut(event_id=event_id, status="refused", problem=inner_problem(error))
     return result.model_dump(mode="json", exclude_none=True)
 
 
@@ -172,7 +172,7 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
                 try:
                     await reauthorise(request)
                 except NoteLLMError as error:
-                    yield problem_line(problem_of(error))
+                    yield problem_line(inner_problem(error))
                     return
             for piece in pieces_of(map(_read_line, history)):
                 yield piece
@@ -196,7 +196,7 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
         except NoteLLMError as error:
             if not begun:
                 raise
-            yield problem_line(problem_of(error))
+            yield problem_line(inner_problem(error))
 
 
 def _read_line(read: Read) -> bytes:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from service.api.bodies import NDJSON, Turns, body_lines, media_type, read_list
 from service.api.bounds import check_import_size
 from service.api.ingest_list import parse_or_reject
-from service.api.problems import ErrorBudget, echoed_id, invalid_value, problem_of
+from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value
 from service.api.schemas.export import VERSION, ImportIn, ImportItem
 from service.collection.importing import NoteToImport
 from service.container import Service
@@ -100,4 +100,4 @@ def _note_or_mark(value: Any, service: Service) -> NoteToImport | dict[str, Any]
 
 def _rejected(error: NoteLLMError, value: Any = None) -> ImportItem:
     """Return the result of an item that is not valid, or too large. `value`: its JSON, None where it was not parsed."""
-    return ImportItem(id=echoed_id(value), status="rejected", problem=problem_of(error))
+    return ImportItem(id=echoed_id(value), status="rejected", problem=inner_problem(error))

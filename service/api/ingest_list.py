@@ -15,7 +15,7 @@ from service.admission import Urgency
 from service.api.bodies import Turns, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
-from service.api.problems import ErrorBudget, echoed_id, invalid_value, problem_of
+from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value
 from service.api.schemas.notes import BatchItem, NoteIn
 from service.container import Service
 from service.errors import InvalidInput, LimitExceeded, NoteLLMError
@@ -138,4 +138,4 @@ def parse_note(value: Any, pointer: str = "") -> Note:
 
 def rejected(error: NoteLLMError, value: Any = None) -> BatchItem:
     """Result of a note that is not added. `value`: its parsed JSON, whose id is repeated where it could be one."""
-    return BatchItem(id=echoed_id(value), status="rejected", problem=problem_of(error))
+    return BatchItem(id=echoed_id(value), status="rejected", problem=inner_problem(error))

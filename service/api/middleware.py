@@ -125,7 +125,6 @@ class RequestContext:
             seconds,
             principal=state.get("principal"),
             stages=stages,
-            rejected_for=state.get("rejected_for"),
         )
 
 

@@ -23,6 +23,7 @@ from starlette.types import Scope
 from service import errors
 from service.api.schemas.problem import UNKNOWN_FIELD, FieldProblem, Problem, hint_at_known, json_pointer
 from service.errors import FieldError, NoteLLMError
+from service.tracing import current_request
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "https://notellm.invalid/problems/"
@@ -111,6 +112,15 @@ def problem_of(error: NoteLLMError) -> Problem:
     )
 
 
+def inner_problem(error: NoteLLMError) -> Problem:
+    """Describe an error of an item, or one that ends a stream, within an answer whose own status tells of none. The
+    metrics count such an answer (request_log.py)."""
+    problem = problem_of(error)
+    if request := current_request():
+        request.inner_problems |= {problem.status}
+    return problem
+
+
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """Response of a problem; its `instance` is the request's id."""
     request_id = structlog.contextvars.get_contextvars().get("request_id")
@@ -119,7 +129,9 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def error_response(error: NoteLLMError) -> JSONResponse:
-    """Response to one of our own errors, with the headers that its status code calls for."""
+    """Response to one of our own errors, with the headers that its status code calls for. The metrics have its name."""
+    if request := current_request():
+        request.refused_for = problem_name(type(error))
     headers = {}
     if isinstance(error, errors.TryLater):
         headers["Retry-After"] = str(error.retry_after)

@@ -39,12 +39,11 @@ class RequestLog:
         *,
         principal: Principal | None,
         stages: RequestStages | None = None,
-        rejected_for: str | None = None,
         context: Mapping[str, str] = NOTHING,
     ) -> None:
         """Observe one request. `principal`: None for a caller who is not known; one who is known may have been refused,
-        and the request counts as one of its tenant all the same. `rejected_for`: the reason of a refusal where its
-        status does not say it. `context`: fields of the log line that are not bound to this task."""
+        and the request counts as one of its tenant all the same. `context`: fields of the log line that are not bound
+        to this task."""
         telemetry = self._telemetry
         if principal and stages:
             self._meter.charge(principal, stages.take_tokens())
@@ -53,7 +52,10 @@ class RequestLog:
         if principal:
             telemetry.count_tenant_request(principal.tenant)
         if status in REJECTIONS:
-            telemetry.rejected.labels(rejected_for or str(status)).inc()
+            telemetry.rejected.labels((stages and stages.refused_for) or str(status)).inc()
+        if stages and 200 <= status < 300:
+            for inner in stages.inner_problems:
+                telemetry.inner_problems.labels(method, route, str(inner)).inc()
         if 200 <= status < 400 and seconds < FAST_SECONDS and random.random() >= self._log_sample:
             return
         line: dict[str, object] = dict(context)
@@ -65,10 +67,11 @@ class RequestLog:
 
 
 def _described(stages: RequestStages) -> dict[str, object]:
-    """Return the fields of a log line about what a request took and used."""
+    """Return the fields of a log line about what a request took and used, and which problems its answer holds."""
     line: dict[str, object] = {f"{stage}_ms": _ms(took) for stage, took in stages.seconds.items()}
     tokens = {"prompt_tokens": stages.prompt_tokens, "generated_tokens": stages.generated_tokens}
-    return line | {name: count for name, count in tokens.items() if count}
+    problems = {"problems": sorted(stages.inner_problems)} if stages.inner_problems else {}
+    return line | {name: count for name, count in tokens.items() if count} | problems
 
 
 def _ms(seconds: float) -> float:

@@ -22,7 +22,7 @@ from service.api.bodies import (
 )
 from service.api.bounds import check_note_size, check_search_options
 from service.api.included import IncludedFields, check_note_access
-from service.api.problems import invalid_value, problem_of
+from service.api.problems import inner_problem, invalid_value
 from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
 from service.api.schemas.similar import IncludedField, SimilarOut
@@ -135,5 +135,5 @@ async def _answer(
 
 
 def _failed(error: NoteLLMError) -> SearchResult:
-    problem = problem_of(error)
+    problem = inner_problem(error)
     return SearchResult(status=problem.status, problem=problem)

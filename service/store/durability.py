@@ -30,8 +30,8 @@ class WritePolicy:
 
 
 async def probe_write_policy(redis: Any) -> WritePolicy:
-    """Ask the server how it persists, and whether it evicts. Raises redis.exceptions.RedisError, also where it still
-    loads its file: until it has, it says that it writes none.
+    """Ask the server how it persists, how full its memory is, and whether it evicts. Raises
+    redis.exceptions.RedisError, also where it still loads its file: until it has, it says that it writes none.
 
     A server that forbids CONFIG is asked through INFO alone, which does not say when it fsyncs.
     """
@@ -43,11 +43,22 @@ async def probe_write_policy(redis: Any) -> WritePolicy:
     except ResponseError:
         settings = {}
     policy = _persistence(server, settings)
+    durability = replace(policy.durability, memory_filled=_memory_filled(server))
     eviction = server.get("maxmemory_policy", "noeviction")
     if server.get("maxmemory") and eviction != "noeviction":
         detail = f"maxmemory-policy {eviction} evicts notes when memory is full: set it to noeviction"
-        return replace(policy, durability=Durability(False, f"{policy.durability.detail}; {detail}"))
-    return policy
+        durability = replace(durability, durable=False, detail=f"{durability.detail}; {detail}")
+    return replace(policy, durability=durability)
+
+
+def _memory_filled(server: Mapping[str, Any]) -> float | None:
+    """Return the share of a server's maxmemory that is in use, at most 1, as the server counts it when it refuses
+    writes: without buffers of its file and of replicas. None where it has no maxmemory."""
+    bound = server.get("maxmemory")
+    if not bound:
+        return None
+    used = server["used_memory"] - server.get("mem_not_counted_for_evict", 0)
+    return float(min(1.0, max(0.0, used / bound)))
 
 
 def _persistence(server: Mapping[str, Any], settings: Mapping[str, str]) -> WritePolicy:

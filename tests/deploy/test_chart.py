@@ -413,6 +413,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "embedded-without-volume": ({"persistence": {"enabled": False}}, "loses every note"),
     "two-stores": ({"valkey": {"enabled": True, "password": PASSWORD}, "redis": {"url": "redis://r/0"}}, "two stores"),
     "two-urls": ({"redis": {"url": "redis://r/0", "existingSecret": "r"}}, "keep one"),
+    "memory-of-another-store": (
+        {"redis": {"url": "redis://r/0"}, "settings": {"store_memory_bytes": 2**30}},
+        "bounds the embedded store",
+    ),
+    "memory-of-another-store-in-a-secret": (
+        {"redis": {"existingSecret": "r"}, "secretSettings": {"store_memory_bytes": {"name": "s", "key": "m"}}},
+        "bounds the embedded store",
+    ),
     "replicas-one-volume": ({"replicas": 2, "redis": {"existingSecret": "r"}}, "ReadWriteMany"),
     "valkey-without-password": ({"valkey": {"enabled": True}}, "valkey.password"),
     "two-scalers": (

@@ -15,10 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from fastapi.routing import APIRoute
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.access.principal import READ_SCOPES
 from service.admission import Lane
+from service.api.access import SAFE_METHODS, needed_scopes
+from service.api.app import ROUTERS
 from service.telemetry import Telemetry
 from tests.deploy.chart import ROOT, VALUES, documents, of_kind
 from tests.optional import require
@@ -112,6 +116,27 @@ def test_buckets_that_rules_name_exist():
     assert named
     # A histogram with labels has no series yet: they all share these bounds.
     assert named <= buckets
+
+
+def test_rules_about_writes_select_exactly_the_routes_that_change_something():
+    expressions = [rule["expr"] for rule in RULES if rule.get("record", "").startswith("notellm:write_errors")]
+    selectors = {match for one in expressions for match in re.findall(r'method=~"([^"]+)", route!~"([^"]+)"', one)}
+    ((methods, others),) = selectors
+    routes = [
+        (method, route.path, needed_scopes(route.endpoint).isdisjoint(READ_SCOPES))
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    ]
+    changing = {(method, path) for method, path, changes in routes if changes and method not in SAFE_METHODS}
+    selected = {
+        (method, path)
+        for method, path, _ in routes
+        if re.fullmatch(methods, method) and not re.fullmatch(others.replace("{", r"\{").replace("}", r"\}"), path)
+    }
+    assert ("POST", "/notes") in selected
+    assert selected == changing
 
 
 @pytest.mark.parametrize("name", ALERTS)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -51,6 +56,46 @@ def test_check_of_something_else_says_its_answer(url: str):
     result = check(f"{url}/elsewhere")
     assert result.returncode == 1
     assert "POST /notes answered 404 instead of 201" in result.stderr
+
+
+@pytest.mark.parametrize("failing", ["POST", "GET"])
+def test_check_that_fails_half_way_deletes_its_notes(failing: str):
+    """A service that refuses the second note, or every search."""
+    stored: dict[str, Any] = {}
+    added: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            note = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            added.append(note)
+            stored[note["id"]] = note  # also where the answer is a 503: the write may have taken place
+            self.answer(503 if failing == "POST" and len(added) == 2 else 201, {"log_position": "1-0"})
+
+        def do_GET(self) -> None:
+            self.answer(503 if "/similar" in self.path else 404, {})
+
+        def do_DELETE(self) -> None:
+            self.answer(404 if stored.pop(self.path.rpartition("/")[2], None) is None else 200, {})
+
+        def answer(self, status: int, body: object) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = check(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert (result.returncode, "answered 503 instead of" in result.stderr) == (1, True)
+    assert len(added) == 2
+    assert stored == {}
+    for note in added:
+        assert timedelta(0) < datetime.fromisoformat(note["expires_at"]) - datetime.now(UTC) <= timedelta(hours=1)
 
 
 def test_check_without_a_service_fails():

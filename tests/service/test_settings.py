@@ -110,6 +110,15 @@ def test_external_redis_gets_samples_only_when_asked(
     assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_wanted == wanted
 
 
+def test_memory_of_the_embedded_server_is_refused_beside_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTELLM_STORE_MEMORY_BYTES", str(2**30))
+    assert Settings.from_environment().store_memory_bytes == 2**30
+    monkeypatch.setenv("NOTELLM_REDIS_URL", "redis://:hidden@r")
+    with pytest.raises(ValidationError, match="bounds the embedded server") as error:
+        Settings.from_environment()
+    assert "hidden" not in str(error.value)
+
+
 def test_readers_are_refused_where_they_would_get_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.settings.sys.platform", "darwin")
     assert Settings().readers == 0

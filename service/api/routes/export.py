@@ -16,7 +16,7 @@ from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import MIN_ITEM_BYTES, read_import
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, pieces_of, started, takes_gzip
-from service.api.problems import documented, problem_of
+from service.api.problems import documented, inner_problem
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
 from service.api.schemas.export import (
@@ -90,7 +90,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                         yield piece
                         await turns.work(len(piece))
         except NoteLLMError as error:
-            yield problem_line(problem_of(error))
+            yield problem_line(inner_problem(error))
             return
         yield last_line(export, len(service.store.unreadable))
 

@@ -19,7 +19,7 @@ from service.api.access import needs, needs_engine
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import ServiceDep, UrgencyDep
 from service.api.json_route import StrictJsonRoute
-from service.api.problems import documented, problem_of
+from service.api.problems import documented, inner_problem
 from service.api.schemas.generate import (
     CategoryIn,
     CategoryPrediction,
@@ -87,9 +87,9 @@ async def stream_hashtags(
                 else:
                     yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.recommender.engine.name))
     except TimeoutError:
-        yield ServerSentEvent(event="problem", data=problem_of(DeadlineExceeded(streamed.urgency.seconds)))
+        yield ServerSentEvent(event="problem", data=inner_problem(DeadlineExceeded(streamed.urgency.seconds)))
     except NoteLLMError as error:
-        yield ServerSentEvent(event="problem", data=problem_of(error))
+        yield ServerSentEvent(event="problem", data=inner_problem(error))
 
 
 @router.post("/generate/category", summary="Choose the category of a text")

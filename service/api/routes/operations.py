@@ -19,7 +19,6 @@ from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.lifecycle import Lifecycle
-from service.read_time import ReadTime
 from service.readers import Readers
 from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
@@ -101,7 +100,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     service = tenants.default
     durable: bool | None = None
     try:
-        durability = await ReadTime().wait(service.durability.answer())
+        durability = await service.store_probe.ask()
         durable, store = durability.durable, Check(ok=True, detail=durability.detail)
     except StoreUnavailable as error:
         store = Check(ok=False, detail=str(error))

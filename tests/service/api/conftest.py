@@ -123,7 +123,7 @@ def sizes_written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def gauge(client: httpx2.Client, name: str) -> float:
-    """Value of a metric without labels."""
+    """Value of a metric, named with its labels as /metrics writes it."""
     values = [line.split()[-1] for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
     return float(values[0])
 

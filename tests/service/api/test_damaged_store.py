@@ -81,7 +81,8 @@ def test_overwritten_log_is_told_by_the_start(filled: Path, monkeypatch: pytest.
     assert any("Bad file format" in line["detail"] for line in lines if line["event"] == "embedded_redis_warns")
 
 
-def test_full_embedded_store_refuses_writes_and_reads_go_on(serve: Serve) -> None:
+def test_full_embedded_store_refuses_writes_and_reads_go_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store_probe.WATCH_SECONDS", 0.02)
     with serve(store_memory_bytes=16 * 2**20) as url, httpx2.Client(base_url=url, timeout=60) as client:
         statuses = []
         while 503 not in statuses:
@@ -92,6 +93,8 @@ def test_full_embedded_store_refuses_writes_and_reads_go_on(serve: Serve) -> Non
         assert set(statuses) == {201, 503}
         note_id = client.post("/similar", json={"title": "note", "k": 1}).json()["items"][0]["id"]
         assert client.get(f"/notes/{note_id}").status_code == 200
+        eventually_true(lambda: gauge(client, "notellm_store_memory_filled_ratio") > 0.9)
+        assert client.get("/readyz").status_code == 200, "the alert on this gauge is what tells of it"
 
 
 def test_nearly_full_disk_refuses_writes_and_reads_go_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

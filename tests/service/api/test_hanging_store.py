@@ -15,7 +15,7 @@ import pytest
 
 from service.records import LogBounds, LogEntry
 from service.store.redis_store import RedisNoteStore
-from tests.service.api.conftest import Serve, eventually_true
+from tests.service.api.conftest import Serve, eventually_true, gauge
 
 FOR_EVER = 600.0
 """The store's own time-out, so that a read with no other bound does not answer before the client gives up."""
@@ -34,6 +34,18 @@ def short_reads() -> Iterator[None]:
         yield
 
 
+def test_metrics_say_not_ready_where_readyz_does(
+    serve: Serve, guarded_redis: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store_probe.WATCH_SECONDS", 0.02)
+    with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=20) as client:
+        eventually_true(lambda: gauge(client, "notellm_ready") == 1)
+        with short_reads(), guarded_redis.hanging():
+            assert client.get("/readyz").status_code == 503
+            eventually_true(lambda: gauge(client, "notellm_ready") == 0)
+        eventually_true(lambda: gauge(client, "notellm_ready") == 1)
+
+
 def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: Any) -> None:
     with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=20) as client:
         for note_id in ("a", "b"):
@@ -49,6 +61,11 @@ def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: A
                 assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (503, "store-unavailable")
                 assert int(answer.headers["retry-after"]) >= 1
             assert client.get("/notes/a/similar").json()["degraded"]
+            searches = [{"positive": [{"note_id": "unknown"}]}] * 2
+            listed = client.post("/similar/batch", json=searches)
+            assert (listed.status_code, [one["status"] for one in listed.json()["results"]]) == (207, [503, 503])
+            within = 'notellm_answers_with_problems_total{method="POST",route="/similar/batch",status="503"}'
+            assert gauge(client, within) == 1
             included = client.post("/similar", json={"title": "a", "include": ["content"]}).json()
             assert included["degraded"]
             assert {item["content"] for item in included["items"]} == {None}

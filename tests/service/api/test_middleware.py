@@ -81,6 +81,7 @@ def test_bodies_that_are_held_back_are_bounded_together(serve: Serve) -> None:
         assert (answer.headers["retry-after"], answer.json()["type"].rpartition("/")[2]) == ("1", "bodies-full")
         assert client.post("/notes", json={"title": "small"}).status_code == 201
         assert client.get("/limits").json()["max_bodies_bytes"] == 2**18
+        assert 'notellm_rejected_total{reason="bodies-full"}' in client.get("/metrics").text
         held.close()
         eventually_true(lambda: post_large().status_code == 207)
 

@@ -173,7 +173,7 @@ def test_refusal_has_the_request_s_id_and_counts(serve: Serve, engine: WordEngin
         assert (refused.headers["x-request-id"], refused.json()["instance"]) == ("mine", "mine")
         metrics = callers.client.get("/metrics").text
     assert 'request_duration_seconds_count{code="429",method="POST",route="/notes"} 1.0' in metrics
-    assert 'notellm_rejected_total{reason="429"} 1.0' in metrics
+    assert 'notellm_rejected_total{reason="queue-full"} 1.0' in metrics
 
 
 def test_refusals_that_no_line_has_counted_are_logged_at_the_end(serve: Serve, engine: WordEngine) -> None:

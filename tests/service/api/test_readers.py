@@ -242,6 +242,7 @@ def test_readers_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: 
     with socket.create_server(("127.0.0.1", 0)) as free:
         admin_port = str(free.getsockname()[1])
     settings = {"NOTELLM_READERS": "1", "NOTELLM_ADMIN_PORT": admin_port, "NOTELLM_DRAIN_SECONDS": "600"}
+    settings["NOTELLM_STORE_MEMORY_BYTES"] = str(2**28)  # the parent's alone: beside an address it is refused
     with running(tiny_checkpoint, **settings) as service:
         assert {answer.status_code for answer in read_everywhere(service, "/metrics")} == {404}
         assert call(service, "PUT", "/notes/n1", json={"title": "soup"}).status_code == 201

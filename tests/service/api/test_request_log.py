@@ -62,6 +62,12 @@ def test_line_of_a_read_has_its_route_and_no_id(client: httpx2.Client, lines: Li
     assert "prompt_tokens" not in line
 
 
+def test_line_of_an_answer_with_problems_has_their_statuses(client: httpx2.Client, lines: Lines) -> None:
+    client.post("/similar/batch", json=[{"positive": [{"note_id": "nobody"}]}, {"k": 0}, {"k": 0}])
+    client.get("/limits")
+    assert [line.get("problems") for line in lines(2)] == [[404, 422], None]
+
+
 def test_line_of_a_generation_counts_what_was_written(client: httpx2.Client, lines: Lines) -> None:
     client.post("/generate/hashtags", json={"title": TEXT, "count": 2, "policy": "open"})
     (line,) = lines(1)

@@ -73,6 +73,18 @@ async def test_durability_follows_the_settings_of_the_server(
     assert await store.get(["a"]) != [None]
 
 
+async def test_filled_memory_is_a_share_of_maxmemory_and_none_without_one(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    admin.config_set("maxmemory", "0")
+    assert (await store.durability()).memory_filled is None
+    admin.config_set("maxmemory", "1gb")
+    used = admin.info("memory")["used_memory"]
+    assert (await store.durability()).memory_filled == pytest.approx(used / 2**30, abs=0.01)
+    admin.config_set("maxmemory", "1")
+    assert (await store.durability()).memory_filled == 1.0
+
+
 @LATE
 async def test_write_to_a_server_that_fsyncs_late_waits_for_its_disk(store: RedisNoteStore, admin: redis.Redis) -> None:
     admin.config_set("appendfsync", "everysec")

@@ -2,7 +2,7 @@
 in NOTELLM_API_KEY, if any, needs the scopes notes.read, notes.write and similar.
 
 It runs in the pod of `helm test` and in deploy/smoke.sh, on the standard library alone. It ends with 0, or says what
-the service answered.
+the service answered. Both notes are deleted whatever failed, and expire should even that fail.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SECONDS = 60.0
 """Bound on one request: the deadline of the service itself."""
 K = 5
 """Related notes to ask for. Nothing is closer to a note than one with the same text."""
+KEPT = timedelta(hours=1)
+"""When a note expires that could not be deleted."""
 
 
-def call(url: str, method: str, path: str, status: int, body: object = None) -> Any:
-    """Send JSON and return the decoded answer, None for an empty one. AssertionError for another status."""
+def call(url: str, method: str, path: str, *statuses: int, body: object = None) -> Any:
+    """Send JSON and return the decoded answer, None for an empty one. AssertionError for a status that is none of
+    `statuses`."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("NOTELLM_API_KEY"):
@@ -33,30 +37,42 @@ def call(url: str, method: str, path: str, status: int, body: object = None) -> 
             answered, text = answer.status, answer.read()
     except urllib.error.HTTPError as error:
         answered, text = error.code, error.read()
-    assert answered == status, f"{method} {path} answered {answered} instead of {status}: {text.decode()}"
+    expected = " or ".join(map(str, statuses))
+    assert answered in statuses, f"{method} {path} answered {answered} instead of {expected}: {text.decode()}"
     return json.loads(text) if text else None
 
 
-def check(url: str) -> None:
-    """Raise AssertionError at the first answer that is not as it must be."""
-    first, second = (f"check-{uuid.uuid4()}" for _ in range(2))
+def find_by_text(url: str, first: str, second: str) -> None:
+    """Add two notes of these ids and one text, and find the second by the first. AssertionError for another answer."""
     text = {"title": "A note of the installation check", "content": "It was deleted as soon as it was found."}
-    call(url, "POST", "/notes", 201, {"id": first, **text})
-    position = call(url, "POST", "/notes", 201, {"id": second, **text})["log_position"]
-    try:
-        # Behind a balancer another replica may answer: it waits until it has followed the log to the second note.
-        found = call(url, "GET", f"/notes/{first}/similar?k={K}&min_log_position={position}", 200)
-        ids = [item["id"] for item in found["items"]]
-        assert second in ids, f"the note of the same text was not found, but {ids}"
-    finally:
-        for note_id in (first, second):
-            call(url, "DELETE", f"/notes/{note_id}", 200)
-    call(url, "GET", f"/notes/{first}", 404)
+    text["expires_at"] = (datetime.now(UTC) + KEPT).isoformat()
+    call(url, "POST", "/notes", 201, body={"id": first, **text})
+    position = call(url, "POST", "/notes", 201, body={"id": second, **text})["log_position"]
+    # Behind a balancer another replica may answer: it waits until it has followed the log to the second note.
+    found = call(url, "GET", f"/notes/{first}/similar?k={K}&min_log_position={position}", 200)
+    ids = [item["id"] for item in found["items"]]
+    assert second in ids, f"the note of the same text was not found, but {ids}"
+
+
+def remove(url: str, note_id: str) -> None:
+    """Delete a note, whether it is there or not. AssertionError for another answer."""
+    call(url, "DELETE", f"/notes/{note_id}", 200, 404)
+    call(url, "GET", f"/notes/{note_id}", 404)
+
+
+def check(url: str) -> list[str]:
+    """Check a service, and return what failed."""
+    first, second = (f"check-{uuid.uuid4()}" for _ in range(2))
+    failures = []
+    for step, *ids in ((find_by_text, first, second), (remove, first), (remove, second)):
+        try:
+            step(url, *ids)
+        except (AssertionError, OSError) as error:
+            failures.append(str(error))
+    return failures
 
 
 if __name__ == "__main__":
-    try:
-        check(sys.argv[1].rstrip("/"))
-    except (AssertionError, OSError) as error:
-        sys.exit(f"FAILED: {error}")
+    if failures := check(sys.argv[1].rstrip("/")):
+        sys.exit(f"FAILED: {'; '.join(failures)}")
     print("two notes were added, found and deleted")

@@ -14,6 +14,9 @@
 {{- if and (eq $store "embedded") (not .Values.persistence.enabled) -}}
 {{- fail "the embedded store without persistence.enabled loses every note with its pod" -}}
 {{- end -}}
+{{- if and (ne $store "embedded") (or (hasKey .Values.settings "store_memory_bytes") (hasKey .Values.secretSettings "store_memory_bytes")) -}}
+{{- fail "settings.store_memory_bytes bounds the embedded store, and another one is named: set valkey.maxmemory, or the maxmemory of your Redis" -}}
+{{- end -}}
 {{- if and $replicated .Values.persistence.enabled (not .Values.persistence.existingClaim) (ne .Values.persistence.accessMode "ReadWriteMany") -}}
 {{- fail "replicas on several nodes cannot share a ReadWriteOnce volume: set persistence.accessMode=ReadWriteMany or persistence.enabled=false" -}}
 {{- end -}}

@@ -298,6 +298,7 @@ def test_exports_run_for_as_many_callers_as_the_limits_say(
         assert [client.get(other).status_code for other in others] == [200] * len(others)
         release.set()
         assert {export.result().status_code for export in exports} == {200}
+    assert 'notellm_rejected_total{reason="too-many-waiting"}' in client.get("/metrics").text
     assert (refused.status_code, f"{name} = {bound}" in refused.json()["detail"]) == (429, True)
     assert client.get(path).status_code == 200
 

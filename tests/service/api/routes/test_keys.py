@@ -308,8 +308,8 @@ def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_
     assert 1 <= int(refused.headers["retry-after"]) <= 120
     metrics = root.get("/metrics").text
     assert 'notellm_access_refused_total{reason="quota"} 1.0' in metrics
-    assert 'notellm_rejected_total{reason="quota"} 1.0' in metrics
-    assert 'reason="429"' not in metrics  # this service has enough to do, and not too much
+    assert 'notellm_rejected_total{reason="quota-exceeded"} 1.0' in metrics
+    assert 'reason="queue-full"' not in metrics  # this service has enough to do, and not too much
 
 
 def test_requests_refused_for_quota_or_scope_are_counted_for_their_tenant(root: httpx2.Client, closed_url: str) -> None:

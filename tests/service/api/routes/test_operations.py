@@ -15,11 +15,10 @@ import pytest
 import redis
 import structlog
 
-from service import wiring
-from service.interfaces import NoteStore
 from service.records import Durability
-from service.telemetry import Telemetry
+from service.store_probe import StoreProbe
 from tests.service.api.conftest import eventually_true
+from tests.service.api.requests import NDJSON
 
 METRICS = (
     "notellm_tenants",
@@ -51,6 +50,8 @@ METRICS = (
     "notellm_behaviour_notes",
     "notellm_behaviour_bytes",
     "notellm_rejected_total",
+    "notellm_answers_with_problems_total",
+    "notellm_store_memory_filled_ratio",
     "notellm_access_refused",
     "notellm_quota_uncounted_total",
     "notellm_model_info",
@@ -79,7 +80,7 @@ def test_every_promised_metric_is_exported(client: httpx2.Client) -> None:
 def test_durability_is_measured_again_and_again_where_nothing_asks_readyz(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.wiring.DURABILITY_SECONDS", 0.02)
+    monkeypatch.setattr("service.store_probe.WATCH_SECONDS", 0.02)
     with (
         tempfile.TemporaryDirectory(prefix="nl-") as folder,
         serve(data_dir=Path(folder)) as url,
@@ -94,15 +95,15 @@ def test_durability_is_measured_again_and_again_where_nothing_asks_readyz(
 def test_durability_is_measured_again_after_a_mistake_of_ours(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mistakes, probe = [RuntimeError("a mistake of ours")], wiring._probe_durability
+    mistakes, measure = [RuntimeError("a mistake of ours")], StoreProbe._measure
 
-    async def probe_after_mistakes(store: NoteStore, telemetry: Telemetry) -> Durability:
+    async def measure_after_mistakes(probe: StoreProbe) -> Durability:
         if mistakes:
             raise mistakes.pop()
-        return await probe(store, telemetry)
+        return await measure(probe)
 
-    monkeypatch.setattr(wiring, "DURABILITY_SECONDS", 0.02)
-    monkeypatch.setattr(wiring, "_probe_durability", probe_after_mistakes)
+    monkeypatch.setattr("service.store_probe.WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(StoreProbe, "_measure", measure_after_mistakes)
     with structlog.testing.capture_logs() as lines, serve() as url, httpx2.Client(base_url=url, timeout=60) as client:
         eventually_true(lambda: metric(client, "notellm_store_durable") == 1)
     assert [line["event"] for line in lines if line["log_level"] == "error"] == ["durability_unknown"]
@@ -132,6 +133,27 @@ def test_requests_are_counted_by_method(client: httpx2.Client) -> None:
     others = counted("other", "/notes", 405)
     client.request("PROPFIND", "/notes")
     assert counted("other", "/notes", 405) == others + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "body", "status"),
+    [
+        ("/notes", "application/json", b'[{"title": "fine"}, {}, 7]', 422),
+        ("/notes", NDJSON, b'{"title": "fine"}\n{broken', 400),
+        ("/notes/import", "application/json", b'[{"id": "a b"}]', 422),
+        ("/events", "application/json", b'[{"event_id": "e", "type": "click", "note_id": "nobody", "user": "u"}]', 404),
+        ("/similar/batch", "application/json", b'[{"positive": [{"note_id": "nobody"}]}, {"title": "fine"}]', 404),
+    ],
+)
+def test_answer_of_2xx_with_problems_counts_once_for_each_status(
+    client: httpx2.Client, path: str, media_type: str, body: bytes, status: int
+) -> None:
+    def counted() -> float:
+        return metric(client, f'notellm_answers_with_problems_total{{method="POST",route="{path}",status="{status}"}}')
+
+    before = counted()
+    assert client.post(path, content=body, headers={"content-type": media_type}).status_code in (200, 207)
+    assert counted() == before + 1
 
 
 def test_metrics_tell_of_a_store_that_is_away(serve: Any, guarded_redis: Any) -> None:
