@@ -5,7 +5,7 @@ Knows notes; not tokens, HTTP or storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -43,18 +43,29 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedHashtag:
+    """A hashtag of stored notes whose words the note being read has, one after the other. `carriers`: number of stored
+    notes that carry it. `having`: number of stored notes with the rarest of its words."""
+
+    text: str
+    carriers: int
+    having: int
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Neighbours of one note, found in two ways, the most similar first.
+    """Neighbours of one note, found in two ways, the most similar first, and hashtags of any notes that its text names.
 
     `by_vector`: scores are cosines of the vectors. `by_words`: scores are those of a lexical index, in (0, 1].
     """
 
     by_vector: Sequence[Neighbour] = ()
     by_words: Sequence[Neighbour] = ()
+    named: Sequence[NamedHashtag] = ()
 
 
 class FindNeighbours(Protocol):
-    """Looks up stored notes whose authors gave hashtags."""
+    """Looks up stored notes whose authors gave hashtags, and hashtags that a note names."""
 
     def __call__(self, note: Note, vector: npt.NDArray[np.float32], count: int, /) -> Neighbours:
         """Return up to `count` neighbours in each of the two ways, never the note itself.
@@ -79,6 +90,10 @@ class Vocabulary(Protocol):
         """Return the most frequent spelling of `hashtag` in the stored notes. Spellings of one hashtag have the same
         `hashtag_key`; of equally frequent ones the last by code points counts. `hashtag` itself where no note has any.
         """
+
+    def uses(self, keys: Collection[str]) -> dict[str, tuple[str, int]]:
+        """Return the most frequent spelling of each hashtag that stored notes have, and how many notes have any of its
+        spellings, by `hashtag_key`; nothing for the other keys."""
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens after `ids` with which they still begin, or spell, a hashtag of the vocabulary."""

@@ -13,6 +13,8 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
 """Characters of scripts without spaces between words, from Thai to Chinese, and of Korean; each pair of neighbouring
 characters is taken as a word. Korean has spaces, but its particles are joined to the words: two notes share the pairs
 of a noun whatever particles follow."""
+MAX_PHRASE_WORDS, MAX_PHRASE_CHARACTERS = 3, 6
+"""Bounds on the length of a phrase: in words, and in characters of an UNSPACED script."""
 RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
 """A run of letters and digits: a word, or else a text without spaces."""
 MAX_CHARS = 2000
@@ -40,6 +42,28 @@ def words_and_characters(note: Note) -> list[str]:
     """
     runs = _runs(_text(note))
     return [word for run, unspaced in runs for word in ([run] if run else (*unspaced, *_pairs(unspaced)))]
+
+
+def phrases_of(note: Note) -> dict[str, tuple[str, ...]]:
+    """Return the words of each phrase of title and content, by the phrase in lower case and without spaces, as
+    `hashtag_key` has it."""
+    return _phrases_in(note.title[:MAX_CHARS]) | _phrases_in(note.content[:MAX_CHARS])
+
+
+def _phrases_in(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the words of each phrase of a text: of up to MAX_PHRASE_WORDS words that follow each other; in UNSPACED
+    scripts, of 2 to MAX_PHRASE_CHARACTERS characters, whose words are their pairs."""
+    phrases: dict[str, tuple[str, ...]] = {}
+    words: list[str] = []  # those that the next phrases may begin with
+    for word, unspaced in _runs(text):
+        words = [*words, word][-MAX_PHRASE_WORDS:] if word else []
+        for begin in range(len(words)):
+            phrases["".join(words[begin:])] = tuple(words[begin:])
+        pairs = tuple(_pairs(unspaced))
+        for begin in range(len(pairs)):
+            for end in range(begin + 1, min(begin + MAX_PHRASE_CHARACTERS, len(unspaced))):
+                phrases[unspaced[begin : end + 1]] = pairs[begin:end]
+    return phrases
 
 
 def word_hashes(note: Note) -> frozenset[int]:

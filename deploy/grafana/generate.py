@@ -64,8 +64,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Answers other than 2xx",
             "reqps",
             (http_rate("code", ', code!~"2.."'),),
-            "499: the caller left. 408: the caller was too slow. 429: a quota, a full queue, or as much at a time as may run; Requests refused says "
-            "which. 503: Redis or the engine; the log says which.",
+            "499: the caller left. 408: the caller was too slow. 429: a quota, a full queue, or as much at a time as "
+            "may run; Requests refused says which. 503: Redis or the engine; the log says which.",
         ),
         Panel(
             "Answers of 2xx with problems within",

@@ -143,6 +143,6 @@ class EngineSystem:
             sharing = zip(*words.scores(words.words_of(note), limit, own_row), strict=True)
             by_words = [Neighbour(self._known[i].id, float(s), hashtags[i]) for i, s in sharing]
             by_words.sort(key=lambda neighbour: (-neighbour.score, neighbour.id))
-            return Neighbours(by_vector, by_words[:limit])
+            return Neighbours(by_vector, by_words[:limit], words.named_hashtags(words.phrases_of(note), vocabulary))
 
         return GenerationRequest(count, find_neighbours=find_neighbours)

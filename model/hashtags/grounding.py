@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from model.generation import Hashtag, Neighbour, Neighbours
+from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
 from model.note import Note, hashtag_key
 from model.scripts import scripts
 
@@ -30,6 +30,15 @@ NEIGHBOUR_SMOOTHING = 0.02
 """Added to a hashtag's weight among the neighbours, so that one that none of them carries keeps a score above 0."""
 WRITTEN_WEIGHT = 0.1
 """Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
+
+NAMED_WEIGHT = 0.3
+"""Weight of a hashtag that the note names, if all notes with its words carry it."""
+NAMED_SMOOTHING = 4
+"""Added to the number of notes with the words of a named hashtag: of one or two notes it tells little who would use
+it."""
+NEAR_SHARE = 0.2
+"""Least `named_share` with which a hashtag may be returned however improbable the model finds it: of those with more,
+authors chose one in five to one in two (docs/log/hashtags.md)."""
 
 MIN_WRITTEN_PROBABILITY = 1e-5
 """A smaller probability counts as this one. Of a word that the model has not met, as communities coin them, how
@@ -116,6 +125,13 @@ class Candidate:
     notes: list[str] = field(default_factory=list)
     spellings: dict[str, float] = field(default_factory=dict)
 
+    def name(self, share: float) -> None:
+        """Count that the note names the hashtag, with a `named_share`: either that or the neighbours may be right, so
+        the weights are added as independent probabilities are."""
+        named_weight = NAMED_WEIGHT * share
+        self.weight += named_weight - self.weight * named_weight
+        self.is_near |= share >= NEAR_SHARE
+
     def add(self, text: str, weight: float, note_id: str, is_near: bool) -> None:
         """Add a neighbour that carries the hashtag in the spelling `text`; `self.text` is the heaviest spelling."""
         self.weight += weight
@@ -127,9 +143,11 @@ class Candidate:
 
 
 def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
-    """Return the MAX_CANDIDATES heaviest allowed hashtags of neighbours by `dedup_key`, the heaviest first.
+    """Return the MAX_CANDIDATES heaviest allowed hashtags of neighbours, and of those that the note names, by
+    `dedup_key`, the heaviest first.
 
-    The weight of a hashtag is the sum over the neighbours that carry it, times `neighbour_trust`.
+    The weight of a hashtag is the sum over the neighbours that carry it, times `neighbour_trust`; it grows if the note
+    names it.
     """
     notes = {note.id: note for note in (*neighbours.by_words, *neighbours.by_vector)}
     weights, near, trust = neighbour_weights(neighbours), near_neighbours(neighbours), neighbour_trust(neighbours)
@@ -139,8 +157,16 @@ def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str,
         for key, text in hashtags.items():
             candidate = candidates.setdefault(key, Candidate(text))
             candidate.add(text, trust * weights[note_id], note_id, note_id in near)
+    for named in neighbours.named:
+        if allowed(named.text):
+            candidates.setdefault(dedup_key(named.text), Candidate(named.text)).name(named_share(named))
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
     return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
+
+
+def named_share(named: NamedHashtag) -> float:
+    """Return about how many of the notes with the words of a named hashtag carry it, in [0, 1)."""
+    return named.carriers / (max(named.carriers, named.having) + NAMED_SMOOTHING)
 
 
 def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:

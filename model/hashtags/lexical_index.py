@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
+from model.generation import NamedHashtag, Vocabulary
 from model.hashtags.postings import Arrays, GrowingPostings, Numbers, PackedPostings, RowNumbers, view
 from model.note import Note
-from model.words import word_hash, word_hashes, words_of
+from model.words import phrases_of, word_hash, word_hashes, words_of
 
 COMMON_SHARE = 0.1
 """A word that more than this share of all notes have, and more than COMMON_NOTES, is left out of a search: it tells
@@ -257,15 +258,34 @@ class InvertedLexicalIndex:
         scores: npt.NDArray[np.float64] = sums / np.sqrt(total * np.maximum(mean * view(self._counts)[rows], sums))
         return scores
 
+    @staticmethod
+    def phrases_of(note: Note) -> dict[str, tuple[str, ...]]:
+        """Return the words of each phrase of a note that may be a hashtag, by `hashtag_key`."""
+        return phrases_of(note)
+
+    def named_hashtags(self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary) -> list[NamedHashtag]:
+        """Return the hashtags of `vocabulary` that are among `phrases`."""
+        uses = vocabulary.uses(phrases)
+        sizes = self._count_rows({word for key in uses for word in phrases[key]})
+        return [
+            NamedHashtag(spelling, carriers, min(sizes[word] for word in phrases[key]))
+            for key, (spelling, carriers) in uses.items()
+        ]
+
+    def _count_rows(self, words: Collection[str]) -> dict[str, int]:
+        """Return how many rows have each of some words; removed rows count until their segment is merged."""
+        counted = sorted(words)
+        hashes = np.array(list(map(word_hash, counted)), np.uint32)
+        sizes = dict.fromkeys(counted, 0)
+        for segment in self._segments:
+            for place, rows in segment.rows(hashes):
+                sizes[counted[place]] += len(rows)
+        return sizes
+
     def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
         """Return up to `count` words that two notes share, the rarest first, ties by the word; without those that are
         too common to be searched."""
-        shared = sorted(words_of(note) & words_of(other))
-        hashes = np.array(list(map(word_hash, shared)), np.uint32)
-        sizes = dict.fromkeys(shared, 0)
-        for segment in self._segments:
-            for word, rows in segment.rows(hashes):
-                sizes[shared[word]] += len(rows)
+        sizes = self._count_rows(words_of(note) & words_of(other))
         most = max(COMMON_NOTES, COMMON_SHARE * len(self))
         return tuple(sorted((w for w, size in sizes.items() if size <= most), key=lambda w: (sizes[w], w))[:count])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -69,6 +69,15 @@ class HashtagTrie:
         key = hashtag_key(hashtag)
         with self._lock:
             return most_frequent(self._spellings.get(key, (hashtag,)), self._note_counts)
+
+    def uses(self, keys: Collection[str]) -> dict[str, tuple[str, int]]:
+        counts = self._note_counts
+        with self._lock:
+            spellings = {key: self._spellings[key] for key in keys if key in self._spellings}
+            return {
+                key: (most_frequent(each, counts), sum(map(counts.__getitem__, each)))
+                for key, each in spellings.items()
+            }
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         with self._lock:

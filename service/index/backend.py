@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from model.generation import NamedHashtag, Vocabulary
 from model.note import Note
 from service.filters import Filter
 from service.index.bitmaps import Mask, RowNumbers
@@ -187,6 +188,13 @@ class LexicalIndex(Protocol):
     def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
         """Return up to `count` words that two notes share, the rarest first, without those that are too common to be
         searched."""
+
+    def phrases_of(self, note: Note) -> Mapping[str, tuple[str, ...]]:
+        """Return the phrases of a note's text that may be hashtags, by `hashtag_key`, and the words of each. It may be
+        called in any thread."""
+
+    def named_hashtags(self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary) -> list[NamedHashtag]:
+        """Return the hashtags of `vocabulary` that are among `phrases`."""
 
     def begin_segment(self) -> WordSegment:
         """Have the next rows in a segment of their own, and return it."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from model.generation import Neighbour, Vocabulary
+from model.generation import NamedHashtag, Neighbour, Vocabulary
 from model.note import Note
 from service.index.backend import LexicalIndex, Part, ReadPart
 from service.index.bitmaps import RowNumbers
@@ -166,6 +166,12 @@ class LiveTexts:
         """Return the rarest words that two notes share, the rarest first."""
         with self._lock:
             return self._lexical_index.shared_words(note, other, SHARED_WORDS)
+
+    def named_hashtags(self, note: Note) -> list[NamedHashtag]:
+        """Return the hashtags of the vocabulary that the text of `note` names."""
+        phrases = self._lexical_index.phrases_of(note)
+        with self._lock:
+            return self._lexical_index.named_hashtags(phrases, self.vocabulary)
 
     def _places(self) -> Iterator[tuple[int, TextSegment]]:
         """Yield each segment behind the number of its first row in the lexical index."""
