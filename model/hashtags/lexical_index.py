@@ -263,14 +263,16 @@ class InvertedLexicalIndex:
         """Return the words of each phrase of a note that may be a hashtag, by `hashtag_key`."""
         return phrases_of(note)
 
-    def named_hashtags(self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary) -> list[NamedHashtag]:
+    def named_hashtags(
+        self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary
+    ) -> tuple[NamedHashtag, ...]:
         """Return the hashtags of `vocabulary` that are among `phrases`."""
         uses = vocabulary.uses(phrases)
         sizes = self._count_rows({word for key in uses for word in phrases[key]})
-        return [
+        return tuple(
             NamedHashtag(spelling, carriers, min(sizes[word] for word in phrases[key]))
             for key, (spelling, carriers) in uses.items()
-        ]
+        )
 
     def _count_rows(self, words: Collection[str]) -> dict[str, int]:
         """Return how many rows have each of some words; removed rows count until their segment is merged."""

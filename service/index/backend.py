@@ -193,7 +193,9 @@ class LexicalIndex(Protocol):
         """Return the phrases of a note's text that may be hashtags, by `hashtag_key`, and the words of each. It may be
         called in any thread."""
 
-    def named_hashtags(self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary) -> list[NamedHashtag]:
+    def named_hashtags(
+        self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary
+    ) -> tuple[NamedHashtag, ...]:
         """Return the hashtags of `vocabulary` that are among `phrases`."""
 
     def begin_segment(self) -> WordSegment:

@@ -167,7 +167,7 @@ class LiveTexts:
         with self._lock:
             return self._lexical_index.shared_words(note, other, SHARED_WORDS)
 
-    def named_hashtags(self, note: Note) -> list[NamedHashtag]:
+    def named_hashtags(self, note: Note) -> tuple[NamedHashtag, ...]:
         """Return the hashtags of the vocabulary that the text of `note` names."""
         phrases = self._lexical_index.phrases_of(note)
         with self._lock:

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
-from model.note import Note
-from model.words import MAX_CHARS, word_hashes, words_and_characters, words_of
+from model.note import Note, hashtag_key
+from model.words import MAX_CHARS, phrases_of, word_hashes, words_and_characters, words_of
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,27 @@ from model.words import MAX_CHARS, word_hashes, words_and_characters, words_of
 )
 def test_words_are_runs_of_letters_or_pairs_in_unspaced_scripts(text: str, words: list[str]) -> None:
     assert word_hashes(Note(content=text)) == frozenset(zlib.crc32(word.encode()) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("Road trip", {"road": ("road",), "trip": ("trip",), "roadtrip": ("road", "trip")}),
+        ("a 火锅店", {"a": ("a",), "火锅": ("火锅",), "锅店": ("锅店",), "火锅店": ("火锅", "锅店")}),
+        ("Café 火 au", {"café": ("café",), "au": ("au",)}),
+    ],
+)
+def test_phrases_are_what_follows_in_a_text_without_spaces(text: str, phrases: dict[str, tuple[str, ...]]) -> None:
+    assert phrases_of(Note(content=text)) == phrases
+
+
+def test_phrases_have_the_keys_of_hashtags_up_to_a_length() -> None:
+    phrases = phrases_of(Note(title="Soup for a BIG city", content="红烧牛肉面好吃", hashtags=("lemon",)))
+    assert {hashtag_key(hashtag) for hashtag in ("Soup for a", "big City", "红烧牛肉面好")} <= phrases.keys()
+    assert (
+        not {hashtag_key(hashtag) for hashtag in ("soup for a big", "红烧牛肉面好吃", "city 红烧", "lemon")}
+        & phrases.keys()
+    )
 
 
 def test_characters_count_too_where_a_script_has_no_spaces() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
+from model.hashtags.vocabulary import HashtagTrie
 from model.note import Note
 from model.words import word_hashes
 
@@ -62,3 +63,8 @@ class NoteIndex:
     def nearest(self, query: Note, count: int) -> list[tuple[str, float]]:
         """Return ids and scores of the `count` notes that share the most with `query`, best first, ties by id."""
         return sorted(self.scores(query, count).items(), key=lambda hit: (-hit[1], hit[0]))[:count]
+
+
+def letter_trie() -> HashtagTrie:
+    """Return an empty trie in which a token is a character."""
+    return HashtagTrie(lambda hashtags: [list(map(ord, hashtag)) for hashtag in hashtags])

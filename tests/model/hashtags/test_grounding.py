@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from model.generation import Hashtag, Neighbour, Neighbours
+from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
 from model.hashtags.grounding import (
     LEXICAL_SHARE,
     MAX_CANDIDATES,
     MIN_COSINE_FOR_WORDS,
     MIN_WRITTEN_PROBABILITY,
+    NAMED_WEIGHT,
     NEAR_COSINE,
     NEAR_WORDS,
     NEIGHBOUR_SMOOTHING,
@@ -22,6 +24,7 @@ from model.hashtags.grounding import (
     candidates_from,
     dedup_key,
     grounded_score,
+    named_share,
     neighbour_trust,
     neighbour_weights,
     rerank,
@@ -241,3 +244,30 @@ def test_improbable_hashtag_of_a_note_by_words_is_told_if_the_vector_is_known(
     neighbours = Neighbours([Neighbour("a", cosine, ())], [Neighbour("b", words, ("soup",))])
     ranked = rerank([], candidates_from(neighbours, ANY), {"soup": 0.001}, 5, 0.02)
     assert [hashtag.text for hashtag in ranked] == ["soup"] * told
+
+
+SURE, RARE = NamedHashtag("Kyoto", 30, 40), NamedHashtag("kyoto", 1, 40)
+"""A hashtag that most notes with its word carry, and one that few do."""
+
+
+def test_named_hashtag_is_a_candidate_without_any_neighbour() -> None:
+    (kyoto,) = candidates_from(Neighbours(named=[SURE]), ANY).values()
+    assert (kyoto.text, kyoto.notes) == ("Kyoto", [])
+    assert kyoto.weight == pytest.approx(NAMED_WEIGHT * named_share(SURE))
+    assert candidates_from(Neighbours(named=[SURE]), HashtagFilter(frozenset({"kyoto"}))) == {}
+
+
+def test_named_hashtag_weighs_more_than_its_neighbours_alone_say() -> None:
+    carried = Neighbours([Neighbour("a", 0.9, ("kyoto",)), Neighbour("b", 0.9, ("soup",))])
+    (before,) = {c.weight for c in candidates_from(carried, ANY).values()}
+    for named in (SURE, RARE):
+        candidates = candidates_from(replace(carried, named=[named]), ANY)
+        assert list(candidates) == ["kyoto", "soup"]
+        assert 1 > candidates["kyoto"].weight > before == candidates["soup"].weight
+        assert candidates["kyoto"].notes == ["a"]
+
+
+@pytest.mark.parametrize(("named", "told"), [(SURE, True), (RARE, False)])
+def test_improbable_hashtag_is_told_if_most_notes_with_its_words_carry_it(named: NamedHashtag, told: bool) -> None:
+    ranked = rerank([], candidates_from(Neighbours(named=[named]), ANY), {"kyoto": 0.001}, 5, 0.02)
+    assert [hashtag.text for hashtag in ranked] == ["Kyoto"] * told

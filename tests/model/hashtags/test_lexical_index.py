@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.generation import NamedHashtag
 from model.hashtags import lexical_index
 from model.note import Note
 from model.words import word_hashes
-from tests.model.hashtags.reference import NoteIndex, by_comparing_all
+from tests.model.hashtags.reference import NoteIndex, by_comparing_all, letter_trie
 
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn")
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
@@ -93,6 +94,19 @@ def test_shared_words_are_the_rarest_first() -> None:
     shared = index.index.shared_words(Note(title="Saffron, soup"), Note(content="a soup of SAFFRON and onions"), 5)
     assert shared == ("saffron", "soup")
     assert index.index.shared_words(Note(title="saffron"), Note(title="soup"), 5) == ()
+
+
+def test_named_hashtags_are_those_of_stored_notes_whose_words_follow_each_other() -> None:
+    notes = [Note(id=f"{i}", title="a road", hashtags=("Road Trip",) if i < 2 else ()) for i in range(5)]
+    index, vocabulary = NoteIndex(*notes, segment_rows=2), letter_trie()
+    for note in notes:
+        vocabulary.add(note.hashtags)
+
+    def named(title: str) -> tuple[NamedHashtag, ...]:
+        return index.index.named_hashtags(index.index.phrases_of(Note(title=title)), vocabulary)
+
+    assert named("Our ROAD trip to Kyoto") == (NamedHashtag("Road Trip", carriers=2, having=2),)
+    assert named("A trip by road") == ()
 
 
 def test_rarer_word_weighs_more() -> None:

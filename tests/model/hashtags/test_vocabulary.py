@@ -9,14 +9,10 @@ from hypothesis import strategies as st
 
 from model.hashtags.vocabulary import HashtagTrie
 from model.note import hashtag_key
+from tests.model.hashtags.reference import letter_trie
 
 HASHTAGS = st.text("abc", min_size=1, max_size=4)
 NOTES = st.lists(st.lists(HASHTAGS, max_size=4), max_size=8)
-
-
-def letter_trie() -> HashtagTrie:
-    """Return an empty trie in which a token is a character."""
-    return HashtagTrie(lambda hashtags: [list(map(ord, hashtag)) for hashtag in hashtags])
 
 
 def all_hashtags(trie: HashtagTrie, prefix: tuple[int, ...] = ()) -> set[str]:
@@ -68,6 +64,14 @@ def test_common_spelling_is_that_of_most_notes(staying: list[list[str]], leaving
         same = [other for other in counts if hashtag_key(other) == hashtag_key(spelling)]
         expected = max(same, key=lambda other: (counts[other], other), default=spelling)
         assert trie.common_spelling(spelling) == expected
+
+
+def test_uses_are_of_all_spellings_under_the_most_frequent_one() -> None:
+    trie = letter_trie()
+    for hashtags in (["Road Trip"], ["road trip"], ["road trip", "soup"], ["gone"]):
+        trie.add(hashtags)
+    trie.remove(["gone"])
+    assert trie.uses(["roadtrip", "soup", "gone", "never"]) == {"roadtrip": ("road trip", 3), "soup": ("soup", 1)}
 
 
 def written_at_random(hashtag: str) -> str:

@@ -76,6 +76,8 @@ async def test_neighbours_are_those_of_an_evaluation_on_the_same_notes(
         ways = [await asyncio.to_thread(find, note, vector, 5) for find in (live_index.find_neighbours, evaluated)]
         (served, measured) = ([(n.id, n.hashtags) for n in (*way.by_vector, *way.by_words)] for way in ways)
         assert measured == served
+        assert ways[0].named == ways[1].named
+        assert bool(ways[0].named) == ("soup" in f"{note.title} {note.content}")
         assert len(served) == 10
         assert note.id not in dict(served)
 
