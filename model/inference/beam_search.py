@@ -78,6 +78,8 @@ class HashtagBeamSearch:
         self._ranked: list[tuple[Spelling, float]] = []
         """Finished hashtags, the most probable first: each in its most probable spelling, with the sum of the
         probabilities of all its spellings. Improbable ones are among them."""
+        self._is_likely_refused = False
+        """Whether `allowed` dropped a hashtag that is probable enough."""
         self.generated_tokens = 0
         """Tokens that all beams took."""
 
@@ -89,6 +91,8 @@ class HashtagBeamSearch:
     @property
     def reason_for_none(self) -> str:
         """Reason for an answer without hashtags."""
+        if self._is_likely_refused:
+            return "likely hashtags are all blocked, among the text's own, or in a script that the text does not use"
         if self._vocabulary is None and self._min_probability:
             return "no hashtag is likely enough"
         if self._vocabulary is None:
@@ -181,6 +185,8 @@ class HashtagBeamSearch:
         for text in self._texts(ids):
             if self._allowed(text):
                 self._finished.append(Spelling(text, dedup_key(text), log_prob))
+            else:
+                self._is_likely_refused |= self._is_likely(math.exp(log_prob))
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         """Whether a hashtag may end after `ids`."""

@@ -189,6 +189,26 @@ def test_empty_vocabulary_gives_no_hashtag_and_the_reason(writer: Engine) -> Non
     assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is known yet")
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize(("blocked", "own"), [({"cat"}, ()), (set(), ("Cats",))])
+def test_likely_hashtag_that_is_not_allowed_is_the_reason_for_none(
+    tokenizer: PreTrainedTokenizerBase, is_known: bool, blocked: set[str], own: tuple[str, ...]
+) -> None:
+    engine = bigram_engine(tokenizer, {"": {"cat": 1.0}, "cat": ENDED})
+    vocabulary = vocabulary_of(engine, ("cat",)) if is_known else None
+    request = GenerationRequest(2, blocked=frozenset(blocked), vocabulary=vocabulary)
+    (output,) = generate(engine, [replace(UNTAGGED[0], hashtags=own)], request)
+    reason = "likely hashtags are all blocked, among the text's own, or in a script that the text does not use"
+    assert (output.hashtags, output.hashtags_reason) == ((), reason)
+
+
+def test_unlikely_hashtag_that_is_not_allowed_is_no_reason_for_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = bigram_engine(tokenizer, {"": {" cat": 0.1, "<|im_end|>": 0.9}, " cat": ENDED})
+    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.2)
+    (output,) = generate(engine, UNTAGGED[:1], GenerationRequest(2, blocked=frozenset({"cat"})))
+    assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is likely enough")
+
+
 def test_hashtag_removed_during_the_search_is_not_returned(writer: Engine) -> None:
     engine = fresh_engine(writer)
     vocabulary = vocabulary_of(engine, HASHTAGS)
