@@ -113,7 +113,8 @@ class GenerationRequest:
     `vocabulary`: holds the only hashtags that may be returned (policy "known").
     `min_hashtag_score`: hashtags with a lower score are not returned, so that there may be fewer than asked for.
     `find_neighbours`: looks up the notes whose hashtags compete with the generated ones (policy "grounded").
-    `on_hashtag`: is called with each hashtag, the best first, as soon as no later one can be better.
+    `on_hashtag`: is called with each hashtag of the answer, the best first, as soon as its rank and spelling are
+    settled. Its score may still grow by further spellings.
 
     The engine calls `find_neighbours` and `on_hashtag` in its own thread.
     """

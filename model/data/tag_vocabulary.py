@@ -41,8 +41,8 @@ GENERAL_NOUNS = """
     reference source library package tool tools file files data program application module support server interface
     version development command client engine format
 """
-GENERAL = frozenset(GENERAL_NOUNS.split())
-"""Nouns that say nothing about a text that contains them."""
+GENERAL = frozenset(map(dedup_key, GENERAL_NOUNS.split()))
+"""Keys (`dedup_key`) of nouns that say nothing about a text that contains them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def build_vocabulary(wordnet: Path) -> TagVocabulary:
             continue
         if noun.topic not in CONTAINED_TOPICS or noun.other_uses > noun.uses:
             continue
-        if key in GENERAL or noun.text.lower() in GENERAL:
+        if key in GENERAL:
             continue
         contained_tags.setdefault(key, noun.text)
         if noun.uses and noun.topic in OPEN_TOPICS and noun.text.islower() and len(words) == 1:

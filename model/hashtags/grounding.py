@@ -66,24 +66,35 @@ NEIGHBOURS_NAMED = 5
 """Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
 HYPHENS = ("Pd", "Pc")
 """Unicode categories of hyphens, dashes and underscores, with which some join the words of a hashtag."""
-NO_PLURALS = ("news", "lens", "series", "species", "shoes")
-"""Endings that `dedup_key` would take for a plural, or would shorten to another word."""
+SINGULARS_IN_S = ("news", "lens", "atlas", "canvas", "christmas")
+"""Ends of singulars that look like a plural: of another word ("new"), or with a plural of their own ("canvases")."""
+ENDINGS_BEFORE_ES = ("ch", "sh", "ss", "x", "z", "o", "us", "is", "gas", *SINGULARS_IN_S)
+"""Endings of a singular whose plural may add "es"."""
+ENDINGS_WITH_E = tuple(f"{ending}e" for ending in ENDINGS_BEFORE_ES)
+"""Ends of a plural in "es" without its "s". A singular may end alike: "caches" is of "cache", "beaches" of "beach"."""
 
 
 def dedup_key(text: str) -> str:
-    """Return a key: of hashtags with the same key a list has one. Case, spaces, hyphens, underscores and English
-    plurals do not count."""
+    """Return a key: of hashtags with the same key a list has one. Case, spaces, hyphens, underscores and regular
+    English plurals do not count. A key need not be a word."""
     key = hashtag_key(text)
-    key = "".join(char for char in key if unicodedata.category(char) not in HYPHENS) or key
-    if key.endswith(NO_PLURALS):
-        return key
-    if len(key) > 3 and key.endswith(("ies", "ie")):
-        return key[: key.rindex("ie")] + "y"
-    if len(key) > 4 and key.endswith(("ches", "shes", "sses", "xes", "oes")):
-        return key[:-2]
-    if len(key) > 3 and key.endswith("s") and not key.endswith(("ss", "us", "is")):
-        return key[:-1]
-    return key
+    return number_neutral("".join(char for char in key if unicodedata.category(char) not in HYPHENS) or key)
+
+
+def number_neutral(word: str) -> str:
+    """Return a form that the singular and the regular plural of an English word share, which need not be a word: "cach"
+    of "cache" and "caches". Irregular plurals ("mice"), and those of words of two letters ("TVs"), keep their own."""
+    if word.endswith(SINGULARS_IN_S):
+        return word
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        word = word[:-1]
+    if word.endswith(("i", "u")) and len(word) > 2:
+        return word + "s"  # "menus" may be a plural, and "virus" is none: both keep their "s", so "menu" gets one
+    if len(word) > 3 and word.endswith("ie"):
+        return word[:-2] + "y"
+    if len(word) > 3 and word.endswith(ENDINGS_WITH_E):
+        word = word[:-1]
+    return word[:-1] if len(word) > 3 and word.endswith("zz") else word
 
 
 @dataclass(frozen=True, slots=True)

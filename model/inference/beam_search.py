@@ -26,6 +26,8 @@ or end as text that is none."""
 GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{3}")
 """A word that goes on in capitals, as in "runningHETATM": the second token is one that pretraining has hardly seen, so
 its probability means nothing."""
+EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+"""What is neither a letter nor a digit, at either end of a text."""
 
 
 def max_beam_blocks(hashtags: int, pool: BlockPool) -> int:
@@ -73,10 +75,11 @@ class HashtagBeamSearch:
         self._beams = [Beam([], 0.0, self._query(()))]
         """Unfinished hashtags, the most probable first."""
         self._finished: list[Spelling] = []
-        self.hashtags: tuple[Hashtag, ...] = ()
-        """The requested number of hashtags, or fewer where fewer were found, the most probable first."""
-        self._announced: set[str] = set()
-        """`dedup_key` of each hashtag that `on_hashtag` was called with."""
+        self._ranked: list[tuple[Spelling, float]] = []
+        """Finished hashtags, the most probable first: each in its most probable spelling, with the sum of the
+        probabilities of all its spellings. Improbable ones are among them."""
+        self._is_likely_refused = False
+        """Whether `allowed` dropped a hashtag that is probable enough."""
         self.generated_tokens = 0
         """Tokens that all beams took."""
 
@@ -88,11 +91,37 @@ class HashtagBeamSearch:
     @property
     def reason_for_none(self) -> str:
         """Reason for an answer without hashtags."""
+        if self._is_likely_refused:
+            return "likely hashtags are all blocked, among the text's own, or in a script that the text does not use"
         if self._vocabulary is None and self._min_probability:
             return "no hashtag is likely enough"
         if self._vocabulary is None:
             return "the model wrote nothing that can be read as a hashtag"
         return "no known hashtag is likely enough" if len(self._vocabulary) else "no hashtag is known yet"
+
+    @property
+    def hashtags(self) -> tuple[Hashtag, ...]:
+        """The requested number of hashtags, or fewer where fewer were found, the most probable first."""
+        best = self._ranked[: self._count]
+        return tuple(Hashtag(spelling.text, min(1.0, score)) for spelling, score in best if self._is_likely(score))
+
+    @property
+    def settled(self) -> tuple[Hashtag, ...]:
+        """The best of `hashtags`, as far as no beam can change which they are, their order or their spelling any more.
+        Their scores may still grow by further spellings."""
+        beams = [(stem(self._prompt.decode(beam.ids)), math.exp(beam.log_prob)) for beam in self._beams]
+
+        def addition(key: str) -> float:
+            """Return how much all beams may add to the hashtag with `key` at the most."""
+            return sum(probability for beginning, probability in beams if key.startswith(beginning))
+
+        most_of_new = max((addition(beginning) for beginning, _ in beams), default=0.0)
+        keys = [key_without_edges(spelling.text) for spelling, _ in self._ranked]
+        for place, (spelling, score) in enumerate(self._ranked):
+            rivals = [self._ranked[i][1] + addition(keys[i]) for i in range(place + 1, len(keys))]
+            if score <= max([most_of_new, *rivals]) or math.exp(spelling.log_prob) <= addition(keys[place]):
+                return self.hashtags[:place]
+        return self.hashtags
 
     @property
     def max_probability(self) -> float:
@@ -101,22 +130,13 @@ class HashtagBeamSearch:
         best = self.hashtags[0].score if self.hashtags else self._min_probability
         return min(1.0, best + sum(math.exp(beam.log_prob) for beam in self._beams))
 
-    def run(
-        self,
-        table: BlockTable,
-        first_token: TokenLogProbs,
-        on_hashtag: Callable[[Hashtag], None] | None = None,
-        is_settled: Callable[[float], bool] = lambda max_probability: False,
-    ) -> SpanSteps[None]:
-        """Search to the end. `table` holds the prompt and the task, `first_token` answers `first_query`.
-
-        `on_hashtag` is called with each hashtag as soon as no better one can come. `is_settled` is called with
-        `max_probability` before each step, and ends the search where it returns True.
-        """
+    def run(self, table: BlockTable, first_token: TokenLogProbs, is_settled: Callable[[], bool]) -> SpanSteps[None]:
+        """Search to the end. `table` holds the prompt and the task, `first_token` answers `first_query`. `is_settled`
+        is called before each step, and ends the search where it returns True."""
         tables = [table.fork()]
         answers = [first_token]
         try:
-            while (parents := self._extend(answers, on_hashtag)) and not is_settled(self.max_probability):
+            while (parents := self._extend(answers)) and not is_settled():
                 tables = continue_tables(tables, parents)
                 self.generated_tokens += len(tables)
                 outputs = yield [
@@ -134,15 +154,17 @@ class HashtagBeamSearch:
             return LogitQuery(0, top_k=self._width)
         return LogitQuery(0, tokens=self._vocabulary.after(ids))
 
-    def _extend(self, answers: Sequence[TokenLogProbs], on_hashtag: Callable[[Hashtag], None] | None) -> list[int]:
+    def _is_likely(self, probability: float) -> bool:
+        """Whether a hashtag with `probability` may be in the answer."""
+        return probability > max(0.0, self._min_probability)
+
+    def _extend(self, answers: Sequence[TokenLogProbs]) -> list[int]:
         """Extend all beams by the tokens that follow them, and keep the best. Returns for each new beam the index of
         the beam that it continues, or [] when the search is over."""
         for beam, answer in zip(self._beams, answers, strict=True):
             if beam.ids and self._is_whole(beam.ids):
-                texts = filter(self._allowed, self._texts(beam.ids))
-                log_prob = beam.log_prob + answer.end_log_prob
-                self._finished += [Spelling(text, dedup_key(text), log_prob) for text in texts]
-        self.hashtags = self._ranked()[: self._count]
+                self._finish(beam.ids, beam.log_prob + answer.end_log_prob)
+        self._ranked = self._rank()
 
         extensions = [
             (beam.log_prob + log_prob, parent, token)
@@ -156,26 +178,23 @@ class HashtagBeamSearch:
             beams.append(Beam(ids, log_prob, self._query(ids)))
         self._beams = beams
 
-        is_over = self._is_over()
-        if on_hashtag is not None:
-            self._announce(on_hashtag, best_open=0.0 if is_over else math.exp(self._beams[0].log_prob))
-        return [] if is_over else [parent for _, parent, _ in best]
+        return [] if self._is_over() else [parent for _, parent, _ in best]
 
-    def _announce(self, on_hashtag: Callable[[Hashtag], None], best_open: float) -> None:
-        """Call `on_hashtag` with the new ones among the best hashtags that are at least as probable as `best_open`, the
-        probability of the best unfinished one."""
-        for hashtag in self.hashtags:
-            key = dedup_key(hashtag.text)
-            if hashtag.score >= best_open and key not in self._announced:
-                self._announced.add(key)
-                on_hashtag(hashtag)
+    def _finish(self, ids: Sequence[int], log_prob: float) -> None:
+        """Take the hashtag that `ids` spell, if they spell one that is allowed, with its log probability."""
+        for text in self._texts(ids):
+            if self._allowed(text):
+                self._finished.append(Spelling(text, dedup_key(text), log_prob))
+            else:
+                self._is_likely_refused |= self._is_likely(math.exp(log_prob))
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         """Whether a hashtag may end after `ids`."""
         return self._vocabulary is None or self._vocabulary.holds(ids)
 
     def _is_over(self) -> bool:
-        """Whether no beam can lead to one of the best hashtags any more: each further token lowers its probability."""
+        """Whether the search ends: no beam alone leads to a hashtag that ranks among the best, since each further token
+        lowers its probability. What several beams together would lead to, or add to hashtags found, is left out."""
         if not self._beams:
             return True
         best_open = self._beams[0]
@@ -183,25 +202,35 @@ class HashtagBeamSearch:
             return True
         if math.exp(best_open.log_prob) < self._min_probability:
             return True
-        return len(self.hashtags) == self._count and self.hashtags[-1].score >= math.exp(best_open.log_prob)
+        hashtags = self.hashtags
+        return len(hashtags) == self._count and hashtags[-1].score >= math.exp(best_open.log_prob)
 
-    def _ranked(self) -> tuple[Hashtag, ...]:
-        """All finished hashtags, the most probable first. Two spellings count as one hashtag with the sum of their
-        probabilities, spelled as the more probable one."""
+    def _rank(self) -> list[tuple[Spelling, float]]:
+        """Return `_ranked` of all that is finished."""
         probabilities: dict[str, float] = defaultdict(float)
-        spellings: dict[str, str] = {}
+        spellings: dict[str, Spelling] = {}
         for spelling in sorted(self._finished, key=lambda spelling: -spelling.log_prob):
             probabilities[spelling.key] += math.exp(spelling.log_prob)
-            spellings.setdefault(spelling.key, spelling.text)
+            spellings.setdefault(spelling.key, spelling)
         best = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
-        likely = [(key, probability) for key, probability in best if probability > max(0.0, self._min_probability)]
-        return tuple(Hashtag(spellings[key], min(1.0, probability)) for key, probability in likely)
+        return [(spellings[key], probability) for key, probability in best]
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
         """The hashtag that `ids` spell, or []. A known hashtag keeps its spelling, whatever it ends with."""
         if self._vocabulary is not None:
             return [normalise_hashtag(self._prompt.decode(ids))]
         return [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if not GLUED_CAPITALS.search(text)]
+
+
+def key_without_edges(text: str) -> str:
+    """Return the `dedup_key` of a text from its first letter or digit to its last."""
+    return dedup_key(EDGES.sub("", normalise_hashtag(text)))
+
+
+def stem(text: str) -> str:
+    """Return the beginning that the `key_without_edges` of every hashtag has that begins with `text`. Further text may
+    change the last two characters of its own: it may add an accent, or the end of a plural."""
+    return key_without_edges(text)[:-2]
 
 
 def next_tokens(query: LogitQuery, answer: TokenLogProbs) -> Iterator[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +36,7 @@ class HashtagGeneration:
         self._ranking: GroundedRanking | None = None
         self._scorer: CandidateScorer | None = None
         self._announced = 0
-        """Number of grounded hashtags that `on_hashtag` was called with."""
+        """Number of hashtags that `on_hashtag` was called with."""
 
     @property
     def needs_vector(self) -> bool:
@@ -65,19 +65,15 @@ class HashtagGeneration:
     def run(self, table: BlockTable, answers: Sequence[TokenLogProbs]) -> SpanSteps[None]:
         """Generate to the end. `table` holds the prompt and the hashtag task, `answers` begin with those to the queries
         of `tasks`."""
-        if self._scorer is None:
-            yield from self._search.run(table, answers[0], announcer(self._request))
-            return
         searched = len(self._search.first_query.tokens)
         first, candidate_log_probs = answers[0], answers[0].log_probs[searched:]
-        nodes = len(self._scorer.first_batch.trie.tokens)
-        self._scorer.read_first(candidate_log_probs, answers[1 : 1 + nodes])
-        yield from side_by_side(
-            self._scorer.score_open(table),
-            self._search.run(
-                table, replace(first, log_probs=first.log_probs[:searched]), is_settled=self._are_candidates_enough
-            ),
-        )
+        search = self._search.run(table, replace(first, log_probs=first.log_probs[:searched]), self._is_settled)
+        if self._scorer is None:
+            yield from search
+        else:
+            nodes = len(self._scorer.first_batch.trie.tokens)
+            self._scorer.read_first(candidate_log_probs, answers[1 : 1 + nodes])
+            yield from side_by_side(self._scorer.score_open(table), search)
         self._announce(self._ranked())
 
     @property
@@ -108,28 +104,23 @@ class HashtagGeneration:
     def _ranked(self) -> tuple[Hashtag, ...]:
         return self._ranking.ranked(self._search.hashtags) if self._ranking else self._search.hashtags
 
-    def _are_candidates_enough(self, max_written: float) -> bool:
-        """Announce what is settled, and say whether nothing that the search may still find matters."""
-        assert self._ranking is not None
+    def _is_settled(self) -> bool:
+        """Announce the hashtags that are settled, and say whether the candidates are the answer, whatever the search
+        may still find."""
+        if self._ranking is None:
+            if self._request.on_hashtag:
+                self._announce(self._search.settled)
+            return False
+        max_written = self._search.max_probability
         self._announce(self._ranking.settled(max_written))
         return self._ranking.is_complete_without(max_written)
 
     def _announce(self, best: Sequence[Hashtag]) -> None:
-        """Call `on_hashtag` with those of the `best` hashtags that it was not called with before."""
-        if announce := announcer(self._request):
+        """Call `on_hashtag` with those of the `best` hashtags that it was not called with before, up to the first one
+        whose score is below `min_hashtag_score`: further spellings may raise it."""
+        if on_hashtag := self._request.on_hashtag:
             for hashtag in best[self._announced :]:
-                announce(hashtag)
+                if hashtag.score < self._request.min_hashtag_score:
+                    return
+                on_hashtag(hashtag)
                 self._announced += 1
-
-
-def announcer(request: GenerationRequest) -> Callable[[Hashtag], None] | None:
-    """Return the `on_hashtag` of a request, called only for hashtags that have its `min_hashtag_score`."""
-    on_hashtag = request.on_hashtag
-    if on_hashtag is None:
-        return None
-
-    def announce(hashtag: Hashtag) -> None:
-        if hashtag.score >= request.min_hashtag_score:
-            on_hashtag(hashtag)
-
-    return announce

@@ -7,11 +7,13 @@ from dataclasses import replace
 from string import ascii_lowercase, digits
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
 from model.hashtags.grounding import dedup_key
-from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG
+from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG, key_without_edges, stem
 from model.inference.engine import Engine
 from model.note import hashtag_key
 from tests.conftest import COMMON, FOODS
@@ -187,6 +189,26 @@ def test_empty_vocabulary_gives_no_hashtag_and_the_reason(writer: Engine) -> Non
     assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is known yet")
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize(("blocked", "own"), [({"cat"}, ()), (set(), ("Cats",))])
+def test_likely_hashtag_that_is_not_allowed_is_the_reason_for_none(
+    tokenizer: PreTrainedTokenizerBase, is_known: bool, blocked: set[str], own: tuple[str, ...]
+) -> None:
+    engine = bigram_engine(tokenizer, {"": {"cat": 1.0}, "cat": ENDED})
+    vocabulary = vocabulary_of(engine, ("cat",)) if is_known else None
+    request = GenerationRequest(2, blocked=frozenset(blocked), vocabulary=vocabulary)
+    (output,) = generate(engine, [replace(UNTAGGED[0], hashtags=own)], request)
+    reason = "likely hashtags are all blocked, among the text's own, or in a script that the text does not use"
+    assert (output.hashtags, output.hashtags_reason) == ((), reason)
+
+
+def test_unlikely_hashtag_that_is_not_allowed_is_no_reason_for_none(tokenizer: PreTrainedTokenizerBase) -> None:
+    engine = bigram_engine(tokenizer, {"": {" cat": 0.1, "<|im_end|>": 0.9}, " cat": ENDED})
+    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.2)
+    (output,) = generate(engine, UNTAGGED[:1], GenerationRequest(2, blocked=frozenset({"cat"})))
+    assert (output.hashtags, output.hashtags_reason) == ((), "no hashtag is likely enough")
+
+
 def test_hashtag_removed_during_the_search_is_not_returned(writer: Engine) -> None:
     engine = fresh_engine(writer)
     vocabulary = vocabulary_of(engine, HASHTAGS)
@@ -214,6 +236,72 @@ def test_on_hashtag_is_called_once_each_in_answer_order(writer: Engine, grounded
     while not engine.step():
         before_the_end = max(before_the_end, len(announced))
     assert before_the_end > 0
+
+
+POLICIES = ["open", "known", "grounded without neighbours"]
+
+
+def announced_hashtags(engine: Engine, policy: str, request: GenerationRequest) -> tuple[list[str], list[str] | None]:
+    """Texts of the hashtags that `on_hashtag` is called with, and of the answer, under one of POLICIES."""
+    announced: list[Hashtag] = []
+    request = replace(request, on_hashtag=announced.append)
+    if policy == "known":
+        request = replace(request, vocabulary=vocabulary_of(engine, ("river", "road trips", "road-trip")))
+    elif policy != "open":
+        request = replace(request, find_neighbours=lambda *_: Neighbours([]))
+    (output,) = generate(engine, UNTAGGED[:1], request)
+    return [hashtag.text for hashtag in announced], texts(output.hashtags)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("min_score", "expected"), [(0.0, ["road trips", "river"]), (0.5, ["road trips"])])
+def test_hashtag_that_a_later_spelling_raises_is_announced_in_its_final_place(
+    tokenizer: PreTrainedTokenizerBase, policy: str, min_score: float, expected: list[str]
+) -> None:
+    bigrams = {
+        "": {"river": 0.4, "road": 0.6},
+        "road": {" trips": 0.55, "-": 0.45},
+        "-": {"trip": 1.0},
+        **dict.fromkeys(("river", " trips", "trip"), ENDED),
+    }
+    request = GenerationRequest(3, min_hashtag_score=min_score)
+    announced, answer = announced_hashtags(bigram_engine(tokenizer, bigrams), policy, request)
+    assert announced == answer == expected
+
+
+def test_hashtag_is_announced_in_its_final_spelling(tokenizer: PreTrainedTokenizerBase) -> None:
+    bigrams = {
+        "": {" trips": 0.3, " Trip": 0.25, "-": 0.45},
+        "-": {"trip": 1.0},
+        **dict.fromkeys((" trips", " Trip", "trip"), ENDED),
+    }
+    announced, answer = announced_hashtags(bigram_engine(tokenizer, bigrams), "open", GenerationRequest(3))
+    assert announced == answer == ["trip"]
+
+
+@given(
+    st.lists(st.sampled_from([*"aeioushcxzyI旅가ﾞ🍜.-_+! ", "zzes", "ies", "ches", "ß", "\u0301", "\u11a8"]), max_size=7)
+)
+def test_stem_of_a_beginning_begins_the_key_of_the_whole_hashtag(pieces: list[str]) -> None:
+    key = key_without_edges("".join(pieces).strip(" .-_+!"))
+    assert all(key.startswith(stem("".join(pieces[:end]))) for end in range(len(pieces) + 1))
+
+
+def test_hashtag_is_announced_while_no_unfinished_one_can_become_it_or_pass_it(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    bigrams = {
+        "": {" coffee": 0.4, " river": 0.3, " garden": 0.3},
+        " river": {" boat": 1.0},
+        " garden": {" lamp": 1.0},
+        **dict.fromkeys((" coffee", " boat", " lamp"), ENDED),
+    }
+    engine, announced = bigram_engine(tokenizer, bigrams), list[Hashtag]()
+    engine.add_request(engine.tokenize(UNTAGGED[0], GenerationRequest(3, on_hashtag=announced.append)))
+    before_the_end: list[str] = []
+    while not engine.step():
+        before_the_end = [hashtag.text for hashtag in announced]
+    assert before_the_end == ["coffee"], "the unfinished ones have 0.6 together, and 0.3 each"
 
 
 def test_blocked_hashtag_gives_its_rank_to_the_next(tokenizer: PreTrainedTokenizerBase) -> None:
