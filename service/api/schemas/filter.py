@@ -152,7 +152,7 @@ class ConditionsIn(Wire):
         "an object with in, gt, gte, lt, lte",
         examples=[{"language": ["en", "zh"], "seats": {"gte": 2, "lt": 6}}],
     )
-    created_at: TimesIn | None = Field(None, description="time at which the note was written")
+    created_at: TimesIn | None = Field(None, description="time of creation of the note")
     updated_at: TimesIn | None = Field(None, description="time of the last write, by the store's clock")
     all: list[ConditionsIn] | None = Field(
         None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups that must all hold"

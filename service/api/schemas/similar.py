@@ -59,8 +59,8 @@ class SearchOptions(Wire):
     hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
     all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
     author: Name | None = Field(None, description="notes of this author")
-    created_after: Time | None = Field(None, description="notes that were written after this time")
-    created_before: Time | None = Field(None, description="notes that were written before this time")
+    created_after: Time | None = Field(None, description="notes created (`created_at`) after this time")
+    created_before: Time | None = Field(None, description="notes created (`created_at`) before this time")
     attribute: list[Attributed] = Field(
         [],
         max_length=MAX_ATTRIBUTES,
@@ -250,7 +250,7 @@ class SimilarItem(BaseModel):
     category: str | None = Field(description=f"{CATEGORY_MEANING}, or the answer is degraded")
     author: str | None = Field(description="null: none, or the answer is degraded")
     content: str | None = Field(None, description=f"whole content; {INCLUDED}")
-    created_at: datetime | None = Field(None, description=f"when it was written; {INCLUDED}")
+    created_at: datetime | None = Field(None, description=f"time of creation; {INCLUDED}")
     expires_at: datetime | None = Field(None, description=f"never returned from this time on; {INCLUDED}")
     attributes: dict[str, Attribute] | None = Field(None, description=f"values by name; {INCLUDED}")
     generated: GeneratedOut | None = Field(None, description=f"what the model generated; {INCLUDED}")
