@@ -329,9 +329,9 @@ FIGURES = (
            "among new notes: microlens50k; films", "quality", "quality",
            tuple((UNSEEN_DOMAIN.format(data), rival) for data in ("microlens50k", "movielens_tmdb")
                  for rival in ("minilm:", "bm25:"))),
-    Figure("index: searches a second, 1,000,000 made-up rows, one thread", "index_1000000",
+    Figure("index: searches a second, 1,000,000 synthetic rows, one thread", "index_1000000",
            "the-index-at-a-million-rows", (("threads: 1$", ""),)),
-    Figure("`similar` over HTTP, 1,000,000 made-up notes: where each searches; where lists are kept (10,000 notes, "
+    Figure("`similar` over HTTP, 1,000,000 synthetic notes: where each searches; where lists are kept (10,000 notes, "
            "again and again)", "similar_1000000", "related-notes-at-a-million-over-http",
            (("^similar, 16 clients", ""),
             ("^similar, lists kept, 16 clients", ""))),

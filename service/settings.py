@@ -136,10 +136,15 @@ class Settings(BaseSettings):
         "separated by commas",
     )
     sample_notes: int | None = Field(
-        None, ge=0, description="sample notes to load on the first start; without it all, with NOTELLM_REDIS_URL none"
+        None,
+        ge=0,
+        description="sample notes to load on the first start; unset: all, or none where NOTELLM_REDIS_URL is set",
     )
     snapshot_seconds: float = Field(
-        60.0, ge=0, description="a changed index is written to disk that often, or seldomer where it is large; 0: never"
+        60.0,
+        ge=0,
+        description="least seconds between two snapshots of a changed index; longer where a snapshot takes long; 0: no "
+        "snapshots",
     )
     purge_seconds: float = Field(
         0.0,

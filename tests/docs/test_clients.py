@@ -34,6 +34,7 @@ time.sleep = pauses.append
 
 def unreliable_request(*arguments, **options):
     sent.append(arguments)
+    assert ("X-Request-Timeout" in options["headers"]) == (arguments[0] != "GET")
     if len(sent) == 1:
         raise httpx.ConnectError("nobody listens yet")
     if len(sent) == 2:

@@ -77,7 +77,7 @@ class EmbeddingsUsage(BaseModel):
     """Tokens of all texts together."""
 
     prompt_tokens: int = Field(description="tokens that the model read")
-    total_tokens: int = Field(description="the same: nothing is written")
+    total_tokens: int = Field(description="the same: nothing is generated")
 
 
 class EmbeddingsOut(BaseModel):

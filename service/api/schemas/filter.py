@@ -93,8 +93,8 @@ class FlatFilterIn(Wire):
     hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
     all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
     author: Name | None = Field(None, description="notes of this author")
-    created_after: Time | None = Field(None, description="notes that were written after this time")
-    created_before: Time | None = Field(None, description="notes that were written before this time")
+    created_after: Time | None = Field(None, description="notes created (`created_at`) after this time")
+    created_before: Time | None = Field(None, description="notes created (`created_at`) before this time")
     attribute: list[Attributed] = Field(
         [],
         max_length=MAX_ATTRIBUTES,
@@ -195,7 +195,7 @@ class ConditionsIn(Wire):
         "an object with in, gt, gte, lt, lte",
         examples=[{"language": ["en", "zh"], "seats": {"gte": 2, "lt": 6}}],
     )
-    created_at: TimesIn | None = Field(None, description="time at which the note was written")
+    created_at: TimesIn | None = Field(None, description="time of creation of the note")
     updated_at: TimesIn | None = Field(None, description="time of the last write, by the store's clock")
     all: list[ConditionsIn] | None = Field(
         None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups that must all hold"

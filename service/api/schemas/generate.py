@@ -102,7 +102,7 @@ class UsageOut(BaseModel):
         description="read, each once, however much is made of it; the first text with a set of categories that the "
         "model does not know also counts those of their names",
     )
-    generated_tokens: int = Field(0, description="written for hashtags, in all beams together")
+    generated_tokens: int = Field(0, description="tokens generated for hashtags, in all beams together")
 
     @classmethod
     def of(cls, usage: Usage) -> Self:

@@ -121,7 +121,7 @@ class NoteIn(TaggedText):
     category: Name | None = Field(None, description="the author's choice; null: none", examples=["Travel"])
     author: Name | None = Field(None, description="name of the author; null: none", examples=["tomhikes"])
     created_at: Time | None = Field(
-        None, description="when it was written; by default the time of arrival", examples=["2026-05-01T09:30:00Z"]
+        None, description="time of creation; by default the time of arrival", examples=["2026-05-01T09:30:00Z"]
     )
     expires_at: Time | None = Field(None, description="never returned from this time on; null: it does not expire")
     attributes: Attributes = Field({}, description=f"values by name, kept and returned; {EXACT_NUMBERS}")
@@ -157,7 +157,7 @@ class NotePatch(Wire):
     )
     category: Name | None = Field(None, description="null clears it, also a generated one")
     author: Name | None = Field(None, description="null clears it")
-    created_at: Time = Field(default_factory=lambda: FIRST_TIME, description="when it was written; cannot be cleared")
+    created_at: Time = Field(default_factory=lambda: FIRST_TIME, description="time of creation; cannot be cleared")
     expires_at: Time | None = Field(None, description="never returned from this time on; null: it does not expire")
     attributes: Attributes = Field(
         default_factory=dict,
@@ -213,7 +213,7 @@ class NoteOut(BaseModel):
     hashtags: list[str] = Field(description=HASHTAGS_MEANING)
     category: str | None = Field(description=CATEGORY_MEANING)
     author: str | None = Field(description="name of the author; null: none")
-    created_at: datetime | None = Field(description="when it was written; null: not known")
+    created_at: datetime | None = Field(description="time of creation; null: not known")
     expires_at: datetime | None = Field(description="never returned from this time on; null: it does not expire")
     attributes: dict[str, Attribute] = Field(description="values by name, as they were sent")
     generated: GeneratedOut | None = Field(description="what the model generated; null: nothing")

@@ -218,7 +218,7 @@ class SimilarItem(BaseModel):
     category: str | None = Field(description=f"{CATEGORY_MEANING}, or the answer is degraded")
     author: str | None = Field(description="null: none, or the answer is degraded")
     content: str | None = Field(None, description=f"whole content; {INCLUDED}")
-    created_at: datetime | None = Field(None, description=f"when it was written; {INCLUDED}")
+    created_at: datetime | None = Field(None, description=f"time of creation; {INCLUDED}")
     expires_at: datetime | None = Field(None, description=f"never returned from this time on; {INCLUDED}")
     attributes: dict[str, Attribute] | None = Field(None, description=f"values by name; {INCLUDED}")
     generated: GeneratedOut | None = Field(None, description=f"what the model generated; {INCLUDED}")
