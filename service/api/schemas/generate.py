@@ -42,7 +42,7 @@ class HashtagOut(BaseModel):
         "nearest notes carry it, together"
     )
     notes: list[str] = Field(
-        [], description="of grounded ones: ids of the nearest notes that carry it", exclude_if=lambda notes: not notes
+        [], description="of grounded ones: ids of the nearest notes that carry it, if any does", exclude_if=lambda notes: not notes
     )
 
     @classmethod
@@ -115,7 +115,8 @@ class HashtagRules(Wire):
     policy: HashtagPolicy | None = Field(
         None,
         description="open: whatever the model writes; known: of that, only what authors of stored notes use; grounded: "
-        "the best of what it writes and of what near notes carry, by vectors and by words; null: the service's own",
+        "the best of what it writes, of what near notes carry, by vectors and by words, and of what stored notes carry "
+        "and the text names; null: the service's own",
     )
     blocked: list[Name] = Field(
         [], max_length=MAX_BLOCKED, description="never returned, whatever their case and spacing"
