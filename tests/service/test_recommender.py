@@ -196,6 +196,28 @@ async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recomme
     assert (added.stored.category, added.below_min.category) == ("Food", None)
 
 
+@pytest.mark.parametrize(
+    ("note", "generate", "defaults"),
+    [
+        (Note(id="a", title="x"), Generate(category=True), GenerationDefaults(min_category_probability=1.0)),
+        (Note(id="a", title="Food"), Generate(hashtags=1), GenerationDefaults(hashtag_policy="known")),
+    ],
+)
+async def test_result_that_is_not_stored_again_has_the_revision_and_position_of_the_stored_note(
+    recommender: Recommender, engine: WordEngine, note: Note, generate: Generate, defaults: GenerationDefaults
+) -> None:
+    recommender.defaults = defaults
+    attempts = [Attempt("key", "fingerprint")]
+    created = await add_one(recommender, note, generate)
+    (repeated,) = await recommender.add([note], generate, PATIENT, attempts)
+    (replayed,) = await recommender.add([note], generate, PATIENT, attempts)
+    assert len(engine.batches) == 2
+    for added in (repeated, replayed):
+        assert added
+        assert (added.status, added.stored.revision) == ("unchanged", 1)
+        assert added.stored.position == created.stored.position
+
+
 async def test_known_hashtags_are_those_of_stored_notes_authors(recommender: Recommender) -> None:
     recommender.defaults = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
