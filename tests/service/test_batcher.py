@@ -225,6 +225,20 @@ async def test_a_note_whose_caller_left_never_reaches_the_engine(engine: WordEng
     assert names(engine) == [["stays"]]
 
 
+async def test_notes_whose_caller_left_take_no_place_behind_a_note_that_waits(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=4) as batcher:
+        await plug(engine, batcher)
+        stays = await queue(batcher, note("stays"))
+        for _ in range(5):
+            left = await queue(batcher, *map(note, "xyz"))
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            assert batcher.waiting == 1
+        engine.gate.set()
+        await stays
+    assert names(engine) == [["stays"]]
+
+
 async def test_a_caller_that_leaves_a_running_batch_harms_nobody_in_it(engine: WordEngine) -> None:
     async with batching(engine) as batcher:
         await plug(engine, batcher)
@@ -356,6 +370,15 @@ async def test_after_stop_notes_are_refused_and_no_task_is_left(engine: WordEngi
     with pytest.raises(Stopping):
         await batcher.generate(note("b"))
     assert "batcher" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_stop_between_two_batches_of_a_list_ends_it_with_stopping(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        with batcher.admit(2, VECTOR_ONLY, PATIENT, 1) as admission:
+            await batcher.generate_all([(note("a"), VECTOR_ONLY)], PATIENT, admission)
+            await batcher.stop(ANSWER_SECONDS)
+            with pytest.raises(Stopping):
+                await batcher.generate_all([(note("b"), VECTOR_ONLY)], PATIENT, admission)
 
 
 async def queue_for(batcher: Batcher, tenant: str, *notes: Note) -> asyncio.Task[list[GenerationOutput]]:
