@@ -135,15 +135,21 @@ async def test_reads_are_not_exported_while_the_stream_is_read_again_after_a_pur
     async with behaving(embedded.url, clock) as behaviour:
         await behaviour.add(clicks(clock, "ab", "u1", "u2"), clock())
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+        begun, half_done = behaviour.all_reads(), behaviour.all_reads()
+        for export in (begun, half_done):
+            assert len(next(export)) == 2
         monkeypatch.setattr(EventFollower, "_apply", wait_then_apply)
         await asyncio.to_thread(purge_store, embedded.url)
         await eventually(reading.is_set)
         assert await behaviour.forget("u1") == 2
         assert behaviour.status().ready
-        with pytest.raises(BehaviourBehind, match="0 reads so far"):
-            behaviour.all_reads()
+        for export in (behaviour.all_reads(), begun):
+            with pytest.raises(BehaviourBehind, match="0 reads so far"):
+                next(export)
         may_go_on.set()
         await eventually(lambda: behaviour.status().reads == 2)
+        with pytest.raises(BehaviourBehind):
+            next(half_done)
         assert [[read.note_id for read in reads] for reads in behaviour.all_reads()] == [["a", "b"]]
 
 
