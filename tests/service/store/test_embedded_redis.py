@@ -223,8 +223,9 @@ async def test_server_takes_no_writes_while_its_disk_is_nearly_full(
         await eventually(lambda: not is_refused(embedded))
 
 
+@pytest.mark.parametrize("error", [OSError("no file descriptor is left"), RuntimeError("cannot start new thread")])
 async def test_server_that_died_is_started_again_behind_a_failed_check(
-    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     looks: list[Path] = []
     usage = shutil.disk_usage
@@ -232,7 +233,7 @@ async def test_server_that_died_is_started_again_behind_a_failed_check(
     def fail_once(folder: Path) -> Any:
         looks.append(folder)
         if len(looks) == 1:
-            raise OSError("no file descriptor is left")
+            raise error
         return usage(folder)
 
     monkeypatch.setattr(shutil, "disk_usage", fail_once)
