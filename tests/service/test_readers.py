@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from service.readers import Readers, ReaderStart, samples_of
@@ -27,14 +29,15 @@ async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monke
         await readers.stop(5)
 
 
-async def test_readers_that_were_stopped_are_not_started() -> None:
-    readers = Readers(1)
+async def test_readers_that_were_stopped_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.readers.MODULE", "service.no_such_module")
+    before, readers = asyncio.all_tasks(), Readers(1)
     listener = readers.listen()
     assert listener is not None
     with listener:
         await readers.stop(5)
         readers.start(START, "redis://none", lambda: None)
-        assert not readers.tried
+        assert asyncio.all_tasks() == before, "no task that would start one"
 
 
 async def test_connections_that_a_reader_refuses_are_told_with_its_metrics() -> None:
