@@ -309,8 +309,8 @@ def test_nobody_else_can_reach_folder_or_socket(embedded: EmbeddedRedis) -> None
 
 def test_it_is_on_disk_at_every_write_and_never_evicts(embedded: EmbeddedRedis) -> None:
     with redis.Redis.from_url(embedded.url, decode_responses=True) as client:
-        told = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory-policy")}
-    assert told == {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+        settings = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory-policy")}
+    assert settings == {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
 
 def test_a_server_that_cannot_run_is_an_error_that_names_its_log(
