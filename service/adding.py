@@ -66,8 +66,9 @@ class Plan:
     request: GenerationRequest | None
 
     def finish(self, output: GenerationOutput | None, space: str, min_category_probability: float) -> Added:
-        """Return the note as it is to be stored, not written yet. `output`: the model's; None where the plan has no
-        request. A note is given no category with less than `min_category_probability`: filters would find it."""
+        """Return the note as it is to be stored, with the revision and position of the stored one. `output`: the
+        model's; None where the plan has no request. A note is given no category with less than
+        `min_category_probability`: filters would find it."""
         if output is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
@@ -82,8 +83,9 @@ class Plan:
             if category.probability < min_category_probability:
                 category, improbable = None, category
         generated = Generated(self.reused.hashtags if hashtags is None else hashtags, category)
+        old = self.old or StoredNote(self.note, space)
         return Added(
-            StoredNote(self.note, space, output.vector, generated),
+            replace(old, note=self.note, space=space, vector=output.vector, generated=generated),
             "",
             output.usage,
             output.hashtags_reason,

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -128,7 +128,7 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Notes in the queue. Those whose callers left are counted until they come to its head."""
+        """Notes in the queue."""
         return sum(map(len, self._lanes.values()))
 
     @property
@@ -174,13 +174,15 @@ class Batcher:
         if admission is None:
             with self.admit(len(notes), notes[0][1], urgency, tenant=tenant) as admission:
                 return await self.generate_all(notes, urgency, admission)
+        if self._stopping:
+            raise Stopping
         loop = asyncio.get_running_loop()
         started = self._now()
         tokenized = await loop.run_in_executor(
             self._tokenise_thread, lambda: [self._engine.tokenize(note, request) for note, request in notes]
         )
         self._telemetry.tokenise.observe(self._now() - started)
-        if self._stopping:
+        if self._stopping:  # it began to stop meanwhile
             raise Stopping
         queued = [
             QueuedNote(tokens, request, urgency, admission, loop.create_future(), self._now(), current_request())
@@ -194,6 +196,7 @@ class Batcher:
         finally:
             for note in queued:
                 note.answer.cancel()
+            self._drop_left(urgency.lane, [note for note in queued if note.answer.cancelled()])
             _add_stages(queued, self._now())
 
     async def embed_all(
@@ -339,6 +342,11 @@ class Batcher:
             self._telemetry.dropped.labels("deadline" if overdue else "left").inc()
             _fail(note, DeadlineExceeded(note.urgency.seconds))
         return None
+
+    def _drop_left(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
+        """Take notes whose caller left off the queue: they have no admission any more, so nothing would bound them."""
+        self._telemetry.dropped.labels("left").inc(self._lanes[lane].discard(notes))
+        self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
 
     async def _step(self, new_notes: Sequence[QueuedNote]) -> None:
         """Run one engine step, in which `new_notes` begin, and answer all notes that end with it."""

@@ -252,8 +252,8 @@ class EventStore(Protocol):
     """The stream of events of one tenant. Every method raises StoreUnavailable, and TenantRemoved."""
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
-        """Append durably the events whose ids are not known yet and whose notes exist, in one atomic step for each
-        thousand."""
+        """Append durably the events whose ids are not known yet and whose notes exist: part by part, each of which is
+        one atomic step."""
 
     async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], str]:
         """Return up to `count` entries after the position `after`, the oldest first, and the identity of the store;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -57,6 +57,16 @@ class LaneQueue(Generic[T]):
         if not queue:
             del self._queues[tenant]
         return entry
+
+    def discard(self, entries: Collection[T]) -> int:
+        """Remove those of `entries` that still wait, and return their number. Every tenant keeps its turn."""
+        leaving, before = set(entries), len(self)
+        for tenant in self._queues.keys() & {self._tenant_of(entry) for entry in leaving}:
+            if staying := deque(entry for entry in self._queues[tenant] if entry not in leaving):
+                self._queues[tenant] = staying
+            else:
+                del self._queues[tenant]
+        return before - len(self)
 
     def clear(self) -> None:
         self._queues.clear()

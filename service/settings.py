@@ -133,7 +133,7 @@ class Settings(BaseSettings):
     filter_attributes: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="names of notes' attributes, each of few values, that `attribute` of similar may ask about, "
-        "separated by commas",
+        "separated by commas; a name has no colon",
     )
     sample_notes: int | None = Field(
         None,
@@ -284,6 +284,16 @@ class Settings(BaseSettings):
         if isinstance(value, float) and value > MAX_NUMBER:
             raise PydanticCustomError("number", "must be at most {bound}", {"bound": f"{MAX_NUMBER:.0f}"})
         return value
+
+    @field_validator("filter_attributes")
+    @classmethod
+    def _check_filter_attributes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse names with a colon: `a:b:c` would be value c of `a:b` and value b:c of `a`."""
+        if wrong := [name for name in names if ":" in name]:
+            raise PydanticCustomError(
+                "filter_attributes", "must be names without a colon, and has {names}", {"names": ", ".join(wrong)}
+            )
+        return names
 
     @field_validator("event_types")
     @classmethod

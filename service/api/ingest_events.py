@@ -162,21 +162,24 @@ async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[li
 
 async def lines_of_reads(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
     """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
-    key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises TooManyWaiting,
-    BehaviourBehind."""
+    key is revoked or its tokens are used up meanwhile, or a purge has the events read again, the last line is a
+    problem. Raises TooManyWaiting; and BehaviourBehind before the first line."""
     with service.exports.slot():
-        for number, history in enumerate(service.behaviour.all_reads()):
-            if number % CHECKED_READERS == 0:
-                if await request.is_disconnected():
-                    return
-                try:
+        begun = False
+        try:
+            for number, history in enumerate(service.behaviour.all_reads()):
+                if number % CHECKED_READERS == 0:
+                    if await request.is_disconnected():
+                        return
                     await reauthorise(request)
-                except NoteLLMError as error:
-                    yield problem_line(inner_problem(error))
-                    return
-            for piece in pieces_of(map(_read_line, history)):
-                yield piece
-            await turns.work(EVENT_WORK * len(history))
+                begun = True
+                for piece in pieces_of(map(_read_line, history)):
+                    yield piece
+                await turns.work(EVENT_WORK * len(history))
+        except NoteLLMError as error:
+            if not begun:
+                raise
+            yield problem_line(inner_problem(error))
 
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:

@@ -104,10 +104,15 @@ class LiveBehaviour:
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads that are held, reader by reader. Raises BehaviourBehind before the whole stream was read, and
-        while it is read again after a purge: the state of before still has readers who are forgotten meanwhile."""
-        if not self._follower.complete:
-            raise BehaviourBehind(self._follower.reads)
-        return self._follower.state.co_occurrence.all_reads()
+        once it is read again after a purge: the state of before still has readers who are forgotten meanwhile."""
+        follower, co_occurrence = self._follower, self._follower.state.co_occurrence
+        histories = co_occurrence.all_reads()
+        while True:
+            if not follower.complete or follower.state.co_occurrence is not co_occurrence:
+                raise BehaviourBehind(follower.reads)
+            if (history := next(histories, None)) is None:
+                return
+            yield history
 
     async def candidates(self, note_ids: Collection[str]) -> list[Related]:
         """Return all notes that were read after any of `note_ids`, without these, best first, ties by id: up to

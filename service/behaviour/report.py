@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import orjson
 
@@ -20,7 +20,8 @@ Dimension = Literal["scenario", "variant", "position", "source"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 """Fields of events by which a report groups its counts."""
 MAX_OPEN = 50_000
-"""Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones."""
+"""Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones: of those that
+were shown, of those that were clicked and of those that were both."""
 PAIR_BYTES, GROUP_BYTES = 250, 700
 """Memory that a pair of a recommendation and a note, and a group, take, about."""
 MAX_GROUPS = 20_000
@@ -34,6 +35,7 @@ MAX_RATES = 1000
 DAY_SECONDS = 86_400
 CONFIDENCE = 1.959964
 """Standard deviations of a 95% interval."""
+T = TypeVar("T")
 
 
 class Group(NamedTuple):
@@ -67,9 +69,11 @@ class RecommendationCounts:
         """Clicks of notes for which no event says that their recommendation showed them, by day."""
         self._shown: Counter[Group] = Counter()
         self._clicked: Counter[Group] = Counter()
-        self._open: dict[int, Group | int] = {}
-        """Group of each note that was shown and not clicked, by the hash of recommendation and note; the day of the
-        click for one that was clicked and not shown."""
+        self._open: dict[int, Group] = {}
+        """Group of each note that was shown and not clicked, by the hash of recommendation and note."""
+        self._clicked_first: dict[int, int] = {}
+        """Day of the click of each note that was clicked and not shown, by the same hash. They have a bound of their
+        own: clicks of recommendations that nobody has seen push out no notes that were shown."""
         self._closed: dict[int, None] = {}
         """Hashes of the recommendations and notes that were shown and clicked; a dict, since it keeps their order."""
 
@@ -83,21 +87,21 @@ class RecommendationCounts:
         pair = hash((recommendation, note_id))
         if pair in self._closed:
             return
-        known = self._open.get(pair)
-        if shown and not isinstance(known, Group):
+        if shown and pair not in self._open:
             group = self._group(at, fields)
             self._shown[group] += 1
-            if known is None:
-                self._remember(pair, group)
+            day = self._clicked_first.pop(pair, None)
+            if day is None:
+                _remember(self._open, pair, group)
             else:
-                if self._unmatched[known]:  # its day may have expired
-                    self._unmatched[known] -= 1
+                if self._unmatched[day]:  # it may have expired
+                    self._unmatched[day] -= 1
                 self._close(pair, group)
-        elif clicked and isinstance(known, Group):
-            self._close(pair, known)
-        elif clicked and known is None:
+        elif clicked and pair in self._open:
+            self._close(pair, self._open.pop(pair))
+        elif clicked and pair not in self._clicked_first:
             self._unmatched[_day(at)] += 1
-            self._remember(pair, _day(at))
+            _remember(self._clicked_first, pair, _day(at))
 
     def unmatched(self, since: float = 0.0) -> int:
         """Return the clicks of notes for which no event says that their recommendation showed them, of the days from
@@ -119,19 +123,12 @@ class RecommendationCounts:
     @property
     def bytes(self) -> int:
         """Memory that the counts take, about."""
-        return PAIR_BYTES * (len(self._open) + len(self._closed)) + GROUP_BYTES * len(self._shown)
+        pairs = len(self._open) + len(self._clicked_first) + len(self._closed)
+        return PAIR_BYTES * pairs + GROUP_BYTES * len(self._shown)
 
     def _close(self, pair: int, group: Group) -> None:
         self._clicked[group] += 1
-        self._open.pop(pair, None)
-        self._closed[pair] = None
-        if len(self._closed) > MAX_OPEN:
-            del self._closed[next(iter(self._closed))]
-
-    def _remember(self, pair: int, known: Group | int) -> None:
-        self._open[pair] = known
-        if len(self._open) > MAX_OPEN:
-            del self._open[next(iter(self._open))]
+        _remember(self._closed, pair, None)
 
     def _group(self, at: float, fields: Mapping[str, object]) -> Group:
         names = [None if (value := fields.get(name)) is None else str(value) for name in DIMENSIONS]
@@ -160,6 +157,13 @@ def rates(
         Rate(dict(zip(by, names, strict=True)), count, clicked[names], *wilson(clicked[names], count))
         for names, count in most
     ], len(shown) - len(most)
+
+
+def _remember(pairs: dict[int, T], pair: int, value: T) -> None:
+    """Add a pair to MAX_OPEN at the most; beyond it the oldest goes."""
+    pairs[pair] = value
+    if len(pairs) > MAX_OPEN:
+        del pairs[next(iter(pairs))]
 
 
 def _day(at: float) -> int:

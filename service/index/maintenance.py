@@ -34,12 +34,21 @@ class Maintainer:
     async def run(self) -> None:
         """Run jobs until cancelled. While an index is built anew the old one is left as it is."""
         while True:
-            if self._state.rebuilding or not await self.run_jobs(self._state.notes):
+            if self._state.rebuilding or not await self._try_jobs():
                 self.idle.set()
                 # Cleared after the wait alone: a write that came while a job failed has it tried again.
                 await self._changed.wait()
                 self._changed.clear()
                 self.idle.clear()
+
+    async def _try_jobs(self) -> bool:
+        """Run the next jobs, and return whether to look for further ones at once: there was one, and nothing failed
+        beside the jobs themselves."""
+        try:
+            return await self.run_jobs(self._state.notes)
+        except Exception:  # the task must not end unseen: nothing would be merged any more
+            log.exception("index_maintenance_failed", detail="tried again after the next write")
+            return False
 
     async def run_jobs(self, notes: IndexedNotes) -> bool:
         """Run the next job of each part of the notes, and return whether there was one."""

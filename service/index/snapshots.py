@@ -76,6 +76,8 @@ class SnapshotKeeper:
         self._replica = folder.replica if folder else uuid4().hex
         self._saved = ORIGIN, 0
         """Position and unlogged changes of the last snapshot."""
+        self._untold: str | None = None
+        """Position that the store was away to be told; None where it knows the last one."""
         self._saving = asyncio.Lock()
 
     async def run(self) -> None:
@@ -98,9 +100,12 @@ class SnapshotKeeper:
             await self.save()
 
     async def keep_log(self, position: str) -> None:
-        """Have the store keep the log from `position` on for this replica."""
-        with contextlib.suppress(StoreUnavailable):  # the next call says it again
+        """Have the store keep the log from `position` on for this replica. Where it is away, the next `save` tells it
+        again."""
+        self._untold = position
+        with contextlib.suppress(StoreUnavailable):
             await self._store.keep_log(self._replica, position)
+            self._untold = None
 
     def _look_for_changes(self) -> bool:
         """Return whether anything changed since the last snapshot."""
@@ -117,7 +122,11 @@ class SnapshotKeeper:
             state, notes = self._state, self._state.notes
             position, unlogged = state.position, state.unlogged_changes
             changed = self._look_for_changes()
-            if self._folder is None or not state.built or state.rebuilding or state.purging or not changed:
+            if self._folder is None or not state.built or state.rebuilding or state.purging:
+                return
+            if not changed:
+                if self._untold:
+                    await self.keep_log(self._untold)
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)

@@ -113,10 +113,6 @@ class LiveTexts:
         self._segments.append(growing)
         return growing
 
-    def hashtags(self, note_id: str) -> tuple[str, ...]:
-        """Return a note's hashtags; () where it has none or is unknown."""
-        return self._hashtags_of([note_id]).get(note_id, ())
-
     def with_hashtags(self, scored_ids: Iterable[tuple[str, float]]) -> list[Neighbour]:
         """Return those of some scored notes that have hashtags, in the same order; hashtags in the spelling that is the
         most frequent of all notes."""

@@ -73,9 +73,10 @@ class TitleCentre:
         try:
             self._known = Centre() if index_centre is None else await self._sample_mean()
             self._known_of = index_centre
-        except NoteLLMError as error:
+        except Exception as error:  # whatever it is: without a pause each search by a title would read them again
             self._next_try = time.monotonic() + RETRY_SECONDS
-            log.warning("title_centre_failed", detail=str(error), tenant=self._tenant)
+            unexpected = not isinstance(error, NoteLLMError)
+            log.warning("title_centre_failed", detail=str(error), tenant=self._tenant, exc_info=unexpected)
         finally:
             self._estimating = None
 

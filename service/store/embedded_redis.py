@@ -143,6 +143,8 @@ class EmbeddedRedis:
                 await self._check()
             except (EmbeddedRedisError, OSError) as error:
                 log.error("embedded_redis_failed", detail=str(error))
+            except Exception:  # the task must not end unseen: nobody would start the server again
+                log.exception("embedded_redis_failed")
 
     async def _check(self) -> None:
         """Start the server again where it is gone, keep it from a full disk, and log its warnings."""

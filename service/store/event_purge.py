@@ -11,7 +11,7 @@ from typing import Any
 from service.records import PositionKey, position_key
 from service.store.events import CONTROL, NEW_STREAM
 from service.store.purge_claim import CLAIM_SECONDS, PurgeClaim
-from service.store.scripts import FIRST_WRITE
+from service.store.scripts import FIRST_WRITE, LOG_END
 
 FIELDS = {b"type", b"note", b"reader"}
 """Fields that the entry of every event and of every removal has."""
@@ -33,15 +33,21 @@ end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 """
 )
-# KEYS events, new events, claim; ARGV last position that was copied, the claim's token.
+# KEYS events, new events, claim; ARGV last position that was copied, the claim's token. The new stream begins its
+# positions after the last one that the old stream gave, also to an entry that is left out and where the clock was set
+# back: a follower that stands there would see nothing that comes before it.
 EXCHANGE = (
     FIRST_WRITE
+    + LOG_END
     + """
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return redis.error_reply('another purge has taken over') end
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('DEL', KEYS[2]) end
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], ARGV[1], '+')) do
   redis.call('XADD', KEYS[2], entry[1], unpack(entry[2]))
 end
+redis.call('XGROUP', 'CREATE', KEYS[2], 'none', '$', 'MKSTREAM')
+redis.call('XGROUP', 'DESTROY', KEYS[2], 'none')
+redis.call('XSETID', KEYS[2], last)
 redis.call('XADD', KEYS[2], '*', 'type', '-purge', 'note', '', 'reader', '', 'at', '0', 'more', '')
 redis.call('PERSIST', KEYS[2])
 redis.call('UNLINK', KEYS[1])

@@ -59,8 +59,12 @@ class KnownPosition:
     def __init__(self, path: Path, process: int = 0) -> None:
         self._process = process
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.pwrite(self._file, bytes(1), SIZE - 1)  # on a full disk an error here, not a signal at a later write
-        self._map = mmap.mmap(self._file, SIZE)
+        try:
+            os.pwrite(self._file, bytes(1), SIZE - 1)  # on a full disk an error here, not a signal at a later write
+            self._map = mmap.mmap(self._file, SIZE)
+        except BaseException:
+            os.close(self._file)
+            raise
         self._bytes = memoryview(self._map)
         # Aligned numbers of eight bytes, which processors read and write as a whole.
         self._numbers = self._bytes[: SIZE - 1].cast("Q")

@@ -31,14 +31,16 @@ def note(name: str, words: int = 1) -> Note:
     return Note(id=name, title=name, content=" word" * (words - 1))
 
 
-def reading(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[GenerationOutput]]:
+def start_request(
+    batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE
+) -> asyncio.Task[list[GenerationOutput]]:
     return asyncio.create_task(batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Urgency(lane)))
 
 
 async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[GenerationOutput]]:
     """The engine is busy with one note until its gate opens; what comes meanwhile waits."""
     engine.gate.clear()
-    plugged = reading(batcher, note("plug"))
+    plugged = start_request(batcher, note("plug"))
     await eventually(lambda: engine.batches)
     return plugged
 
@@ -46,7 +48,7 @@ async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[Genera
 async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[GenerationOutput]]:
     """One request, in the queue on return."""
     before = batcher.waiting
-    task = reading(batcher, *notes, lane=lane)
+    task = start_request(batcher, *notes, lane=lane)
     await eventually(lambda: batcher.waiting == before + len(notes))
     return task
 
@@ -142,13 +144,13 @@ async def test_a_bulk_note_that_is_due_gets_the_next_room_of_the_engine(engine: 
     assert sorted(itertools.chain(*names(engine))) == ["a", "b", "c", "u", "v"]
 
 
-async def test_readings_come_in_the_order_of_the_notes(engine: WordEngine) -> None:
+async def test_outputs_come_in_the_order_of_the_notes(engine: WordEngine) -> None:
     chance = random.Random(5)
     notes = [note(f"n{n}", chance.randint(1, 9)) for n in range(40)]
     async with batching(engine, max_notes=7) as batcher:
-        readings = await batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Urgency(Lane.BULK))
-    for n, got in zip(notes, readings, strict=True):
-        np.testing.assert_array_equal(got.vector, note_vector(n))
+        outputs = await batcher.generate_all([(n, VECTOR_ONLY) for n in notes], Urgency(Lane.BULK))
+    for n, output in zip(notes, outputs, strict=True):
+        np.testing.assert_array_equal(output.vector, note_vector(n))
 
 
 async def test_each_note_gets_what_it_asked_for(engine: WordEngine) -> None:
@@ -170,7 +172,7 @@ async def test_no_notes_need_no_engine(engine: WordEngine) -> None:
 
 async def test_every_batch_runs_on_the_one_engine_thread(engine: WordEngine) -> None:
     async with batching(engine, max_notes=2) as batcher:
-        await asyncio.gather(*(reading(batcher, note(f"n{n}")) for n in range(20)))
+        await asyncio.gather(*(start_request(batcher, note(f"n{n}")) for n in range(20)))
     assert len(engine.batches) >= 10
     assert len(engine.threads) == 1
 
@@ -203,7 +205,7 @@ async def test_a_list_is_admitted_whole_or_not_at_all(engine: WordEngine) -> Non
 async def test_requests_at_once_are_admitted_only_up_to_the_bound(engine: WordEngine) -> None:
     async with batching(engine, max_queue=5) as batcher:
         await plug(engine, batcher)
-        tasks = [reading(batcher, note(f"n{n}")) for n in range(20)]
+        tasks = [start_request(batcher, note(f"n{n}")) for n in range(20)]
         await eventually(lambda: sum(task.done() for task in tasks) == 15)
         assert batcher.waiting == 5
         engine.gate.set()
@@ -220,6 +222,20 @@ async def test_a_note_whose_caller_left_never_reaches_the_engine(engine: WordEng
         left.cancel()
         left_list.cancel()
         await asyncio.gather(left, left_list, return_exceptions=True)
+        engine.gate.set()
+        await stays
+    assert names(engine) == [["stays"]]
+
+
+async def test_notes_whose_caller_left_take_no_place_behind_a_note_that_waits(engine: WordEngine) -> None:
+    async with batching(engine, max_queue=4) as batcher:
+        await plug(engine, batcher)
+        stays = await queue(batcher, note("stays"))
+        for _ in range(5):
+            left = await queue(batcher, *map(note, "xyz"))
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            assert batcher.waiting == 1
         engine.gate.set()
         await stays
     assert names(engine) == [["stays"]]
@@ -250,11 +266,11 @@ async def test_tokens_of_a_caller_that_leaves_are_counted(engine: WordEngine) ->
 
 
 async def test_generated_tokens_of_a_caller_that_leaves_are_counted(engine: WordEngine) -> None:
-    told: list[str] = []
+    hashtags: list[str] = []
 
     def hold(hashtag: Hashtag) -> None:
-        told.append(hashtag.text)
-        if len(told) == 3:
+        hashtags.append(hashtag.text)
+        if len(hashtags) == 3:
             engine.gate.clear()  # the next step waits
 
     async with batching(engine) as batcher:
@@ -290,16 +306,16 @@ async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: W
         left.cancel()
         engine.gate.set()
         await eventually(lambda: batcher.waiting == 0)
-        unborn = reading(batcher, *map(note, "abc"))
+        unborn = start_request(batcher, *map(note, "abc"))
         await asyncio.sleep(0)  # admitted, and being tokenised
         unborn.cancel()
         await asyncio.gather(left, unborn, return_exceptions=True)
         engine.failure = RuntimeError()
-        await asyncio.gather(reading(batcher, *map(note, "abc")), return_exceptions=True)
+        await asyncio.gather(start_request(batcher, *map(note, "abc")), return_exceptions=True)
         with pytest.raises(QueueFull):
             await batcher.generate_all([(note("x"), VECTOR_ONLY)] * 4, Urgency(Lane.BULK))
         engine.failure = None
-        assert len(await reading(batcher, *map(note, "abc"))) == 3
+        assert len(await start_request(batcher, *map(note, "abc"))) == 3
 
 
 async def test_busy_is_told_while_a_batch_runs(engine: WordEngine) -> None:
@@ -356,6 +372,15 @@ async def test_after_stop_notes_are_refused_and_no_task_is_left(engine: WordEngi
     with pytest.raises(Stopping):
         await batcher.generate(note("b"))
     assert "batcher" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_stop_between_two_batches_of_a_list_ends_it_with_stopping(engine: WordEngine) -> None:
+    async with batching(engine) as batcher:
+        with batcher.admit(2, VECTOR_ONLY, PATIENT, 1) as admission:
+            await batcher.generate_all([(note("a"), VECTOR_ONLY)], PATIENT, admission)
+            await batcher.stop(ANSWER_SECONDS)
+            with pytest.raises(Stopping):
+                await batcher.generate_all([(note("b"), VECTOR_ONLY)], PATIENT, admission)
 
 
 async def queue_for(batcher: Batcher, tenant: str, *notes: Note) -> asyncio.Task[list[GenerationOutput]]:

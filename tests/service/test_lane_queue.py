@@ -38,6 +38,13 @@ def test_entries_put_back_have_their_old_turns() -> None:
     assert [queue.take() for _ in range(4)] == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
 
+def test_discarded_entries_are_gone_and_the_others_keep_their_turns() -> None:
+    queue = queue_of(("a", 1), ("b", 1), ("b", 2), ("c", 1), ("a", 2))
+    assert queue.discard([("b", 2), ("b", 1), ("a", 1), ("d", 1), ("a", 9)]) == 3
+    assert [queue.take() for _ in range(len(queue))] == [("a", 2), ("c", 1)]
+    assert queue.first is None
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=40))
 def test_any_history_keeps_order_and_loses_nothing(steps: list[tuple[str, bool]]) -> None:
     queue, taken = queue_of(), list[Entry]()

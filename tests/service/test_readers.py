@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import signal
 from pathlib import Path
@@ -86,14 +87,15 @@ def test_question_is_answered_where_the_event_loop_runs_alone(monkeypatch: pytes
     assert ended == [ORPHANED]
 
 
-async def test_readers_that_were_stopped_are_not_started() -> None:
-    readers = Readers(1)
+async def test_readers_that_were_stopped_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.readers.MODULE", "service.no_such_module")
+    before, readers = asyncio.all_tasks(), Readers(1)
     listener = readers.listen()
     assert listener is not None
     with listener:
         await readers.stop(5)
         readers.start(START, "redis://none", lambda: None)
-        assert not readers.tried
+        assert asyncio.all_tasks() == before, "no task that would start one"
 
 
 async def test_connections_that_a_reader_refuses_or_ends_are_told_with_its_metrics() -> None:

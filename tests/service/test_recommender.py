@@ -137,7 +137,7 @@ async def test_a_long_list_comes_back_whole_and_in_order(
     assert (await read_note(embedded_store, "n5")).note.title == "soup 185"
 
 
-def test_turns_keep_every_note_once_in_its_ids_order() -> None:
+def test_batches_with_unique_ids_have_every_note_once_in_the_order_of_its_id() -> None:
     notes = [Note(id="abcab"[n % 5], title=str(n)) for n in range(100)]
     parts = list(batches_with_unique_ids(notes, lambda: STORE_BATCH_SIZE))
     assert sorted(i for part in parts for i in part) == list(range(100))
@@ -196,6 +196,28 @@ async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recomme
     assert (added.stored.category, added.below_min.category) == ("Food", None)
 
 
+@pytest.mark.parametrize(
+    ("note", "generate", "defaults"),
+    [
+        (Note(id="a", title="x"), Generate(category=True), GenerationDefaults(min_category_probability=1.0)),
+        (Note(id="a", title="Food"), Generate(hashtags=1), GenerationDefaults(hashtag_policy="known")),
+    ],
+)
+async def test_result_that_is_not_stored_again_has_the_revision_and_position_of_the_stored_note(
+    recommender: Recommender, engine: WordEngine, note: Note, generate: Generate, defaults: GenerationDefaults
+) -> None:
+    recommender.defaults = defaults
+    attempts = [Attempt("key", "fingerprint")]
+    created = await add_one(recommender, note, generate)
+    (repeated,) = await recommender.add([note], generate, PATIENT, attempts)
+    (replayed,) = await recommender.add([note], generate, PATIENT, attempts)
+    assert len(engine.batches) == 2
+    for added in (repeated, replayed):
+        assert added
+        assert (added.status, added.stored.revision) == ("unchanged", 1)
+        assert added.stored.position == created.stored.position
+
+
 async def test_known_hashtags_are_those_of_stored_notes_authors(recommender: Recommender) -> None:
     recommender.defaults = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
@@ -228,24 +250,24 @@ async def test_hashtag_does_not_name_a_note_deleted_from_the_store(
     await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)))
     await embedded_store.hold()
     await embedded_store.delete("a")
-    note, wanted = Note(title="Food is hot"), recommender.generation_request(9)
-    reading = await recommender.generate(note, wanted)
-    watched = [each async for each in recommender.stream_hashtags(note, wanted) if isinstance(each, Hashtag)]
-    assert {hashtag.notes for hashtag in [*(reading.hashtags or ()), *watched]} == {()}
+    note, request = Note(title="Food is hot"), recommender.generation_request(9)
+    output = await recommender.generate(note, request)
+    streamed = [each async for each in recommender.stream_hashtags(note, request) if isinstance(each, Hashtag)]
+    assert {hashtag.notes for hashtag in [*(output.hashtags or ()), *streamed]} == {()}
     embedded_store.release()
 
 
 async def test_what_the_model_wrote_once_does_not_become_known(recommender: Recommender) -> None:
     await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
-    reading = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(2, policy="known"))
-    assert reading.hashtags == ()
+    output = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(2, policy="known"))
+    assert output.hashtags == ()
 
 
 async def test_notes_of_grounded_hashtags_are_told_but_not_stored(recommender: Recommender) -> None:
     await add(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)), Note(id="b", title="Food is hot"))
     note = Note(id="new", title="Food is hot")
-    reading = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
-    assert [(h.text, h.notes) for h in reading.hashtags or ()][-1] == ("soup", ("a",))
+    output = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
+    assert [(h.text, h.notes) for h in output.hashtags or ()][-1] == ("soup", ("a",))
     recommender.defaults = GenerationDefaults(hashtag_policy="grounded")
     stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
     assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
@@ -263,18 +285,20 @@ async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: R
     ]
 
 
-async def test_a_watcher_that_leaves_ends_the_work(recommender: Recommender, engine: WordEngine) -> None:
-    watched = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10**9))
-    assert isinstance(await anext(watched), Hashtag)
+async def test_caller_who_leaves_a_stream_of_hashtags_ends_the_request(
+    recommender: Recommender, engine: WordEngine
+) -> None:
+    stream = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10**9))
+    assert isinstance(await anext(stream), Hashtag)
     engine.gate.clear()
-    await watched.aclose()
+    await stream.aclose()
     engine.gate.set()
     await eventually(lambda: not engine.live)
     assert len(engine.batches) == 1
     assert (await recommender.generate(Note(title="next"), recommender.generation_request(1))).hashtags
 
 
-async def test_a_watcher_is_told_of_a_failure(recommender: Recommender, engine: WordEngine) -> None:
+async def test_failure_of_the_engine_ends_a_stream_of_hashtags(recommender: Recommender, engine: WordEngine) -> None:
     engine.failure = RuntimeError("out of luck")
     with pytest.raises(EngineFailed):
         _ = [each async for each in recommender.stream_hashtags(Note(title="a"), recommender.generation_request(1))]
@@ -282,8 +306,8 @@ async def test_a_watcher_is_told_of_a_failure(recommender: Recommender, engine: 
 
 async def test_request_blocks_hashtags_beside_the_deployments(recommender: Recommender) -> None:
     recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
-    reading = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
-    assert [h.text for h in reading.hashtags or ()] == ["hot"]
+    output = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
+    assert [h.text for h in output.hashtags or ()] == ["hot"]
 
 
 async def test_what_was_generated_is_found_by_filters(recommender: Recommender, search: NoteSearch) -> None:

@@ -147,6 +147,14 @@ def test_event_types_that_cannot_be_are_refused(types: str, monkeypatch: pytest.
     assert "NOTELLM_EVENT_TYPES must be distinct names" in describe_errors(refused.value)[0]
 
 
+def test_filter_attributes_with_a_colon_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTELLM_FILTER_ATTRIBUTES", "language,a:b,region,c:")
+    with pytest.raises(ValidationError) as refused:
+        Settings.from_environment()
+    line = "NOTELLM_FILTER_ATTRIBUTES must be names without a colon, and has a:b, c:"
+    assert describe_errors(refused.value) == [line]
+
+
 def test_event_types_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTELLM_EVENT_TYPES", "shown=0, click=1, finished=2.5, hide=-1")
     assert Settings.from_environment().event_weights == {"shown": 0.0, "click": 1.0, "finished": 2.5, "hide": -1.0}

@@ -42,7 +42,9 @@ class HashtagOut(BaseModel):
         "nearest notes carry it, together"
     )
     notes: list[str] = Field(
-        [], description="of grounded ones: ids of the nearest notes that carry it, if any does", exclude_if=lambda notes: not notes
+        [],
+        description="of grounded ones: ids of the nearest notes that carry it, if any does",
+        exclude_if=lambda notes: not notes,
     )
 
     @classmethod

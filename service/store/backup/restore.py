@@ -31,7 +31,8 @@ DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
 BOOKKEEPING = re.compile(
     PREFIX
-    + b"(identity|snapshots|samples|tenants|purged|purge:(compression|cut|failed|failing|canary:[0-9a-f]+)|audit)"
+    + b"(identity|snapshots|samples|events:salt|tenants|removed:[^:]+|audit"
+    + b"|purged|purging|purge:(compression|cut|failed|failing|canary:[0-9a-f]+))"
 )
 """Keys that a service or a purge makes in an empty store. A note may have any of these words at the end of its id."""
 # KEYS mark, alive; ARGV number of the staging database, number of the store's, whether the store is replaced, then the
@@ -53,7 +54,7 @@ return 1
 
 def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
     """Restore the backup in `address` into the store of the Redis at `url`. `replace`: also where that holds something,
-    which is thrown away. Raises BackupError; then the store is as it was."""
+    which is thrown away. Raises BackupError; then the store is as it was, unless the error says otherwise."""
     folder = BackupFolder(address)
     manifest = folder.manifest()
     try:
@@ -145,7 +146,8 @@ def _free_database(url: str) -> int:
 
 def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None:
     """Exchange the staging database with the store's, in one step, and mark what was the store. Return once that is on
-    disk. Raises BackupError where the store was written to meanwhile, unless it is replaced."""
+    disk. Raises BackupError where the store was written to meanwhile, unless it is replaced; and where it was exchanged
+    and the disk took longer than DISK_MILLISECONDS."""
     number = staging.connection_pool.connection_kwargs["db"]
     keys = [] if replace else _keys_if_empty(store)
     try:
@@ -159,5 +161,14 @@ def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None
             "the store was empty and was written to during the restore: it was left as it is. Keep clients from "
             "writing, or throw away with --replace what it holds"
         )
-    with contextlib.suppress(ResponseError):  # a server without it, or without an append-only file
-        staging.execute_command("WAITAOF", 1, 0, DISK_MILLISECONDS)
+    try:
+        on_disk, _ = staging.execute_command("WAITAOF", 1, 0, DISK_MILLISECONDS)
+    except ResponseError:  # a server without it, or without an append-only file
+        return
+    except (RedisError, OSError) as error:
+        raise BackupError(f"the store was exchanged, and is not known to be on disk: {error}") from error
+    if not on_disk:
+        raise BackupError(
+            f"the store was exchanged, and was not on disk within {DISK_MILLISECONDS // 1000} seconds: look at the "
+            "server's disk and its appendfsync; the restore need not be repeated unless the server dies before that"
+        )

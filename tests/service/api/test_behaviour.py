@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +17,13 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+from fastapi import Request
 
 from model.data.pairs import read_pairs, related_pairs
+from service.behaviour.follower import EventFollower
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
+from service.store.purge import purge_store
 from tests.service.api.conftest import Serve, gauge, sizes_written
 from tests.service.api.routes.test_events import event, statuses
 from tests.service.conftest import running_embedded
@@ -275,6 +281,31 @@ def test_exported_reads_are_the_clicks_that_training_takes(
     assert (made.users, made.clicks, made.notes) == (3, 8, 3)
     pairs = {(pair.note, pair.related): pair.score for pair in read_pairs(tmp_path / "pairs.parquet")}
     assert pairs == pytest.approx({("a", "b"): 7 / 6, ("a", "c"): 2 / 3, ("b", "c"): 2 / 3})
+
+
+def test_export_of_reads_ends_with_a_problem_where_a_purge_has_the_events_read_again(
+    served: tuple[httpx2.Client, redis.Redis], eventually: Eventually, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = served
+    checks, read_again, begin_anew = itertools.count(), threading.Event(), EventFollower._begin_anew
+
+    def begin_anew_and_tell(follower: EventFollower) -> None:
+        begin_anew(follower)
+        read_again.set()
+
+    async def purge_at_the_second(request: Request) -> None:
+        if next(checks) == 1:
+            await asyncio.to_thread(purge_store, f"unix://{tmp_path / 'redis.sock'}")
+            assert await asyncio.to_thread(read_again.wait, 30)
+
+    client.post("/events", json=[event("a", user) for user in ("u1", "u2", "u3")])
+    eventually(lambda: kept(client) == (3, 3, 1))
+    monkeypatch.setattr("service.api.ingest_events.CHECKED_READERS", 1)
+    monkeypatch.setattr("service.api.ingest_events.reauthorise", purge_at_the_second)
+    monkeypatch.setattr(EventFollower, "_begin_anew", begin_anew_and_tell)
+    *reads, last = map(json.loads, client.get("/events/reads").text.splitlines())
+    assert [read["note"] for read in reads] == ["a", "a"]
+    assert (last["problem"]["status"], "purge" in last["problem"]["detail"]) == (503, True)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,19 @@ def test_a_click_without_a_showing_is_unmatched() -> None:
     assert (totals(counts), counts.unmatched()) == ((1, 0), 2)
 
 
+def test_clicks_without_a_showing_push_out_no_note_that_was_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.behaviour.report.MAX_OPEN", 3)
+    counts = RecommendationCounts()
+    tell(counts, "shown")
+    for number in range(5):
+        tell(counts, "click", recommendation=f"unknown {number}")
+    tell(counts, "click")
+    assert (totals(counts), counts.unmatched()) == ((1, 1), 5)
+    for number in range(5):  # the first two are not remembered any more
+        tell(counts, "shown", recommendation=f"unknown {number}")
+    assert (totals(counts), counts.unmatched()) == ((6, 4), 2)
+
+
 def test_unmatched_clicks_are_those_since_a_day() -> None:
     counts = RecommendationCounts()
     tell(counts, "click", "a")

@@ -135,15 +135,21 @@ async def test_reads_are_not_exported_while_the_stream_is_read_again_after_a_pur
     async with behaving(embedded.url, clock) as behaviour:
         await behaviour.add(clicks(clock, "ab", "u1", "u2"), clock())
         await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+        begun, half_done = behaviour.all_reads(), behaviour.all_reads()
+        for export in (begun, half_done):
+            assert len(next(export)) == 2
         monkeypatch.setattr(EventFollower, "_apply", wait_then_apply)
         await asyncio.to_thread(purge_store, embedded.url)
         await eventually(reading.is_set)
         assert await behaviour.forget("u1") == 2
         assert behaviour.status().ready
-        with pytest.raises(BehaviourBehind, match="0 reads so far"):
-            behaviour.all_reads()
+        for export in (behaviour.all_reads(), begun):
+            with pytest.raises(BehaviourBehind, match="0 reads so far"):
+                next(export)
         may_go_on.set()
         await eventually(lambda: behaviour.status().reads == 2)
+        with pytest.raises(BehaviourBehind):
+            next(half_done)
         assert [[read.note_id for read in reads] for reads in behaviour.all_reads()] == [["a", "b"]]
 
 
@@ -307,6 +313,21 @@ async def test_reader_who_is_forgotten_before_a_page_is_copied_stays_forgotten(
         await purging
         assert [part async for part in behaviour.of_reader("u1")] == [[]]
         assert [len(part) async for part in behaviour.of_reader("u2")] == [1]
+
+
+async def test_follower_sees_a_purge_and_later_events_where_the_clock_was_set_back(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, embedded_admin: redis.Redis
+) -> None:
+    removed = {"type": "click", "note": "gone", "reader": "r", "at": int(1000 * clock()), "more": ""}
+    await embedded_store.put([Write(stored_note("a"))])
+    async with behaving(embedded.url, clock) as behaviour:
+        embedded_admin.xadd(EVENTS, removed, "4000000000000-7")
+        await eventually(lambda: behaviour.status().position == "4000000000000-7")
+        await asyncio.to_thread(purge_store, embedded.url)
+        await eventually(lambda: behaviour.status().position == "4000000000000-8")
+        assert await behaviour.add(clicks(clock, "a", "u1"), clock()) == ["accepted"]
+        await eventually(lambda: [reads[0].note_id for reads in behaviour.all_reads()] == ["a"])
+    assert [position for position, _ in embedded_admin.xrange(EVENTS)] == ["4000000000000-8", "4000000000000-9"]
 
 
 async def test_a_store_that_was_emptied_is_followed_anew(

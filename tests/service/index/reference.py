@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -28,10 +28,16 @@ from service.filters import (
     order_key,
 )
 from service.index.backend import Maintainable, VectorIndex
+from service.index.texts import LiveTexts
 from service.records import ORIGIN, Generated, Hit, StoredNote, Vector
 from tests.service.conftest import stored_note
 
 DIMENSION = 8
+
+
+def hashtags_of(texts: LiveTexts, ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return by id the hashtags of those of some notes that have any."""
+    return {near.id: near.hashtags for near in texts.with_hashtags((note_id, 1.0) for note_id in ids)}
 
 
 def do_jobs(index: Maintainable) -> int:

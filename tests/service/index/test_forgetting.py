@@ -13,7 +13,7 @@ from service.index.segmented import CODES, SegmentedIndex
 from service.index.texts import LiveTexts
 from service.records import StoredNote
 from tests.service.conftest import letters
-from tests.service.index.reference import DIMENSION, direction, do_jobs, found_ids, row
+from tests.service.index.reference import DIMENSION, direction, do_jobs, found_ids, hashtags_of, row
 
 NOW = 0.0
 
@@ -154,6 +154,6 @@ def test_dropped_tombstones_leave_nothing_of_removed_texts() -> None:
     do_jobs(texts)
     assert not texts.dropping
     assert not any(text in content(texts) for text in left)
-    assert [texts.hashtags(f"n{n}") for n in (11, 13, 14)] == [("other",), (), ("tag 14",)]
+    assert hashtags_of(texts, ["n11", "n13", "n14"]) == {"n11": ("other",), "n14": ("tag 14",)}
     assert [hit[0] for hit in texts.by_words(row("x", title="word14").note, 1, NOW)] == ["n14"]
     assert texts.by_words(row("x", title="word13").note, 1, NOW) == []

@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from service.index.segmented import MergeJob
+from service.index import maintenance
+from service.index.segmented import MergeJob, SegmentedIndex
 from service.interfaces import Clock
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 from tests.service.index.live_steps import WAIT, delete, find_ids, ids_of, notes, put
@@ -65,6 +66,27 @@ async def test_maintainer_write_beside_a_failing_job_has_it_retried(
         go_on.set()
         await eventually(lambda: index.status().segments < 8)
         assert await find_ids(index) == ids_of(notes(21))
+
+
+@pytest.mark.parametrize("step", [(SegmentedIndex, "plan"), (maintenance, "trim_heap")], ids=["plan", "trim_heap"])
+async def test_maintainer_goes_on_after_a_step_beside_its_jobs_has_failed(
+    embedded_store: GatedStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: object) -> None:
+        failed.set()
+        raise OSError
+
+    monkeypatch.setattr(maintenance, "TRIM_HEAP_ROWS", 0)
+    async with following(embedded_store, clock, growing_rows=2) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr(*step, fail)
+            await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+            await eventually(failed.is_set)
+        await index.wait_for(await put(embedded_store, *notes(40, 20)), WAIT)
+        await eventually(lambda: index.status().segments < 8)
+        assert await find_ids(index) == ids_of(notes(60))
 
 
 async def test_maintainer_expired_rows_are_merged_away_without_writes(embedded_store: GatedStore, clock: Clock) -> None:

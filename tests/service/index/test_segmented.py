@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,9 +33,9 @@ from tests.service.index.reference import (
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
+@contextlib.contextmanager
 def pairs_merge() -> Iterator[None]:
-    """Have two segments merged, not four, and few rows searched by two threads."""
+    """Have two segments merged, not four, and few rows searched by two threads, while the block lasts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.segmented.MERGE_FACTOR", 2)
         patch.setattr("service.index.merging.MERGE_FACTOR", 2)
@@ -56,12 +57,12 @@ WORK = st.just(("work", None))
 MANY = st.lists(ROWS, min_size=6, max_size=8, unique_by=lambda stored: stored.note.id)
 
 
-@pytest.mark.usefixtures("pairs_merge")
 @given(
     st.lists(st.one_of(STEPS, MANY.map(lambda notes: ("upsert", notes)), WORK), min_size=15, max_size=40),
     st.lists(st.tuples(FILTERS, st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=3),
 )
 @settings(max_examples=100, deadline=None)
+@pairs_merge()
 def test_search_at_any_point_of_a_merge_equals_brute_force(
     history: list[tuple[str, Any]], searches: list[tuple[Filter, int, int]]
 ) -> None:

@@ -17,6 +17,7 @@ import redis
 from structlog.testing import capture_logs
 
 from model.note import Note
+from service.errors import StoreUnavailable
 from service.index.backend import Part
 from service.index.live import LiveIndex
 from service.index.maintenance import Maintainer
@@ -206,6 +207,25 @@ async def test_merges_without_a_write_are_in_the_next_snapshot(
         monkeypatch.setattr(index, "save", no_more_saves)
     monkeypatch.setattr(Maintainer, "run_jobs", no_job)
     assert await first_segments() < unmerged / 4
+
+
+async def test_position_of_a_snapshot_is_told_once_the_store_is_back(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    async def fail_twice(replica: str, position: str) -> None:
+        told.append(position)
+        if len(told) < 3:
+            raise StoreUnavailable("it is away")
+
+    async with started(embedded_store, clock, folder) as index:
+        position = await put(embedded_store, *notes(5))
+        await index.wait_for(position, WAIT)
+        monkeypatch.setattr(embedded_store, "keep_log", fail_twice)
+        for calls in (1, 2, 3, 3):
+            await index.save()
+            assert told == [position] * calls
 
 
 async def test_repair_is_in_the_next_snapshot(embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder) -> None:

@@ -23,7 +23,7 @@ from service.index.texts import LiveTexts
 from service.records import StoredNote
 from tests.model.hashtags.reference import by_comparing_all
 from tests.service.conftest import letters
-from tests.service.index.reference import do_jobs, row
+from tests.service.index.reference import do_jobs, hashtags_of, row
 
 QUERY = Note(title="saffron soup")
 GROWING_ROWS = 4
@@ -83,9 +83,7 @@ def check(texts: LiveTexts, living: Mapping[str, Note]) -> None:
             hits = texts.by_words(query, len(living), now)
             assert dict(hits) == pytest.approx(dict(expected))
             assert dict(texts.word_scores(query, 0, now, "abcz")).keys() == dict(expected).keys() & set("abc")
-    assert {note_id: texts.hashtags(note_id) for note_id in "abcdefghijkl"} == {
-        note_id: living[note_id].hashtags if note_id in living else () for note_id in "abcdefghijkl"
-    }
+    assert hashtags_of(texts, "abcdefghijkl") == {note.id: note.hashtags for note in living.values() if note.hashtags}
     vocabulary = texts.vocabulary
     assert isinstance(vocabulary, HashtagTrie)
     assert vocabulary._note_counts == Counter(tag for note in living.values() for tag in note.hashtags)
@@ -150,7 +148,7 @@ def test_changes_while_a_merge_runs_are_in_it() -> None:
     found = dict(texts.by_words(Note(title="soup"), 100, 0.0))
     assert found.keys() == {f"n{n}" for n in range(GROWING_ROWS * MERGE_FACTOR + 1)} - {"n2"}
     assert list(dict(texts.by_words(Note(title="lemon"), 9, 0.0))) == ["n5"]
-    assert texts.hashtags("n2") == ()
+    assert hashtags_of(texts, ["n1", "n2"]) == {"n1": ("soup",)}
 
 
 def test_merge_that_failed_is_planned_again_after_all_others() -> None:
@@ -201,7 +199,7 @@ def test_snapshot_after_few_changes_writes_few_notes(tmp_path: Path) -> None:
         new = new_texts()
         new.restore(snapshot.read)
         assert dict(new.by_words(Note(title="changed"), 10, 0.0)).keys() == {"n0", "n1", "n2"}
-        assert (new.hashtags("n499"), new.hashtags("n500")) == (("soup",), ())
+        assert hashtags_of(new, ["n499", "n500"]) == {"n499": ("soup",)}
         new.upsert(numbered(1, text="again"))
         assert save(folder, new) == 4 + 1, "what grew before the start is in a sealed segment now, written once more"
 
@@ -221,7 +219,7 @@ def test_writes_and_merges_beside_searches_hide_no_note() -> None:
     def search() -> None:
         while not writing.done():
             assert len(texts.word_scores(Note(title="soup"), 100, 0.0)) == 100
-            assert texts.hashtags("n7") == ("soup",)
+            assert hashtags_of(texts, ["n7"]) == {"n7": ("soup",)}
 
     with ThreadPoolExecutor(3) as threads:
         writing = threads.submit(write)

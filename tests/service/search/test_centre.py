@@ -110,6 +110,22 @@ async def test_titles_are_read_again_after_a_failure(
     await eventually(lambda: search._titles.current().vector is not None)
 
 
+async def test_titles_are_read_again_only_after_a_pause_where_the_failure_was_unexpected(
+    index: LiveIndex, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples: list[int] = []
+
+    async def fail(count: int) -> list[str]:
+        samples.append(count)
+        raise RuntimeError("no such row")
+
+    monkeypatch.setattr(index, "sampled_ids", fail)
+    for _ in range(3):
+        await found_by_title(search)
+        await eventually(lambda: search._titles._estimating is None)
+    assert samples == [SAMPLED_TITLES]
+
+
 async def test_titles_are_not_read_again_while_the_centre_of_the_notes_hardly_moves(
     index: LiveIndex,
     search: NoteSearch,

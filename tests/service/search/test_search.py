@@ -54,9 +54,9 @@ async def test_similar_ranks_like_brute_force_without_the_note_itself(
     notes = soup(30)
     await add(recommender, *notes)
     for note in (notes[0], notes[17]):
-        found = await related(search, note.id, 10)
-        assert ids(found) == ranking(notes, note)[:10]
-        for item in found.items:
+        result = await related(search, note.id, 10)
+        assert ids(result) == ranking(notes, note)[:10]
+        for item in result.items:
             cosine = float(note_vector(note) @ note_vector(item.stored.note))
             assert item.score == pytest.approx(cosine, abs=1e-5)
 
@@ -71,17 +71,17 @@ async def test_similar_calls_no_model(recommender: Recommender, search: NoteSear
 @pytest.mark.parametrize("k", [1, 5, 11, 12, 200])
 async def test_k_items_come_or_all_there_are(recommender: Recommender, search: NoteSearch, k: int) -> None:
     await add(recommender, *soup(12))
-    found = await related(search, "n0", k)
-    assert len(found.items) == min(k, 11)
-    assert found.complete
+    result = await related(search, "n0", k)
+    assert len(result.items) == min(k, 11)
+    assert result.complete
 
 
 async def test_filtered_and_excluded_search_still_fills_k(recommender: Recommender, search: NoteSearch) -> None:
     notes = [replace(note, category=CATEGORIES[n % 3]) for n, note in enumerate(soup(30))]
     await add(recommender, *notes)
     where = Filter(category="Food", exclude=frozenset({"n3", "n9"}))
-    wanted = [i for i in ranking(notes, notes[0]) if int(i[1:]) % 3 == 0 and i not in where.exclude]
-    assert await similar_ids(search, "n0", 5, where) == wanted[:5]
+    expected = [i for i in ranking(notes, notes[0]) if int(i[1:]) % 3 == 0 and i not in where.exclude]
+    assert await similar_ids(search, "n0", 5, where) == expected[:5]
 
 
 async def test_min_score_cuts_off_what_is_farther(recommender: Recommender, search: NoteSearch) -> None:
@@ -153,9 +153,9 @@ async def test_similar_to_a_text_stores_nothing(
     notes = soup(5)
     await add(recommender, *notes)
     last = (await embedded_store.log_bounds()).last
-    found = await related_to_text(search, Note(title=notes[0].title), 10)
-    assert ids(found) == ["n0", *ranking(notes, notes[0])]
-    assert found.log_position == last == (await embedded_store.log_bounds()).last
+    result = await related_to_text(search, Note(title=notes[0].title), 10)
+    assert ids(result) == ["n0", *ranking(notes, notes[0])]
+    assert result.log_position == last == (await embedded_store.log_bounds()).last
 
 
 async def test_every_answer_names_a_log_position_that_it_has_seen(recommender: Recommender, search: NoteSearch) -> None:
@@ -198,13 +198,13 @@ async def test_similar_is_degraded_while_the_store_hangs(
 ) -> None:
     monkeypatch.setattr("service.read_time.READ_SECONDS", 0.05)
     await add(recommender, *soup(6))
-    wanted = await similar_ids(search, "n0", 3, Filter(exclude=frozenset({"n2"})))
+    expected = await similar_ids(search, "n0", 3, Filter(exclude=frozenset({"n2"})))
     assert embedded.pid is not None
     os.kill(embedded.pid, signal.SIGSTOP)
     try:
-        found = await related(search, "n0", 3, Filter(exclude=frozenset({"n2"})))
-        assert found.degraded
-        assert ids(found) == wanted
+        result = await related(search, "n0", 3, Filter(exclude=frozenset({"n2"})))
+        assert result.degraded
+        assert ids(result) == expected
     finally:
         os.kill(embedded.pid, signal.SIGCONT)
 
@@ -232,11 +232,11 @@ async def test_degraded_answer_has_at_most_k_and_no_note_known_lost(
             yield part
 
     monkeypatch.setattr(embedded_store, "get_in_parts", get_in_parts)
-    found = await related(search, "n0", 3)
+    result = await related(search, "n0", 3)
     embedded_store.release()
     assert len(asked) == 2
-    assert found.degraded
-    assert ids(found) == nearest[2:5]
+    assert result.degraded
+    assert ids(result) == nearest[2:5]
 
 
 @pytest.mark.parametrize(
@@ -332,9 +332,9 @@ async def test_first_page_is_the_only_one_while_the_store_hangs(
     assert embedded.pid is not None
     os.kill(embedded.pid, signal.SIGSTOP)
     try:
-        found = await search.related(SearchRequest((Example("n0"),), k=3, cursor="*", max_per_author=1))
-        assert (found.degraded, found.paged, found.next_cursor, found.complete) == (True, True, None, False)
-        assert ids(found) == ranking(soup(6), soup(6)[0])[:3]
+        result = await search.related(SearchRequest((Example("n0"),), k=3, cursor="*", max_per_author=1))
+        assert (result.degraded, result.paged, result.next_cursor, result.complete) == (True, True, None, False)
+        assert ids(result) == ranking(soup(6), soup(6)[0])[:3]
         with pytest.raises(StoreUnavailable):
             await search.related(SearchRequest((Example("n0"),), k=3, cursor="01KAZ00000000000000000000Z.3"))
     finally:
@@ -354,8 +354,8 @@ async def test_search_that_looks_no_deeper_while_the_store_is_away_is_not_comple
         yield []
 
     monkeypatch.setattr(embedded_store, "get_in_parts", away)
-    found = await search.related(SearchRequest((Example("n0"),), k=3, max_per_author=1))
-    assert (found.degraded, found.complete, len(ids(found))) == (True, False, 1)
+    result = await search.related(SearchRequest((Example("n0"),), k=3, max_per_author=1))
+    assert (result.degraded, result.complete, len(ids(result))) == (True, False, 1)
 
 
 async def test_list_that_is_too_large_is_cut_and_says_so(
@@ -418,11 +418,11 @@ async def test_caps_go_deeper_than_the_first_block(
     monkeypatch.setattr("service.search.ranker.BLOCK_SIZE", 4)
     notes = [replace(note, author="ann" if n < 25 else f"a{n}") for n, note in enumerate(soup(30))]
     await add(recommender, *notes)
-    found = await search.related(SearchRequest((Example("n0"),), k=4, max_per_author=1))
+    result = await search.related(SearchRequest((Example("n0"),), k=4, max_per_author=1))
     order = ranking(notes, notes[0])
     others = [note_id for note_id in order if int(note_id[1:]) >= 25]
-    assert ids(found) == [order[0], *others[:3]]
-    assert found.complete
+    assert ids(result) == [order[0], *others[:3]]
+    assert result.complete
 
 
 async def test_search_that_would_go_too_deep_is_not_complete(
@@ -431,8 +431,8 @@ async def test_search_that_would_go_too_deep_is_not_complete(
     monkeypatch.setattr("service.search.ranker.BLOCK_SIZE", 4)
     monkeypatch.setattr("service.search.ranker.MAX_DEPTH", 8)
     await add(recommender, *(replace(note, author="ann") for note in soup(30)))
-    found = await search.related(SearchRequest((Example("n0"),), k=4, max_per_author=1))
-    assert (len(found.items), found.complete) == (1, False)
+    result = await search.related(SearchRequest((Example("n0"),), k=4, max_per_author=1))
+    assert (len(result.items), result.complete) == (1, False)
 
 
 async def test_note_that_the_store_lost_frees_its_author(
@@ -443,8 +443,8 @@ async def test_note_that_the_store_lost_frees_its_author(
     order = ranking(notes, notes[0])
     await embedded_store.hold()
     await embedded_store.delete(order[0])
-    found = await search.related(SearchRequest((Example("n0"),), k=5, max_per_author=1))
+    result = await search.related(SearchRequest((Example("n0"),), k=5, max_per_author=1))
     first, *_ = [note_id for note_id in order[1:] if int(note_id[1:]) % 2 == int(order[0][1:]) % 2]
-    assert first in ids(found)
-    assert len(found.items) == 2
+    assert first in ids(result)
+    assert len(result.items) == 2
     embedded_store.release()

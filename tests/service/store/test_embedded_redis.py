@@ -223,8 +223,9 @@ async def test_server_takes_no_writes_while_its_disk_is_nearly_full(
         await eventually(lambda: not is_refused(embedded))
 
 
+@pytest.mark.parametrize("error", [OSError("no file descriptor is left"), RuntimeError("cannot start new thread")])
 async def test_server_that_died_is_started_again_behind_a_failed_check(
-    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     looks: list[Path] = []
     usage = shutil.disk_usage
@@ -232,7 +233,7 @@ async def test_server_that_died_is_started_again_behind_a_failed_check(
     def fail_once(folder: Path) -> Any:
         looks.append(folder)
         if len(looks) == 1:
-            raise OSError("no file descriptor is left")
+            raise error
         return usage(folder)
 
     monkeypatch.setattr(shutil, "disk_usage", fail_once)
@@ -308,8 +309,8 @@ def test_nobody_else_can_reach_folder_or_socket(embedded: EmbeddedRedis) -> None
 
 def test_it_is_on_disk_at_every_write_and_never_evicts(embedded: EmbeddedRedis) -> None:
     with redis.Redis.from_url(embedded.url, decode_responses=True) as client:
-        told = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory-policy")}
-    assert told == {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+        settings = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory-policy")}
+    assert settings == {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
 
 def test_a_server_that_cannot_run_is_an_error_that_names_its_log(

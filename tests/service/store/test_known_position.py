@@ -58,6 +58,18 @@ def test_position_is_the_latest_it_was_raised_to(known: KnownPosition) -> None:
         assert known.read() == position
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="lists the open files of a process as Linux does")
+def test_file_that_cannot_be_mapped_is_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match="no space left"):
+        KnownPosition(path)
+    opened = {file.resolve() for file in Path("/proc/self/fd").iterdir()}
+    assert path.resolve() not in opened
+
+
 def test_another_process_sees_what_one_has_raised(known: KnownPosition, path: Path) -> None:
     with closing(KnownPosition(path)) as other:
         known.raise_to("7-1")

@@ -84,6 +84,9 @@ def test_improbable_category_is_not_given_to_a_note_and_the_answer_says_which(se
     ):
         key = {"Idempotency-Key": "improbable"}
         first, repeated = (client.post("/notes", json=note, params=generate, headers=key).json() for _ in range(2))
+        again = client.post("/notes", json=note, params=generate)
+        assert (again.status_code, again.json()["revision"]) == (200, 1)
+        assert again.headers["etag"] == client.get("/notes/a").headers["etag"]
         (listed,) = client.post("/notes", json=[note], params=generate).json()["results"]
         for answer in (first, repeated, listed):
             assert answer.get("category") is None

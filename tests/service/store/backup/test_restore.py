@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from service.erasure.purge import purge
+from service.events import EventBounds
 from service.filters import Filter
 from service.index.snapshot_files import MANIFEST as SNAPSHOT_MANIFEST
 from service.index.snapshot_files import SnapshotFolder
@@ -22,10 +23,13 @@ from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifes
 from service.store.backup.restore import ALIVE, EXCHANGE, MARK, restore_backup
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of
+from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis, server_program
+from service.store.events import RedisEventStore
 from service.store.purge import COMPRESSION
+from service.store.purge_claim import PurgeClaim
 from service.store.redis_store import RedisNoteStore
-from service.store.tenants import REMOVING
+from service.store.tenants import REMOVING, RedisTenants
 from tests.service.conftest import (
     DIMENSION,
     SPACE,
@@ -150,7 +154,46 @@ def test_service_that_starts_during_a_restore_does_not_hinder_it(
     assert contents(target) == contents(source)
 
 
-@pytest.mark.parametrize("note_id", ["identity", "a:snapshots", "tenants"])
+@pytest.mark.anyio
+async def test_store_that_a_service_has_used_and_left_without_notes_is_empty(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    source.set("{notes}:events:salt", "salt of the backup")
+    back_up(embedded.url, tmp_path / "b")
+    connection = Connection(other.url)
+    tenants = RedisTenants(connection, max_tenants=2)
+    await tenants.open("acme")
+    await tenants.remove("acme")
+    events = RedisEventStore(connection, EventBounds(seconds=60.0, bytes=2**20, id_seconds=60.0, ids=10))
+    assert await events.forget("u1") == 0
+    await connection.close()
+    claim = PurgeClaim(target)
+    assert claim.take()
+    assert set(target.keys()) == {b"{notes}:removed:acme", b"{notes}:events:salt", b"{notes}:purging"}
+    restore(tmp_path / "b", other.url)
+    assert contents(target) == contents(source)
+    assert target.get("{notes}:events:salt") == b"salt of the backup"
+
+
+def test_restored_store_that_is_not_on_disk_in_time_is_an_error(
+    source: Any,
+    target: Any,
+    embedded: EmbeddedRedis,
+    other: EmbeddedRedis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    monkeypatch.setattr("service.store.backup.restore.DISK_MILLISECONDS", 10)
+    target.config_set("appendfsync", "no")
+    with pytest.raises(BackupError, match="was exchanged, and was not on disk"):
+        restore(tmp_path / "b", other.url)
+    assert contents(target) == contents(source)
+
+
+@pytest.mark.parametrize("note_id", ["identity", "a:snapshots", "tenants", "purging", "events:salt", "removed:a"])
 def test_store_whose_notes_are_named_as_bookkeeping_is_not_empty(
     source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, note_id: str
 ) -> None:
