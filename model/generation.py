@@ -44,8 +44,8 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class NamedHashtag:
-    """A hashtag of stored notes whose words the note being read has, one after the other. `carriers`: number of stored
-    notes that carry it. `having`: number of stored notes with the rarest of its words."""
+    """A hashtag of stored notes whose words the note being read has, one after the other. `carriers`: number of other
+    stored notes that carry it. `having`: number of those with the rarest of its words."""
 
     text: str
     carriers: int
@@ -91,9 +91,10 @@ class Vocabulary(Protocol):
         `hashtag_key`; of equally frequent ones the last by code points counts. `hashtag` itself where no note has any.
         """
 
-    def uses(self, keys: Collection[str]) -> dict[str, tuple[str, int]]:
-        """Return the most frequent spelling of each hashtag that stored notes have, and how many notes have any of its
-        spellings, by `hashtag_key`; nothing for the other keys."""
+    def uses(self, keys: Collection[str], own: Collection[str] = ()) -> dict[str, tuple[str, int]]:
+        """Return the most frequent spelling of each hashtag that stored notes have, and how many have any of its
+        spellings, by `hashtag_key`; nothing for the other keys. `own`: hashtags of a stored note that does not count.
+        """
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens after `ids` with which they still begin, or spell, a hashtag of the vocabulary."""

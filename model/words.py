@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
+from collections.abc import Iterator
 from itertools import pairwise
 
 from model.note import Note, replace_lone_surrogates
@@ -45,25 +46,29 @@ def words_and_characters(note: Note) -> list[str]:
 
 
 def phrases_of(note: Note) -> dict[str, tuple[str, ...]]:
-    """Return the words of each phrase of title and content, by the phrase in lower case and without spaces, as
-    `hashtag_key` has it."""
-    return _phrases_in(note.title[:MAX_CHARS]) | _phrases_in(note.content[:MAX_CHARS])
-
-
-def _phrases_in(text: str) -> dict[str, tuple[str, ...]]:
-    """Return the words of each phrase of a text: of up to MAX_PHRASE_WORDS words that follow each other; in UNSPACED
-    scripts, of 2 to MAX_PHRASE_CHARACTERS characters, whose words are their pairs."""
+    """Return the words of each phrase of title and content, by the phrase in lower case and without spaces: the
+    `hashtag_key` of a hashtag that is spelled so. A hashtag with a hyphen or another character that no word has, or
+    that joins words to characters of an UNSPACED script, is no phrase."""
     phrases: dict[str, tuple[str, ...]] = {}
+    for text in (note.title, note.content):
+        for phrase, words in _phrases_in(text[:MAX_CHARS]):
+            if len(words) > len(phrases.get(phrase, ())):  # of "roadtrip" and "road trip" the one of more words
+                phrases[phrase] = words
+    return phrases
+
+
+def _phrases_in(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each phrase of a text and its words: up to MAX_PHRASE_WORDS words that follow each other; in UNSPACED
+    scripts, 2 to MAX_PHRASE_CHARACTERS characters, whose words are their pairs."""
     words: list[str] = []  # those that the next phrases may begin with
     for word, unspaced in _runs(text):
         words = [*words, word][-MAX_PHRASE_WORDS:] if word else []
         for begin in range(len(words)):
-            phrases["".join(words[begin:])] = tuple(words[begin:])
+            yield "".join(words[begin:]), tuple(words[begin:])
         pairs = tuple(_pairs(unspaced))
         for begin in range(len(pairs)):
             for end in range(begin + 1, min(begin + MAX_PHRASE_CHARACTERS, len(unspaced))):
-                phrases[unspaced[begin : end + 1]] = pairs[begin:end]
-    return phrases
+                yield unspaced[begin : end + 1], pairs[begin:end]
 
 
 def word_hashes(note: Note) -> frozenset[int]:

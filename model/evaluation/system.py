@@ -83,6 +83,8 @@ class EngineSystem:
         self.precision = engine.runtime.precision
         self.policy: HashtagPolicy = policy
         self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)
+        self._bare = [note for note in known if not note.hashtags]
+        """Known notes without hashtags, whose words count in how rare a word is."""
         self._engine = engine
 
     def related(self, notes: Sequence[Note]) -> Scorer:
@@ -131,7 +133,7 @@ class EngineSystem:
         hashtags = [tuple(map(vocabulary.common_spelling, note.hashtags)) for note in self._known]
         words = InvertedLexicalIndex()
         words.begin_segment()
-        for note in self._known:
+        for note in (*self._known, *self._bare):
             words.add(words.words_of(note))
 
         def find_neighbours(note: Note, vector: npt.NDArray[np.float32], limit: int) -> Neighbours:
@@ -140,9 +142,11 @@ class EngineSystem:
             nearest = np.argsort(-scores, kind="stable")[: limit + 1]  # one more: the note itself may be known
             others = [i for i in nearest if i != own_row][:limit]
             by_vector = [Neighbour(self._known[i].id, float(scores[i]), hashtags[i]) for i in others]
-            sharing = zip(*words.scores(words.words_of(note), limit, own_row), strict=True)
-            by_words = [Neighbour(self._known[i].id, float(s), hashtags[i]) for i, s in sharing]
+            sharing = zip(*words.scores(words.words_of(note), len(words), own_row), strict=True)
+            by_words = [Neighbour(self._known[i].id, float(s), hashtags[i]) for i, s in sharing if i < len(hashtags)]
             by_words.sort(key=lambda neighbour: (-neighbour.score, neighbour.id))
-            return Neighbours(by_vector, by_words[:limit], words.named_hashtags(words.phrases_of(note), vocabulary))
+            phrases = words.phrases_of(note)
+            uses = vocabulary.uses(phrases, () if own_row is None else hashtags[own_row])
+            return Neighbours(by_vector, by_words[:limit], words.named_hashtags(phrases, uses, own_row))
 
         return GenerationRequest(count, find_neighbours=find_neighbours)

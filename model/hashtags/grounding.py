@@ -18,10 +18,10 @@ from model.scripts import scripts
 NEIGHBOURS = 50
 """Neighbours with hashtags that are looked up by the vector, and as many by words (docs/decisions/0010-hashtags.md)."""
 MAX_CANDIDATES = 40
-"""Most hashtags of neighbours, the heaviest first, whose probability the model is asked for; that takes one forward
-(docs/decisions/0010-hashtags.md)."""
+"""Most hashtags that neighbours carry or the note names, the heaviest first, whose probability the model is asked for;
+that takes one forward (docs/decisions/0010-hashtags.md)."""
 
-# The four weights of the score below were chosen on validation notes: docs/decisions/0010-hashtags.md.
+# The weights of the score below were chosen on validation notes: docs/decisions/0010-hashtags.md.
 NEIGHBOUR_SPREAD = 0.06
 """Temperature of a neighbour's weight by its vector: a cosine higher by this weighs e times as much."""
 LEXICAL_SHARE = 0.6
@@ -34,11 +34,11 @@ WRITTEN_WEIGHT = 0.1
 NAMED_WEIGHT = 0.3
 """Weight of a hashtag that the note names, if all notes with its words carry it."""
 NAMED_SMOOTHING = 4
-"""Added to the number of notes with the words of a named hashtag: of one or two notes it tells little who would use
-it."""
+"""Added to the number of notes with the words of a named hashtag: that one or two notes have carried it tells little
+of who would use it."""
 NEAR_SHARE = 0.2
-"""Least `named_share` with which a hashtag may be returned however improbable the model finds it: of those with more,
-authors chose one in five to one in two (docs/log/hashtags.md)."""
+"""A hashtag with a larger `named_share` may be returned however improbable the model finds it: authors chose 15 to 45%
+of those that their notes named (docs/log/hashtags.md). One note that carries it is too few."""
 
 MIN_WRITTEN_PROBABILITY = 1e-5
 """A smaller probability counts as this one. Of a word that the model has not met, as communities coin them, how
@@ -127,8 +127,9 @@ class HashtagFilter:
 
 @dataclass(slots=True)
 class Candidate:
-    """A hashtag of neighbours: its weight, in [0, 1], whether one that is near carries it, and the ids of
-    those that carry it, the heaviest first. `spellings`: the weight of each of its spellings, plurals included."""
+    """A hashtag that neighbours carry or the note names: its weight, in [0, 1], whether a near one carries it or many
+    notes with its words do, and the ids of neighbours that carry it, the heaviest first.
+    `spellings`: the weight of each of its spellings, plurals included."""
 
     text: str
     weight: float = 0.0
@@ -141,7 +142,7 @@ class Candidate:
         the weights are added as independent probabilities are."""
         named_weight = NAMED_WEIGHT * share
         self.weight += named_weight - self.weight * named_weight
-        self.is_near |= share >= NEAR_SHARE
+        self.is_near |= share > NEAR_SHARE
 
     def add(self, text: str, weight: float, note_id: str, is_near: bool) -> None:
         """Add a neighbour that carries the hashtag in the spelling `text`; `self.text` is the heaviest spelling."""
@@ -168,15 +169,16 @@ def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str,
         for key, text in hashtags.items():
             candidate = candidates.setdefault(key, Candidate(text))
             candidate.add(text, trust * weights[note_id], note_id, note_id in near)
-    for named in neighbours.named:
-        if allowed(named.text):
-            candidates.setdefault(dedup_key(named.text), Candidate(named.text)).name(named_share(named))
+    named = sorted(neighbours.named, key=lambda hashtag: (named_share(hashtag), hashtag.text))
+    named_by_key = {dedup_key(hashtag.text): hashtag for hashtag in named if allowed(hashtag.text)}
+    for key, hashtag in named_by_key.items():  # of singular and plural the one with the larger share
+        candidates.setdefault(key, Candidate(hashtag.text)).name(named_share(hashtag))
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
     return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
 
 
 def named_share(named: NamedHashtag) -> float:
-    """Return about how many of the notes with the words of a named hashtag carry it, in [0, 1)."""
+    """Return the share of the notes with the words of a named hashtag that carry it, in (0, 1), smoothed."""
     return named.carriers / (max(named.carriers, named.having) + NAMED_SMOOTHING)
 
 
@@ -233,15 +235,15 @@ def rerank(
     count: int,
     min_probability: float = 0.0,
 ) -> tuple[Hashtag, ...]:
-    """Return the best `count` of the hashtags that the model wrote and of those that neighbours carry.
+    """Return the best `count` of the hashtags that the model wrote and of the candidates.
 
         score = share * max(p, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
         share = (w + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING)
 
-    where w is the weight of the candidate, 0 for a hashtag that no neighbour carries, and p the probability that the
+    where w is the weight of the candidate, 0 for a hashtag that is none, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
     `candidates`; a candidate without an entry has the p of the written hashtag with the same key. A hashtag with p
-    below `min_probability` is dropped, unless a near neighbour carries it.
+    below `min_probability` is dropped, unless its candidate is near.
 
     What is written under the key of a candidate is scored with w = 0, too, and the better of the two is taken, in its
     spelling: the model may find the neighbours' spelling improbable and its own not.
@@ -269,5 +271,5 @@ def grounded_score(weight: float, probability: float) -> float:
 
 
 def is_likely_enough(candidate: Candidate, probability: float, min_probability: float) -> bool:
-    """Return whether `probability` reaches `min_probability`, or a near neighbour carries the candidate."""
+    """Return whether `probability` reaches `min_probability`, or the candidate is near."""
     return probability >= min_probability or candidate.is_near

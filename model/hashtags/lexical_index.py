@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from model.generation import NamedHashtag, Vocabulary
+from model.generation import NamedHashtag
 from model.hashtags.postings import Arrays, GrowingPostings, Numbers, PackedPostings, RowNumbers, view
 from model.note import Note
 from model.words import phrases_of, word_hash, word_hashes, words_of
@@ -264,24 +264,25 @@ class InvertedLexicalIndex:
         return phrases_of(note)
 
     def named_hashtags(
-        self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary
+        self, phrases: Mapping[str, tuple[str, ...]], uses: Mapping[str, tuple[str, int]], own_row: int | None = None
     ) -> tuple[NamedHashtag, ...]:
-        """Return the hashtags of `vocabulary` that are among `phrases`."""
-        uses = vocabulary.uses(phrases)
-        sizes = self._count_rows({word for key in uses for word in phrases[key]})
+        """Return the hashtags that are among `phrases`. `uses`: their spellings and numbers of notes, by the phrase.
+        `own_row` does not count."""
+        rows = self._count_rows({word for key in uses for word in phrases[key]}, own_row)
         return tuple(
-            NamedHashtag(spelling, carriers, min(sizes[word] for word in phrases[key]))
+            NamedHashtag(spelling, carriers, min(rows[word] for word in phrases[key]))
             for key, (spelling, carriers) in uses.items()
         )
 
-    def _count_rows(self, words: Collection[str]) -> dict[str, int]:
-        """Return how many rows have each of some words; removed rows count until their segment is merged."""
+    def _count_rows(self, words: Collection[str], own_row: int | None = None) -> dict[str, int]:
+        """Return how many rows have each of some words, without removed rows and `own_row`."""
         counted = sorted(words)
         hashes = np.array(list(map(word_hash, counted)), np.uint32)
         sizes = dict.fromkeys(counted, 0)
-        for segment in self._segments:
+        for begin, segment in zip(_begins(self._segments), self._segments, strict=False):
             for place, rows in segment.rows(hashes):
-                sizes[counted[place]] += len(rows)
+                own = own_row is not None and bool(np.any(rows == own_row - begin))
+                sizes[counted[place]] += self._living_rows([(begin, rows)]) - own
         return sizes
 
     def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:

@@ -70,14 +70,16 @@ class HashtagTrie:
         with self._lock:
             return most_frequent(self._spellings.get(key, (hashtag,)), self._note_counts)
 
-    def uses(self, keys: Collection[str]) -> dict[str, tuple[str, int]]:
-        counts = self._note_counts
+    def uses(self, keys: Collection[str], own: Collection[str] = ()) -> dict[str, tuple[str, int]]:
+        own_keys, counts = set(map(hashtag_key, own)), self._note_counts
+        uses = {}
         with self._lock:
-            spellings = {key: self._spellings[key] for key in keys if key in self._spellings}
-            return {
-                key: (most_frequent(each, counts), sum(map(counts.__getitem__, each)))
-                for key, each in spellings.items()
-            }
+            for key in keys:
+                if spellings := self._spellings.get(key):
+                    notes = sum(counts[spelling] for spelling in spellings) - (key in own_keys)
+                    if notes > 0:
+                        uses[key] = most_frequent(spellings, counts), notes
+        return uses
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
         with self._lock:

@@ -1,4 +1,5 @@
-"""Exact probabilities of the hashtags that neighbours of a note carry, as far as they can be among the best.
+"""Exact probabilities of candidates, as far as they can be among the best: hashtags that neighbours of a note carry, or
+that the note names.
 
 The heaviest ones are scored beside the hashtag task, as a trie after it. Of the others the probability of the first
 token bounds that of the whole; those that may still be among the best share one more forward. GroundedRanking decides.
@@ -21,7 +22,7 @@ from model.inference.trie import ROOT, Trie, node_log_probs
 from model.prompt import Prompt
 
 CANDIDATE_TOKENS = 320
-"""Bound on the tokens of the neighbours' hashtags that may be scored for one note, common prefixes counted once; the
+"""Bound on the tokens of the candidates that may be scored for one note, common prefixes counted once; the
 candidates with the largest weights come first."""
 FIRST_CANDIDATE_TOKENS = 24
 """Tokens of the heaviest candidates that are scored beside the hashtag task: most often they are the answer."""

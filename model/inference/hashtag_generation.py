@@ -1,4 +1,5 @@
-"""HashtagGeneration: the hashtags of one note, by a beam search and, under "grounded", from its neighbours."""
+"""HashtagGeneration: the hashtags of one note, by a beam search and, under "grounded", from candidates: hashtags that
+its neighbours carry or that it names."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class HashtagGeneration:
         return bool(self._request.hashtags) and self._request.find_neighbours is not None
 
     def find_candidates(self, note: Note, vector: npt.NDArray[np.float32]) -> None:
-        """Look up what neighbours of `note` carry; `vector` (D,) is its embedding."""
+        """Look up what neighbours of `note` carry, and what it names; `vector` (D,) is its embedding."""
         assert self._request.find_neighbours is not None
         candidates = candidates_from(self._request.find_neighbours(note, vector, NEIGHBOURS), self._allowed)
         if candidates:

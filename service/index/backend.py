@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model.generation import NamedHashtag, Vocabulary
+from model.generation import NamedHashtag
 from model.note import Note
 from service.filters import Filter
 from service.index.bitmaps import Mask, RowNumbers
@@ -194,9 +194,10 @@ class LexicalIndex(Protocol):
         called in any thread."""
 
     def named_hashtags(
-        self, phrases: Mapping[str, tuple[str, ...]], vocabulary: Vocabulary
+        self, phrases: Mapping[str, tuple[str, ...]], uses: Mapping[str, tuple[str, int]], own_row: int | None = None
     ) -> tuple[NamedHashtag, ...]:
-        """Return the hashtags of `vocabulary` that are among `phrases`."""
+        """Return the hashtags that are among `phrases`. `uses`: what Vocabulary.uses says of these. `own_row` does not
+        count."""
 
     def begin_segment(self) -> WordSegment:
         """Have the next rows in a segment of their own, and return it."""

@@ -164,10 +164,12 @@ class LiveTexts:
             return self._lexical_index.shared_words(note, other, SHARED_WORDS)
 
     def named_hashtags(self, note: Note) -> tuple[NamedHashtag, ...]:
-        """Return the hashtags of the vocabulary that the text of `note` names."""
+        """Return the hashtags of other notes that the text of `note` names."""
         phrases = self._lexical_index.phrases_of(note)
         with self._lock:
-            return self._lexical_index.named_hashtags(phrases, self.vocabulary)
+            own = self._place_of(note.id)
+            row, hashtags = (own.begin + own.row, own.segment.hashtags(own.row)) if own else (None, ())
+            return self._lexical_index.named_hashtags(phrases, self.vocabulary.uses(phrases, hashtags), row)
 
     def _places(self) -> Iterator[tuple[int, TextSegment]]:
         """Yield each segment behind the number of its first row in the lexical index."""

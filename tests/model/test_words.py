@@ -45,6 +45,11 @@ def test_phrases_have_the_keys_of_hashtags_up_to_a_length() -> None:
     )
 
 
+def test_phrase_that_is_spelled_in_two_ways_has_the_more_words() -> None:
+    for text in ("Road trip, a roadtrip", "Roadtrip, a road trip"):
+        assert phrases_of(Note(title=text))["roadtrip"] == ("road", "trip")
+
+
 def test_characters_count_too_where_a_script_has_no_spaces() -> None:
     words = words_and_characters(Note("红烧肉 soup, soup", hashtags=("肉",)))
     assert words == ["红", "烧", "肉", "红烧", "烧肉", "soup", "soup", "肉"]

@@ -38,8 +38,8 @@ class HashtagOut(BaseModel):
 
     text: str = Field(description="the hashtag, without '#'")
     score: float = Field(
-        description="in (0, 1]: probability that the model writes it first; of grounded ones, that and how many of the "
-        "nearest notes carry it, together"
+        description="in (0, 1]: probability that the model writes it first; of grounded ones, that, how many of the "
+        "nearest notes carry it and whether the text names it, together"
     )
     notes: list[str] = Field(
         [],

@@ -301,6 +301,13 @@ def test_improbable_hashtag_of_a_note_by_words_is_told_if_the_vector_is_known(
     assert [hashtag.text for hashtag in ranked] == ["soup"] * told
 
 
+def test_singular_and_plural_that_a_note_names_are_one_candidate_with_the_larger_share() -> None:
+    named = [NamedHashtag("cat", 30, 40), NamedHashtag("cats", 1, 90), NamedHashtag("Cat", 1, 80)]
+    for order in (named, named[::-1]):
+        (cat,) = candidates_from(Neighbours(named=order), ANY).values()
+        assert (cat.text, cat.weight) == ("cat", pytest.approx(NAMED_WEIGHT * named_share(named[0])))
+
+
 SURE, RARE = NamedHashtag("Kyoto", 30, 40), NamedHashtag("kyoto", 1, 40)
 """A hashtag that most notes with its word carry, and one that few do."""
 
@@ -318,11 +325,15 @@ def test_named_hashtag_weighs_more_than_its_neighbours_alone_say() -> None:
     for named in (SURE, RARE):
         candidates = candidates_from(replace(carried, named=[named]), ANY)
         assert list(candidates) == ["kyoto", "soup"]
-        assert 1 > candidates["kyoto"].weight > before == candidates["soup"].weight
+        added = NAMED_WEIGHT * named_share(named)
+        assert candidates["kyoto"].weight == pytest.approx(before + added - before * added)
+        assert candidates["soup"].weight == before
         assert candidates["kyoto"].notes == ["a"]
 
 
-@pytest.mark.parametrize(("named", "told"), [(SURE, True), (RARE, False)])
-def test_improbable_hashtag_is_told_if_most_notes_with_its_words_carry_it(named: NamedHashtag, told: bool) -> None:
+@pytest.mark.parametrize(
+    ("named", "told"), [(SURE, True), (NamedHashtag("Kyoto", 1, 1), False), (NamedHashtag("Kyoto", 1, 40), False)]
+)
+def test_improbable_hashtag_is_told_if_many_notes_with_its_words_carry_it(named: NamedHashtag, told: bool) -> None:
     ranked = rerank([], candidates_from(Neighbours(named=[named]), ANY), {"kyoto": 0.001}, 5, 0.02)
     assert [hashtag.text for hashtag in ranked] == ["Kyoto"] * told

@@ -103,10 +103,21 @@ def test_named_hashtags_are_those_of_stored_notes_whose_words_follow_each_other(
         vocabulary.add(note.hashtags)
 
     def named(title: str) -> tuple[NamedHashtag, ...]:
-        return index.index.named_hashtags(index.index.phrases_of(Note(title=title)), vocabulary)
+        phrases = index.index.phrases_of(Note(title=title))
+        return index.index.named_hashtags(phrases, vocabulary.uses(phrases))
 
     assert named("Our ROAD trip to Kyoto") == (NamedHashtag("Road Trip", carriers=2, having=2),)
     assert named("A trip by road") == ()
+
+
+def test_removed_rows_and_the_note_itself_do_not_count_as_having_the_words_of_a_hashtag() -> None:
+    index = NoteIndex(*(Note(id=f"{i}", title="lemon") for i in range(6)), segment_rows=2)
+    for removed in ("1", "4"):
+        index.remove(removed)
+    phrases, uses = {"lemon": ("lemon",)}, {"lemon": ("lemon", 3)}
+    (named,) = index.index.named_hashtags(phrases, uses)
+    (without_own,) = index.index.named_hashtags(phrases, uses, own_row=5)
+    assert (named.having, without_own.having) == (4, 3)
 
 
 def test_rarer_word_weighs_more() -> None:

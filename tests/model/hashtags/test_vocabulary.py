@@ -72,6 +72,7 @@ def test_uses_are_of_all_spellings_under_the_most_frequent_one() -> None:
         trie.add(hashtags)
     trie.remove(["gone"])
     assert trie.uses(["roadtrip", "soup", "gone", "never"]) == {"roadtrip": ("road trip", 3), "soup": ("soup", 1)}
+    assert trie.uses(["roadtrip", "soup"], own=["Road trip", "soup"]) == {"roadtrip": ("road trip", 2)}
 
 
 def written_at_random(hashtag: str) -> str:

@@ -61,7 +61,8 @@ async def test_neighbours_are_those_of_an_evaluation_on_the_same_notes(
     """Half of the notes that are read are stored ones."""
     dishes, places = ("lemon soup", "warm bread", "cold noodles"), ("here", "in town", "by the river", "on an island")
     titles = [f"{dish} {place}" for dish in dishes for place in places]
-    known = [Note(title, id=f"n{n}", hashtags=("Soup" if n % 3 else "soup",)) for n, title in enumerate(titles)]
+    tagged = [Note(title, id=f"n{n}", hashtags=("Soup" if n % 3 else "soup",)) for n, title in enumerate(titles)]
+    known = [*tagged, Note("soup", id="bare")]
     vectors = small_engine.embed(known)
     stored = [
         stored_note(note.id, note.title, hashtags=note.hashtags, vector=vector)
