@@ -165,13 +165,19 @@ def evaluate_related(
 
 
 def _ranks(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]], clicks: Mapping[str, int]) -> Ranks:
-    number = {query: i for i, query in enumerate(sorted({query for query, _ in pairs}))}
+    queries, targets = zip(*pairs, strict=True)
     column = {note_id: place for place, note_id in enumerate(sorted(ids))}
     exposures: list[int] = []
     if clicks:
-        targets = np.array([column[target] for _, target in pairs])
-        exposures = exposure_groups(targets, np.array([clicks.get(note_id, 0) for note_id in column])).tolist()
-    return Ranks(rank_pairs(score, ids, pairs).tolist(), [number[query] for query, _ in pairs], exposures)
+        columns = np.array([column[target] for target in targets])
+        exposures = exposure_groups(columns, np.array([clicks.get(note_id, 0) for note_id in column])).tolist()
+    return Ranks(rank_pairs(score, ids, pairs).tolist(), _numbers(queries), _numbers(targets), exposures)
+
+
+def _numbers(ids: Sequence[str]) -> list[int]:
+    """Number of each id among the distinct ones in ascending order."""
+    number = {note_id: i for i, note_id in enumerate(sorted(set(ids)))}
+    return [number[note_id] for note_id in ids]
 
 
 def evaluate_categories(

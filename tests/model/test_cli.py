@@ -375,7 +375,7 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
     assert record["commit"]
     for protocol, count in summary["pairs"].items():
         related = record["related"][protocol]
-        assert len(related["ranks"]) == len(related["queries"]) == len(related["exposures"]) == count
+        assert {len(related[name]) for name in ("ranks", "queries", "targets", "exposures")} == {count}
     assert len(record["categories"]["truth"]) == len(record["categories"]["free"]) == summary["category"]["notes"]
     assert len(record["hashtags"]["f1"]) == summary["hashtags"]["notes"]
 

@@ -71,6 +71,9 @@ def test_protocols_count_their_own_pairs():
     related = evaluate(ByLength(), data_of(notes, pairs)).related
     assert {name: len(ranks.ranks) for name, ranks in related.items()} == {"cold-cold": 1, "cold-all": 2}
     assert related["cold-all"].queries == [0, 1]
+    numbers = {note_id: number for number, note_id in enumerate(sorted((c, x)))}
+    by_query = dict(zip(sorted((a, b)), related["cold-all"].targets, strict=True))
+    assert by_query == {a: numbers[c], b: numbers[x]}
     only = evaluate(ByLength(), data_of(notes, {"cold-cold": pairs["cold-cold"]}))
     assert only.related == {"cold-cold": related["cold-cold"]}
 
