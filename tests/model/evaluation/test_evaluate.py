@@ -178,6 +178,13 @@ def test_categories_are_kept_as_places_in_the_closed_set():
     assert categories.probability == pytest.approx([0.8, 0.9])
 
 
+def test_notes_whose_category_was_never_trained_are_counted_aloud():
+    said: list[str] = []
+    evaluate(ByRule(CHANCES, {}), data_of(with_categories()), parts=["categories"], progress=said.append)
+    others = "the category of the others is in no training note"
+    assert said == [f"Choosing one of 3 categories for 2 of 3 labelled notes; {others}"]
+
+
 def test_category_summary_is_as_by_hand():
     summary = evaluate(Writer(CHANCES, {}), data_of(with_categories()), parts=["categories"]).summary()
     assert summary["category"] == {
