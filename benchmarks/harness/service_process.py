@@ -81,13 +81,14 @@ class ServiceProcess:
     def listed_ids(self) -> set[str]:
         """Return the ids of all notes that the index of this process names and that the store has."""
         ids: set[str] = set()
+        parameters: dict[str, str | int] = {"limit": MAX_PAGE}
         with httpx2.Client(base_url=self.url, timeout=60) as client:
-            page = {"next_cursor": ""}
-            while (cursor := page["next_cursor"]) is not None:
-                parameters = {"limit": MAX_PAGE, **({"cursor": cursor} if cursor else {})}
+            while True:
                 page = client.get("/notes", params=parameters).raise_for_status().json()
                 ids.update(note["id"] for note in page["notes"])
-        return ids
+                if page["next_cursor"] is None:
+                    return ids
+                parameters["cursor"] = page["next_cursor"]
 
     def ingest(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `notellm ingest --json` against this service; its report comes on standard output."""

@@ -211,7 +211,7 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
 async def count_lost(replicas: Sequence[ServiceProcess], ids: Sequence[str]) -> int:
     """Count the notes that the store does not have, or that one of the indexes lacks."""
     listed = await asyncio.gather(*(asyncio.to_thread(replica.listed_ids) for replica in replicas))
-    return len(set(ids) - set.intersection(*listed))
+    return len(set(ids) - listed[0].intersection(*listed))
 
 
 def open_files(replicas: Sequence[ServiceProcess]) -> int:
