@@ -392,7 +392,7 @@ def read_rows(path: Path) -> list[Json]:
 
 def compared_with(row: Json) -> str:
     """`against`, with the ratio and the p of a paired test, which its spread holds, and the system's name in words."""
-    ratio, p = re.match(r"[\d.]+x", row["spread"]), re.search(r"p = [\d.]+", row["spread"])
+    ratio, p = re.match(r"[\d.]+x", row["spread"]), re.search(r"p [=<] [\d.]+", row["spread"])
     if not ratio or not p:
         return str(row["against"])
     system, _, score = row["against"].split(";")[0].partition(": ")

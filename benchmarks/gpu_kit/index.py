@@ -35,7 +35,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def size_rows(count: int, query_count: int, gpu: Gpu | None) -> Iterator[Row]:
-    """Yield the rows of an index of `count` made-up vectors, which are spread around BASE_NOTES random ones."""
+    """Yield the rows of an index of `count` synthetic vectors, which are spread around BASE_NOTES random ones."""
     bases = normalise(np.random.default_rng(0).standard_normal((BASE_NOTES, DIMENSION)))
     vectors, queries = noisy_copies(bases, count, 1), noisy_copies(bases, query_count, 2)
     by_processor, on_card = SegmentedIndex(DIMENSION), SegmentedIndex(DIMENSION, gpu=gpu)

@@ -71,7 +71,7 @@ def record_step(step: str, options: Options, results: Path, gpu: str) -> list[Ro
 
 
 def run_step(step: str, seconds: int, options: Options, on_row: Callable[[Row], None]) -> list[Row]:
-    """Run the process of a step for at most so many seconds, with all processes that it starts, and return its rows.
+    """Run the process of a step for at most `seconds`, with all processes that it starts, and return its rows.
     `on_row` gets each as it comes; the last one says so where the step failed or was stopped."""
     rows: list[Row] = []
 

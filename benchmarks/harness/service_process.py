@@ -15,6 +15,7 @@ from typing import Self
 
 import httpx2
 
+from service.collection.listing import MAX_PAGE
 from service.readers import MODULE as READER_MODULE
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
@@ -76,6 +77,18 @@ class ServiceProcess:
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait()
+
+    def listed_ids(self) -> set[str]:
+        """Return the ids of all notes that the index of this process names and that the store has."""
+        ids: set[str] = set()
+        parameters: dict[str, str | int] = {"limit": MAX_PAGE}
+        with httpx2.Client(base_url=self.url, timeout=60) as client:
+            while True:
+                page = client.get("/notes", params=parameters).raise_for_status().json()
+                ids.update(note["id"] for note in page["notes"])
+                if page["next_cursor"] is None:
+                    return ids
+                parameters["cursor"] = page["next_cursor"]
 
     def ingest(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `notellm ingest --json` against this service; its report comes on standard output."""

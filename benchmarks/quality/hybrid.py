@@ -34,7 +34,7 @@ from model.config import CONFIG_FILE
 from model.data.pairs import Split, split_of
 from model.evaluation.evaluate import EvaluationData
 from model.evaluation.protocol import COLD_COLD
-from model.evaluation.ranking import rank_pairs
+from model.evaluation.ranking import order_of_ties, rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
 from model.training.trainer import BEST
@@ -103,7 +103,8 @@ OTHER_WAYS: Mapping[str, Combine] = {
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Notes of a split in the order of ids, and the pairs that count, as (query id, related id)."""
+    """Notes of a split in the order in which equal scores rank, and the pairs that count, as (query id, related id).
+    Features and candidates break ties by row, so rows must not be in the order of ids."""
 
     notes: Sequence[Note]
     pairs: Sequence[tuple[str, str]]
@@ -111,10 +112,9 @@ class Pool:
     @classmethod
     def read(cls, folder: Path, split: Split) -> Pool:
         data = EvaluationData.read(folder, split, [COLD_COLD])
-        notes = [note for note_id, note in sorted(data.notes.items()) if split_of(note_id) == split]
-        ids = {note.id for note in notes}
-        counted = {(pair.note, pair.related) for pair in data.pairs[COLD_COLD]}
-        return cls(notes, sorted(pair for pair in counted if ids.issuperset(pair)))
+        ids = [note_id for note_id in data.notes if split_of(note_id) == split]
+        notes = [data.notes[ids[row]] for row in order_of_ties(ids)]
+        return cls(notes, data.counted_pairs(COLD_COLD, split))
 
     @property
     def query_rows(self) -> list[int]:
@@ -167,8 +167,9 @@ def version_of(checkpoint: str) -> str:
 
 
 def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-    """Vectors of notes, read from the cache where it has them."""
-    path = CACHE / f"{system}-{version_of(checkpoint)}-{name}.npy"
+    """Vectors of notes, read from the cache where it has those of the same notes in the same order."""
+    ids = sha256("\n".join(note.id for note in notes).encode()).hexdigest()[:8]
+    path = CACHE / f"{system}-{version_of(checkpoint)}-{name}-{ids}.npy"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         np.save(path, load_embedder(checkpoint, Settings().cache_dir, print).embed(notes))
@@ -180,7 +181,8 @@ def candidates(content: Scores, words: Scores, own: int) -> npt.NDArray[np.int64
     """Return the candidates of one query among all notes, without its own row, as the service pools them."""
     near, sharing = content.copy(), words.copy()
     near[own], sharing[own] = -np.inf, -np.inf
-    return np.union1d(np.argsort(-near)[:POOL_SIZE], np.argsort(-sharing)[:WORDS_POOL_SIZE])
+    best_near, best_sharing = (np.argsort(-scores, kind="stable") for scores in (near, sharing))
+    return np.union1d(best_near[:POOL_SIZE], best_sharing[:WORDS_POOL_SIZE])
 
 
 def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: Combine) -> Scores:

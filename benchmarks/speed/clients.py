@@ -19,6 +19,7 @@ from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.scenario import Load, Scenario
 from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile, percentiles_text
+from benchmarks.harness.weights import model_mib
 from model.data.dataset import read_notes
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
@@ -30,9 +31,6 @@ SCENARIO = Scenario.load("mixed")
 CLIENTS, ROUNDS = SCENARIO.clients, SCENARIO.rounds or 0
 EMBED, GENERATE, SIMILAR = KINDS = tuple(SCENARIO.requests)
 HASHTAGS: int = (SCENARIO.requests[GENERATE].body or {})["count"]
-MILLION_WEIGHTS = 134.5
-"""Weights of the packaged model."""
-BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
 MIN_SHARE, MAX_SLOWDOWN, MAX_MEMORY_RATIO = 0.85, 2, 2.5
 """Targets: the share of the engine's own rate, how much generation may slow embedding, and memory in weights."""
 
@@ -60,12 +58,12 @@ class Figures:
 def measure() -> Figures:
     """Measure the engine in this process, then the service."""
     engine = Engine.load(cache=Settings().cache_dir)
-    bytes_per_weight = BYTES_PER_WEIGHT[engine.runtime.number_format]
+    weights_mib = model_mib(engine.runtime.number_format)
     notes = notes_of_one_length(engine, CLIENTS * ROUNDS)
     engine_rate = measure_engine(engine, notes)
     del engine
     service = asyncio.run(measure_service(notes, list(read_notes(SAMPLES))))
-    return Figures(service, engine_rate, MILLION_WEIGHTS * 1e6 * bytes_per_weight / 2**20)
+    return Figures(service, engine_rate, weights_mib)
 
 
 def measure_engine(engine: Engine, notes: Sequence[Note]) -> float:

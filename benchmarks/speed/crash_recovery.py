@@ -28,13 +28,13 @@ INGEST_BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Acknowledged notes, those in the index, and how many break a promise."""
+    """Acknowledged notes, all that are in the index, and how many of the first break a promise."""
 
     acknowledged: int
     indexed: int
     lost: int
     written_twice: int
-    not_found: int
+    not_indexed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,19 @@ def measure(source: Path, lines: int | None) -> Figures:
 
 
 def check(service: ServiceProcess, folder: Path, ids: Sequence[str]) -> Check:
-    """Look up each acknowledged note that was not rejected: it is stored once, at revision 1, and has neighbours."""
+    """Look up each acknowledged note that was not rejected: it is stored once, at revision 1, and in the index."""
     rejects = folder / "notes.jsonl.rejects.jsonl"
     rejected = {json.loads(json.loads(line)["text"])["id"] for line in rejects.open()} if rejects.exists() else set()
     expected = [note_id for note_id in ids if note_id not in rejected]
-    lost = written_twice = not_found = 0
+    lost = written_twice = 0
     with httpx2.Client(base_url=service.url, timeout=60) as client:
         for note_id in expected:
             answer = client.get(f"/notes/{note_id}")
             lost += answer.status_code != 200
             written_twice += answer.json().get("revision", 1) != 1
-            not_found += client.get(f"/notes/{note_id}/similar", params={"k": 1}).status_code != 200
-        indexed = client.get("/readyz").json()["notes"]
-    return Check(len(expected), indexed, lost, written_twice, not_found)
+    # Not by GET /notes/{id}/similar: where the index lacks the note, that takes its vector from the store.
+    indexed = service.listed_ids()
+    return Check(len(expected), len(indexed), lost, written_twice, len(set(expected) - indexed))
 
 
 def acknowledged_line(folder: Path) -> int:
@@ -127,7 +127,7 @@ def check_rows(what: str, check: Check) -> list[Row]:
     counts = {
         "lost": check.lost,
         "written twice": check.written_twice,
-        "not found by similar": check.not_found,
+        "not in the index": check.not_indexed,
     }
     return [
         row(f"{what}: acknowledged notes", check.acknowledged, spread=f"{check.indexed} in the index"),

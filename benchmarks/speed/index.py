@@ -78,7 +78,7 @@ CHECKED_QUERIES = 50
 """Queries of one burst beside other work, and those whose number of results is counted."""
 PEER_ROWS = 100_000
 PEER_LISTS = int(LISTS_PER_ROOT * PEER_ROWS**0.5)
-"""Lists that the peer's collection gets: as many as a segment of so many rows has."""
+"""Lists that the peer's collection gets: as many as a segment with the same number of rows has."""
 MAX_CHURNED_ROWS = 100_000
 
 

@@ -59,7 +59,6 @@ POLL_PATIENCE = 2.0
 READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 REDIS_AWAY_SECONDS = 1.0
 """From the death of Redis until it is started again."""
-CONCURRENT_CHECKS = 16
 MARK = "quetzalcoatlus"
 """Word of every note, which no process may print."""
 PASSWORD = "not-to-be-printed"
@@ -210,20 +209,9 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
 
 
 async def count_lost(replicas: Sequence[ServiceProcess], ids: Sequence[str]) -> int:
-    """Count the notes that the store does not have, or that one of the indexes does not find."""
-    missing: set[str] = set()
-
-    async def check(port: int, share: Sequence[str]) -> None:
-        (connection,) = await connect(port, 1)
-        for note_id in share:
-            for path in (f"/notes/{note_id}", f"/notes/{note_id}/similar?k=1"):
-                answer = await connection.exchange(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
-                if not answer.startswith(b"HTTP/1.1 200"):
-                    missing.add(note_id)
-
-    ports = [replica.port for replica in replicas]
-    await asyncio.gather(*(check(port, ids[i::CONCURRENT_CHECKS]) for port in ports for i in range(CONCURRENT_CHECKS)))
-    return len(missing)
+    """Count the notes that the store does not have, or that one of the indexes lacks."""
+    listed = await asyncio.gather(*(asyncio.to_thread(replica.listed_ids) for replica in replicas))
+    return len(set(ids) - listed[0].intersection(*listed))
 
 
 def open_files(replicas: Sequence[ServiceProcess]) -> int:

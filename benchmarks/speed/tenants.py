@@ -34,7 +34,7 @@ ADMIN = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
 
 @dataclass
 class Host:
-    """A service with so many tenants, and what was measured of it. `start_seconds`: time of the processor until it is
+    """A service with `tenants` tenants, and what was measured of it. `start_seconds`: processor time until it is
     ready. `idle_share`: share of one core that it takes while nobody calls."""
 
     service: ServiceProcess

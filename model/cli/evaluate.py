@@ -91,7 +91,7 @@ def evaluate(
     from model.config import CheckpointError
     from model.data.dataset import DatasetError
     from model.data.pairs import PairsError
-    from model.evaluation.evaluate import EvaluationData
+    from model.evaluation.evaluate import EvaluationData, NothingToMeasure, check_parts
     from model.evaluation.evaluate import evaluate as measure
     from model.evaluation.system import EngineSystem
     from model.generation import CategoriesTooLong
@@ -105,7 +105,7 @@ def evaluate(
     if record:
         check_writable(record)
     commit = checked_out_commit()  # before the run, in which files may change
-    with exit_on(CheckpointError, DatasetError, PairsError, CategoriesTooLong, OSError):
+    with exit_on(CheckpointError, DatasetError, PairsError, CategoriesTooLong, NothingToMeasure, OSError):
         data_set = EvaluationData.read(data, split, protocols, say, memory=memory, max_history=max_history)
         if protocols and (part or protocol) and not any(data_set.counted_pairs(name, split) for name in data_set.pairs):
             fail(f"related notes cannot be measured: no pair counts; do clicks and notes of {data} have the same ids?")
@@ -116,6 +116,7 @@ def evaluate(
         if whiten or mean_share:
             system = adapted_encoder(system, known, whiten, mean_share)
         copier = hashtag_copier(system, known, always=copy_hashtags, tuned=copy_tuned)
+        check_parts(part or (), system, data_set, split, max_notes, copier)
         measured = measure(
             system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
             progress=say,

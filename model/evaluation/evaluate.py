@@ -25,6 +25,10 @@ PARTS = ("related", "categories", "hashtags")
 """Parts of an evaluation, by the names of `notellm evaluate --part`."""
 
 
+class NothingToMeasure(ValueError):
+    """A part was asked for that the system cannot do or that the data has no truth for."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationData:
     """A data set to evaluate on: its notes by id, the pairs by protocol, and the clicks of each note."""
@@ -119,6 +123,28 @@ def evaluate(
     return record
 
 
+def check_parts(
+    parts: Sequence[str],
+    system: System,
+    data: EvaluationData,
+    split: Split,
+    max_notes: int | None = None,
+    copier: Copier | None = None,
+) -> None:
+    """Raise NothingToMeasure for the first of `parts` that `evaluate` would leave out; arguments as there."""
+    notes = notes_of_split(data.notes, split, max_notes)
+    if "related" in parts and not isinstance(system, Retriever):
+        raise NothingToMeasure(f"related notes cannot be measured: {system.name} finds none")
+    if "categories" in parts and not isinstance(system, Classifier):
+        raise NothingToMeasure(f"categories cannot be measured: {system.name} chooses none")
+    if "categories" in parts and not set(closed_set(data.notes)).intersection(note.category or "" for note in notes):
+        raise NothingToMeasure(f"categories cannot be measured: no {split} note has one that a training note has")
+    if "hashtags" in parts and copier is None and not isinstance(system, Tagger):
+        raise NothingToMeasure(f"hashtags cannot be measured: {system.name} gives none")
+    if "hashtags" in parts and not any(note.hashtags for note in notes):
+        raise NothingToMeasure(f"hashtags cannot be measured: no {split} note has any")
+
+
 def notes_of_split(notes: Mapping[str, Note], split: Split, max_notes: int | None = None) -> list[Note]:
     """Notes of a split in the order of ids; at most `max_notes` of them, the same at every call."""
     in_split = [note for note_id, note in sorted(notes.items()) if split_of(note_id) == split]
@@ -165,13 +191,19 @@ def evaluate_related(
 
 
 def _ranks(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]], clicks: Mapping[str, int]) -> Ranks:
-    number = {query: i for i, query in enumerate(sorted({query for query, _ in pairs}))}
+    queries, targets = zip(*pairs, strict=True)
     column = {note_id: place for place, note_id in enumerate(sorted(ids))}
     exposures: list[int] = []
     if clicks:
-        targets = np.array([column[target] for _, target in pairs])
-        exposures = exposure_groups(targets, np.array([clicks.get(note_id, 0) for note_id in column])).tolist()
-    return Ranks(rank_pairs(score, ids, pairs).tolist(), [number[query] for query, _ in pairs], exposures)
+        columns = np.array([column[target] for target in targets])
+        exposures = exposure_groups(columns, np.array([clicks.get(note_id, 0) for note_id in column])).tolist()
+    return Ranks(rank_pairs(score, ids, pairs).tolist(), _numbers(queries), _numbers(targets), exposures)
+
+
+def _numbers(ids: Sequence[str]) -> list[int]:
+    """Number of each id among the distinct ones in ascending order."""
+    number = {note_id: i for i, note_id in enumerate(sorted(set(ids)))}
+    return [number[note_id] for note_id in ids]
 
 
 def evaluate_categories(
@@ -182,7 +214,11 @@ def evaluate_categories(
     labelled = [note for note in notes if note.category in place]
     if not labelled:
         return None
-    progress(f"Choosing one of {len(categories)} categories for {len(labelled):,} notes")
+    all_labelled = sum(bool(note.category) for note in notes)
+    others = "" if all_labelled == len(labelled) else "; the category of the others is in no training note"
+    progress(
+        f"Choosing one of {len(categories)} categories for {len(labelled):,} of {all_labelled:,} labelled notes{others}"
+    )
     log_probs = system.category_log_probs(labelled, categories)
     probabilities = np.exp(log_probs - log_probs.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)

@@ -28,8 +28,8 @@ EXPOSURES = ("low", "middle", "high")
 TEMPERATURE_LIMITS = (0.01, 100.0)
 """Bounds of the search in `fit_temperature`, far beyond the temperatures of a usable model."""
 
-_BOOTSTRAP_CELLS = 2_000_000
-"""Draw counts held in memory at once, 16 bytes each (drawn as int64, multiplied as float64): 32 MB."""
+_NORMAL_95 = 1.959964
+"""Standard deviations on either side of the mean that hold 95% of a normal distribution."""
 
 
 def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> list[npt.NDArray[np.int64]]:
@@ -111,7 +111,7 @@ class Comparison:
     """System a against system b, with intervals of 95%.
 
     `difference`: a - b, from `low` to `high`. `p`: two-sided, under no difference. `ratio`: a / b, from `ratio_low` to
-    `ratio_high`. The ratio is NaN where b is 0, and its interval is NaN where b is 0 in any resample.
+    `ratio_high`. The ratio and its interval are NaN where b is 0, and the interval also where a is.
     """
 
     difference: float
@@ -123,50 +123,52 @@ class Comparison:
     ratio_high: float
 
 
-def paired_bootstrap(a: Floats, b: Floats, counts: Integers, *, seed: int, rounds: int = 10_000) -> Comparison:
-    """Compare two systems' means over pairs, resampling whole queries: pairs of one query are not independent.
+def compare(a: Floats, b: Floats, *clusterings: Integers) -> Comparison:
+    """Compare two systems' means over units, such as pairs or notes, that may depend on each other.
 
-    `a`, `b`: (Q,) sums over each query's pairs, such as its hits. `counts`: (Q,) its pairs; a query without any is
-    left out. Each round draws as many queries as there are, with replacement, the same for both systems; its
-    statistic is the sum of sums over the sum of counts. Percentile interval (Efron & Tibshirani 1993, chapter 13); p is
-    twice the smaller tail beyond 0, with 1 added to the tail and to the rounds (Davison & Hinkley 1997, chapter 4), so
-    it is never below 2 / (rounds + 1). The same `seed` gives the same answer.
+    `a`, `b`: (U,) each unit's score, such as 1 for a hit. `clusterings`: none, where units are independent, or up to
+    two of (U,) cluster numbers: units of one cluster depend on each other, as pairs that share their query, or their
+    target. The variance of the difference is cluster-robust. With two clusterings it is the sum of both variances less
+    that of clusters by both (Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering"), but at least
+    the larger of both, which a finite sample can exceed (MacKinnon, Nielsen & Webb 2024, "Jackknife inference with
+    two-way clustering"). Intervals and p are of the normal distribution; the ratio's are of its logarithm.
     """
-    if counts.ndim != 1 or not a.shape == b.shape == counts.shape:
-        raise ValueError(f"a {a.shape}, b {b.shape} and counts {counts.shape} must share one axis")
-    if (counts < 0).any() or (a[counts == 0] != 0).any() or (b[counts == 0] != 0).any():
-        raise ValueError("counts must not be negative, and a query without pairs must have sums of 0")
-    if not counts.any() or rounds < 1:
-        raise ValueError("there must be at least one pair and one round")
-    columns = np.stack([a - b, a, b, counts], axis=1, dtype=np.float64)[counts > 0]
-    (difference,), (ratio,) = _differences_and_ratios(columns.sum(axis=0, keepdims=True))
-    differences, ratios = _differences_and_ratios(_resampled_sums(columns, rounds, np.random.default_rng(seed)))
-    tail = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
-    p = min(1.0, float(2 * (tail + 1) / (rounds + 1)))
-    return Comparison(float(difference), *_interval(differences), p, float(ratio), *_interval(ratios))
+    if a.ndim != 1 or any(other.shape != a.shape for other in (b, *clusterings)):
+        raise ValueError("scores and clusters must share one axis")
+    if len(a) < 2 or len(clusterings) > 2:
+        raise ValueError("there must be at least two units and at most two clusterings")
+    differences = a.astype(np.float64) - b
+    difference, mean_a, mean_b = float(differences.mean()), float(a.mean()), float(b.mean())
+    error = _standard_error(differences - difference, clusterings)
+    z = abs(difference) / error if error else math.inf if difference else 0.0
+    ratio = ratio_low = ratio_high = math.nan
+    if mean_b:
+        ratio = mean_a / mean_b
+    if mean_a > 0 and mean_b > 0:
+        factor = math.exp(_NORMAL_95 * _standard_error(a / mean_a - b / mean_b, clusterings))
+        ratio_low, ratio_high = ratio / factor, ratio * factor
+    low, high = difference - _NORMAL_95 * error, difference + _NORMAL_95 * error
+    return Comparison(difference, low, high, math.erfc(z / math.sqrt(2)), ratio, ratio_low, ratio_high)
 
 
-def _interval(samples: Floats) -> tuple[float, float]:
-    low, high = np.quantile(samples, (0.025, 0.975))
-    return float(low), float(high)
+def _standard_error(deviations: Floats, clusterings: Sequence[Integers]) -> float:
+    """Standard error of a mean over units (U,), from each unit's deviation from the mean."""
+    if not clusterings:
+        return math.sqrt(_variance(deviations, np.arange(len(deviations))))
+    variances = [_variance(deviations, clusters) for clusters in clusterings]
+    if len(clusterings) == 2:
+        _, by_both = np.unique(np.stack(clusterings), axis=1, return_inverse=True)
+        variances.append(sum(variances) - _variance(deviations, by_both))
+    return math.sqrt(max(variances))
 
 
-def _resampled_sums(columns: Floats, rounds: int, generator: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Sums (rounds, columns) of each column over as many rows as there are, drawn with replacement in each round."""
-    rows = len(columns)
-    chunk = max(1, _BOOTSTRAP_CELLS // rows)
-    sizes = [min(chunk, rounds - start) for start in range(0, rounds, chunk)]
-    even = np.full(rows, 1 / rows)
-    return np.concatenate([generator.multinomial(rows, even, size) @ columns for size in sizes])
-
-
-def _differences_and_ratios(sums: Floats) -> tuple[Floats, Floats]:
-    """Differences and ratios (rounds,) from the sums (rounds, 4) of a - b, a, b and counts.
-
-    a - b is a column of its own, so that equal systems differ by exactly 0 whatever the rounding.
-    """
-    difference, a, b, counts = sums.T
-    return difference / counts, np.divide(a, b, out=np.full_like(a, np.nan), where=b != 0)
+def _variance(deviations: Floats, clusters: Integers) -> float:
+    """Variance of a mean over units (U,) that depend on each other within clusters; ValueError for one cluster."""
+    _, numbers = np.unique(clusters, return_inverse=True)
+    sums = np.bincount(numbers, weights=deviations)
+    if len(sums) < 2:
+        raise ValueError("there must be at least two clusters")
+    return float((sums**2).sum()) * len(sums) / (len(sums) - 1) / len(deviations) ** 2
 
 
 def accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:

@@ -30,14 +30,19 @@ def within(score: Scorer, rows: npt.NDArray[np.int64]) -> Scorer:
     return lambda queries: score(rows[queries])[:, rows]
 
 
+def order_of_ties(ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Rows of `ids` (N,) in the order in which equal scores rank: by a hash, as ids themselves may tell how popular a
+    note is (docs/log/data.md#what-the-ids-of-films-tell)."""
+    return np.array(sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode()).digest()), np.int64)
+
+
 def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
     """Rank of each pair's second note for its first one, 1 for the best, (P,) in the order of `pairs`.
 
-    The rank is among all of `ids`, the pool in the order that `score` knows, without the query itself. Of equal scores
-    the id with the smaller hash ranks first: ids themselves may tell how popular a note is
-    (docs/log/data.md#what-the-ids-of-films-tell).
+    The rank is among all of `ids`, the pool in the order that `score` knows, without the query itself. Equal scores
+    rank by `order_of_ties`.
     """
-    row_by_place = np.array(sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode()).digest()))
+    row_by_place = order_of_ties(ids)
     column = {ids[row]: place for place, row in enumerate(row_by_place)}
     targets: dict[str, list[int]] = defaultdict(list)
     places = []

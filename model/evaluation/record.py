@@ -39,14 +39,16 @@ INVENTED = -1
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Pairs of one protocol, in the order of (note, related): three lists of the same length.
+    """Pairs of one protocol, in the order of (note, related): lists of the same length.
 
-    `ranks`: of the target, 1 for the best. `queries`: number of the query that the pair belongs to. `exposures`: the
-    target's group by clicks, a place in EXPOSURES; empty where clicks are not known.
+    `ranks`: of the target, 1 for the best. `queries`, `targets`: number of the pair's query among the queries and of
+    its target among the targets, each in the order of ids. `exposures`: the target's group by clicks, a place in
+    EXPOSURES; empty where clicks are not known.
     """
 
     ranks: list[int]
     queries: list[int]
+    targets: list[int]
     exposures: list[int] = field(default_factory=list)
 
 

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from model.data.dataset import read_notes
 from model.data.pairs import split_of
 from model.evaluation.metrics import recall_at
-from model.evaluation.protocol import COLD_COLD, NOTES_FILE, evaluation_pairs
+from model.evaluation.protocol import CLICKS_FILE, COLD_COLD, NOTES_FILE, evaluation_pairs
 from model.evaluation.ranking import cosine, rank_pairs
 from model.note import Note
 from model.training.teacher import unit
+from model.weights import file_digest
+from model.whole_file import whole_file
 
 DOMAINS = ("microlens50k", "movielens_tmdb")
 CUTOFF = 100
@@ -39,14 +41,17 @@ class HeldOutDomain:
 
     @classmethod
     def load(cls, folder: Path, cache: Path) -> HeldOutDomain:
-        """Read a data folder. The pairs are made from its clicks once, and kept in `cache`."""
+        """Read a data folder. The pairs are made once from its clicks and notes, and kept in `cache` under a name with
+        the digests of both files."""
         notes = [n for i, n in sorted(read_notes(folder / NOTES_FILE).items()) if split_of(i) == "validation"]
-        pairs_file = cache / f"pairs.{folder.name}.json"
+        digests = (file_digest(folder / name)[:8] for name in (NOTES_FILE, CLICKS_FILE))
+        pairs_file = cache / f"pairs.{folder.name}.{'.'.join(digests)}.json"
         if not pairs_file.exists():
             pairs_by_protocol, _ = evaluation_pairs(folder, "validation", [COLD_COLD])
             ids = {note.id for note in notes}
             pairs = [(pair.note, pair.related) for pair in pairs_by_protocol[COLD_COLD]]
-            pairs_file.write_text(json.dumps(sorted(pair for pair in pairs if ids.issuperset(pair))))
+            with whole_file(pairs_file) as file:
+                file.write(json.dumps(sorted(pair for pair in pairs if ids.issuperset(pair))).encode())
         stored_pairs = json.loads(pairs_file.read_text())
         return cls(folder.name, tuple(notes), tuple((query, target) for query, target in stored_pairs))
 

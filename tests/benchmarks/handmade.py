@@ -15,10 +15,14 @@ from model.evaluation.record import Hashtags, Ranks, Record
 RIVAL = "minilm"
 
 
-def record(system: str, ranks: list[int], queries: list[int] | None = None, **fields: Any) -> Record:
-    """A record of cold-cold ranks on microlens50k; each rank is a query of its own unless `queries` says otherwise."""
+def record(
+    system: str, ranks: list[int], queries: list[int] | None = None, targets: list[int] | None = None, **fields: Any
+) -> Record:
+    """A record of cold-cold ranks on microlens50k; each has a query and a target of its own unless `queries` and
+    `targets` say otherwise."""
     exposures = [3 * i // len(ranks) for i in range(len(ranks))]
-    related = {COLD_COLD: Ranks(ranks, queries or list(range(len(ranks))), exposures)}
+    own = list(range(len(ranks)))
+    related = {COLD_COLD: Ranks(ranks, queries or own, targets or own, exposures)}
     defaults = {"data": MICROLENS, "split": "test", "with_hashtags": True, "seconds_per_note": 0.01}
     return Record(system=system, related=related, **{**defaults, **fields})
 

@@ -26,7 +26,7 @@ def test_contest_row_says_ratio_and_whether_target_is_met(tmp_path: Path):
     assert (row["what"], row["value"], row["unit"]) == ("microlens50k, Recall@100", 80.0, "%")
     assert row["against"] == "minilm: 40.0 %"
     assert row["spread"].startswith("2.00x, 95% 1.6")
-    assert row["spread"].endswith("p = 0.0002; commit abc")
+    assert row["spread"].endswith("p < 0.0001; commit abc")
     assert (row["target"], row["met"]) == ("1.5x or more, p < 0.01", True)
     missed = replace(RECALL, target=MinRatio(2.5)).row(read_runs(tmp_path))
     assert (missed["target"], missed["met"]) == ("2.5x or more", False)
@@ -40,12 +40,16 @@ def test_deficit_target_counts_points_behind_the_rival(tmp_path: Path):
         assert (row["target"], row["met"]) == (f"at most {points} point behind", met)
 
 
-def test_bootstrap_draws_whole_queries(tmp_path: Path):
-    # Of two queries the second makes the difference. Drawn twice it gives 4 / 2; pairs drawn alone would give 4 / 1.
-    records = {"a": record(OURS, [1, 1, 1, 1], [0, 0, 1, 1]), "b": record(RIVAL, [1, 1, 1, 500], [0, 0, 1, 1])}
-    row = RECALL.row(read_runs(write_records(tmp_path, **records)))
-    assert row["spread"].startswith("1.33x, 95% 1.00 to 2.00, ")
-    assert row["met"] is False
+@pytest.mark.parametrize("shared", ["queries", "targets"])
+def test_pairs_of_one_query_or_target_count_as_one_observation(shared: str, tmp_path: Path):
+    # Of twenty queries or targets one makes the difference, with twenty pairs.
+    ours, rival = [1] * 40, [1] * 20 + [500] * 20
+    same = {shared: [*range(20), *[20] * 20]}
+    row = RECALL.row(read_runs(write_records(tmp_path, a=record(OURS, ours, **same), b=record(RIVAL, rival, **same))))
+    assert row["spread"].startswith("2.00x, ")
+    assert "p = 0.057" in row["spread"]
+    apart = write_records(tmp_path, a=record(OURS, ours), b=record(RIVAL, rival))
+    assert "p < 0.0001" in RECALL.row(read_runs(apart))["spread"]
 
 
 def test_claim_without_records_is_not_measured(tmp_path: Path):
@@ -57,8 +61,8 @@ def test_claim_without_records_is_not_measured(tmp_path: Path):
 
 
 def test_records_about_other_pairs_are_refused(tmp_path: Path):
-    for queries in ([0, 0, 1], [0, 1]):
-        records = {"a": record(OURS, [1, 2, 3], [0, 1, 1]), "b": record(RIVAL, [1] * len(queries), queries)}
+    for queries, targets in (([0, 0, 1], [0, 1, 2]), ([0, 1], [0, 1]), ([0, 1, 1], [0, 1, 0])):
+        records = {"a": record(OURS, [1, 2, 3], [0, 1, 1]), "b": record(RIVAL, [1] * len(queries), queries, targets)}
         with pytest.raises(ValueError, match="not about the same pairs"):
             RECALL.row(read_runs(write_records(tmp_path, **records)))
 

@@ -6,8 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from benchmarks.harness import service_process
 from benchmarks.harness.service_process import ServiceProcess
 
 
@@ -26,6 +28,19 @@ def test_service_ends_where_its_benchmark_fails(tiny_checkpoint: Path) -> None:
             benchmark(folder)
         with pytest.raises(ProcessLookupError):
             os.kill(pids[0], 0)
+
+
+def test_service_lists_the_notes_of_its_index_over_all_pages(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_process, "MAX_PAGE", 2)
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
+        service.environment["NOTELLM_CHECKPOINT"] = str(tiny_checkpoint)
+        service.start()
+        assert service.listed_ids() == set()
+        notes = [{"id": f"n{i}", "title": "tea"} for i in range(5)]
+        httpx2.post(f"{service.url}/notes", json=notes, timeout=60).raise_for_status()
+        assert service.listed_ids() == {note["id"] for note in notes}
 
 
 def test_service_that_never_started_needs_no_end(tmp_path: Path) -> None:

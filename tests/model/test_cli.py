@@ -345,6 +345,33 @@ def test_evaluate_copy_hashtags_copies_in_place_of_writing(folder: Path, tiny_ch
     assert {name for name, figures in summary.items() if figures is not None} == {"hashtags"}
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "part", "message"),
+    [
+        ("tiny", "categories", "no test note has one that a training note has"),
+        ("tf-idf", "categories", "tf-idf chooses none"),
+        ("tf-idf", "hashtags", "no test note has any"),
+    ],
+)
+def test_evaluate_of_a_part_that_cannot_be_measured_ends_with_its_reason(
+    bare: Path, tiny_checkpoint: Path, checkpoint: str, part: str, message: str
+):
+    checkpoint = str(tiny_checkpoint) if checkpoint == "tiny" else checkpoint
+    options = ["evaluate", "--checkpoint", checkpoint, "--data", str(bare), "--split", "test"]
+    result = run.invoke(app, [*options, "--part", part])
+    assert result.exit_code == 1
+    assert f"{part} cannot be measured: {message}" in " ".join(result.stderr.split())
+    assert result.stdout == ""
+    assert run.invoke(app, options).exit_code == 0  # nobody asked for this part
+
+
+def test_evaluate_of_related_notes_that_the_system_does_not_find_ends_with_its_reason(folder: Path):
+    options = ["--checkpoint", "frequent", "--data", str(folder), "--part", "related"]
+    result = run.invoke(app, ["evaluate", *options])
+    assert result.exit_code == 1
+    assert "related notes cannot be measured: frequent hashtags finds none" in " ".join(result.stderr.split())
+
+
 def test_evaluate_copy_hashtags_does_not_write_them_too(folder: Path, tiny_checkpoint: Path):
     options = ["--part", "hashtags", "--copy-hashtags"]
     result = run.invoke(app, ["evaluate", "--checkpoint", str(tiny_checkpoint), "--data", str(folder), *options])
@@ -375,7 +402,7 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
     assert record["commit"]
     for protocol, count in summary["pairs"].items():
         related = record["related"][protocol]
-        assert len(related["ranks"]) == len(related["queries"]) == len(related["exposures"]) == count
+        assert {len(related[name]) for name in ("ranks", "queries", "targets", "exposures")} == {count}
     assert len(record["categories"]["truth"]) == len(record["categories"]["free"]) == summary["category"]["notes"]
     assert len(record["hashtags"]["f1"]) == summary["hashtags"]["notes"]
 

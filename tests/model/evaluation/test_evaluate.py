@@ -71,6 +71,9 @@ def test_protocols_count_their_own_pairs():
     related = evaluate(ByLength(), data_of(notes, pairs)).related
     assert {name: len(ranks.ranks) for name, ranks in related.items()} == {"cold-cold": 1, "cold-all": 2}
     assert related["cold-all"].queries == [0, 1]
+    numbers = {note_id: number for number, note_id in enumerate(sorted((c, x)))}
+    by_query = dict(zip(sorted((a, b)), related["cold-all"].targets, strict=True))
+    assert by_query == {a: numbers[c], b: numbers[x]}
     only = evaluate(ByLength(), data_of(notes, {"cold-cold": pairs["cold-cold"]}))
     assert only.related == {"cold-cold": related["cold-cold"]}
 
@@ -173,6 +176,13 @@ def test_categories_are_kept_as_places_in_the_closed_set():
     assert categories is not None
     assert (categories.truth, categories.chosen, categories.free) == ([2, 1], [2, 0], [INVENTED, 1])
     assert categories.probability == pytest.approx([0.8, 0.9])
+
+
+def test_notes_whose_category_was_never_trained_are_counted_aloud():
+    said: list[str] = []
+    evaluate(ByRule(CHANCES, {}), data_of(with_categories()), parts=["categories"], progress=said.append)
+    others = "the category of the others is in no training note"
+    assert said == [f"Choosing one of 3 categories for 2 of 3 labelled notes; {others}"]
 
 
 def test_category_summary_is_as_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.evaluation import metrics
 from model.evaluation.metrics import (
     TEMPERATURE_LIMITS,
-    Comparison,
     accuracy,
     apply_temperature,
+    compare,
     expected_calibration_error,
     exposure_groups,
     fit_temperature,
@@ -23,7 +23,6 @@ from model.evaluation.metrics import (
     illusory_share,
     macro_f1,
     mean_reciprocal_rank,
-    paired_bootstrap,
     recall_at,
     recall_by_exposure,
     rouge,
@@ -31,16 +30,9 @@ from model.evaluation.metrics import (
     target_ranks,
 )
 
+Scores = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
 NO_PAIRS = np.array([], dtype=np.int64)
-
-
-def sums_of_two_systems(
-    queries: int = 40,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Hits of two systems, a the better one, and the pairs of each query."""
-    generator = np.random.default_rng(7)
-    counts = generator.integers(1, 6, queries)
-    return generator.binomial(counts, 0.7).astype(float), generator.binomial(counts, 0.5).astype(float), counts
 
 
 @given(st.data())
@@ -136,115 +128,116 @@ def test_exposure_of_mismatched_arrays_is_refused() -> None:
         recall_by_exposure(np.array([1]), np.array([0, 1]), 1)
 
 
-def naive_bootstrap(
-    a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], seed: int, rounds: int
-) -> Comparison:
-    """Bootstrap with the same draws, each written out as a list of queries."""
-    generator = np.random.default_rng(seed)
-    queries = len(counts)
-    differences, ratios = [], []
-    for _ in range(rounds):
-        times = generator.multinomial(queries, [1 / queries] * queries)
-        sample = [query for query in range(queries) for _ in range(times[query])]
-        pairs = sum(counts[query] for query in sample)
-        mean_a, mean_b = (sum(sums[query] for query in sample) / pairs for sums in (a, b))
-        differences.append(mean_a - mean_b)
-        ratios.append(mean_a / mean_b)
-    tail = min(sum(d <= 0 for d in differences), sum(d >= 0 for d in differences))
-    return Comparison(
-        difference=sum(a) / sum(counts) - sum(b) / sum(counts),
-        low=float(np.percentile(differences, 2.5)),
-        high=float(np.percentile(differences, 97.5)),
-        p=min(1, 2 * (tail + 1) / (rounds + 1)),
-        ratio=sum(a) / sum(b),
-        ratio_low=float(np.percentile(ratios, 2.5)),
-        ratio_high=float(np.percentile(ratios, 97.5)),
-    )
+def two_equal_systems(generator: np.random.Generator) -> tuple[Scores, Scores, Numbers, Numbers]:
+    """Hits of two equally good systems by pair, with the query and the target of each: each system finds targets that
+    the other does not, whatever the query."""
+    queries, targets = (generator.integers(0, 60, 600) for _ in range(2))
+    a, b = (generator.normal(0, 1, 60)[targets] + generator.normal(0, 1, 600) for _ in range(2))
+    return (a > 0).astype(float), (b > 0).astype(float), queries, targets
 
 
-def as_tuple(comparison: Comparison) -> tuple[float, ...]:
-    return tuple(getattr(comparison, name) for name in Comparison.__slots__)
+def test_comparison_of_independent_units_is_the_paired_z_test() -> None:
+    generator = np.random.default_rng(7)
+    a, b = generator.binomial(1, 0.7, 200).astype(float), generator.binomial(1, 0.6, 200).astype(float)
+    comparison = compare(a, b)
+    error = float(np.std(a - b, ddof=1)) / math.sqrt(200)
+    assert comparison.difference == pytest.approx(a.mean() - b.mean())
+    assert comparison.low == pytest.approx(comparison.difference - 1.96 * error, abs=1e-4)
+    assert comparison.high == pytest.approx(comparison.difference + 1.96 * error, abs=1e-4)
+    assert comparison.p == pytest.approx(2 * NormalDist().cdf(-abs(comparison.difference) / error))
+    assert comparison.ratio == pytest.approx(a.mean() / b.mean())
+    assert compare(a, b, np.arange(200), np.arange(200)[::-1]) == comparison  # each unit a cluster of its own
 
 
-@pytest.mark.parametrize("cells", [1, 40 * 64, 1_000_000])
-def test_bootstrap_in_chunks_of_any_size_equals_a_naive_loop(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_BOOTSTRAP_CELLS", cells)
-    a, b, counts = sums_of_two_systems()
-    comparison = paired_bootstrap(a, b, counts, seed=3, rounds=200)
-    assert as_tuple(comparison) == pytest.approx(as_tuple(naive_bootstrap(a, b, counts, seed=3, rounds=200)))
+def test_variance_counts_each_two_units_of_one_query_or_target() -> None:
+    generator = np.random.default_rng(5)
+    a, b, queries, targets = two_equal_systems(generator)
+    deviations = (a - b) - (a - b).mean()
+    sums: dict[object, list[float]] = {"query": [], "target": [], "both": []}
+    for name, clusters in (
+        ("query", queries.tolist()),
+        ("target", targets.tolist()),
+        ("both", list(zip(queries.tolist(), targets.tolist(), strict=True))),
+    ):
+        members = [sum(d for d, c in zip(deviations, clusters, strict=True) if c == one) for one in set(clusters)]
+        sums[name] = [len(members) / (len(members) - 1) * member**2 for member in members]
+    variance = (sum(sums["query"]) + sum(sums["target"]) - sum(sums["both"])) / len(a) ** 2
+    comparison = compare(a, b, queries, targets)
+    assert comparison.high - comparison.low == pytest.approx(2 * 1.959964 * math.sqrt(variance))
 
 
-def test_bootstrap_interval_is_near_the_normal_approximation() -> None:
-    a, b, counts = sums_of_two_systems(queries=500)
-    comparison = paired_bootstrap(a, b, counts, seed=1, rounds=4000)
-    residuals = (a - b) - comparison.difference * counts
-    error = math.sqrt((residuals**2).sum()) / counts.sum()
-    assert comparison.low == pytest.approx(comparison.difference - 1.96 * error, abs=0.2 * error)
-    assert comparison.high == pytest.approx(comparison.difference + 1.96 * error, abs=0.2 * error)
+def test_equal_systems_whose_pairs_share_targets_rarely_differ() -> None:
+    generator = np.random.default_rng(1)
+    draws = [two_equal_systems(generator) for _ in range(300)]
+    by_both = np.mean([compare(*draw).p < 0.05 for draw in draws])
+    by_query = np.mean([compare(a, b, queries).p < 0.05 for a, b, queries, _ in draws])
+    assert 0.02 < by_both < 0.1
+    assert by_query > 0.3
 
 
-def test_bootstrap_of_identical_systems_finds_no_difference() -> None:
-    _, b, counts = sums_of_two_systems()
-    b = b / 3  # sums that floats only approximate
-    comparison = paired_bootstrap(b, b.copy(), counts, seed=0, rounds=500)
+def test_interval_of_the_ratio_holds_the_true_ratio_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(2)
+    held = []
+    for _ in range(400):
+        a, b = generator.binomial(1, 0.6, 300).astype(float), generator.binomial(1, 0.4, 300).astype(float)
+        comparison = compare(a, b)
+        held.append(comparison.ratio_low <= 1.5 <= comparison.ratio_high)
+    assert 0.92 < np.mean(held) < 0.98
+
+
+def test_variance_is_at_least_that_of_either_clustering() -> None:
+    # Units of one query cancel each other, and units of one target too: the sum less that by both is below 0.
+    a, b = np.array([2.0, 0.0, 0.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0])
+    queries, targets = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    comparison = compare(a, b, queries, targets)
+    assert comparison == compare(a, b, queries)
+    assert comparison.low < 0 < comparison.high
+
+
+def test_identical_systems_do_not_differ() -> None:
+    scores = np.arange(9) / 3  # scores that floats only approximate
+    comparison = compare(scores, scores.copy(), np.arange(9) // 3, np.arange(9) % 3)
     assert (comparison.difference, comparison.low, comparison.high, comparison.p) == (0, 0, 0, 1)
-    assert (comparison.ratio, comparison.ratio_low, comparison.ratio_high) == pytest.approx((1, 1, 1))
+    assert (comparison.ratio, comparison.ratio_low, comparison.ratio_high) == (1, 1, 1)
 
 
-def test_bootstrap_of_a_constant_advantage_has_no_width() -> None:
-    _, b, counts = sums_of_two_systems()
-    comparison = paired_bootstrap(b + 0.25 * counts, b, counts, seed=0, rounds=999)
-    assert (comparison.difference, comparison.low, comparison.high) == pytest.approx((0.25, 0.25, 0.25))
-    assert comparison.p == 2 / 1000
+def test_constant_advantage_has_no_width() -> None:
+    scores = np.arange(8) / 4
+    comparison = compare(scores + 0.25, scores, np.arange(8) // 2)
+    assert (comparison.difference, comparison.low, comparison.high) == (0.25, 0.25, 0.25)
+    assert comparison.p == 0
     assert comparison.ratio_low < comparison.ratio < comparison.ratio_high
 
 
-def test_bootstrap_p_is_two_sided() -> None:
-    a, b, counts = sums_of_two_systems(queries=12)
-    ahead, behind = (paired_bootstrap(*sums, counts, seed=5, rounds=500) for sums in ((a, b), (b, a)))
+def test_p_is_two_sided() -> None:
+    a, b, *clusterings = two_equal_systems(np.random.default_rng(3))
+    ahead, behind = compare(a, b, *clusterings), compare(b, a, *clusterings)
     assert ahead.p == behind.p
-    assert (ahead.low, ahead.high) == pytest.approx((-behind.high, -behind.low))
+    assert (ahead.low, ahead.high) == (-behind.high, -behind.low)
+    assert (ahead.ratio_low, ahead.ratio_high) == pytest.approx((1 / behind.ratio_high, 1 / behind.ratio_low))
 
 
-def test_bootstrap_depends_on_its_seed_alone() -> None:
-    sums = sums_of_two_systems()
-    assert paired_bootstrap(*sums, seed=1, rounds=300) == paired_bootstrap(*sums, seed=1, rounds=300)
-    assert paired_bootstrap(*sums, seed=1, rounds=300) != paired_bootstrap(*sums, seed=2, rounds=300)
-
-
-def test_bootstrap_ignores_queries_without_pairs() -> None:
-    a, b, counts = sums_of_two_systems()
-    padded = np.insert(a, 3, 0), np.insert(b, 3, 0), np.insert(counts, 3, 0)
-    assert paired_bootstrap(*padded, seed=1, rounds=300) == paired_bootstrap(a, b, counts, seed=1, rounds=300)
-
-
-def test_bootstrap_ratio_to_zero_is_nan() -> None:
-    a, b, counts = sums_of_two_systems()
-    comparison = paired_bootstrap(a, np.zeros_like(b), counts, seed=0, rounds=100)
+def test_ratio_to_zero_is_nan() -> None:
+    comparison = compare(np.array([1.0, 0.0]), np.zeros(2))
     assert all(math.isnan(value) for value in (comparison.ratio, comparison.ratio_low, comparison.ratio_high))
-    rarely = np.zeros_like(b)
-    rarely[0] = 1
-    comparison = paired_bootstrap(a, rarely, counts, seed=0, rounds=100)
-    assert comparison.ratio == sum(a)
+    comparison = compare(np.zeros(2), np.array([1.0, 0.0]))
+    assert comparison.ratio == 0
     assert math.isnan(comparison.ratio_low)
 
 
 @pytest.mark.parametrize(
-    ("a", "counts", "rounds", "message"),
+    ("a", "clusterings", "message"),
     [
-        ([1.0], [1, 1], 10, "share one axis"),
-        ([[1.0]], [[1]], 10, "share one axis"),
-        ([1.0, 1.0], [1, 0], 10, "without pairs"),
-        ([0.0, 0.0], [1, -1], 10, "negative"),
-        ([0.0], [0], 10, "at least one pair"),
-        ([1.0], [1], 0, "one round"),
+        ([1.0], [], "at least two units"),
+        ([[1.0, 0.0]], [], "share one axis"),
+        ([1.0, 0.0], [[1]], "share one axis"),
+        ([1.0, 0.0], [[0, 1]] * 3, "at most two clusterings"),
+        ([1.0, 0.0], [[0, 1], [1, 1]], "at least two clusters"),
     ],
 )
-def test_bootstrap_of_mismatched_arrays_is_refused(
-    a: list[float], counts: list[int], rounds: int, message: str
-) -> None:
+def test_comparison_of_mismatched_arrays_is_refused(a: list[float], clusterings: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        paired_bootstrap(np.array(a), np.zeros_like(a), np.array(counts), seed=0, rounds=rounds)
+        compare(np.array(a), np.zeros_like(a), *map(np.array, clusterings))
 
 
 def test_accuracy_and_macro_f1_are_as_by_hand() -> None:

@@ -7,7 +7,7 @@ from model.evaluation.record import Categories, Hashtags, Ranks, Record
 
 
 def test_related_summary_is_in_shares_by_protocol():
-    ranks = Ranks([1, 10, 11, 101], [0, 0, 1, 2])
+    ranks = Ranks([1, 10, 11, 101], [0, 0, 1, 2], [0, 1, 1, 2])
     record = Record(system="s", data="d", split="test", with_hashtags=True, seconds_per_note=0.5, related={"p": ranks})
     summary = record.summary()
     assert summary["recall"] == {"p": {"10": 0.5, "100": 0.75, "1000": 1.0}}
@@ -24,7 +24,7 @@ def test_summary_has_the_agreed_names():
         split="test",
         with_hashtags=True,
         seconds_per_note=1.0,
-        related=dict.fromkeys(PROTOCOLS, Ranks([1], [0])),
+        related=dict.fromkeys(PROTOCOLS, Ranks([1], [0], [0])),
         categories=Categories([0], [0], [1.0], [0]),
         hashtags=Hashtags(*([[1.0] * 3] for _ in range(4))),
     )

@@ -11,6 +11,7 @@ import pytest
 
 from model.data.pairs import split_of
 from model.note import Note
+from model.training import held_out
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.teacher import unit
 
@@ -49,17 +50,44 @@ def test_recall_is_of_plain_and_of_centred_vectors() -> None:
     }
 
 
-def test_only_validation_notes_are_read_and_pairs_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "films"
-    folder.mkdir()
-    ids = [str(n) for n in range(40)]
+def write_data(folder: Path, history: list[str]) -> None:
+    """Write forty notes, and the clicks of three users who each read `history`."""
+    folder.mkdir(exist_ok=True)
     with gzip.open(folder / "notes.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"id": i, "title": f"note {i}"}) + "\n" for i in ids)
+        file.writelines(json.dumps({"id": str(n), "title": f"note {n}"}) + "\n" for n in range(40))
+    clicks = [{"user": f"u{user}", "note": note, "time": None} for user in range(3) for note in history]
     with gzip.open(folder / "clicks.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"user": f"u{u}", "note": i, "time": None}) + "\n" for u in range(3) for i in ids)
-    domain = HeldOutDomain.load(folder, tmp_path)
+        file.writelines(json.dumps(click) + "\n" for click in clicks)
+
+
+def test_only_validation_notes_are_read_and_pairs_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [str(n) for n in range(40)]
+    write_data(tmp_path / "films", ids)
+    domain = HeldOutDomain.load(tmp_path / "films", tmp_path / "cache")
     assert {note.id for note in domain.notes} == {i for i in ids if split_of(i) == "validation"}
     assert domain.pairs
     assert all(split_of(i) == "validation" for pair in domain.pairs for i in pair)
-    (folder / "clicks.jsonl.gz").unlink()
-    assert HeldOutDomain.load(folder, tmp_path) == domain
+    monkeypatch.setattr(held_out, "evaluation_pairs", None)  # they are not made again
+    assert HeldOutDomain.load(tmp_path / "films", tmp_path / "cache") == domain
+
+
+def test_changed_clicks_make_new_pairs(tmp_path: Path) -> None:
+    validation = [str(n) for n in range(40) if split_of(str(n)) == "validation"]
+    for history in (validation[:2], validation[1:3]):
+        write_data(tmp_path / "films", history)
+        domain = HeldOutDomain.load(tmp_path / "films", tmp_path / "cache")
+        assert {note for pair in domain.pairs for note in pair} == set(history)
+
+
+def test_broken_off_write_of_pairs_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(tmp_path / "films", [str(n) for n in range(40)])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", no_space)
+        with pytest.raises(OSError, match="no space"):
+            HeldOutDomain.load(tmp_path / "films", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert HeldOutDomain.load(tmp_path / "films", tmp_path / "cache").pairs
+
+
+def no_space(path: Path, target: Path) -> None:
+    raise OSError("no space")

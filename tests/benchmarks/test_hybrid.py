@@ -1,0 +1,41 @@
+"""Pools of words beside vectors, whose ties the ids do not decide."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import hybrid
+from benchmarks.quality.hybrid import Pool, candidates
+from model.data.pairs import split_of
+
+
+def write_data(folder: Path) -> list[str]:
+    """Write sixty notes and clicks on all of them, and return the ids of the validation notes."""
+    ids = [str(n) for n in range(60)]
+    with gzip.open(folder / "notes.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"id": i, "title": f"note {i}"}) + "\n" for i in ids)
+    with gzip.open(folder / "clicks.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"user": "u", "note": i, "time": None}) + "\n" for i in ids)
+    return [i for i in ids if split_of(i) == "validation"]
+
+
+def test_rows_of_a_pool_are_in_the_order_of_a_hash_of_the_ids(tmp_path: Path) -> None:
+    validation = write_data(tmp_path)
+    pool = Pool.read(tmp_path, "validation")
+    assert [note.id for note in pool.notes] == sorted(validation, key=lambda i: blake2b(i.encode()).digest())
+    assert pool.pairs
+    assert set(validation).issuperset(note for pair in pool.pairs for note in pair)
+
+
+def test_equal_scores_become_candidates_in_the_order_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hybrid, "POOL_SIZE", 3)
+    monkeypatch.setattr(hybrid, "WORDS_POOL_SIZE", 4)
+    content, words = np.zeros(500), np.zeros(500)
+    content[400] = 1.0
+    assert candidates(content, words, own=1).tolist() == [0, 2, 3, 4, 400]
