@@ -370,8 +370,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
     except (CheckpointError, DatasetError, RecipeError, OSError) as error:
         parser.error(str(error))
-    minutes = min(options.minutes, options.total_minutes - distiller.seconds / 60)
-    if minutes <= 0:
+    minutes_left = options.total_minutes - distiller.seconds / 60
+    if minutes_left <= 0:
         print(f"the run in {options.out} has had its {options.total_minutes:g} minutes, at step {distiller.step}")
         return
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
@@ -381,7 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.measure_first:
             distiller.measure(pools)
-        distiller.run(minutes, pools)
+        distiller.run(min(options.minutes, minutes_left), pools)
     except (RecipeError, OSError) as error:
         sys.exit(str(error))
 
