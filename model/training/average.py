@@ -24,7 +24,7 @@ from model.whole_file import whole_folder
 COMPARED: tuple[str, ...] = ("adapter", "backbone", "prompt_version", "dimension")
 """Settings of checkpoints that must be the same: weights that belong to two backbones or two prompts have no mean."""
 ADAPTER_COMPARED: tuple[str, ...] = ("r", "lora_alpha")
-"""The same of their adapters, whose products are scaled by lora_alpha / r."""
+"""Settings of adapters that must be the same: the product of an adapter's factors is scaled by lora_alpha / r."""
 CARD_FILE = "README.md"
 CARD_NOTE = (
     "The weights are the mean of {count} checkpoints (`notellm average`), of which this card describes the first."

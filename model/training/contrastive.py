@@ -16,11 +16,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.data.dataset import PairedNotes
+from model.data.dataset import DatasetError, PairedNotes
 from model.note import Note
 from model.training.loss import RelatedLoss, contrastive_loss, distillation_loss
 from model.training.recipe import Recipe
 from model.training.teacher import Teacher
+from model.weights import Progress
+
+
+def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Progress) -> None:
+    """Tell, where the first batch has fewer pairs than `batch_pairs`, how many it has. `name`: that of the pairs' file.
+
+    Raises DatasetError where the first batch has one pair, whose notes are compared with nothing but each other.
+    """
+    pairs = len(next(paired.batches(recipe.batch_pairs, recipe.seed))) // 2
+    if pairs == 1 and not (recipe.memory or recipe.unpaired_notes):
+        raise DatasetError(
+            f"{name}: a batch has one pair, so that there is no other note to tell its two from: more pairs without a "
+            "note in common, a larger batch_pairs, or memory = true are needed"
+        )
+    if pairs < recipe.batch_pairs:
+        progress(f"{name}: a batch has {pairs} pairs that share no note, fewer than batch_pairs = {recipe.batch_pairs}")
 
 
 class ContrastiveObjective:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,15 +36,19 @@ from model.data.dataset import DatasetError
 from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
+from model.training.optimizer import refuse_divergence
 from model.training.recipe import RecipeError
 from model.training.resume import (
     backbone_digest,
-    newest_state,
+    lower_rate_in,
+    read_newest_state,
     refuse_other_inputs,
     refuse_other_recipe,
+    restore_log,
     save_state,
     wait_while_exists,
 )
+from model.training.run_lock import FolderLock
 from model.training.running_ridge import RunningRidge
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
@@ -127,7 +132,8 @@ class Distiller:
     `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
     with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, DatasetError where
     they are of other notes or of several encoders, and RecipeError where `folder` holds a run on other notes or
-    vectors, or one whose recipe differs in a field that is not one of CHANGEABLE.
+    vectors, one whose recipe differs in a field that is not one of CHANGEABLE, or one whose states are all damaged, and
+    where another process trains there.
     """
 
     def __init__(
@@ -142,7 +148,7 @@ class Distiller:
         self.recipe = recipe
         self.folder = folder
         self.pause_file = pause_file
-        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(folder, print)
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
@@ -165,11 +171,11 @@ class Distiller:
         self.seconds = 0.0
         self.cpu_seconds = 0.0
         self.stopped = False
-        newest = newest_state(folder)
+        newest = read_newest_state(folder, print)
         if newest is None:
             self._solve_first_head()
         else:
-            self._restore(newest)
+            self._restore(*newest)
 
     def _solve_first_head(self) -> None:
         rows = self.texts.sample(self.recipe.starting_notes)
@@ -182,7 +188,11 @@ class Distiller:
         self.student.head.weight.copy_(self.ridge.head())
 
     def run(self, minutes: float, domains: Sequence[HeldOutDomain] = ()) -> None:
-        """Train for `minutes`, or until `stop` is called. Only steps count, not pauses and measurements."""
+        """Train for `minutes`, or until `stop` is called. Only steps count, not pauses and measurements.
+
+        Raises RecipeError where the loss or the gradient is not finite, before the step that it would spoil the weights
+        with, and OSError where a file of the run cannot be written.
+        """
         if self.step == 0:
             self.save()
         started = saved = measured = self.seconds
@@ -207,17 +217,22 @@ class Distiller:
         self.stopped = True
 
     def update(self, batch: Batch) -> None:
-        """Do one step of the optimizer."""
+        """Do one step of the optimizer. Raises RecipeError, without the step, where loss or gradient are not finite."""
         started, cpu_started = time.monotonic(), time.process_time()
         parts = min(self.recipe.threads, len(batch.ids))
         losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
+        cosine = sum(float(loss.cosine) for loss in losses)
+        structure = sum(float(loss.structure) for loss in losses)
+        norm = self.master_weights.clip_gradients(self.recipe.clip)
+        loss = 1 - cosine + self.recipe.structure * structure
+        refuse_divergence(self.step + 1, loss, norm, lower_rate_in(self.folder))
         states, teacher_vectors = zip(*((loss.states, loss.teacher_vectors) for loss in losses), strict=True)
         self.ridge.add(torch.cat(states), torch.cat(teacher_vectors))
         self.step += 1
         self.text_count += len(batch.lengths)
         self.position = batch.next_position
         rate_factor = min(1.0, self.step / self.recipe.warmup_steps)
-        norm = self.master_weights.step(self.step, rate_factor, self.recipe.clip)
+        self.master_weights.step(self.step, rate_factor)
         seconds = time.monotonic() - started
         self.seconds += seconds
         self.cpu_seconds += time.process_time() - cpu_started
@@ -226,8 +241,8 @@ class Distiller:
         self._log(
             LOG,
             step=self.step,
-            cosine=sum(float(loss.cosine) for loss in losses),
-            structure=sum(float(loss.structure) for loss in losses),
+            cosine=cosine,
+            structure=structure,
             norm=norm,
             tokens=int(batch.lengths.sum()),
             seconds=seconds,
@@ -277,8 +292,7 @@ class Distiller:
         }
         save_state(self.folder, self.step, state)
 
-    def _restore(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
         refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
         refuse_other_inputs(path, state.get("files", {}), self.inputs, print)
         self.master_weights.restore(state["masters"])
@@ -287,6 +301,8 @@ class Distiller:
             self.student.head.weight.copy_(state["head"])
         self.step, self.text_count, self.seconds, self.cpu_seconds = state["progress"]
         self.position = state["place"]
+        for name in (LOG, CURVE):
+            restore_log(self.folder / name, self.step, print)
 
     def _log(self, name: str, **values: Any) -> None:
         with (self.folder / name).open("a") as file:
@@ -302,6 +318,12 @@ def option_parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", action="append", metavar="SOURCE=SHARE")
     parser.add_argument("--data", type=Path, help="folder with the data sets of the held-out domains, to measure on")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time; without end by default")
+    parser.add_argument(
+        "--total-minutes",
+        type=float,
+        default=float("inf"),
+        help="training time of all commands in the folder together, after which a command does nothing",
+    )
     parser.add_argument("--measure-first", action="store_true", help="measure before the first step, too")
     parser.add_argument("--pause-file", type=Path, help="while this file exists, the run waits between steps")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with --threads 1")
@@ -346,15 +368,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--data {options.data} has none of the folders {', '.join(POOL_SIZES)}")
     try:
         distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
-    except (CheckpointError, DatasetError, RecipeError, FileNotFoundError) as error:
+    except (CheckpointError, DatasetError, RecipeError, OSError) as error:
         parser.error(str(error))
+    minutes_left = options.total_minutes - distiller.seconds / 60
+    if minutes_left <= 0:
+        print(f"the run in {options.out} has had its {options.total_minutes:g} minutes, at step {distiller.step}")
+        return
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, distiller.stop)
     domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
     pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]
-    if options.measure_first:
-        distiller.measure(pools)
-    distiller.run(options.minutes, pools)
+    try:
+        if options.measure_first:
+            distiller.measure(pools)
+        distiller.run(min(options.minutes, minutes_left), pools)
+    except (RecipeError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

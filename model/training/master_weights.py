@@ -38,7 +38,7 @@ class MasterWeights:
     ) -> None:
         self.weights = list(weights)
         self.masters = [nn.Parameter(weight.detach().float().clone()) for weight in weights]
-        self.averages = [master.detach().clone() for master in self.masters]
+        self._averages = [master.detach().clone() for master in self.masters]
         self.rates = list(rates)
         self.decay = max(0.0, 1 - AVERAGE_EVERY / max(horizon, AVERAGE_EVERY))
         self.updates = 0
@@ -72,16 +72,18 @@ class MasterWeights:
                     master.grad += gradient
         return [extra for _, extra in results]
 
-    def step(self, number: int, rate_factor: float, clip: float) -> float:
-        """Update masters, weights and, every AVERAGE_EVERY steps, the average; returns the gradient's norm.
+    def clip_gradients(self, clip: float) -> float:
+        """Scale the gradients so that their joint norm is at most `clip`; returns the norm before."""
+        return float(nn.utils.clip_grad_norm_(self.masters, clip))
 
-        `number`: that of this step, from 1 on. `rate_factor`: multiplies all learning rates. `clip`: bound of the norm
-        of the gradient, which is returned as it was before.
+    def step(self, number: int, rate_factor: float) -> None:
+        """Update masters, weights and, every AVERAGE_EVERY steps, the average, by gradients whose norm is finite.
+
+        `number`: that of this step, from 1 on. `rate_factor`: multiplies all learning rates.
         """
         for optimizer, share in zip(self.optimizers, self.shares, strict=True):
             for group, i in zip(optimizer.param_groups, share, strict=True):
                 group["lr"] = self.rates[i] * rate_factor
-        norm = float(nn.utils.clip_grad_norm_(self.masters, clip))
         average = number % AVERAGE_EVERY == 0
         if average:
             self.updates += 1
@@ -94,10 +96,15 @@ class MasterWeights:
                 self.weights[i].copy_(self.masters[i])
                 self.masters[i].grad = None
                 if average:
-                    self.averages[i].lerp_(self.masters[i], 1 - decay)
+                    self._averages[i].lerp_(self.masters[i], 1 - decay)
 
         list(self.pool.map(update, range(len(self.shares))))
-        return norm
+
+    @property
+    def averages(self) -> list[Tensor]:
+        """Running averages of the weights, float32; before the first update of the averages, which begin as the initial
+        weights, the weights as they are."""
+        return self._averages if self.updates else [master.detach() for master in self.masters]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -122,8 +129,9 @@ class MasterWeights:
         with torch.no_grad():
             for master, stored in zip(self.masters, state["masters"], strict=True):
                 master.copy_(stored)
-            for average, stored in zip(self.averages, state["averages"], strict=True):
-                average.copy_(stored)
+            if state["updates"]:  # else the averages are still the initial weights, which this object has
+                for average, stored in zip(self._averages, state["averages"], strict=True):
+                    average.copy_(stored)
         self.updates = state["updates"]
         for optimizer, stored_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored_optimizer)

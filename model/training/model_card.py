@@ -59,8 +59,7 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
         *([f"- Started from {_named(str(recipe.start))}, an earlier checkpoint."] if recipe.start else []),
         *([_distillation(recipe)] if recipe.distillation else []),
         *(["- Negatives are all training notes that were read, as last seen (`memory`)."] if recipe.memory else []),
-        f"- {len(steps)} steps of {recipe.batch_pairs} pairs in {minutes:.0f} minutes on {trainer.ranks} process(es), "
-        f"{os.cpu_count()} cores {processor()}, torch {version('torch')}, transformers {version('transformers')}.",
+        f"- {len(steps)} steps of {_pairs_per_step(steps)} pairs in {minutes:.0f} minutes on {_machine(trainer)}.",
         f"- Best step {best['step']}: validation {recall} (pairs scored {recipe.validation_min_score} or "
         f"more, among at most {recipe.validation_notes} notes), tau {best['tau']:.2f}.",
         f"- Losses, the mean of the last {LAST_STEPS} steps: {_losses(steps[-LAST_STEPS:])}.",
@@ -72,6 +71,18 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
     card = folder / BEST / CARD
     card.write_text("\n".join(lines), "utf-8")
     return card
+
+
+def _pairs_per_step(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Format the number of pairs in a step, or the lowest and the highest where batches were short."""
+    counts = {round(step["pairs_per_second"] * step["seconds"]) for step in steps}
+    return " to ".join(f"{count}" for count in sorted({min(counts), max(counts)}))
+
+
+def _machine(trainer: Trainer) -> str:
+    """Name what the run ran on: processes, cores, processor and the versions of its libraries."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    return f"{trainer.ranks} process(es), {os.cpu_count()} cores {processor()}, {libraries}"
 
 
 def _losses(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.training.recipe import Recipe
+from model.training.recipe import Recipe, RecipeError
+
+LOWER_RATES = "lower learning_rate or head_learning_rate, in a new folder"
+"""What to do about a run by a Recipe that diverged."""
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -29,6 +32,15 @@ def optimizer_and_schedule(
         foreach=foreach,
     )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(cosine_with_warmup, recipe))
+
+
+def refuse_divergence(step: int, loss: float, norm: float, remedy: str) -> None:
+    """Raise RecipeError, which ends with the `remedy`, where the loss or the gradient's norm of a step is not finite.
+
+    Called before the step's update: one such gradient makes every weight NaN, and the states saved after it, too.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise RecipeError(f"step {step}: the loss is {loss} and the gradient norm {norm}: {remedy}")
 
 
 def cosine_with_warmup(recipe: Recipe, step: int) -> float:

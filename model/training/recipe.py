@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,8 @@ class Data:
     def __post_init__(self) -> None:
         if self.pairs is None and (self.teacher or self.min_score):
             raise RecipeError(f"teacher and min_score are of pairs, and {self.notes} has none: name its `pairs`")
+        if not 0 <= self.share < math.inf:
+            raise RecipeError(f"share must be 0 or more, and finite, not {self.share} as that of {self.notes}")
         for category, names in self.category_names.items():
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
                 raise RecipeError(f"category_names: {category} must have a list of names")
@@ -65,7 +68,7 @@ class Recipe:
     teacher alone, without CSFT, and are negatives of the pairs.
 
     Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
-    `kept_tokens`: a batch of at most so many tokens (padded, on each process) keeps the activations of all its
+    `kept_tokens`: a batch of at most this many tokens (padded, on each process) keeps the activations of all its
     micro-batches, which takes memory and saves the second forward. `bfloat16`: autocast, where that is faster.
 
     Evaluation. `evaluate_every` and `save_every` count steps. `patience`: evaluations without a higher validation
@@ -145,8 +148,15 @@ class Recipe:
             raise RecipeError(f"validation_notes must be at least {MIN_VALIDATION_NOTES}")
         if self.distillation_temperature <= 0:
             raise RecipeError("distillation_temperature must be above 0")
-        if self.alpha < 0 or self.lora_rank < 0:
-            raise RecipeError("alpha and lora_rank cannot be negative")
+        if self.lora_rank < 0:
+            raise RecipeError("lora_rank cannot be negative")
+        for name in ("alpha", "learning_rate", "head_learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"{name} must be 0 or more, and finite")
+        if not self.clip > 0:
+            raise RecipeError("clip must be above 0: it bounds the norm of the gradient")
+        if not self.contrastive and (self.distillation or self.memory):
+            raise RecipeError("distillation and memory: their losses are of pairs, for which contrastive must be true")
 
     @property
     def teaches_categories(self) -> bool:

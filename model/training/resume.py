@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import rank_and_size
 from model.training.optimizer import Schedule
 from model.training.recipe import Recipe, RecipeError
-from model.weights import Progress, folder_digest, silent
+from model.weights import ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, Progress, file_digest, folder_digest
 from model.whole_file import whole_file, whole_folder
 
 KEPT_STATES = 2
@@ -68,13 +69,8 @@ class RunState:
         if rank == 0:
             _write_state(folder / LAST, state)
 
-    def restore(self, folder: Path, recipe: Recipe, progress: Progress = silent) -> None:
-        """Load what `save` wrote; `progress` gets a message where an earlier version wrote fewer digests. Raises
-        RecipeError for a run of another recipe or of other files, and names what differs."""
-        state = torch.load(folder / LAST, map_location="cpu", weights_only=True)
-        defaults = {column.name: str(column.default) for column in fields(Recipe)}  # older states lack newer fields
-        refuse_other_recipe(folder, defaults | state["recipe"], _fields_as_text(recipe))
-        refuse_other_inputs(folder / LAST, state.get("files", {}), self.files, progress)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `read_run` returned."""
         set_state_dict(
             self.model,
             self.optimizer,
@@ -87,6 +83,23 @@ class RunState:
         for objective, memory in zip(self.objectives, state["memory"], strict=True):
             if objective is not None and memory is not None:
                 objective.update_memory(objective.notes, memory.to(self.model.tau.device))
+
+
+def read_run(folder: Path, recipe: Recipe, files: Mapping[str, str], progress: Progress) -> dict[str, Any]:
+    """Read the state that `RunState.save` wrote to `folder`; `progress` gets a message where an earlier version wrote
+    fewer digests. `files`: digests of the run's files by path.
+
+    Raises RecipeError for a run of another recipe or of other files, and names what differs, and for a damaged state.
+    """
+    path = folder / LAST
+    try:
+        state = _read_state(path)
+    except DamagedStateError as error:
+        raise RecipeError(f"{error}: put back a copy of the file, or begin anew in a new folder") from error
+    defaults = {column.name: str(column.default) for column in fields(Recipe)}  # older states lack newer fields
+    refuse_other_recipe(folder, defaults | state["recipe"], _fields_as_text(recipe))
+    refuse_other_inputs(path, state.get("files", {}), files, progress)
+    return state
 
 
 def refuse_other_recipe(
@@ -121,6 +134,33 @@ def backbone_digest(backbone: str) -> dict[str, str]:
     return {backbone: folder_digest(folder)} if folder.is_dir() else {}
 
 
+def start_digest(start: Path | None) -> dict[str, str]:
+    """Return the digest, by its path, of the weights of a checkpoint that a run starts from: head, adapter and own
+    backbone; nothing without a checkpoint."""
+    if start is None or not (start / HEAD_FILE).is_file():
+        return {}
+    folders = (folder_digest(start / name) for name in (ADAPTER_FOLDER, BACKBONE_FOLDER))
+    return {str(start): "+".join((file_digest(start / HEAD_FILE), *folders))}
+
+
+def restore_log(log: Path, step: int, tell: Progress) -> None:
+    """Leave in a log, of one JSON object with a `step` in a line, the whole lines of steps up to `step`, after which
+    the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""
+    lines = log.read_text("utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
+    kept, broken = [], 0
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line.rstrip("\n") + "\n")
+        except (ValueError, KeyError, TypeError):
+            broken += 1
+    if broken:
+        tell(f"{log}: {broken} broken lines are removed")
+    if kept != lines:
+        with whole_file(log) as file:
+            file.write("".join(kept).encode())
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder, as `whole_folder` does, which replaces `folder` once the block ends without an error; until
@@ -150,11 +190,56 @@ def newest_state(folder: Path) -> Path | None:
     return max(folder.glob("state.*.pt"), default=None)
 
 
+def lower_rate_in(folder: Path) -> str:
+    """Return what to do about a run in `folder` that diverged and may go on with another learning rate."""
+    newest = newest_state(folder)
+    return "lower learning_rate" + (f": the same command then goes on from {newest.name}" if newest else "")
+
+
+def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any]] | None:
+    """Read the state of the highest step that is whole; returns its path, too, or None where `folder` has no state.
+
+    `tell` gets a message for each damaged one before it. Raises RecipeError where all are damaged.
+    """
+    damaged = []
+    for path in sorted(folder.glob("state.*.pt"), reverse=True):
+        try:
+            state = _read_state(path)
+        except DamagedStateError as error:
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            tell(f"{message}: going on from {path.name}")
+        return path, state
+    if damaged:
+        raise RecipeError(f"{'; '.join(damaged)}: put back a copy of a file, or begin anew in a new folder")
+    return None
+
+
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write state.<step>.pt and delete all but the newest KEPT_STATES. A file appears when it is complete."""
-    _write_state(folder / f"state.{step:08d}.pt", state)
-    for old in sorted(folder.glob("state.*.pt"))[:-KEPT_STATES]:
-        old.unlink()
+    """Write state.<step>.pt and delete all others but the latest before it, so that KEPT_STATES stay. A file of a later
+    step is damaged, or the run would have gone on from it. A file appears when it is complete."""
+    path = folder / f"state.{step:08d}.pt"
+    _write_state(path, state)
+    states = sorted(folder.glob("state.*.pt"))
+    kept = states[: states.index(path) + 1][-KEPT_STATES:]
+    for other in states:
+        if other not in kept:
+            other.unlink()
+
+
+class DamagedStateError(Exception):
+    """A state's file cannot be read; the message names it and the reason."""
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Read a state's file. Raises DamagedStateError."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no error class for damage: RuntimeError, UnpicklingError, OSError, KeyError
+        reason, *_ = str(error).splitlines() or [repr(error)]
+        raise DamagedStateError(f"{path} cannot be read ({reason})") from error
+    return state
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ tokens, V vocabulary, H hidden size, D embedding dimension.
 from __future__ import annotations
 
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,13 +40,23 @@ from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.precision import bfloat16_pays
-from model.training.contrastive import ContrastiveObjective
+from model.training.contrastive import ContrastiveObjective, check_batches
 from model.training.distributed import clip_gradients, gather_rows, rank_and_size, sum_over_processes
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
-from model.training.optimizer import Schedule, optimizer_and_schedule
+from model.training.optimizer import LOWER_RATES, Schedule, optimizer_and_schedule, refuse_divergence
 from model.training.recipe import Recipe, RecipeError
-from model.training.resume import LAST, RunState, backbone_digest, replaced_folder, restore_replaced
+from model.training.resume import (
+    LAST,
+    RunState,
+    backbone_digest,
+    read_run,
+    replaced_folder,
+    restore_log,
+    restore_replaced,
+    start_digest,
+)
+from model.training.run_lock import FolderLock
 from model.training.teacher import known_share
 from model.weights import Progress, file_digest, silent
 
@@ -82,7 +91,7 @@ class Trainer:
 
     `folder` gets log.jsonl, last.pt (the state to resume from), best/ (the best checkpoint, which can be served) and
     final/ (that after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where `folder`
-    holds a run of another recipe, data or frozen backbone.
+    holds a run of another recipe, data, start or frozen backbone or a damaged state, or another process trains there.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):
@@ -90,12 +99,16 @@ class Trainer:
         self.folder = folder
         self.rank, self.ranks = rank_and_size()
         self.device = torch.device(device)
+        self._lock = FolderLock(folder, progress) if self.rank == 0 else None
         progress("Reading notes and pairs")
         self.data = [
             PairedNotes(row.notes, row.pairs, min_score=row.min_score, progress=progress) for row in recipe.data
         ]
         self.validation = _validation_notes(recipe)
         _report_pairs(recipe, self.data, self.validation, progress)
+        for row, paired in zip(recipe.data, self.data, strict=True):
+            if recipe.contrastive and row.pairs and row.share > 0:
+                check_batches(paired, str(row.pairs), recipe, progress)
         self.objectives = [
             ContrastiveObjective(paired, recipe, row.teacher, self.device)
             if recipe.contrastive and paired.has_pairs
@@ -105,19 +118,23 @@ class Trainer:
         _check_unpaired_notes(recipe, self.data, self.ranks)
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
+        files = _digests(recipe)
+        saved = read_run(folder, recipe, files, progress) if (folder / LAST).is_file() else None
         torch.manual_seed(recipe.seed)
         taught = _taught_categories(recipe, self.data)
         self.model, self.adapter = build_model(recipe, taught, cache, self.device, progress)
         optimizer, schedule = self._optimizer()
-        self.state = RunState(self.model, optimizer, schedule, self.objectives, files=_digests(recipe))
+        self.state = RunState(self.model, optimizer, schedule, self.objectives, files=files)
         self.saved_step: int | None = None
         """Step of the state in last.pt, None before the first one."""
-        if (folder / LAST).is_file():
+        if saved is not None:
             progress(f"Going on from {folder / LAST}")
             for name in (BEST, FINAL):
                 restore_replaced(folder / name)
-            self.state.restore(folder, recipe, progress)
+            self.state.restore(saved)
             self.saved_step = self.state.step
+            if self.rank == 0:
+                restore_log(folder / LOG, self.state.step, progress)
         else:
             progress("Starting from the notes' states")
             initialise(self.model, recipe, self.data, self.objectives, self._read_states, progress)
@@ -194,7 +211,7 @@ class Trainer:
         related_loss = partial(self._related_loss, objective, notes, len(notes) - paired) if objective else None
         loss = self.accumulate(examples, related_loss)
         total, norm = float(loss.total), float(clip_gradients(self._trainable(), self.recipe.clip))
-        self._refuse_divergence(total, norm)
+        refuse_divergence(self.state.step + 1, total, norm, self._remedy())
         learning_rate = float(self.state.schedule.get_last_lr()[0])
         self.state.optimizer.step()
         self.state.schedule.step()
@@ -215,15 +232,10 @@ class Trainer:
             pairs_per_second=paired / 2 / seconds,
         )
 
-    def _refuse_divergence(self, loss: float, norm: float) -> None:
-        """Raise RecipeError where the loss or the gradients' norm of the next step is not finite."""
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
+    def _remedy(self) -> str:
+        """Return what to do about a run that diverged, and which step its state is of."""
         saved = "" if self.saved_step is None else f"; {self.folder / LAST} is of step {self.saved_step}"
-        raise RecipeError(
-            f"step {self.state.step + 1}: the loss is {loss} and the gradient norm {norm}: lower learning_rate or "
-            f"head_learning_rate, in a new folder{saved}"
-        )
+        return LOWER_RATES + saved
 
     def _related_loss(
         self, objective: ContrastiveObjective, notes: Sequence[Note], unpaired: int, vectors: Tensor
@@ -442,8 +454,9 @@ def _report_pairs(
 
 
 def _digests(recipe: Recipe) -> dict[str, str]:
-    """Return the digests, by path, of all files of a recipe's data, and of a backbone's folder whose weights stay
-    frozen: a state does not hold these."""
+    """Return the digests, by path, of all files of a recipe's data, of the checkpoint that it starts from, and of a
+    backbone's folder whose weights stay frozen: a state does not hold these."""
     files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
     digests = {str(file): file_digest(file) for file in files}
+    digests |= start_digest(recipe.start)
     return digests | backbone_digest(recipe.backbone) if recipe.lora_rank else digests

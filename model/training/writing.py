@@ -19,6 +19,7 @@ import json
 import random
 import shutil
 import signal
+import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,15 +43,19 @@ from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
+from model.training.optimizer import refuse_divergence
 from model.training.recipe import RecipeError
 from model.training.resume import (
-    newest_state,
+    lower_rate_in,
+    read_newest_state,
     refuse_other_files,
     refuse_other_recipe,
     replaced_folder,
+    restore_log,
     save_state,
     wait_while_exists,
 )
+from model.training.run_lock import FolderLock
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
@@ -122,8 +127,8 @@ class GenerationTrainer:
 
     `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError,
     also where `folder` holds a run on another trunk, RecipeError where its recipe differs in a field that is not one of
-    CHANGEABLE or its files differ, and DatasetError where a source with a share has no training notes or none has
-    validation notes.
+    CHANGEABLE, its files differ, all of its states are damaged or another process trains there, and DatasetError where
+    a source with a share has no training notes or none has validation notes.
     """
 
     def __init__(
@@ -140,7 +145,7 @@ class GenerationTrainer:
         self.folder = folder
         self.cache = cache
         self.pause_file = pause_file
-        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(folder, print)
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         self.names = category_synonyms()
@@ -164,9 +169,9 @@ class GenerationTrainer:
         self.step = 0
         self.seconds = 0.0
         self.stopped = False
-        newest = newest_state(folder)
+        newest = read_newest_state(folder, print)
         if newest is not None:
-            self._restore(newest)
+            self._restore(*newest)
 
     def _mix(self, sources: Mapping[str, Sequence[Note]]) -> tuple[list[Note], Mix]:
         notes: list[Note] = []
@@ -183,7 +188,11 @@ class GenerationTrainer:
         return self.step >= self.recipe.steps
 
     def run(self, minutes: float) -> None:
-        """Train to the last step of the recipe, for `minutes`, or until `stop` is called. Only steps count as time."""
+        """Train to the last step of the recipe, for `minutes`, or until `stop` is called. Only steps count as time.
+
+        Raises RecipeError where the loss or the gradient is not finite, before the step that it would spoil the weights
+        with, and OSError where a file of the run cannot be written.
+        """
         started = saved = self.seconds
         prompt = self.model.prompt
 
@@ -211,17 +220,19 @@ class GenerationTrainer:
         self.stopped = True
 
     def update(self, rows: Sequence[int]) -> None:
-        """Do one step of the optimizer."""
+        """Do one step of the optimizer. Raises RecipeError, without the step, where loss or gradient are not finite."""
         started = time.monotonic()
         parts = self._parts(rows, self.notes, f"{self.recipe.seed} {self.step}")
         caches = self._read(parts)
         losses = self.master_weights.add_gradients(
             [partial(self._loss, part, cache, len(rows)) for part, cache in zip(parts, caches, strict=True)]
         )
+        loss, norm = sum(losses), self.master_weights.clip_gradients(self.recipe.clip)
+        refuse_divergence(self.step + 1, loss, norm, lower_rate_in(self.folder))
         self.step += 1
-        norm = self.master_weights.step(self.step, self._rate_factor(), self.recipe.clip)
+        self.master_weights.step(self.step, self._rate_factor())
         self.seconds += time.monotonic() - started
-        self._log(step=self.step, loss=sum(losses), notes=len(rows), norm=norm, seconds=time.monotonic() - started)
+        self._log(step=self.step, loss=loss, notes=len(rows), norm=norm, seconds=time.monotonic() - started)
 
     def _rate_factor(self) -> float:
         warm = min(1.0, self.step / self.recipe.warmup_steps)
@@ -293,8 +304,7 @@ class GenerationTrainer:
             weights = {name: weight.to(torch.bfloat16) for name, weight in load_file(adapter).items()}
             save_file(weights, adapter, metadata={"format": "pt"})
 
-    def _restore(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
         if state.get("trunk", self.trunk) != self.trunk:  # older states do not name it
             raise CheckpointError(
                 f"{self.folder} holds a run on another trunk than {self.checkpoint} has: choose a new folder"
@@ -303,6 +313,7 @@ class GenerationTrainer:
         refuse_other_files(self.folder, state.get("files", {}), self.digests)
         self.master_weights.restore(state["masters"])
         self.step, self.seconds, self.position = state["progress"]
+        restore_log(self.folder / LOG, self.step, print)
 
     def _log(self, **values: Any) -> None:
         with (self.folder / LOG).open("a") as file:
@@ -380,14 +391,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = GenerationRecipe(shares=shares, **changes)
     try:
         trainer = GenerationTrainer(recipe, options.checkpoint, files, options.out, options.cache, options.pause_file)
-    except (CheckpointError, DatasetError, RecipeError, FileNotFoundError) as error:
+    except (CheckpointError, DatasetError, RecipeError, OSError) as error:
         parser.error(str(error))
     if trainer.ended:
         print(f"the run in {options.out} has ended at step {trainer.step}: name a new folder for another one")
         return
     print(f"{len(trainer.notes):,} notes; step {trainer.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, trainer.stop)
-    trainer.run(options.minutes)
+    try:
+        trainer.run(options.minutes)
+    except (RecipeError, OSError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from model.training.recipe import Data, Recipe, RecipeError
 from model.training.trainer import BEST, LOG
 from model.training.whiten import whitening
 from service.cli.main import app
+from tests.model.training.runs import training_in
 
 pytestmark = pytest.mark.slow
 
@@ -211,6 +212,22 @@ def test_fields_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_pat
     recipe = Recipe(name="r", data=(subjects,), memory=True, reread_notes=4, start=tmp_path)
     with pytest.raises(RecipeError, match=r"^start, reread_notes: no effect on an encoder"):
         fine_tune(recipe, tmp_path)
+
+
+def test_recipe_with_several_data_sets_is_refused_for_an_encoder(subjects: Data, tmp_path: Path):
+    recipe = Recipe(name="r", data=(subjects, replace(subjects, pairs=None)))
+    with pytest.raises(RecipeError, match=r"an encoder is trained on one \[\[data\]\], and the recipe has 2"):
+        fine_tune(recipe, tmp_path)
+
+
+def test_diverged_encoder_ends_its_run_with_what_to_lower(categories_recipe: Recipe, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"step \d: the loss is .* nan: lower learning_rate or head_learning_rate"):
+        list(fine_tune(replace(categories_recipe, learning_rate=1e30), tmp_path))
+
+
+def test_folder_in_which_another_process_trains_an_encoder_is_refused(categories_recipe: Recipe, tmp_path: Path):
+    with training_in(tmp_path), pytest.raises(RecipeError, match="another process trains in"):
+        fine_tune(categories_recipe, tmp_path)
 
 
 def test_train_encoder_fine_tunes_on_pairs_and_keeps_the_best(subjects: Data, tmp_path: Path):

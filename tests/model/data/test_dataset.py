@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model.data.dataset import (
+    MAX_CATEGORY_CHARS,
     DatasetError,
     Example,
     PairedNotes,
@@ -397,6 +398,17 @@ def test_notes_without_any_title_or_content_are_refused_with_the_keys_that_they_
     (tmp_path / "n.jsonl").write_text('{"id": "1", "name": "Soup", "text": "with beans", "hashtags": ["soup"]}\n')
     with pytest.raises(DatasetError, match=r"no note of .*n\.jsonl has a title or content; not read: name, text$"):
         read_notes(tmp_path / "n.jsonl")
+
+
+def test_note_with_a_text_in_the_place_of_its_category_is_named(tmp_path: Path):
+    lines = [{"id": "1", "title": "t", "category": "c" * MAX_CATEGORY_CHARS}]
+    path = tmp_path / "n.jsonl"
+    path.write_text(json.dumps(lines[0]))
+    assert len(read_notes(path)["1"].category or "") == MAX_CATEGORY_CHARS
+    lines.append({"id": "42", "title": "t", "category": "word " * 4000})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DatasetError, match=r"line 2, .*the category of note 42 has 19,999 characters, more than 200"):
+        read_notes(path)
 
 
 def test_spaces_around_a_category_do_not_make_another_one(tmp_path: Path):

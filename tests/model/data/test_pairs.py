@@ -19,6 +19,7 @@ import duckdb
 import pytest
 
 from model.data.pairs import PairOptions, PairsError, PairsReport, clicks_by_note, read_pairs, related_pairs, split_of
+from tests.model.pairs_file import write_pairs_file
 
 ALL = PairOptions(lower=0, top=1_000_000)
 Scores = dict[tuple[str, str], float]
@@ -601,6 +602,25 @@ def test_file_without_pairs_is_refused(tmp_path: Path) -> None:
     for name in ("pairs", "nothing"):
         with pytest.raises(PairsError, match="holds no pairs"):
             list(read_pairs(tmp_path / name))
+
+
+def test_ids_of_pairs_that_are_numbers_become_text(tmp_path: Path) -> None:
+    path = write_pairs_file(tmp_path / "pairs", "(7, 12, 1), (12, 9, 2)")
+    assert list(read_pairs(path)) == [("7", "12", 1.0), ("12", "9", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ("('a', 'b', 1.0), ('c', 'c', 1.0)", "1 of 2 pairs in .* have one note twice"),
+        ("('a', 'b', 1.0), ('c', 'd', NULL)", "1 of 2 pairs in .* have no score or one that is not finite"),
+        ("('a', 'b', 'inf'::DOUBLE), ('c', 'd', 'nan'::DOUBLE)", "2 of 2 pairs in .* not finite"),
+        ("('a', NULL, 1.0), (NULL, 'd', 1.0), ('e', 'f', 1.0)", "2 of 3 pairs in .* lack an id"),
+    ],
+)
+def test_pairs_that_cannot_be_trained_on_are_counted(tmp_path: Path, values: str, fault: str) -> None:
+    with pytest.raises(PairsError, match=f"{fault}: complete or remove them"):
+        list(read_pairs(write_pairs_file(tmp_path / "pairs", values)))
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from model.training.run_lock import LOCK
 from model.training.trainer import LOG
+
+HOLD_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "wb")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+"""Program that locks a file until its input ends."""
 
 
 def random_vectors(count: int) -> torch.Tensor:
@@ -19,3 +33,15 @@ def losses(folder: Path) -> list[tuple[float, ...]]:
     """Steps of the log: number, contrastive, distillation and generative loss, tau."""
     rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return [tuple(row[name] for name in ("step", "contrastive", "distillation", "generative", "tau")) for row in rows]
+
+
+@contextmanager
+def training_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder in another process while the context lasts."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", HOLD_LOCK, str(folder / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        yield
+        other.communicate()

@@ -28,6 +28,7 @@ from model.training.held_out import HeldOutDomain
 from model.training.recipe import RecipeError
 from model.weights import BACKBONE_FOLDER
 from tests.model.training.distillation import ENCODER, write_corpus
+from tests.model.training.runs import training_in
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +99,39 @@ def test_resumed_run_continues_as_without_a_break(recipe: Distillation, corpus: 
     train(second, 6)
     for a, b in zip(whole.master_weights.masters, second.master_weights.masters, strict=True):
         assert a.detach() == pytest.approx(b.detach(), abs=1e-5)
+
+
+def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
+    recipe: Distillation, corpus: Path, tmp_path: Path
+) -> None:
+    run = start(recipe, corpus, tmp_path)
+    with torch.no_grad():
+        run.master_weights.weights[0].fill_(torch.nan)
+    message = r"step 1: the loss is nan and .* nan: lower learning_rate: .* goes on from state\.00000000\.pt"
+    with pytest.raises(RecipeError, match=message):
+        run.run(minutes=10)
+    assert run.step == 0
+    assert all(weight.isfinite().all() for weight in run.master_weights.masters)
+
+
+def test_run_goes_on_from_the_older_state_where_the_newest_is_damaged(
+    recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(recipe, corpus, tmp_path)
+    for _ in range(2):
+        train(run, 1)
+        run.save()
+    newest = tmp_path / "state.00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    again = start(recipe, corpus, tmp_path)
+    assert again.step == 1
+    assert f"{newest} cannot be read" in capsys.readouterr().out
+    assert [line["step"] for line in lines(tmp_path / LOG)] == [1]
+
+
+def test_folder_in_which_another_process_trains_is_refused(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    with training_in(tmp_path), pytest.raises(RecipeError, match="another process trains in"):
+        start(recipe, corpus, tmp_path)
 
 
 def test_run_of_another_recipe_is_not_resumed(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
@@ -271,6 +305,27 @@ def test_command_runs_a_distillation(
     ]
     distil.main(options)
     assert lines(tmp_path / LOG)
+
+
+def test_command_that_had_its_total_minutes_does_nothing(
+    recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
+    options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
+    distil.main([*options, "--total-minutes", "0.0001"])
+    first = lines(tmp_path / LOG)
+    assert len(first) == 1
+    distil.main([*options, "--total-minutes", "0.0001"])
+    assert lines(tmp_path / LOG) == first
+    assert f"the run in {tmp_path} has had its 0.0001 minutes, at step 1" in capsys.readouterr().out
+
+
+def test_full_disk_ends_the_command_with_the_reason(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / LOG).symlink_to("/dev/full")
+    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
+    options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
+    with pytest.raises(SystemExit, match="No space left on device"):
+        distil.main(options)
 
 
 def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def train(module: nn.Module, masters: MasterWeights, steps: range, threads: int)
     losses = []
     for number in steps:
         losses.append(sum(masters.add_gradients([partial(part_loss, module, threads, at) for at in range(threads)])))
-        masters.step(number, 1.0, clip=0.5)
+        masters.clip_gradients(0.5)
+        masters.step(number, 1.0)
     return losses
 
 
@@ -63,7 +64,8 @@ def test_bfloat16_weights_are_their_masters_rounded() -> None:
     before = [master.detach().clone() for master in masters.masters]
     for number in range(1, 4):  # steps too small for bfloat16 add up
         masters.add_gradients([lambda: (module(INPUTS.to(torch.bfloat16)).float().square().mean(), None)])
-        masters.step(number, 1.0, clip=1.0)
+        masters.clip_gradients(1.0)
+        masters.step(number, 1.0)
     for weight, master, old in zip(module.parameters(), masters.masters, before, strict=True):
         assert torch.equal(weight, master.to(torch.bfloat16))
         assert (master - old).abs().max() > 1e-4
@@ -84,15 +86,29 @@ def test_average_lags_behind_and_is_used_in_the_context_only() -> None:
     assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), own.values(), strict=True))
 
 
-def test_restored_state_continues_as_without_a_break() -> None:
+def test_average_before_its_first_update_is_the_weights_as_they_are() -> None:
+    module = small_module()
+    start = [weight.detach().clone() for weight in module.parameters()]
+    masters = masters_of(module, 2)
+    train(module, masters, range(1, 4), 2)
+    for average, stored, master, first in zip(
+        masters.averages, masters.state()["averages"], masters.masters, start, strict=True
+    ):
+        assert torch.equal(average, master)
+        assert torch.equal(stored, master)
+        assert not torch.equal(average, first)
+
+
+@pytest.mark.parametrize("broken_after", [5, 15])
+def test_restored_state_continues_as_without_a_break(broken_after: int) -> None:
     whole, interrupted, resumed = small_module(), small_module(), small_module()
     whole_weights = masters_of(whole, 2)
     train(whole, whole_weights, range(1, 31), 2)
     first = masters_of(interrupted, 2)
-    train(interrupted, first, range(1, 16), 2)
+    train(interrupted, first, range(1, broken_after + 1), 2)
     second = masters_of(resumed, 2)
     second.restore(copy.deepcopy(first.state()))
-    train(resumed, second, range(16, 31), 2)
+    train(resumed, second, range(broken_after + 1, 31), 2)
     for a, b in zip(
         [*whole.parameters(), *whole_weights.averages], [*resumed.parameters(), *second.averages], strict=True
     ):

@@ -13,10 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.training import resume
+from model.training.model_card import read_log
 from model.training.recipe import Recipe, RecipeError
-from model.training.resume import LAST, newest_state, replaced_folder, save_state, wait_while_exists
-from model.training.trainer import BEST, Trainer
-from tests.model.training.runs import losses
+from model.training.resume import (
+    LAST,
+    newest_state,
+    read_newest_state,
+    replaced_folder,
+    save_state,
+    wait_while_exists,
+)
+from model.training.trainer import BEST, LOG, Trainer
+from model.weights import HEAD_FILE
+from tests.model.training.runs import losses, training_in
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +43,38 @@ def test_killed_run_resumes_to_the_identical_losses(recipe: Recipe, tmp_path: Pa
         next(run)
     del run
     list(Trainer(recipe, broken, cache=tmp_path).run())
-    assert losses(broken)[:5] == losses(whole)[:5]
-    assert losses(broken)[5:] == losses(whole)[4:]
+    assert losses(broken) == losses(whole)
+
+
+def test_run_whose_log_a_full_disk_cut_off_goes_on_with_a_whole_one(recipe: Recipe, tmp_path: Path):
+    run = Trainer(recipe, tmp_path, cache=tmp_path).run()
+    for _ in range(4):
+        next(run)
+    del run
+    with (tmp_path / LOG).open("a") as log:
+        log.write('{"step": 5, "lo')
+    told: list[str] = []
+    list(Trainer(recipe, tmp_path, cache=tmp_path, progress=told.append).run())
+    assert f"{tmp_path / LOG}: 1 broken lines are removed" in told
+    assert [step["step"] for step in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_folder_in_which_another_process_trains_is_refused(recipe: Recipe, tmp_path: Path):
+    with training_in(tmp_path), pytest.raises(RecipeError, match=f"another process trains in {tmp_path}"):
+        Trainer(recipe, tmp_path, cache=tmp_path)
+    Trainer(recipe, tmp_path, cache=tmp_path)
+
+
+def test_damaged_state_is_named_with_what_to_do(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, steps=2)
+    list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    cut_in_half(tmp_path / LAST)
+    with pytest.raises(RecipeError, match=r"last\.pt cannot be read \(.+\): put back a copy .* in a new folder"):
+        Trainer(recipe, tmp_path, cache=tmp_path)
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def test_folder_with_a_run_of_another_recipe_is_refused(recipe: Recipe, tmp_path: Path):
@@ -90,6 +129,32 @@ def test_run_from_before_backbones_were_checked_is_resumed_and_says_so(recipe: R
     assert [message for message in messages if message.startswith(unchecked)]
 
 
+def test_folder_with_a_run_from_another_start_is_refused_before_the_start_is_loaded(recipe: Recipe, tmp_path: Path):
+    first, run = tmp_path / "first", tmp_path / "run"
+    first.mkdir()
+    run.mkdir()
+    list(Trainer(replace(recipe, steps=2), first, cache=tmp_path).run())
+    recipe = replace(recipe, steps=2, start=first / BEST)
+    list(Trainer(recipe, run, cache=tmp_path).run())
+    (first / BEST / HEAD_FILE).write_bytes(b"no weights")
+    with pytest.raises(RecipeError, match=rf"^{first / BEST} changed since the run .* began: choose a new folder"):
+        Trainer(recipe, run, cache=tmp_path)
+
+
+def test_run_from_before_starts_were_checked_is_resumed_and_says_so(recipe: Recipe, tmp_path: Path):
+    list(Trainer(replace(recipe, steps=2), tmp_path, cache=tmp_path).run())
+    recipe, run = replace(recipe, steps=2, start=tmp_path / BEST), tmp_path / "run"
+    run.mkdir()
+    list(Trainer(recipe, run, cache=tmp_path).run())
+    state = torch.load(run / LAST, weights_only=True)
+    del state["files"][str(recipe.start)]
+    torch.save(state, run / LAST)
+    told: list[str] = []
+    assert Trainer(recipe, run, cache=tmp_path, progress=told.append).ended
+    unchecked = f"{run / LAST} is of an earlier version: whether {recipe.start} changed since the run began"
+    assert [message for message in told if message.startswith(unchecked)]
+
+
 def test_no_pause_file_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "time", SimpleNamespace(sleep=lambda seconds: pytest.fail("waited")))
     assert wait_while_exists(None, lambda: True)
@@ -117,6 +182,32 @@ def test_two_newest_states_stay(tmp_path: Path) -> None:
         save_state(tmp_path, step, {"step": step})
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["state.00000010.pt", "state.00000200.pt"]
     assert newest_state(tmp_path) == tmp_path / "state.00000200.pt"
+
+
+def test_older_state_is_read_where_the_newest_is_damaged(tmp_path: Path) -> None:
+    told: list[str] = []
+    assert read_newest_state(tmp_path, told.append) is None
+    for step in (10, 20):
+        save_state(tmp_path, step, {"step": step})
+    older, newest = sorted(tmp_path.iterdir())
+    assert read_newest_state(tmp_path, told.append) == (newest, {"step": 20})
+    cut_in_half(newest)
+    assert read_newest_state(tmp_path, told.append) == (older, {"step": 10})
+    (message,) = told
+    assert message.startswith(f"{newest} cannot be read (")
+    assert message.endswith(": going on from state.00000010.pt")
+    save_state(tmp_path, 15, {"step": 15})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["state.00000010.pt", "state.00000015.pt"]
+
+
+def test_folder_whose_states_are_all_damaged_is_refused(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save_state(tmp_path, step, {"step": step})
+        cut_in_half(tmp_path / f"state.{step:08}.pt")
+    with pytest.raises(
+        RecipeError, match=r"00020\.pt cannot .*00010\.pt cannot .*: put back a copy of a file, or begin"
+    ):
+        read_newest_state(tmp_path, print)
 
 
 def test_folder_that_cannot_be_written_whole_leaves_the_earlier_one(tmp_path: Path):

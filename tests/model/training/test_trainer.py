@@ -36,12 +36,14 @@ from model.training.contrastive import ContrastiveObjective
 from model.training.cut_adapter import cut_adapter
 from model.training.initialise import UNSTATED_TERMS
 from model.training.loss import generative_loss, joint_loss
+from model.training.model_card import write_card
 from model.training.recipe import Data, Recipe, RecipeError
 from model.training.resume import LAST
 from model.training.teacher import write_vectors
 from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE
 from tests.conftest import in_torch
+from tests.model.pairs_file import write_pairs_file
 from tests.model.training.runs import random_vectors
 
 pytestmark = pytest.mark.slow
@@ -286,6 +288,33 @@ def test_batch_of_fewer_pairs_than_processes_is_refused(recipe: Recipe, tmp_path
         next(trainer.run())
 
 
+def hub_of(folder: Path, notes: Path, hubs: int) -> Data:
+    """Pairs in which each of a few training and validation notes is related to five others: a batch has `hubs`."""
+    ids = list(read_notes(notes))
+    rows = []
+    for split in ("train", "validation"):
+        own = [note_id for note_id in ids if split_of(note_id) == split]
+        rows += [f"('{own[hub]}', '{own[hubs + 5 * hub + i]}', 1.0)" for hub in range(hubs) for i in range(5)]
+    return Data(notes=notes, pairs=write_pairs_file(folder / "hub.parquet", ", ".join(rows)))
+
+
+def test_short_batches_are_told_and_counted_in_the_card(recipe: Recipe, data: Data, tmp_path: Path):
+    told: list[str] = []
+    row = hub_of(tmp_path, data.notes, 3)
+    trainer = Trainer(replace(recipe, data=(row,), steps=2), tmp_path, cache=tmp_path, progress=told.append)
+    assert f"{row.pairs}: a batch has 3 pairs that share no note, fewer than batch_pairs = 4" in told
+    list(trainer.run())
+    assert "- 2 steps of 3 pairs in " in write_card(trainer, ["notellm"], "commit").read_text()
+
+
+def test_batches_of_one_pair_are_refused_without_other_notes_to_compare(recipe: Recipe, data: Data, tmp_path: Path):
+    recipe = replace(recipe, data=(hub_of(tmp_path, data.notes, 1),))
+    with pytest.raises(DatasetError, match=r"hub\.parquet: a batch has one pair, .* or memory = true are needed"):
+        Trainer(recipe, tmp_path, cache=tmp_path)
+    step = next(Trainer(replace(recipe, memory=True), tmp_path, cache=tmp_path).run())
+    assert step.contrastive > 0
+
+
 def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp_path: Path):
     notes = list(read_notes(data.notes))
     known = [note_id for note_id in notes if split_of(note_id) == "train"][:-1]
@@ -389,7 +418,6 @@ def test_full_fine_tuning_starts_from_an_adapter_and_then_from_its_own_checkpoin
         served = in_torch(start, tmp_path).embed(notes)
         np.testing.assert_allclose(Engine(TorchRuntime(later.model)).embed(notes), served, atol=1e-5)
         assert float(later.model.tau.detach()) == float(load_file(start / HEAD_FILE)["tau"])
-        (tmp_path / name).mkdir()
         assert next(later.run()).gradient_norm > 0
         start = tmp_path / name / BEST
     with pytest.raises(CheckpointError, match="set dimension = 16"):

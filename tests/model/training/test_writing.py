@@ -37,6 +37,7 @@ from model.training.writing_examples import Tree, WritingExample, common_spellin
 from model.training.writing_loss import read_notes_into_cache, writing_loss
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
 from tests.model.inference.models import add_random_generation_adapter
+from tests.model.training.runs import training_in
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
 RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
@@ -180,6 +181,36 @@ def test_run_learns_and_resumes_as_if_unbroken(tiny_checkpoint: Path, notes_file
     logs = [[line["loss"] for line in lines(tmp_path / name / LOG) if "loss" in line] for name in ("whole", "broken")]
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
     assert lines(tmp_path / "whole" / LOG)[-1]["validation_loss"] < before
+
+
+def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    trainer = start(tiny_checkpoint, notes_file, tmp_path / "run", steps=3)
+    trainer.stop()
+    trainer.run(60)
+    with torch.no_grad():
+        trainer.master_weights.weights[0].fill_(torch.nan)
+    message = r"step 2: the loss is nan and .* nan: lower learning_rate: .* goes on from state\.00000001\.pt"
+    with pytest.raises(RecipeError, match=message):
+        trainer.run(60)
+    assert trainer.step == 1
+    assert all(weight.isfinite().all() for weight in trainer.master_weights.masters)
+
+
+def test_full_disk_ends_the_command_with_the_reason(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOG).symlink_to("/dev/full")
+    options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
+    with pytest.raises(SystemExit, match="No space left on device"):
+        main([*options, "--notes", f"{notes_file}=1", "--steps", "1", "--batch", "4", "--rank", "4"])
+
+
+def test_folder_in_which_another_process_trains_is_refused(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    with training_in(tmp_path / "run"), pytest.raises(RecipeError, match="another process trains in"):
+        start(tiny_checkpoint, notes_file, tmp_path / "run")
 
 
 @pytest.mark.slow
