@@ -9,7 +9,7 @@ import structlog
 from service.api.connection_bounds import MAX_HEAD_BYTES
 from service.api.protocol import BoundedProtocol
 from tests.service.api.conftest import eventually_true
-from tests.service.api.connections import GET, POST, connected, ended, problem_in, read_answer
+from tests.service.api.connections import GET, POST, closed, connected, ended, problem_in, read_answer
 
 
 @pytest.mark.usefixtures("impatient")
@@ -49,6 +49,17 @@ def test_request_that_the_service_breaks_off_is_logged_with_the_status_of_that(
         assert read_answer(connection)[0] == status
         eventually_true(lambda: len(statuses()) > 0)
     assert statuses() == [status]
+
+
+def test_complete_request_is_not_logged_with_the_status_of_a_malformed_one_behind_it(url: str) -> None:
+    def statuses() -> list[int]:
+        return [line["status"] for line in list(lines) if line["event"] == "request"]
+
+    with structlog.testing.capture_logs() as lines, connected(url) as connection:
+        connection.sendall(GET.replace(b"/livez", b"/changes?wait=20") + b"GARBAGE\r\n\r\n")
+        assert closed(connection)
+        eventually_true(lambda: len(statuses()) > 0)
+    assert statuses() == [499]
 
 
 def test_request_whose_caller_leaves_is_logged_as_499(url: str) -> None:

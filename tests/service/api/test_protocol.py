@@ -122,6 +122,10 @@ def test_head_within_its_bound_is_taken(url: str) -> None:
         POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
+        *(
+            b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+            for target in (b"http://a", b"http://a?x=1", b"http://h:70000/x", b"http://[::1]", b"HTTP://")
+        ),
     ],
 )
 def test_malformed_request_is_a_problem(url: str, request_bytes: bytes) -> None:
