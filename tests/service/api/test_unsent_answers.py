@@ -51,6 +51,13 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
     return recorded
 
 
+def test_file_waits_in_pieces_for_a_caller_that_takes_nothing(url: str, checks: Checks) -> None:
+    with connected(url) as connection:
+        connection.sendall(ASSET)
+        eventually_true(lambda: sum(unsent > 0 for unsent, _ in checks) > 5)
+        assert max(unsent for unsent, _ in checks) <= unsent_answers.FREE_UNSENT_BYTES
+
+
 DESCRIPTIONS = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
 """Requests whose answers are many times what the buffers of a connection hold."""
 
