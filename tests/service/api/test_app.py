@@ -39,8 +39,10 @@ def test_openapi_is_whole_for_whoever_asks_while_it_is_made(monkeypatch: pytest.
             self._lock.release()
 
     def describe() -> None:
-        described.append(json.dumps(app.openapi()))
-        settled.set()
+        try:
+            described.append(json.dumps(app.openapi()))
+        finally:
+            settled.set()
 
     monkeypatch.setattr(openapi, "Lock", AnnouncedLock)
     app, second = build_app(Settings()), threading.Thread(target=describe)
