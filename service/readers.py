@@ -45,8 +45,8 @@ METRICS_SECONDS = 1.0
 CHECK_SECONDS = 5.0
 """Time between two questions whether readers answer."""
 MAX_UNANSWERED = 10
-"""Questions in a row after which a reader that answered none is killed: its event loop has hung for a minute, and the
-system goes on giving it connections."""
+"""Questions in a row after which a reader is killed from which no line came meanwhile, late answers included: its event
+loop has hung for a minute, and the system goes on giving it connections."""
 STOP_LINE = b"stop\n"
 """Asks a reader to finish its requests and to end. Any other line asks for its metrics, and is repeated before them."""
 MAX_LINE_BYTES = 2**24
@@ -95,6 +95,8 @@ class Reader:
         self._asking = asyncio.Lock()
         self._asked = 0
         self._unanswered = 0
+        self._answered = False
+        """Whether a line came since the last check, be it the answer to an earlier question."""
 
     async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
         """Start its process, and return once that has ended, whether it was ready before."""
@@ -131,27 +133,32 @@ class Reader:
             self.send_signal(signal.SIGKILL)
 
     async def check(self) -> None:
-        """Ask whether it answers, if it is ready. Kill its process after MAX_UNANSWERED questions without an answer, so
-        that `run` returns."""
+        """Ask whether it answers, if it is ready. Kill its process after MAX_UNANSWERED questions without any line from
+        it, so that `run` returns."""
         if not self.ready:
             return
-        self._unanswered = 0 if await self.samples() else self._unanswered + 1
+        await self.samples()
+        self._unanswered = 0 if self._answered else self._unanswered + 1
+        self._answered = False
         if self._unanswered >= MAX_UNANSWERED:
             log.error("reader_hangs", reader=self.number, detail="its event loop does not run: it is killed")
             self.send_signal(signal.SIGKILL)
 
     async def samples(self) -> Samples:
-        """Return its samples as `samples_of` does; none where it does not answer in time."""
+        """Return its samples as `samples_of` does; none where it does not answer in time, or breaks off its answer."""
         process = self.process
         if not self.ready or process is None or process.stdin is None or process.stdout is None:
             return {}
         async with self._asking:
             self._asked += 1
             process.stdin.write(b"%d\n" % self._asked)
-            with contextlib.suppress(TimeoutError, OSError):
+            with contextlib.suppress(
+                TimeoutError, OSError, ValueError
+            ):  # ValueError: a part of a line, or a longer one
                 async with asyncio.timeout(METRICS_SECONDS):
                     while line := await process.stdout.readline():
                         number, samples = orjson.loads(line)
+                        self._answered = True
                         if number == self._asked:  # else it is the answer to a question that was given up
                             return cast(Samples, samples)
         return {}
@@ -250,7 +257,10 @@ class Readers:
     async def _watch(self) -> None:
         """Check all readers, once in CHECK_SECONDS, until they are to end; `_keep` replaces one that is killed."""
         while not self._ending:
-            await asyncio.gather(*(reader.check() for reader in self._readers))
+            try:
+                await asyncio.gather(*(reader.check() for reader in self._readers))
+            except Exception:  # the task must not end unseen: no reader that hangs would be replaced any more
+                log.exception("readers_not_checked", detail="tried again at the next check")
             await asyncio.sleep(CHECK_SECONDS)
 
     async def add_metrics(self, registry: CollectorRegistry) -> ReaderMetrics:

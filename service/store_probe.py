@@ -16,7 +16,7 @@ from service.shared_probe import SharedProbe
 from service.telemetry import Telemetry
 
 WATCH_SECONDS = 5.0
-"""Time between two questions of `watch`. The metrics notice after it what /readyz sees at once."""
+"""Seconds between two questions of `watch`: the metrics are at most this much behind /readyz."""
 log = structlog.get_logger(__name__)
 
 

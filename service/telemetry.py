@@ -56,7 +56,8 @@ class Telemetry:
         )
         self.inner_problems = Counter(
             "notellm_answers_with_problems",
-            "Answers of 2xx with problems in a list or a stream, by their status code: each answer once for each",
+            "Answers of 2xx with problems in a list or a stream: each answer once for each class of status codes (4xx, "
+            "5xx), under the highest",
             ("method", "route", "status"),
             registry=registry,
         )
@@ -80,6 +81,7 @@ class Telemetry:
             ("reason",),
             registry=registry,
         )
+        self.ended_connections.labels("failed")  # a series that begins at 1 would show the alert no increase
         self.uncounted = Counter(
             "notellm_quota_uncounted",
             "Requests and uses of tokens that the store did not count against a quota in time: it was away, or late",

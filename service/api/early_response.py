@@ -19,7 +19,7 @@ class EarlyResponse:
 
 
 class EarlyResponder(Protocol):
-    """Answers requests before the app has them, by what is in memory. The app gets a request on which it fails."""
+    """Answers requests before the app has them, by what is in memory. Where `decide` raises, the app answers."""
 
     def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
         """Return the answer to a request whose body, if it has one, is no list; None where the app is to answer.

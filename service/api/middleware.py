@@ -42,8 +42,9 @@ class RequestContext:
     A request that is passed on to another process (passing_on.py) has its id, line and observation there.
 
     While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
-    observed as 499, whatever was sent until then; one whose connection the service ends (protocol.py), with the status
-    of that: 408 where the caller is too slow.
+    observed as 499, whatever was sent until then. A request whose connection the service ends (protocol.py) for its own
+    body, or for its answer that nobody takes, is observed with the status of that: 408 where the caller is too slow.
+    Behind a reader it is a 499: the process that observes it sees the reader's connection end.
     """
 
     def __init__(

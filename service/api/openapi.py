@@ -67,8 +67,8 @@ WRITTEN = ("200", "201")
 
 
 def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Extend the description of the app, which has these routes. It is made once, for the first who asks; who asks
-    meanwhile, in another thread, waits for the whole of it."""
+    """Extend the description of the app, which has these routes. Made at the first call; calls in other threads
+    wait for it."""
     describe_routes, making = app.openapi, Lock()
 
     def openapi() -> dict[str, object]:

@@ -97,6 +97,17 @@ def allow_open_files(max_tenants: int) -> None:
     BoundedProtocol.max_connections = max(1, room)
 
 
+def _has_path(target: bytes) -> bool:
+    """Return whether uvicorn finds a path in the target of a request, on which it fails otherwise: http://host has
+    none."""
+    if target.startswith(b"/"):  # the parser has checked it
+        return True
+    try:
+        return httptools.parse_url(target).path is not None
+    except httptools.HttpParserInvalidURLError:
+        return False
+
+
 class HeadWithBody(asyncio.Transport):
     """Transport of one answer. uvicorn writes its head and its body apart, each of which would be a system call, and
     wake the caller; here the head waits for the body, for no longer than the present turn of the event loop."""
@@ -165,7 +176,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._early_left = 0
         """Requests that may still be answered early in this turn of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
-        """Requests that have begun and are not answered completely, in their order."""
+        """Requests that have begun, in their order; those of them that are answered leave with the next request."""
         self._discarded = 0
         """Bytes of the present body that nobody takes."""
         self._rest = b""
@@ -269,6 +280,9 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # `_feed` has an upgrade parsed again; behind the end of a connection no request is taken
         if self._is_spare and self.url.partition(b"?")[0] not in PATHS_WHEN_FULL:
             self._refuse_as_full()
+            return
+        if not _has_path(self.url):
+            self._end("malformed", 400, "The target of the request has no path that can be read: send the path alone.")
             return
         self._in_head = False
         self._unparsed = 0
@@ -396,32 +410,39 @@ class BoundedProtocol(HttpToolsProtocol):
     def _abort(self, reason: str) -> None:
         """End the connection without what waits for its caller, and count it by its reason."""
         self.config.ended.labels(reason).inc()
-        self._leave(HTTPStatus.REQUEST_TIMEOUT.value)
+        for cycle in self._pending:
+            if cycle.response_started or self.flow.write_paused:  # it waits for the caller to take answers
+                cycle.scope["state"]["ended_status"] = HTTPStatus.REQUEST_TIMEOUT.value
+        self._leave()
         self.transport.abort()
 
     def _refuse(self, status: int, detail: str, retry_after: int | None = None) -> None:
         """Close the connection; before that, answer with a problem, unless the answer to an earlier request, or a begun
-        one, must come first. `retry_after`: seconds."""
-        unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
-        if not any(cycle.response_started for cycle in unanswered) and len(unanswered) <= (not self._in_head):
+        one, must come first. A request whose body is incomplete is observed with the status, earlier ones are not
+        (middleware.py). `retry_after`: seconds."""
+        pending = self._pending
+        if not any(cycle.response_started for cycle in pending) and len(pending) <= (not self._in_head):
             headers = [(b"content-type", MEDIA_TYPE.encode())]
             if retry_after is not None:
                 headers.append((b"retry-after", b"%d" % retry_after))
             body = plain_problem(status, detail, retry_after).model_dump_json().encode()
             self._write_answer(HTTPStatus(status), headers, body, keep=False)
-        self._leave(status)
+        for cycle in pending:
+            if cycle.more_body:
+                cycle.scope["state"]["ended_status"] = status
+        self._leave()
         self.transport.close()
 
-    def _leave(self, status: int | None = None) -> None:
-        """Tell the app that nothing that it sends is written any more. `status`: which the requests that are not
-        answered are observed with (middleware.py), where the service ends the connection; None where its caller has
-        left."""
-        for cycle in self._unanswered:
-            if not cycle.response_complete:
-                if status is not None:
-                    cycle.scope["state"]["ended_status"] = status
-                cycle.disconnected = True
-                cycle.message_event.set()
+    @property
+    def _pending(self) -> list[RequestResponseCycle]:
+        """Requests that have begun and are not answered completely, in their order."""
+        return [cycle for cycle in self._unanswered if not cycle.response_complete]
+
+    def _leave(self) -> None:
+        """Tell the app that nothing that it sends is written any more."""
+        for cycle in self._pending:
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.flow.resume_writing()
 
     def _refuse_as_full(self) -> None:

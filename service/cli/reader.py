@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import BinaryIO
 
 import orjson
@@ -20,7 +21,7 @@ from service.cli.server import SWITCH_SECONDS, Server, exempt_imports
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
 from service.reader_wiring import build_reader
-from service.readers import METRICS_SECONDS, STOP_LINE, Readers, ReaderStart, samples_of
+from service.readers import STOP_LINE, Readers, ReaderStart, samples_of
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -47,18 +48,17 @@ def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
         answers.write(b"ready\n")
         answers.flush()
 
-    def loop_runs() -> bool:
-        """Return whether the event loop, which answers requests, runs a callback within METRICS_SECONDS."""
-        woken = threading.Event()
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(woken.set)
-        return woken.wait(METRICS_SECONDS)
+    def call_in_loop(take: Callable[[int], None], number: int) -> None:
+        """Have the event loop, which answers requests, make this call as soon as it runs."""
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed: the process ends
+                loop.call_soon_threadsafe(take, number)
 
     def end() -> None:
         server.should_exit = True
 
     server = Server(config, lifecycle, settings.drain_seconds, certificate, say_ready, write_lines, Readers(0))
-    listening = (questions, answers, telemetry.registry, loop_runs, end, write_lines)
+    listening = (questions, answers, telemetry.registry, call_in_loop, end, write_lines)
     threading.Thread(target=answer_parent, args=listening, name="answer-parent", daemon=True).start()
     server.run(bind_shared(settings.host, start.port))
 
@@ -67,22 +67,31 @@ def answer_parent(
     questions: BinaryIO,
     answers: BinaryIO,
     registry: CollectorRegistry,
-    loop_runs: Callable[[], bool],
+    call_in_loop: Callable[[Callable[[int], None], int], None],
     end: Callable[[], None],
     write_lines: Callable[[], None],
 ) -> None:
     """Answer the parent's lines with metrics, or call `end`, until it dies; then end the process at once, so that
-    another service can have the port. A line that comes while the event loop hangs is not answered, so that the parent
-    notices."""
+    another service can have the port. Each line is answered once the event loop runs, however late, so that the parent
+    can tell one that hangs from one that is slow; meanwhile further lines are read, and the parent's death is seen."""
+    due: SimpleQueue[int] = SimpleQueue()
+    threading.Thread(target=write_answers, args=(due, answers, registry), name="write-answers", daemon=True).start()
     with contextlib.suppress(OSError):
         while line := questions.readline():
             if line == STOP_LINE:
                 end()
-            elif loop_runs():
-                answers.write(orjson.dumps([int(line), samples_of(registry)]) + b"\n")
-                answers.flush()
+            else:
+                call_in_loop(due.put, int(line))
     write_lines()
     os._exit(ORPHANED)
+
+
+def write_answers(due: SimpleQueue[int], answers: BinaryIO, registry: CollectorRegistry) -> None:
+    """Write the number of each question that is due, and the metrics, until the parent takes no more."""
+    with contextlib.suppress(OSError):
+        while True:
+            answers.write(orjson.dumps([due.get(), samples_of(registry)]) + b"\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

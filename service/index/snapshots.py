@@ -76,8 +76,8 @@ class SnapshotKeeper:
         self._replica = folder.replica if folder else uuid4().hex
         self._saved = ORIGIN, 0
         """Position and unlogged changes of the last snapshot."""
-        self._untold: str | None = None
-        """Position that the store was away to be told; None where it knows the last one."""
+        self._unsent_position: str | None = None
+        """Position that the store has not got, since it was away; None where it has the last one."""
         self._saving = asyncio.Lock()
 
     async def run(self) -> None:
@@ -102,10 +102,10 @@ class SnapshotKeeper:
     async def keep_log(self, position: str) -> None:
         """Have the store keep the log from `position` on for this replica. Where it is away, the next `save` tells it
         again."""
-        self._untold = position
+        self._unsent_position = position
         with contextlib.suppress(StoreUnavailable):
             await self._store.keep_log(self._replica, position)
-            self._untold = None
+            self._unsent_position = None
 
     def _look_for_changes(self) -> bool:
         """Return whether anything changed since the last snapshot."""
@@ -125,8 +125,8 @@ class SnapshotKeeper:
             if self._folder is None or not state.built or state.rebuilding or state.purging:
                 return
             if not changed:
-                if self._untold:
-                    await self.keep_log(self._untold)
+                if self._unsent_position:
+                    await self.keep_log(self._unsent_position)
                 return
             origin = self._make_origin(state.store_identity)
             unreadable = list(self._store.unreadable)

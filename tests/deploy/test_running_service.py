@@ -58,9 +58,16 @@ def test_check_of_something_else_says_its_answer(url: str):
     assert "POST /notes answered 404 instead of 201" in result.stderr
 
 
-@pytest.mark.parametrize("failing", ["POST", "GET"])
-def test_check_that_fails_half_way_deletes_its_notes(failing: str):
-    """A service that refuses the second note, or every search."""
+@pytest.mark.parametrize(
+    ("failing", "failure"),
+    [
+        ("POST", "AssertionError: POST /notes answered 503 instead of"),
+        ("GET", "answered 503 instead of"),
+        ("position", "KeyError: 'log_position'"),
+    ],
+)
+def test_check_that_fails_half_way_deletes_its_notes(failing: str, failure: str):
+    """A service that refuses the second note, or every search, or answers something else than a service does."""
     stored: dict[str, Any] = {}
     added: list[dict[str, Any]] = []
 
@@ -69,7 +76,8 @@ def test_check_that_fails_half_way_deletes_its_notes(failing: str):
             note = json.loads(self.rfile.read(int(self.headers["content-length"])))
             added.append(note)
             stored[note["id"]] = note  # also where the answer is a 503: the write may have taken place
-            self.answer(503 if failing == "POST" and len(added) == 2 else 201, {"log_position": "1-0"})
+            answer = {} if failing == "position" else {"log_position": "1-0"}
+            self.answer(503 if failing == "POST" and len(added) == 2 else 201, answer)
 
         def do_GET(self) -> None:
             self.answer(503 if "/similar" in self.path else 404, {})
@@ -91,7 +99,7 @@ def test_check_that_fails_half_way_deletes_its_notes(failing: str):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         result = check(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
-    assert (result.returncode, "answered 503 instead of" in result.stderr) == (1, True)
+    assert (result.returncode, failure in result.stderr) == (1, True)
     assert len(added) == 2
     assert stored == {}
     for note in added:

@@ -26,7 +26,7 @@ METHODS = (
 PATHS = (
     *("*", "http://elsewhere/notes", "//notes", "/notes/", "/notes/%00", "/notes/%ff%fe", "/notes/..%2f..", "/%", ""),
     *("/notes/" + "x" * 2000, "/notes/\u65c5", "/../../etc/passwd", "/docs/..%2fsecret", "?", "#", "/notes/a b"),
-    "/" * 500,
+    *("/" * 500, "http://a", "http://a?x=1", "http://h:70000/x", "http://[::1]", "HTTP://"),
 )
 QUERIES = (
     *("k=5", "k=0", "k=-1", "k=1e9", "k=\u0661", "k=", "generate=hashtags", "generate=,,", "generate=all", "a=red"),

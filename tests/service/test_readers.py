@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import os
 import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -12,19 +17,32 @@ import pytest
 import structlog
 
 from service.cli.reader import ORPHANED, answer_parent
-from service.readers import Readers, ReaderStart, samples_of
+from service.readers import Reader, Readers, ReaderStart, samples_of
 from service.telemetry import Telemetry
 from tests.service.conftest import eventually
+from tests.service.process import alive
 
 pytestmark = pytest.mark.anyio
 START = ReaderStart("model", "space", 4, 0.0, embedded=False)
+ANSWERING = """
+import pathlib, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    print('[%d, {{"notellm_items": []}}]' % int(line), flush=True)
+    pathlib.Path({path!r}).write_text(str(int(line)))
+"""
+"""Program of a reader that answers each line, and then writes its number to a file."""
 HALF_MUTE = """
 import os, pathlib, sys
-try:
-    pathlib.Path(os.environ["FOLDER"], "first").touch(exist_ok=False)
-    mute = False
-except FileExistsError:
-    mute = True
+mute = True
+for name in ("answering", "mute"):
+    try:
+        with pathlib.Path(os.environ["FOLDER"], name).open("x") as file:
+            file.write(str(os.getpid()))
+        mute = name == "mute"
+        break
+    except FileExistsError:
+        pass
 print("ready", flush=True)
 for line in sys.stdin:
     if line == "stop\\n":
@@ -32,7 +50,8 @@ for line in sys.stdin:
     if not mute:
         print('[%d, {"notellm_items": []}]' % int(line), flush=True)
 """
-"""Program of a reader: the first process answers each line, all later ones none, until they are to end."""
+"""Program of a reader: the first process answers each line, all later ones none, until they are to end. The first of
+each kind writes its process id to a file."""
 
 
 async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,12 +76,7 @@ async def test_reader_that_answers_no_more_is_killed_and_replaced(
     (tmp_path / "half_mute.py").write_text(HALF_MUTE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("FOLDER", str(tmp_path))
-    for name, value in {
-        "MODULE": "half_mute",
-        "METRICS_SECONDS": 0.5,
-        "CHECK_SECONDS": 0.02,
-        "MAX_UNANSWERED": 4,
-    }.items():
+    for name, value in {"MODULE": "half_mute", "CHECK_SECONDS": 0.02, "MAX_UNANSWERED": 4}.items():
         monkeypatch.setattr(f"service.readers.{name}", value)
     restarts: list[None] = []
     readers = Readers(2)
@@ -70,21 +84,80 @@ async def test_reader_that_answers_no_more_is_killed_and_replaced(
     assert listener is not None
     with listener, structlog.testing.capture_logs() as lines:
         readers.start(START, "redis://none", lambda: restarts.append(None))
-        await eventually(lambda: restarts)
+        await eventually(lambda: restarts and not alive(int((tmp_path / "mute").read_text())))
         await readers.stop(5)
-    gone = [line for line in lines if line["event"] == "reader_gone"]
-    assert {line["status"] for line in gone} == {-signal.SIGKILL}
-    assert len({line["reader"] for line in gone}) == 1
+    assert {line["status"] for line in lines if line["event"] == "reader_gone"} == {-signal.SIGKILL}
 
 
-def test_question_is_answered_where_the_event_loop_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[int] = []
-    monkeypatch.setattr("os._exit", ended.append)
-    registry, answers = Telemetry().registry, io.BytesIO()
-    runs = iter([True, False, True])
-    answer_parent(io.BytesIO(b"1\n2\n3\n"), answers, registry, lambda: next(runs), lambda: None, lambda: None)
-    assert [orjson.loads(line)[0] for line in answers.getvalue().splitlines()] == [1, 3]
-    assert ended == [ORPHANED]
+async def test_questions_are_answered_as_soon_as_the_event_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    exits: list[int] = []
+    monkeypatch.setattr("os._exit", exits.append)
+    answers, calls = io.BytesIO(), list[Callable[[], None]]()
+
+    def keep_call(take: Callable[[int], None], number: int) -> None:
+        calls.append(partial(take, number))
+
+    answer_parent(io.BytesIO(b"1\n2\n3\n"), answers, Telemetry().registry, keep_call, lambda: None, lambda: None)
+    assert (exits, answers.getvalue()) == ([ORPHANED], b""), "a loop that hangs hides neither lines nor their end"
+    for call in calls:
+        call()
+    await eventually(lambda: answers.getvalue().count(b"\n") == 3)
+    assert [orjson.loads(line)[0] for line in answers.getvalue().splitlines()] == [1, 2, 3]
+
+
+@contextlib.asynccontextmanager
+async def reader_of(program: str) -> AsyncIterator[Reader]:
+    """A reader whose process runs this program, and is killed at the end."""
+    reader = Reader(1)
+    running = asyncio.create_task(reader.run([sys.executable, "-c", program], os.environ))
+    await eventually(lambda: reader.ready)
+    try:
+        yield reader
+    finally:
+        reader.send_signal(signal.SIGKILL)
+        await running
+
+
+async def test_reader_that_answers_late_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.readers.METRICS_SECONDS", 0.0)  # each answer comes after its question was given up
+    monkeypatch.setattr("service.readers.MAX_UNANSWERED", 4)
+    answered = tmp_path / "answered"
+    with structlog.testing.capture_logs() as lines:
+        async with reader_of(ANSWERING.format(path=str(answered))) as reader:
+            for number in range(1, 13):
+                await reader.check()
+                await eventually(lambda number=number: answered.exists() and answered.read_text() == str(number))
+            assert reader.runs
+    assert lines == []
+
+
+@pytest.mark.parametrize("answer", ['[1, {"notellm_', "x" * 2**10 + "\n"], ids=["broken off", "too long"])
+async def test_reader_whose_answer_cannot_be_read_has_no_samples(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setattr("service.readers.MAX_LINE_BYTES", 2**8)
+    program = f"import sys; print('ready', flush=True); sys.stdin.readline(); print({answer!r}, end='', flush=True)"
+    async with reader_of(program) as reader:
+        assert await reader.samples() == {}
+
+
+async def test_failure_of_a_check_is_logged_and_readers_are_checked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = 0
+
+    async def fail_once(self: Reader) -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 1:
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(Reader, "check", fail_once)
+    monkeypatch.setattr("service.readers.CHECK_SECONDS", 0.0)
+    readers = Readers(1)
+    listener = readers.listen()
+    assert listener is not None
+    with listener, structlog.testing.capture_logs() as lines:
+        readers.start(START, "redis://none", lambda: None)
+        await eventually(lambda: checks > 1)
+        await readers.stop(5)
+    assert [line["exc_info"] for line in lines if line["event"] == "readers_not_checked"] == [True]
 
 
 async def test_readers_that_were_stopped_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 
 from service.api.access import open_to_all
 from service.api.bodies import JSON
@@ -67,13 +67,16 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/docs/{asset}")
 @open_to_all()
-async def docs_asset(asset: str, if_none_match: Annotated[str, Header()] = "") -> Response:
-    """A file of the page. Browsers keep it, and ask each time whether theirs is still the one."""
+async def docs_asset(asset: str, request: Request, if_none_match: Annotated[str, Header()] = "") -> Response:
+    """A file of the page, in pieces: a caller who takes none of it holds one in memory. Browsers keep the file, and ask
+    each time whether theirs is still the one."""
     if asset not in ASSETS:
         raise HTTPException(404)
-    headers = {"ETag": ASSETS_ETAG, "Cache-Control": "no-cache"}
+    headers = {"ETag": ASSETS_ETAG, "Cache-Control": "no-cache", "Accept-Ranges": "none"}
     known = {etag.strip().removeprefix("W/") for etag in if_none_match.split(",")}
     if not known.isdisjoint((ASSETS_ETAG, "*")):
         return Response(status_code=304, headers=headers)
     path, media_type = ASSETS[asset]
-    return Response(await asyncio.to_thread(path.read_bytes), 200, headers, media_type)
+    # FileResponse would send the part that a Range asks for, and refuse one beyond the file.
+    request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
+    return FileResponse(path, headers=headers, media_type=media_type)

@@ -32,6 +32,7 @@ router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
 EVENT_LINES = lines(
     "one event a line: `type`, `note_id`, `at`, and the details that it was sent with; or a last `problem`"
 )
+READ_LINES = lines("one read a line: `user`, `note`, `time`, `rating`; or a last `problem`")
 REPORT_SECONDS = 604_800.0
 """Time that a report covers by default: a week."""
 POST_BODY = one_list_or_stream("EventIn", "event")
@@ -76,12 +77,13 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
     "/events/reads",
     summary="Export the reads that count",
     response_class=Response,
-    responses={200: {"content": lines("one read a line: `user`, `note`, `time`, `rating`")}, **documented(429, 503)},
+    responses={200: {"content": READ_LINES}, **documented(429, 503)},
 )
 @needs(Scope.EVENTS)
 async def export_reads(request: Request, service: ServiceDep) -> Response:
     """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
-    pseudonym), note, time in seconds since the epoch, rating (the weight)."""
+    pseudonym), note, time in seconds since the epoch, rating (the weight). A last line with a `problem` says that reads
+    are missing: the key was revoked meanwhile, say, or its tokens are used up."""
     return NdjsonResponse(await started(lines_of_reads(request, service, Turns())))
 
 

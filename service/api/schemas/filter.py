@@ -1,5 +1,5 @@
-"""Which notes a request is about. FlatFilterIn: conditions that a query string can hold, too. FilterIn: conditions on
-fields in groups, as a body has them."""
+"""Conditions on notes. FlatFilterIn: conditions that a query string can hold, too. FilterIn: conditions on fields
+in groups, as a body has them."""
 
 from __future__ import annotations
 

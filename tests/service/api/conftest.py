@@ -15,11 +15,13 @@ import httpx2
 import pytest
 import uvicorn
 
+from service.api import connection_watch, protocol, unsent_answers
 from service.api.protocol import BoundedProtocol, http_config
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.tracing import Tracer
 from service.wiring import build_app
+from tests.service.api.connections import SHORT
 from tests.service.process import NO_CERTIFICATES, cache_of
 
 SAMPLES = 20
@@ -100,6 +102,15 @@ def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 def client(url: str) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=url, timeout=60, verify=NO_CERTIFICATES) as opened:
         yield opened
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each time-out of a connection end after SHORT seconds."""
+    monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
+    for name in ("HEAD_SECONDS", "BODY_SECONDS"):
+        monkeypatch.setattr(protocol, name, SHORT)
+    monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", SHORT)
 
 
 def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -21,13 +21,36 @@ def test_openapi_equals_the_documented_one() -> None:
 
 
 def test_openapi_is_whole_for_whoever_asks_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    app, described = build_app(Settings()), list[str]()
-    second = threading.Thread(target=lambda: described.append(json.dumps(app.openapi())))
+    settled = threading.Event()  # the second waits for the whole, or has an answer already
+    described: list[str] = []
+
+    class AnnouncedLock:
+        """Lock that tells when the second thread is about to wait for it."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is second:
+                settled.set()
+            self._lock.acquire()
+
+        def __exit__(self, *exception: object) -> None:
+            self._lock.release()
+
+    def describe() -> None:
+        try:
+            described.append(json.dumps(app.openapi()))
+        finally:
+            settled.set()
+
+    monkeypatch.setattr(openapi, "Lock", AnnouncedLock)
+    app, second = build_app(Settings()), threading.Thread(target=describe)
     describe_problems = openapi._describe_problems
 
     def describe_beside_another(components: dict[str, Any]) -> None:
         second.start()
-        second.join(1.0)  # it has its answer by then, unless it waits for the whole
+        assert settled.wait(60)
         describe_problems(components)
 
     monkeypatch.setattr(openapi, "_describe_problems", describe_beside_another)

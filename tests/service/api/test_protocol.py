@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import select
 import socket
 import tempfile
 import threading
@@ -22,64 +19,9 @@ from service.api import connection_watch, protocol, unsent_answers
 from service.api.connection_bounds import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES
 from service.api.early_refusal import EarlyRefusal
 from service.api.protocol import BoundedProtocol
-from service.api.unsent_answers import UnsentAnswers
 from tests.service.api.conftest import Serve, eventually_true, gauge
+from tests.service.api.connections import GET, POST, SHORT, closed, connected, problem_in, read_answer, readable
 from tests.service.api.requests import NDJSON
-
-GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
-POST = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-SHORT = 0.3
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each time-out end after SHORT seconds."""
-    monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
-    for name in ("HEAD_SECONDS", "BODY_SECONDS"):
-        monkeypatch.setattr(protocol, name, SHORT)
-    monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", SHORT)
-
-
-@contextlib.contextmanager
-def connected(url: str, seconds: float = 30) -> Iterator[socket.socket]:
-    address = httpx2.URL(url)
-    with socket.create_connection((address.host, address.port or 80), timeout=seconds) as connection:
-        yield connection
-
-
-def read_answer(connection: socket.socket) -> tuple[int, bytes]:
-    """Status and body of one answer; (0, b"") where the connection is closed without one."""
-    received = b""
-    while b"\r\n\r\n" not in received:
-        if not (part := connection.recv(65536)):
-            return 0, received
-        received += part
-    head, _, body = received.partition(b"\r\n\r\n")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    while len(body) < length:
-        body += connection.recv(65536)
-    return int(head.split()[1]), body
-
-
-def closed(connection: socket.socket) -> bool:
-    """Whether the service closes the connection, without another byte."""
-    try:
-        return connection.recv(1) == b""
-    except ConnectionResetError:
-        return True
-
-
-def readable(connection: socket.socket, seconds: float) -> bool:
-    """Whether something comes from the service in this time."""
-    return bool(select.select([connection], [], [], seconds)[0])
-
-
-def problem_in(connection: socket.socket, status: int) -> str:
-    """Read a problem of this status, after which the connection is closed; return its detail."""
-    got, body = read_answer(connection)
-    problem = json.loads(body)
-    assert (got, problem["status"], closed(connection)) == (status, status, True)
-    return str(problem["detail"])
 
 
 def test_head_and_body_of_an_answer_come_together(url: str) -> None:
@@ -180,84 +122,16 @@ def test_head_within_its_bound_is_taken(url: str) -> None:
         POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
+        *(
+            b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+            for target in (b"http://a", b"http://a?x=1", b"http://h:70000/x", b"http://[::1]", b"HTTP://")
+        ),
     ],
 )
 def test_malformed_request_is_a_problem(url: str, request_bytes: bytes) -> None:
     with connected(url) as connection:
         connection.sendall(request_bytes)
         assert problem_in(connection, 400)
-
-
-def ended(client: httpx2.Client, reason: str) -> float:
-    """How many connections the service has ended for a reason."""
-    series = f'notellm_connections_ended_total{{reason="{reason}"}} '
-    lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.removeprefix(series)) for line in lines if line.startswith(series))
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(
-    ("request_bytes", "reason", "status"),
-    [
-        (b"GARBAGE\r\n\r\n", "malformed", 400),
-        (GET[:-2], "slow_head", 408),
-        (POST + b"Content-Length: 100\r\n\r\n{", "slow_body", 408),
-        (GET[:-2] + b"X-Long: " + b"x" * MAX_HEAD_BYTES * 2, "head_too_large", 431),
-    ],
-)
-def test_connection_that_the_service_ends_is_counted_by_its_reason(
-    url: str, client: httpx2.Client, request_bytes: bytes, reason: str, status: int
-) -> None:
-    before = ended(client, reason)
-    with connected(url) as connection:
-        connection.sendall(request_bytes)
-        assert read_answer(connection)[0] == status
-    assert ended(client, reason) == before + 1
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(
-    ("rest", "status"),
-    [(b'Content-Length: 100\r\n\r\n{"title"', 408), (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400)],
-    ids=["slow", "malformed"],
-)
-def test_request_that_the_service_breaks_off_is_logged_with_the_status_of_that(
-    url: str, rest: bytes, status: int
-) -> None:
-    def statuses() -> list[int]:
-        return [line["status"] for line in list(lines) if line["event"] == "request"]
-
-    with structlog.testing.capture_logs() as lines, connected(url) as connection:
-        connection.sendall(POST + rest)
-        assert read_answer(connection)[0] == status
-        eventually_true(lambda: len(statuses()) > 0)
-    assert statuses() == [status]
-
-
-def test_request_whose_caller_leaves_is_logged_as_499(url: str) -> None:
-    def statuses() -> list[int]:
-        return [line["status"] for line in list(lines) if line["event"] == "request"]
-
-    with structlog.testing.capture_logs() as lines:
-        with connected(url) as connection:
-            connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"title"')
-        eventually_true(lambda: len(statuses()) > 0)
-    assert statuses() == [499]
-
-
-def test_failure_of_a_connection_is_logged_and_is_500(
-    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(self: BoundedProtocol) -> None:
-        raise RuntimeError("broken")
-
-    before = ended(client, "failed")
-    with structlog.testing.capture_logs() as lines, connected(url) as connection, monkeypatch.context() as patch:
-        patch.setattr(BoundedProtocol, "_call_app", fail)
-        connection.sendall(GET)
-        assert "our fault" in problem_in(connection, 500)
-    assert ("connection_failed", True) in [(line["event"], line.get("exc_info")) for line in lines]
-    assert ended(client, "failed") == before + 1
 
 
 def test_request_on_which_an_early_answer_fails_is_answered_by_the_app(
@@ -345,136 +219,6 @@ def test_all_is_answered_on_the_admin_port_over_the_bound(serve: Serve) -> None:
         with serve(admin_port=port, more_listeners=[admin]) as url:
             assert httpx2.get(f"{url}/limits").status_code == 503
             assert httpx2.get(f"http://127.0.0.1:{port}/limits").status_code == 200
-
-
-ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
-"""Request whose answer has more than a megabyte."""
-
-
-@pytest.mark.usefixtures("impatient")
-def test_answer_that_nobody_takes_ends_its_connection(url: str, client: httpx2.Client) -> None:
-    asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
-    before = ended(client, "slow_answer")
-    with structlog.testing.capture_logs() as lines, connected(url) as connection:
-        connection.sendall(ASSET * 50)
-        eventually_true(lambda: ended(client, "slow_answer") > before)
-        assert 0 < bytes_left(connection) < 50 * asset_bytes
-        eventually_true(lambda: 408 in [line["status"] for line in list(lines) if line["event"] == "request"])
-
-
-Checks = list[tuple[int, bool]]
-
-
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
-    """Of each check of a connection the bytes that waited for its caller, and whether that ends the connection."""
-    recorded: Checks = []
-    check = UnsentAnswers.check
-
-    def record(self: UnsentAnswers, now: float) -> bool:
-        ends = check(self, now)
-        recorded.append((self._waiting, ends))
-        return ends
-
-    monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
-    monkeypatch.setattr(UnsentAnswers, "check", record)
-    return recorded
-
-
-DESCRIPTIONS = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
-"""Requests whose answers are many times what the buffers of a connection hold."""
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize(("rate", "seconds", "all_comes"), [(10**9, 1.0, False), (1, 10.0, True)])
-def test_answer_that_is_taken_slowly_comes_only_above_the_least_rate(
-    url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, rate: int, seconds: float, all_comes: bool
-) -> None:
-    """The caller takes 64 KiB in 0.2 s, in steps of 95 to 400 KB, and so never takes nothing for ANSWER_SECONDS."""
-    monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", seconds)
-    monkeypatch.setattr(unsent_answers, "MIN_ANSWER_RATE", rate)
-    asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
-    with connected(url) as connection:
-        connection.sendall(ASSET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        came = bytes_left(connection, seconds_each=0.2)
-    assert came > 0
-    assert (came > asset_bytes) is all_comes
-
-
-def test_answer_that_waits_at_the_first_check_is_sent(
-    url: str, client: httpx2.Client, checks: Checks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check_time = BoundedProtocol.check_time
-
-    def check_while_something_waits(self: BoundedProtocol) -> bool:
-        return check_time(self) if not self._open or self.transport.get_write_buffer_size() else True
-
-    answer_bytes = len(client.get("/openapi.json").content)
-    monkeypatch.setattr(BoundedProtocol, "check_time", check_while_something_waits)
-    with connected(url) as connection:
-        connection.sendall(DESCRIPTIONS + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        eventually_true(lambda: len(checks) > 5)
-        assert bytes_left(connection) > 50 * answer_bytes
-
-
-def test_answers_that_wait_for_all_callers_are_bounded_together(
-    url: str, client: httpx2.Client, checks: Checks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answer_bytes = len(client.get("/openapi.json").content)
-    monkeypatch.setattr(unsent_answers, "FREE_UNSENT_BYTES", 1000)
-    monkeypatch.setattr(unsent_answers, "MAX_UNSENT_BYTES", 3 * answer_bytes // 2)
-    with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(connected(url)) for _ in range(5)]
-        slow[0].sendall(DESCRIPTIONS)
-        eventually_true(lambda: sum(unsent > 1000 for unsent, _ in checks) > 5)
-        assert not any(ends for _, ends in checks)
-        for connection in slow[1:]:
-            connection.sendall(DESCRIPTIONS)
-        eventually_true(lambda: any(ends for _, ends in checks))
-        assert client.get("/livez").status_code == 200
-    eventually_true(lambda: UnsentAnswers.beyond_free == 0)
-
-
-class Caller(asyncio.Transport):
-    """Connection of a caller for whom `left` bytes wait, at first all that was written."""
-
-    def __init__(self, left: int) -> None:
-        super().__init__({"socket": socket.socket()})
-        self.left = left
-        self.answers = UnsentAnswers(self, 0.0)
-        self.answers.written(left)
-
-    def get_write_buffer_size(self) -> int:
-        return self.left
-
-
-def test_over_the_bound_of_all_no_more_connections_end_than_needed_and_none_that_takes_its_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(unsent_answers, "FREE_UNSENT_BYTES", 100)
-    monkeypatch.setattr(unsent_answers, "MAX_UNSENT_BYTES", 300)
-    eventually_true(lambda: UnsentAnswers.beyond_free == 0)
-    small, fast, slow, slower = callers = [Caller(left) for left in (100, 250, 250, 250)]
-    assert not any(caller.answers.check(1.0) for caller in callers)
-    assert UnsentAnswers.beyond_free == 450
-    fast.answers.written(250)  # it has taken what waited, and asked for as much again
-    assert [caller.answers.check(2.0) for caller in (small, fast, slow, slower)] == [False, False, True, False]
-    assert UnsentAnswers.beyond_free == 300
-    for caller in callers:
-        caller.answers.close()
-        caller.get_extra_info("socket").close()
-    assert UnsentAnswers.beyond_free == 0
-
-
-def bytes_left(connection: socket.socket, seconds_each: float = 0.0) -> int:
-    """Count what still comes from a connection until it ends. `seconds_each`: pause of a caller who takes 64 KiB at a
-    time."""
-    count = 0
-    with contextlib.suppress(ConnectionResetError):
-        while part := connection.recv(2**16 if seconds_each else 2**20):
-            count += len(part)
-            time.sleep(seconds_each)
-    return count
 
 
 @pytest.mark.parametrize("protocol_name", [b"websocket", b"h2c"])

@@ -145,7 +145,7 @@ def test_requests_are_counted_by_method(client: httpx2.Client) -> None:
         ("/similar/batch", "application/json", b'[{"positive": [{"note_id": "nobody"}]}, {"title": "fine"}]', 404),
     ],
 )
-def test_answer_of_2xx_with_problems_counts_once_for_each_status(
+def test_answer_of_2xx_with_problems_counts_once(
     client: httpx2.Client, path: str, media_type: str, body: bytes, status: int
 ) -> None:
     def counted() -> float:
@@ -154,6 +154,16 @@ def test_answer_of_2xx_with_problems_counts_once_for_each_status(
     before = counted()
     assert client.post(path, content=body, headers={"content-type": media_type}).status_code in (200, 207)
     assert counted() == before + 1
+
+
+def test_answer_with_several_statuses_of_a_class_counts_under_the_highest_alone(client: httpx2.Client) -> None:
+    def counted() -> list[float]:
+        name = 'notellm_answers_with_problems_total{method="POST",route="/similar/batch",status="%d"}'
+        return [metric(client, name % status) for status in (404, 422)]
+
+    before = counted()
+    client.post("/similar/batch", json=[{"positive": [{"note_id": "nobody"}]}, {"k": 0}])
+    assert counted() == [before[0], before[1] + 1]
 
 
 def test_metrics_tell_of_a_store_that_is_away(serve: Any, guarded_redis: Any) -> None:

@@ -23,6 +23,20 @@ def ignore_progress(step: str, done: int, total: int) -> None:
     """Progress of a backup that nobody watches."""
 
 
+class Interrupted(BaseException):
+    """Raised by a test in the middle of a step, as Ctrl-C is."""
+
+
+def interrupt(during: str) -> Any:
+    """Progress that ends the work at a step, as a killed process would."""
+
+    def progress(step: str, done: int, total: int) -> None:
+        if step == during:
+            raise Interrupted
+
+    return progress
+
+
 def back_up(url: str, folder: Path | str) -> Manifest:
     return make_backup(url, str(folder), ignore_progress)
 

@@ -1,4 +1,4 @@
-"""What a backup holds, and what a restore does and refuses."""
+"""What a restore does and refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 import pytest
-import redis
 
 from service.erasure.purge import purge
 from service.events import EventBounds
@@ -18,44 +17,38 @@ from service.index.snapshot_files import MANIFEST as SNAPSHOT_MANIFEST
 from service.index.snapshot_files import SnapshotFolder
 from service.interfaces import Clock
 from service.records import Write
-from service.store.backup.backup import DATA_SET, make_backup
+from service.store.backup.backup import DATA_SET
 from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
 from service.store.backup.restore import ALIVE, EXCHANGE, MARK, restore_backup
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of
 from service.store.connection import Connection
-from service.store.embedded_redis import EmbeddedRedis, server_program
+from service.store.embedded_redis import EmbeddedRedis
 from service.store.events import RedisEventStore
 from service.store.purge import COMPRESSION
 from service.store.purge_claim import PurgeClaim
 from service.store.redis_store import RedisNoteStore
-from service.store.tenants import REMOVING, RedisTenants
+from service.store.tenants import RedisTenants
 from tests.service.conftest import (
     DIMENSION,
     SPACE,
-    DebianRedis,
     Server,
     eventually,
     following,
-    kill,
     stored_note,
     word_vector,
 )
-from tests.service.store.backup.conftest import IDENTITY, LOG, back_up, contents, fill, identity, restore
-
-
-class Interrupted(BaseException):
-    """Raised by a test in the middle of a step, as Ctrl-C is."""
-
-
-def interrupt(during: str) -> Any:
-    """Progress that ends the work at a step, as a killed process would."""
-
-    def progress(step: str, done: int, total: int) -> None:
-        if step == during:
-            raise Interrupted
-
-    return progress
+from tests.service.store.backup.conftest import (
+    IDENTITY,
+    LOG,
+    Interrupted,
+    back_up,
+    contents,
+    fill,
+    identity,
+    interrupt,
+    restore,
+)
 
 
 def test_all_tenants_and_types_of_keys_come_back(
@@ -266,22 +259,6 @@ def test_backup_of_a_newer_format_names_the_way_out(source: Any, embedded: Embed
         Manifest.decode(manifest.encode())
 
 
-@pytest.mark.parametrize("step", ["Receiving the data", "Loading it, to see that it can be", "Storing it"])
-def test_interrupted_backup_leaves_none(source: Any, embedded: EmbeddedRedis, tmp_path: Path, step: str) -> None:
-    fill(source)
-    with pytest.raises(Interrupted):
-        make_backup(embedded.url, str(tmp_path / "b"), interrupt(step))
-    with pytest.raises(BackupError, match="there is no backup in"):
-        restore(tmp_path / "b", embedded.url)
-
-
-def test_backup_is_never_written_over_another(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
-    fill(source)
-    back_up(embedded.url, tmp_path / "b")
-    with pytest.raises(BackupError, match="name a new folder"):
-        back_up(embedded.url, tmp_path / "b")
-
-
 @pytest.mark.parametrize("step", ["Reading and checking the backup", "Restoring"])
 def test_interrupted_restore_leaves_the_store_as_it_was(
     source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, step: str
@@ -323,83 +300,6 @@ def test_database_of_somebody_else_is_not_used(
         restore(tmp_path / "b", other.url)
         assert theirs.get("theirs") == b"1"
     assert contents(target) == contents(source)
-
-
-def test_storage_other_than_a_disk_is_reached_by_its_url(
-    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis
-) -> None:
-    fill(source)
-    back_up(embedded.url, "memory://backups/today")
-    restore("memory://backups/today", other.url)
-    assert contents(target) == contents(source)
-
-
-def test_storage_that_is_not_there_is_named(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    for address, words in [(tmp_path / "file" / "b", "file"), ("nowhere://b", "nowhere")]:
-        with pytest.raises(BackupError, match=words):
-            back_up(embedded.url, address)
-
-
-def test_server_with_a_password_and_a_database_is_backed_up(
-    guarded_redis: DebianRedis, target: Any, other: EmbeddedRedis, tmp_path: Path
-) -> None:
-    url = f"{guarded_redis.url}/3"
-    with client_of(url) as client:
-        fill(client)
-        assert back_up(url, tmp_path / "b").database == 3
-        restore(tmp_path / "b", other.url)
-        assert contents(target) == contents(client)
-        restore(tmp_path / "b", url, replace=True)
-        assert contents(target) == contents(client)
-
-
-def test_server_that_is_away_is_an_error_without_its_password(tmp_path: Path) -> None:
-    with pytest.raises(BackupError) as failure:
-        back_up("redis://user:secret@127.0.0.1:1", tmp_path / "b")
-    assert "secret" not in str(failure.value)
-    assert isinstance(failure.value.__cause__, redis.RedisError)
-
-
-def test_backup_of_a_tenant_that_is_being_removed_is_restored(
-    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
-) -> None:
-    fill(source)
-    fill(source, 5, "{notes}:tenant:acme:")
-    source.hset("{notes}:tenants", "acme", REMOVING + identity("{notes}:tenant:acme:"))
-    source.delete("{notes}:tenant:acme:identity", "{notes}:tenant:acme:log", "{notes}:tenant:acme:note:n1")
-    source.hset("{another}:note:n1", "text", "of another application")
-    back_up(embedded.url, tmp_path / "b")
-    restore(tmp_path / "b", other.url)
-    assert contents(target) == contents(source)
-    assert target.hgetall("{notes}:tenants") == source.hgetall("{notes}:tenants")
-
-
-@pytest.mark.parametrize(("user", "databases"), [("", 32), ("limited:x@", 21)], ids=["config", "no-config"])
-def test_data_of_another_application_in_a_database_of_a_high_number_are_in_the_backup(
-    short_folder: Path, source: Any, embedded: EmbeddedRedis, tmp_path: Path, user: str, databases: int
-) -> None:
-    server = DebianRedis(short_folder, server_program())
-    try:
-        server.start("--databases", "32")
-        with client_of(server.url) as client, client_of(server.url, 20) as theirs:
-            fill(client)
-            theirs.set("theirs", "1")
-            client.execute_command("ACL", "SETUSER", "limited", "on", "nopass", "~*", "&*", "+@all", "-config")
-            url = server.url.replace("//", f"//{user}")
-            assert back_up(url, tmp_path / "b").databases == databases
-            restore(tmp_path / "b", embedded.url)
-            assert contents(source) == contents(client)
-    finally:
-        kill(server)
-
-
-def test_key_of_another_type_in_the_place_of_a_log_is_an_error(
-    source: Any, embedded: EmbeddedRedis, tmp_path: Path
-) -> None:
-    source.set(LOG, "no stream")
-    with pytest.raises(BackupError, match="cannot be counted: WRONGTYPE"):
-        back_up(embedded.url, tmp_path / "b")
 
 
 @pytest.mark.parametrize("command", ["backup", "restore"])

@@ -1,0 +1,236 @@
+"""What the use-cases generate: hashtags and category of stored notes, known hashtags, and hashtags as a stream."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model.generation import CategoryProbability, GenerationOutput, Hashtag, Usage
+from model.note import Note
+from service.adding import Generate
+from service.admission import PATIENT
+from service.errors import EngineFailed
+from service.filters import Filter
+from service.recommender import GenerationDefaults, Recommender
+from service.records import Attempt, Generated, Write
+from service.search.search import NoteSearch
+from service.store.redis_store import RedisNoteStore
+from service.stored_notes import read_note
+from tests.service.conftest import GatedStore, WordEngine, eventually, stored_note
+from tests.service.steps import NOTHING, add, add_one, similar_ids
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+ALL = Generate(hashtags=2, category=True)
+
+
+async def test_only_what_the_author_left_out_is_generated(recommender: Recommender) -> None:
+    untouched = Note(id="bare", title="Food is hot")
+    notes = [
+        untouched,
+        replace(untouched, id="tagged", hashtags=("own",)),
+        replace(untouched, id="filed", category="Mine"),
+    ]
+    bare, tagged, filed = (a.stored for a in await add(recommender, *notes, generate=ALL))
+    assert (bare.hashtags, bare.category) == (("Food", "is"), "Food")
+    assert (tagged.hashtags, tagged.generated.hashtags, tagged.category) == (("own",), None, "Food")
+    assert (filed.hashtags, filed.category, filed.generated.category) == (("Food", "is"), "Mine", None)
+    assert bare.note.hashtags == ()
+    assert bare.note.category is None
+
+
+async def test_a_deployment_names_its_own_categories(recommender: Recommender) -> None:
+    recommender.categories = ("Steam", "hot")
+    added = await add_one(recommender, Note(title="Food is hot"), Generate(category=True))
+    assert added.stored.category == "hot"
+
+
+async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recommender) -> None:
+    note = Note(id="a", title="Food is hot")
+    assert (await add_one(recommender, note, Generate(category=True))).stored.category == "Food"
+    recommender.defaults = GenerationDefaults(min_category_probability=1.0)
+    added = await add_one(recommender, note, Generate(hashtags=2))
+    assert (added.stored.category, added.below_min.category) == ("Food", None)
+
+
+@pytest.mark.parametrize(
+    ("note", "generate", "defaults"),
+    [
+        (Note(id="a", title="x"), Generate(category=True), GenerationDefaults(min_category_probability=1.0)),
+        (Note(id="a", title="Food"), Generate(hashtags=1), GenerationDefaults(hashtag_policy="known")),
+    ],
+)
+async def test_result_that_is_not_stored_again_has_the_revision_and_position_of_the_stored_note(
+    recommender: Recommender, engine: WordEngine, note: Note, generate: Generate, defaults: GenerationDefaults
+) -> None:
+    recommender.defaults = defaults
+    attempts = [Attempt("key", "fingerprint")]
+    created = await add_one(recommender, note, generate)
+    (repeated,) = await recommender.add([note], generate, PATIENT, attempts)
+    (replayed,) = await recommender.add([note], generate, PATIENT, attempts)
+    assert len(engine.batches) == 2
+    for added in (repeated, replayed):
+        assert added
+        assert (added.status, added.stored.revision) == ("unchanged", 1)
+        assert added.stored.position == created.stored.position
+
+
+async def test_known_hashtags_are_those_of_stored_notes_authors(recommender: Recommender) -> None:
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
+    await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
+    note = Note(id="new", title="Food is hot")
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ("is", "hot")
+    await recommender.remove("b")
+    await add_one(recommender, Note(id="a", title="a", hashtags=("soup",)))
+    assert (await recommender.generate(note, recommender.generation_request(2))).hashtags == ()
+
+
+async def test_empty_result_of_known_hashtags_is_not_stored(recommender: Recommender) -> None:
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
+    note = Note(id="a", title="Food is hot")
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ()
+    await add_one(recommender, Note(id="b", title="b", hashtags=("hot",)))
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ("hot",)
+
+
+async def test_a_note_is_no_neighbour_of_itself(recommender: Recommender) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("wrong",)))
+    assert (
+        "wrong"
+        not in (await add_one(recommender, Note(id="a", title="Food is hot"), Generate(hashtags=9))).stored.hashtags
+    )
+
+
+async def test_hashtag_does_not_name_a_note_deleted_from_the_store(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)))
+    await embedded_store.hold()
+    await embedded_store.delete("a")
+    note, request = Note(title="Food is hot"), recommender.generation_request(9)
+    output = await recommender.generate(note, request)
+    streamed = [each async for each in recommender.stream_hashtags(note, request) if isinstance(each, Hashtag)]
+    assert {hashtag.notes for hashtag in [*(output.hashtags or ()), *streamed]} == {()}
+    embedded_store.release()
+
+
+async def test_what_the_model_wrote_once_does_not_become_known(recommender: Recommender) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
+    output = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(2, policy="known"))
+    assert output.hashtags == ()
+
+
+async def test_notes_of_grounded_hashtags_are_told_but_not_stored(recommender: Recommender) -> None:
+    await add(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)), Note(id="b", title="Food is hot"))
+    note = Note(id="new", title="Food is hot")
+    output = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
+    assert [(h.text, h.notes) for h in output.hashtags or ()][-1] == ("soup", ("a",))
+    recommender.defaults = GenerationDefaults(hashtag_policy="grounded")
+    stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
+    assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
+
+
+async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: Recommender) -> None:
+    seen = [
+        each async for each in recommender.stream_hashtags(Note(title="Food is hot"), recommender.generation_request(3))
+    ]
+    assert [each.text for each in seen if isinstance(each, Hashtag)] == ["Food", "is", "hot"]
+    assert [h.text for each in seen[-1:] if isinstance(each, GenerationOutput) for h in each.hashtags or ()] == [
+        "Food",
+        "is",
+        "hot",
+    ]
+
+
+async def test_caller_who_leaves_a_stream_of_hashtags_ends_the_request(
+    recommender: Recommender, engine: WordEngine
+) -> None:
+    stream = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10**9))
+    assert isinstance(await anext(stream), Hashtag)
+    engine.gate.clear()
+    await stream.aclose()
+    engine.gate.set()
+    await eventually(lambda: not engine.live)
+    assert len(engine.batches) == 1
+    assert (await recommender.generate(Note(title="next"), recommender.generation_request(1))).hashtags
+
+
+async def test_failure_of_the_engine_ends_a_stream_of_hashtags(recommender: Recommender, engine: WordEngine) -> None:
+    engine.failure = RuntimeError("out of luck")
+    with pytest.raises(EngineFailed):
+        _ = [each async for each in recommender.stream_hashtags(Note(title="a"), recommender.generation_request(1))]
+
+
+async def test_request_blocks_hashtags_beside_the_deployments(recommender: Recommender) -> None:
+    recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
+    output = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
+    assert [h.text for h in output.hashtags or ()] == ["hot"]
+
+
+async def test_what_was_generated_is_found_by_filters(recommender: Recommender, search: NoteSearch) -> None:
+    await add(recommender, Note(id="a", title="Food is hot"), Note(id="b", title="hot"), generate=ALL)
+    assert await similar_ids(search, "b", where=Filter(category="Food", hashtags=("IS",))) == ["a"]
+
+
+async def test_what_was_generated_is_kept_and_costs_nothing_again(recommender: Recommender, engine: WordEngine) -> None:
+    note = Note(id="a", title="Food is hot")
+    first = await add_one(recommender, note, ALL)
+    assert first.usage == Usage(3, 2)
+    batches = len(engine.batches)
+    for again, generate in [(note, ALL), (note, NOTHING)]:
+        added = await add_one(recommender, again, generate)
+        assert (added.status, added.usage) == ("unchanged", Usage())
+        assert added.stored.generated == first.stored.generated
+    moved = await add_one(recommender, replace(note, author="ann"), ALL)
+    assert (moved.status, moved.usage, moved.stored.generated) == ("updated", Usage(), first.stored.generated)
+    assert len(engine.batches) == batches
+
+
+async def test_generation_asked_for_later_is_added_to_the_earlier(recommender: Recommender) -> None:
+    note = Note(id="a", title="Food is hot")
+    await add_one(recommender, note)
+    category = await add_one(recommender, note, Generate(category=True))
+    assert (category.status, category.stored.category, category.stored.hashtags) == ("updated", "Food", ())
+    both = await add_one(recommender, note, ALL)
+    assert (both.stored.hashtags, both.usage.generated_tokens) == (("Food", "is"), 2)
+    assert both.stored.generated.category == category.stored.generated.category
+
+
+async def test_a_new_text_drops_what_was_generated_for_the_old(
+    recommender: Recommender, embedded_store: RedisNoteStore
+) -> None:
+    await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
+    added = await add_one(recommender, Note(id="a", title="Travel is long"))
+    assert (added.stored.generated.hashtags, added.stored.generated.category) == (None, None)
+    assert (await read_note(embedded_store, "a")).category is None
+
+
+async def test_hashtags_that_were_not_found_are_not_generated_again(recommender: Recommender) -> None:
+    note = Note(id="a", title=" ")
+    first = await add_one(recommender, note, Generate(hashtags=2))
+    assert (first.stored.hashtags, first.hashtags_reason) == ((), "no words")
+    assert (await add_one(recommender, note, Generate(hashtags=2))).usage == Usage()
+
+
+async def test_a_note_of_another_model_is_read_anew(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, engine: WordEngine
+) -> None:
+    await embedded_store.put([Write(stored_note("a", "soup", space="another", vector=np.ones(3, np.float32)))])
+    await add_one(recommender, Note(id="b", title="soup"))
+    added = await add_one(recommender, Note(id="a", title="soup"))
+    assert (added.status, added.usage.prompt_tokens, added.stored.space) == ("updated", 1, engine.space)
+    assert await similar_ids(search, "b") == ["a"]
+
+
+async def test_a_note_of_another_model_keeps_what_was_generated_until_it_is_asked_for_anew(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    written = Generated((Hashtag("broth", 0.5),), CategoryProbability("Food", 0.9))
+    await embedded_store.put([Write(replace(stored_note("a", "soup", space="another"), generated=written))])
+    assert (await add_one(recommender, Note(id="a", title="soup"))).stored.generated == written
+    await embedded_store.put([Write(replace(stored_note("a", "soup", space="another"), generated=written))])
+    anew = await recommender.put(Note(id="a", title="soup"), Generate(hashtags=2))
+    assert anew.stored.generated.hashtags not in (None, written.hashtags)
+    assert anew.stored.generated.category == written.category
