@@ -148,16 +148,18 @@ def start_digest(start: Path | None) -> dict[str, str]:
 
 
 def restore_log(log: Path, step: int, tell: Progress) -> None:
-    """Leave in a log, of one JSON object with a `step` in a line, the whole lines of steps up to `step`, after which
-    the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""
+    """Leave in a log, of one JSON object that begins with a `step` in a line, the whole lines of steps up to `step`,
+    after which the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""
     lines = log.read_text("utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
     kept, broken = [], 0
     for line in lines:
+        entry = line[max(line.rfind('{"step"'), 0) :]  # earlier code went on behind a line that was cut off
+        broken += entry != line
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line.rstrip("\n") + "\n")
+            if json.loads(entry)["step"] <= step:
+                kept.append(entry.rstrip("\n") + "\n")
         except (ValueError, KeyError, TypeError):
-            broken += 1
+            broken += entry == line
     if broken:
         tell(f"{log}: {broken} broken lines are removed")
     if kept != lines:

@@ -21,6 +21,7 @@ from model.training.resume import (
     newest_state,
     read_newest_state,
     replaced_folder,
+    restore_log,
     save_state,
     wait_while_exists,
 )
@@ -58,6 +59,14 @@ def test_run_whose_log_a_full_disk_cut_off_goes_on_with_a_whole_one(recipe: Reci
     list(Trainer(recipe, tmp_path, cache=tmp_path, progress=told.append).run())
     assert f"{tmp_path / LOG}: 1 broken lines are removed" in told
     assert [step["step"] for step in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_step_behind_a_line_that_was_cut_off_stays_in_the_log(tmp_path: Path):
+    log, told = tmp_path / LOG, list[str]()
+    log.write_text('{"step": 4}\n{"step": 5, "lo{"step": 5, "loss": 1.0}\n{"step": 6}\n{"step": 7}\n{"st')
+    restore_log(log, 6, told.append)
+    assert log.read_text() == '{"step": 4}\n{"step": 5, "loss": 1.0}\n{"step": 6}\n'
+    assert told == [f"{log}: 2 broken lines are removed"]
 
 
 def test_folder_in_which_another_process_trains_is_refused(recipe: Recipe, tmp_path: Path):
