@@ -312,12 +312,12 @@ def test_command_that_had_its_total_minutes_does_nothing(
 ) -> None:
     options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
     options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
-    distil.main([*options, "--total-minutes", "0.0001"])
+    distil.main([*options, "--total-minutes", "1e-9"])
     first = lines(tmp_path / LOG)
     assert len(first) == 1
-    distil.main([*options, "--total-minutes", "0.0001"])
+    distil.main([*options, "--total-minutes", "1e-9"])
     assert lines(tmp_path / LOG) == first
-    assert f"the run in {tmp_path} has had its 0.0001 minutes, at step 1" in capsys.readouterr().out
+    assert f"the run in {tmp_path} has had its 1e-09 minutes, at step 1" in capsys.readouterr().out
 
 
 def test_full_disk_ends_the_command_with_the_reason(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
@@ -339,7 +339,15 @@ def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("bach = 1", "bach"), ("batch =", "Invalid"), ("batch = 1", "no source has a share")]
+    ("text", "reason"),
+    [
+        ("bach = 1", "bach"),
+        ("batch =", "Invalid"),
+        ("batch = 1", "no source has a share"),
+        ("clip = 0.0", "clip must be above 0"),
+        ("learning_rate = -1e-4", "learning_rate must be 0 or more, and finite"),
+        ("weight_decay = inf", "weight_decay must be 0 or more, and finite"),
+    ],
 )
 def test_recipe_that_cannot_be_used_ends_the_command(
     text: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
