@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.data.dataset import DatasetError
+from model.data.pairs import PairsError
 from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
@@ -385,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.measure_first:
             distiller.measure(pools)
         distiller.run(min(options.minutes, minutes_left), pools)
-    except (RecipeError, OSError) as error:
+    except (DatasetError, PairsError, RecipeError, OSError) as error:
         sys.exit(str(error))
 
 
