@@ -24,7 +24,7 @@ from model.training.teacher import Teacher
 from model.weights import Progress
 
 
-def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Progress, *, new_run: bool) -> None:
+def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Progress, *, new_run: bool = True) -> None:
     """Tell, where the first batch has fewer pairs than `batch_pairs`, how many it has. `name`: that of the pairs' file.
 
     Raises DatasetError where the first batch of a new run has one pair, whose notes are compared with nothing but each

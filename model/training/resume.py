@@ -215,9 +215,9 @@ def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any
         except DamagedStateError as error:
             damaged[path] = error
             continue
-        for other, error in damaged.items():
+        for other, damage in damaged.items():
             other.rename(other.with_name(other.name + DAMAGED))
-            tell(f"{error} and has {DAMAGED} at the end of its name now: going on from {path.name}")
+            tell(f"{damage} and has {DAMAGED} at the end of its name now: going on from {path.name}")
         return path, state
     if damaged:
         messages = "; ".join(map(str, damaged.values()))
