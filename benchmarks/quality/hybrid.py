@@ -167,9 +167,10 @@ def version_of(checkpoint: str) -> str:
 
 
 def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-    """Vectors of notes, read from the cache where it has those of the same notes in the same order."""
-    ids = sha256("\n".join(note.id for note in notes).encode()).hexdigest()[:8]
-    path = CACHE / f"{system}-{version_of(checkpoint)}-{name}-{ids}.npy"
+    """Vectors of notes, read from the cache where it has those of the same notes, with the same text, in the same
+    order."""
+    contents = sha256(repr([(note.id, note.prompt_text) for note in notes]).encode()).hexdigest()[:8]
+    path = CACHE / f"{system}-{version_of(checkpoint)}-{name}-{contents}.npy"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         np.save(path, load_embedder(checkpoint, Settings().cache_dir, print).embed(notes))

@@ -52,7 +52,8 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All records of a folder by name. ValueError for two about the same that are not named as seeds of each other."""
+    """All records of a folder by name. Raises ValueError for two about the same that are not named as seeds of each
+    other, and for a file that holds no record with the fields of this version."""
     runs = [_read(path) for path in sorted(folder.glob("*.json"))]
     names_by_subject: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for run in runs:
@@ -68,10 +69,14 @@ def read_runs(folder: Path) -> list[Run]:
 def _read(path: Path) -> Run:
     fields = json.loads(path.read_text("utf-8"))
     commit, *machine = (fields.pop(name, "") for name in ("commit", "processor", "dtype"))
-    fields["related"] = {protocol: Ranks(**ranks) for protocol, ranks in fields["related"].items()}
-    for name, part in {"categories": Categories, "hashtags": Hashtags}.items():
-        fields[name] = part(**fields[name]) if fields[name] else None
-    return Run(path.stem, commit, ", ".join(filter(None, machine)), Record(**fields))
+    try:
+        fields["related"] = {protocol: Ranks(**ranks) for protocol, ranks in fields["related"].items()}
+        for name, part in {"categories": Categories, "hashtags": Hashtags}.items():
+            fields[name] = part(**fields[name]) if fields[name] else None
+        record = Record(**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no record of this version: {error}") from error
+    return Run(path.stem, commit, ", ".join(filter(None, machine)), record)
 
 
 def runs_by_seed(

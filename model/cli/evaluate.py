@@ -116,7 +116,7 @@ def evaluate(
         if whiten or mean_share:
             system = adapted_encoder(system, known, whiten, mean_share)
         copier = hashtag_copier(system, known, always=copy_hashtags, tuned=copy_tuned)
-        check_parts(part or (), system, data_set, split, max_notes, copier)
+        check_parts(part or (["related"] if protocol else ()), system, data_set, split, max_notes, copier)
         measured = measure(
             system, data_set, split=split, with_hashtags=hashtags, parts=parts, max_notes=max_notes, copier=copier,
             progress=say,

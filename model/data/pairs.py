@@ -193,7 +193,7 @@ SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FIL
 FROM ({STORED_PAIRS})
 """
 PAIR_FAULTS = ("lack an id", "have one note twice", "have no score or one that is not finite")
-"""What is wrong with the pairs that each count of UNUSABLE_PAIRS after the first is of."""
+"""Faults of pairs that UNUSABLE_PAIRS counts, in the order of its columns after the first."""
 SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
 SCORES = f"""
 SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),

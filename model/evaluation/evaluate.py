@@ -132,17 +132,18 @@ def check_parts(
     copier: Copier | None = None,
 ) -> None:
     """Raise NothingToMeasure for the first of `parts` that `evaluate` would leave out; arguments as there."""
-    notes = notes_of_split(data.notes, split, max_notes)
+    whole, notes = notes_of_split(data.notes, split), notes_of_split(data.notes, split, max_notes)
+    none = f"no {split} note" if len(notes) == len(whole) else f"none of the {len(notes)} {split} notes drawn"
     if "related" in parts and not isinstance(system, Retriever):
         raise NothingToMeasure(f"related notes cannot be measured: {system.name} finds none")
     if "categories" in parts and not isinstance(system, Classifier):
         raise NothingToMeasure(f"categories cannot be measured: {system.name} chooses none")
     if "categories" in parts and not set(closed_set(data.notes)).intersection(note.category or "" for note in notes):
-        raise NothingToMeasure(f"categories cannot be measured: no {split} note has one that a training note has")
+        raise NothingToMeasure(f"categories cannot be measured: {none} has one that a training note has")
     if "hashtags" in parts and copier is None and not isinstance(system, Tagger):
         raise NothingToMeasure(f"hashtags cannot be measured: {system.name} gives none")
     if "hashtags" in parts and not any(note.hashtags for note in notes):
-        raise NothingToMeasure(f"hashtags cannot be measured: no {split} note has any")
+        raise NothingToMeasure(f"hashtags cannot be measured: {none} has any")
 
 
 def notes_of_split(notes: Mapping[str, Note], split: Split, max_notes: int | None = None) -> list[Note]:

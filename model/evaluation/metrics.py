@@ -132,6 +132,9 @@ def compare(a: Floats, b: Floats, *clusterings: Integers) -> Comparison:
     that of clusters by both (Cameron, Gelbach & Miller 2011, "Robust inference with multiway clustering"), but at least
     the larger of both, which a finite sample can exceed (MacKinnon, Nielsen & Webb 2024, "Jackknife inference with
     two-way clustering"). Intervals and p are of the normal distribution; the ratio's are of its logarithm.
+
+    Raises ValueError for arrays of other shapes, fewer than two units, more than two clusterings, and a clustering with
+    one cluster alone.
     """
     if a.ndim != 1 or any(other.shape != a.shape for other in (b, *clusterings)):
         raise ValueError("scores and clusters must share one axis")

@@ -1,6 +1,7 @@
 """Records of an evaluation: ranks and choices, from which tables and paired tests are made. No text of the data.
 
-A record is stored as JSON with the names of these fields, so they never change.
+A record is stored as JSON with the names of these fields, so none is renamed. A new field has a default, or stored
+records that lack it cannot be read, as those from before `Ranks.targets`.
 """
 
 from __future__ import annotations

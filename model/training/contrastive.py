@@ -24,13 +24,14 @@ from model.training.teacher import Teacher
 from model.weights import Progress
 
 
-def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Progress) -> None:
+def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Progress, *, new_run: bool = True) -> None:
     """Tell, where the first batch has fewer pairs than `batch_pairs`, how many it has. `name`: that of the pairs' file.
 
-    Raises DatasetError where the first batch has one pair, whose notes are compared with nothing but each other.
+    Raises DatasetError where the first batch of a new run has one pair, whose notes are compared with nothing but each
+    other. Later batches are not looked at, and a run that has begun goes on, as CSFT may teach it.
     """
     pairs = len(next(paired.batches(recipe.batch_pairs, recipe.seed))) // 2
-    if pairs == 1 and not (recipe.memory or recipe.unpaired_notes):
+    if new_run and pairs == 1 and not (recipe.memory or recipe.unpaired_notes):
         raise DatasetError(
             f"{name}: a batch has one pair, so that there is no other note to tell its two from: more pairs without a "
             "note in common, a larger batch_pairs, or memory = true are needed"

@@ -33,11 +33,12 @@ from torch import Tensor, nn
 
 from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.data.dataset import DatasetError
+from model.data.pairs import PairsError
 from model.note import Note
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
-from model.training.recipe import RecipeError
+from model.training.recipe import RecipeError, check_rates
 from model.training.resume import (
     backbone_digest,
     lower_rate_in,
@@ -64,7 +65,7 @@ POOL_SIZES = {"microlens50k": 1200, "movielens_tmdb": 400}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distillation:
-    """The recipe of one run; state files hold it under these names."""
+    """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
 
     shares: dict[str, float] = field(default_factory=dict)
     """How often each source is drawn from, relative to the others."""
@@ -101,6 +102,9 @@ class Distillation:
     """Minutes between two states."""
     measure_every: float = 30.0
     """Minutes between two points of the curve."""
+
+    def __post_init__(self) -> None:
+        check_rates(self)
 
 
 class PartialLoss(NamedTuple):
@@ -341,8 +345,8 @@ def option_parser() -> argparse.ArgumentParser:
 def recipe_of(options: argparse.Namespace) -> Distillation:
     """Make the recipe of a file, where one is named, and of the options beside it.
 
-    Raises OSError, ValueError and TypeError for a file that cannot be read, is not TOML, or has unknown fields, and
-    ValueError where no source has a share.
+    Raises OSError, ValueError and TypeError for a file that cannot be read, is not TOML, or has unknown fields,
+    ValueError where no source has a share, and RecipeError (`check_rates`).
     """
     table: dict[str, Any] = tomllib.loads(options.recipe.read_text("utf-8")) if options.recipe else {}
     table |= {name: value for name, value in vars(options).items() if name in Distillation.__dataclass_fields__}
@@ -376,13 +380,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     signal.signal(signal.SIGTERM, distiller.stop)
-    domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
-    pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]
     try:
+        domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
+        pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]
         if options.measure_first:
             distiller.measure(pools)
         distiller.run(min(options.minutes, minutes_left), pools)
-    except (RecipeError, OSError) as error:
+    except (DatasetError, PairsError, RecipeError, OSError) as error:
         sys.exit(str(error))
 
 

@@ -150,11 +150,7 @@ class Recipe:
             raise RecipeError("distillation_temperature must be above 0")
         if self.lora_rank < 0:
             raise RecipeError("lora_rank cannot be negative")
-        for name in ("alpha", "learning_rate", "head_learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"{name} must be 0 or more, and finite")
-        if not self.clip > 0:
-            raise RecipeError("clip must be above 0: it bounds the norm of the gradient")
+        check_rates(self, ("alpha", "learning_rate", "head_learning_rate", "weight_decay"))
         if not self.contrastive and (self.distillation or self.memory):
             raise RecipeError("distillation and memory: their losses are of pairs, for which contrastive must be true")
 
@@ -183,6 +179,16 @@ class Recipe:
         table["data"] = tuple(_table(Data, f"{path}, [[data]]", row) for row in rows)
         recipe: Recipe = _table(cls, str(path), table)
         return recipe
+
+
+def check_rates(recipe: Any, names: Sequence[str] = ("learning_rate", "weight_decay")) -> None:
+    """Raise RecipeError where a field in `names` is negative or not finite, or where `clip` is not above 0. `recipe`:
+    that of any trainer."""
+    for name in names:
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise RecipeError(f"{name} must be 0 or more, and finite")
+    if not recipe.clip > 0:
+        raise RecipeError("clip must be above 0: it bounds the norm of the gradient")
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
@@ -24,6 +25,8 @@ from model.whole_file import whole_file, whole_folder
 
 KEPT_STATES = 2
 """Numbered states that stay in a folder: the newest, and one more should its file be damaged."""
+DAMAGED = ".damaged"
+"""End of the name that a numbered state gets which cannot be read."""
 PREVIOUS = ".previous"
 """End of the name of a folder while a new one takes its place."""
 LAST = "last.pt"
@@ -89,7 +92,8 @@ def read_run(folder: Path, recipe: Recipe, files: Mapping[str, str], progress: P
     """Read the state that `RunState.save` wrote to `folder`; `progress` gets a message where an earlier version wrote
     fewer digests. `files`: digests of the run's files by path.
 
-    Raises RecipeError for a run of another recipe or of other files, and names what differs, and for a damaged state.
+    Raises RecipeError for a run of another recipe or of other files, and names what differs, and for a damaged state;
+    OSError.
     """
     path = folder / LAST
     try:
@@ -144,16 +148,18 @@ def start_digest(start: Path | None) -> dict[str, str]:
 
 
 def restore_log(log: Path, step: int, tell: Progress) -> None:
-    """Leave in a log, of one JSON object with a `step` in a line, the whole lines of steps up to `step`, after which
-    the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""
+    """Leave in a log, of one JSON object that begins with a `step` in a line, the whole lines of steps up to `step`,
+    after which the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""
     lines = log.read_text("utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
     kept, broken = [], 0
     for line in lines:
+        entry = line[max(line.rfind('{"step"'), 0) :]  # earlier code went on behind a line that was cut off
+        broken += entry != line
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line.rstrip("\n") + "\n")
+            if json.loads(entry)["step"] <= step:
+                kept.append(entry.rstrip("\n") + "\n")
         except (ValueError, KeyError, TypeError):
-            broken += 1
+            broken += entry == line
     if broken:
         tell(f"{log}: {broken} broken lines are removed")
     if kept != lines:
@@ -199,33 +205,31 @@ def lower_rate_in(folder: Path) -> str:
 def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any]] | None:
     """Read the state of the highest step that is whole; returns its path, too, or None where `folder` has no state.
 
-    `tell` gets a message for each damaged one before it. Raises RecipeError where all are damaged.
+    Damaged ones of later steps get DAMAGED at the end of their names, and `tell` a message for each. Raises RecipeError
+    where all are damaged, and OSError.
     """
-    damaged = []
+    damaged: dict[Path, DamagedStateError] = {}
     for path in sorted(folder.glob("state.*.pt"), reverse=True):
         try:
             state = _read_state(path)
         except DamagedStateError as error:
-            damaged.append(str(error))
+            damaged[path] = error
             continue
-        for message in damaged:
-            tell(f"{message}: going on from {path.name}")
+        for other, damage in damaged.items():
+            other.rename(other.with_name(other.name + DAMAGED))
+            tell(f"{damage} and has {DAMAGED} at the end of its name now: going on from {path.name}")
         return path, state
     if damaged:
-        raise RecipeError(f"{'; '.join(damaged)}: put back a copy of a file, or begin anew in a new folder")
+        messages = "; ".join(map(str, damaged.values()))
+        raise RecipeError(f"{messages}: put back a copy of a file, or begin anew in a new folder")
     return None
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write state.<step>.pt and delete all others but the latest before it, so that KEPT_STATES stay. A file of a later
-    step is damaged, or the run would have gone on from it. A file appears when it is complete."""
-    path = folder / f"state.{step:08d}.pt"
-    _write_state(path, state)
-    states = sorted(folder.glob("state.*.pt"))
-    kept = states[: states.index(path) + 1][-KEPT_STATES:]
-    for other in states:
-        if other not in kept:
-            other.unlink()
+    """Write state.<step>.pt and delete all but the latest KEPT_STATES. A file appears when it is complete."""
+    _write_state(folder / f"state.{step:08d}.pt", state)
+    for earlier in sorted(folder.glob("state.*.pt"))[:-KEPT_STATES]:
+        earlier.unlink()
 
 
 class DamagedStateError(Exception):
@@ -233,10 +237,14 @@ class DamagedStateError(Exception):
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read a state's file. Raises DamagedStateError."""
+    """Read a state's file. Raises DamagedStateError, and OSError and MemoryError where the file may be whole."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no error class for damage: RuntimeError, UnpicklingError, OSError, KeyError
+    except MemoryError:
+        raise
+    except Exception as error:  # torch has no error class for damage: RuntimeError, UnpicklingError, ValueError, ...
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a file that was cut off
+            raise OSError(error.errno, error.strerror, str(path)) from error
         reason, *_ = str(error).splitlines() or [repr(error)]
         raise DamagedStateError(f"{path} cannot be read ({reason})") from error
     return state

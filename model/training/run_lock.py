@@ -19,8 +19,8 @@ class FolderLock:
     """A lock of a run's folder against other processes, held until `close` is called or the object is gone.
 
     Makes the folder where it is missing. The lock is one of POSIX: it ends with the process, and this process itself
-    can lock the folder again. `tell` gets a message where the file system has no locks. Raises RecipeError where
-    another process holds the lock, and OSError.
+    can lock the folder again, but the first of its locks to be closed ends all of them. `tell` gets a message where the
+    file system has no locks. Raises RecipeError where another process holds the lock, and OSError.
     """
 
     def __init__(self, folder: Path, tell: Progress) -> None:

@@ -100,6 +100,7 @@ class Trainer:
         self.rank, self.ranks = rank_and_size()
         self.device = torch.device(device)
         self._lock = FolderLock(folder, progress) if self.rank == 0 else None
+        new_run = not (folder / LAST).is_file()
         progress("Reading notes and pairs")
         self.data = [
             PairedNotes(row.notes, row.pairs, min_score=row.min_score, progress=progress) for row in recipe.data
@@ -108,7 +109,7 @@ class Trainer:
         _report_pairs(recipe, self.data, self.validation, progress)
         for row, paired in zip(recipe.data, self.data, strict=True):
             if recipe.contrastive and row.pairs and row.share > 0:
-                check_batches(paired, str(row.pairs), recipe, progress)
+                check_batches(paired, str(row.pairs), recipe, progress, new_run=new_run)
         self.objectives = [
             ContrastiveObjective(paired, recipe, row.teacher, self.device)
             if recipe.contrastive and paired.has_pairs
@@ -119,7 +120,7 @@ class Trainer:
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
         files = _digests(recipe)
-        saved = read_run(folder, recipe, files, progress) if (folder / LAST).is_file() else None
+        saved = None if new_run else read_run(folder, recipe, files, progress)
         torch.manual_seed(recipe.seed)
         taught = _taught_categories(recipe, self.data)
         self.model, self.adapter = build_model(recipe, taught, cache, self.device, progress)

@@ -44,7 +44,7 @@ from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
-from model.training.recipe import RecipeError
+from model.training.recipe import RecipeError, check_rates
 from model.training.resume import (
     lower_rate_in,
     read_newest_state,
@@ -80,7 +80,7 @@ MEASURED_NOTES = 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRecipe:
-    """The recipe of one run; state files hold it under these names."""
+    """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
 
     shares: dict[str, float] = field(default_factory=dict)
     """How often each source is drawn from, relative to the others."""
@@ -106,6 +106,9 @@ class GenerationRecipe:
     """Share of the notes for which the first hashtag counts as a category too, so that other names are learnt."""
     save_every: float = 10.0
     """Minutes between two states."""
+
+    def __post_init__(self) -> None:
+        check_rates(self, ("learning_rate", "final_rate", "weight_decay"))
 
 
 def read_sources(files: Mapping[str, Path], split: str) -> dict[str, list[Note]]:
@@ -388,8 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--notes: {error}")
     shares = {name: share for name, _, share in sources} | {LINES: options.lines}
     files = {name: path for name, path, _ in sources}
-    recipe = GenerationRecipe(shares=shares, **changes)
     try:
+        recipe = GenerationRecipe(shares=shares, **changes)
         trainer = GenerationTrainer(recipe, options.checkpoint, files, options.out, options.cache, options.pause_file)
     except (CheckpointError, DatasetError, RecipeError, OSError) as error:
         parser.error(str(error))

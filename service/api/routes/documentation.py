@@ -68,8 +68,8 @@ async def docs(request: Request) -> HTMLResponse:
 @router.get("/docs/{asset}")
 @open_to_all()
 async def docs_asset(asset: str, request: Request, if_none_match: Annotated[str, Header()] = "") -> Response:
-    """A file of the page, in pieces: a caller who takes none of it holds one in memory. Browsers keep the file, and ask
-    each time whether theirs is still the one."""
+    """A file of the page, sent in pieces, so that for a caller who reads slowly only one piece is in memory. Browsers
+    keep the file, and ask each time whether their copy is current."""
     if asset not in ASSETS:
         raise HTTPException(404)
     headers = {"ETag": ASSETS_ETAG, "Cache-Control": "no-cache", "Accept-Ranges": "none"}

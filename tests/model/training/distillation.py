@@ -1,7 +1,10 @@
-"""A corpus for the tests of distillation, with vectors that a rule gives, so that no teacher is needed."""
+"""A corpus for the tests of distillation, with vectors that a rule gives, so that no teacher is needed, and data of a
+held-out domain."""
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,3 +34,13 @@ def write_corpus(folder: Path) -> None:
         write_notes_file(notes_path(folder, source), notes, source)
         write_digest(folder, source, ENCODER)
         np.save(shard_path(folder, source, 0), vectors_by_rule(notes).astype(np.float16))
+
+
+def write_data(folder: Path, history: list[str]) -> None:
+    """Write forty notes, and the clicks of three users who each read `history`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(folder / "notes.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"id": str(n), "title": f"note {n}"}) + "\n" for n in range(40))
+    clicks = [{"user": f"u{user}", "note": note, "time": None} for user in range(3) for note in history]
+    with gzip.open(folder / "clicks.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(click) + "\n" for click in clicks)

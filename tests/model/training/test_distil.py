@@ -26,8 +26,8 @@ from model.training.distil import CURVE, LOG, Distillation, Distiller, structure
 from model.training.export import load_state, low_rank_factors
 from model.training.held_out import HeldOutDomain
 from model.training.recipe import RecipeError
-from model.weights import BACKBONE_FOLDER
-from tests.model.training.distillation import ENCODER, write_corpus
+from model.weights import BACKBONE_FOLDER, file_digest
+from tests.model.training.distillation import ENCODER, write_corpus, write_data
 from tests.model.training.runs import training_in
 
 pytestmark = pytest.mark.slow
@@ -312,19 +312,40 @@ def test_command_that_had_its_total_minutes_does_nothing(
 ) -> None:
     options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
     options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
-    distil.main([*options, "--total-minutes", "0.0001"])
+    distil.main([*options, "--total-minutes", "1e-9"])
     first = lines(tmp_path / LOG)
     assert len(first) == 1
-    distil.main([*options, "--total-minutes", "0.0001"])
+    distil.main([*options, "--total-minutes", "1e-9"])
     assert lines(tmp_path / LOG) == first
-    assert f"the run in {tmp_path} has had its 0.0001 minutes, at step 1" in capsys.readouterr().out
+    assert f"the run in {tmp_path} has had its 1e-09 minutes, at step 1" in capsys.readouterr().out
 
 
-def test_full_disk_ends_the_command_with_the_reason(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / LOG).symlink_to("/dev/full")
-    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
+def command_with_held_out(recipe: Distillation, corpus: Path, folder: Path, domain: Path) -> list[str]:
+    """Write the data of a held-out domain, and return the options of a command in `folder` that is measured on it."""
+    write_data(domain, [str(n) for n in range(40)])
+    options = ["--corpus", str(corpus), "--out", str(folder), "--cache", str(folder), "--share", "long=1"]
     options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
+    return [*options, "--data", str(domain.parent)]
+
+
+@pytest.mark.parametrize("full", ["log", "pairs"])
+def test_full_disk_ends_the_command_with_the_reason(
+    recipe: Distillation, corpus: Path, tmp_path: Path, full: str
+) -> None:
+    domain = tmp_path / "data" / "microlens50k"
+    options = command_with_held_out(recipe, corpus, tmp_path, domain)
+    digests = [file_digest(domain / name)[:8] for name in ("notes.jsonl.gz", "clicks.jsonl.gz")]
+    pairs_file = ".".join(("pairs.microlens50k", *digests, "json.unfinished"))
+    (tmp_path / (LOG if full == "log" else pairs_file)).symlink_to("/dev/full")
     with pytest.raises(SystemExit, match="No space left on device"):
+        distil.main(options)
+
+
+def test_clicks_of_a_held_out_domain_that_make_no_pairs_end_the_command(
+    recipe: Distillation, corpus: Path, tmp_path: Path
+) -> None:
+    options = command_with_held_out(recipe, corpus, tmp_path, tmp_path / "data" / "movielens_tmdb")
+    with pytest.raises(SystemExit, match="has no ratings"):
         distil.main(options)
 
 
@@ -339,7 +360,15 @@ def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("bach = 1", "bach"), ("batch =", "Invalid"), ("batch = 1", "no source has a share")]
+    ("text", "reason"),
+    [
+        ("bach = 1", "bach"),
+        ("batch =", "Invalid"),
+        ("batch = 1", "no source has a share"),
+        ("clip = 0.0", "clip must be above 0"),
+        ("learning_rate = -1e-4", "learning_rate must be 0 or more, and finite"),
+        ("weight_decay = inf", "weight_decay must be 0 or more, and finite"),
+    ],
 )
 def test_recipe_that_cannot_be_used_ends_the_command(
     text: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from model.note import Note
 from model.training import held_out
 from model.training.held_out import HeldOutDomain, recalls
 from model.training.teacher import unit
+from tests.model.training.distillation import write_data
 
 NOTES = tuple(Note(id=str(n), title=f"note {n}") for n in range(60))
 PAIRS = tuple((str(n), str(n + 1)) for n in range(0, 40, 2))
@@ -48,16 +47,6 @@ def test_recall_is_of_plain_and_of_centred_vectors() -> None:
     assert recalls(lambda notes: vectors_near_in_pairs(tuple(notes)), [domain]) == {
         "x": {"as it is": pytest.approx(100.0), "centred": pytest.approx(100.0)}
     }
-
-
-def write_data(folder: Path, history: list[str]) -> None:
-    """Write forty notes, and the clicks of three users who each read `history`."""
-    folder.mkdir(exist_ok=True)
-    with gzip.open(folder / "notes.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps({"id": str(n), "title": f"note {n}"}) + "\n" for n in range(40))
-    clicks = [{"user": f"u{user}", "note": note, "time": None} for user in range(3) for note in history]
-    with gzip.open(folder / "clicks.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(click) + "\n" for click in clicks)
 
 
 def test_only_validation_notes_are_read_and_pairs_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

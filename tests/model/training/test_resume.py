@@ -17,9 +17,11 @@ from model.training.model_card import read_log
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import (
     LAST,
+    lower_rate_in,
     newest_state,
     read_newest_state,
     replaced_folder,
+    restore_log,
     save_state,
     wait_while_exists,
 )
@@ -57,6 +59,14 @@ def test_run_whose_log_a_full_disk_cut_off_goes_on_with_a_whole_one(recipe: Reci
     list(Trainer(recipe, tmp_path, cache=tmp_path, progress=told.append).run())
     assert f"{tmp_path / LOG}: 1 broken lines are removed" in told
     assert [step["step"] for step in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_step_behind_a_line_that_was_cut_off_stays_in_the_log(tmp_path: Path):
+    log, told = tmp_path / LOG, list[str]()
+    log.write_text('{"step": 4}\n{"step": 5, "lo{"step": 5, "loss": 1.0}\n{"step": 6}\n{"step": 7}\n{"st')
+    restore_log(log, 6, told.append)
+    assert log.read_text() == '{"step": 4}\n{"step": 5, "loss": 1.0}\n{"step": 6}\n'
+    assert told == [f"{log}: 2 broken lines are removed"]
 
 
 def test_folder_in_which_another_process_trains_is_refused(recipe: Recipe, tmp_path: Path):
@@ -196,8 +206,31 @@ def test_older_state_is_read_where_the_newest_is_damaged(tmp_path: Path) -> None
     (message,) = told
     assert message.startswith(f"{newest} cannot be read (")
     assert message.endswith(": going on from state.00000010.pt")
+    assert lower_rate_in(tmp_path).endswith(" goes on from state.00000010.pt")
     save_state(tmp_path, 15, {"step": 15})
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["state.00000010.pt", "state.00000015.pt"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "state.00000010.pt",
+        "state.00000015.pt",
+        "state.00000020.pt.damaged",
+    ]
+
+
+def test_state_that_the_disk_does_not_give_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    save_state(tmp_path, 10, {"step": 10})
+    unreadable = tmp_path / "state.00000020.pt"
+    unreadable.symlink_to("/proc/self/mem")  # its first read is an input/output error
+    with pytest.raises(OSError, match=rf"Input/output error: '{unreadable}'"):
+        read_newest_state(tmp_path, print)
+    assert unreadable.is_symlink()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, -10])
+def test_state_that_was_cut_off_is_damaged(tmp_path: Path, kept_bytes: int) -> None:
+    for step in (10, 20):
+        save_state(tmp_path, step, {"step": step})
+    newest = tmp_path / "state.00000020.pt"
+    newest.write_bytes(newest.read_bytes()[:kept_bytes])
+    assert read_newest_state(tmp_path, print) == (tmp_path / "state.00000010.pt", {"step": 10})
 
 
 def test_folder_whose_states_are_all_damaged_is_refused(tmp_path: Path) -> None:

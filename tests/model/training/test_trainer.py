@@ -315,6 +315,19 @@ def test_batches_of_one_pair_are_refused_without_other_notes_to_compare(recipe: 
     assert step.contrastive > 0
 
 
+def test_run_on_batches_of_one_pair_that_an_earlier_version_began_goes_on(
+    recipe: Recipe, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = replace(recipe, data=(hub_of(tmp_path, data.notes, 1),), steps=2, save_every=1)
+    with monkeypatch.context() as earlier_version:
+        earlier_version.setattr("model.training.trainer.check_batches", lambda *_, **__: None)
+        next(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    (step,) = Trainer(recipe, tmp_path, cache=tmp_path).run()
+    assert step.step == 2
+    assert step.contrastive == 0
+    assert step.generative > 0
+
+
 def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp_path: Path):
     notes = list(read_notes(data.notes))
     known = [note_id for note_id in notes if split_of(note_id) == "train"][:-1]

@@ -198,6 +198,12 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
     assert all(weight.isfinite().all() for weight in trainer.master_weights.masters)
 
 
+def test_rate_that_is_not_finite_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "c", "--out", str(tmp_path), "--notes", "n.jsonl=1", "--learning-rate", "inf"])
+    assert "learning_rate must be 0 or more, and finite" in capsys.readouterr().err
+
+
 def test_full_disk_ends_the_command_with_the_reason(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOG).symlink_to("/dev/full")
