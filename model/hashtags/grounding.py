@@ -31,7 +31,7 @@ NEIGHBOUR_SMOOTHING = 0.02
 WRITTEN_WEIGHT = 0.1
 """Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
 
-NAMED_WEIGHT = 0.1
+NAMED_WEIGHT = 0.05
 """Weight of a hashtag that the note names, if all notes with its words carry it."""
 NAMED_SMOOTHING = 4
 """Added to the number of notes with the words of a named hashtag: that one or two notes have carried it tells little
