@@ -84,6 +84,11 @@ class ExampleIn(Wire):
         return Example(note=_as_note(self), weight=self.weight, pointer=pointer)
 
 
+Examples = Annotated[list[ExampleIn], Field(max_length=MAX_EXAMPLES, fail_fast=True)]
+"""Examples of one side. Errors of the first that is not valid are told alone: those of all, of which an answer has room
+for MAX_ERRORS, would hold the event loop for longer than the search."""
+
+
 class DecayIn(Wire):
     """Closeness of a number to a target: 1 at the target, less with the distance; 0 for a note without the number."""
 
@@ -227,8 +232,8 @@ class SearchDefaults(RankingOptions):
 class SearchBody(SearchDefaults):
     """POST /notes/{id}/similar: further examples beside the note of the address, and all options."""
 
-    positive: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES, description="notes and texts to be like")
-    negative: list[ExampleIn] = Field([], max_length=MAX_EXAMPLES, description="notes and texts to be unlike")
+    positive: Examples = Field([], description="notes and texts to be like")
+    negative: Examples = Field([], description="notes and texts to be unlike")
 
     def positives(self) -> tuple[Example, ...]:
         return tuple(one.as_example(f"/positive/{i}") for i, one in enumerate(self.positive))

@@ -199,6 +199,7 @@ def test_best_score_compares_nearest_positive_with_nearest_negative(
         ({"positive": [{"note_id": "s1", "weight": 1e-320}]}, ["/positive/0/weight"]),
         ({"positive": [{"note_id": "s1", "title": "x"}]}, ["/positive/0"]),
         ({"positive": [{"weight": 1}]}, ["/positive/0"]),
+        ({"positive": [{"weight": 1}] * 2, "negative": [{"no field": 1}] * 2}, ["/positive/0", "/negative/0/no field"]),
         ({"positive": [{"note_id": "s1"}] * 101}, ["/positive"]),
         (
             {"positive": [{"note_id": "twin0"}], "negative": [{"note_id": "twin1"}], "strategy": "sum_scores"},
