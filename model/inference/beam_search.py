@@ -27,7 +27,7 @@ GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{3}")
 """A word that goes on in capitals, as in "runningHETATM": the second token is one that pretraining has hardly seen, so
 its probability means nothing."""
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
-"""What is neither a letter nor a digit, at either end of a text."""
+"""Characters at either end of a text that are neither letters nor digits."""
 
 
 def max_beam_blocks(hashtags: int, pool: BlockPool) -> int:

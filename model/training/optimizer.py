@@ -12,7 +12,7 @@ from torch import Tensor
 from model.training.recipe import Recipe, RecipeError
 
 LOWER_RATES = "lower learning_rate or head_learning_rate, in a new folder"
-"""What to do about a run by a Recipe that diverged."""
+"""Advice that ends the error of a diverged run whose rates are those of a Recipe."""
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 

@@ -147,6 +147,15 @@ def start_digest(start: Path | None) -> dict[str, str]:
     return {str(start): "+".join((file_digest(start / HEAD_FILE), *folders))}
 
 
+def input_digests(recipe: Recipe) -> dict[str, str]:
+    """Return the digests, by path, of all files of a recipe's data, of the checkpoint that it starts from, and of a
+    backbone's folder whose weights stay frozen: a state does not hold these."""
+    files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
+    digests = {str(file): file_digest(file) for file in files}
+    digests |= start_digest(recipe.start)
+    return digests | backbone_digest(recipe.backbone) if recipe.lora_rank else digests
+
+
 def restore_log(log: Path, step: int, tell: Progress) -> None:
     """Leave in a log, of one JSON object that begins with a `step` in a line, the whole lines of steps up to `step`,
     after which the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""

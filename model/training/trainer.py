@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from model.data.dataset import (
     PairedNotes,
     draw_example,
     embedding_example,
-    shown_categories,
     with_category_synonym,
 )
 from model.evaluation.ranking import pool_cutoff, recall_of_pairs
@@ -45,20 +43,19 @@ from model.training.distributed import clip_gradients, gather_rows, rank_and_siz
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import LOWER_RATES, Schedule, optimizer_and_schedule, refuse_divergence
-from model.training.recipe import Recipe, RecipeError
+from model.training.recipe import Recipe
 from model.training.resume import (
     LAST,
     RunState,
-    backbone_digest,
+    input_digests,
     read_run,
     replaced_folder,
     restore_log,
     restore_replaced,
-    start_digest,
 )
+from model.training.run_data import check_unpaired_notes, report_pairs, taught_categories, validation_notes
 from model.training.run_lock import FolderLock
-from model.training.teacher import known_share
-from model.weights import Progress, file_digest, silent
+from model.weights import Progress, silent
 
 BEST, FINAL, LOG = "best", "final", "log.jsonl"
 """In a run's folder: the best checkpoint, that after the last step (for averages), and one line for each step."""
@@ -105,8 +102,8 @@ class Trainer:
         self.data = [
             PairedNotes(row.notes, row.pairs, min_score=row.min_score, progress=progress) for row in recipe.data
         ]
-        self.validation = _validation_notes(recipe)
-        _report_pairs(recipe, self.data, self.validation, progress)
+        self.validation = validation_notes(recipe)
+        report_pairs(recipe, self.data, self.validation, progress)
         for row, paired in zip(recipe.data, self.data, strict=True):
             if recipe.contrastive and row.pairs and row.share > 0:
                 check_batches(paired, str(row.pairs), recipe, progress, new_run=new_run)
@@ -116,13 +113,13 @@ class Trainer:
             else None
             for paired, row in zip(self.data, recipe.data, strict=True)
         ]
-        _check_unpaired_notes(recipe, self.data, self.ranks)
+        check_unpaired_notes(recipe, self.data, self.ranks)
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
-        files = _digests(recipe)
+        files = input_digests(recipe)
         saved = None if new_run else read_run(folder, recipe, files, progress)
         torch.manual_seed(recipe.seed)
-        taught = _taught_categories(recipe, self.data)
+        taught = taught_categories(recipe, self.data)
         self.model, self.adapter = build_model(recipe, taught, cache, self.device, progress)
         optimizer, schedule = self._optimizer()
         self.state = RunState(self.model, optimizer, schedule, self.objectives, files=files)
@@ -403,61 +400,3 @@ class Trainer:
         if self.rank == 0:
             with (self.folder / LOG).open("a") as log:
                 log.write(json.dumps(asdict(step)) + "\n")
-
-
-def _check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: int) -> None:
-    """Raise RecipeError where processes cannot share the unpaired notes evenly, or a data set has too few notes."""
-    if recipe.unpaired_notes % ranks:
-        raise RecipeError(f"unpaired_notes must be a multiple of the {ranks} processes")
-    fewest = min((len(paired.notes) for paired in data if paired.has_pairs), default=0)
-    if recipe.unpaired_notes and recipe.unpaired_notes + 2 * recipe.batch_pairs > fewest:
-        raise RecipeError(
-            f"unpaired_notes: a data set has {fewest} notes, too few for a step's pairs and unpaired notes"
-        )
-
-
-def _taught_categories(recipe: Recipe, data: Sequence[PairedNotes]) -> tuple[str, ...]:
-    """Return the names of categories that training shows: one empty name where no note gets the category task. Notes
-    without a pair are at most embedded."""
-    drawn = [
-        ([paired.notes[note_id] for note_id in set(chain.from_iterable(paired.pairs))], row.category_names)
-        for row, paired in zip(recipe.data, data, strict=True)
-        if row.share > 0
-    ]
-    return shown_categories(drawn if recipe.teaches_categories else [])
-
-
-def _validation_notes(recipe: Recipe) -> PairedNotes | None:
-    """Return the validation split of the first data set that has pairs."""
-    for row in recipe.data:
-        if row.pairs:
-            return PairedNotes(row.notes, row.pairs, split="validation", min_score=recipe.validation_min_score)
-    return None
-
-
-def _report_pairs(
-    recipe: Recipe, data: Sequence[PairedNotes], validation: PairedNotes | None, progress: Progress
-) -> None:
-    """Tell how many pairs of each file are between notes of a split, how many name a note that is not in the notes
-    file, and which share of the notes a teacher knows where that is not all of them. Raises DatasetError."""
-    for row, paired in zip(recipe.data, data, strict=True):
-        if row.pairs:
-            counts = paired.counts
-            between = f"{counts.in_split:,} between training notes"
-            left_out = (
-                f", {counts.unknown:,} left out: a note of theirs is not in {row.notes}" if counts.unknown else ""
-            )
-            progress(f"{row.pairs}: {counts.read:,} pairs, {between}{left_out}")
-        if row.teacher and (known := known_share(row.teacher, paired.notes)) < 1:
-            progress(f"{row.teacher}: vectors of {100 * known:.1f}% of the training notes")
-    if validation:
-        progress(f"{validation.counts.in_split:,} pairs between validation notes")
-
-
-def _digests(recipe: Recipe) -> dict[str, str]:
-    """Return the digests, by path, of all files of a recipe's data, of the checkpoint that it starts from, and of a
-    backbone's folder whose weights stay frozen: a state does not hold these."""
-    files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
-    digests = {str(file): file_digest(file) for file in files}
-    digests |= start_digest(recipe.start)
-    return digests | backbone_digest(recipe.backbone) if recipe.lora_rank else digests

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import resource
-import ssl
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ from http import HTTPStatus
 import httptools
 import structlog
 import uvicorn
-from fastapi import FastAPI
 from prometheus_client import Counter
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -26,9 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.api.connection_bounds import (
     BODY_SECONDS,
     EARLY_IN_TURN,
-    FILES_OF_TENANT,
     HEAD_SECONDS,
-    IDLE_SECONDS,
     MAX_CONNECTIONS,
     MAX_DISCARDED_BYTES,
     MAX_HEAD_BYTES,
@@ -60,41 +55,6 @@ class HttpConfig(uvicorn.Config):
     admin_port: int | None
     refused: Counter
     ended: Counter
-
-
-def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
-    """Return uvicorn's configuration. `tls`: for HTTPS. There are no websockets: an upgrade is ignored, as HTTP
-    allows."""
-    config = HttpConfig(
-        app,
-        ssl_context_factory=None if tls is None else lambda *_: tls,
-        http=BoundedProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=int(IDLE_SECONDS),
-        timeout_graceful_shutdown=shutdown_seconds,
-    )
-    config.early = app.state.early
-    config.admin_port = app.state.admin_port
-    config.refused = app.state.telemetry.refused_connections
-    config.ended = app.state.telemetry.ended_connections
-    return config
-
-
-def allow_open_files(max_tenants: int) -> None:
-    """Raise this process's bound on open files as far as it may, and bound the connections by the room that it
-    leaves."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = SPARE_FILES + FILES_OF_TENANT * max_tenants
-    needed = BoundedProtocol.needed_files = MAX_CONNECTIONS + spare
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        soft = allowed
-    room = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - spare)
-    BoundedProtocol.max_connections = max(1, room)
 
 
 def _has_path(target: bytes) -> bool:

@@ -61,7 +61,7 @@ def serve() -> None:
         certificate = read_certificate(settings)
         listeners = open_listeners(settings)  # before the model is loaded, so that probes are answered
     with import_uncollected():
-        from service.api.protocol import allow_open_files, http_config
+        from service.api.http_server import allow_open_files, http_config
         from service.api.scenarios import ScenariosUnusable
         from service.wiring import build_app
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import orjson
 from prometheus_client import CollectorRegistry
 
-from service.api.protocol import allow_open_files, http_config
+from service.api.http_server import allow_open_files, http_config
 from service.cli.address import bind_shared
 from service.cli.certificate import read_certificate
 from service.cli.server import SWITCH_SECONDS, Server, exempt_imports

@@ -1,4 +1,5 @@
-"""What the use-cases generate: hashtags and category of stored notes, known hashtags, and hashtags as a stream."""
+"""Tests of generation in the use-cases: hashtags and category of stored notes, known hashtags, and hashtags as a
+stream."""
 
 from __future__ import annotations
 

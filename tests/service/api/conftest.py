@@ -16,7 +16,8 @@ import pytest
 import uvicorn
 
 from service.api import connection_watch, protocol, unsent_answers
-from service.api.protocol import BoundedProtocol, http_config
+from service.api.http_server import http_config
+from service.api.protocol import BoundedProtocol
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.tracing import Tracer

@@ -59,7 +59,7 @@ def problem_in(connection: socket.socket, status: int) -> str:
 
 
 def ended(client: httpx2.Client, reason: str) -> float:
-    """How many connections the service has ended for a reason."""
+    """Return the number of connections that the service has ended for a reason."""
     series = f'notellm_connections_ended_total{{reason="{reason}"}} '
     lines = client.get("/metrics").text.splitlines()
     return sum(float(line.removeprefix(series)) for line in lines if line.startswith(series))

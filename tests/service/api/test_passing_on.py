@@ -17,7 +17,7 @@ import uvicorn
 
 from service.access.gate import Gate
 from service.api.app import create_reader_app
-from service.api.protocol import http_config
+from service.api.http_server import http_config
 from service.container import ReadService
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle

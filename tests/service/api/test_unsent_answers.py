@@ -37,7 +37,7 @@ Checks = list[tuple[int, bool]]
 
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> Checks:
-    """Of each check of a connection the bytes that waited for its caller, and whether that ends the connection."""
+    """Records each check of a connection: the bytes that waited for the caller, and whether the check ended it."""
     recorded: Checks = []
     check = UnsentAnswers.check
 

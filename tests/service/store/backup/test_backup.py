@@ -1,4 +1,4 @@
-"""How a backup is made, from which servers and to which storages, and what ends one."""
+"""Tests of making a backup: from which servers, to which storages, and what ends one."""
 
 from __future__ import annotations
 

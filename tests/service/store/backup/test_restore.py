@@ -1,4 +1,4 @@
-"""What a restore does and refuses."""
+"""Tests of restoring a backup into a store, and of what a restore refuses."""
 
 from __future__ import annotations
 
