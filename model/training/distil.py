@@ -35,7 +35,7 @@ from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.data.dataset import DatasetError
 from model.data.pairs import PairsError
 from model.note import Note
-from model.training.held_out import HeldOutDomain, recalls
+from model.training.held_out import POOL_SIZES, HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
 from model.training.recipe import RecipeError, check_rates
@@ -59,8 +59,6 @@ from model.weights import file_digest
 LOG, CURVE = "log.jsonl", "curve.jsonl"
 CHANGEABLE = ("learning_rate", "solve_every", "save_every", "measure_every")
 """Fields of the recipe in which a resumed run may differ from its beginning."""
-POOL_SIZES = {"microlens50k": 1200, "movielens_tmdb": 400}
-"""Notes embedded for a point of the curve: embedding all of a domain takes minutes on two cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

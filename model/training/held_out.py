@@ -21,7 +21,8 @@ from model.training.teacher import unit
 from model.weights import file_digest
 from model.whole_file import whole_file
 
-DOMAINS = ("microlens50k", "movielens_tmdb")
+POOL_SIZES = {"microlens50k": 1200, "movielens_tmdb": 400}
+"""Held-out domains, and the notes of each that are embedded for a point of a curve: all take minutes on two cores."""
 CUTOFF = 100
 
 Floats = npt.NDArray[np.float32]
@@ -57,8 +58,8 @@ class HeldOutDomain:
 
     @classmethod
     def load_all(cls, folder: Path, cache: Path) -> list[HeldOutDomain]:
-        """Load those of DOMAINS that `folder` has."""
-        return [cls.load(folder / name, cache) for name in DOMAINS if (folder / name).is_dir()]
+        """Load the domains of POOL_SIZES that `folder` has."""
+        return [cls.load(folder / name, cache) for name in POOL_SIZES if (folder / name).is_dir()]
 
     def sample(self, size: int) -> HeldOutDomain:
         """Return a pool of `size` notes, the same at every call: half of them with a pair, half drawn from the rest.

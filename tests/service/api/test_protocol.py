@@ -15,7 +15,7 @@ import httpx2
 import pytest
 import structlog
 
-from service.api import connection_watch, protocol, unsent_answers
+from service.api import connection_bounds, connection_watch, protocol, unsent_answers
 from service.api.connection_bounds import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES
 from service.api.early_refusal import EarlyRefusal
 from service.api.protocol import BoundedProtocol
@@ -268,7 +268,7 @@ def test_limits_name_every_bound_of_a_connection(client: httpx2.Client) -> None:
     limits: dict[str, Any] = client.get("/limits").json()
     seconds = ("head_seconds", "body_seconds", "idle_seconds", "answer_seconds")
     names = ("max_head_bytes", "min_body_rate", "min_answer_rate", "max_unsent_bytes", *seconds)
-    bounds = vars(protocol) | vars(unsent_answers)
+    bounds = vars(connection_bounds) | vars(protocol) | vars(unsent_answers)
     assert {name: limits[name] for name in names} == {name: bounds[name.upper()] for name in names}
     assert limits["max_connections"] == BoundedProtocol.max_connections
 
