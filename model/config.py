@@ -49,6 +49,8 @@ class NoteLLMConfig:
     `categories`: the closed set that is scored unless a request names another.
     `min_hashtag_score`: a hashtag that is less likely to be written first is not returned, unless a near neighbour
     carries it (`hashtags.grounding.rerank`). 0 returns all. `notellm fit-hashtags` chooses it on validation.
+    `written_weight`: exponent of the probability that the model writes a hashtag, beside the neighbours' share,
+    whose exponent is 1 (`hashtags.grounding.rerank`): larger for a model that has learnt a community's hashtags.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
     `name_cosine_weight`: weight of the cosine between a note and a category's name, beside log probabilities, where
     training has not shown all names (docs/log/categories.md has two sweeps).
@@ -74,6 +76,7 @@ class NoteLLMConfig:
     languages: tuple[str, ...] = ()
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     min_hashtag_score: float = 0.0
+    written_weight: float = 0.1
     category_temperature: float = 1.0
     name_cosine_weight: float = 16.0
     trained_categories: tuple[str, ...] = ()
@@ -103,6 +106,8 @@ class NoteLLMConfig:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:
             raise CheckpointError(f"min_hashtag_score must be in [0, 1), not {self.min_hashtag_score!r}")
+        if type(self.written_weight) not in (int, float) or not self.written_weight > 0:
+            raise CheckpointError(f"written_weight must be above 0, not {self.written_weight!r}")
         if type(self.name_cosine_weight) not in (int, float) or not self.name_cosine_weight >= 0:
             raise CheckpointError(f"name_cosine_weight must be at least 0, not {self.name_cosine_weight!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):

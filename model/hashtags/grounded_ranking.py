@@ -16,12 +16,15 @@ class GroundedRanking:
     """Ranks the candidates of one note and the hashtags that the model writes for it, while the candidates'
     probabilities become known step by step.
 
-    `candidates`: by `dedup_key`. `count`: hashtags to return. `min_probability`: as in `rerank`.
+    `candidates`: by `dedup_key`. `count`: hashtags to return. `written_weight`, `min_probability`: as in `rerank`.
     """
 
-    def __init__(self, candidates: Mapping[str, Candidate], count: int, min_probability: float) -> None:
+    def __init__(
+        self, candidates: Mapping[str, Candidate], count: int, written_weight: float, min_probability: float
+    ) -> None:
         self.candidates = candidates
         self._count = count
+        self._written_weight = written_weight
         self._min_probability = min_probability
         self._bounds = dict.fromkeys(candidates, 1.0)
         """Most that the probability of each candidate without an exact one can be."""
@@ -73,12 +76,17 @@ class GroundedRanking:
         """Return the answer, once the search is over and no candidate is open."""
         none_of_the_best = dict.fromkeys(self._bounds, 0.0)
         probabilities = none_of_the_best | self._probabilities
-        return rerank(written, self.candidates, probabilities, self._count, self._min_probability)
+        return self._rerank(written, self.candidates, probabilities)
 
     def _best(self) -> tuple[Hashtag, ...]:
         """The best of the candidates with an exact probability."""
         scored = {key: self.candidates[key] for key in self._probabilities}
-        return rerank((), scored, self._probabilities, self._count, self._min_probability)
+        return self._rerank((), scored, self._probabilities)
+
+    def _rerank(
+        self, written: Sequence[Hashtag], candidates: Mapping[str, Candidate], probabilities: Mapping[str, float]
+    ) -> tuple[Hashtag, ...]:
+        return rerank(written, candidates, probabilities, self._count, self._written_weight, self._min_probability)
 
     def _last_score(self) -> float:
         """Score that the last one of the answer has at the least."""
@@ -86,13 +94,13 @@ class GroundedRanking:
         return best[-1].score if len(best) == self._count else 0.0
 
     def _score_bound(self, key: str) -> float:
-        return grounded_score(self.candidates[key].weight, self._bounds[key])
+        return grounded_score(self.candidates[key].weight, self._bounds[key], self._written_weight)
 
     def _least_score(self, key: str) -> float:
-        return grounded_score(self.candidates[key].weight, 0.0)
+        return grounded_score(self.candidates[key].weight, 0.0, self._written_weight)
 
     def _written_bound(self, max_written: float) -> float:
         """Return an upper bound on the score of any hashtag that the search may still write. The weight of a candidate
         that has its probability adds nothing: `rerank` takes that probability with the weight, and a written one
         without."""
-        return grounded_score(self._max_unscored_weight, max_written)
+        return grounded_score(self._max_unscored_weight, max_written, self._written_weight)

@@ -28,9 +28,6 @@ LEXICAL_SHARE = 0.6
 """Share of the total weight that neighbours by words have; those by vector have the rest."""
 NEIGHBOUR_SMOOTHING = 0.02
 """Added to a hashtag's weight among the neighbours, so that one that none of them carries keeps a score above 0."""
-WRITTEN_WEIGHT = 0.1
-"""Exponent of the probability that the model writes a hashtag, where the exponent of the neighbours' share is 1."""
-
 NAMED_WEIGHT = 0.05
 """Weight of a hashtag that the note names, if all notes with its words carry it."""
 NAMED_SMOOTHING = 4
@@ -233,17 +230,19 @@ def rerank(
     candidates: Mapping[str, Candidate],
     probabilities: Mapping[str, float],
     count: int,
+    written_weight: float,
     min_probability: float = 0.0,
 ) -> tuple[Hashtag, ...]:
     """Return the best `count` of the hashtags that the model wrote and of the candidates.
 
-        score = share * max(p, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
+        score = share * max(p, MIN_WRITTEN_PROBABILITY) ** written_weight
         share = (w + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING)
 
     where w is the weight of the candidate, 0 for a hashtag that is none, and p the probability that the
-    model writes it (docs/decisions/0010-hashtags.md). `probabilities` has p for the candidates, by `dedup_key` as in
-    `candidates`; a candidate without an entry has the p of the written hashtag with the same key. A hashtag with p
-    below `min_probability` is dropped, unless its candidate is near.
+    model writes it (docs/decisions/0010-hashtags.md). `written_weight` is that of the checkpoint's configuration.
+    `probabilities` has p for the candidates, by `dedup_key` as in `candidates`; a candidate without an entry has the p
+    of the written hashtag with the same key. A hashtag with p below `min_probability` is dropped, unless its candidate
+    is near.
 
     What is written under the key of a candidate is scored with w = 0, too, and the better of the two is taken, in its
     spelling: the model may find the neighbours' spelling improbable and its own not.
@@ -256,17 +255,17 @@ def rerank(
         scored.append((key, Candidate(hashtag.text, notes=notes), hashtag.score))
     best: dict[str, Hashtag] = {}
     for key, candidate, probability in scored:
-        score = min(1.0, grounded_score(candidate.weight, probability))
+        score = min(1.0, grounded_score(candidate.weight, probability, written_weight))
         is_better = key not in best or score > best[key].score
         if is_better and is_likely_enough(candidate, probability, min_probability):
             best[key] = Hashtag(candidate.text, score, tuple(candidate.notes[:NEIGHBOURS_NAMED]))
     return tuple(sorted(best.values(), key=lambda hashtag: (-hashtag.score, hashtag.text))[:count])
 
 
-def grounded_score(weight: float, probability: float) -> float:
+def grounded_score(weight: float, probability: float, written_weight: float) -> float:
     """Return the score of a hashtag, which grows with both: the weight of its candidate and the probability that the
     model writes it (`rerank` has the formula)."""
-    written: float = max(probability, MIN_WRITTEN_PROBABILITY) ** WRITTEN_WEIGHT
+    written: float = max(probability, MIN_WRITTEN_PROBABILITY) ** written_weight
     return (weight + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING) * written
 
 

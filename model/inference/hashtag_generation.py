@@ -49,7 +49,10 @@ class HashtagGeneration:
         assert self._request.find_neighbours is not None
         candidates = candidates_from(self._request.find_neighbours(note, vector, NEIGHBOURS), self._allowed)
         if candidates:
-            self._ranking = GroundedRanking(candidates, self._request.hashtags, self._prompt.config.min_hashtag_score)
+            config = self._prompt.config
+            self._ranking = GroundedRanking(
+                candidates, self._request.hashtags, config.written_weight, config.min_hashtag_score
+            )
             self._scorer = CandidateScorer(self._prompt, self._ranking)
 
     def tasks(self) -> Tasks:

@@ -72,6 +72,9 @@ in a distillation."""
 MIN_HASHTAG_SCORE = 0.015
 """`min_hashtag_score` of the checkpoints: on the judgement notes, what a taught trunk writes for notes that say nothing
 lies below, and most of what it writes for the others above (docs/log/writing.md)."""
+WRITTEN_WEIGHT = 0.05
+"""`written_weight` of the checkpoints: it suits a community whose hashtags the adapter has not learnt
+(docs/log/hashtags.md)."""
 CHANGEABLE = ("learning_rate", "steps", "save_every")
 """Fields of the recipe in which a resumed run may differ from its beginning."""
 MEASURED_NOTES = 96
@@ -300,7 +303,12 @@ class GenerationTrainer:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)
             trained = shown_categories([(self.notes, self.names)])
-            replace(config, trained_categories=trained, min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
+            replace(
+                config,
+                trained_categories=trained,
+                min_hashtag_score=MIN_HASHTAG_SCORE,
+                written_weight=WRITTEN_WEIGHT,
+            ).save(unfinished)
             with self.master_weights.averaged():
                 save_generation_adapter(self.adapter, unfinished, self.cache)
             adapter = unfinished / GENERATION_FOLDER / ADAPTER_FILE

@@ -77,6 +77,9 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"min_hashtag_score": -0.1},
         {"min_hashtag_score": 1.0},
         {"min_hashtag_score": math.nan},
+        {"written_weight": 0.0},
+        {"written_weight": math.nan},
+        {"written_weight": True},
     ],
 )
 def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:

@@ -19,7 +19,6 @@ from model.hashtags.grounding import (
     NEIGHBOUR_SMOOTHING,
     NEIGHBOUR_SPREAD,
     NEIGHBOURS_NAMED,
-    WRITTEN_WEIGHT,
     HashtagFilter,
     candidates_from,
     dedup_key,
@@ -32,6 +31,7 @@ from model.hashtags.grounding import (
 from model.note import Note
 
 ANY = HashtagFilter()
+WRITTEN_WEIGHT = 0.1
 
 
 @pytest.mark.parametrize(
@@ -235,13 +235,13 @@ def test_candidates_are_bounded_and_filtered() -> None:
 
 def test_rerank_orders_by_neighbour_share_and_probability() -> None:
     candidates = candidates_from(Neighbours([Neighbour(f"n{i}", 0.9, ("soup",)) for i in range(9)]), ANY)
-    ranked = rerank([Hashtag("hot", 0.5), Hashtag("Soups", 0.1)], candidates, {"soup": 0.2}, 5)
+    ranked = rerank([Hashtag("hot", 0.5), Hashtag("Soups", 0.1)], candidates, {"soup": 0.2}, 5, WRITTEN_WEIGHT)
     soup = (1 + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING) * 0.2**WRITTEN_WEIGHT
     hot = NEIGHBOUR_SMOOTHING / (1 + NEIGHBOUR_SMOOTHING) * 0.5**WRITTEN_WEIGHT
     scores = [(hashtag.text, hashtag.score) for hashtag in ranked]
     assert scores == [("soup", pytest.approx(soup)), ("hot", pytest.approx(hot))]
     assert [hashtag.notes for hashtag in ranked] == [tuple(f"n{i}" for i in range(NEIGHBOURS_NAMED)), ()]
-    assert rerank([Hashtag("hot", 0.5)], candidates, {"soup": 0.2}, 1) == ranked[:1]
+    assert rerank([Hashtag("hot", 0.5)], candidates, {"soup": 0.2}, 1, WRITTEN_WEIGHT) == ranked[:1]
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,11 @@ def test_written_hashtag_scores_no_less_where_a_neighbour_spells_it_improbably(
 ) -> None:
     written = [Hashtag("camping", 0.784), Hashtag("tent", 0.05)]
     candidates = candidates_from(Neighbours([Neighbour("far", cosine, (spelling,))]), ANY)
-    without = {dedup_key(hashtag.text): hashtag.score for hashtag in rerank(written, {}, {}, 5, 0.015)}
-    ranked = {dedup_key(hashtag.text): hashtag for hashtag in rerank(written, candidates, probabilities, 5, 0.015)}
+    without = {dedup_key(hashtag.text): hashtag.score for hashtag in rerank(written, {}, {}, 5, WRITTEN_WEIGHT, 0.015)}
+    ranked = {
+        dedup_key(hashtag.text): hashtag
+        for hashtag in rerank(written, candidates, probabilities, 5, WRITTEN_WEIGHT, 0.015)
+    }
     assert ranked.keys() == without.keys()
     assert all(ranked[key].score >= score for key, score in without.items())
     assert ranked["camping"].notes == ("far",)
@@ -264,24 +267,30 @@ def test_hashtag_has_the_spelling_that_its_score_is_of() -> None:
     written = [Hashtag("camping", 0.784)]
     for cosine, probability, expected in ((0.2, 1e-6, "camping"), (0.2, 0.8, "CAMPING"), (0.8, 1e-6, "CAMPING")):
         candidates = candidates_from(Neighbours([Neighbour("n", cosine, ("CAMPING",))]), ANY)
-        (ranked,) = rerank(written, candidates, {"camping": probability}, 5, 0.015)
+        (ranked,) = rerank(written, candidates, {"camping": probability}, 5, WRITTEN_WEIGHT, 0.015)
         assert ranked.text == expected
 
 
 def test_words_that_the_model_has_not_met_are_ordered_by_their_neighbours() -> None:
     near, far = Neighbour("a", 0.9, ("soup",)), Neighbour("b", 0.9 - NEIGHBOUR_SPREAD, ("hike",))
     candidates = candidates_from(Neighbours([near, far]), ANY)
-    ranked = rerank([], candidates, {"soup": 1e-30, "hike": 0.9 * MIN_WRITTEN_PROBABILITY}, 5)
+    ranked = rerank([], candidates, {"soup": 1e-30, "hike": 0.9 * MIN_WRITTEN_PROBABILITY}, 5, WRITTEN_WEIGHT)
     assert [hashtag.text for hashtag in ranked] == ["soup", "hike"]
-    assert [hashtag.score for hashtag in ranked] == [grounded_score(c.weight, 0.0) for c in candidates.values()]
+    assert [hashtag.score for hashtag in ranked] == [
+        grounded_score(c.weight, 0.0, WRITTEN_WEIGHT) for c in candidates.values()
+    ]
 
 
 def test_improbable_hashtag_is_told_if_a_near_neighbour_carries_it() -> None:
     near, far = Neighbour("a", NEAR_COSINE, ("soup", "hot")), Neighbour("b", NEAR_COSINE - 0.01, ("hike", "trail"))
     candidates = candidates_from(Neighbours([near, far]), ANY)
     probabilities = {"soup": 0.2, "hot": 0.001, "hike": 0.2, "trail": 0.001}
-    assert len(rerank([], candidates, probabilities, 5)) == 4
-    assert {hashtag.text for hashtag in rerank([], candidates, probabilities, 5, 0.02)} == {"soup", "hot", "hike"}
+    assert len(rerank([], candidates, probabilities, 5, WRITTEN_WEIGHT)) == 4
+    assert {hashtag.text for hashtag in rerank([], candidates, probabilities, 5, WRITTEN_WEIGHT, 0.02)} == {
+        "soup",
+        "hot",
+        "hike",
+    }
 
 
 @pytest.mark.parametrize(
@@ -297,7 +306,7 @@ def test_improbable_hashtag_of_a_note_by_words_is_told_if_the_vector_is_known(
     cosine: float, words: float, told: bool
 ) -> None:
     neighbours = Neighbours([Neighbour("a", cosine, ())], [Neighbour("b", words, ("soup",))])
-    ranked = rerank([], candidates_from(neighbours, ANY), {"soup": 0.001}, 5, 0.02)
+    ranked = rerank([], candidates_from(neighbours, ANY), {"soup": 0.001}, 5, WRITTEN_WEIGHT, 0.02)
     assert [hashtag.text for hashtag in ranked] == ["soup"] * told
 
 
@@ -335,5 +344,5 @@ def test_named_hashtag_weighs_more_than_its_neighbours_alone_say() -> None:
     ("named", "told"), [(SURE, True), (NamedHashtag("Kyoto", 1, 1), False), (NamedHashtag("Kyoto", 1, 40), False)]
 )
 def test_improbable_hashtag_is_told_if_many_notes_with_its_words_carry_it(named: NamedHashtag, told: bool) -> None:
-    ranked = rerank([], candidates_from(Neighbours(named=[named]), ANY), {"kyoto": 0.001}, 5, 0.02)
+    ranked = rerank([], candidates_from(Neighbours(named=[named]), ANY), {"kyoto": 0.001}, 5, WRITTEN_WEIGHT, 0.02)
     assert [hashtag.text for hashtag in ranked] == ["Kyoto"] * told

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
-from model.hashtags.grounding import WRITTEN_WEIGHT, HashtagFilter, candidates_from, dedup_key, rerank
+from model.hashtags.grounding import HashtagFilter, candidates_from, dedup_key, rerank
 from model.inference.engine import Engine
 from model.note import Note
 from tests.conftest import FOODS
@@ -51,7 +51,13 @@ def reference_hashtags(engine: Engine, note: Note, count: int, neighbours: Neigh
     """Answer of a search to its end and of all candidates, each scored with a forward of its own."""
     candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
     exact = {key: hashtag_probability(engine, note, count, candidate.text) for key, candidate in candidates.items()}
-    return rerank(plain_hashtags(engine, FEW_NOTES.index(note), count), candidates, exact, count)
+    return rerank(
+        plain_hashtags(engine, FEW_NOTES.index(note), count),
+        candidates,
+        exact,
+        count,
+        engine.prompt.config.written_weight,
+    )
 
 
 @pytest.mark.parametrize(("seed", "first_tokens"), [(0, 1), (1, 4), (2, 24)])
@@ -84,7 +90,7 @@ def test_candidates_that_nothing_written_can_pass_take_no_search(
         by_probability = sorted(((hashtag_probability(writer, note, 3, text), text) for text in HASHTAGS), reverse=True)
         expected = by_probability[:3]
         assert texts(output.hashtags) == [text for _, text in expected]
-        assert scores(output.hashtags) == close_to([p**WRITTEN_WEIGHT for p, _ in expected])
+        assert scores(output.hashtags) == close_to([p**writer.prompt.config.written_weight for p, _ in expected])
         assert {hashtag.notes for hashtag in output.hashtags or ()} == {("n",)}
 
 
@@ -158,7 +164,9 @@ def test_candidates_beyond_the_budget_are_left_to_the_search(
     neighbours = Neighbours([Neighbour(text, 1 - i / 100, (text,)) for i, text in enumerate(carried)])
     candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
     exact = {text: hashtag_probability(writer, note, 3, text) for text in carried[:budget]}
-    expected = rerank(plain_hashtags(writer, FEW_NOTES.index(note), 3), candidates, exact, 3)
+    expected = rerank(
+        plain_hashtags(writer, FEW_NOTES.index(note), 3), candidates, exact, 3, writer.prompt.config.written_weight
+    )
     (output,) = generate(writer, [note], GenerationRequest(3, find_neighbours=lambda *_: neighbours))
     assert texts(output.hashtags) == [hashtag.text for hashtag in expected]
     assert scores(output.hashtags) == close_to([hashtag.score for hashtag in expected])
