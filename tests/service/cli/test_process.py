@@ -341,7 +341,9 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
 
 def test_similar_takes_weights_of_sources_as_they_are(shared: Process) -> None:
     words = [f"w{i}x" for i in range(24)]
-    for note_id, title in {"s0": " ".join(words[:12]), "s1": " ".join(words[11:])}.items():  # they share one word
+    titles = {"s0": " ".join(words[:12]), "s1": " ".join(words[11:])}  # they share one word
+    titles |= {f"other{i}": f"other {i}" for i in range(4)}  # a word of all notes would count for nothing
+    for note_id, title in titles.items():
         assert httpx2.post(f"{shared.url}/notes", json={"id": note_id, "title": title}).status_code == 201
     body = json.dumps({"sources": {"content": 1, "words": 0.5, "behaviour": 1}})
     for options, words_count in ((("--sources", "auto"), False), (("--body", body), True)):
