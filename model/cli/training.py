@@ -36,7 +36,10 @@ def train(
     ] = "auto",
     cache: Cache = CACHE,
 ) -> None:
-    """Train by a recipe; the same command resumes after a break. Under torchrun it runs on several processes."""
+    """Train by a recipe; the same command resumes after a break. Under torchrun it runs on several processes.
+
+    SIGTERM or Ctrl-C saves after the current step and ends the run, with exit status 1.
+    """
     import torch
 
     from model.config import CheckpointError
@@ -46,6 +49,8 @@ def train(
     from model.training.distributed import processes
     from model.training.model_card import CARD, checked_out_commit, write_card
     from model.training.recipe import Recipe, RecipeError, parse_change
+    from model.training.resume import LAST
+    from model.training.stopping import stop_on_signals
     from model.training.trainer import BEST, Trainer
     from model.weights import silent
 
@@ -62,7 +67,10 @@ def train(
         if trainer.ended and (folder / BEST / CARD).is_file():
             progress(f"the run in {folder} has ended at step {trainer.state.step}: name a new folder for another one")
             return
+        stop_on_signals(trainer.stop)
         run_with_progress_bar(trainer, quiet=rank > 0)
+        if not trainer.ended:
+            fail(f"ended at step {trainer.state.step}, saved in {folder / LAST}: run the same command again to go on")
         if rank == 0:
             draw_curves(folder)
             say(f"curves: {folder / CURVES}")

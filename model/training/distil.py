@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 import tomllib
@@ -51,6 +50,7 @@ from model.training.resume import (
 )
 from model.training.run_lock import FolderLock
 from model.training.running_ridge import RunningRidge
+from model.training.stopping import stop_on_signals
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
 from model.training.token_teacher import TOKENS_FILE, TokenTeacher
@@ -214,8 +214,8 @@ class Distiller:
             if ending:
                 return
 
-    def stop(self, *_: Any) -> None:
-        """End the run after the current step, or a pause, with a save. A signal handler: its arguments are not used."""
+    def stop(self) -> None:
+        """End the run after the current step, or a pause, with a save."""
         self.stopped = True
 
     def update(self, batch: Batch) -> None:
@@ -377,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"the run in {options.out} has had its {options.total_minutes:g} minutes, at step {distiller.step}")
         return
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
-    signal.signal(signal.SIGTERM, distiller.stop)
+    stop_on_signals(distiller.stop)
     try:
         domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
         pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]

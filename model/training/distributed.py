@@ -71,6 +71,16 @@ def sum_over_processes(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None
             dist.all_reduce(parameter.grad)
 
 
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Return whether `flag` is true in any process. Called by all of them, with the device of their tensors."""
+    _, size = rank_and_size()
+    if size == 1:
+        return flag
+    count = torch.tensor(int(flag), device=device)
+    dist.all_reduce(count)
+    return bool(count)
+
+
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before.
 

@@ -39,7 +39,7 @@ from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective, check_batches
-from model.training.distributed import clip_gradients, gather_rows, rank_and_size, sum_over_processes
+from model.training.distributed import any_process, clip_gradients, gather_rows, rank_and_size, sum_over_processes
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import LOWER_RATES, Schedule, optimizer_and_schedule, refuse_divergence
@@ -114,6 +114,8 @@ class Trainer:
             for paired, row in zip(self.data, recipe.data, strict=True)
         ]
         check_unpaired_notes(recipe, self.data, self.ranks)
+        self.stopped = False
+        """Whether `stop` was called."""
         self.steps_on = [0] * len(self.data)
         """Steps on each data set so far."""
         files = input_digests(recipe)
@@ -156,8 +158,9 @@ class Trainer:
     def run(self) -> Iterator[Step]:
         """Train until the last step, or until validation recall stops rising (`patience` evaluations without gain).
 
-        A resumed run continues after the step of last.pt, with the batches that it would have had. Raises RecipeError
-        where the loss or the gradient is not finite, before the step that it would spoil the weights with.
+        After `stop` it ends with the step that was under way, and saves its state. A resumed run continues after the
+        step of last.pt, with the batches that it would have had. Raises RecipeError where the loss or the gradient is
+        not finite, before the step that it would spoil the weights with.
         """
         recipe, state = self.recipe, self.state
         if self.saved_step is None and self.rank == 0:
@@ -172,11 +175,18 @@ class Trainer:
             if evaluated:
                 step = replace(step, recall=self._evaluate(), recall_at=self.recall_at)
             self._log(step)
-            if evaluated or state.step % recipe.save_every == 0:
+            stopping = any_process(self.stopped, self.device)
+            if evaluated or stopping or state.step % recipe.save_every == 0:
                 state.save(self.folder, recipe)
                 self.saved_step = state.step
             yield step
+            if stopping and not self.ended:
+                return
         self._save_checkpoint(FINAL)
+
+    def stop(self) -> None:
+        """End the run after the step that is under way, with its state saved."""
+        self.stopped = True
 
     def _batches(self) -> Iterator[tuple[int, list[Note]]]:
         """Yield batches without end, each with the place in `data` of the data set that all its notes are from."""

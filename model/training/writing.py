@@ -18,7 +18,6 @@ import argparse
 import json
 import random
 import shutil
-import signal
 import sys
 import time
 import tomllib
@@ -56,6 +55,7 @@ from model.training.resume import (
     wait_while_exists,
 )
 from model.training.run_lock import FolderLock
+from model.training.stopping import stop_on_signals
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
@@ -221,8 +221,8 @@ class GenerationTrainer:
             if ending:
                 return
 
-    def stop(self, *_: Any) -> None:
-        """End the run after the current step, or a pause, with a save. A signal handler: its arguments are not used."""
+    def stop(self) -> None:
+        """End the run after the current step, or a pause, with a save."""
         self.stopped = True
 
     def update(self, rows: Sequence[int]) -> None:
@@ -408,7 +408,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"the run in {options.out} has ended at step {trainer.step}: name a new folder for another one")
         return
     print(f"{len(trainer.notes):,} notes; step {trainer.step}; {recipe}", flush=True)
-    signal.signal(signal.SIGTERM, trainer.stop)
+    stop_on_signals(trainer.stop)
     try:
         trainer.run(options.minutes)
     except (RecipeError, OSError) as error:

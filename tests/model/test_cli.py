@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from model.training.average import CARD_NOTE
 from model.training.calibrate import category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
-from model.training.trainer import BEST, FINAL
+from model.training.trainer import BEST, FINAL, Step, Trainer
 from model.weights import HEAD_FILE
 from service.cli.main import app
 from tests.model.inference.outputs import probabilities
@@ -90,6 +91,31 @@ def test_train_again_finds_nothing_to_do(trained: Path):
     assert result.exit_code == 0
     assert "has ended at step 4: name a new folder" in " ".join(result.stderr.split())
     assert files(trained / "out") == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_train_saves_and_ends_at_a_signal_and_goes_on_with_the_same_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    command = ["train", "--config", str(trained / "recipe.toml"), "--out", str(tmp_path / "out"), "--set", "steps=5"]
+    log = Trainer._log
+
+    def log_and_signal(trainer: Trainer, step: Step) -> None:
+        log(trainer, step)
+        if step.step == 3:
+            signal.raise_signal(number)
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_log", log_and_signal)
+        ended = run.invoke(app, command)
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+    assert ended.exit_code == 1
+    assert "ended at step 3, saved in " in ended.stderr
+    assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3]
+    assert run.invoke(app, command).exit_code == 0
+    assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

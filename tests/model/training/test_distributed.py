@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from model.note import Note
+from model.training.model_card import read_log
 from model.training.recipe import Recipe
 from model.training.resume import LAST
-from model.training.trainer import BEST, Trainer
+from model.training.trainer import BEST, FINAL, Trainer
 from tests.conftest import in_torch
 from tests.model.training.runs import losses
 
@@ -41,7 +42,11 @@ with processes("cpu") as (rank, device):
         data = tuple(Data(notes=Path(d["notes"]), pairs=Path(d["pairs"])) for d in given.pop("data"))
         folder = Path(sys.argv[1]).parent / name
         trainer = Trainer(Recipe(**given, data=data), folder, cache=folder, device=device)
-        list(trainer.run())
+        run = trainer.run()
+        next(run)
+        if name == "stopped" and rank == 1:
+            trainer.stop()
+        list(run)
         weights = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in trainer.model.named_parameters()}
         torch.save({n: p.detach() for n, p in weights.items()}, folder / f"rank{rank}.pt")
 """
@@ -71,6 +76,8 @@ def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
     for way in WAYS:
         (folder / way).mkdir()
         recipes[way] = asdict(recipe_of(recipe, way))
+    (folder / "stopped").mkdir()
+    recipes["stopped"] = asdict(recipe_of(recipe, "sharded-lora"))
     (folder / "recipes.json").write_text(json.dumps(recipes, default=str))
     (folder / "process.py").write_text(PROCESS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -90,6 +97,13 @@ def one_process(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return folder
 
     return lambda way: trained(way.removeprefix("sharded-"))
+
+
+def test_run_ends_in_all_processes_after_the_step_in_which_one_is_stopped(two_processes: Path):
+    folder = two_processes / "stopped"
+    assert [step["step"] for step in read_log(folder)] == [1, 2]
+    assert (folder / LAST).is_file()
+    assert not (folder / FINAL).exists()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -25,7 +25,7 @@ from model.training.resume import (
     save_state,
     wait_while_exists,
 )
-from model.training.trainer import BEST, LOG, Trainer
+from model.training.trainer import BEST, FINAL, LOG, Trainer
 from model.weights import HEAD_FILE
 from tests.model.training.runs import losses, training_in
 
@@ -46,6 +46,23 @@ def test_killed_run_resumes_to_the_identical_losses(recipe: Recipe, tmp_path: Pa
     del run
     list(Trainer(recipe, broken, cache=tmp_path).run())
     assert losses(broken) == losses(whole)
+
+
+def test_stopped_run_saves_after_its_step_and_goes_on_to_the_identical_losses(recipe: Recipe, tmp_path: Path):
+    recipe = replace(recipe, memory=True, distillation=0.5)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    list(Trainer(recipe, whole, cache=tmp_path).run())
+    trainer = Trainer(recipe, stopped, cache=tmp_path)
+    run = trainer.run()
+    next(run)
+    trainer.stop()
+    assert ([step.step for step in run], trainer.saved_step) == ([2], 2)
+    assert not (stopped / FINAL).exists()
+    list(Trainer(recipe, stopped, cache=tmp_path).run())
+    assert losses(stopped) == losses(whole)
+    assert (stopped / FINAL).is_dir()
 
 
 def test_run_whose_log_a_full_disk_cut_off_goes_on_with_a_whole_one(recipe: Recipe, tmp_path: Path):
