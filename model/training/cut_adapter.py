@@ -31,7 +31,7 @@ A, B = "lora_A.weight", "lora_B.weight"
 
 
 def cut_product(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B (O, r) and A (r, I) whose product is the best approximation of that of `b` (O, R) and `a` (R, I).
+    """Return B (O, r) and A (r, I), whose product best approximates the product of `b` (O, R) and `a` (R, I).
 
     They come from the product's truncated singular value decomposition (Eckart and Young 1936), with the square root of
     the singular values in each factor, computed from the factors without the product itself.

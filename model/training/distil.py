@@ -66,7 +66,7 @@ class Distillation:
     """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
 
     shares: dict[str, float] = field(default_factory=dict)
-    """How often each source is drawn from, relative to the others."""
+    """Relative frequency with which each source is drawn."""
     backbone: str = PACKAGED_BACKBONE
     prompt_version: str = "note-first/2"
     pooling: str = "read-out"

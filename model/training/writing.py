@@ -86,7 +86,7 @@ class GenerationRecipe:
     """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
 
     shares: dict[str, float] = field(default_factory=dict)
-    """How often each source is drawn from, relative to the others."""
+    """Relative frequency with which each source is drawn."""
     rank: int = 16
     """Rank of the adapter; 16 has 9.8 MB in bfloat16 for the packaged backbone."""
     seed: int = 0

@@ -19,7 +19,7 @@ from model.note import Note, hashtag_key
 from model.prompt import Prompt
 
 RANK_DECAY = 0.85
-"""Weight of a hashtag in the loss, relative to that of the one before it."""
+"""Ratio of the loss weights of a hashtag and the hashtag before it."""
 MAX_TARGET_HASHTAGS = 5
 REQUESTED_HASHTAGS = range(1, 11)
 """Numbers of hashtags in the task, drawn at random: the output must not depend on the requested number."""
