@@ -1,4 +1,4 @@
-"""AdaptedEncoder: a rival whose vectors get what a checkpoint of ours gets without training."""
+"""AdaptedEncoder: a baseline encoder with the steps that our checkpoints get without training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from model.training.whiten import whitening
 
 
 class AdaptedEncoder:
-    """Compares notes by whitened vectors of an encoder, and by queries that leave out a share of the mean.
+    """An encoder with whitened vectors, and with queries from which a share of the mean vector is subtracted.
 
-    `dimension`: numbers of a whitened vector (model/training/whiten.py), fitted to `known`, the training notes; None
-    leaves the vectors as they are. `mean_share`: share of the mean of all notes of the pool that a query leaves out
-    (model/centre.py). Raises ValueError where the training notes do not span `dimension` directions.
+    `dimension`: dimension of the whitened vectors (model/training/whiten.py), fitted to `known`, the training notes;
+    None leaves the vectors unchanged. `mean_share`: share of the mean of the pool's vectors that is subtracted from a
+    query (model/centre.py). Raises ValueError where the training notes do not span `dimension` directions.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class AdaptedEncoder:
         self._mean_share = mean_share
 
     def related(self, notes: Sequence[Note]) -> Scorer:
-        """Return the cosines of the notes of the pool."""
+        """Return a scorer by cosine over the pool `notes`."""
         vectors = self._encoder.embed(notes)
         if self._matrix is not None:
             vectors = vectors @ self._matrix.T

@@ -1,4 +1,4 @@
-"""The order of the ids as an answer to every query: what the numbering of a data set tells of its notes."""
+"""Baseline that ranks by id alone: how much the numbering of a data set reveals about its notes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from model.note import Note
 class OrderOfIds:
     """Ranks the notes of the pool by their ids as texts, the same for every query.
 
-    It reads nothing else. Where it finds much, the numbering follows popularity, and the pairs ask for popular notes.
+    It reads nothing else. Its recall is high where ids follow popularity and the pairs favour popular notes.
     """
 
     name = "by-id"
 
     def related(self, notes: Sequence[Note]) -> Scorer:
-        """Return scores of the pool, a row of equal ones for each query: minus the place of the note's id."""
+        """Return a scorer that gives every query the same row: minus the rank of each note's id."""
         by_id = sorted(range(len(notes)), key=lambda row: notes[row].id)
         scores = np.empty(len(notes), np.float32)
         scores[by_id] = -np.arange(len(notes), dtype=np.float32)

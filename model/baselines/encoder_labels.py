@@ -3,8 +3,8 @@
     python -m model.baselines.encoder_labels FOLDER --wordnet FOLDER --out FOLDER [--encoder mpnet] [--source NAME]
 
 reads the notes of FOLDER that have the encoder's vectors (model.baselines.encoder_teacher) and writes notes files of
-the same names to --out, each note with its labels (model/data/pseudo_labels.py); notes that get none are left out.
-Beside them categories.jsonl.gz has about as many notes of each category, for `notellm fit-categories`.
+the same names to --out, each note with its labels (model/data/pseudo_labels.py); notes without labels are left out. It
+also writes categories.jsonl.gz, with about the same number of notes per category, for `notellm fit-categories`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from model.note import Note
 from model.training.corpus_vectors import read_corpus_vectors
 
 UNUSED_SOURCES = ("samples",)
-"""Sources that are not labelled: the sample notes have hashtags and categories of their own."""
+"""Sources that are not labelled: the sample notes already have hashtags and categories."""
 SOURCE_CATEGORIES: Mapping[str, str] = {"recipes": "Food", "debian": "Tech"}
-"""Category of a source's notes where their text alone leaves it open."""
+"""Category of a source's notes where the labeller finds none."""
 CATEGORIES_NAME = "categories"
 MAX_NOTES_PER_CATEGORY = 300
-"""Notes of each category in categories.jsonl.gz: most have as many, where packages and recipes have thousands."""
+"""Maximum notes of a category in categories.jsonl.gz. Most reach it; packages and recipes have thousands."""
 HUB_SAMPLE = 2000
-"""Notes of each source among which the hubs of the vocabulary are found."""
+"""Notes of each source by which the hubness of tags is estimated."""
 
 
 def embed_texts(encoder: SentenceEncoder, texts: Sequence[str]) -> Floats:

@@ -2,9 +2,9 @@
 
     python -m model.baselines.encoder_teacher FOLDER [--encoder mpnet] [--source NAME] [--max-notes N]
 
-reads FOLDER/<source>.jsonl.gz and writes all-MiniLM-L6-v2's vectors, of 384 numbers, beside it, or all-mpnet-base-v2's,
-of 768 (model/training/corpus_vectors.py). The same command goes on after a break. A corpus has the vectors of one
-encoder.
+reads FOLDER/<source>.jsonl.gz and writes vectors beside it (model/training/corpus_vectors.py): by all-MiniLM-L6-v2, of
+dimension 384, or by all-mpnet-base-v2, of dimension 768. The same command resumes an interrupted run. All vectors of a
+corpus are by one encoder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model.training.corpus_vectors import teacher_parser, write_missing_vectors
 from model.training.teacher import unit
 
 FORWARD_BATCH_SIZE = 128
-"""Notes in one forward: without gradients more fit than in training, and those of like length are read together."""
+"""Notes in one forward: more than in training, since there are no gradients. Notes of similar length share one."""
 
 
 @torch.inference_mode()
@@ -54,8 +54,8 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
 
 
 def encoder_of(options: argparse.Namespace) -> SentenceEncoder:
-    """Load the published encoder that the options name; mpnet is fetched where it is not there. Raises CheckpointError,
-    and ModuleNotFoundError where MiniLM's package is not installed."""
+    """Load the published encoder that the options name; mpnet is downloaded if missing. Raises CheckpointError, and
+    ModuleNotFoundError where MiniLM's package is not installed."""
     return SentenceEncoder() if options.encoder == "minilm" else mpnet.load(options.cache, print)
 
 

@@ -15,19 +15,19 @@ from model.evaluation.system import Retriever
 from model.note import Note, hashtag_key
 
 TUNED_NEIGHBOURS, TUNED_POWER = 100, 2.0
-"""Neighbours, and the power of their scores, with which copying by TF-IDF has the best F1@3 on validation notes of
-microlens50k and of movielens_tmdb (docs/log/hashtags.md#a-copier-with-the-same-care)."""
+"""Number of neighbours, and exponent of their scores, with which copying by TF-IDF has the best F1@3 on validation
+notes of microlens50k and of movielens_tmdb (docs/log/hashtags.md#a-copier-with-the-same-care)."""
 
 
 class CopiedHashtags:
     """Hashtags of a note's nearest `known` notes, ranked by the summed scores of the neighbours that have them.
 
-    Known notes without hashtags are no neighbours: there is nothing to copy. Of equal scores the smaller id is nearer.
-    Ten neighbours, each with its score, is the plain copier; `tuned` is the best one found on validation.
+    Known notes without hashtags are excluded: there is nothing to copy. Among equal scores the smaller id is nearer.
+    The defaults, ten neighbours weighted by their scores, are the plain copier; `tuned` is the best on validation.
     """
 
     def __init__(self, system: Retriever, known: Iterable[Note], neighbours: int = 10, power: float = 1.0) -> None:
-        """Copy from `neighbours` notes, each of which weighs its score to the `power`."""
+        """Copy from `neighbours` notes, each weighted by its score to the `power`."""
         self.name = f"{system.name}, hashtags copied"
         self.source: HashtagSource = "copied"
         self._system = system
@@ -45,7 +45,7 @@ class CopiedHashtags:
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
         """Return at most `count` hashtags for each note, the best first.
 
-        The hashtags of the note itself are not used, not even where it is one of the known notes.
+        The note's own hashtags are not used, even if it is one of the known notes.
         """
         pool = [*self._known, *(replace(note, hashtags=()) for note in notes)]
         score = self._system.related(pool)
@@ -79,9 +79,9 @@ class FrequentHashtags:
 
 
 def heaviest(weighted: Iterable[tuple[str, float]], count: int | None = None) -> tuple[str, ...]:
-    """Sum the weights of each hashtag and return the `count` heaviest, or all; equally heavy ones by their key.
+    """Sum the weights of each hashtag and return the `count` heaviest, or all; ties are ordered by key.
 
-    Spellings with one `hashtag_key` are one hashtag, which keeps its first spelling.
+    Spellings with the same `hashtag_key` are one hashtag, which keeps its first spelling.
     """
     weights: dict[str, float] = defaultdict(float)
     spellings: dict[str, str] = {}

@@ -14,7 +14,7 @@ from model.note import Note
 
 
 def _word_matrix(vectorizer: Any, notes: Sequence[Note]) -> Any:
-    """Fit a vectorizer of scikit-learn to notes and return their sparse matrix. Raises DatasetError for notes without
+    """Fit a scikit-learn vectorizer to notes and return their sparse matrix. Raises DatasetError for notes without
     words."""
     try:
         return vectorizer.fit_transform([plain_text(note) for note in notes])

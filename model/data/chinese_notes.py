@@ -1,8 +1,8 @@
-"""Chinese notes from templates of ours: topics by category, put into sentences that are drawn at random.
+"""Chinese notes from the project's own templates: topics by category, put into randomly drawn sentences.
 
     python -m model.data.chinese_notes --out FILE [--notes N]
 
-writes a JSONL notes file with hashtags and categories. The same N gives the same notes; no text of others enters.
+writes a JSONL notes file with hashtags and categories. The same N gives the same notes; no third-party text is used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from model.note import Note, normalise_hashtags
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Parts that the notes of one category are put together from. `things`: subjects, each also a hashtag. `tags`:
-    hashtags of the category. `sentences`: text with the slots {thing}, {place}, {number} and {time}."""
+    """Building blocks for the notes of one category. `things`: subjects, each also a hashtag. `tags`: hashtags of the
+    category. `sentences`: text with the slots {thing}, {place}, {number} and {time}."""
 
     things: Sequence[str]
     tags: Sequence[str]
@@ -253,7 +253,7 @@ THEMES: Mapping[str, Theme] = {
 
 
 def chinese_notes(seed: int = 0) -> Iterator[Note]:
-    """Yield notes without id and without end; none is given twice."""
+    """Yield distinct notes without ids, without end."""
     rng = random.Random(seed)
     categories = list(THEMES)
     seen: set[str] = set()

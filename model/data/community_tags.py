@@ -1,6 +1,6 @@
 """Hashtags as a lifestyle community uses them, by category: a part of the vocabulary of pseudo-labels.
 
-Written for this project. The keys beside model.config.DEFAULT_CATEGORIES are subjects that none of these names.
+Written for this project. Keys outside of model.config.DEFAULT_CATEGORIES are subjects that no default category covers.
 """
 
 from __future__ import annotations
@@ -124,5 +124,5 @@ COMMUNITY_TAGS: dict[str, str] = {
 
 
 def tags_by_category() -> dict[str, tuple[str, ...]]:
-    """COMMUNITY_TAGS as lists."""
+    """Return COMMUNITY_TAGS, split into tuples."""
     return {name: tuple(" ".join(tag.split()) for tag in text.split(",")) for name, text in COMMUNITY_TAGS.items()}

@@ -1,10 +1,10 @@
-"""Texts without labels to distil from, in the form of notes: every source with its terms, all made by one command.
+"""Unlabelled texts to distil from, as notes: every source with its terms, all built by one command.
 
     python -m model.data.corpora --out FOLDER --wordnet FOLDER --debian FILE --recipes FILE ...
 
 writes FOLDER/<source>.jsonl.gz for each source whose path is given, one {"id", "title", "content", "hashtags"} a line.
-Random choices are seeded by the source's name: the same inputs give the same files. The data sets that quality is
-measured on (microlens50k, movielens_tmdb) are no sources: they are the held-out domains. docs/guides/distillation.md
+Random choices are seeded by the source's name: the same inputs give the same files. The data sets of the quality
+evaluation (microlens50k, movielens_tmdb) are not sources: they are the held-out domains. docs/guides/distillation.md
 says where each input comes from.
 """
 
@@ -32,28 +32,28 @@ TECHNICAL_PACKAGE = re.compile(
     r"^(lib|python3-|golang-|ruby-|node-|haskell-|rust-|r-cran-|fonts-|linux-|php)|(-dev|-dbg|-dbgsym|-data|-common)$"
 )
 TECHNICAL_SHARE = 0.15
-"""Share of the technical packages that become notes: their descriptions are much alike."""
+"""Share of the technical packages that become notes: their descriptions are very similar."""
 FACETS = re.compile(r"(?:game|use|field|sound|works-with|web|science|culture|hardware)::([\w:-]+)")
 PICTURE_QUIZZES = ("us", "world", "who", "20", "elements")
-"""Beginnings of the names of trivia lists about pictures, or with questions of one form."""
+"""Prefixes of the names of trivia lists about pictures, or whose questions all have the same form."""
 LENGTHS = ((14, 0.3), (26, 0.45), (50, 0.2), (110, 0.05))
-"""Maximum of a text in words, and the share of texts with it: short texts teach more in the same time."""
+"""Maximum words of a text, and the share of texts with this maximum: short texts teach more in the same time."""
 MAX_TITLE_WORDS = 14
-"""Words of a title that are kept even in the shortest texts."""
+"""Title words that are kept even in the shortest texts."""
 MIN_WORDS = 2
 """Texts with fewer long words (MIN_LETTERS) are dropped."""
 MIN_LETTERS = 4
 """Letters from which an ASCII word is long. Any other word, such as a pair of Chinese characters, is always long."""
 KEY_WORDS = 12
-"""Texts whose first long words are the same set, this many at most, count as duplicates."""
+"""Texts whose first KEY_WORDS long words form the same set count as duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One origin of texts.
 
-    `terms`: its licence in a few words. `path`: what the path given for it holds. `read` yields the notes of such a
-    path, without ids.
+    `terms`: its licence in a few words. `path`: what the path given for the source must contain. `read` yields the
+    notes of such a path, without ids.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Source:
 
 
 def debian_notes(listing: Path) -> Iterator[Note]:
-    """Yield a note for each package of an `apt-cache dumpavail` listing; few libraries and fonts."""
+    """Yield a note for each package of an `apt-cache dumpavail` listing; of libraries and fonts TECHNICAL_SHARE."""
     rng = random.Random("debian")
     seen = set()
     for stanza in listing.read_text("utf-8").split("\n\n"):
@@ -115,7 +115,7 @@ def trivia_notes(folder: Path) -> Iterator[Note]:
 
 
 def english_sample_notes(path: Path) -> Iterator[Note]:
-    """Return the English ones of the project's sample notes."""
+    """Return the English notes among the project's sample notes."""
     return unlabelled_notes(path, "sample-en")
 
 
@@ -127,7 +127,7 @@ def unlabelled_notes(path: Path, id_prefix: str = "") -> Iterator[Note]:
 
 
 def training_captions(path: Path) -> Iterator[Note]:
-    """Yield the notes of the training split of a notes file, without id and category: the others are measured on."""
+    """Yield the training notes of a notes file, without id and category; the other splits are for evaluation."""
     for note in read_notes(path).values():
         if split_of(note.id) == "train":
             yield replace(note, id="", category=None)
@@ -189,7 +189,7 @@ SOURCES: Mapping[str, Source] = {
 
 
 def shorten(note: Note, seed: str = "") -> Note:
-    """Cut title and content to one of LENGTHS, drawn by a hash of the text, where possible at the end of a sentence."""
+    """Cut title and content to one of LENGTHS, drawn by a hash of the text, at the end of a sentence if possible."""
     draw = int(sha1(f"{seed}{note.title}{note.content}".encode()).hexdigest()[:8], 16) / 2**32
     max_words = LENGTHS[-1][0]
     for length, share in LENGTHS[:-1]:
@@ -209,7 +209,7 @@ def shorten(note: Note, seed: str = "") -> Note:
 
 
 def without_duplicates(notes: Iterable[Note]) -> Iterator[Note]:
-    """Drop notes with too few words, and near-duplicates but for the first (MIN_WORDS, KEY_WORDS)."""
+    """Drop notes with too few words, and near-duplicates of earlier notes (MIN_WORDS, KEY_WORDS)."""
     seen: set[frozenset[str]] = set()
     for note in notes:
         words = [w for w in words_in(f"{note.title} {note.content}") if len(w) >= MIN_LETTERS or not w.isascii()]
@@ -220,7 +220,7 @@ def without_duplicates(notes: Iterable[Note]) -> Iterator[Note]:
 
 
 def note_line(note_id: str, note: Note) -> str:
-    """One line of a notes file, under another id; without a category where the note has none."""
+    """Return a note as one line of a notes file, under a new id; without `category` where the note has none."""
     fields = {"id": note_id, "title": note.title, "content": note.content, "hashtags": list(note.hashtags)}
     category = {"category": note.category} if note.category else {}
     return json.dumps(fields | category, ensure_ascii=False) + "\n"
@@ -229,7 +229,7 @@ def note_line(note_id: str, note: Note) -> str:
 def write_notes_file(path: Path, notes: Iterable[Note], name: str) -> int:
     """Write a gzipped notes file under the ids name-1, name-2, ...; returns the number of notes.
 
-    The file appears when it is complete.
+    The file is written atomically.
     """
     count = 0
     with whole_file(path) as packed, gzip.open(packed, "wt", encoding="utf-8") as file:

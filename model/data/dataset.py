@@ -1,4 +1,4 @@
-"""Training batches from notes and pairs: the task that a note gets, and the token ids of its forward.
+"""Training batches from notes and pairs: the task that each note gets, and the token ids of its forward.
 
 All random choices are functions of the seed and the step, so that a resumed run gets the batches it would have had.
 """
@@ -24,21 +24,21 @@ from model.note import Note, normalise_hashtags
 from model.prompt import Prompt
 
 MAX_HASHTAGS = 5
-"""Hashtags in one output, at most: as many as a request for hashtags gets by default. The paper gives no number."""
+"""Maximum hashtags in one output: as many as a request for hashtags gets by default. The paper gives no number."""
 
 EXPORT_VERSION = 1
-"""Version of the lines of `notellm export-notes` that can be read."""
+"""Supported version of the lines of `notellm export-notes`."""
 NOTE_KEYS = frozenset(("id", "title", "content", "hashtags", "category"))
 """Keys of a note's line that are read."""
 MAX_CATEGORY_CHARS = 200
-"""Characters of a category that is read: training repeats it as a target and cuts nothing, so a text in its place would
-make one row that takes all memory. A service takes names of up to 128."""
+"""Maximum characters of a category. Training repeats the category as a target without truncation, so a long text in its
+place would make one row that takes all memory. The service accepts names of up to 128 characters."""
 KEY_LINES = 100
-"""First notes of a file whose keys are compared with NOTE_KEYS, to tell which are not read."""
+"""Number of a file's first notes whose keys are compared with NOTE_KEYS, to report keys that are not read."""
 
 
 class DatasetError(ValueError):
-    """Notes, pairs or vectors cannot be trained or measured on; the message says which, and why."""
+    """Notes, pairs or vectors cannot be used for training or evaluation; the message says which, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Example:
 def read_notes(path: Path, progress: Callable[[str], None] | None = None) -> dict[str, Note]:
     """Read the notes of a JSONL file (plain or .gz) by id: the fields that enter a prompt, and the category.
 
-    A file of `notellm export-notes` is read, too, as docs/guides/notes-out.md describes it: a note that a later line
-    removes is left out, and so is what the model wrote of a note. Blank lines are skipped; of lines with one id the
-    last counts. `progress` is told how many notes have which fields, and which keys are not read. Raises DatasetError
-    for a broken file or line, for an export that was broken off and where no note has a title or content,
+    An export of `notellm export-notes` is accepted, too (docs/guides/notes-out.md): notes that a later line removes are
+    left out, and so is everything the model wrote. Blank lines are skipped; of several lines with the same id, the last
+    counts. `progress` gets a message with the number of notes that have each field, and the keys that are not read.
+    Raises DatasetError for a broken file or line, for an incomplete export and where no note has a title or content,
     FileNotFoundError for a missing file.
     """
     if path.is_dir():
@@ -90,10 +90,10 @@ def read_notes(path: Path, progress: Callable[[str], None] | None = None) -> dic
 
 @dataclass(slots=True)
 class _NotesFile:
-    """Notes and other facts gathered from the lines of a notes file that were read so far.
+    """Notes and other facts gathered from the lines of a notes file so far.
 
     `exported`: whether the file is an export. `whole`: False for an export whose last line has not been read.
-    `replaced`: number of lines with the id of an earlier one. `keys`: keys of the first KEY_LINES notes.
+    `replaced`: number of lines that repeat an earlier id. `keys`: keys of the first KEY_LINES notes.
     """
 
     notes: dict[str, Note] = field(default_factory=dict)
@@ -103,8 +103,8 @@ class _NotesFile:
     keys: set[str] = field(default_factory=set)
 
     def add(self, record: Any) -> None:
-        """Apply a line: a note, or in an export its beginning, its end, a removal, or why it was broken off. Raises
-        ValueError, KeyError, TypeError."""
+        """Apply a line: a note, or in an export its header, its end, a removal, or the reason why it is incomplete.
+        Raises ValueError, KeyError, TypeError."""
         if not isinstance(record, dict):
             raise TypeError("a line must be a JSON object")
         if "id" in record:
@@ -125,12 +125,12 @@ class _NotesFile:
             raise KeyError("id")
 
     def unread_keys(self) -> str:
-        """Return a clause that names the keys that are not read; "" without any, and for an export, which has many."""
+        """Return a clause that names the keys that are not read; "" if there are none, and for an export (many)."""
         keys = sorted(self.keys - NOTE_KEYS)
         return f"; not read: {', '.join(keys)}" if keys and not self.exported else ""
 
     def summary(self) -> str:
-        """Return how many notes have which fields, which keys are not read, and how many lines replaced a note."""
+        """Return the number of notes with each field, the keys that are not read, and the number of replaced notes."""
         notes = self.notes.values()
         counts = (
             f"{len(notes):,} notes, {sum(map(_has_text, notes)):,} with a title or content, "
@@ -146,7 +146,7 @@ def _has_text(note: Note) -> bool:
 
 
 def _note(record: Mapping[str, Any]) -> Note:
-    """Return the note of a line; null stands for a missing field. Raises TypeError, also for an id that is none, and
+    """Return the note of a line; null stands for a missing field. Raises TypeError for fields of a wrong type, and
     ValueError for a category of more than MAX_CATEGORY_CHARS characters."""
     if not isinstance(record["id"], str | int):
         raise TypeError("id must be text or a whole number")
@@ -175,7 +175,7 @@ def draw_example(
 ) -> Example:
     """Draw the task of a note: hashtags with probability `hashtag_share` (r in the paper), else the category.
 
-    In the hashtag task the input's hashtags are withheld. A note without the target of its task is only embedded.
+    In the hashtag task, the input's hashtags are withheld. A note without the target of its task is only embedded.
     `input_hashtags`: hashtags in the input are targets too, where the prompt version puts them last.
     """
     if rng.random() < hashtag_share:
@@ -184,7 +184,7 @@ def draw_example(
 
 
 def with_category_synonym(note: Note, synonyms: Mapping[str, Sequence[str]], rng: random.Random) -> Note:
-    """Replace the note's category by one of its synonyms, with probability 1/2 and where it has some."""
+    """Replace the note's category by a random synonym with probability 1/2, if it has synonyms."""
     names = synonyms.get(note.category or "", ())
     if names and rng.random() < 0.5:
         return replace(note, category=rng.choice(names))
@@ -194,10 +194,10 @@ def with_category_synonym(note: Note, synonyms: Mapping[str, Sequence[str]], rng
 def shown_categories(
     taught: Iterable[tuple[Iterable[Note], Mapping[str, Sequence[str]]]],
 ) -> tuple[str, ...]:
-    """Return the names that training shows as categories, sorted: those of the notes, and the synonyms of these.
+    """Return the names that training shows as categories, sorted: those of the notes, and their synonyms.
 
     `taught`: notes whose categories are taught, each with synonyms as `with_category_synonym` takes them. Without any
-    category it is one empty name, since a checkpoint that lists none counts as trained on all.
+    category the result is one empty name, since a checkpoint that lists none counts as trained on all.
     """
     names: set[str] = set()
     for notes, synonyms in taught:
@@ -207,9 +207,9 @@ def shown_categories(
 
 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
-    """Example that shows the note without its hashtags and predicts j of them; only embedded where there are none.
+    """Return an example that shows a note without its hashtags and predicts j of them; without any, only embedded.
 
-    j is uniform in 1..min(MAX_HASHTAGS, n), and the j are drawn at random.
+    j is uniform in 1..min(MAX_HASHTAGS, n), and the j hashtags are drawn at random.
     """
     if not note.hashtags:
         return embedding_example(prompt, note)
@@ -222,7 +222,7 @@ def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
 
 
 def category_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
-    """Example that shows the note with its hashtags and predicts its category; only embedded where it has none."""
+    """Return an example that shows the note with its hashtags and predicts its category; without one, only embedded."""
     embedded = embedding_example(prompt, note, input_hashtags)
     if note.category is None:
         return embedded
@@ -233,9 +233,9 @@ def category_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -
 
 
 def embedding_example(prompt: Prompt, note: Note, input_hashtags: bool = False) -> Example:
-    """Example that is only embedded, with the prompt of the category task.
+    """Return an example that is only embedded, with the prompt of the category task.
 
-    `input_hashtags`: its hashtags are targets, as in `draw_example`.
+    `input_hashtags`: the note's hashtags are targets, as in `draw_example`.
     """
     ids = prompt.note(note)
     targets = tuple(prompt.input_hashtags(note)) if input_hashtags else ()
@@ -243,8 +243,8 @@ def embedding_example(prompt: Prompt, note: Note, input_hashtags: bool = False) 
 
 
 class PairCounts(NamedTuple):
-    """Counts of the lines of a file of pairs: all of them, those between notes of the split, and those left out because
-    one of their notes is in no split, since the notes file does not have it."""
+    """Counts of the lines of a pairs file: all, those between notes of the split, and those with a note that is missing
+    from the notes file."""
 
     read: int = 0
     in_split: int = 0
@@ -252,13 +252,13 @@ class PairCounts(NamedTuple):
 
 
 class PairedNotes:
-    """One split of one data set: its notes by id, its related pairs, and all that is known to be related.
+    """One split of one data set: its notes by id, its related pairs, and everything known to be related.
 
-    A pair and its reverse are one pair, with the higher of their scores: the loss has no direction. `scores`: of all
-    pairs, by (smaller id, larger id). `pairs`: those with a score of at least `min_score`, to train on.
+    A pair and its reverse are one pair, with the higher of their scores: the loss is symmetric. `scores`: scores of all
+    pairs, by (smaller id, larger id). `pairs`: pairs with a score of at least `min_score`, to train on.
 
-    Without a file of pairs `has_pairs` is False, and `pairs` are the notes that have hashtags or a category, two by two
-    in the order of their ids: their batches train CSFT alone. Raises DatasetError, PairsError, FileNotFoundError.
+    Without a pairs file `has_pairs` is False, and `pairs` groups the notes with hashtags or a category two by two, in
+    the order of their ids: such batches train CSFT alone. Raises DatasetError, PairsError, FileNotFoundError.
     """
 
     def __init__(
@@ -295,13 +295,14 @@ class PairedNotes:
                 )
 
     def _read_pairs(self, path: Path, all_notes: Mapping[str, Note]) -> PairCounts:
-        """Keep the pairs of a file that are between notes of the split."""
+        """Store the pairs of a file that are between notes of the split, and count its lines."""
         read = in_split = unknown = 0
         for pair in read_pairs(path):
             read += 1
             if pair.note in self.notes and pair.related in self.notes:
                 in_split += 1
-                # The ids of the notes, not the pair's: a million pairs would each hold two texts of their own.
+                # Use the notes' own id objects, not the pair's: otherwise each of a million pairs would hold two
+                # strings of its own.
                 note, related = self.notes[pair.note].id, self.notes[pair.related].id
                 ids = (min(note, related), max(note, related))
                 self.scores[ids] = max(pair.score, self.scores.get(ids, 0.0))
@@ -312,12 +313,12 @@ class PairedNotes:
         return PairCounts(read, in_split, unknown)
 
     def batches(self, size: int, seed: int) -> Iterator[list[Note]]:
-        """Endless batches of 2 * `size` notes; rows 2i and 2i + 1 are a pair, and no note comes twice in a batch.
+        """Yield batches of 2 * `size` notes without end; rows 2i and 2i + 1 are a pair, and a batch has no note twice.
 
-        An epoch is a fresh shuffle of all pairs. A pair that shares a note with the batch waits for the next one. Where
-        the waiting pairs cannot fill a batch, as those of a few popular notes, it is filled from the next shuffle, and
-        all but the first 2 * `size` of them are dropped: they come again. A batch is smaller only where the pairs of a
-        whole shuffle do not fill it.
+        An epoch is a new shuffle of all pairs. A pair that shares a note with the batch is deferred to the next one. If
+        the deferred pairs cannot fill a batch, as when they are all of a few popular notes, the batch is completed from
+        the next shuffle, and only the first 2 * `size` deferred pairs are kept; the others return in later shuffles. A
+        batch is smaller only where a whole shuffle cannot fill it.
         """
         rng = random.Random(seed)
         waiting: deque[tuple[str, str]] = deque()
@@ -332,7 +333,7 @@ class PairedNotes:
             yield [self.notes[note_id] for pair in taken for note_id in pair]
 
     def sample(self, size: int, seed: int) -> tuple[list[Note], list[tuple[str, str]]]:
-        """Draw a pool of at most `size` notes to measure on; returns it and all pairs among its notes.
+        """Draw an evaluation pool of at most `size` notes; returns it and all pairs among its notes.
 
         Half of the pool are notes of random pairs; the others are drawn from all notes, as in a search.
         """
@@ -367,10 +368,9 @@ class PairedNotes:
 def _take_disjoint(
     waiting: deque[tuple[str, str]], size: int, batch: Sequence[tuple[str, str]] = ()
 ) -> list[tuple[str, str]]:
-    """Remove the first pairs that share no note with each other or with `batch`, `size` of them or all that there are,
-    and return them.
+    """Remove and return the first pairs that share no note with each other or with `batch`, at most `size`.
 
-    The skipped pairs keep their place at the front.
+    Skipped pairs keep their place at the front.
     """
     taken: list[tuple[str, str]] = []
     skipped: list[tuple[str, str]] = []

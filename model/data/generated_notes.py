@@ -1,9 +1,10 @@
-"""Notes that the base model writes itself, as texts to distil from: topics, forms and voices drawn at random.
+"""Notes written by the base model, as texts to distil from: topics, forms and voices are drawn at random.
 
     python -m model.data.generated_notes --samples FILE --wordnet FOLDER --out FILE [--notes N]
 
-appends to a JSONL file until it has N notes; the same command goes on after a break. The model continues a few of the
-project's own sample notes and follows their style. No text of others enters, except names of things from WordNet.
+appends to a JSONL file until it has N notes; the same command resumes an interrupted run. The model continues a few of
+the project's own sample notes and follows their style. No third-party text is used, except names of things from
+WordNet.
 """
 
 from __future__ import annotations
@@ -27,39 +28,39 @@ from model.notellm import NoteLLM
 from model.precision import bfloat16_pays
 
 LENGTHS: tuple[tuple[int, int, float], ...] = ((18, 40, 0.45), (40, 80, 0.4), (90, 150, 0.15))
-"""Words of the longest example, bound of the output in tokens, and share of the batches. A note gets about as long as
-its examples."""
+"""Maximum words of the examples, maximum output tokens, and share of the batches. Notes get about as long as their
+examples."""
 EXAMPLES = 4
-"""Sample notes that a prompt shows."""
+"""Sample notes in a prompt."""
 OWN_TOPIC_SHARE = 0.6
-"""Share of the notes with a topic of note_topics.py; the others are about a thing from WordNet."""
+"""Share of the notes with a topic of note_topics.py; the others are about a thing from WordNet, if it is given."""
 VOICE_SHARE = 0.4
-"""Share of the notes with a topic of ours that also get a form and a voice."""
+"""Share of the notes with a topic of note_topics.py that also get a form and a voice."""
 SEPARATOR = " | "
 HASHTAG = re.compile(r"#\s?([^#|]{2,30})")
 REFUSAL = re.compile(r"\b(as an ai|language model|i can(no|')t (help|assist)|placeholder)|\[[a-z ]+\]|https?:", re.I)
 TITLE_WORDS = range(2, 26)
 MIN_WORDS = 4
-"""Words of title and content, fewest; texts with fewer say nothing."""
+"""Minimum words of title and content; shorter texts say nothing."""
 MIN_REPETITIVE_WORDS = 12
-"""Texts with this many words are dropped when fewer than half of them are distinct."""
+"""Minimum words of a text for the repetition check, which drops it if fewer than half of its words are distinct."""
 MAX_HASHTAGS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Subject of one note to be written; `category` is "" for a topic that has none."""
+    """Subject of a note to write; `category` is "" for a topic without one."""
 
     topic: str
     category: str
 
     def prompt(self) -> str:
-        """Text before the note."""
+        """Return the text that precedes the note."""
         return f"{self.category or 'Other'}{SEPARATOR}{self.topic}\nNote: "
 
 
 def draw_assignment(rng: random.Random, things: Sequence[str] = ()) -> Assignment:
-    """Draw one of `things` with probability 1 - OWN_TOPIC_SHARE, else a topic of ours."""
+    """Draw one of `things` with probability 1 - OWN_TOPIC_SHARE, else a topic of note_topics.py."""
     if things and rng.random() > OWN_TOPIC_SHARE:
         return Assignment(rng.choice(things), "")
     category = rng.choice(list(TOPICS))
@@ -70,15 +71,15 @@ def draw_assignment(rng: random.Random, things: Sequence[str] = ()) -> Assignmen
 
 
 def example_text(note: Note) -> str:
-    """A note on one line, as `parse_note` reads it: title | content | hashtags."""
+    """Return a note as one line, title | content | hashtags, the format that `parse_note` reads."""
     hashtags = " ".join(f"#{hashtag}" for hashtag in note.hashtags)
     return SEPARATOR.join(" ".join(part.split()) for part in (note.title, note.content, hashtags))
 
 
 def parse_note(text: str, complete: bool = True) -> Note | None:
-    """Read a note from a generated line; None for a refusal and for an empty or repetitive text.
+    """Parse a note from a generated line; None for a refusal and for an empty or repetitive text.
 
-    `complete`: the line ended by itself. Otherwise its last word or hashtag is cut off, and dropped.
+    `complete`: whether the model ended the line. If not, its last word or hashtag is truncated, and dropped.
     """
     title, content, hashtag_text = ([part.strip(' "*') for part in text.split("|")] + ["", ""])[:3]
     if content.startswith("#"):
@@ -98,7 +99,7 @@ def parse_note(text: str, complete: bool = True) -> Note | None:
 def generate_notes(
     sampler: Sampler, examples: Sequence[Note], things: Sequence[str], batch_size: int, seed: int
 ) -> Iterator[Note]:
-    """Yield notes without id and without end, in the style of `examples`; texts that are no notes are left out."""
+    """Yield notes without ids, without end, in the style of `examples`; texts that are not valid notes are skipped."""
     rng = random.Random(seed)
     while True:
         ((max_words, max_tokens, _),) = rng.choices(LENGTHS, [share for _, _, share in LENGTHS])
@@ -112,7 +113,7 @@ def generate_notes(
 
 
 def examples_context(rng: random.Random, examples: Sequence[Note], max_words: int) -> str:
-    """Assignments with the notes written for them: EXAMPLES of the longer notes of at most `max_words` words."""
+    """Return EXAMPLES assignments with their notes, drawn from the longer notes of at most `max_words` words."""
     lengths = [len(example_text(note).split()) for note in examples]
     fitting = sorted((length, row) for row, length in enumerate(lengths) if length <= max_words)
     longer = [examples[row] for _, row in fitting[len(fitting) // 3 :]]

@@ -1,10 +1,10 @@
-"""Short notes with hashtags and category, written for this project: labels by hand beside those by an encoder.
+"""Short notes with hashtags and category, written for this project: labels by hand, in addition to an encoder's.
 
     python -m model.data.labelled_lines FILE
 
 writes them as a notes file to fit a category head to (`notellm fit-categories`).
 
-A line is `category | title // content | hashtags`, the most fitting hashtag first; content may be missing. None of
+A line is `category | title // content | hashtags`, with the most fitting hashtag first; content may be missing. None of
 these notes is in service/sample_notes.jsonl or in the judgement set of benchmarks/quality.
 """
 
@@ -301,7 +301,7 @@ Outdoors | Sledging at midnight | sledging, snow, winter
 
 
 def labelled_notes() -> Iterator[Note]:
-    """Yield the notes of LINES under the ids line-1, line-2, ...; a note without hashtags deserves none."""
+    """Yield the notes of LINES with the ids line-1, line-2, ...; a note without hashtags should get none."""
     for number, line in enumerate(LINES.strip().splitlines(), 1):
         category, text, tags = (part.strip() for part in line.split("|"))
         title, _, content = (part.strip() for part in text.partition(" // "))
@@ -315,8 +315,8 @@ def labelled_notes() -> Iterator[Note]:
 
 
 def category_examples() -> Iterator[Note]:
-    """Yield the notes that have a category, and those that say nothing once under each of DEFAULT_CATEGORIES: a head
-    that is fitted to them finds none of the names likely for such a note (docs/log/categories.md)."""
+    """Yield the notes that have a category, and each note that says nothing once under every one of DEFAULT_CATEGORIES:
+    a head fitted to them finds no category likely for such a note (docs/log/categories.md)."""
     for note in labelled_notes():
         if note.category is not None:
             yield note

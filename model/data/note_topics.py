@@ -1,4 +1,4 @@
-"""Topics by category, forms and voices of generated notes: data that `model.data.generated_notes` draws from."""
+"""Topics by category, forms and voices of generated notes, from which `model.data.generated_notes` draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted pairs of related notes from clicks (paper section 3), by one SQL text that DuckDB and Spark both run.
+"""Weighted pairs of related notes from clicks (paper section 3), by SQL that DuckDB and Spark both run.
 
 s(A->B) is the sum of 1 / N over the users who clicked note A and later note B, where N counts the distinct notes that
 the user clicked.
@@ -25,18 +25,18 @@ T = TypeVar("T", bound=Tables)
 QUANTILES = {"min": 0.0, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 """Quantiles of the scores in the report, by name."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 1.0)
-"""Scores in the report for which it counts the pairs that reach them."""
+"""Scores for which the report counts the pairs that reach them."""
 DEFAULT_MEMORY = "1GB"
-"""Memory of a join; more spills to disk."""
+"""Default memory limit of a join, which spills to disk beyond it."""
 FETCHED_PAIRS = 10_000
-"""Pairs of a file that are in memory at once while it is read."""
+"""Pairs of a file that are in memory at once while reading it."""
 CLICK_COLUMNS = ("user", "note", "time", "rating")
 NOTE_COLUMNS = ("id", "category")
 FORMATS = {
     ".jsonl": "json", ".jsonl.gz": "json", ".ndjson": "json", ".ndjson.gz": "json",
     ".csv": "csv", ".csv.gz": "csv", ".parquet": "parquet",
 }  # fmt: skip
-"""File formats by the end of the name."""
+"""File formats by suffix."""
 
 
 class PairsError(ValueError):
@@ -53,14 +53,16 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairOptions:
-    """Options that choose the clicks that count and the pairs that are kept. Raises PairsError for invalid ones.
+    """Options that choose which clicks count and which pairs are kept. Raises PairsError for invalid options.
 
-    `window`: steps between the two notes, at most, in the user's order of distinct notes; None for the whole history.
-    `max_history`: pairs come only from this many first notes of a user, which bounds the join (a user with n notes
+    `window`: maximum distance of the two notes in the user's order of distinct notes; None for the whole history.
+    `max_history`: pairs come only from a user's first `max_history` notes, which bounds the join (a user with n notes
     makes n²/2 pairs); the user's weight 1/N still counts all notes.
     `min_rating`: clicks with a lower rating, or without one, do not count at all.
-    `lower`, `upper`: pairs with a score outside are dropped (l and u in the paper). `split`: both notes are in it.
-    `top`: pairs kept per note (t in the paper), after the bounds and the split; of equal scores the smaller `related`.
+    `lower`, `upper`: bounds of the score; pairs outside are dropped (l and u in the paper). `split`: split that both
+    notes must be in.
+    `top`: pairs kept per note (t in the paper), after the bounds and the split; among equal scores the smaller
+    `related`.
     `per_category`: pairs kept per (category of note, category of related), after `top`, the best first, equal scores by
     the ids; notes without a category form one category.
     """
@@ -93,10 +95,10 @@ class PairOptions:
 class PairsReport:
     """Counts of the clicks that were read and the pairs that were written.
 
-    `users`, `clicks`: those that count; a user's clicks on one note are one. `notes`: clicked notes of the split, of
-    which no pair starts from `notes_without_pair`. `below_lower`, `above_upper`: pairs that were dropped for their
-    score. `quantiles`: of the scores, by the names of QUANTILES; empty without
-    pairs. `at_least`: pairs whose score reaches each of THRESHOLDS.
+    `users`, `clicks`: those that count; several clicks of a user on one note are one. `notes`: clicked notes of the
+    split; `notes_without_pair` of them start no pair. `below_lower`, `above_upper`: pairs that were dropped for their
+    score. `quantiles`: quantiles of the scores, by the names of QUANTILES; empty without pairs. `at_least`: number of
+    pairs whose score reaches each of THRESHOLDS.
     """
 
     users: int
@@ -118,12 +120,12 @@ def split_of(note_id: str) -> Split:
 
 
 def stripped(text: str) -> str:
-    """Return a text without white space around it: engines differ in what their own trim() takes for it."""
+    """Return a text without surrounding white space: the engines' own trim() functions differ in what they remove."""
     return text.strip()
 
 
-# The SQL that both engines run, but for SORTED and SCORES, which are DuckDB's. Values are bound to the question marks,
-# in their order.
+# SQL for both engines, except for STORED_PAIRS, UNUSABLE_PAIRS, SORTED and SCORES, which only DuckDB runs. Values are
+# bound to the question marks in order.
 HEALTH = """
 SELECT count(*), count(nullif(l.user, '')), count(nullif(l.note, '')), count(l.time),
        count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(try_cast(l.rating AS DOUBLE))
@@ -134,8 +136,8 @@ SELECT l.user, l.note, try_cast(l.rating AS DOUBLE) AS rating, row_number() OVER
     PARTITION BY l.user ORDER BY try_cast(l.time AS DOUBLE), try_cast(l.time AS TIMESTAMP_LTZ), l.line) AS place
 FROM click_lines l
 """
-# As training reads a notes file: of lines with one id the last counts, and a blank category is none. Lines of several
-# files have no order.
+# The rules of reading a notes file for training: of lines with the same id the last counts, and a blank category is
+# none. Lines of several files have no order.
 CATEGORIES = """
 SELECT latest.id, nullif(stripped(coalesce(latest.category, '')), '') AS category FROM (
     SELECT n.id, n.category, row_number() OVER (PARTITION BY n.id ORDER BY n.line DESC) AS age FROM note_lines n
@@ -143,7 +145,7 @@ SELECT latest.id, nullif(stripped(coalesce(latest.category, '')), '') AS categor
 """
 NO_CATEGORIES = "SELECT CAST(NULL AS STRING) AS id, CAST(NULL AS STRING) AS category"
 
-# Notes are numbered in the order of their ids: numbers make a lean join, and break ties as the ids would.
+# Notes are numbered in the order of their ids: numbers make the join smaller, and break ties as the ids would.
 COUNTED = """
 WITH firsts AS (
     SELECT c.user, c.note, min(c.place) AS place FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.user, c.note
@@ -156,7 +158,7 @@ COUNTS = f"""{COUNTED}
 SELECT count(DISTINCT f.user), count(*), (SELECT count(*) FROM notes WHERE ? = 'all' OR split = ?) FROM firsts f
 """
 EXPOSURE = "SELECT c.note, count(DISTINCT c.user) FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.note"
-# Rounded, so that the order in which an engine adds cannot decide a tie or a bound.
+# Scores are rounded, so that an engine's order of addition cannot decide a tie or a bound.
 SCORED = f"""{COUNTED}, histories AS (
     SELECT f.user, f.note, row_number() OVER (PARTITION BY f.user ORDER BY f.place) AS step,
            count(*) OVER (PARTITION BY f.user) AS length
@@ -193,7 +195,7 @@ SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FIL
 FROM ({STORED_PAIRS})
 """
 PAIR_FAULTS = ("lack an id", "have one note twice", "have no score or one that is not finite")
-"""Faults of pairs that UNUSABLE_PAIRS counts, in the order of its columns after the first."""
+"""Faults of pairs, in the order of the columns of UNUSABLE_PAIRS after the first."""
 SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
 SCORES = f"""
 SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),
@@ -217,12 +219,12 @@ def related_pairs(
     `users` counts the users who made the pair. Rows are sorted by note, score (highest first) and related. The file is
     written beside its final name and renamed.
 
-    `clicks`: JSONL, CSV (each plain or .gz) or Parquet with user and note, and perhaps time (a number in any unit, or
-    ISO 8601 text) and rating; or a folder or a pattern (`*`) of such files, whose clicks all have times. A user's
-    clicks are ordered by time, equal times and clicks without times as in the file.
-    `notes`: files of such a format with id and category, for `per_category`. Of lines with one id the last counts;
-    where they are in several files it is undefined which does.
-    `memory`: DuckDB's limit; more spills to a folder beside `out`. Spark has its own settings.
+    `clicks`: JSONL, CSV (each plain or .gz) or Parquet with user and note, and optionally time (a number in any unit,
+    or ISO 8601 text) and rating; or a folder or a pattern (`*`) of such files, whose clicks must all have times. A
+    user's clicks are ordered by time; clicks with equal times or without times keep the file's order.
+    `notes`: files in one of these formats with id and category, for `per_category`. Of lines with the same id the last
+    counts; across several files it is undefined which one does.
+    `memory`: DuckDB's limit; it spills to a folder beside `out`. Spark has its own settings.
     `progress` is called before each long step, and where no click has a time or a column is not read. Raises PairsError
     for bad input or a failure of the engine, and ModuleNotFoundError where the engine is not installed.
     """
@@ -253,10 +255,10 @@ def related_pairs(
 def read_pairs(path: Path) -> Iterator[Pair]:
     """Yield the pairs of a Parquet file in its order: note, related and score, as `related_pairs` writes them.
 
-    Ids that are numbers become text. Raises PairsError for another file, and where pairs lack an id or a finite score
-    or have one note twice.
+    Numeric ids become text. Raises PairsError for another kind of file, and where pairs lack an id or a finite score or
+    have the same note twice.
     """
-    import duckdb  # where it is used: a machine that distils has no pairs, and may lack it
+    import duckdb  # imported late: distillation reads no pairs, and must work without DuckDB
 
     try:
         with duckdb.connect() as connection:
@@ -272,19 +274,19 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
 
 def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), memory: str = DEFAULT_MEMORY) -> dict[str, int]:
-    """Count the users who clicked each note, by the clicks that `options` count. Raises as `related_pairs` does."""
+    """Count the users who clicked each note, over the clicks that `options` count. Raises as `related_pairs` does."""
     with tempfile.TemporaryDirectory() as name, _opened(DuckDBTables, Path(name), memory) as tables:
         _read_clicks(tables, clicks, options)
         return dict(tables.rows(EXPOSURE, _bound(options, "min_rating")))
 
 
 def _bound(options: PairOptions, *names: str) -> list[Any]:
-    """Values of the named options, each twice: the conditions have the form `? IS NULL OR x <= ?`."""
+    """Return the values of the named options, each twice, for conditions of the form `? IS NULL OR x <= ?`."""
     return [getattr(options, name) for name in names for _ in range(2)]
 
 
 def _pairs_values(options: PairOptions) -> list[Any]:
-    """Values for the question marks of PAIRS."""
+    """Return the values for the question marks of PAIRS."""
     bounds = (options.lower, options.upper, options.top)
     return [*_bound(options, "min_rating"), *bounds, *_bound(options, "per_category")]
 
@@ -308,7 +310,7 @@ def _report(counts: Sequence[int], outside: Sequence[int], scores: Sequence[Any]
 
 @contextmanager
 def _opened(engine: type[T], folder: Path, memory: str) -> Iterator[T]:
-    """Open tables of an engine, and close them. Raises PairsError where it does not start."""
+    """Open an engine's tables, and close them after the context. Raises PairsError where the engine does not start."""
     try:
         tables = engine(folder, memory, {"split_of": split_of, "stripped": stripped})
     except TablesError as error:
@@ -319,7 +321,7 @@ def _opened(engine: type[T], folder: Path, memory: str) -> Iterator[T]:
 
 @contextmanager
 def _explained(tables: Tables, what: str) -> Iterator[None]:
-    """Turn a failure of the engine into a PairsError that says `what` could not be done."""
+    """Convert a failure of the engine into a PairsError; `what` says what failed."""
     try:
         yield
     except tables.failures as error:
@@ -330,8 +332,8 @@ def _explained(tables: Tables, what: str) -> Iterator[None]:
 def _read_clicks(
     tables: Tables, path: Path, options: PairOptions, progress: Callable[[str], None] = lambda message: None
 ) -> None:
-    """Make the table clicks(user, note, place, rating) of one or more files. Raises PairsError that says what is wrong
-    with them."""
+    """Make the table clicks(user, note, place, rating) from one or more files. Raises PairsError that names what is
+    wrong with them."""
     files, kind = _files(path)
     with _explained(tables, f"{path} cannot be read as {kind}"):
         tables.read(files, kind, CLICK_COLUMNS, "click_lines")
@@ -358,7 +360,7 @@ def _read_clicks(
 
 
 def _read_categories(tables: Tables, path: Path | None) -> None:
-    """Make the table categories(id, category) of a file of notes; it is empty without a file."""
+    """Make the table categories(id, category) from a notes file; it is empty without a file."""
     if path is None:
         tables.keep("categories", NO_CATEGORIES)
         return
@@ -372,7 +374,7 @@ def _read_categories(tables: Tables, path: Path | None) -> None:
 
 
 def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
-    """Return the columns of files of clicks that are none of CLICK_COLUMNS, as their first lines have them."""
+    """Return the columns in the first lines of click files that are not in CLICK_COLUMNS."""
     with (
         tempfile.TemporaryDirectory() as name,
         _opened(DuckDBTables, Path(name), DEFAULT_MEMORY) as tables,
@@ -382,11 +384,11 @@ def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
 
 
 def _files(path: Path) -> tuple[list[Path], str]:
-    """Return the files of a path in the order of their names, and their format: the file itself, the files of a folder,
-    or those of one folder that match a pattern. In folders and patterns empty and hidden files and those that begin
-    with `_`, as Spark names its own, are left out.
+    """Return the files of a path, sorted by name, and their format: the file itself, the files of a folder, or the
+    files of a folder that match a pattern. In folders and patterns, empty files, hidden files and files that begin with
+    `_`, such as Spark's own, are skipped.
 
-    Raises PairsError where there is none or where they are of more than one format.
+    Raises PairsError where there is no file, or where the files have more than one format.
     """
     if path.is_file():
         return [path], _format(path)
@@ -402,7 +404,7 @@ def _files(path: Path) -> tuple[list[Path], str]:
 
 
 def _format(path: Path) -> str:
-    """Return the format of a file by its name. Raises PairsError for an unknown one."""
+    """Return the format of a file by its suffix. Raises PairsError for an unknown one."""
     for suffix, kind in FORMATS.items():
         if path.name.lower().endswith(suffix):
             return kind

@@ -1,8 +1,8 @@
-"""Hashtags and a category for texts that have none, chosen by a sentence encoder: labels to learn writing from.
+"""Hashtags and a category for unlabelled texts, chosen by a sentence encoder: labels to train writing on.
 
-As KeyBERT does, a tag is scored by the cosine of its vector with the text's. Unlike there, a tag may be one of a
-vocabulary that the text does not contain, the score is corrected for hubs (tags near to everything), and tags that the
-text contains, or that its source gives, are preferred.
+As in KeyBERT, a tag's score is the cosine of its vector with the text's. Unlike in KeyBERT, tags may come from a
+vocabulary outside the text, the score is corrected for hubs (tags that are near to everything), and tags that the text
+contains, or that its source provides, are preferred.
 
 Shapes: N texts, V tags, K dimension of the encoder.
 """
@@ -23,37 +23,37 @@ from model.note import Note, normalise_hashtag
 
 Floats = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Floats]
-"""Texts to unit vectors (n, K)."""
+"""Function that returns the unit vectors (n, K) of texts."""
 
 MAX_TAGS = 6
 OPEN_CANDIDATES = 20
-"""Open tags, the nearest of a text, among which the labels are chosen."""
+"""Nearest open tags of a text from which its labels are chosen."""
 HUB_TEXTS = 100
-"""Nearest texts of a tag whose mean cosine says how much of a hub it is (CSLS, arXiv 1710.04087)."""
+"""Nearest texts of a tag; their mean cosine is its hubness (CSLS, arXiv 1710.04087)."""
 HUB_WEIGHT = 0.5
 COMMUNITY_BONUS = 0.04
-"""Added to the score of a tag of COMMUNITY_TAGS: that is how people tag."""
+"""Added to the score of a tag of COMMUNITY_TAGS, since people use such tags."""
 CONTAINED_BONUS = 0.08
-"""Added to the score of a tag whose words stand in the text."""
+"""Added to the score of a tag whose words appear in the text."""
 SOURCE_BONUS = 0.10
-"""Added to the score of a hashtag that the text's source gives it."""
+"""Added to the score of a hashtag that the text's source provides."""
 MIN_SCORE = 0.15
-"""Score below which a tag is no label: below it, by eye, come words that are only spelled like one of the text
+"""Minimum score of a label. On inspection, tags with lower scores are words that are only spelled like one of the text
 (docs/log/writing.md)."""
 MIN_BEST_SCORE = 0.20
 """A text whose best tag has a lower score gets no labels."""
 MAX_SCORE_GAP = 0.25
-"""A tag whose score is this much below the best one's is no label."""
+"""Maximum difference between the best tag's score and a label's."""
 REPETITION = 0.6
-"""Cosine from which on two tags repeat each other; the lower one's score is reduced by the excess (as MMR does)."""
+"""Cosine above which two tags repeat each other; the lower one's score is reduced by the excess (as MMR does)."""
 CATEGORY_TAGS = 4
-"""Nearest tags of a category, whose mean score is the category's."""
+"""Nearest tags of a category whose mean score is the category's score."""
 MIN_CATEGORY_SCORE = 0.05
 MIN_CATEGORY_MARGIN = 0.035
-"""Score of the best category, and its lead over the next one, below which a text has no category: of our sample notes
-three quarters have one then, and 86% of these are right (docs/log/writing.md)."""
+"""Minimum score of the best category, and its minimum lead over the next one, for a text to get a category. Three
+quarters of our sample notes get one, and 86% of these are right (docs/log/writing.md)."""
 TEXT_BATCH_SIZE = 2048
-"""Texts whose scores are computed together: 50 MB for the whole vocabulary."""
+"""Texts whose scores are computed at once: 50 MB for the whole vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ class ScoredTag:
 
 
 class TagVectors:
-    """Vectors of tags, embedded when first needed, and how much of a hub each tag is.
+    """Vectors of tags, embedded when first needed, and each tag's hubness.
 
-    `texts` (N, K): vectors of the texts among which a tag's neighbours are counted.
+    `texts` (N, K): vectors of the texts among which a tag's nearest neighbours are searched.
     """
 
     def __init__(self, embed: Embed, texts: Floats) -> None:
@@ -78,7 +78,7 @@ class TagVectors:
         self.hubness: Floats = np.zeros(0, np.float32)
 
     def add(self, tags: Sequence[str]) -> None:
-        """Embed the tags that are new."""
+        """Embed the tags that were not added before."""
         new = [tag for tag in dict.fromkeys(tags) if tag not in self._rows]
         if not new:
             return
@@ -93,12 +93,12 @@ class TagVectors:
         self.hubness = np.concatenate([self.hubness, *hubness])
 
     def rows(self, tags: Sequence[str]) -> list[int]:
-        """Rows of tags that were added."""
+        """Return the rows of tags that were added."""
         return [self._rows[tag] for tag in tags]
 
 
 class PseudoLabeller:
-    """Labels texts by their vectors. `texts` (N, K): a sample of the texts that will be labelled."""
+    """Labels texts by their vectors. `texts` (N, K): vectors of a sample of the texts to label."""
 
     def __init__(self, vocabulary: TagVocabulary, embed: Embed, texts: Floats) -> None:
         self.vocabulary = vocabulary
@@ -116,7 +116,7 @@ class PseudoLabeller:
     def label(self, notes: Sequence[Note], vectors: Floats) -> Iterator[Note]:
         """Yield each note with its labels as hashtags, the best first, and its category or None.
 
-        `vectors` (len(notes), K): those of the notes. The notes' own hashtags are candidates, their category is kept.
+        `vectors` (len(notes), K): vectors of the notes. A note's own hashtags are candidates; its own category is kept.
         """
         for start in range(0, len(notes), TEXT_BATCH_SIZE):
             batch = slice(start, start + TEXT_BATCH_SIZE)
@@ -142,7 +142,7 @@ class PseudoLabeller:
             yield replace(note, hashtags=tuple(tag.text for tag in tags), category=category)
 
     def _scores(self, vectors: Floats, rows: npt.NDArray[np.int64]) -> Floats:
-        """Scores (N, len(rows)) without a bonus: cosine, less HUB_WEIGHT times the tag's hubness and the mean one."""
+        """Scores (N, len(rows)) without bonus: cosine - HUB_WEIGHT * (the tag's hubness + the mean hubness)."""
         hubness = self._tags.hubness[rows]
         scores: Floats = vectors @ self._tags.vectors[rows].T - HUB_WEIGHT * (hubness + self._mean_hubness)
         return scores
@@ -150,8 +150,8 @@ class PseudoLabeller:
     def choose(self, scores: Mapping[str, float]) -> list[ScoredTag]:
         """Choose at most MAX_TAGS greedily, by the highest remaining score.
 
-        A chosen tag lowers the scores of those whose cosine with it is above REPETITION, by the excess, and drops those
-        with its `dedup_key`.
+        A chosen tag reduces the scores of tags whose cosine with it is above REPETITION, by the excess, and excludes
+        tags with the same `dedup_key`.
         """
         tags = sorted(scores, key=lambda tag: -scores[tag])[: 2 * OPEN_CANDIDATES]
         vectors = self._tags.vectors[self._tags.rows(tags)]
@@ -172,7 +172,7 @@ class PseudoLabeller:
         return chosen
 
     def category(self, vector: Floats) -> str | None:
-        """Return the category whose tags are nearest, or None where none of DEFAULT_CATEGORIES leads clearly."""
+        """Return the category with the nearest tags, or None where none of DEFAULT_CATEGORIES leads clearly."""
         scores = {name: self._category_score(vector, tags) for name, tags in self._categories.items()}
         first, second, *_ = sorted(scores, key=lambda name: -scores[name])
         clear = scores[first] - scores[second] >= MIN_CATEGORY_MARGIN and scores[first] >= MIN_CATEGORY_SCORE

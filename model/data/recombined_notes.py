@@ -1,11 +1,11 @@
-"""Texts made of the parts of a community's notes, which nobody has clicked, to distil a teacher's similarities on.
+"""Texts recombined from a community's notes, without clicks, on which to distil a teacher's similarities.
 
     python -m model.data.recombined_notes --notes FILE --out FILE [--texts N] [--seed N]
 
-writes the notes and N texts more to one gzipped notes file. A teacher knows what any text is about; its vectors of
-texts like a community's teach a model more of it than the community's notes alone (docs/guides/training.md).
+writes the notes and N additional texts to one gzipped notes file. A teacher has vectors for any text; its vectors of
+texts similar to a community's teach a model more of it than the community's notes alone (docs/guides/training.md).
 
-Texts are made of training notes only, and their ids put them in the training split.
+Texts are made from training notes only, and their ids put them in the training split.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from model.note import Note
 from model.whole_file import whole_file
 
 ID_PREFIX = "recombined-"
-"""Beginning of the id of each text."""
+"""Prefix of the id of each text."""
 JOINED_SHARE = 0.5
-"""Share of the texts whose title is the beginning of one note's and the end of another's; the others vary one title."""
+"""Share of the texts whose title joins the beginning and the end of two notes' titles; the others vary one title."""
 LEFT_OUT_SHARE = REPLACED_SHARE = 0.15
-"""Share of a varied title's words that are left out, and that a word from another note replaces."""
+"""Share of a varied title's words that are left out, and share that is replaced by a word from another note."""
 OWN_HASHTAGS_SHARE = 0.5
 """Share of the texts with the hashtags of the note that their title begins with; the others have another note's."""
 
 
 def recombine(notes: Sequence[Note], rng: random.Random) -> Note:
-    """Make one text, without an id, of the titles, contents and hashtags of notes drawn at random."""
+    """Make one text, without an id, from the titles, contents and hashtags of notes drawn at random."""
     first, second = rng.choice(notes), rng.choice(notes)
     words, other_words = first.title.split(), second.title.split()
     if rng.random() < JOINED_SHARE:
@@ -46,7 +46,7 @@ def recombine(notes: Sequence[Note], rng: random.Random) -> Note:
 
 
 def _varied(words: Sequence[str], others: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Yield `words`, some of them left out and some replaced by one of `others`."""
+    """Yield `words`, with some left out and some replaced by one of `others`."""
     for word in words:
         draw = rng.random()
         if draw >= LEFT_OUT_SHARE + REPLACED_SHARE or not others:
@@ -56,15 +56,15 @@ def _varied(words: Sequence[str], others: Sequence[str], rng: random.Random) -> 
 
 
 def training_ids(taken: Collection[str]) -> Iterator[str]:
-    """Yield ids of the training split without end, but those that are `taken`."""
+    """Yield ids of the training split without end, except those in `taken`."""
     names = (f"{ID_PREFIX}{n}" for n in count())
     return (name for name in names if name not in taken and split_of(name) == "train")
 
 
 def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None:
-    """Write the notes of `notes_file` and `texts` more. The file appears when it is complete.
+    """Write the notes of `notes_file` and `texts` additional ones. The file is written atomically.
 
-    Raises DatasetError for a notes file that cannot be read, or that has no note to train on, FileNotFoundError for a
+    Raises DatasetError for a notes file that cannot be read, or that has no training notes, FileNotFoundError for a
     missing one, and OSError where `out` cannot be written.
     """
     notes = read_notes(notes_file)

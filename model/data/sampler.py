@@ -1,6 +1,6 @@
 """Ancestral sampling from a causal language model: one line of text for each prompt of a batch.
 
-Serving decodes by beam search (model/inference); this is for making texts, where variety is wanted.
+Serving decodes by beam search (model/inference); this generates texts, for which variety is wanted.
 
 Shapes: B prompts of a batch, T tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ MIN_PROBABILITY_RATIO = 0.05
 """Tokens less likely than this share of the likeliest one are never drawn, which keeps a small model on its topic
 (min-p sampling, Nguyen et al. 2024)."""
 MIN_LIVE_SHARE = 0.75
-"""Finished rows leave the batch once fewer than this share of its rows is unfinished."""
+"""Finished rows are removed from the batch once fewer than this share of its rows are unfinished."""
 
 
 class Sampler:
@@ -39,7 +39,7 @@ class Sampler:
     def write(self, context: str, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """Continue each of `prompts` to the end of its line, by at most `max_tokens`; returns the continuations.
 
-        `context` stands before every prompt, and is computed once.
+        `context` precedes every prompt; its KV cache is computed once.
         """
         (context_ids,) = self.tokenizer([context], add_special_tokens=False).input_ids
         rows: list[list[int]] = self.tokenizer(list(prompts), add_special_tokens=False).input_ids

@@ -1,4 +1,4 @@
-"""SQL tables made of files of clicks and notes, by DuckDB or Spark: one query text runs on either."""
+"""SQL tables from files of clicks and notes, in DuckDB or Spark: one query text runs on either."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 MAX_THREADS = 4
-"""DuckDB threads, at most: they share the memory, and with too small a share a large join fails."""
+"""Maximum DuckDB threads: they share the memory, and a large join fails if each has too little."""
 CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
-"""Fixed for DuckDB, which would guess it from the first lines."""
+"""Fixed dialect for DuckDB, which would otherwise guess it from the first lines."""
 _SOURCES = {
     "json": "read_json(?, format = 'newline_delimited', {json})",
     "csv": f"read_csv(?, header = true, all_varchar = true, union_by_name = true, {CSV_DIALECT})",
     "parquet": "read_parquet(?, union_by_name = true)",
 }
-"""DuckDB's functions that read files, by format; `{json}`: further options of the first."""
+"""DuckDB's functions that read files, by format; `{json}` stands for further options of the first."""
 Functions = Mapping[str, Callable[[str], str]]
-"""Functions from text to text that queries may call, by their names in SQL."""
+"""Functions from text to text that queries may call, by their SQL names."""
 
 
 class TablesError(Exception):
@@ -27,19 +27,19 @@ class TablesError(Exception):
 
 
 class Tables(Protocol):
-    """Tables of one engine: the port for all that the engines do differently."""
+    """Tables of one engine: the port for everything in which the engines differ."""
 
     failures: tuple[type[Exception], ...]
-    """Exceptions of the engine, of all methods."""
+    """Exceptions that the engine raises from any method."""
 
     def __init__(self, folder: Path, memory: str, functions: Functions) -> None:
-        """`folder`: for what does not fit into `memory`. `functions`: what queries may call. Raises TablesError."""
+        """Start the engine. `folder`: spill space beyond `memory`. `functions`: for queries. Raises TablesError."""
 
     def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
-        """Make the table `name` of files: `columns` as text, NULL where they have no such column, and `line`."""
+        """Make the table `name` from files: `columns` as text, NULL where a column is missing, and `line`."""
 
     def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
-        """Make a table of a query, with its rows in any order."""
+        """Make a table from a query, with its rows in any order."""
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
@@ -51,7 +51,7 @@ class Tables(Protocol):
 
 
 class DuckDBTables:
-    """Tables in a file inside `folder`, so that neither they nor a large join need more than `memory`."""
+    """Tables in a file inside `folder`, so that neither they nor a large join exceed `memory`."""
 
     def __init__(self, folder: Path, memory: str, functions: Functions) -> None:
         import duckdb
@@ -67,7 +67,7 @@ class DuckDBTables:
             raise TablesError(f"DuckDB did not start with a memory of {memory!r}: {error}") from error
         for name, function in functions.items():
             self._connection.create_function(name, function, ["VARCHAR"], "VARCHAR")
-        # Spark calls the type of times with an offset so. In both engines a time without an offset is UTC.
+        # Spark's name for the type of times with an offset. In both engines, a time without an offset is UTC.
         self._connection.execute("CREATE TEMP TYPE timestamp_ltz AS TIMESTAMPTZ; SET TimeZone = 'UTC'")
 
     def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
@@ -79,7 +79,7 @@ class DuckDBTables:
         self._create(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(str, paths)]])
 
     def columns(self, path: Path, kind: str) -> list[str]:
-        """Return all columns of a file, of a JSON file as its first lines have them."""
+        """Return all columns of a file; of a JSON file, those of its first lines."""
         return self._columns(_SOURCES[kind].format(json="sample_size = 1000"), [path])
 
     def _columns(self, source: str, paths: Sequence[Path]) -> list[str]:
@@ -110,7 +110,7 @@ class DuckDBTables:
 
 
 class SparkTables:
-    """Tables in a Spark session of its own, on the Spark that is running or on one that is started for it."""
+    """Tables in a new session of the running Spark, which is started if there is none."""
 
     def __init__(self, folder: Path, memory: str, functions: Functions) -> None:
         from py4j.protocol import Py4JError
@@ -119,7 +119,7 @@ class SparkTables:
         from pyspark.sql import DataFrame, SparkSession
 
         self.failures: tuple[type[Exception], ...] = (PySparkException, Py4JError)
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers run the first python3 of PATH
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # otherwise workers run the first python3 on PATH
         self._owned = SparkSession.getActiveSession() is None
         self._kept: list[DataFrame] = []
         try:

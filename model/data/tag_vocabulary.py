@@ -1,7 +1,7 @@
-"""The hashtags that pseudo-labels are chosen from: tags of lifestyle communities, and nouns of WordNet.
+"""The hashtags from which pseudo-labels are chosen: tags of lifestyle communities, and nouns of WordNet.
 
-A tag of the open part may label any text that it fits. The other nouns, names among them, label only texts that contain
-them: as labels by meaning alone most of them are too rare, too general or about somebody else.
+An open tag may label any text that it fits. The other nouns, including names, label only texts that contain them:
+chosen by meaning alone, most of them would be too rare, too general or about someone else.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ food, natural objects, people, phenomena, plants, states and substances."""
 CONTAINED_TOPICS = OPEN_TOPICS | {"09", "14", "15", "22", "28"}
 """Lexicographer files whose nouns label texts that contain them: also ideas, groups, places, processes and times."""
 MAX_WORDS = 3
-"""Words of a tag, at most."""
+"""Maximum words of a tag."""
 MIN_CHARS = 3
-"""Letters of a noun, at least: shorter ones are abbreviations of many things."""
+"""Minimum characters of a noun: shorter ones are abbreviations with many meanings."""
 WORD = re.compile(r"[^\W\d_][\w'’+-]*")
 GENERAL_NOUNS = """
     one two three four five six seven eight nine ten way day days week weeks month year years morning afternoon hour
@@ -47,7 +47,7 @@ GENERAL = frozenset(map(dedup_key, GENERAL_NOUNS.split()))
 
 @dataclass(frozen=True, slots=True)
 class TagVocabulary:
-    """`open_tags` may label any text. `contained_tags`: by `dedup_key`, the tags that label texts with these words."""
+    """`open_tags` may label any text. `contained_tags`, by `dedup_key`, label only texts with their words."""
 
     open_tags: tuple[str, ...]
     contained_tags: dict[str, str]
@@ -55,7 +55,7 @@ class TagVocabulary:
     def tags_in(self, note: Note) -> list[str]:
         """Return the tags whose words stand next to each other in title or content, longer ones first.
 
-        A name counts only where the text has its first letter in upper case, so that "nice" is not the town.
+        A name counts only where the text capitalises its first letter, so that "nice" is not the town.
         """
         return list(dict.fromkeys(self._tags_in(note.title + " . " + note.content)))
 
@@ -76,7 +76,7 @@ def phrases(words: Sequence[str], length: int) -> Iterator[str]:
 
 
 def build_vocabulary(wordnet: Path) -> TagVocabulary:
-    """Build the vocabulary with the nouns of a folder of WordNet's data files."""
+    """Build the vocabulary from COMMUNITY_TAGS and the nouns in a folder of WordNet's data files."""
     tags = dict.fromkeys(tag for tags in tags_by_category().values() for tag in tags)
     open_tags = {dedup_key(tag): tag for tag in tags}
     contained_tags: dict[str, str] = dict(open_tags)

@@ -1,4 +1,4 @@
-"""WordNet 3.0, read from the folder of its data files: entries, notes made of them, and names of everyday things."""
+"""WordNet 3.0, read from the folder of its data files: entries, notes made from them, and names of everyday things."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from model.note import Note, normalise_hashtags
 
 DATA_FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 SPECIES_TOPICS = frozenset({"05", "20"})
-"""Lexicographer files of animals and plants: most of their entries are species that no note speaks of."""
+"""Lexicographer files of animals and plants: most of their entries are species that notes do not mention."""
 EVERYDAY_TOPICS = frozenset({"04", "05", "06", "11", "13", "15", "28"})
 """Lexicographer files of acts, animals, artefacts, events, food, places and times."""
 RUDE_MEANING = re.compile(
     r"\b(slurs?|offensive|disparag\w+|derogatory|obscene|vulgar|sexual\w*|genitals?|prostitut\w+|sex)\b"
 )
-"""Meanings of words that nobody wants to be given as a hashtag."""
+"""Pattern of glosses whose words are unsuitable as hashtags."""
 SPECIES_SHARE = 0.15
 """Share of the species that become notes."""
 EXAMPLE_ALONE, EXAMPLE_AND_MEANING, MEANING_AS_CONTENT = 0.4, 0.7, 0.85
-"""Bounds of a uniform draw that chooses an entry's form; above the last one the meaning is the title."""
+"""Bounds of a uniform draw that chooses the form of an entry's note; above the last one, the meaning is the title."""
 
 
 @dataclass(frozen=True, slots=True)
 class Synset:
     """One entry: words with one meaning.
 
-    `key` and `parent` are part of speech and offset, `parent` is "" without a hypernym. `topic`: the two digits of the
+    `key` and `parent`: part of speech and offset; `parent` is "" without a hypernym. `topic`: the two digits of the
     lexicographer file. `meaning`: the gloss without its `examples`.
     """
 
@@ -53,7 +53,7 @@ def read_synsets(folder: Path) -> Iterator[Synset]:
 def parse_synset(line: str) -> Synset:
     """Parse a line of a data file (format: wndb(5WN)).
 
-    It is: offset, topic, part of speech, number of words in hexadecimal, (word, id) for each, number of pointers,
+    It has: offset, topic, part of speech, number of words in hexadecimal, (word, id) for each, number of pointers,
     (symbol, offset, part of speech, source and target) for each, then `|` and the gloss.
     """
     head, _, gloss = line.partition(" | ")
@@ -78,7 +78,7 @@ def parse_synset(line: str) -> Synset:
 
 def wordnet_notes(folder: Path) -> Iterator[Note]:
     """Yield notes of entries, in four forms: an example; an example with words and meaning; words with the meaning; the
-    meaning as title. Of the species a share of SPECIES_SHARE is taken."""
+    meaning as title. Only SPECIES_SHARE of the species are included."""
     rng = random.Random("wordnet")
     synsets = {synset.key: synset for synset in read_synsets(folder)}
     for synset in synsets.values():
@@ -102,17 +102,17 @@ def wordnet_notes(folder: Path) -> Iterator[Note]:
 
 
 def everyday_things(folder: Path) -> list[str]:
-    """Names of everyday things, sorted: topics of generated notes."""
+    """Return names of everyday things, sorted: topics of generated notes."""
     synsets = read_synsets(folder)
     return sorted({s.words[0] for s in synsets if s.topic in EVERYDAY_TOPICS and s.words[0].islower()})
 
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A noun. `topic`: of its first and most frequent meaning, as in Synset.
+    """A noun. `topic`: topic of its first and most frequent meaning, as in Synset.
 
-    `uses`, `other_uses`: how often WordNet's corpus of ordinary texts has the word as a noun, and as a verb, adjective
-    or adverb.
+    `uses`, `other_uses`: frequency of the word in WordNet's corpus of ordinary texts, as a noun, and as a verb,
+    adjective or adverb.
     """
 
     text: str
@@ -122,7 +122,7 @@ class Noun:
 
 
 def read_nouns(folder: Path) -> Iterator[Noun]:
-    """Yield every noun of index.noun, as its first meaning spells it; none that is rude in any of its meanings.
+    """Yield every noun of index.noun, spelled as in its first meaning, except nouns with a rude meaning.
 
     A line of the file begins with the word, part of speech and number of meanings, and ends with the offset of each.
     """
@@ -141,8 +141,8 @@ def read_nouns(folder: Path) -> Iterator[Noun]:
 
 
 def count_uses(folder: Path) -> tuple[Counter[str], Counter[str]]:
-    """Count the uses of words, as nouns and otherwise, in cntlist.rev: lines of `word%part-of-speech:...`, the number
-    of a meaning, and its count."""
+    """Count the uses of words, as nouns and otherwise, in cntlist.rev, whose lines are `word%part-of-speech:...`, the
+    number of a meaning, and its count."""
     noun_uses, other_uses = Counter[str](), Counter[str]()
     for line in (folder / "cntlist.rev").read_text("utf-8").splitlines():
         sense, _, count = line.split()

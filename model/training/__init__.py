@@ -1,1 +1,1 @@
-"""Making a checkpoint: the losses, the teachers, the training loop, and what is fitted to the finished model."""
+"""Training a checkpoint: the losses, the teachers, the training loop, and what is fitted to the finished model."""

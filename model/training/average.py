@@ -1,7 +1,7 @@
-"""Averaging of checkpoints of one run, or of a run and one that goes on from it: often better than each of them.
+"""Average of checkpoints of one run, or of a run and its continuation: often better than each of them.
 
-The mean of weights along one path of training (stochastic weight averaging, Izmailov et al. 2018). Adapters that began
-apart cannot be averaged so: the mean of two products of factors is not the product of the factors' means.
+This is the mean of weights along one training path (stochastic weight averaging, Izmailov et al. 2018). Adapters with
+different starts cannot be averaged: the mean of two products of factors is not the product of the factors' means.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FOLDER, BACKBONE_FOLDER, 
 from model.whole_file import whole_folder
 
 COMPARED: tuple[str, ...] = ("adapter", "backbone", "prompt_version", "dimension")
-"""Settings of checkpoints that must be the same: weights that belong to two backbones or two prompts have no mean."""
+"""Settings that all checkpoints must share: weights for different backbones or prompts have no meaningful mean."""
 ADAPTER_COMPARED: tuple[str, ...] = ("r", "lora_alpha")
-"""Settings of adapters that must be the same: the product of an adapter's factors is scaled by lora_alpha / r."""
+"""Settings that all adapters must share: the product of an adapter's factors is scaled by lora_alpha / r."""
 CARD_FILE = "README.md"
 CARD_NOTE = (
     "The weights are the mean of {count} checkpoints (`notellm average`), of which this card describes the first."
 )
-"""Section that the model card of a mean gets."""
+"""Section that is added to the model card of a mean."""
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> None:
-    """Write a checkpoint whose weights are the mean of those of `checkpoints`, number by number in float32.
+    """Write a checkpoint whose weights are the element-wise mean of those of `checkpoints`, in float32.
 
-    The weights are adapter and head, or after full fine-tuning backbone and head. Configuration and model card are
-    those of the first one; the card says that it is a mean. What was fitted to its vectors or its trunk is left out,
-    category head and generation adapter. Raises CheckpointError for fewer than two checkpoints, for different ones,
-    and where `out` exists; OSError where it cannot be written, and then nothing is left of it.
+    The weights are adapter and head, or after full fine-tuning backbone and head. Configuration and model card are the
+    first checkpoint's; a section of the card says that it is a mean. Category head and generation adapter are left out,
+    since they were fitted to the old vectors or trunk. Raises CheckpointError for fewer than two checkpoints, for
+    incompatible ones, and where `out` exists; OSError where it cannot be written, which leaves no partial `out`.
     """
     if len(checkpoints) < 2:
         raise CheckpointError("an average needs two checkpoints or more")
@@ -85,7 +85,7 @@ def _adapter_settings(checkpoint: Path) -> dict[str, Any]:
 
 
 def mean_of(checkpoints: Sequence[Path], name: str) -> dict[str, Tensor]:
-    """Return the means of the tensors that the file `name` has in each checkpoint. Raises CheckpointError."""
+    """Return the means of the tensors in the file `name` of each checkpoint. Raises CheckpointError."""
     files = []
     for checkpoint in checkpoints:
         with loading_errors(checkpoint / name):

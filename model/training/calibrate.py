@@ -1,7 +1,7 @@
-"""Fitting a finished checkpoint to labelled notes of several data sets at once.
+"""Fit a finished checkpoint to labelled notes of several data sets at once.
 
-Fitted are the temperature of category probabilities, a category head on vectors and words (each data set with its own
-closed set), and the minimum score of a written hashtag.
+Three things are fitted: the temperature of category probabilities, a category head on vectors and words (each data set
+with its own closed set), and the minimum score of a written hashtag.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from model.note import Note
 from model.weights import Progress, silent
 
 POOLING_NOTES = 1000
-"""Validation notes of each data set by which its pool weights are chosen. Three numbers need no more."""
+"""Validation notes of each data set to which its pool weights are fitted: enough for three numbers."""
 MIN_HASHTAG_SCORES = (0.05, 0.03, 0.02, 0.015, 0.01, 0.007, 0.005, 0.003, 0.002, 0.001)
-"""Least scores of a written hashtag that `fit_hashtags` chooses from, the highest first."""
+"""Candidate minimum scores of a written hashtag for `fit_hashtags`, the highest first."""
 KEPT_F1 = 0.98
-"""Share of F1@3 that a least score must keep. Leaving out hashtags never raises F1@3 (`hashtag_prf`), but it keeps them
-from notes that say nothing: so the highest least score is taken that costs next to nothing."""
+"""Share of F1@3 that a minimum score must keep. A minimum never raises F1@3 (`hashtag_prf`), but it keeps hashtags off
+notes that say nothing, so the highest one that costs almost nothing is chosen."""
 FITTED_CUTOFF = 3
-"""k of the F1@k that a least score is chosen by."""
+"""k of the F1@k by which a minimum score is chosen."""
 IMPOSSIBLE = -1e9
-"""Log probability of a column beyond a data set's closed set: finite, so that it can be divided by a temperature."""
+"""Log probability that pads the columns beyond a data set's closed set: finite, so that a temperature can divide it."""
 
 
 def calibrate(
@@ -46,7 +46,7 @@ def calibrate(
 ) -> float:
     """Fit the category temperature of a checkpoint, save it in its configuration, and return it.
 
-    `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError, DatasetError, FileNotFoundError, and
+    `data`: folders with notes.jsonl.gz, or notes files. Raises CheckpointError, DatasetError, FileNotFoundError, and
     ValueError as `category_temperature` does and where most notes are in a script that the checkpoint does not read.
     """
     engine, notes = _open_for_fitting(checkpoint, data, cache, progress)
@@ -58,17 +58,17 @@ def calibrate(
 def _open_for_fitting(
     checkpoint: Path, data: Sequence[Path], cache: Path, progress: Progress
 ) -> tuple[Engine, list[dict[str, Note]]]:
-    """Return the engine of a checkpoint, without what was fitted to it earlier, and the notes of each data set by id.
+    """Return the engine of a checkpoint without its fitted temperature and head, and the notes of each data set by id.
     Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError as `_load_unfitted` does."""
-    NoteLLMConfig.load(checkpoint)  # it fails at once, and reading the notes takes long
+    NoteLLMConfig.load(checkpoint)  # fail early: reading the notes takes long
     notes = [read_notes(notes_path(path), progress) for path in data]
     return _load_unfitted(checkpoint, notes, cache, progress), notes
 
 
 def _load_unfitted(checkpoint: Path, data: Sequence[Mapping[str, Note]], cache: Path, progress: Progress) -> Engine:
-    """Return the engine of a checkpoint, without what was fitted to it earlier. Raises CheckpointError, and ValueError
-    where most validation notes are in a script that the checkpoint does not read, so that it writes nothing for
-    them."""
+    """Return the engine of a checkpoint without its fitted temperature and category head. Raises CheckpointError, and
+    ValueError where most validation notes are in a script that the checkpoint does not read, so that it writes nothing
+    for them."""
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
     drawn = [note for notes in data for note in notes_of_split(notes, "validation", POOLING_NOTES)]
     unread = sum(not engine.prompt.supports(note) for note in drawn)
@@ -82,7 +82,7 @@ def _load_unfitted(checkpoint: Path, data: Sequence[Mapping[str, Note]], cache: 
 
 
 def _change_settings(checkpoint: Path, **changes: Any) -> None:
-    """Save changed settings of a checkpoint. The others are read now: they may have been changed during the fit."""
+    """Save changed settings of a checkpoint. The others are read again: they may have changed during the fit."""
     replace(NoteLLMConfig.load(checkpoint), **changes).save(checkpoint)
 
 
@@ -92,7 +92,7 @@ def category_temperature(
     """Fit one temperature to the validation notes of several data sets, each with its own closed set.
 
     At most `max_notes` of each data set are used, drawn at random. Raises ValueError where no validation note has a
-    category of its closed set, and where the likeliest temperature is at a limit, as with one category.
+    category of its closed set, and where the best temperature is at a limit, as with a single category.
     """
     closed_sets = [closed_set(notes) for notes in data]
     rows, truth = [], []
@@ -119,7 +119,7 @@ def fit_categories(
 ) -> CategoryHead:
     """Fit a category head to the vectors of a checkpoint and to words, save it beside its weights, and return it.
 
-    `data`: folders with notes.jsonl.gz, or such files. Raises CheckpointError (a bare backbone has no folder for the
+    `data`: folders with notes.jsonl.gz, or notes files. Raises CheckpointError (a bare backbone has no folder for the
     head), DatasetError, FileNotFoundError, and ValueError as `category_head` does and where most notes are in a script
     that the checkpoint does not read.
     """
@@ -134,9 +134,9 @@ def category_head(
 ) -> CategoryHead:
     """Fit a head to the vectors and words of training notes, and its pool weights to validation notes.
 
-    `max_notes`: training notes used of each data set. `engine`: loaded without an earlier head or temperature. Raises
-    ValueError where there are fewer than two categories, or no data set has enough training notes of its categories
-    and a validation note.
+    `max_notes`: training notes used of each data set. `engine`: loaded with `fitted=False`. Raises ValueError where
+    there are fewer than two categories, or no data set has both enough training notes for its categories and a
+    validation note.
     """
     training = []
     for notes in data:
@@ -164,8 +164,8 @@ def category_head(
 
 
 def _advice_to_read_more(notes: Mapping[str, Note], max_notes: int) -> str:
-    """Say how many training notes to read where a data set has enough for its categories and `max_notes` are not; ""
-    where it has too few itself."""
+    """Return advice on how many training notes to read, where the data set has enough for its categories but
+    `max_notes` is too low; otherwise ""."""
     categories = closed_set(notes)
     enough = MIN_NOTES_PER_CATEGORY * len(categories)
     available = len(notes_of_split(_with_category(notes, categories), "train"))
@@ -180,7 +180,7 @@ def _advice_to_read_more(notes: Mapping[str, Note], max_notes: int) -> str:
 def _with_fitted_pool_weights(
     head: CategoryHead, engine: Engine, names: tuple[str, ...], validation: Sequence[Note]
 ) -> CategoryHead:
-    """Choose the pool weights of one data set by its validation notes."""
+    """Fit the pool weights of one data set to its validation notes."""
     outputs = engine.generate(validation, GenerationRequest(categories=names, all_categories=True))
     log_probs = [
         np.vstack([_log_probs(output, names), head.log_probs(names, note, output.vector)])
@@ -191,23 +191,23 @@ def _with_fitted_pool_weights(
 
 
 def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Log probabilities (len(names),) of the categories in one output; all alike where the model says nothing."""
+    """Log probabilities (len(names),) of the categories in one output; uniform where it has no categories."""
     probabilities = {category.name: category.probability for category in output.categories or ()}
     return np.log([max(probabilities.get(name, 1 / len(names)), MIN_PROBABILITY) for name in names])
 
 
 def _with_category(notes: Mapping[str, Note], categories: Collection[str]) -> dict[str, Note]:
-    """Notes by id whose category is one of `categories`."""
+    """Return the notes, by id, whose category is in `categories`."""
     return {note_id: note for note_id, note in notes.items() if note.category in categories}
 
 
 def fit_hashtags(
     checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
 ) -> float:
-    """Choose the least score of a hashtag that a checkpoint writes, save it in its configuration as
-    `min_hashtag_score`, and return it. It is chosen by hashtags of the policy "open", and bounds the others, too.
+    """Choose the minimum score of a hashtag that a checkpoint writes, save it in its configuration as
+    `min_hashtag_score`, and return it. It is fitted with the hashtag policy "open" and applies to all.
 
-    `data`: folders with notes.jsonl.gz, or such files. At most `max_notes` validation notes of each are used, drawn at
+    `data`: folders with notes.jsonl.gz, or notes files. At most `max_notes` validation notes of each are used, drawn at
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
     hashtags, where most are in a script that the checkpoint does not read, and as `least_hashtag_score` does.
     """
@@ -220,7 +220,7 @@ def fit_hashtags(
     if not notes:
         raise ValueError("no validation note has hashtags")
     engine = _load_unfitted(checkpoint, chosen, cache, progress)
-    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.0)  # those that it leaves out, too
+    engine.prompt.config = replace(engine.prompt.config, min_hashtag_score=0.0)  # no minimum while fitting
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))
     least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
@@ -229,11 +229,11 @@ def fit_hashtags(
 
 
 def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Sequence[str]]) -> float:
-    """Return the highest of MIN_HASHTAG_SCORES with which hashtags keep KEPT_F1 of the F1@3 that they have without one;
-    0 where none of them does.
+    """Return the highest of MIN_HASHTAG_SCORES at which hashtags keep KEPT_F1 of their F1@3 without a minimum, or 0 if
+    none does.
 
-    `written`: the hashtags of each note, the best first. `truth`: for each note, those of its author. Raises ValueError
-    as `hashtag_prf` does, and where no written hashtag is one of the note's author.
+    `written`: the hashtags written for each note, the best first. `truth`: for each note, its author's hashtags. Raises
+    ValueError as `hashtag_prf` does, and where no written hashtag is one of the author's.
     """
 
     def f1(least: float) -> float:

@@ -1,8 +1,8 @@
 """The loss of related notes on one data set: GCL on its pairs, distillation, and a memory of past vectors.
 
-This file chooses what is compared with what; the formulas are in loss.py.
+This file decides which notes are compared; the formulas are in loss.py.
 
-Shapes: B pairs of a batch and U notes beside them, N notes of the data set, D embedding dimension, K the teacher's
+Shapes: B pairs of a batch and U unpaired notes, N notes of the data set, D embedding dimension, K the teacher's
 dimension, M notes in the memory that are not in the batch.
 """
 
@@ -25,10 +25,11 @@ from model.weights import Progress
 
 
 def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Progress, *, new_run: bool = True) -> None:
-    """Tell, where the first batch has fewer pairs than `batch_pairs`, how many it has. `name`: that of the pairs' file.
+    """Report the number of pairs of the first batch where it is below `batch_pairs`. `name`: name of the pairs' file.
 
-    Raises DatasetError where the first batch of a new run has one pair, whose notes are compared with nothing but each
-    other. Later batches are not looked at, and a run that has begun goes on, as CSFT may teach it.
+    Raises DatasetError where the first batch of a new run has a single pair, so that there are no negatives, and
+    neither memory nor unpaired notes add some. Later batches are not checked. A resumed run may go on, as CSFT may
+    still train it.
     """
     pairs = len(next(paired.batches(recipe.batch_pairs, recipe.seed))) // 2
     if new_run and pairs == 1 and not (recipe.memory or recipe.unpaired_notes):
@@ -43,11 +44,12 @@ def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Prog
 class ContrastiveObjective:
     """The loss of related notes on one data set with pairs.
 
-    `teacher_file`: another model's vectors of its notes (`notellm embed`). Raises DatasetError where it holds none.
+    `teacher_file`: another model's vectors of its notes (`notellm embed`). Raises DatasetError where it has none of
+    them.
 
-    With `memory` in the recipe the vector of each note is kept as training last saw it (cross-batch memory, Wang et al.
-    2020). A batch is then compared with all notes seen so far, almost as in a search, and not only with its own.
-    Vectors in the memory get no gradient.
+    With `memory` in the recipe, the latest training vector of each note is kept (cross-batch memory, Wang et al. 2020).
+    A batch is then compared with all notes seen so far, almost as in a search, and not only with itself. Vectors in the
+    memory get no gradient.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class ContrastiveObjective:
         return RelatedLoss((1 - share) * contrastive + share * distillation, contrastive, distillation)
 
     def update_memory(self, notes: Sequence[Note], vectors: Tensor) -> None:
-        """Keep the vectors (len(notes), D) of `notes`; does nothing for a recipe without memory."""
+        """Store the latest vectors (len(notes), D) of `notes`; does nothing for a recipe without memory."""
         if not self._recipe.memory:
             return
         if self.memory is None:
@@ -105,27 +107,27 @@ class ContrastiveObjective:
         self.memory[self.rows(notes)] = vectors.detach()
 
     def reread_at(self, step: int) -> list[Note]:
-        """Return the `reread_notes` notes that a step reads anew: the next ones of one random order, without end.
-        `step`: number of steps on this data set before it."""
+        """Return the `reread_notes` notes whose memory a step refreshes, cycling through one random order. `step`:
+        number of previous steps on this data set."""
         return list(islice(self._from(self._reread_order, step * self._recipe.reread_notes), self._recipe.reread_notes))
 
     def unpaired_at(self, step: int, batch: Sequence[Note]) -> list[Note]:
-        """Return the `unpaired_notes` notes that join the pairs of `batch` in a step, in an order as that of
-        `reread_at`; those that the batch has already are passed over."""
+        """Return the `unpaired_notes` notes that a step adds to the pairs of `batch`, cycling through a random order as
+        `reread_at` does; notes of the batch are skipped."""
         ids, count = {note.id for note in batch}, self._recipe.unpaired_notes
         following = self._from(self._unpaired_order, step * count)
         return list(islice((note for note in following if note.id not in ids), count))
 
     def _from(self, order: Sequence[int], place: int) -> Iterator[Note]:
-        """Yield every note once: `order` from `place` on, then its beginning."""
+        """Yield every note once, in `order` from `place` on and then from its beginning."""
         return (self.notes[order[(place + i) % len(order)]] for i in range(len(order)))
 
     def rows(self, notes: Sequence[Note]) -> Tensor:
-        """Rows (len(notes),) int64 of `notes` in `self.notes`, `memory` and `teacher_vectors`."""
+        """Return the rows (len(notes),) int64 of `notes` in `self.notes`, `memory` and `teacher_vectors`."""
         return torch.tensor([self._row[note.id] for note in notes], dtype=torch.int64, device=self._device)
 
     def _memory_rows(self, batch_rows: Tensor) -> Tensor:
-        """Rows (M,) of the memory that hold a vector and are not of the batch."""
+        """Return the rows (M,) of the memory that hold a vector and are not in the batch."""
         if self.memory is None:
             return batch_rows[:0]
         filled = self.memory.any(1)

@@ -1,10 +1,10 @@
-"""Vectors of a corpus's notes by a teacher, in files beside them: computed once, read by each distillation.
+"""A teacher's vectors of a corpus's notes, in files beside the notes: computed once, read by each distillation.
 
 FOLDER/<source>.<shard>.npy holds the unit vectors (n, K) float16 of SHARD_SIZE notes of FOLDER/<source>.jsonl.gz in the
 file's order; the last shard is shorter. FOLDER/<source>.sha256 has the digest of these notes and the name of the
-encoder, so that the vectors of a file that was made anew are not taken for those of its notes, nor those of one encoder
-for another's. The file is a line as sha256sum prints it, with the encoder's name in the place of the file's. `-`, which
-`zcat | sha256sum` prints there, leaves the encoder open.
+encoder, which detects vectors of an earlier version of the notes file or of another encoder. It is a line of sha256sum
+with the encoder's name in place of the file name. `-`, which `zcat | sha256sum` prints there, stands for any
+encoder.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from model.note import Note
 from model.whole_file import whole_file
 
 SHARD_SIZE = 4096
-"""Notes of one file: a minute or two of work, which is what a break costs."""
+"""Notes per file: a minute or two of work, which is what an interruption loses."""
 
 Float16 = npt.NDArray[np.float16]
 UNNAMED = "-"
-"""Name in the place of the encoder's in a folder of an earlier version, which does not say whose vectors it has."""
+"""Placeholder for the encoder's name in folders of an earlier version, which do not record the encoder."""
 Embed = Callable[[Sequence[Note]], npt.NDArray[np.float32]]
 """Function that returns the unit vectors of notes, (n, K)."""
 
@@ -45,18 +45,18 @@ def shard_path(folder: Path, source: str, shard: int) -> Path:
 
 
 def digest_path(folder: Path, source: str) -> Path:
-    """Path of the digest of the notes that a source's vectors are of, and of the encoder's name."""
+    """Path of the file with the digest of the notes that were embedded and the encoder's name."""
     return folder / f"{source}.sha256"
 
 
 def write_digest(folder: Path, source: str, encoder: str) -> None:
-    """Keep the digest of a source's notes and the name of their encoder, before the first vectors of them."""
+    """Record the digest of a source's notes and the name of their encoder, before the first vectors are written."""
     digest_path(folder, source).write_text(f"{_notes_digest(folder, source)}  {encoder}\n")
 
 
 def checked_digest(folder: Path, source: str) -> str:
-    """Return the digest of a source's notes. Raises DatasetError where its vectors are of other notes, or do not say of
-    which, as those of earlier versions."""
+    """Return the digest of a source's notes. Raises DatasetError where its vectors belong to other notes, or have no
+    recorded digest, as in earlier versions."""
     digest, notes, path = _notes_digest(folder, source), notes_path(folder, source), digest_path(folder, source)
     if not path.is_file():
         raise DatasetError(
@@ -71,7 +71,7 @@ def checked_digest(folder: Path, source: str) -> str:
 
 
 def refuse_other_encoder(folder: Path, source: str, encoder: str) -> None:
-    """Raise DatasetError where a source has vectors of another encoder than `encoder`. UNNAMED is taken for any."""
+    """Raise DatasetError where a source has vectors of another encoder than `encoder`. UNNAMED matches any encoder."""
     named = encoder_name(folder, source)
     if UNNAMED not in (named, encoder) and named != encoder:
         raise DatasetError(
@@ -81,7 +81,7 @@ def refuse_other_encoder(folder: Path, source: str, encoder: str) -> None:
 
 
 def encoder_name(folder: Path, source: str) -> str:
-    """Return the name of the encoder of a source's vectors, UNNAMED where its digest's file does not say."""
+    """Return the name of the encoder of a source's vectors, or UNNAMED where the digest file has none."""
     _, *named = digest_path(folder, source).read_text().split()
     return named[0] if named else UNNAMED
 
@@ -100,9 +100,9 @@ def write_corpus_vectors(
 ) -> int:
     """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
 
-    `encoder`: name of the encoder that `embed` calls. A shard's file appears when it is complete; one that an earlier
-    `max_notes` cut short is written again. Raises ValueError where shards of vectors of another size are there, and
-    DatasetError where those that are there are of other notes or of another encoder.
+    `encoder`: name of the encoder that `embed` calls. Shards are written atomically; a shard that an earlier
+    `max_notes` cut short is written again. Raises ValueError where existing shards have another dimension, and
+    DatasetError where they belong to other notes or another encoder.
     """
     if shard_path(folder, source, 0).exists():
         checked_digest(folder, source)
@@ -127,7 +127,8 @@ def write_corpus_vectors(
 
 def read_corpus_vectors(folder: Path, source: str, encoder: str = UNNAMED) -> tuple[list[Note], Float16]:
     """Read the notes of a source that have vectors, and these vectors (n, K), in the file's order. Raises DatasetError
-    for vectors of other notes, of another encoder than `encoder` or with a gap, FileNotFoundError without vectors."""
+    for vectors of other notes, of another encoder than `encoder` or with a gap, and FileNotFoundError where there are
+    none."""
     shards: list[Float16] = []
     for shard in count():
         path = shard_path(folder, source, shard)
@@ -149,7 +150,7 @@ def read_corpus_vectors(folder: Path, source: str, encoder: str = UNNAMED) -> tu
 
 
 def teacher_parser(what: str) -> argparse.ArgumentParser:
-    """Return a parser of the options that the command of any teacher has. `what`: the command's description."""
+    """Return a parser with the options that all teachers' commands share. `what`: the command's description."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--source", action="append", help="may be repeated; all sources by default")
@@ -159,7 +160,7 @@ def teacher_parser(what: str) -> argparse.ArgumentParser:
 
 
 def write_missing_vectors(embed: Embed, encoder: str, options: argparse.Namespace) -> None:
-    """Write the missing vectors of a corpus by the options of `teacher_parser`. `encoder`: name of the encoder."""
+    """Write a corpus's missing vectors, with the options of `teacher_parser`. `encoder`: name of the encoder."""
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     for source in options.source or all_sources:
         started = time.perf_counter()

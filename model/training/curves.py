@@ -1,4 +1,4 @@
-"""The loss curves of a run as a picture."""
+"""Plot of a run's loss curves."""
 
 from __future__ import annotations
 

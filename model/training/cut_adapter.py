@@ -1,10 +1,10 @@
-"""A checkpoint whose adapter has a lower rank: smaller, and less bent to the texts that it was trained on.
+"""A checkpoint whose adapter has a lower rank: smaller, and less overfitted to the texts that it was trained on.
 
     python -m model.training.cut_adapter --checkpoint FOLDER --rank N --out FOLDER
 
-Each product B A of the adapter becomes its best approximation at that rank; the projection stays as it is. The shipped
-checkpoint was whitened at rank 32, cut to rank 1 and whitened again, since the cut moves the mean of the vectors. A
-lower rank finds more in domains that training has not seen (docs/log/distillation.md).
+Each product B A of the adapter becomes its best approximation at the lower rank; the projection is unchanged. The
+shipped checkpoint was whitened at rank 32, cut to rank 1 and whitened again, since the cut moves the mean of the
+vectors. A lower rank has higher recall in domains that training has not seen (docs/log/distillation.md).
 
 Shapes of a layer: O outputs, I inputs, R rank, r the lower rank.
 """
@@ -27,14 +27,14 @@ from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEA
 from model.whole_file import whole_folder
 
 A, B = "lora_A.weight", "lora_B.weight"
-"""Ends of the names of a layer's factors."""
+"""Suffixes of the names of a layer's factors."""
 
 
 def cut_product(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return B (O, r) and A (r, I) whose product is the best approximation of that of `b` (O, R) and `a` (R, I).
+    """Return B (O, r) and A (r, I), whose product best approximates the product of `b` (O, R) and `a` (R, I).
 
-    They are its truncated singular value decomposition (Eckart and Young 1936), with the root of the singular values in
-    each factor; it is computed from the factors, without the product itself.
+    They come from the product's truncated singular value decomposition (Eckart and Young 1936), with the square root of
+    the singular values in each factor, computed from the factors without the product itself.
     """
     b_basis, b_rest = torch.linalg.qr(b.float())
     a_basis, a_rest = torch.linalg.qr(a.float().T)
@@ -44,11 +44,11 @@ def cut_product(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
-    """Write a copy of a checkpoint to `out`, a folder that is not there, with its adapter cut to `rank`, in bfloat16.
+    """Write a copy of a checkpoint, with its adapter cut to `rank` in bfloat16, to the new folder `out`.
 
-    The copy cannot write hashtags and has no category head: both belong to the vectors and states of the trunk that was
-    cut. Raises CheckpointError for a checkpoint without an adapter or with one of no higher rank, and where `out` is
-    there; OSError.
+    The copy has no generation adapter and no category head: both were fitted to the states and vectors before the cut.
+    Raises CheckpointError for a checkpoint without an adapter or with one of no higher rank, and where `out` exists;
+    OSError.
     """
     folder = checkpoint / ADAPTER_FOLDER
     if not (folder / ADAPTER_FILE).is_file():
@@ -60,7 +60,7 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
         raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: name a lower one, 1 or more")
     if out.exists():
         raise CheckpointError(f"{out} is there already: name a new folder")
-    scale = settings["lora_alpha"] / settings["r"]  # which B A is multiplied with; it goes into the factors
+    scale = settings["lora_alpha"] / settings["r"]  # factor of B A in LoRA, moved into B
     cut = {}
     for name in [name.removesuffix(A) for name in weights if name.endswith(A)]:
         cut[name + B], cut[name + A] = cut_product(scale * weights[name + B], weights[name + A], rank)

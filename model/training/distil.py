@@ -1,15 +1,15 @@
-"""Distillation without labels: the backbone learns to give any text the vector that a teacher gives it.
+"""Distillation without labels: the backbone learns to reproduce a teacher's vector of any text.
 
     python -m model.training.distil --corpus FOLDER --out FOLDER --share SOURCE=SHARE ... [--data FOLDER] [--minutes N]
     python -m model.training.distil --corpus FOLDER --out FOLDER --recipe FILE ...
 
 The loss of a note is 1 - cosine to the teacher's vector, plus the divergence between how student and teacher rank other
-texts (`structure_loss`). Measured and exported is a running average of the weights, so a run may be ended at any time.
-The folder gets state.<step>.pt (the last two), log.jsonl with a line for each step, and curve.jsonl with a line for
-each measurement. On SIGTERM the run saves and ends. The same command resumes it, with the learning rate and intervals
-that it then names. docs/guides/distillation.md has all commands, from the texts to a checkpoint.
+texts (`structure_loss`). A running average of the weights is measured and exported, so a run may end at any time. The
+folder gets state.<step>.pt (the last two), log.jsonl with a line per step, and curve.jsonl with a line per measurement.
+On SIGTERM the run saves and ends. The same command resumes it; learning rate and intervals may differ.
+docs/guides/distillation.md has all commands, from the texts to a checkpoint.
 
-Shapes: B notes of a batch, K the teacher's dimension, R texts that are ranked.
+Shapes: B notes of a batch, K the teacher's dimension, R ranked texts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from model.weights import file_digest
 
 LOG, CURVE = "log.jsonl", "curve.jsonl"
 CHANGEABLE = ("learning_rate", "solve_every", "save_every", "measure_every")
-"""Fields of the recipe in which a resumed run may differ from its beginning."""
+"""Fields of the recipe that may change when a run is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +66,20 @@ class Distillation:
     """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
 
     shares: dict[str, float] = field(default_factory=dict)
-    """How often each source is drawn from, relative to the others."""
+    """Relative frequency with which each source is drawn."""
     backbone: str = PACKAGED_BACKBONE
     prompt_version: str = "note-first/2"
     pooling: str = "read-out"
-    """States of a note that the head reads (student.POOLINGS)."""
+    """States of a note that are the head's input (student.POOLINGS)."""
     seed: int = 0
     threads: int = 2
-    """Threads of one core each; every one takes a part of the batch. On a GPU one."""
+    """Threads of one core each; each takes a part of the batch. 1 on a GPU."""
     batch: int = 48
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup_steps: int = 30
     clip: float = 1.0
-    """Bound of the gradient's norm."""
+    """Maximum norm of the gradient."""
     words: float = 1.0
     """Weight of the token teacher's cosine; the other teacher's has weight 1."""
     structure: float = 0.5
@@ -87,19 +87,19 @@ class Distillation:
     temperature: float = 0.05
     """Temperature of the softmax in `structure_loss`."""
     ranked: int = 4096
-    """Texts of the corpus that `structure_loss` ranks."""
+    """Number of corpus texts that `structure_loss` ranks."""
     averaged: int = 100
-    """Steps over which the weights are averaged, about."""
+    """Approximate number of steps over which the weights are averaged."""
     remembered: int = 100
-    """Batches from which the head is solved for, about."""
+    """Approximate number of recent batches to which the head is fitted."""
     solve_every: int = 10
-    """Steps between two solutions for the head."""
+    """Steps between two solutions of the head."""
     starting_notes: int = 3072
-    """Notes from which the first head is solved for."""
+    """Notes to which the initial head is fitted."""
     save_every: float = 15.0
     """Minutes between two states."""
     measure_every: float = 30.0
-    """Minutes between two points of the curve."""
+    """Minutes between two points of the learning curve."""
 
     def __post_init__(self) -> None:
         check_rates(self)
@@ -108,8 +108,8 @@ class Distillation:
 class PartialLoss(NamedTuple):
     """Result of one thread's part of a batch.
 
-    `cosine`, `structure` (scalars): its means times its share of the notes, so that the parts sum to the means of the
-    batch. `states` (b, H) or (b, 2H) and `teacher_vectors` (b, K): those of its notes.
+    `cosine`, `structure` (scalars): means over the part times its share of the notes, so that the parts sum to the
+    means of the batch. `states` (b, H) or (b, 2H) and `teacher_vectors` (b, K) of the part's notes.
     """
 
     cosine: Tensor
@@ -119,7 +119,7 @@ class PartialLoss(NamedTuple):
 
 
 def structure_loss(vectors: Tensor, teacher_vectors: Tensor, ranked: Tensor, temperature: float) -> Tensor:
-    """Mean KL divergence of the student's from the teacher's softmax over the cosines with `ranked` (R, K).
+    """Mean KL divergence of the student's softmax from the teacher's, over the cosines with `ranked` (R, K).
 
     `vectors`, `teacher_vectors`: (B, K). All vectors are of unit length.
     """
@@ -129,13 +129,13 @@ def structure_loss(vectors: Tensor, teacher_vectors: Tensor, ranked: Tensor, tem
 
 
 class Distiller:
-    """One run with its texts and its folder; it starts from the newest state in the folder, if there is one.
+    """A run with its texts and its folder. It resumes from the newest state in the folder, if there is one.
 
-    `pause_file`: while it exists the run waits between steps. `device`: "cpu" or "cuda"; a run may go on on another one
-    with as many threads. Raises CheckpointError, FileNotFoundError where the corpus lacks vectors, DatasetError where
-    they are of other notes or of several encoders, and RecipeError where `folder` holds a run on other notes or
-    vectors, one whose recipe differs in a field that is not one of CHANGEABLE, or one whose states are all damaged, and
-    where another process trains there.
+    `pause_file`: while it exists, the run waits between steps. `device`: "cpu" or "cuda"; a run may resume on the other
+    one with the same number of threads. Raises CheckpointError; FileNotFoundError where the corpus lacks vectors;
+    DatasetError where they belong to other notes or to several encoders; RecipeError where the folder's run has
+    different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged states, or another process
+    trains there.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Distiller:
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
         self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
         self.inputs = self.texts.digests | backbone_digest(recipe.backbone)  # norms and embeddings stay frozen
-        """Digests of what the run is a function of beside its recipe, by name."""
+        """Digests, by name, of everything besides the recipe that determines the run."""
         if recipe.words:
             self.inputs[TOKENS_FILE] = file_digest(corpus / TOKENS_FILE)
         count, dimension = self.texts.teacher_vectors.shape
@@ -190,10 +190,10 @@ class Distiller:
         self.student.head.weight.copy_(self.ridge.head())
 
     def run(self, minutes: float, domains: Sequence[HeldOutDomain] = ()) -> None:
-        """Train for `minutes`, or until `stop` is called. Only steps count, not pauses and measurements.
+        """Train for `minutes` of step time, without pauses and measurements, or until `stop` is called.
 
-        Raises RecipeError where the loss or the gradient is not finite, before the step that it would spoil the weights
-        with, and OSError where a file of the run cannot be written.
+        Raises RecipeError where the loss or the gradient is not finite, before that step changes the weights, and
+        OSError where a file of the run cannot be written.
         """
         if self.step == 0:
             self.save()
@@ -215,11 +215,11 @@ class Distiller:
                 return
 
     def stop(self) -> None:
-        """End the run after the current step, or a pause, with a save."""
+        """Save and end the run after the current step or pause."""
         self.stopped = True
 
     def update(self, batch: Batch) -> None:
-        """Do one step of the optimizer. Raises RecipeError, without the step, where loss or gradient are not finite."""
+        """Do one optimizer step. Raises RecipeError, without the step, where loss or gradient is not finite."""
         started, cpu_started = time.monotonic(), time.process_time()
         parts = min(self.recipe.threads, len(batch.ids))
         losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
@@ -251,7 +251,7 @@ class Distiller:
         )
 
     def _loss(self, batch: Batch, part: int) -> tuple[Tensor, PartialLoss]:
-        """Loss of every `threads`-th row from row `part` on; the losses of all parts add up to the batch's."""
+        """Return the loss of every `threads`-th row from row `part` on; the parts' losses sum to the batch's."""
         rows = slice(part, None, self.recipe.threads)
         lengths, teacher_vectors = batch.lengths[rows], batch.teacher_vectors[rows].to(self.ranked.device)
         share = len(lengths) / len(batch.lengths)
@@ -263,7 +263,7 @@ class Distiller:
         return loss, PartialLoss(cosine.detach(), structure.detach(), states.detach(), teacher_vectors)
 
     def measure(self, domains: Sequence[HeldOutDomain]) -> None:
-        """Log a point of the learning curve: the recall in each domain with the averaged weights."""
+        """Log a point of the learning curve: recall in each domain with the averaged weights."""
         started = time.monotonic()
         with self.master_weights.averaged():
             recall = recalls(self._embed_domain, domains)
@@ -282,7 +282,7 @@ class Distiller:
         return self.student.embed(notes, self.master_weights.pool)
 
     def save(self) -> None:
-        """Write the state to resume from (`save_state`): 1.7 GB for the packaged backbone."""
+        """Write the state to resume from (`save_state`), 1.7 GB for the packaged backbone."""
         state = {
             "recipe": asdict(self.recipe),
             "files": self.inputs,
@@ -312,7 +312,7 @@ class Distiller:
 
 
 def option_parser() -> argparse.ArgumentParser:
-    """Options of the command; those of the recipe have its names and are absent where they are not given."""
+    """Return the parser. Recipe options have the names of the recipe's fields, and are absent where not given."""
     parser = argparse.ArgumentParser(description="Distil a generalist from texts without labels.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of the texts and the teachers' vectors")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -341,7 +341,7 @@ def option_parser() -> argparse.ArgumentParser:
 
 
 def recipe_of(options: argparse.Namespace) -> Distillation:
-    """Make the recipe of a file, where one is named, and of the options beside it.
+    """Build the recipe from the file, where one is named, and from the options, which replace the file's fields.
 
     Raises OSError, ValueError and TypeError for a file that cannot be read, is not TOML, or has unknown fields,
     ValueError where no source has a share, and RecipeError (`check_rates`).

@@ -1,4 +1,4 @@
-"""Training on several processes: joining them, sharding a backbone, and sums over what each of them computed.
+"""Training on several processes: joining them, sharding a backbone, and sums over their results.
 
 Without torchrun there is one process, and nothing here communicates.
 """
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 @contextmanager
 def processes(device: str) -> Iterator[tuple[int, str]]:
-    """Join the other processes of torchrun while the context lasts; yields the rank and the device of this one."""
+    """Join the other processes of torchrun inside the context; yields this process's rank and device."""
     if "RANK" not in os.environ:
         yield 0, device
         return
@@ -39,11 +39,11 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def shard_layers(backbone: Any) -> None:
-    """Spread the weights of each transformer layer over the processes (FSDP)."""
+    """Shard the weights of each transformer layer over the processes (FSDP)."""
     for layer in backbone.modules():
         if type(layer).__name__ in (backbone._no_split_modules or ()):
             sharded = fully_shard(layer)
-            sharded.set_gradient_divide_factor(1.0)  # gradients are summed, as those of whole weights are
+            sharded.set_gradient_divide_factor(1.0)  # sum the gradients, as for unsharded weights
             sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
 
 
@@ -60,7 +60,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 def sum_over_processes(loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
     """Sum a loss and the gradients of `parameters` over the processes, in place.
 
-    Sharded parameters are left alone: FSDP has summed their gradients in the backward pass.
+    Sharded parameters are skipped: FSDP has summed their gradients in the backward pass.
     """
     _, size = rank_and_size()
     if size == 1:
@@ -82,9 +82,9 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before.
+    """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before scaling.
 
-    Sharded and whole weights are scaled by the same norm, but in separate calls: torch cannot mix them in one.
+    Sharded and unsharded weights are scaled by the same norm, but in separate calls: torch cannot mix them.
     """
     weights = [parameter for parameter in parameters if parameter.grad is not None]
     squares = [parameter.grad.norm().square() for parameter in weights if parameter.grad is not None]

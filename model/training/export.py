@@ -1,10 +1,10 @@
-"""A distillation's state as a checkpoint that serves: the difference from the backbone's weights as a small adapter.
+"""Export of a distillation's state as a checkpoint to serve: the difference from the backbone as a small adapter.
 
     python -m model.training.export --state FILE --out FOLDER [--rank N] [--dimension N --corpus FOLDER] ...
 
-The averaged weights W' of each linear layer become B A, the best approximation of W' - W at that rank. Serving reads
-the state at the prompt's last position, so other poolings are refused. With --dimension the projection is whitened by
-texts of the corpus (model/training/whiten.py).
+Of the averaged weights W' of each linear layer, the difference W' - W is replaced by B A, its best approximation at the
+adapter's rank. Serving reads the state at the prompt's last position, so other poolings are refused. With --dimension,
+the projection is whitened by texts of the corpus (model/training/whiten.py).
 
 Shapes of a layer: O outputs, I inputs, R rank.
 """
@@ -32,20 +32,20 @@ from model.weights import adaptable
 from model.whole_file import whole_folder
 
 RANK = 32
-"""An adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank finds no more
+"""Default rank: an adapter of 20 MB for the packaged backbone, in bfloat16. Twice the rank gives no higher recall
 (docs/log/distillation.md)."""
 WHITENING_POWER = 0.2
-"""Power of the variances (model/training/whiten.py): at 256 and 384 dimensions better than 0 and 0.1 on the validation
-notes of both held-out domains together (docs/log/distillation.md)."""
+"""Power of the variances (model/training/whiten.py). At 256 and 384 dimensions it is better than 0 and 0.1 on the
+validation notes of both held-out domains together (docs/log/distillation.md)."""
 WHITENING_NOTES = 4096
-"""Notes of the corpus whose vectors the whitening is estimated from: many times a vector's 960 numbers."""
+"""Corpus notes from whose vectors the whitening is estimated: many times a vector's 960 numbers."""
 
 
 def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """B (O, R) and A (R, I), whose product is the best approximation of `difference` (O, I) at that rank.
+    """Return B (O, R) and A (R, I), whose product is the best approximation of `difference` (O, I) at that rank.
 
-    They are its truncated singular value decomposition (Eckart and Young 1936), with the root of the singular values in
-    each factor. Ranks beyond the smaller side of the matrix are filled with zeros.
+    They come from its truncated singular value decomposition (Eckart and Young 1936), with the square root of the
+    singular values in each factor. Ranks beyond the smaller side of the matrix are zero.
     """
     left, values, right = torch.linalg.svd(difference.float(), full_matrices=False)
     root = values[:rank].sqrt()
@@ -57,8 +57,8 @@ def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any, Distillation]:
     """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe.
 
-    Raises CheckpointError for another file than a distillation's state, and where the state has another pooling than
-    "read-out" or is of another backbone.
+    Raises CheckpointError for a file that is not a distillation's state, and where the state has another pooling than
+    "read-out" or another number of layers than the backbone.
     """
     try:
         stored = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
@@ -93,7 +93,7 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
 
 
 def _set_adapter(layer: Any, b: Tensor, a: Tensor) -> None:
-    """Set one layer's adapter in bfloat16, divided by the factor that the adapter multiplies with."""
+    """Set one layer's adapter in bfloat16, divided by its LoRA scaling factor."""
     for matrix, value in ((layer.lora_A, a), (layer.lora_B, b / layer.scaling["default"])):
         matrix["default"].to(torch.bfloat16).weight.data.copy_(value)
 
@@ -101,9 +101,9 @@ def _set_adapter(layer: Any, b: Tensor, a: Tensor) -> None:
 def whiten_by_corpus(
     checkpoint: Path, corpus: Path, recipe: Distillation, dimension: int, cache: Path, device: str = "cpu"
 ) -> None:
-    """Whiten a checkpoint's projection to `dimension` by its vectors of the corpus's texts, in the mix of the run.
+    """Whiten a checkpoint's projection to `dimension` by its vectors of the corpus's texts, in the run's mix.
 
-    `device`: where the texts are read, "cpu" or "cuda". Raises what Texts and `whitening` raise.
+    `device`: "cpu" or "cuda", where the texts are embedded. Raises what Texts and `whitening` raise.
     """
     texts = Texts(corpus, recipe.shares, recipe.seed)
     model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device(device), dtype=torch.float32)
@@ -152,7 +152,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def with_settings(config: NoteLLMConfig, options: argparse.Namespace) -> NoteLLMConfig:
-    """Return the configuration with the settings that no training finds. Raises CheckpointError for a bad one."""
+    """Return the configuration with the settings that are not learnt. Raises CheckpointError for an invalid one."""
     return replace(
         config,
         name=options.name,

@@ -1,4 +1,4 @@
-"""Domains that a distillation is never trained on: recall of related notes in their validation splits."""
+"""Domains held out from distillation: recall of related notes in their validation splits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from model.weights import file_digest
 from model.whole_file import whole_file
 
 POOL_SIZES = {"microlens50k": 1200, "movielens_tmdb": 400}
-"""Held-out domains, and the notes of each that are embedded for a point of a curve: all take minutes on two cores."""
+"""Held-out domains, with the number of notes embedded for a point of a curve: all would take minutes on two cores."""
 CUTOFF = 100
 
 Floats = npt.NDArray[np.float32]
@@ -42,8 +42,8 @@ class HeldOutDomain:
 
     @classmethod
     def load(cls, folder: Path, cache: Path) -> HeldOutDomain:
-        """Read a data folder. The pairs are made once from its clicks and notes, and kept in `cache` under a name with
-        the digests of both files."""
+        """Read a data folder. The pairs are made once from its clicks and notes, and cached in `cache` under a name
+        with the digests of both files."""
         notes = [n for i, n in sorted(read_notes(folder / NOTES_FILE).items()) if split_of(i) == "validation"]
         digests = (file_digest(folder / name)[:8] for name in (NOTES_FILE, CLICKS_FILE))
         pairs_file = cache / f"pairs.{folder.name}.{'.'.join(digests)}.json"
@@ -62,9 +62,9 @@ class HeldOutDomain:
         return [cls.load(folder / name, cache) for name in POOL_SIZES if (folder / name).is_dir()]
 
     def sample(self, size: int) -> HeldOutDomain:
-        """Return a pool of `size` notes, the same at every call: half of them with a pair, half drawn from the rest.
+        """Return a pool of `size` notes, the same on every call: half of them with a pair, half drawn from the rest.
 
-        The cutoff shrinks with the pool, so that the recall is about as hard to reach.
+        The cutoff shrinks with the pool, so that the recall stays about as hard to reach.
         """
         if len(self.notes) <= size:
             return self
@@ -85,7 +85,7 @@ class HeldOutDomain:
 
 
 def recalls(embed: Callable[[Sequence[Note]], Floats], domains: Sequence[HeldOutDomain]) -> dict[str, dict[str, float]]:
-    """Recall in percent by domain: of the vectors as they are ("as it is"), and less their mean ("centred")."""
+    """Recall in percent by domain: of the vectors as they are ("as it is"), and minus their mean ("centred")."""
     percent = {}
     for domain in domains:
         vectors = embed(domain.notes)

@@ -30,20 +30,21 @@ KEPT_SETTINGS = (
     "max_title_tokens", "max_hashtag_tokens", "max_content_tokens", "max_content_windows", "scripts", "languages",
     "categories", "name_cosine_weight", "mean_share", "title_mean_share",
 )  # fmt: skip
-"""Settings that no training finds: a run takes them over from the checkpoint that it starts from."""
+"""Settings that are not learnt: a run copies them from the checkpoint that it starts from."""
 UNSTATED_TERMS = "terms that the recipe does not state"
 RIDGE = 0.1
 """Ridge penalty of the projection's regression, as a share of the mean variance of an input component."""
 
 ReadStates = Callable[[Sequence[Note]], Tensor]
-"""Notes to their states at the read-out position, (N, H) float32."""
+"""Function that returns the states of notes at the read-out position, (N, H) float32."""
 
 
 def build_model(
     recipe: Recipe, taught_categories: Sequence[str], cache: Path, device: torch.device, progress: Progress
 ) -> tuple[NoteLLM, Any]:
     """Load the model to train and its adapter. `taught_categories`: names that training shows (`shown_categories`). In
-    full fine-tuning the adapter is None, and a checkpoint to start from gives all weights, with its own adapter merged.
+    full fine-tuning the adapter is None, and all weights come from the starting checkpoint, if there is one, with its
+    adapter merged.
 
     Raises CheckpointError.
     """
@@ -91,17 +92,17 @@ def build_model(
 
 
 def _licence(former: str, recipe: Recipe) -> str:
-    """Return the line of the new checkpoint on its terms: that of the backbone, or of the checkpoint that the run
-    starts from, and the terms of the recipe's data, each once."""
+    """Return the terms of the new checkpoint in one line: those of the backbone or starting checkpoint, and those of
+    the recipe's data, without repeats."""
     terms = dict.fromkeys(row.terms or UNSTATED_TERMS for row in recipe.data)
     lines = [former, *(f"trained on data with these terms: {each}" for each in terms if each not in former)]
     return "; ".join(line for line in lines if line)
 
 
 def _trained_categories(taught: Sequence[str], start: NoteLLMConfig | None) -> tuple[str, ...]:
-    """Return `trained_categories` of the new checkpoint: the `taught` names and those that `start` lists. Names of a
-    `start` with a writing adapter are left out: the adapter learnt them, and it is not taken over. Where `start` lists
-    none, what it was trained on is unknown: then the taught names are listed alone, or none."""
+    """Return `trained_categories` of the new checkpoint: the `taught` names and those that `start` lists. A `start`
+    with a generation adapter contributes no names: the adapter learnt them, and it is not copied. Where `start` lists
+    none, its training categories are unknown, so only the taught names are listed, if any."""
     if start is None or start.generation_adapter:
         return tuple(taught)
     names = {*taught, *start.trained_categories} - {""}
@@ -109,8 +110,8 @@ def _trained_categories(taught: Sequence[str], start: NoteLLMConfig | None) -> t
 
 
 def _refuse_other_weights(start: Path, trained_on: str, backbone: str, progress: Progress) -> None:
-    """Raise CheckpointError where the adapter of `start` is not one of `backbone`. A folder may have been moved: then
-    the weights are compared, or, where the former folder is gone, `progress` names it."""
+    """Raise CheckpointError where the adapter of `start` does not belong to `backbone`. A backbone folder may have been
+    moved: then the weights are compared or, where the former folder is missing, `progress` names it."""
     former, folder = Path(trained_on), Path(backbone)
     moved = former.is_absolute() and folder.is_absolute()
     if not moved or (former.is_dir() and folder_digest(former) != folder_digest(folder)):
@@ -120,7 +121,7 @@ def _refuse_other_weights(start: Path, trained_on: str, backbone: str, progress:
 
 
 def _report_inherited_settings(start: Path, origin: NoteLLMConfig, progress: Progress) -> None:
-    """Tell which settings of the starting checkpoint bound what the new one does, and what is not taken over."""
+    """Report which settings of the starting checkpoint limit the new one, and what is not copied."""
     if origin.generation_adapter:
         progress(
             f"The writing adapter of {start} is not taken over: teach the new checkpoint to write once it is trained"
@@ -132,7 +133,7 @@ def _report_inherited_settings(start: Path, origin: NoteLLMConfig, progress: Pro
 
 
 def store_in_bfloat16(model: NoteLLM) -> None:
-    """Convert the frozen matrices to bfloat16, once; autocast would convert them in every forward.
+    """Convert the frozen matrices to bfloat16 once; autocast would convert them in every forward.
 
     The embedding stays in float32: it sets the precision of the states that run through all layers, and the output
     layer shares its weights.
@@ -155,10 +156,10 @@ def initialise(
     """Set the projection and the memories from the states of training notes.
 
     The projection is fitted to the first data set that names a teacher file, or else to the notes of all data sets. It
-    is left alone where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
+    is left unchanged where the run starts from a checkpoint with the same prompt, whose projection was loaded with it.
     `progress` gets a message where the projection of the starting checkpoint is replaced.
 
-    A memory begins with a sample of notes, as the model reads them.
+    Each memory is filled with the vectors of a sample of notes.
     """
     with_teacher = [
         objective
@@ -191,12 +192,12 @@ def _sample(pool: Sequence[Note], seed: int) -> list[Note]:
 
 
 def projection_start(states: Tensor, dimension: int, teacher_vectors: Tensor | None = None) -> Tensor:
-    """Initial rows of a projection, at most `dimension` of them, from the states (N, H) of a sample of notes.
+    """Return the initial rows of a projection, at most `dimension`, from the states (N, H) of a sample of notes.
 
     A random projection would lose the similarity that the backbone already knows, and the mean that all states share
-    would dominate it. So the rows are the principal components of the centred states. With `teacher_vectors` (N, K)
-    they are the ridge regression of the states onto these, which also maps the shared mean to 0, cut to the directions
-    in which its predictions vary most (reduced-rank regression, Izenman 1975).
+    would dominate it. The rows are therefore the principal components of the centred states. With `teacher_vectors` (N,
+    K) they come from a ridge regression of these on the states, which also maps the shared mean to 0, reduced to the
+    directions in which its predictions vary most (reduced-rank regression, Izenman 1975).
     """
     mean = states.mean(0)
     centred = states - mean
@@ -208,6 +209,6 @@ def projection_start(states: Tensor, dimension: int, teacher_vectors: Tensor | N
     weights = torch.linalg.solve(gram + penalty, centred.T @ (teacher_vectors - teacher_vectors.mean(0)))
     directions = torch.linalg.svd(centred @ weights, full_matrices=False).Vh[:dimension]
     rows = directions @ weights.T
-    # The learning rate is meant for rows of length 1, so the rows get that length in the root mean square.
+    # The learning rate is meant for rows of length 1, so the root mean square of the rows' lengths is set to 1.
     scaled: Tensor = rows * (len(rows) ** 0.5 / rows.norm())
     return scaled

@@ -1,7 +1,7 @@
 """Training on a CPU: products in bfloat16, updates in float32, and the work of a step split over threads.
 
-Two threads that share each matrix product wait for each other whenever something else runs on the machine. Two threads
-that take half of the batch each meet once a step (docs/log/distillation.md).
+Two threads that share each matrix product wait for each other whenever another process uses the machine. Two threads
+that each take half of the batch synchronise once per step (docs/log/distillation.md).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ Extra = TypeVar("Extra")
 
 BETAS = (0.9, 0.98)
 AVERAGE_EVERY = 10
-"""Steps between updates of the average, which costs about a tenth of a step."""
+"""Steps between updates of the average; an update costs about a tenth of a step."""
 
 
 class MasterWeights:
     """Float32 copies of a module's weights, their AdamW optimizers, and their running average.
 
-    `weights`: those of the module, in the precision that it computes in. `rates`, `decays`: learning rate and weight
-    decay of each. `horizon`: steps over which the average goes, about. `threads`: over which updates are split.
+    `weights`: the module's weights, in the precision that it computes in. `rates`, `decays`: learning rate and weight
+    decay of each. `horizon`: approximate number of steps over which the average runs. `threads`: number of threads for
+    losses and updates.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class MasterWeights:
         ]
 
     def add_gradients(self, losses: Sequence[Callable[[], tuple[Tensor, Extra]]]) -> list[Extra]:
-        """Add up the gradients of losses in float32; returns what each of them returned beside the loss.
+        """Sum the gradients of losses in float32; returns the second value that each loss function returned.
 
-        Each runs, forward and backward, in a thread of its own. `step` sets the gradients back to zero.
+        Each function runs, forward and backward, in its own thread. `step` resets the gradients.
         """
 
         def run(loss: Callable[[], tuple[Tensor, Extra]]) -> tuple[tuple[Tensor, ...], Extra]:
@@ -73,13 +74,13 @@ class MasterWeights:
         return [extra for _, extra in results]
 
     def clip_gradients(self, clip: float) -> float:
-        """Scale the gradients so that their joint norm is at most `clip`; returns the norm before."""
+        """Scale the gradients so that their joint norm is at most `clip`; returns the norm before scaling."""
         return float(nn.utils.clip_grad_norm_(self.masters, clip))
 
     def step(self, number: int, rate_factor: float) -> None:
-        """Update masters, weights and, every AVERAGE_EVERY steps, the average, by gradients whose norm is finite.
+        """Update masters, weights and, every AVERAGE_EVERY steps, the average, with gradients of finite norm.
 
-        `number`: that of this step, from 1 on. `rate_factor`: multiplies all learning rates.
+        `number`: number of this step, from 1. `rate_factor`: factor of all learning rates.
         """
         for optimizer, share in zip(self.optimizers, self.shares, strict=True):
             for group, i in zip(optimizer.param_groups, share, strict=True):
@@ -102,13 +103,12 @@ class MasterWeights:
 
     @property
     def averages(self) -> list[Tensor]:
-        """Running averages of the weights, float32; before the first update of the averages, which begin as the initial
-        weights, the weights as they are."""
+        """Running averages of the weights, float32. Before their first update they are the current weights."""
         return self._averages if self.updates else [master.detach() for master in self.masters]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the module compute with the averages while the context lasts."""
+        """Let the module compute with the averages inside the context."""
         self._copy_to_module(self.averages)
         try:
             yield
@@ -116,7 +116,7 @@ class MasterWeights:
             self._copy_to_module(self.masters)
 
     def state(self) -> dict[str, Any]:
-        """State to resume from, for `torch.save`."""
+        """Return the state to resume from, for `torch.save`."""
         return {
             "masters": [master.detach() for master in self.masters],
             "averages": self.averages,
@@ -125,11 +125,11 @@ class MasterWeights:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned, on the same number of threads."""
+        """Restore what `state` returned, on the same number of threads."""
         with torch.no_grad():
             for master, stored in zip(self.masters, state["masters"], strict=True):
                 master.copy_(stored)
-            if state["updates"]:  # else the averages are still the initial weights, which this object has
+            if state["updates"]:  # otherwise the averages are still the initial weights, set in __init__
                 for average, stored in zip(self._averages, state["averages"], strict=True):
                     average.copy_(stored)
         self.updates = state["updates"]
@@ -144,7 +144,7 @@ class MasterWeights:
 
 
 def balanced_groups(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Indices of `sizes` in `count` groups with about equal sums."""
+    """Split the indices of `sizes` into `count` groups with about equal sums."""
     groups: list[list[int]] = [[] for _ in range(count)]
     sums = [0] * count
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

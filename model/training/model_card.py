@@ -17,17 +17,17 @@ from model.training.trainer import BEST, LOG, Trainer
 
 CARD = "README.md"
 LAST_STEPS = 20
-"""Steps at the end of the run over which the card averages the losses: the loss of one batch is noisy."""
+"""Last steps of the run over which the card averages the losses, since the loss of one batch is noisy."""
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the steps of a run. A step that was done again after a break counts once, as it was done last."""
+    """Read the log of a run. Of a step that was repeated after an interruption, the last entry counts."""
     steps = map(json.loads, (folder / LOG).read_text("utf-8").splitlines())
-    return list({step["step"]: {"recall_at": 100} | step for step in steps}.values())  # older logs do not name it
+    return list({step["step"]: {"recall_at": 100} | step for step in steps}.values())  # older logs lack `recall_at`
 
 
 def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
-    """Write best/README.md and return its path. `command`: the arguments that started the run, `commit`: its code."""
+    """Write best/README.md and return its path. `command`: arguments that started the run. `commit`: its code."""
     recipe, folder = trainer.recipe, trainer.folder
     steps = read_log(folder)
     evaluated = [step for step in steps if step["recall"] is not None]
@@ -74,13 +74,13 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
 
 
 def _pairs_per_step(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Format the number of pairs in a step, or the lowest and the highest where batches were short."""
+    """Format the number of pairs per step, or the lowest and the highest where batches differ."""
     counts = {round(step["pairs_per_second"] * step["seconds"]) for step in steps}
     return " to ".join(f"{count}" for count in sorted({min(counts), max(counts)}))
 
 
 def _machine(trainer: Trainer) -> str:
-    """Name what the run ran on: processes, cores, processor and the versions of its libraries."""
+    """Describe the machine of the run: processes, cores, processor and library versions."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     return f"{trainer.ranks} process(es), {os.cpu_count()} cores {processor()}, {libraries}"
 
@@ -108,7 +108,7 @@ def _trained(recipe: Recipe) -> str:
 
 
 def _named(source: str) -> str:
-    """Name a checkpoint or a backbone without the folders of this machine."""
+    """Name a checkpoint or a backbone, without local folders."""
     folder = Path(source)
     if (folder / CONFIG_FILE).is_file():
         return NoteLLMConfig.load(folder).name

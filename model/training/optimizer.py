@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule, the same for NoteLLM and for the encoder that it is compared with."""
+"""The optimizer and the learning-rate schedule, shared by NoteLLM and the encoder that it is compared with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from model.training.recipe import Recipe, RecipeError
 
 LOWER_RATES = "lower learning_rate or head_learning_rate, in a new folder"
-"""Advice that ends the error of a diverged run whose rates are those of a Recipe."""
+"""Advice at the end of the error of a diverged run whose rates are those of a Recipe."""
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -20,9 +20,9 @@ Schedule = torch.optim.lr_scheduler.LRScheduler
 def optimizer_and_schedule(
     body: Iterable[Tensor], head: Iterable[Tensor], recipe: Recipe, *, foreach: bool | None = None
 ) -> tuple[torch.optim.Optimizer, Schedule]:
-    """AdamW over the backbone's weights and, with a rate of its own and without weight decay, over the head's.
+    """Return AdamW over the backbone's weights and, with a separate rate and without weight decay, over the head's.
 
-    `foreach`: as in torch.optim.AdamW; it cannot mix sharded and whole weights.
+    `foreach`: as in torch.optim.AdamW; it cannot mix sharded and unsharded weights.
     """
     optimizer = torch.optim.AdamW(
         [
@@ -35,16 +35,17 @@ def optimizer_and_schedule(
 
 
 def refuse_divergence(step: int, loss: float, norm: float, remedy: str) -> None:
-    """Raise RecipeError, which ends with the `remedy`, where the loss or the gradient's norm of a step is not finite.
+    """Raise RecipeError, ending with the `remedy`, where the loss or the gradient's norm of a step is not finite.
 
-    Called before the step's update: one such gradient makes every weight NaN, and the states saved after it, too.
+    Call it before the step's update: a single such gradient makes every weight NaN, and the states saved afterwards,
+    too.
     """
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RecipeError(f"step {step}: the loss is {loss} and the gradient norm {norm}: {remedy}")
 
 
 def cosine_with_warmup(recipe: Recipe, step: int) -> float:
-    """Share of the learning rate at `step`: linear warm-up, then half a cosine down to 0."""
+    """Return the factor of the learning rate at `step`: linear warm-up, then half a cosine down to 0."""
     warmup_steps = recipe.warmup * recipe.steps
     if step < warmup_steps:
         return min(1.0, (step + 1) / warmup_steps)

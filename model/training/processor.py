@@ -1,4 +1,4 @@
-"""Processor of this machine, by name: model cards and results of benchmarks say it."""
+"""Name of this machine's processor, for model cards and benchmark results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Name of this machine's processor, or its architecture where the system does not say."""
+    """Return the name of this machine's processor, or its architecture where the system does not provide the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

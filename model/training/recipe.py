@@ -1,4 +1,4 @@
-"""The recipe of a training run, read from a TOML file. Its fields and defaults are defined here and nowhere else."""
+"""The recipe of a training run, read from a TOML file: the single definition of its fields and their defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from model.config import DEFAULT_PROMPT, PACKAGED_BACKBONE
 
 MIN_VALIDATION_NOTES = 4
-"""Smallest validation pool that has a pair: at most half of it are notes of pairs."""
+"""Smallest validation pool that contains a pair: at most half of the pool are notes of pairs."""
 
 
 class RecipeError(ValueError):
@@ -24,11 +24,12 @@ class RecipeError(ValueError):
 class Data:
     """One data set of the mix.
 
-    `pairs`: what `notellm pairs` wrote; without it the data set trains CSFT alone. `min_score`: pairs with a lower
-    score are not trained on, but known as related. `share`: share of the steps on this data set, relative to the
-    others. `teacher`: another model's vectors of its notes (`notellm embed`), to distil from beside behaviour. `terms`:
-    the data's licence in a few words, for the model card. `category_names`: synonyms of its categories; in half of the
-    examples one of them is the target, so that a deployment may name its categories differently.
+    `pairs`: a file written by `notellm pairs`; without it the data set trains CSFT alone. `min_score`: pairs with a
+    lower score are not trained on, but still count as related. `share`: share of the steps on this data set, relative
+    to the others. `teacher`: another model's vectors of its notes (`notellm embed`), to distil from in addition to
+    behaviour. `terms`: the data's licence in a few words, for the model card. `category_names`: synonyms of its
+    categories. In half of the examples a synonym is the target, so that a deployment may name its categories
+    differently.
     """
 
     notes: Path
@@ -51,29 +52,28 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One training run. The defaults of r (`hashtag_share`) and `alpha` are the paper's (section 4).
+    """One training run. The defaults of `hashtag_share` (r) and `alpha` are the paper's (section 4).
 
-    The model. `start`: an earlier checkpoint to go on from. `lora_rank`: 0 is full fine-tuning, of the weights of
-    `start` with its adapter merged or, without a `start`, of those of `backbone`. `shard`: spread a large backbone over
+    The model. `start`: an earlier checkpoint to continue from. `lora_rank`: 0 is full fine-tuning, of the weights of
+    `start` with its adapter merged or, without a `start`, of those of `backbone`. `shard`: shard a large backbone over
     the processes (FSDP).
 
-    The losses. `hashtag_share`: probability that a note gets the hashtag task, else the category task.
-    `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: learn the
-    hashtags that a note shows, too, where the prompt version puts them last. `alpha`: weight of CSFT.
-    `distillation`: share of the loss of related notes that is distilled from a teacher; 0 is the paper's loss.
-    `memory`: negatives are all notes of the data set that training has read, as it last saw them, not only the batch.
-    `reread_notes`: notes of the data set that each step reads anew for the memory, without gradients, one after the
-    other in a random order.
-    `unpaired_notes`: notes that join each batch beside its pairs, drawn from all of the data set. They learn from the
-    teacher alone, without CSFT, and are negatives of the pairs.
+    The losses. `hashtag_share`: probability that a note gets the hashtag task, otherwise the category task.
+    `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: also
+    predict the hashtags in the input, where the prompt version puts them last. `alpha`: weight of CSFT. `distillation`:
+    share of the related-notes loss that is distilled from a teacher; 0 is the paper's loss. `memory`: the negatives are
+    the batch and the latest vectors of all notes of the data set that training has read. `reread_notes`: notes of the
+    data set whose memory vectors each step refreshes, without gradients, cycling through a random order.
+    `unpaired_notes`: notes added to each batch of pairs, drawn from the whole data set. They learn from the teacher
+    alone, without CSFT, and are negatives of the pairs.
 
-    Speed and memory. `micro_batch_tokens`: bound of one forward; the contrastive batch has `batch_pairs` all the same.
-    `kept_tokens`: a batch of at most this many tokens (padded, on each process) keeps the activations of all its
-    micro-batches, which takes memory and saves the second forward. `bfloat16`: autocast, where that is faster.
+    Speed and memory. `micro_batch_tokens`: token budget of one forward; it does not change the contrastive batch of
+    `batch_pairs`. `kept_tokens`: a batch of at most this many tokens (padded, on each process) keeps the activations of
+    all its micro-batches, which takes memory and saves the second forward. `bfloat16`: use autocast where it is faster.
 
     Evaluation. `evaluate_every` and `save_every` count steps. `patience`: evaluations without a higher validation
     recall after which training ends. `validation_notes`: size of the validation pool; k of Recall@k is 100, or a tenth
-    of a pool of fewer than 1,000 notes. `validation_min_score`: least score of the pool's pairs.
+    of a pool of fewer than 1,000 notes. `validation_min_score`: minimum score of the pool's pairs.
     """
 
     name: str
@@ -182,8 +182,8 @@ class Recipe:
 
 
 def check_rates(recipe: Any, names: Sequence[str] = ("learning_rate", "weight_decay")) -> None:
-    """Raise RecipeError where a field in `names` is negative or not finite, or where `clip` is not above 0. `recipe`:
-    that of any trainer."""
+    """Raise RecipeError where a field in `names` is negative or not finite, or `clip` is not above 0. `recipe`: the
+    recipe of any trainer."""
     for name in names:
         if not 0 <= getattr(recipe, name) < math.inf:
             raise RecipeError(f"{name} must be 0 or more, and finite")
@@ -192,7 +192,7 @@ def check_rates(recipe: Any, names: Sequence[str] = ("learning_rate", "weight_de
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """Split `name=value`, with the value in TOML's spelling; what is no TOML is text."""
+    """Split `name=value` and parse the value as TOML; a value that is not TOML stays text."""
     name, _, value = text.partition("=")
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
@@ -201,7 +201,7 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 
 def _table(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
-    """Make a dataclass of a TOML table. Raises RecipeError for unknown or missing fields and for wrong types."""
+    """Build a dataclass from a TOML table. Raises RecipeError for unknown or missing fields and for wrong types."""
     types = {column.name: str(column.type) for column in fields(kind)}
     if unknown := sorted(set(table) - set(types)):
         raise RecipeError(f"{where}: unknown fields {unknown}")

@@ -1,4 +1,4 @@
-"""Going on after a break: everything that a run changes, saved to one file and restored from it."""
+"""Resuming a run: everything that training changes, saved to one file and restored from it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from model.weights import ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, Progress, 
 from model.whole_file import whole_file, whole_folder
 
 KEPT_STATES = 2
-"""Numbered states that stay in a folder: the newest, and one more should its file be damaged."""
+"""Numbered states kept in a folder: the newest, and one more in case its file is damaged."""
 DAMAGED = ".damaged"
-"""End of the name that a numbered state gets which cannot be read."""
+"""Suffix of the name of a numbered state that cannot be read."""
 PREVIOUS = ".previous"
-"""End of the name of a folder while a new one takes its place."""
+"""Suffix of the name of a folder while a new one replaces it."""
 LAST = "last.pt"
-"""File of a run's folder with its latest state."""
+"""File in a run's folder with its latest state."""
 PAUSE_CHECK_SECONDS = 1.0
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
@@ -40,8 +40,8 @@ class RunState:
     """All that changes from step to step.
 
     `step`: updates done. `best`: highest validation recall so far, -1 before the first evaluation.
-    `evaluations_without_gain`: evaluations since then. `files`: digests of the files that are trained on, and of the
-    frozen weights, by path.
+    `evaluations_without_gain`: evaluations since `best`. `files`: digests of the run's inputs by path
+    (`input_digests`).
     """
 
     model: NoteLLM
@@ -54,7 +54,7 @@ class RunState:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path, recipe: Recipe) -> None:
-        """Write `folder`/last.pt through a temporary file, so that a kill leaves the previous one whole.
+        """Write `folder`/last.pt through a temporary file, so that the previous one survives a kill.
 
         Called by every process, since sharded weights are gathered; rank 0 writes.
         """
@@ -73,7 +73,7 @@ class RunState:
             _write_state(folder / LAST, state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `read_run` returned."""
+        """Restore a state that `read_run` returned."""
         set_state_dict(
             self.model,
             self.optimizer,
@@ -89,10 +89,10 @@ class RunState:
 
 
 def read_run(folder: Path, recipe: Recipe, files: Mapping[str, str], progress: Progress) -> dict[str, Any]:
-    """Read the state that `RunState.save` wrote to `folder`; `progress` gets a message where an earlier version wrote
+    """Read the state that `RunState.save` wrote to `folder`; `progress` gets a message where an earlier version stored
     fewer digests. `files`: digests of the run's files by path.
 
-    Raises RecipeError for a run of another recipe or of other files, and names what differs, and for a damaged state;
+    Raises RecipeError for a run with another recipe or other files, naming the difference, and for a damaged state;
     OSError.
     """
     path = folder / LAST
@@ -109,7 +109,7 @@ def read_run(folder: Path, recipe: Recipe, files: Mapping[str, str], progress: P
 def refuse_other_recipe(
     folder: Path, saved: Mapping[str, Any], fields: Mapping[str, Any], free: Collection[str] = ()
 ) -> None:
-    """Raise RecipeError, naming the fields, where a recipe differs from the saved one in others than `free`."""
+    """Raise RecipeError, naming the fields, where a recipe differs from the saved one in fields outside of `free`."""
     if changed := sorted(name for name in fields if name not in free and fields[name] != saved.get(name)):
         raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder")
 
@@ -123,24 +123,24 @@ def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[st
 
 
 def refuse_other_inputs(path: Path, saved: Mapping[str, str], inputs: Mapping[str, str], tell: Progress) -> None:
-    """Raise RecipeError as `refuse_other_files`, for the state at `path`, and tell which inputs are not checked because
-    a state of an earlier version has no digest of them. The run's recipe must name all inputs, so that one that `saved`
-    lacks cannot be a new one."""
+    """Raise RecipeError as `refuse_other_files` does, for the state at `path`; `tell` gets the inputs that are not
+    checked, because the state is from an earlier version and has no digest of them. The recipe must name all inputs, so
+    that an input without a saved digest cannot be a new one."""
     if unknown := ", ".join(sorted(inputs.keys() - saved.keys())):
         tell(f"{path} is of an earlier version: whether {unknown} changed since the run began is not checked")
     refuse_other_files(path.parent, {**inputs, **saved}, inputs)
 
 
 def backbone_digest(backbone: str) -> dict[str, str]:
-    """Return the digest of a backbone's folder by its name, for a run whose state leaves out frozen weights; nothing
-    for a backbone that is no folder."""
+    """Return the digest of a backbone's folder, keyed by its name, for a run whose state leaves out frozen weights;
+    empty for a backbone that is not a folder."""
     folder = Path(backbone).expanduser()
     return {backbone: folder_digest(folder)} if folder.is_dir() else {}
 
 
 def start_digest(start: Path | None) -> dict[str, str]:
-    """Return the digest, by its path, of the weights of a checkpoint that a run starts from: head, adapter and own
-    backbone; nothing without a checkpoint."""
+    """Return the digest, keyed by its path, of the weights of a checkpoint that a run starts from: head, adapter and
+    its own backbone. Empty without a checkpoint."""
     if start is None or not (start / HEAD_FILE).is_file():
         return {}
     folders = (folder_digest(start / name) for name in (ADAPTER_FOLDER, BACKBONE_FOLDER))
@@ -149,7 +149,7 @@ def start_digest(start: Path | None) -> dict[str, str]:
 
 def input_digests(recipe: Recipe) -> dict[str, str]:
     """Return the digests, by path, of all files of a recipe's data, of the checkpoint that it starts from, and of a
-    backbone's folder whose weights stay frozen: a state does not hold these."""
+    backbone's folder whose weights stay frozen: a state does not contain these."""
     files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
     digests = {str(file): file_digest(file) for file in files}
     digests |= start_digest(recipe.start)
@@ -157,12 +157,12 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
 
 
 def restore_log(log: Path, step: int, tell: Progress) -> None:
-    """Leave in a log, of one JSON object that begins with a `step` in a line, the whole lines of steps up to `step`,
-    after which the run goes on; `tell` how many lines are broken, as on a full disk. Raises OSError."""
+    """Cut a log of JSON lines, which begin with a `step`, back to the whole lines up to `step`, where the run resumes.
+    `tell` gets the number of broken lines, such as a full disk leaves. Raises OSError."""
     lines = log.read_text("utf-8", errors="replace").splitlines(keepends=True) if log.exists() else []
     kept, broken = [], 0
     for line in lines:
-        entry = line[max(line.rfind('{"step"'), 0) :]  # earlier code went on behind a line that was cut off
+        entry = line[max(line.rfind('{"step"'), 0) :]  # earlier versions appended to a truncated line
         broken += entry != line
         try:
             if json.loads(entry)["step"] <= step:
@@ -178,10 +178,10 @@ def restore_log(log: Path, step: int, tell: Progress) -> None:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder, as `whole_folder` does, which replaces `folder` once the block ends without an error; until
-    then an earlier `folder` is whole.
+    """Yield a new folder, as `whole_folder` does, that replaces `folder` once the block ends without an error; until
+    then an earlier `folder` stays intact.
 
-    For folders of a run alone: one beside `folder` with PREVIOUS at the end of its name is taken for an earlier one.
+    Only for folders of a run: a folder beside `folder` whose name ends with PREVIOUS is taken for its earlier version.
     """
     restore_replaced(folder)
     previous = folder.with_name(folder.name + PREVIOUS)
@@ -194,28 +194,28 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def restore_replaced(folder: Path) -> None:
-    """Rename the earlier folder back where a kill in `replaced_folder` came between its two renames."""
+    """Rename the earlier folder back, where a kill in `replaced_folder` came between its two renames."""
     previous = folder.with_name(folder.name + PREVIOUS)
     if previous.exists() and not folder.exists():
         previous.rename(folder)
 
 
 def newest_state(folder: Path) -> Path | None:
-    """Return the state.<step>.pt of the highest step, or None."""
+    """Return the state.<step>.pt with the highest step, or None."""
     return max(folder.glob("state.*.pt"), default=None)
 
 
 def lower_rate_in(folder: Path) -> str:
-    """Return what to do about a run in `folder` that diverged and may go on with another learning rate."""
+    """Return advice for a diverged run in `folder` that may resume with another learning rate."""
     newest = newest_state(folder)
     return "lower learning_rate" + (f": the same command then goes on from {newest.name}" if newest else "")
 
 
 def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any]] | None:
-    """Read the state of the highest step that is whole; returns its path, too, or None where `folder` has no state.
+    """Return path and content of the latest readable state, or None where `folder` has no state.
 
-    Damaged ones of later steps get DAMAGED at the end of their names, and `tell` a message for each. Raises RecipeError
-    where all are damaged, and OSError.
+    Later states that are damaged get DAMAGED at the end of their names, and `tell` a message for each. Raises
+    RecipeError where all are damaged, and OSError.
     """
     damaged: dict[Path, DamagedStateError] = {}
     for path in sorted(folder.glob("state.*.pt"), reverse=True):
@@ -235,24 +235,24 @@ def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write state.<step>.pt and delete all but the latest KEPT_STATES. A file appears when it is complete."""
+    """Write state.<step>.pt atomically and delete all but the latest KEPT_STATES."""
     _write_state(folder / f"state.{step:08d}.pt", state)
     for earlier in sorted(folder.glob("state.*.pt"))[:-KEPT_STATES]:
         earlier.unlink()
 
 
 class DamagedStateError(Exception):
-    """A state's file cannot be read; the message names it and the reason."""
+    """A state's file cannot be read; the message names the file and the reason."""
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Read a state's file. Raises DamagedStateError, and OSError and MemoryError where the file may be whole."""
+    """Read a state's file. Raises DamagedStateError; OSError and MemoryError where the file may be intact."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # torch has no error class for damage: RuntimeError, UnpicklingError, ValueError, ...
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a file that was cut off
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a truncated file
             raise OSError(error.errno, error.strerror, str(path)) from error
         reason, *_ = str(error).splitlines() or [repr(error)]
         raise DamagedStateError(f"{path} cannot be read ({reason})") from error
@@ -260,13 +260,13 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state; its file appears when it is complete. Raises OSError."""
-    with whole_file(path) as file:  # of a path, torch raises RuntimeError where the disk is full
+    """Write a state atomically. Raises OSError."""
+    with whole_file(path) as file:  # given a path, torch raises RuntimeError on a full disk
         torch.save(state, file)
 
 
 def wait_while_exists(file: Path | None, stopped: Callable[[], bool]) -> bool:
-    """Wait until `file` is gone, if there is one; return False where `stopped` becomes true before."""
+    """Wait while `file` exists, if one is given; return False if `stopped` becomes true first."""
     while file is not None and file.exists():
         if stopped():
             return False

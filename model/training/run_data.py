@@ -1,4 +1,4 @@
-"""Data of a training run: checks of it before the first step, what is told of it, and what of it is taught."""
+"""Data of a training run: checks before the first step, the report on its pairs, and the categories it trains on."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: int
 
 
 def taught_categories(recipe: Recipe, data: Sequence[PairedNotes]) -> tuple[str, ...]:
-    """Return the names of categories that training shows: one empty name where no note gets the category task. Notes
-    without a pair are at most embedded."""
+    """Return the category names that training shows: a single empty name where no note gets the category task. Notes
+    outside of pairs are excluded, since they are never given a task."""
     drawn = [
         ([paired.notes[note_id] for note_id in set(chain.from_iterable(paired.pairs))], row.category_names)
         for row, paired in zip(recipe.data, data, strict=True)
@@ -44,8 +44,8 @@ def validation_notes(recipe: Recipe) -> PairedNotes | None:
 def report_pairs(
     recipe: Recipe, data: Sequence[PairedNotes], validation: PairedNotes | None, progress: Progress
 ) -> None:
-    """Tell how many pairs of each file are between notes of a split, how many name a note that is not in the notes
-    file, and which share of the notes a teacher knows where that is not all of them. Raises DatasetError."""
+    """Report the number of pairs of each file between notes of a split, the number that name a note missing from the
+    notes file, and the share of notes that a teacher knows if it is below 1. Raises DatasetError."""
     for row, paired in zip(recipe.data, data, strict=True):
         if row.pairs:
             counts = paired.counts

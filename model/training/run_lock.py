@@ -1,4 +1,4 @@
-"""A lock of a run's folder: two processes that train in one folder would overwrite each other's states."""
+"""A lock on a run's folder: two processes that train in the same folder would overwrite each other's states."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from model.training.recipe import RecipeError
 from model.weights import Progress
 
 LOCK = "run.lock"
-"""File of a run's folder that the process which trains there has locked. It stays, empty, when the process ends."""
+"""Lock file in a run's folder. The training process locks it; it stays, empty, after the process ends."""
 
 
 class FolderLock:
-    """A lock of a run's folder against other processes, held until `close` is called or the object is gone.
+    """A lock on a run's folder against other processes, held until `close` is called or the object is collected.
 
-    Makes the folder where it is missing. The lock is one of POSIX: it ends with the process, and this process itself
-    can lock the folder again, but the first of its locks to be closed ends all of them. `tell` gets a message where the
-    file system has no locks. Raises RecipeError where another process holds the lock, and OSError.
+    It creates a missing folder. It is a POSIX lock: it ends with the process, and the same process can lock the folder
+    again, but the first of its locks to be closed releases all of them. `tell` gets a message where the file system
+    does not support locks. Raises RecipeError where another process holds the lock, and OSError.
     """
 
     def __init__(self, folder: Path, tell: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Ridge regression from states onto a teacher's vectors over a stream of batches, of which recent ones weigh more.
+"""Ridge regression from states onto a teacher's vectors over a stream of batches, weighted towards recent batches.
 
 Shapes: B notes of a batch, W width of a state, K the teacher's dimension.
 """
@@ -14,10 +14,10 @@ from model.training.initialise import RIDGE
 
 
 class RunningRidge:
-    """The closed-form solution for a student's head, from sums over the batches seen so far.
+    """Closed-form solution for a student's head, from decayed sums over the batches seen so far.
 
-    `decay`: the factor by which the weight of all earlier batches shrinks with each further batch. `device`: where the
-    sums are; batches may come from another one.
+    `decay`: factor by which each new batch shrinks the weight of all earlier ones. `device`: where the sums are kept;
+    batches may come from another device.
     """
 
     def __init__(self, width: int, dimension: int, decay: float, device: str = "cpu") -> None:
@@ -36,9 +36,9 @@ class RunningRidge:
         self.count.mul_(self.decay).add_(len(states))
 
     def head(self) -> Tensor:
-        """Solve for the head (K, W) float32, scaled so that its rows have length 1 in the root mean square.
+        """Solve for the head (K, W) float32, scaled so that the root mean square of its rows' lengths is 1.
 
-        The penalty is RIDGE of the mean variance of a component.
+        The ridge penalty is RIDGE times the mean variance of a component.
         """
         variance = (self.gram.trace() - self.total.square().sum() / self.count) / len(self.gram)
         penalty = RIDGE * variance * torch.eye(len(self.gram)).to(self.gram)
@@ -47,10 +47,10 @@ class RunningRidge:
         return scaled.float()
 
     def state(self) -> dict[str, Tensor]:
-        """State to resume from, for `torch.save`."""
+        """Return the state to resume from, for `torch.save`."""
         return {"gram": self.gram, "moments": self.moments, "total": self.total, "count": self.count}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         for name, value in self.state().items():
             value.copy_(state[name])

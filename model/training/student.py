@@ -23,11 +23,11 @@ from model.weights import BACKBONE_FOLDER, adaptable
 
 POOLINGS = ("read-out", "mean", "both")
 FORWARD_BATCH_TOKENS = 2048
-"""Tokens of one forward without gradients, padding included."""
+"""Token budget of one forward without gradients, including padding."""
 
 
 class Student(nn.Module):
-    """A NoteLLM whose states, pooled by one of POOLINGS, a linear head maps to the teacher's space.
+    """A NoteLLM with a linear head that maps its states, pooled by one of POOLINGS, to the teacher's space.
 
     `head`: (K, H), or (K, 2H) for the pooling "both". Raises ValueError for an unknown pooling.
     """
@@ -44,8 +44,8 @@ class Student(nn.Module):
     def states(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Pooled states (B, H) or (B, 2H) float32: the read-out state, the mean over the note's own tokens, or both.
 
-        `ids`: (B, T) int64, padded on the right. `lengths`: (B,) tokens of each prompt. The states are on the model's
-        device, wherever these are.
+        `ids`: (B, T) int64, padded on the right. `lengths`: (B,) tokens of each prompt. Both may be on any device; the
+        states are on the model's.
         """
         device = self.model.device
         ids, lengths = ids.to(device), lengths.to(device)
@@ -66,9 +66,10 @@ class Student(nn.Module):
         return nn.functional.normalize(self.head(states), dim=-1)
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """The weights of the backbone's linear layers.
+        """Return the weights of the backbone's linear layers.
 
-        Embedding and norms stay as they are, so that the difference can ship as an adapter. The head is solved for.
+        Embedding and norms stay frozen, so that the difference can be shipped as an adapter. The head is not trained by
+        gradients but solved for in closed form.
         """
         linear = (layer for layer in self.model.backbone.base_model.modules() if isinstance(layer, nn.Linear))
         weights = [layer.weight for layer in linear]
@@ -76,8 +77,8 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def read_states(self, notes: Sequence[Note], threads: Executor) -> Tensor:
-        """Pooled states (N, H) or (N, 2H) of notes, in their order, on the CPU, without gradients; each thread takes a
-        batch."""
+        """Return the pooled states (N, H) or (N, 2H) of notes, in their order, on the CPU, without gradients; each
+        thread processes batches."""
         prompts = [self.model.prompt.note(note) for note in notes]
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
 
@@ -100,8 +101,8 @@ class Student(nn.Module):
 def build_student(
     backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path, device: str = "cpu"
 ) -> Student:
-    """Load a student on a backbone as it comes, with a random head, on `device`. Raises CheckpointError, also for a
-    checkpoint: what is exported later is an adapter to the bare backbone."""
+    """Load a student on an unmodified backbone, with a random head, on `device`. Raises CheckpointError, also for a
+    checkpoint instead of a backbone: what is exported later is an adapter to the bare backbone."""
     adaptable(backbone)
     loaded = NoteLLM.load(backbone, cache=cache, device=torch.device(device), dtype=torch.float32)
     config = NoteLLMConfig(name="distilled", backbone=BACKBONE_FOLDER, prompt_version=prompt_version)

@@ -1,6 +1,6 @@
-"""The teacher of the distillation loss: a vector of each training note, whose inner products say how alike notes are.
+"""The teacher of the distillation loss: a vector for each training note, whose inner products give similarities.
 
-It has two sources, behaviour (the scores of the pairs) and another model's vectors (`notellm embed`).
+It has two sources: behaviour (the scores of the pairs) and another model's vectors (`notellm embed`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from model.note import Note
 from model.whole_file import whole_file
 
 BEHAVIOUR_DIMENSION = 128
-"""Singular vectors that are kept: as many components as the paper's embedding has."""
+"""Number of singular vectors that are kept, the dimension of the paper's embedding."""
 CONTEXT_SMOOTHING = 0.75
-"""Exponent of the context's frequency, by which rare notes get less information (Levy et al. 2015, section 3.2)."""
+"""Exponent of the context's frequency, which lowers the information of rare notes (Levy et al. 2015, section 3.2)."""
 SCORE_OF_ONE_USER = 0.1
-"""A pair with this score counts half, higher scores more: typically one user who clicked ten notes made it."""
+"""Score at which a pair counts half; higher scores count more. Typically one user who clicked ten notes made it."""
 
 Vectors = Mapping[str, npt.NDArray[np.float32]]
 """Unit vectors (or zeros) by the id of the note."""
@@ -34,7 +34,7 @@ Vectors = Mapping[str, npt.NDArray[np.float32]]
 
 class Teacher:
     """The teacher of one data set. `vectors_file`: another model's vectors of its notes, from `write_vectors`. Raises
-    DatasetError where it has a vector of none of them."""
+    DatasetError where the file has a vector of none of the notes."""
 
     def __init__(self, paired: PairedNotes, vectors_file: Path | None = None) -> None:
         self._sources = [behaviour_vectors(paired.scores)] if paired.scores else []
@@ -48,11 +48,11 @@ class Teacher:
             self._sources.append(read)
 
     def vectors(self, notes: Sequence[Note]) -> Tensor:
-        """Vectors (len(notes), K) float32, of unit length for a note that all sources know, shorter for others.
+        """Return vectors (len(notes), K) float32, of unit length for a note that all sources know, shorter for others.
 
-        They are the sources' vectors side by side, scaled so that the inner product of two of them is the mean of the
-        sources' cosines. A source that does not know one of the notes counts as a cosine of 0, so that a note without
-        clicks is as near as one whose clicks say nothing of it. A note that no source knows has a vector of zeros.
+        The sources' vectors are concatenated and scaled so that the inner product of two notes is the mean of the
+        sources' cosines. A source that does not know one of the two contributes a cosine of 0, as for unrelated notes.
+        A note that no source knows gets a zero vector.
         """
         parts = [np.zeros((len(notes), 0), np.float32)]
         for source in self._sources:
@@ -63,10 +63,10 @@ class Teacher:
 
 
 def behaviour_vectors(scores: Mapping[tuple[str, str], float], dimension: int = BEHAVIOUR_DIMENSION) -> Vectors:
-    """Vectors of all notes that have a pair, from the pairs' scores by (id, id).
+    """Return vectors of all notes that have a pair, from the pairs' scores by (id, id).
 
     They are the largest singular vectors of the notes' positive pointwise mutual information (Levy et al. 2015,
-    sections 2.2 and 3.2, with smoothed contexts), in which low scores, made by few users, are damped.
+    sections 2.2 and 3.2, with smoothed contexts), with low scores, made by few users, damped.
     """
     from scipy import sparse
     from sklearn.utils.extmath import randomized_svd
@@ -82,8 +82,8 @@ def behaviour_vectors(scores: Mapping[tuple[str, str], float], dimension: int = 
     information = np.log(score / (totals[targets] * context_share[contexts])).clip(0) * score / damping
     matrix = sparse.csr_matrix((information, (targets, contexts)), (len(ids), len(ids)))
     left, values, right = randomized_svd((matrix + matrix.T) / 2, min(dimension, len(ids) - 1), random_state=0)
-    # The matrix has no diagonal, so some eigenvalues are negative, and their left and right singular vectors are
-    # opposite. The mean of both drops these directions, in which notes that belong together would be opposites.
+    # The matrix has no diagonal, so some eigenvalues are negative, with opposite left and right singular vectors.
+    # Averaging both removes these directions, in which notes that belong together would be opposites.
     return dict(zip(ids, unit((left + right.T) / 2 * np.sqrt(values)), strict=True))
 
 
@@ -95,8 +95,7 @@ def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 
 def write_vectors(path: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:
-    """Write `ids` and `vectors` (N, D) as one .npz file, which appears when it is complete; makes the folder. Raises
-    OSError."""
+    """Write `ids` and `vectors` (N, D) atomically as one .npz file, and create its folder. Raises OSError."""
     with whole_file(path) as file:
         np.savez_compressed(file, ids=np.array(ids), vectors=vectors)
 
@@ -111,8 +110,8 @@ def read_vectors(path: Path) -> Vectors:
 
 
 def known_share(path: Path, ids: Collection[str]) -> float:
-    """Return the share of notes, by their ids, whose vectors a file of `write_vectors` has. It reads the ids alone.
-    Raises DatasetError as `read_vectors` does."""
+    """Return the share of `ids` that a file of `write_vectors` has; only the ids are read. Raises DatasetError as
+    `read_vectors` does."""
     with _vectors_file(path) as stored:
         known = set(stored["ids"].tolist())
     return sum(note_id in known for note_id in ids) / max(1, len(ids))
@@ -120,7 +119,7 @@ def known_share(path: Path, ids: Collection[str]) -> float:
 
 @contextmanager
 def _vectors_file(path: Path) -> Iterator[Any]:
-    """Open a file of `write_vectors`. Raises DatasetError for any other file, also while it is read."""
+    """Open a file of `write_vectors`. Raises DatasetError for any other file, also when reading inside the context."""
     try:
         with path.open("rb") as file, np.load(file) as stored:
             yield stored

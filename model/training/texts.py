@@ -1,7 +1,7 @@
-"""The texts of a distillation with their teachers' vectors, as an endless stream of batches of like length.
+"""The texts of a distillation with their teachers' vectors, as an endless stream of batches of similar length.
 
-Random choices are a function of the seed and the batch's position in the stream, so a run that was broken off continues
-with the batches that it would have had, as long as sources and shares are the same.
+Random choices are a function of the seed and the batch's position in the stream, so a resumed run gets the batches that
+the interrupted run would have had, as long as sources and shares are the same.
 
 Shapes: N notes, B notes of a batch, T tokens, K dimension of all teachers together.
 """
@@ -31,8 +31,8 @@ from model.training.token_teacher import TokenTeacher
 BATCHES_PER_DRAW = 32
 """Batches drawn together and sorted by length, so that none is mostly padding."""
 BATCH_TOKENS_PER_NOTE = 32
-"""A batch has at most this many tokens, padded, for each note of its full size. No note is cut: a batch of longer notes
-has fewer of them. Without the bound a batch of 48 long notes took 10 GB (docs/log/distillation.md)."""
+"""Token budget of a batch, padded, for each note of its full size. Notes are not truncated: a batch of longer notes has
+fewer of them. Without the budget, a batch of 48 long notes took 10 GB (docs/log/distillation.md)."""
 SAMPLE_DRAW_SIZE = 256
 
 Position = tuple[int, int]
@@ -41,7 +41,7 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Notes of like length.
+    """Notes of similar length.
 
     `ids`: (B, T) int64, padded on the right. `lengths`: (B,) tokens of each prompt, whose last token is the read-out.
     `teacher_vectors`: (B, K) float32 of unit length. `next_position`: where the stream continues after this batch.
@@ -56,7 +56,7 @@ class Batch:
 class Mix:
     """An endless stream of rows from several sources, each shuffled anew in every epoch.
 
-    `rows`: those of each source. `shares`: how often each source is drawn from, relative to the others.
+    `rows`: the rows of each source. `shares`: how often each source is drawn from, relative to the others.
     """
 
     def __init__(self, rows: Mapping[str, range], shares: Mapping[str, float], seed: int) -> None:
@@ -67,7 +67,7 @@ class Mix:
         self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
 
     def draw(self, number: int, size: int) -> list[int]:
-        """Rows of the `number`-th draw of `size` notes: its share from each source, none twice within an epoch."""
+        """Return the rows of the `number`-th draw of `size` notes: each source's share, no repeats in an epoch."""
         rows: list[int] = []
         *sources, last = self.shares
         for source in sources:
@@ -83,10 +83,11 @@ class Mix:
         max_tokens_per_note: int,
         start: Position = (0, 0),
     ) -> Iterator[tuple[list[int], Position]]:
-        """Yield rows of like length without end, from a position of the stream on, and the position after them.
+        """Yield groups of rows of similar length without end, starting at a position of the stream, each with the
+        position after it.
 
-        A group has at most `batch_size` rows, and fewer where they would have more than `max_tokens_per_note` times
-        `batch_size` tokens when padded. `length`: tokens of a row.
+        A group has at most `batch_size` rows, and at most `max_tokens_per_note` times `batch_size` tokens when padded.
+        `length`: token count of a row.
         """
         number, skipped = start
         while True:
@@ -101,7 +102,7 @@ class Mix:
             number, skipped = number + 1, 0
 
     def _nth_row(self, source: str, n: int) -> int:
-        """The n-th row of a source's endless stream of shuffled epochs."""
+        """Return the n-th row of a source's endless stream of shuffled epochs."""
         rows = self.rows[source]
         epoch, place = divmod(n, len(rows))
         if (source, epoch) not in self._orders:
@@ -115,12 +116,12 @@ class Texts:
     """The notes of several sources that have vectors, and `teacher_vectors` (N, K) float32 of unit length.
 
     `shares`: how often each source is drawn from, relative to the others. `token_teacher`: a second teacher, whose
-    cosine counts `token_weight` times as much as that of the first. Each teacher's vectors are centred on their mean
-    over the mix, scaled to unit length and put side by side, so that a cosine is the weighted mean of the teachers'
-    cosines. `digests`: what the stream depends on beside the recipe and the token teacher, by name: digests of each
-    source's notes and vectors, and how many notes each source has, in the order of `shares`. Raises FileNotFoundError
-    for a source without vectors, and DatasetError for one whose vectors are of other notes, or of another encoder than
-    those of the sources before it.
+    cosine counts `token_weight` times as much as the first teacher's. Each teacher's vectors are centred on their mean
+    over the mix, scaled to unit length and concatenated, so that a cosine is the weighted mean of the teachers'
+    cosines. `digests`: everything that determines the stream besides the recipe and the token teacher, by name: digests
+    of each source's notes and vectors, and the number of notes of each source in the order of `shares`. Raises
+    FileNotFoundError for a source without vectors, and DatasetError for a source whose vectors belong to other notes,
+    or are by another encoder than the previous sources'.
     """
 
     def __init__(
@@ -152,21 +153,21 @@ class Texts:
         self.teacher_vectors: npt.NDArray[np.float32] = unit(np.concatenate(teachers, axis=1))
 
     def _centred(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return unit vectors (N, D) less the mean of the mix; a note without a vector, all zeros, keeps none."""
+        """Return unit vectors (N, D) less the mean of the mix; zero vectors, of notes without a vector, stay zero."""
         mean = sum(self.mix.shares[source] * vectors[rows].mean(0) for source, rows in self.mix.rows.items())
         return unit(np.where(vectors.any(axis=1, keepdims=True), vectors - mean, 0))
 
     def sample(self, count: int) -> list[int]:
-        """Rows of the stream's first `count` notes, in the shares of the mix."""
+        """Return the rows of the stream's first `count` notes, in the shares of the mix."""
         rows: list[int] = []
         for number in range(1 + count // SAMPLE_DRAW_SIZE):
             rows += self.mix.draw(number, SAMPLE_DRAW_SIZE)
         return rows[:count]
 
     def batches(self, prompt: Prompt, batch_size: int, start: Position = (0, 0)) -> Iterator[Batch]:
-        """Yield batches of at most `batch_size` notes without end, from a position of the stream on."""
+        """Yield batches of at most `batch_size` notes without end, starting at a position of the stream."""
 
-        @cache  # a tokenizer takes longer than a card, and each note comes again in every epoch
+        @cache  # tokenizing is slower than a GPU step, and notes repeat every epoch
         def prompt_ids(row: int) -> array[int]:
             return array("i", prompt.note(self.notes[row]))
 

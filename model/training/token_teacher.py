@@ -1,10 +1,10 @@
-"""A teacher that knows words only: a note's vector is the mean of its tokens' embeddings, weighted by rarity.
+"""A teacher that knows only words: a note's vector is the mean of its tokens' embeddings, weighted by rarity.
 
     python -m model.training.token_teacher FOLDER [--backbone NAME]
 
-counts the texts of FOLDER/<source>.jsonl.gz that have each token, and writes FOLDER/tokens.npz. The embeddings are the
-backbone's own, whitened, so a student can learn a rule that also holds for words that the texts lack. The teacher adds
-what a small sentence encoder misses: names and rare words (docs/decisions/0018-generalist.md).
+counts the texts of FOLDER/<source>.jsonl.gz that contain each token, and writes FOLDER/tokens.npz. The embeddings are
+the backbone's own, whitened, so a student can learn a rule that also holds for words outside the texts. The teacher
+adds what a small sentence encoder misses: names and rare words (docs/decisions/0018-generalist.md).
 
 Shapes: V vocabulary, H hidden size, N notes.
 """
@@ -34,9 +34,9 @@ from model.whole_file import whole_file
 
 TOKENS_FILE = "tokens.npz"
 MAX_COUNTED_NOTES = 10_000
-"""Notes of each source in which tokens are counted: no source drowns the others."""
+"""Maximum notes of each source in which tokens are counted, so that no source dominates."""
 TOKENIZED_TOGETHER = 4096
-"""Notes in one call of the tokenizer, which is half the time of a call for each, and less with more cores."""
+"""Notes per tokenizer call: half the time of one call per note, and less with more cores."""
 VARIANCE_FLOOR = 1e-3
 """Added to all variances when whitening, as a share of the largest: narrower directions are noise."""
 
@@ -44,14 +44,14 @@ Floats = npt.NDArray[np.floating]
 
 
 def token_text(note: Note) -> str:
-    """Text of a note as this teacher reads it, in lower case; "" for one without text, whose blanks are tokens too."""
+    """Return a note's text in lower case, as this teacher reads it; "" without text, since blanks are tokens too."""
     text = " ".join([note.title, note.content, *note.hashtags]).lower()
     return f" {text}" if text.strip() else ""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTeacher:
-    """`table`: (V, H) float32, the whitened unit embedding of each token times its inverse document frequency."""
+    """Teacher with a `table` (V, H) float32: whitened unit embeddings times inverse document frequencies."""
 
     tokenizer: PreTrainedTokenizerBase
     table: npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ def whitened(embeddings: Floats) -> npt.NDArray[np.float32]:
 
 
 def inverse_document_frequencies(texts: Iterable[Sequence[int]], vocabulary_size: int) -> npt.NDArray[np.float32]:
-    """Inverse document frequency (V,) of each token: log((N + 1) / (texts with it + 1)), from the texts' token ids."""
+    """Return each token's inverse document frequency (V,), log((N + 1) / (texts with it + 1)), from token ids."""
     document_counts: Counter[int] = Counter()
     text_count = 0
     for ids in texts:

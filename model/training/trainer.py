@@ -2,11 +2,11 @@
 
 The contrastive loss needs only the vectors of a batch, so a large batch fits in the memory of one micro-batch
 (GradCache, Gao et al. 2021): all vectors are computed without gradients, the loss gives the gradient of each vector,
-and a second forward of each micro-batch carries the gradients of its own vectors into the weights. The result is the
-gradient of one backward over the whole batch. With several processes the vectors are gathered, every process computes
-the whole loss, and each carries the gradients of its own rows.
+and a second forward of each micro-batch backpropagates the gradients of its own vectors into the weights. The result is
+the gradient of one backward over the whole batch. With several processes the vectors are gathered, every process
+computes the whole loss, and each backpropagates the gradients of its own rows.
 
-Shapes: B pairs of the whole batch, U notes beside them, b rows of a micro-batch, T its tokens when padded, N output
+Shapes: B pairs of the whole batch, U unpaired notes, b rows of a micro-batch, T its tokens when padded, N output
 tokens, V vocabulary, H hidden size, D embedding dimension.
 """
 
@@ -58,7 +58,7 @@ from model.training.run_lock import FolderLock
 from model.weights import Progress, silent
 
 BEST, FINAL, LOG = "best", "final", "log.jsonl"
-"""In a run's folder: the best checkpoint, that after the last step (for averages), and one line for each step."""
+"""Names in a run's folder: best checkpoint, checkpoint after the last step (for averages), log with a line per step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Step:
     """One line of the log.
 
     Losses are those before the step's update. `pairs_per_second` counts all processes. `recall`: validation
-    Recall@`recall_at` where it was measured after this step.
+    Recall@`recall_at`, if it was measured after this step.
     """
 
     step: int
@@ -87,8 +87,9 @@ class Trainer:
     """A recipe with its model, data and folder. `run` yields a Step after each update.
 
     `folder` gets log.jsonl, last.pt (the state to resume from), best/ (the best checkpoint, which can be served) and
-    final/ (that after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where `folder`
-    holds a run of another recipe, data, start or frozen backbone or a damaged state, or another process trains there.
+    final/ (the checkpoint after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where
+    `folder` holds a run with another recipe, data, start or frozen backbone, or a damaged state, or another process
+    trains there.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):
@@ -117,7 +118,7 @@ class Trainer:
         self.stopped = False
         """Whether `stop` was called."""
         self.steps_on = [0] * len(self.data)
-        """Steps on each data set so far."""
+        """Steps so far on each data set."""
         files = input_digests(recipe)
         saved = None if new_run else read_run(folder, recipe, files, progress)
         torch.manual_seed(recipe.seed)
@@ -126,7 +127,7 @@ class Trainer:
         optimizer, schedule = self._optimizer()
         self.state = RunState(self.model, optimizer, schedule, self.objectives, files=files)
         self.saved_step: int | None = None
-        """Step of the state in last.pt, None before the first one."""
+        """Step of the state in last.pt; None before the first save."""
         if saved is not None:
             progress(f"Going on from {folder / LAST}")
             for name in (BEST, FINAL):
@@ -151,20 +152,20 @@ class Trainer:
 
     @property
     def ended(self) -> bool:
-        """Whether no step is left: all are done, or validation recall stopped rising."""
+        """Whether training is over: all steps are done, or validation recall has stopped rising."""
         recipe, state = self.recipe, self.state
         return state.step >= recipe.steps or state.evaluations_without_gain >= recipe.patience
 
     def run(self) -> Iterator[Step]:
         """Train until the last step, or until validation recall stops rising (`patience` evaluations without gain).
 
-        After `stop` it ends with the step that was under way, and saves its state. A resumed run continues after the
-        step of last.pt, with the batches that it would have had. Raises RecipeError where the loss or the gradient is
-        not finite, before the step that it would spoil the weights with.
+        After `stop` it ends with the current step, and saves its state. A resumed run continues after the step of
+        last.pt, with the batches that an uninterrupted run would have had. Raises RecipeError where the loss or the
+        gradient is not finite, before that step changes the weights.
         """
         recipe, state = self.recipe, self.state
         if self.saved_step is None and self.rank == 0:
-            (self.folder / LOG).write_text("")  # steps of a run that was killed before its first state
+            (self.folder / LOG).write_text("")  # drop the log of a run that was killed before its first state
         batches = self._batches()
         for _ in range(state.step):
             index, _ = next(batches)
@@ -185,11 +186,11 @@ class Trainer:
         self._save_checkpoint(FINAL)
 
     def stop(self) -> None:
-        """End the run after the step that is under way, with its state saved."""
+        """Save and end the run after the current step."""
         self.stopped = True
 
     def _batches(self) -> Iterator[tuple[int, list[Note]]]:
-        """Yield batches without end, each with the place in `data` of the data set that all its notes are from."""
+        """Yield batches without end, each with the index in `data` of the data set that all its notes come from."""
         streams = [paired.batches(self.recipe.batch_pairs, self.recipe.seed) for paired in self.data]
         rng = random.Random(self.recipe.seed)
         shares = [row.share for row in self.recipe.data]
@@ -198,7 +199,7 @@ class Trainer:
             yield index, next(streams[index])
 
     def _update(self, index: int, notes: list[Note]) -> Step:
-        """Do one step on a batch of the data set `index`."""
+        """Do one step on a batch of the data set with this index."""
         started = time.perf_counter()
         rng = random.Random(f"{self.recipe.seed} {self.state.step}")
         paired = len(notes) // (2 * self.ranks) * 2 * self.ranks  # whole pairs, as many on each process
@@ -241,7 +242,7 @@ class Trainer:
         )
 
     def _remedy(self) -> str:
-        """Return what to do about a run that diverged, and which step its state is of."""
+        """Return advice for a run that diverged, with the step of its saved state."""
         saved = "" if self.saved_step is None else f"; {self.folder / LAST} is of step {self.saved_step}"
         return LOWER_RATES + saved
 
@@ -265,7 +266,7 @@ class Trainer:
         """Add the gradients of one batch to `.grad` of the weights; returns the loss over all processes.
 
         examples: all 2B + U of the batch, on every process; each process computes its own part of them. related_loss:
-        loss of the vectors (2B + U, D); without it the batch trains CSFT alone.
+        loss of the vectors (2B + U, D); without it, the batch trains CSFT alone.
         """
         own_count = len(examples) // self.ranks
         own = slice(self.rank * own_count, (self.rank + 1) * own_count)
@@ -273,7 +274,7 @@ class Trainer:
         longest = max(len(example.ids) for example in examples)
         chunks = self._micro_batches(own_examples, longest)
         micro_batches = [[own_examples[row] for row in chunk] for chunk in chunks]
-        # A small batch is computed once, with its graph; a large one again for each micro-batch, as GradCache does.
+        # A small batch is computed once, keeping its graph; a large one again for each micro-batch, as GradCache does.
         keep = own_count * longest <= self.recipe.kept_tokens
         kept = [self._forward(micro_batch) for micro_batch in micro_batches] if keep else None
 
@@ -302,14 +303,14 @@ class Trainer:
                 surrogate = surrogate + (vectors * vector_gradients[chunk]).sum()
             torch.autograd.backward(surrogate)
             generative = generative + loss.detach()
-        # The gradient of tau is not summed: every process has computed it from the whole loss already.
+        # The gradient of tau is not summed: every process has already computed it from the whole loss.
         sum_over_processes(generative, (p for p in self._trainable() if p is not self.model.tau))
         return joint_loss(RelatedLoss(*(part.detach() for part in related)), generative, self.recipe.alpha)
 
     def _micro_batches(self, examples: Sequence[Example], longest: int) -> list[list[int]]:
         """Group the rows of `examples` by length, each group within `micro_batch_tokens` when padded to `longest`.
 
-        With the same `longest` every process makes as many groups, which sharded weights require.
+        With the same `longest`, every process makes the same number of groups, which sharded weights require.
         """
         size = max(1, self.recipe.micro_batch_tokens // longest)
         by_length = sorted(range(len(examples)), key=lambda row: len(examples[row].ids))
@@ -343,7 +344,7 @@ class Trainer:
         return self.model.embed(self._read_states(notes))
 
     def _forward(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor]:
-        """One forward for both losses: vectors (b, D), logits (N, V), and the output tokens (N,) that these predict."""
+        """Run one forward for both losses: vectors (b, D), logits (N, V), and their target tokens (N,)."""
         ids, mask, positions = self._padded([example.ids for example in examples])
         targets = [(row, column) for row, example in enumerate(examples) for column in example.targets]
         rows, columns = torch.tensor(targets, dtype=torch.int64, device=self.device).reshape(-1, 2).T
@@ -366,7 +367,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _evaluate(self) -> float | None:
-        """Measure validation recall and keep the best checkpoint; without validation pairs keep the latest one."""
+        """Measure validation recall and save the best checkpoint; without validation pairs, save the latest one."""
         if self.validation is None:
             self._save_checkpoint(BEST)
             return None
@@ -381,12 +382,12 @@ class Trainer:
 
     @property
     def recall_at(self) -> int | None:
-        """k of the validation's Recall@k, by the size of its pool; None without validation pairs."""
+        """k of the validation's Recall@k, which depends on the pool's size; None without validation pairs."""
         pool = self.validation and min(self.recipe.validation_notes, len(self.validation.notes))
         return pool_cutoff(pool) if pool else None
 
     def validation_recall(self) -> float:
-        """Recall@`recall_at` of validation pairs in a pool of up to `validation_notes` notes, embedded by the serving
+        """Recall@`recall_at` of validation pairs in a pool of at most `validation_notes` notes, embedded by the serving
         Engine."""
         assert self.validation is not None
         assert self.recall_at is not None
@@ -395,7 +396,7 @@ class Trainer:
         return recall_of_pairs(vectors, [note.id for note in notes], pairs, k=self.recall_at)
 
     def _save_checkpoint(self, name: str) -> None:
-        """Write the checkpoint `name` of the run's folder. It replaces an earlier one whole: nothing of that stays.
+        """Write the checkpoint `name` of the run's folder. It replaces an earlier one as a whole, leaving no old files.
 
         Called by every process, since sharded weights are gathered; rank 0 writes. Raises OSError.
         """

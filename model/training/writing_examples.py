@@ -1,4 +1,4 @@
-"""Examples that teach to write: a note's prompt, and the tree of tokens that are to be predicted after it.
+"""Training examples for writing: a note's prompt, and the tree of tokens to predict after it.
 
 Shapes: S tokens of a tree.
 """
@@ -19,15 +19,15 @@ from model.note import Note, hashtag_key
 from model.prompt import Prompt
 
 RANK_DECAY = 0.85
-"""Weight of a hashtag in the loss, relative to that of the one before it."""
+"""Ratio of the loss weights of a hashtag and the hashtag before it."""
 MAX_TARGET_HASHTAGS = 5
 REQUESTED_HASHTAGS = range(1, 11)
-"""Numbers of hashtags that a request may name: the task names one at random, and the output does not depend on it."""
+"""Numbers of hashtags in the task, drawn at random: the output must not depend on the requested number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A token to predict from the state at place `at` of the tree, that of the token before it. `weight`: its weight in
+    """A token to predict from the state at place `at` of the tree, which holds the token before it. `weight`: weight in
     the note's loss."""
 
     at: int
@@ -37,9 +37,9 @@ class Target:
 
 @dataclass(slots=True)
 class Tree:
-    """The tokens after a note's read-out position, as a tree that is read in one forward.
+    """The tokens after a note's read-out position, as a tree that is processed in one forward.
 
-    `parents`: place of the token before each one, -1 for one that follows the note.
+    `parents`: place of each token's predecessor, -1 for one that follows the note.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -55,14 +55,14 @@ class Tree:
         return parent
 
     def add_output(self, output: Sequence[int], parent: int, weight: float) -> None:
-        """Add an output after the place `parent` and predict each of its tokens."""
+        """Add an output after the place `parent`, with each of its tokens as a target."""
         for token, next_token in zip(output, (*output[1:], None), strict=True):
             self.targets.append(Target(parent, token, weight))
             if next_token is not None:
                 parent = self.append([token], parent)
 
     def depths_and_mask(self) -> tuple[list[int], Tensor]:
-        """Return each token's distance from the read-out position, less one, and which tokens it attends to (S, S)."""
+        """Return each token's depth, its distance from the read-out position minus 1, and the attention mask (S, S)."""
         mask = torch.eye(len(self.ids), dtype=torch.bool)
         depths: list[int] = []
         for place, parent in enumerate(self.parents):
@@ -74,15 +74,15 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class WritingExample:
-    """A note's prompt ids, of which the last is the read-out position, and what is to be written after it."""
+    """A note's prompt ids, the last of which is the read-out position, and the tree of outputs after it."""
 
     ids: list[int]
     tree: Tree
 
 
 def common_spellings(notes: Iterable[Note]) -> dict[str, str]:
-    """Return the most frequent spelling of each hashtag of some notes by its `hashtag_key`, as
-    `most_frequent` has it. Targets with one spelling each are learnt from all of their notes (docs/log/writing.md)."""
+    """Return the most frequent spelling of each hashtag in `notes`, by its `hashtag_key` (ties as in `most_frequent`).
+    With a single spelling, a target is learnt from all of its notes (docs/log/writing.md)."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for note in notes:
         for hashtag in note.hashtags:
@@ -91,7 +91,7 @@ def common_spellings(notes: Iterable[Note]) -> dict[str, str]:
 
 
 def respelled(note: Note, spellings: Mapping[str, str]) -> Note:
-    """Return the note with its hashtags as `spellings` has them."""
+    """Return the note with its hashtags in the spelling of `spellings`."""
     return replace(note, hashtags=tuple(spellings.get(hashtag_key(tag), tag) for tag in note.hashtags))
 
 
@@ -106,8 +106,8 @@ def writing_example(
 ) -> WritingExample:
     """Draw which hashtags a note shows and which name its category gets, and build its tree.
 
-    `names`: synonyms of categories. `shown_hashtags`, `subject_names`: shares as in GenerationRecipe. A note without
-    hashtags is one for which none are to be written.
+    `names`: synonyms of categories. `shown_hashtags`, `subject_names`: shares as in GenerationRecipe. The target for a
+    note without hashtags is to write none.
     """
     shown: tuple[str, ...] = ()
     targets = note.hashtags[:MAX_TARGET_HASHTAGS]

@@ -1,4 +1,4 @@
-"""Loss of writing: all outputs of a note, as branches of one tree, in one forward behind the cached note.
+"""Loss of writing: all outputs of a note, as branches of one tree, in one forward after the note's KV cache.
 
 Shapes: B notes of a batch, P tokens of the longest prompt.
 """
@@ -21,7 +21,7 @@ from model.training.writing_examples import WritingExample
 
 @torch.no_grad()
 def read_notes_into_cache(model: NoteLLM, examples: Sequence[WritingExample]) -> DynamicCache:
-    """Return the KV cache (B, P) of the examples' prompts, padded on the right."""
+    """Prefill and return the KV cache (B, P) of the examples' prompts, padded on the right."""
     ids, lengths = pad_right([example.ids for example in examples])
     positions = torch.arange(ids.shape[1])
     cache = DynamicCache()
@@ -31,8 +31,8 @@ def read_notes_into_cache(model: NoteLLM, examples: Sequence[WritingExample]) ->
 
 
 def writing_loss(model: NoteLLM, examples: Sequence[WritingExample], cache: DynamicCache) -> Tensor:
-    """Return the sum over the notes of their weighted cross-entropy. `cache` holds the notes, and grows by the
-    trees."""
+    """Return the sum over the notes of their weighted cross-entropy. `cache` holds the notes; the forward appends the
+    trees to it."""
     lengths = torch.tensor([len(example.ids) for example in examples])
     prompt_tokens = int(lengths.max())
     ids, _ = pad_right([example.tree.ids for example in examples])
@@ -62,5 +62,5 @@ def writing_loss(model: NoteLLM, examples: Sequence[WritingExample], cache: Dyna
 
 
 def autocast() -> Any:
-    """Return the context in which products are bfloat16, where that is faster."""
+    """Return an autocast context for bfloat16 products, where that is faster."""
     return torch.autocast("cpu", torch.bfloat16) if bfloat16_pays("cpu") else nullcontext()
