@@ -150,8 +150,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_exempt(self) -> bool:
-        """Whether the connection does not count towards the bound: one to the admin port, or one of a reader, which comes
-        over a Unix socket and so has no port."""
+        """Whether the connection does not count towards the bound: one to the admin port, or one of a reader, which
+        comes over a Unix socket and so has no port."""
         return self.server is not None and self.server[1] in (None, self.config.admin_port)
 
     def connection_lost(self, exc: Exception | None) -> None:
