@@ -89,7 +89,7 @@ def media_type(headers: Headers) -> str:
 def check_media_type(headers: Headers, *others: str) -> None:
     """Refuse a body that is compressed, or neither JSON nor one of `others`. Raises UnsupportedMediaType.
 
-    Raises MalformedBody where no type is given: browsers let any web page send such a body without a preflight.
+    Raises MalformedBody for a body without a type: browsers let any web page send one without a preflight.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":

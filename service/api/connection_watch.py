@@ -21,8 +21,8 @@ Connections refused in one turn mostly reconnect together, and other requests wa
 COLLECTED_CONNECTIONS = 100
 """New connections after which young objects are garbage-collected. The interpreter triggers on allocations minus
 deallocations: where connections come and go, tens of thousands of objects gather before it collects them, for 10 to 25
-ms. Collecting more often would also bring more full collections, which the interpreter makes after some thousands of
-these."""
+ms. Collecting more often would also bring more full collections, which run after some thousands of young
+ones."""
 
 
 class Watched(Protocol):

@@ -1,5 +1,4 @@
-"""`notellm backup` and `notellm restore`: for the store that the settings name, whether services are using it or
-not."""
+"""`notellm backup` and `notellm restore`: for the store that the settings name, in use by services or not."""
 
 from __future__ import annotations
 

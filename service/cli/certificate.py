@@ -29,7 +29,7 @@ class Certificate:
         self.context = self._load()
 
     def reload_if_changed(self) -> None:
-        """Use the present content of the files for new connections. Files that cannot be used change nothing.
+        """Use the current content of the files for new connections. Files that cannot be used change nothing.
 
         To be called about once a second. Files are loaded once they have not changed between two calls, since a renewal
         may write one after the other.

@@ -130,7 +130,7 @@ class Ingest:
     def _post_halves(
         self, client: httpx2.Client, run: str, number: int, lines: list[Line], refusal: httpx2.Response
     ) -> list[Any]:
-        """Send lines in halves that were refused as too large together; reject a single one."""
+        """Send the two halves of lines that were refused as too large together; reject a single line."""
         if len(lines) == 1:
             problem = refusal.json() if "json" in refusal.headers.get("content-type", "") else None
             return [{"status": "rejected", "problem": problem}]

@@ -85,8 +85,8 @@ def say_where(url: str) -> None:
 
 
 def open_listeners(settings: Settings) -> list[socket.socket]:
-    """Listen on all ports of the service. Raises AddressUnavailable; also if there is no key and other machines can
-    reach the address."""
+    """Listen on all ports of the service. Raises AddressUnavailable; also if other machines can reach the address
+    without a key, unless the settings allow that (`insecure`)."""
     with contextlib.ExitStack() as stack:
         listeners = listen(settings.host, settings.port, shared=settings.readers > 0)
         stack.callback(close_all, listeners)

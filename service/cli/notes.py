@@ -174,9 +174,8 @@ class Download:
         return end
 
     def _resume(self) -> tuple[dict[str, Any] | None, str | None, int]:
-        """Return the first line of FILE.part, the log position of its last one, and its number of notes; (None, None,
-        0) if it has none. A last line that was cut off is removed. Raises TransferFailed if the file is of another
-        export."""
+        """Return the first line of FILE.part, the log position of its last one, and its number of notes; None, None and
+        0 without lines. A last line that was cut off is removed. Raises TransferFailed if it is of another export."""
         if not self._part.exists():
             return None, None, 0
         head, last, notes, size = None, None, 0, 0

@@ -38,7 +38,7 @@ class Patience:
         self._deadline = None
 
     def pause(self, reason: str, seconds: float = RETRY_SECONDS) -> None:
-        """Wait before the next attempt. Raises TransferFailed if that would exceed the time."""
+        """Wait before the next attempt. Raises TransferFailed if the time would be over by then."""
         self._deadline = self._deadline or time.monotonic() + self._seconds
         if time.monotonic() + seconds > self._deadline:
             raise TransferFailed(f"{reason} Run the same command again to go on.")
