@@ -1,1 +1,1 @@
-"""HTTP, and nothing else: routes, the wire's schemas, and status codes."""
+"""HTTP layer, and nothing else: routes, wire schemas and status codes."""

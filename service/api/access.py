@@ -1,11 +1,11 @@
-"""Access to routes: each declares the scopes that open it, beside its address, and gets the caller's principal.
+"""Access control: each handler declares the scopes that open its route, below its path, and gets the principal.
 
     @router.get("/notes/{note_id}")
     @needs(Scope.NOTES_READ)
     async def get_note(...)
 
-No FastAPI dependency: each of them costs a tenth of a millisecond (docs/log/reads.md). StrictRoute asks for the
-principal before its handler runs, and refuses to be built for a handler that declares nothing.
+This is no FastAPI dependency, since each of those costs a tenth of a millisecond (docs/log/reads.md). StrictRoute
+authenticates the caller before its handler runs, and cannot be built for a handler that declares nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from service.tracing import take_tokens
 F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=ReadService)
 SAFE_METHODS = frozenset({"GET", "HEAD"})
-"""Methods that change nothing, whoever sends them."""
+"""Methods without side effects: the origin of their requests is not checked."""
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
 _need_engine: set[Callable[..., Any]] = set()
 
@@ -50,7 +50,7 @@ def _declare(scopes: frozenset[Scope]) -> Callable[[F], F]:
 
 
 def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
-    """Scopes of which a handler needs one; none where it is open to all. Raises TypeError where it declares nothing."""
+    """Return the scopes of which a handler needs one; empty if it is open to all. Raises TypeError if undeclared."""
     try:
         return _needed[handler]
     except KeyError:
@@ -58,7 +58,7 @@ def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
 
 
 def needs_engine(handler: F) -> F:
-    """Declare that a handler has one note or text read by the engine, unless its body is a list or a stream."""
+    """Declare that a handler runs the engine on one note or text, unless the request's body is a list or a stream."""
     _need_engine.add(handler)
     return handler
 
@@ -69,7 +69,7 @@ def may_need_engine(handler: Callable[..., Any]) -> bool:
 
 
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-    """Let in a caller who has one of `scopes`, and count the request; where there are none, let in anybody. Raises what
+    """Admit a caller who has one of `scopes`, and count the request; if `scopes` is empty, admit everyone. Raises what
     `authorise` and `count` raise."""
     if scopes:
         await authorise(request, scopes)
@@ -77,8 +77,8 @@ async def admit(request: Request, scopes: frozenset[Scope]) -> None:
 
 
 async def authorise(request: Request, scopes: frozenset[Scope]) -> None:
-    """Put the caller of a route that needs one of `scopes` at `request.state.principal`. Raises Unauthenticated,
-    Forbidden; and HTTPException 404 for an admin route on another port than the admin port."""
+    """Authenticate the caller as `request.state.principal`, and check that it has one of `scopes`. Raises
+    Unauthenticated, Forbidden; and HTTPException 404 for an admin route on another port than the admin port."""
     admin_port = request.app.state.admin_port
     if admin_port and scopes <= ADMIN_SCOPES and request.scope["server"][1] != admin_port:
         raise HTTPException(404)
@@ -93,14 +93,14 @@ async def authorise(request: Request, scopes: frozenset[Scope]) -> None:
 
 
 def check_option(request: Request, scope: Scope, option: str) -> None:
-    """Raise Forbidden where the caller of a request that was let in lacks the scope that an `option` of it takes."""
+    """Raise Forbidden if the caller of an admitted request lacks the `scope` that its `option` needs."""
     cast(Gate, request.app.state.gate).check_scope(request.state.principal, frozenset({scope}), option)
 
 
 async def count(request: Request, requests: int = 1, repeated: int | None = None) -> None:
-    """Count `requests` against the quota of the caller's key, and put what is left of that into the headers of the
-    answer. `repeated`: requests that it takes to send this one again; None where these are `requests`. Raises
-    QuotaExceeded, with the seconds until there is room for `repeated`."""
+    """Count `requests` against the quota of the caller's key, and put the remaining quota into the headers of the
+    answer. `repeated`: requests that a retry of this one counts as; None for `requests`. Raises QuotaExceeded, with the
+    seconds until there is room for `repeated`."""
     state = request.state
     usage = await cast(Gate, request.app.state.gate).count(state.principal, requests)
     if usage:
@@ -110,8 +110,8 @@ async def count(request: Request, requests: int = 1, repeated: int | None = None
 
 
 async def count_items(request: Request, items: int) -> None:
-    """Count each item of a list against the quota of requests, of which the request itself was counted as one. Raises
-    QuotaExceeded; and InvalidInput for a list that the quota never allows."""
+    """Count each item of a list against the request quota; the request itself has been counted as one already. Raises
+    QuotaExceeded; and InvalidInput for a list longer than the quota ever allows."""
     bound = request.state.principal.quota.requests_per_minute
     if bound is not None and items > max(1, bound):
         detail = f"has {items} items, each of which counts as a request, and your key has {bound} a minute: send fewer"
@@ -121,15 +121,15 @@ async def count_items(request: Request, items: int) -> None:
 
 
 async def check_quota(request: Request) -> None:
-    """Raise QuotaExceeded where the quota of a caller's key is used up. Nothing is counted."""
+    """Raise QuotaExceeded if the quota of the caller's key is used up. Nothing is counted."""
     await cast(Gate, request.app.state.gate).meter.check(request.state.principal)
 
 
 def caller_nowait(
     gate: Gate, tenants: Tenants[S], headers: Mapping[bytes, bytes], scopes: frozenset[Scope]
 ) -> tuple[Principal, S] | None:
-    """Return who sends some headers and the parts of its tenant, without waiting: None where either has to be waited
-    for, or the caller would be refused. `headers`: with names in lower case."""
+    """Return the principal that sends these headers and its tenant's service, without waiting; None if either is not in
+    memory, or the caller would be refused. `headers`: with names in lower case."""
     authorization, host = headers.get(b"authorization"), headers.get(b"host", b"").decode("latin-1")
     principal = gate.authenticate_nowait(None if authorization is None else authorization.decode("latin-1"))
     if principal is None or principal.scopes.isdisjoint(scopes) or not gate.allows_host(principal, host):
@@ -139,9 +139,8 @@ def caller_nowait(
 
 
 async def reauthorise(request: Request) -> None:
-    """Check again the key of a request that goes on for long, and charge to it the tokens that the request has used
-    since; the quota is that of now. Raises what Gate.check_again raises, and QuotaExceeded where the key has used up
-    its tokens."""
+    """Check the key of a long request again, and charge it the tokens used since the last check, under its current
+    quota. Raises what Gate.check_again raises, and QuotaExceeded if the key has used up its tokens."""
     gate, state = cast(Gate, request.app.state.gate), request.state
     state.principal = await gate.check_again(state.principal)
     gate.meter.charge(state.principal, take_tokens())

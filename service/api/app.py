@@ -1,4 +1,4 @@
-"""The HTTP apps of the process with the model and of a reader: routes, middleware, and what lives as long as these."""
+"""HTTP apps of the process with the model and of a reader: routes, middleware and lifespan."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ EXPOSED_HEADERS = (
     *("ETag", "Location", "Idempotent-Replayed", "Retry-After", "RateLimit", "RateLimit-Policy"),
     *("WWW-Authenticate", "X-Request-Id"),
 )
-"""Headers of answers that it may read."""
+"""Response headers that a web page of another origin may read."""
 ROUTERS = (
     similar.router,
     collection.router,
@@ -81,9 +81,9 @@ DESCRIPTION = (
 class ServiceLifespan:
     """Lifespan of the app of the process with the model.
 
-    `open_service` is entered when the app starts, beside its first requests: probes are answered meanwhile, all else
-    with 503. It is left when the app ends. Where it fails, `lifecycle` has the failure; it is logged by its sentence
-    where it is one of `expected_failures`, by its traceback where it is not.
+    `open_service` is entered in the background when the app starts: until it is open, probes are answered and other
+    requests get 503. It is exited when the app ends. If opening it fails, the error is kept as `lifecycle.failure` and
+    logged: one of `expected_failures` by its message, any other with its traceback.
     """
 
     open_service: Callable[[], AbstractAsyncContextManager[Tenants[Service]]]
@@ -93,8 +93,8 @@ class ServiceLifespan:
 
     @contextlib.asynccontextmanager
     async def run(self, app: FastAPI) -> AsyncIterator[None]:
-        """Keep the service open while the app runs, as `app.state.tenants`; then log what `app.state.early_refusal` has
-        not logged yet."""
+        """Keep the service open as `app.state.tenants` while the app runs; at the end, log the refusals that
+        `app.state.early_refusal` has not logged yet."""
         ending = asyncio.Event()
         keeping = asyncio.create_task(self._keep_open(app, ending), name="service")
         async with self.telemetry.measuring_loop_lag():
@@ -165,8 +165,8 @@ def create_reader_app(
     tracer: Tracer | None = None,
     scenarios: Scenarios | None = None,
 ) -> FastAPI:
-    """Build the HTTP app of a reader (reader.py), which has started once `open_reader` was entered. `socket`: path of
-    the unix socket of the process with the model; for the rest see create_app."""
+    """Build the HTTP app of a reader (reader.py), which counts as started once `open_reader` is entered. `socket`: path
+    of the Unix socket of the process with the model. For the other arguments see create_app."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -175,7 +175,7 @@ def create_reader_app(
             yield
 
     app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
-    app.state.admin_port = None  # it is for routes that a reader does not have
+    app.state.admin_port = None  # only admin routes use it, and a reader has none
     app.include_router(reader.router)
     reader.pass_on_from(app, socket)
     app.state.early = _add_short_path(app, reader.router, reader.similar, settings, tracer)
@@ -192,18 +192,18 @@ def _new_app(
     tracer: Tracer | None,
     scenarios: Scenarios | None,
 ) -> FastAPI:
-    """Return an app without routes, which has in its state what handlers and middleware ask for."""
+    """Return an app without routes, with everything in its state that handlers and middleware need."""
     app = FastAPI(
         title="NoteLLM service",
         version=version("notellm"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        openapi_url=None,  # routes/documentation.py has it, and makes it beside the event loop
+        openapi_url=None,  # routes/documentation.py serves it, rendered outside the event loop
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header, which the caller chooses
         separate_input_output_schemas=False,
-        generate_unique_id_function=lambda route: route.name,  # for generated clients, whatever the paths
+        generate_unique_id_function=lambda route: route.name,  # names in generated clients do not depend on paths
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry, app.state.gate = lifecycle, telemetry, gate
@@ -217,8 +217,9 @@ def _new_app(
 def _add_short_path(
     app: FastAPI, router: APIRouter, handler: Callable[..., Any], settings: Settings, tracer: Tracer | None
 ) -> tuple[ShortPath, ...]:
-    """Have requests of the route that `handler` has in `router` answered by the short path, where that can be; return
-    it, for connections. None beside a tracer: FastAPI names the span of a request by the route that it found."""
+    """Answer requests of the route of `handler` in `router` by the short path where possible, and return the short
+    path, which connections use too. Returns () with a tracer: FastAPI names a request's span after the route that it
+    matched."""
     if tracer:
         return ()
     short_path = ShortPath(
@@ -234,7 +235,7 @@ def _add_short_path(
 
 
 def _add_outer_middleware(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
-    """Add the middleware around everything: web pages of other origins, and what each request gets."""
+    """Add the outermost middleware: CORS, and the context of each request."""
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -252,5 +253,5 @@ def _add_outer_middleware(app: FastAPI, settings: Settings, tracer: Tracer | Non
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:
-    """Return an answer that nobody reads, since the caller has left; 499 is nginx's status code for that."""
+    """Return an answer that nobody reads: the caller has disconnected, for which nginx uses status 499."""
     return Response(status_code=499)

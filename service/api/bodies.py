@@ -1,7 +1,7 @@
-"""Request bodies: their media types, and JSON that is read without holding the event loop for long.
+"""Request bodies: their media types, and JSON parsing that does not hold the event loop for long.
 
-A parser holds the interpreter until it is done, even in a thread. So a list is split into its items before any is
-parsed, and the JSON that one call parses is bounded: its bytes by the caller, its lists and objects here.
+A parser holds the GIL until it is done, even in a thread. So a list is split into its items before any is parsed, and
+the JSON parsed by one call is bounded: its bytes by the caller, its lists and objects here.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ NDJSON = "application/x-ndjson"
 PATCH_TYPES = frozenset({"application/merge-patch+json", "application/json-patch+json"})
 """Media types of patch formats (RFC 7396, RFC 6902) whose rules PATCH does not follow: it takes application/json."""
 MAX_CONTAINERS = 64
-"""Bound on the lists and objects of one JSON value, itself included, and so on its depth. A note has three.
+"""Bound on the lists and objects of one JSON value, including itself, and thus on its depth. A note has three.
 
 The parser takes a fifth of a second for half a megabyte of empty lists, and deep nesting can be parsed but not
 serialised."""
 MAX_SEARCH_CONTAINERS = 600
 """Bound on the lists and objects of a search: its examples, each with hashtags, boosts, and nested filters."""
 SLICE_BYTES = 65_536
-"""Bytes of a body that are worked on before the event loop runs other tasks: about a millisecond."""
+"""Bytes of a body that are processed before the event loop runs other tasks: about a millisecond."""
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")
 STRING = re.compile(rb'"[^"]*+"')
-"""A JSON string, in text that went through `_unescaped`."""
+"""A JSON string, in text processed by `_unescaped`."""
 QUOTE, COMMA = b'",'
 DEPTH_CHANGE = np.zeros(256, np.int8)
-"""Change of the nesting depth by each character outside of a string."""
+"""Change in nesting depth at each byte outside of a string."""
 DEPTH_CHANGE[list(b"[{")] = 1
 DEPTH_CHANGE[list(b"]}")] = -1
 
@@ -50,7 +50,7 @@ class Turns:
         self._left = SLICE_BYTES
 
     async def work(self, size: int) -> None:
-        """Count `size` bytes as worked on."""
+        """Count `size` bytes as processed; yield to other tasks after SLICE_BYTES."""
         self._left -= size
         if self._left <= 0:
             self._left = SLICE_BYTES
@@ -62,7 +62,7 @@ class Turns:
 
 
 def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
-    """Return the OpenAPI of a body that is one object of a schema, a JSON list of them, or NDJSON. `noun`: what such an
+    """Return the OpenAPI request body for one object of a schema, a JSON list of them, or NDJSON. `noun`: what one
     object is called."""
     one = {"$ref": f"#/components/schemas/{schema}"}
     description = f"{noun}s; one that is not valid gets a problem of its own, at its place"
@@ -77,7 +77,7 @@ def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
 
 
 def lines(description: str) -> dict[str, Any]:
-    """Return the OpenAPI `content` of a body of NDJSON. `description`: what its lines are."""
+    """Return the OpenAPI `content` of an NDJSON body. `description`: what its lines are."""
     return {NDJSON: {"schema": {"type": "string", "description": description}}}
 
 
@@ -89,7 +89,7 @@ def media_type(headers: Headers) -> str:
 def check_media_type(headers: Headers, *others: str) -> None:
     """Refuse a body that is compressed, or neither JSON nor one of `others`. Raises UnsupportedMediaType.
 
-    Raises MalformedBody where no type is given: browsers let any web page send such a body without a preflight.
+    Raises MalformedBody for a body without a type: browsers let any web page send one without a preflight.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
@@ -113,7 +113,7 @@ def parse_json(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINE
 
 
 def check_not_empty(raw: bytes) -> None:
-    """Raises MalformedBody for a body without any character but white space."""
+    """Raise MalformedBody for a body that is empty or only white space."""
     if not raw or raw.isspace():
         raise MalformedBody("it is empty")
 
@@ -143,13 +143,13 @@ def _brackets(raw: bytes) -> int:
 
 
 def _unescaped(raw: bytes) -> bytes:
-    """Replace escaped backslashes and quotation marks, keeping the length: each quotation mark that is left begins or
-    ends a string. A last backslash may still escape the character after `raw`."""
+    """Replace escaped backslashes and quotation marks, keeping the length, so that each remaining quotation mark begins
+    or ends a string. A backslash at the end may still escape the character after `raw`."""
     return raw.replace(b"\\\\", b"__").replace(b'\\"', b"__")
 
 
 def is_list(body: bytes) -> bool:
-    """Whether a body begins as a JSON list does."""
+    """Return whether a body begins like a JSON list."""
     return LIST_START.match(body) is not None
 
 
@@ -161,11 +161,12 @@ async def read_list(
     reject: Callable[[MalformedBody], T],
     min_work: int = 0,
 ) -> list[T]:
-    """Return what `read` makes of each item of a JSON list, given its bytes and its JSON pointer.
+    """Return the results of `read` for the items of a JSON list, each called with the item's bytes and its JSON
+    pointer.
 
     `limit`: name and number of the bound on items. `reject`: makes the result of an item for which `read` raises
-    MalformedBody, where it is certain that this is one item. `min_work`: bytes of work that an item counts as, at the
-    least. Raises LimitExceeded, and MalformedBody where the body is no list of items.
+    MalformedBody, if the bytes are certainly one item. `min_work`: minimum bytes of work that an item counts as. Raises
+    LimitExceeded, what list_items raises, and MalformedBody if the body cannot be split into items with certainty.
     """
     results: list[T] = []
     async with aclosing(_bounded_items(body, turns, limit)) as items:
@@ -181,13 +182,14 @@ async def read_list(
 
 
 async def count_list(body: bytes, turns: Turns, limit: tuple[str, int]) -> int:
-    """Return the number of items of a JSON list, none of which is parsed. Raises what read_list raises of the list."""
+    """Return the number of items of a JSON list, without parsing them. Raises LimitExceeded, and what list_items
+    raises."""
     async with aclosing(_bounded_items(body, turns, limit)) as items:
         return len([None async for _ in items])
 
 
 async def _bounded_items(body: bytes, turns: Turns, limit: tuple[str, int]) -> AsyncGenerator[bytes]:
-    """Yield what list_items does, up to the bound on items; raise LimitExceeded where there is one more."""
+    """Yield the items of list_items up to the bound. Raises LimitExceeded if there are more."""
     name, max_items = limit
     count = 0
     async with aclosing(list_items(body, turns)) as items:
@@ -199,9 +201,9 @@ async def _bounded_items(body: bytes, turns: Turns, limit: tuple[str, int]) -> A
 
 
 def _is_whole_value(raw: bytes) -> bool:
-    """Whether a text is one JSON value but for what its strings and numbers hold: characters that are not UTF-8, lone
-    surrogates, control characters, NaN, numbers beyond a float. Else a quotation mark, comma or bracket may be missing
-    or too many, so that the text may be several items of a list."""
+    """Return whether a text is one JSON value, apart from the content of its strings and numbers: invalid UTF-8, lone
+    surrogates, control characters, NaN, numbers beyond a float. If not, a quotation mark, comma or bracket may be
+    missing or extra, so that the text may be several items of a list."""
     try:
         # int() refuses long numbers, float() takes any.
         json.loads(raw.decode(errors="replace"), strict=False, parse_int=float)
@@ -211,12 +213,12 @@ def _is_whole_value(raw: bytes) -> bool:
 
 
 async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
-    """Yield the items of a JSON list as they were sent, not parsed: an item may still be malformed.
+    """Yield the items of a JSON list as sent, without parsing them: an item may still be malformed.
 
-    Raises MalformedBody for a body that is empty, that has no end, or that goes on after it, and InvalidInput for one
-    that is no list.
+    Raises MalformedBody for a body that is empty, has no end, or continues after it, and InvalidInput for one that is
+    not a list.
 
-    The body is scanned in slices by array operations, so that the time of a slice depends on its length alone.
+    The body is scanned in slices by array operations, so that the time for a slice depends only on its length.
     """
     opening = LIST_START.match(body)
     if opening is None:

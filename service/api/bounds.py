@@ -14,27 +14,27 @@ from service.settings import Settings
 
 
 def check_note_size(size: int, settings: Settings) -> None:
-    """Refuse a note of more than max_note_bytes as JSON. Raises LimitExceeded."""
+    """Refuse a note whose JSON is longer than max_note_bytes. Raises LimitExceeded."""
     limit = settings.note_bytes
     if size > limit:
         raise LimitExceeded("max_note_bytes", limit)
 
 
 def max_import_bytes(settings: Settings) -> int:
-    """Return the bound on a note that is imported, as JSON: that of a note, and room for a vector."""
+    """Return the bound on the JSON of an imported note: that of a note, plus room for a vector."""
     return settings.note_bytes + MAX_VECTOR_BYTES
 
 
 def check_import_size(size: int, settings: Settings) -> None:
-    """Refuse a note of an import of more than max_import_bytes as JSON. Raises LimitExceeded."""
+    """Refuse an imported note whose JSON is longer than max_import_bytes. Raises LimitExceeded."""
     limit = max_import_bytes(settings)
     if size > limit:
         raise LimitExceeded("max_import_bytes", limit)
 
 
 def check_search_options(options: RankingOptions, pointer: str, settings: Settings) -> None:
-    """Refuse a `k` over max_k, a `min_score` that no score has, and attributes that the index does not filter by.
-    Raises InvalidInput at `pointer`."""
+    """Refuse a `k` over max_k, a `min_score` outside the range of the scores, and attributes that the index does not
+    filter by. Raises InvalidInput at `pointer`."""
     limit = settings.max_k
     if options.k > limit:
         raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])

@@ -1,4 +1,4 @@
-"""Work that ends when its caller leaves or its time is over."""
+"""Work that is cancelled when its caller disconnects or its deadline passes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from service.errors import DeadlineExceeded
 
 T = TypeVar("T")
 UNWATCHED_SECONDS = 0.02
-"""How long work goes on before its caller is watched. Most changes are made by then, and a watch costs as much as to
-read a note."""
+"""Seconds before the caller of a piece of work is watched. Most writes are done by then, and watching costs as much as
+reading a note."""
 
 
 class CallerLeft(Exception):
-    """The connection was closed before the answer was ready; nobody reads one."""
+    """The caller disconnected before the answer was ready."""
 
 
 async def while_connected(request: Request, urgency: Urgency, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, which is cancelled when the caller leaves or has no time any more.
+    """Return the result of `work`, which is cancelled when the caller disconnects or its deadline passes.
 
-    The body has to be read before: the watch takes all that arrives of the request, and would take parts of the body.
+    Read the body first: watching receives everything that arrives of the request, and would consume parts of the body.
     Raises CallerLeft, DeadlineExceeded.
     """
     task = asyncio.ensure_future(work)
@@ -45,7 +45,7 @@ async def while_connected(request: Request, urgency: Urgency, work: Coroutine[An
 
 
 def seconds_left(urgency: Urgency) -> float:
-    """Seconds until the deadline of a request; 0 after it."""
+    """Return the seconds until the deadline of a request; 0 after it."""
     return max(0.0, urgency.deadline - time.monotonic())
 
 

@@ -1,4 +1,4 @@
-"""ConnectionWatch: looks at the time that callers have used up, for all connections of an event loop."""
+"""ConnectionWatch: enforces the time bounds of all connections of an event loop."""
 
 from __future__ import annotations
 
@@ -10,49 +10,50 @@ from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 CHECK_SECONDS = 1.0
-"""Seconds between two checks of a connection's deadline, by which it may outlive that."""
+"""Seconds between two checks of a connection's deadline, and so the most by which it may outlive it."""
 MIN_TURNS = 50
-"""Turns of a loop in which all connections are looked at once, at least. A timer for each connection took a quarter of
-the loop's work where there are 10,000, and connections that were made together were looked at, and refused, together
+"""Minimum number of turns of the event loop over which one round of checks is spread. A timer per connection took a
+quarter of the loop's work at 10,000 connections, and connections made together were checked, and refused, together
 (docs/log/operations.md)."""
 TURN_CONNECTIONS = 20
-"""Connections that are looked at in one turn, as long as MIN_TURNS are enough. Those that are refused in a turn mostly
-come again together, and a request waits for all of them."""
+"""Maximum number of connections checked in one turn; where MIN_TURNS are too few for that, a round takes more turns.
+Connections refused in one turn mostly reconnect together, and other requests wait for all of them."""
 COLLECTED_CONNECTIONS = 100
-"""Connections after which young objects are collected. The interpreter counts objects that are made less those that are
-freed: where connections come and go, tens of thousands gather until it collects them, for 10 to 25 ms. Collecting young
-objects more often would bring full collections more often, too, which it makes after some thousands of these."""
+"""New connections after which young objects are garbage-collected. The interpreter triggers on allocations minus
+deallocations: where connections come and go, tens of thousands of objects gather before it collects them, for 10 to 25
+ms. Collecting more often would also bring more full collections, which run after some thousands of young
+ones."""
 
 
 class Watched(Protocol):
     """A connection with a bound on time."""
 
     def check_time(self) -> bool:
-        """End the connection where its caller has used up its time. Return whether to look again."""
+        """Close the connection if its caller has used up its time. Return whether to check it again."""
 
 
 class ConnectionWatch:
-    """Looks at each connection once in CHECK_SECONDS, a few at a time."""
+    """Checks each connection once in CHECK_SECONDS, a few at a time."""
 
     _watches: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ConnectionWatch]] = WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._connections: deque[Watched] = deque()
-        """The one that was looked at longest ago comes first."""
+        """Connections in the order of their checks: the one checked longest ago comes first."""
         self._uncollected = 0
-        """Connections since young objects were collected."""
+        """Connections added since young objects were last collected."""
         self._runs = False
 
     @classmethod
     def for_loop(cls, loop: asyncio.AbstractEventLoop) -> ConnectionWatch:
-        """Return the watch of all servers of `loop`."""
+        """Return the watch that all servers of `loop` share."""
         if loop not in cls._watches:
             cls._watches[loop] = cls(loop)
         return cls._watches[loop]
 
     def add(self, connection: Watched) -> None:
-        """Look at `connection` until its `check_time` returns False."""
+        """Check `connection` until its `check_time` returns False."""
         self._connections.append(connection)
         self._uncollected += 1
         if self._uncollected >= COLLECTED_CONNECTIONS and gc.isenabled():

@@ -1,6 +1,6 @@
 """FastAPI dependencies: parameters that handlers share.
 
-All are coroutines, though they wait for nothing: FastAPI would run each plain function in a thread.
+All are coroutines, even those that wait for nothing: FastAPI would run a plain function in a thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.tenants import Tenants
 
 ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
-"""An ETag of a note. A proxy that compresses answers makes it weak; it is the same version none the less."""
+"""An ETag of a note. A proxy that compresses answers makes it weak (W/); it still names the same version."""
 MAX_ETAGS = 16
 """Bound on the ETags of one header."""
 TIMEOUT_MEANING = "seconds that you wait for the answer, at most request_seconds of GET /limits"
@@ -41,7 +41,7 @@ async def get_lifecycle(request: Request) -> Lifecycle:
 
 
 async def get_tenants(request: Request) -> Tenants[Service]:
-    """Return the tenants of the running service. Raises Starting before it is there."""
+    """Return the tenants of the running service. Raises Starting until it has started."""
     lifecycle = await get_lifecycle(request)
     if not lifecycle.started:
         raise Starting(lifecycle.step)
@@ -49,9 +49,9 @@ async def get_tenants(request: Request) -> Tenants[Service]:
 
 
 async def get_service(request: Request) -> Service:
-    """Return the running service as the caller's tenant has it. Raises Starting, and what Tenants.get raises; and
-    Unauthenticated for a key that was revoked since the request was let in, which must not make a tenant anew that was
-    removed with its keys."""
+    """Return the running service of the caller's tenant. Raises Starting, and what Tenants.get raises; and
+    Unauthenticated for a key that was revoked after the request was admitted, which would otherwise recreate a tenant
+    that was removed with its keys."""
     tenants, principal = await get_tenants(request), await get_principal(request)
     if tenants.find(principal.tenant) is None:
         await cast(Gate, request.app.state.gate).check_again(principal, anew=True)
@@ -65,7 +65,7 @@ async def get_recommender(request: Request) -> Recommender:
 
 
 async def get_principal(request: Request) -> Principal:
-    """Return who calls a route that needs a scope (access.py)."""
+    """Return the principal that calls a route that needs a scope (access.py)."""
     return cast(Principal, request.state.principal)
 
 
@@ -113,7 +113,7 @@ async def get_condition(
         ),
     ] = None,
 ) -> Condition | None:
-    """Condition on the stored note. Raises MalformedHeader."""
+    """Return the condition on the stored note, from If-Match or If-None-Match. Raises MalformedHeader."""
     if if_match is not None and if_none_match is not None:
         raise MalformedHeader("If-None-Match", "cannot be honoured beside If-Match; send one of them")
     if if_match is not None:
@@ -136,7 +136,7 @@ def _positions(header: str, value: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class RequestedUrgency:
-    """X-Request-Timeout and X-Request-Priority of a request that arrived at `since`; None for what it leaves out."""
+    """X-Request-Timeout and X-Request-Priority of a request that arrived at `since`; None for a missing header."""
 
     since: float
     seconds: float | None
@@ -178,19 +178,20 @@ async def get_list_urgency(
     service: Annotated[Service, Depends(get_service)],
     x_request_timeout: Annotated[float | None, Header(gt=0, allow_inf_nan=False, description=TIMEOUT_MEANING)] = None,
 ) -> Urgency:
-    """Return the urgency of a request about many notes that never waits for the model: it has no lane to choose."""
+    """Return the urgency of a request about many notes that never waits for the model, so that it needs no lane."""
     return RequestedUrgency(request.state.arrived, x_request_timeout, None).for_list(service.settings)
 
 
 def remaining_read_time(request: Request) -> ReadTime | None:
-    """Return the time left for store calls of a request that short_path.py could not answer; None for one that it
-    has not tried."""
+    """Return the time left for store calls of a request that short_path.py tried and could not answer; None for one
+    that it did not try."""
     time_left: ReadTime | None = getattr(request.state, "tried", None)
     return time_left
 
 
 def read_timeout(request: Request) -> float | None:
-    """Read X-Request-Timeout where FastAPI does not. Raises RequestValidationError, as FastAPI does."""
+    """Read X-Request-Timeout for a handler that does not declare it to FastAPI. Raises RequestValidationError, as
+    FastAPI does."""
     value = request.headers.get("x-request-timeout")
     try:
         return None if value is None else TIMEOUT.validate_python(value)

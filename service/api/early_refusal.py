@@ -1,7 +1,7 @@
-"""Early refusal: 429 as soon as the head of a request is there, where the engine has no room for its note.
+"""Early load shedding: 429 as soon as the head of a request has arrived, if the engine has no room for its note.
 
-A service that gets five times the notes that it can take refuses four of five, on the cores that the engine computes
-on. So a refusal runs none of the app: the connection (protocol.py) asks here, and sends what it gets
+A service that gets five times the notes that it can process refuses four of five, on the cores that the engine computes
+on. So a refusal runs none of the app: the connection (protocol.py) calls EarlyRefusal, and sends what it returns
 (docs/log/operations.md). A request that is not refused here goes on to its route, where Batcher.admit decides.
 """
 
@@ -36,20 +36,21 @@ from service.tenants import Tenants
 UNDECIDED_HEADERS = frozenset(
     name.encode()
     for name in (
-        *(*CONDITIONS, IDEMPOTENCY_KEY),  # the answer may need no model, or the request is refused for good
-        "content-encoding",  # refused for good
-        *("origin", "expect", "transfer-encoding"),  # the app, or uvicorn, knows more of them
+        *(*CONDITIONS, IDEMPOTENCY_KEY),  # the answer may need no model, or the refusal is permanent
+        "content-encoding",  # the refusal is permanent
+        *("origin", "expect", "transfer-encoding"),  # handled by the app or by uvicorn
     )
 )
-"""Headers of requests that are not refused here."""
+"""Headers with which a request is left to the app."""
 STATUS = HTTPStatus.TOO_MANY_REQUESTS
 REFUSED_LINE_SECONDS = 10.0
-"""How often a log line counts the refusals: a line for each would be most of the log, and a tenth of their cost."""
+"""Seconds between log lines that count refusals: a line for each would be most of the log, and a tenth of their
+cost."""
 log = structlog.get_logger(__name__)
 
 
 class EarlyRefusal:
-    """Decides about requests of the handlers among `routes` that are declared by access.needs_engine."""
+    """Refuses requests to those handlers of `routes` that access.needs_engine declares."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class EarlyRefusal:
             for path, endpoint in map(_address, routes)
             if endpoint is not None and may_need_engine(endpoint)
         }
-        """Scopes of which a request needs one, by the path; all of these are POST."""
+        """Scopes of which a request needs one, by path; all of these routes are POST."""
         self._gate = gate
         self._lifecycle = lifecycle
         self._telemetry = telemetry
@@ -73,13 +74,13 @@ class EarlyRefusal:
         self._logging: asyncio.TimerHandle | None = None
 
     def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
-        """Return the answer to a request that Batcher.admit would refuse if its body were one note. Return None for one
-        that it would admit, and where that cannot be told from these arguments. `headers`: with names in lower case."""
+        """Return the answer to a request that Batcher.admit would refuse if its body were one note; None for one that
+        it would admit, or if these arguments are not enough to decide. `headers`: with names in lower case."""
         path = target.partition(b"?")[0]
         scopes = self._scopes.get(path) if method == b"POST" else None
         if scopes is None or self._lifecycle.draining or not self._lifecycle.started:
             return None
-        given = dict(reversed(headers))  # of a header that is there twice the first counts
+        given = dict(reversed(headers))  # the first of a repeated header counts
         if not UNDECIDED_HEADERS.isdisjoint(given):
             return None
         caller = caller_nowait(self._gate, self._get_tenants(), given, scopes)
@@ -115,19 +116,20 @@ class EarlyRefusal:
             self._log()
 
     def close(self) -> None:
-        """Log the refusals that no line has counted yet."""
+        """Log the refusals that no log line has counted yet."""
         if self._logging:
             self._logging.cancel()
         self._log_unlogged()
 
     def _log(self) -> None:
-        """Log how many requests were refused since the last such line, and look again as long as there are some."""
+        """Log the number of requests refused since the last line, and repeat after REFUSED_LINE_SECONDS until there are
+        none."""
         self._logging = None
         if self._log_unlogged():
             self._logging = asyncio.get_running_loop().call_later(REFUSED_LINE_SECONDS, self._log)
 
     def _log_unlogged(self) -> bool:
-        """Log how many requests were refused since the last such line; return whether there were any."""
+        """Log the number of requests refused since the last line; return whether there were any."""
         count, self._unlogged = self._unlogged, 0
         if count:
             log.warning("requests_refused", requests=count, status=STATUS.value)
@@ -139,14 +141,14 @@ def _address(route: BaseRoute) -> tuple[str, Callable[..., Any] | None]:
 
 
 def _is_small_json(given: dict[bytes, bytes], max_bytes: int) -> bool:
-    """Whether a body is announced as JSON that may be one note."""
+    """Return whether the headers announce a JSON body that is small enough to be one note."""
     media_type = given.get(b"content-type", b"").partition(b";")[0].strip().lower()
     length = given.get(b"content-length", b"")
     return media_type == JSON.encode() and length.isdigit() and int(length) <= max_bytes
 
 
 def _urgency(given: dict[bytes, bytes]) -> RequestedUrgency | None:
-    """Urgency of a request in the interactive lane; None for another lane, and for headers that are not valid."""
+    """Return the urgency of a request in the interactive lane; None for another lane, or headers that are not valid."""
     if given.get(b"x-request-priority", Lane.INTERACTIVE.encode()) != Lane.INTERACTIVE.encode():
         return None
     timeout = given.get(b"x-request-timeout")

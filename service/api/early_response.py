@@ -1,4 +1,5 @@
-"""Answers that a connection (protocol.py) gives before the app has the request, and what decides about them."""
+"""Responses that a connection (protocol.py) sends before the app gets the request, and the interface that decides
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class EarlyResponse:
-    """Whole answer to a request that the app does not get. `on_sent`: called when it is sent."""
+    """Complete response to a request that does not reach the app. `on_sent`: called once it is sent."""
 
     status: HTTPStatus
     headers: Sequence[tuple[bytes, bytes]]
@@ -19,8 +20,8 @@ class EarlyResponse:
 
 
 class EarlyResponder(Protocol):
-    """Answers requests before the app has them, by what is in memory. Where `decide` raises, the app answers."""
+    """Answers requests before they reach the app, from memory alone. If `decide` raises, the app answers."""
 
     def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
-        """Return the answer to a request whose body, if it has one, is no list; None where the app is to answer.
-        `headers`: with names in lower case."""
+        """Return the answer to a request whose body, if any, is not a list; None if the app is to answer. `headers`:
+        with names in lower case."""

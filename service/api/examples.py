@@ -1,6 +1,6 @@
-"""Example bodies, with which "Try it out" of GET /docs begins: a service with its sample notes accepts each.
+"""Example bodies that GET /docs prefills in "Try it out": a service with its sample notes accepts each.
 
-Swagger UI otherwise fills in every field of a schema, also those of which a request may have only one.
+Swagger UI otherwise fills in every field of a schema, even those of which a request may have only one.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from service.api.protocol import BoundedProtocol, HttpConfig
 
 
 def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None = None) -> HttpConfig:
-    """Return uvicorn's configuration. `tls`: for HTTPS. There are no websockets: an upgrade is ignored, as HTTP
-    allows."""
+    """Return uvicorn's configuration. `tls`: for HTTPS. WebSockets are off: an upgrade is ignored, as HTTP allows."""
     config = HttpConfig(
         app,
         ssl_context_factory=None if tls is None else lambda *_: tls,
@@ -33,7 +32,7 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
 
 
 def allow_open_files(max_tenants: int) -> None:
-    """Raise this process's bound on open files as far as it may, and bound the connections by the room that it
+    """Raise this process's limit on open files as far as it may, and bound the connections by the room that it
     leaves."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = SPARE_FILES + FILES_OF_TENANT * max_tenants

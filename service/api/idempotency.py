@@ -13,7 +13,7 @@ from service.errors import MalformedHeader
 from service.records import Attempt
 
 KEY = re.compile(r"[\x21-\x7e]{1,255}")
-"""Keys that are taken: visible ASCII. Quotation marks, as in the draft of the header, are part of the key."""
+"""Accepted keys: visible ASCII. Quotation marks, as in the draft of the header, are part of the key."""
 REPLAYED_HEADER = "Idempotent-Replayed"
 MEANING = (
     "names this write, 1 to 255 visible ASCII characters: repeated under its key within `idempotency_seconds` of GET "
@@ -23,20 +23,20 @@ MEANING = (
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """The key of a request, None where it has none, and a digest of all that the request says beside its body."""
+    """Idempotency key of a request, None without one, and a digest of everything else in the request but its body."""
 
     key: str | None
     request_digest: str
 
     def attempts(self, body: bytes, count: int = 1) -> list[Attempt]:
-        """Attempts at the `count` writes of a request with this body. Without a key there are none."""
+        """Return the attempts at the `count` writes of a request with this body; [] without a key."""
         if self.key is None:
             return []
         fingerprint = _digest(self.request_digest.encode(), body)
         return [self._attempt(place, fingerprint) for place in range(count)]
 
     def line_attempt(self, place: int, line: bytes) -> list[Attempt]:
-        """Attempt at the write of one line of a stream, whose whole body is not known."""
+        """Return the attempt at the write of one line of a stream, whose whole body is not known; [] without a key."""
         return [] if self.key is None else [self._attempt(place, _digest(self.request_digest.encode(), line))]
 
     def _attempt(self, place: int, fingerprint: str) -> Attempt:
@@ -50,7 +50,7 @@ NO_KEY = IdempotencyKey(None, "")
 async def get_idempotency_key(
     request: Request, idempotency_key: Annotated[str | None, Header(description=MEANING)] = None
 ) -> IdempotencyKey:
-    """Read the key. Raises MalformedHeader."""
+    """Read the Idempotency-Key. Raises MalformedHeader."""
     if idempotency_key is None:
         return NO_KEY
     if not KEY.fullmatch(idempotency_key):
@@ -62,7 +62,7 @@ async def get_idempotency_key(
 
 
 def replay_headers(replayed: bool) -> dict[str, str]:
-    """Headers that say that the answer is that of an earlier request."""
+    """Return the header that marks an answer as that of an earlier request."""
     return {REPLAYED_HEADER: "true"} if replayed else {}
 
 

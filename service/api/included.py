@@ -1,4 +1,4 @@
-"""Fields of notes that a search asks for with `include`, beside those that every item of an answer has."""
+"""Note fields that a search requests with `include`, in addition to those that every item of an answer has."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from service.search.verified import KEPT_CHARACTERS
 
 
 def check_note_access(options: RankingOptions, request: Request) -> None:
-    """Raise Forbidden for a caller who asks for fields of notes, or for explanations, which tell words of contents and
-    what attributes add, and may not read notes. `options`: those of the caller, without its scenario: whoever runs the
+    """Raise Forbidden for a caller who may not read notes and requests their fields, or explanations, which reveal
+    words of contents and what attributes add. `options`: the caller's own, without its scenario: whoever runs the
     service chose what a scenario binds."""
     if options.include:
         check_option(request, Scope.NOTES_READ, "a search with `include`")
@@ -32,8 +32,8 @@ def check_note_access(options: RankingOptions, request: Request) -> None:
 class IncludedFields:
     """Adds fields to the items of the answers to one request, up to MAX_READ_BYTES of JSON in all of them together.
 
-    An item beyond that bound has null in each field, and `unread` of its answer has its id. So it is with a content
-    that was written anew while the search was answered, or that the store could not be asked for in time.
+    An item beyond that bound has null in each field, and its id is in `unread` of its answer. The same holds for an
+    item whose content was overwritten while the search was answered, or could not be read from the store in time.
     """
 
     def __init__(self, store: NoteStore) -> None:
@@ -42,7 +42,7 @@ class IncludedFields:
         self._turns = Turns()
 
     async def add(self, answer: SimilarOut, similar: Similar, names: Sequence[IncludedField]) -> None:
-        """Add the fields `names` to the items of `answer`, which is made of `similar`."""
+        """Add the fields `names` to the items of `answer`, which was made from `similar`."""
         if not names:
             return
         notes = [None if similar.degraded else related.stored for related in similar.items]
@@ -64,8 +64,8 @@ class IncludedFields:
             answer.unread = unread
 
     async def _with_contents(self, notes: Sequence[StoredNote | None]) -> list[StoredNote | None]:
-        """Return notes of a search with their whole contents, of which it keeps the beginning; None for one whose
-        content cannot be had."""
+        """Return the notes of a search with their whole contents, of which the search keeps only the beginning; None
+        for a note whose content cannot be read."""
         long = [note.note.id for note in notes if note and len(note.note.content) >= KEPT_CHARACTERS]
         whole: dict[tuple[str, str], StoredNote] = {}
         if long and self._bytes_left > 0:

@@ -1,4 +1,4 @@
-"""Events of a request: each is checked for itself, the valid ones are taken in together, and each gets a result."""
+"""Events of a request: each is validated separately, the valid ones are stored together, and each gets a result."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBod
 from service.events import Event, EventEntry, EventOutcome
 
 EVENT_WORK = 4096
-"""Bytes of work that an event counts as, at the least: one with many unknown fields takes up to a millisecond."""
+"""Minimum bytes of work that an event counts as: one with many unknown fields takes up to a millisecond."""
 CHECKED_READERS = 100
-"""Readers whose reads are sent between two looks at whether the caller is there."""
+"""Readers whose reads are sent between two checks of the caller's connection and key."""
 STREAM_BATCH_SIZE = 1000
-"""Events of NDJSON that are sent to the store together."""
+"""Events of NDJSON that are sent to the store in one batch."""
 
 
 class EventParser:
-    """Parses the events of one request. `service`: that of the caller's tenant. `now`: the time of the request, which
-    events without one get."""
+    """Parses the events of one request. `service`: that of the caller's tenant. `now`: time of the request, given to
+    events without a time."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -61,8 +61,8 @@ class EventParser:
         return event
 
     def parse_or_refuse(self, raw: bytes, pointer: str = "") -> Event | dict[str, Any]:
-        """Parse an event of a list or a line; return it, or else the result that says why it is refused. All results
-        together have the errors of one ErrorBudget. Raises MalformedBody."""
+        """Parse an event of a list or a line; return it, or the result that says why it is refused. All results
+        together share one ErrorBudget. Raises MalformedBody."""
         try:
             return self.parse(raw, pointer)
         except InvalidInput as error:
@@ -71,13 +71,13 @@ class EventParser:
             return self.refused(error)
 
     def refused(self, error: NoteLLMError, event_id: str | None = None) -> dict[str, Any]:
-        """Count an event that is not valid, and return its result. `event_id`: None where it has none to repeat."""
+        """Count an invalid event, and return its result. `event_id`: None if it has none to echo."""
         self._service.telemetry.events.labels("invalid").inc()
         return refused_result(error, event_id)
 
 
 def sent_id(raw: bytes) -> str | None:
-    """Return the id of an event that is refused, where it has one."""
+    """Return the id of a refused event; None if it has none."""
     try:
         return echoed_id(orjson.loads(raw), "event_id")
     except orjson.JSONDecodeError:  # refused for its brackets, before anything was parsed
@@ -85,13 +85,13 @@ def sent_id(raw: bytes) -> str | None:
 
 
 def refused_result(error: NoteLLMError, event_id: str | None) -> dict[str, Any]:
-    """Return the result of an event that is refused. `event_id`: None where it has none to repeat."""
+    """Return the result of a refused event. `event_id`: None if it has none to echo."""
     result = EventOut(event_id=event_id, status="refused", problem=inner_problem(error))
     return result.model_dump(mode="json", exclude_none=True)
 
 
 def stored_result(event: Event, outcome: EventOutcome) -> dict[str, Any]:
-    """Return the result of an event that was sent to the store. A dict, since a model takes longer than
+    """Return the result of an event that was sent to the store. It is a dict, since building a model takes longer than
     storing the event."""
     if outcome == "unknown_note":
         return refused_result(NoteNotFound(event.note_id), event.id)
@@ -99,7 +99,7 @@ def stored_result(event: Event, outcome: EventOutcome) -> dict[str, Any]:
 
 
 async def add_event(body: bytes, service: Service) -> EventOut:
-    """Take in one event. Raises MalformedBody, InvalidInput, LimitExceeded, NoteNotFound, StoreUnavailable."""
+    """Store one event. Raises MalformedBody, InvalidInput, LimitExceeded, NoteNotFound, StoreUnavailable."""
     parser = EventParser(service)
     event = parser.parse(body)
     (outcome,) = await service.behaviour.add([event], parser.now)
@@ -109,8 +109,8 @@ async def add_event(body: bytes, service: Service) -> EventOut:
 
 
 async def add_event_list(body: bytes, service: Service) -> bytes:
-    """Take in the events of a JSON list, and return the answer's JSON. Raises MalformedBody where the body is no list
-    of items, LimitExceeded, StoreUnavailable."""
+    """Store the events of a JSON list, and return the answer's JSON. Raises MalformedBody if the body is not a list of
+    items, LimitExceeded, StoreUnavailable."""
     limit = ("max_batch_events", service.settings.max_batch_events)
     parser = EventParser(service)
     parsed = await read_list(body, Turns(), limit, parser.parse_or_refuse, parser.refused, EVENT_WORK)
@@ -118,15 +118,15 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
 
 
 def check_event_lines(body: bytes) -> None:
-    """Refuse NDJSON of more lines than a request may have, before any is taken in. Raises LimitExceeded."""
+    """Refuse NDJSON of more than MAX_EVENT_LINES lines, before any is stored. Raises LimitExceeded."""
     if body.rstrip(b"\n").count(b"\n") >= MAX_EVENT_LINES:
         raise LimitExceeded("max_event_lines", MAX_EVENT_LINES)
 
 
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
-    """Take in events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
-    refused alone. A failure of the store, or a key that opens nothing any more or has used up its tokens, ends the
-    lines with a refused one; they end too when the caller has left. Raises TooManyWaiting before the first line."""
+    """Store events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
+    refused alone. A store failure, or a key that was revoked or has used up its tokens, ends the lines with a refused
+    one; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
     with service.event_bodies.slot():
         parser = EventParser(service)
         async with aclosing(_parsed_batches(body, parser)) as batches:
@@ -143,7 +143,7 @@ async def add_event_lines(request: Request, body: bytes, service: Service) -> As
 
 
 async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[list[Event | dict[str, Any]]]:
-    """Parse lines, and yield up to STREAM_BATCH_SIZE outcomes at a time: an event, or the result that refuses it."""
+    """Parse lines, and yield up to STREAM_BATCH_SIZE outcomes at a time: events, or the results that refuse them."""
     turns = Turns()
     parsed: list[Event | dict[str, Any]] = []
     async with aclosing(body_lines(body, turns)) as lines:
@@ -161,9 +161,9 @@ async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[li
 
 
 async def lines_of_reads(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
-    """Yield all reads as lines of a file of clicks, those of one reader at a time, while the caller is there. Where the
-    key is revoked or its tokens are used up meanwhile, or a purge has the events read again, the last line is a
-    problem. Raises TooManyWaiting; and BehaviourBehind before the first line."""
+    """Yield all reads as lines of a click file, one reader at a time, while the caller is connected. If the key is
+    revoked or its tokens are used up meanwhile, or a purge has the events read again, the last line is a problem.
+    Raises TooManyWaiting; and BehaviourBehind before the first line."""
     with service.exports.slot():
         begun = False
         try:
@@ -183,9 +183,9 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
 
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
-    """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is there. Where
-    the store is away, or the key is revoked or its tokens are used up meanwhile, the last line is a problem. Raises
-    TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
+    """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is connected. If
+    the store is unavailable, or the key is revoked or its tokens are used up meanwhile, the last line is a problem.
+    Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
     with service.reader_exports.slot():
         begun = False
         try:
@@ -203,22 +203,22 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
 
 
 def _read_line(read: Read) -> bytes:
-    """Return a read as a line of a file of clicks."""
+    """Return a read as a line of a click file."""
     row = {"user": read.reader, "note": read.note_id, "time": read.at, "rating": read.weight}
     return orjson.dumps(row) + b"\n"
 
 
 def _event_line(entry: EventEntry) -> bytes:
-    """Return the line of an event as it was sent, its time in UTC to the millisecond; of its id and its reader only
-    digests are kept."""
+    """Return the line of an event as it was sent, its time in UTC to the millisecond. Its id and its reader are left
+    out: only digests of them are kept."""
     at = datetime.fromtimestamp(entry.at, UTC)
     details = orjson.loads(entry.details) if entry.details else {}
     return orjson.dumps({"type": entry.type, "note_id": entry.note_id, "at": at, **details}) + b"\n"
 
 
 async def _add(parsed: Sequence[Event | dict[str, Any]], now: float, service: Service) -> list[dict[str, Any]]:
-    """Take in the events among what was parsed; return the results of all, in their order. `parsed`: events, and the
-    results of those that are refused. `now`: that of their parser."""
+    """Store the events among `parsed`; return the results of all, in order. `parsed`: events, and the results of
+    refused ones. `now`: that of their parser."""
     events = [one for one in parsed if isinstance(one, Event)]
     outcomes = iter(zip(events, await service.behaviour.add(events, now), strict=True))
     return [stored_result(*next(outcomes)) if isinstance(one, Event) else one for one in parsed]

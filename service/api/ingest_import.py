@@ -19,10 +19,10 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
 
 MIN_ITEM_BYTES = 4096
-"""A shorter note counts as this many bytes of work: one with many unknown fields takes more than a millisecond."""
+"""Minimum bytes of work that an item counts as: a note with many unknown fields takes more than a millisecond."""
 T = TypeVar("T")
 Item = NoteToImport | ImportItem
-"""A note to import, or the result of one that is not valid."""
+"""A note to import, or the result of an invalid one."""
 
 
 async def read_import(request: Request, service: Service) -> list[Item]:
@@ -43,8 +43,8 @@ async def read_import(request: Request, service: Service) -> list[Item]:
 
 
 async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]:
-    """Read lines as they are applied, in their order: of a note that comes twice the last line counts, and one that a
-    later line removes is left out. A line that is not valid is rejected alone."""
+    """Read the lines of an export in order: the last line of a note counts, and a note that a later line removes is
+    left out. An invalid line is rejected alone."""
     budget, max_notes, number = ErrorBudget(), service.settings.max_batch_notes, 0
     items: dict[str | int, Item] = {}  # by the id of a note, or the number of a line that is rejected
     async with aclosing(body_lines(body, turns)) as lines:
@@ -73,8 +73,8 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
 
 
 def _parse_item(raw: bytes, service: Service, budget: ErrorBudget, make: Callable[[Any, Service], T]) -> T | ImportItem:
-    """Return what `make` makes of an item's JSON, or the item's result where it is not valid. `budget`: that of the
-    answer. Raises MalformedBody."""
+    """Return what `make` makes of an item's JSON, or the result of an invalid item. `budget`: that of the answer.
+    Raises MalformedBody."""
     return parse_or_reject(
         raw, service.settings, budget, check_import_size, lambda value: make(value, service), _rejected
     )
@@ -91,7 +91,7 @@ def _note(value: Any, service: Service) -> NoteToImport:
 
 
 def _note_or_mark(value: Any, service: Service) -> NoteToImport | dict[str, Any]:
-    """Return a note, or a line of an export that is none: its first one, its last one, or a removal. Raises
+    """Return a note, or a line of an export that is not a note: its first one, its last one, or a removal. Raises
     InvalidInput."""
     if isinstance(value, dict) and "id" not in value and not value.keys().isdisjoint(("export", "removed", "end")):
         return value
@@ -99,5 +99,5 @@ def _note_or_mark(value: Any, service: Service) -> NoteToImport | dict[str, Any]
 
 
 def _rejected(error: NoteLLMError, value: Any = None) -> ImportItem:
-    """Return the result of an item that is not valid, or too large. `value`: its JSON, None where it was not parsed."""
+    """Return the result of an item that is invalid or too large. `value`: its JSON, None if it was not parsed."""
     return ImportItem(id=echoed_id(value), status="rejected", problem=inner_problem(error))

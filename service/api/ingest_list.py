@@ -1,4 +1,4 @@
-"""A list of notes: the valid ones are added whatever the others are, and each note gets a result, in order."""
+"""A list of notes: valid notes are added even if others are rejected, and each gets a result, in order."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from service.settings import Settings
 T = TypeVar("T")
 R = TypeVar("R")
 MIN_NOTE_BYTES = 2048
-"""A shorter note counts as this many bytes of work: validating it and writing its result take that long."""
+"""Minimum bytes of work that a note counts as: validating it and writing its result take that long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Notes of one request by their places in it, and the results of those that are rejected."""
+    """Notes of one request by their index in it, and the results of rejected ones."""
 
     valid: dict[int, Note]
     rejected: dict[int, BatchItem]
 
     @classmethod
     def of(cls, outcomes: Sequence[Note | BatchItem]) -> Batch:
-        """Return the notes of a request, given each note or the result that rejects it."""
+        """Return the batch of a request, given each note or the result that rejects it."""
         valid = {place: one for place, one in enumerate(outcomes) if isinstance(one, Note)}
         return cls(valid, {place: one for place, one in enumerate(outcomes) if isinstance(one, BatchItem)})
 
@@ -55,7 +55,8 @@ class Batch:
 
     def results(self, added: Sequence[Added | None], in_list: bool) -> Iterator[BatchItem]:
         """Yield each note's result, in the order of the request. `added`: results of the valid notes, in order, None
-        for one that had expired. `in_list`: the notes are items of one body, and pointers lead to their places."""
+        for one that had expired. `in_list`: whether the notes are items of one JSON list, so that pointers begin with
+        their index."""
         outcomes = iter(added)
         for place in range(len(self)):
             if place in self.rejected:
@@ -70,8 +71,8 @@ class Batch:
 async def add_list(
     body: bytes, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> tuple[bytes, bool]:
-    """Add the notes of a JSON list; return the answer's JSON, and whether earlier requests wrote all notes that
-    are not rejected. Raises MalformedBody where the body is no list of items, and LimitExceeded."""
+    """Add the notes of a JSON list; return the answer's JSON, and whether earlier requests wrote all notes that are not
+    rejected. Raises MalformedBody if the body is not a list of items, and LimitExceeded."""
     turns = Turns()
     batch = await _read_list(body, service.settings, turns)
     added = await service.recommender.add(
@@ -96,8 +97,8 @@ async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
 
 
 def parse_note_or_reject(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:
-    """Parse and validate one note; return it, or else the result that says why it is rejected. `budget`: that of the
-    answer. Raises MalformedBody."""
+    """Parse and validate one note; return it, or the result that says why it is rejected. `budget`: that of the answer.
+    Raises MalformedBody."""
 
     def make(value: Any) -> Note:
         return parse_note(value, pointer)
@@ -114,9 +115,9 @@ def parse_or_reject(
     reject: Callable[[NoteLLMError, Any], R],
     pointer: str = "",
 ) -> T | R:
-    """Return what `make` makes of an item's JSON, or else the result that `reject` makes of an error and of that JSON,
-    None where it was not parsed. `check_size`: raises LimitExceeded where the item has too many bytes. `budget`: that
-    of the answer. `make` raises InvalidInput, whose pointers begin with `pointer`. Raises MalformedBody."""
+    """Return what `make` makes of an item's JSON, or what `reject` makes of an error and that JSON (None if it was not
+    parsed). `check_size`: raises LimitExceeded if the item has too many bytes. `budget`: that of the answer. `make`
+    raises InvalidInput, with pointers that begin with `pointer`. Raises MalformedBody."""
     value = None
     try:
         check_size(len(raw), settings)
@@ -129,7 +130,7 @@ def parse_or_reject(
 
 
 def parse_note(value: Any, pointer: str = "") -> Note:
-    """Validate a note. Raises InvalidInput, whose pointers begin with `pointer`."""
+    """Validate a note. Raises InvalidInput, with pointers that begin with `pointer`."""
     try:
         return NoteIn.model_validate(value).as_note()
     except ValidationError as error:
@@ -137,5 +138,5 @@ def parse_note(value: Any, pointer: str = "") -> Note:
 
 
 def rejected(error: NoteLLMError, value: Any = None) -> BatchItem:
-    """Result of a note that is not added. `value`: its parsed JSON, whose id is repeated where it could be one."""
+    """Return the result of a note that is not added. `value`: its parsed JSON, whose id is echoed if it may be one."""
     return BatchItem(id=echoed_id(value), status="rejected", problem=inner_problem(error))

@@ -1,6 +1,6 @@
 """A stream of notes, one a line (NDJSON): results are sent while the request is still being read.
 
-Lines are cut here; ingest_list.py parses and validates the note of each.
+Lines are split here; ingest_list.py parses and validates the note of each.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from service.records import Attempt
 from service.settings import Settings
 
 STREAM_BATCH_SIZE = 64
-"""Notes of a stream that are added together; their results are sent before more is read."""
+"""Maximum notes of a stream that are added together; their results are sent before more is read."""
 
 
 def is_note_stream(method: str, path: str, headers: Headers) -> bool:
-    """Whether a request is a stream of notes, whose body has no bound."""
+    """Return whether a request is a stream of notes, whose body has no bound."""
     return (method, path) == ("POST", "/notes") and media_type(headers) == NDJSON
 
 
 async def add_stream(
     request: Request, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> AsyncGenerator[bytes]:
-    """Add the notes of a stream; yield one result line for each. A failure of the service ends the stream with a
-    rejected line, as do a line that is not the one of its Idempotency-Key, an API key that was revoked, one that has
-    used up its tokens, and a long line that comes while other bodies take all memory for them. The seconds of `urgency`
-    are those of each batch, from when its lines are there."""
+    """Add the notes of a stream; yield one result line for each. The stream ends with a rejected line if the service
+    fails, a line differs from the one sent before under its Idempotency-Key, the API key was revoked or has used up its
+    tokens, or a long line arrives while other bodies take all memory for bodies. The seconds of `urgency` apply to each
+    batch, from when its lines have arrived."""
     model, turns, place = service.recommender.engine.name, Turns(), 0
     try:
         async for lines in _line_batches(request, service.settings):
@@ -61,8 +61,8 @@ async def add_stream(
 
 
 async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:
-    """Yield non-blank lines as they arrive, a batch at a time. A line over max_note_bytes is cut one byte beyond that
-    bound, so that memory is bounded and `parse_note_or_reject` still rejects it."""
+    """Yield batches of non-blank lines as they arrive. An unfinished line over max_note_bytes is cut one byte beyond
+    that bound, so that memory is bounded and `parse_note_or_reject` still rejects it."""
     max_bytes = settings.note_bytes
     rest = b""
     async for chunk in request.stream():
@@ -77,7 +77,7 @@ async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[
 
 
 async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) -> Batch:
-    """Parse lines; one that is no note is rejected alone."""
+    """Parse lines; one that is not a note is rejected alone."""
     outcomes: list[Note | BatchItem] = []
     for raw in lines:
         try:
@@ -91,8 +91,8 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
 async def _add_when_admitted(
     notes: Sequence[Note], service: Service, generate: Generate, urgency: Urgency, attempts: Sequence[Attempt]
 ) -> list[Added | None]:
-    """Add notes. While the queue is full, wait for room, until the deadline; no more of the stream is read meanwhile.
-    Raises DeadlineExceeded."""
+    """Add notes. While the queue is full, wait for room until the deadline; meanwhile no more of the stream is read.
+    Raises DeadlineExceeded, and QueueFull if there would be no room in time."""
     try:
         async with asyncio.timeout(seconds_left(urgency)):
             while True:

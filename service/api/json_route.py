@@ -1,4 +1,4 @@
-"""Routes whose JSON body is read strictly, and bounded before it is parsed."""
+"""Routes that read their JSON body strictly, and bound it before it is parsed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from service.api.strict_route import StrictRoute
 
 
 class StrictJsonRequest(Request):
-    """A request whose JSON is read as bodies.parse_json does; the standard library would accept NaN and surrogates."""
+    """A request whose JSON orjson parses, as in bodies.parse_json; the standard library would accept NaN and
+    surrogates."""
 
     async def json(self) -> Any:
         return orjson.loads(await self.body())
 
 
 class StrictJsonRoute(StrictRoute):
-    """A StrictRoute that gives its handler a StrictJsonRequest. Where the handler declares a body, that must be JSON,
-    and no larger than a note may be."""
+    """A StrictRoute that gives its handler a StrictJsonRequest. If the handler declares a body, it must be JSON, and no
+    larger than a note may be."""
 
     max_containers = MAX_CONTAINERS
-    """Bound on the lists and objects of its body."""
+    """Bound on the lists and objects of a body."""
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_body_handler()
@@ -40,7 +41,7 @@ class StrictJsonRoute(StrictRoute):
 
         async def read_strictly(request: Request) -> Response:
             strict = StrictJsonRequest(request.scope, request.receive)
-            if takes_json:  # checked here, since FastAPI answers 400 to whatever fails while it reads a body
+            if takes_json:  # checked here: FastAPI answers 400 to any error while it reads a body
                 check_media_type(strict.headers)
                 body = await strict.body()
                 check_not_empty(body)
@@ -52,6 +53,6 @@ class StrictJsonRoute(StrictRoute):
 
 
 class SearchRoute(StrictJsonRoute):
-    """A StrictJsonRoute whose body may hold as many lists and objects as a search does: also a filter alone."""
+    """A StrictJsonRoute whose body may hold as many lists and objects as a search, even if it is only a filter."""
 
     max_containers = MAX_SEARCH_CONTAINERS

@@ -1,4 +1,4 @@
-"""Middleware: each request gets an id, its place in a trace, is observed at its end, and has a bound on its body."""
+"""Middleware: gives each request an id and its place in a trace, observes it at its end, and bounds its body."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from service.tracing import RequestStages, Tracer, begin_request
 log = structlog.get_logger(__name__)
 
 FREE_BODY_BYTES = 65_536
-"""Bytes of a body that do not count in the bound on all bodies: as many as each connection may hold anyway."""
+"""Bytes of a body that do not count towards the bound on all bodies: as many as each connection may hold anyway."""
 
 
 USER_PATH = re.compile("^(/users/|/sessions/).+?(/events)?$", re.DOTALL)
-"""A path that names a user or a session, who may just be asking to be forgotten."""
+"""Path that names a user or a session. It must not be logged: the request may be to forget that user."""
 
 
 def path_without_user(path: str) -> str:
-    """Return the path of a request for logs and traces, which name no user."""
+    """Return a request's path for logs and traces, without the name of a user or session."""
     return USER_PATH.sub(r"\1...\2", path)
 
 
 class RequestContext:
-    """Gives each request an id and the time of its arrival, has `request_log` observe it, and answers 500 where the
-    code failed, 503 where the process ends first.
+    """Gives each request an id and its time of arrival, has `request_log` observe it, and answers 500 if the code
+    fails, 503 if the process ends first.
 
-    With a `tracer` the lines have the trace's id, and the answer has it and the request's span in `traceresponse`.
+    With a `tracer`, log lines have the trace's id, and the answer has it with the request's span in `traceresponse`.
 
-    A request that is passed on to another process (passing_on.py) has its id, line and observation there.
+    A request that is passed on to another process (passing_on.py) keeps its id; the other process adds the header, the
+    log line and the observation.
 
-    While the process drains, each answer ends its connection. A caller who leaves before the answer is complete is
-    observed as 499, whatever was sent until then. A request whose connection the service ends (protocol.py) for its own
-    body, or for its answer that nobody takes, is observed with the status of that: 408 where the caller is too slow.
-    Behind a reader it is a 499: the process that observes it sees the reader's connection end.
+    While the process drains, each answer closes its connection. A request whose caller disconnects before the answer is
+    complete is observed as 499, whatever was sent until then. A request whose connection the service closes
+    (protocol.py), because of its own body or because its answer is not read, is observed with the status for that: 408
+    if the caller is too slow. Behind a reader it is a 499: the process that observes it sees the reader's connection
+    end.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(reversed(scope["headers"]))  # of a name that comes twice the first, as on the short path
+        headers = dict(reversed(scope["headers"]))  # the first of a repeated header counts, as on the short path
         request_id = request_id_of(headers.get(b"x-request-id"))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -103,11 +105,11 @@ class RequestContext:
         except asyncio.CancelledError:
             if status or not self._lifecycle.draining:
                 raise
-            # uvicorn has waited for it for shutdown_seconds; it would answer 500 itself.
+            # uvicorn has waited shutdown_seconds for this request, and would answer 500 itself.
             await error_response(Stopping())(scope, receive, send_with_id)
         except Exception:
             log.exception("request_failed", path=path_without_user(scope["path"]))
-            if status:  # an answer has begun: it can only be broken off
+            if status:  # an answer has begun: it can only be cut off
                 raise
             detail = "The service failed on this request; this is our fault. Tell us the instance."
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
@@ -130,11 +132,11 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body over `limit` bytes: at once by its announced length, else when that many have arrived. It refuses
-    one, too, with which the bodies of all requests under way would hold more than `total` bytes. The first
-    FREE_BODY_BYTES of each do not count, so that a note gets in however many callers hold back large bodies.
+    """Refuses a body over `limit` bytes: at once by its Content-Length, otherwise when that many have arrived. Also
+    refuses a body with which the bodies of all current requests would hold more than `total` bytes. The first
+    FREE_BODY_BYTES of each do not count, so that a note is accepted however many callers keep large bodies open.
 
-    A stream of notes has no bound of its own. It holds what has come of its last line, up to `max_line` bytes.
+    A stream of notes has no bound of its own. It counts as the bytes of its unfinished last line, up to `max_line`.
     """
 
     def __init__(self, app: ASGIApp, limit: int, total: int, max_line: int) -> None:

@@ -1,4 +1,4 @@
-"""Answers that are a stream of lines (NDJSON), sent as they come, and compressed where the caller takes that."""
+"""Answers that are a stream of lines (NDJSON), sent as they are produced, and compressed if the caller accepts gzip."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from starlette.types import Receive, Scope, Send
 from service.api.bodies import NDJSON, SLICE_BYTES, Turns
 
 GZIP_WINDOW = 31
-"""Number by which zlib means the largest window, in the format of gzip."""
+"""Value of `wbits` by which zlib chooses the largest window, in gzip format."""
 GZIP_LEVEL = 1
-"""The fastest level: base64 of vectors does not become much smaller at any other."""
+"""The fastest level: the others hardly make base64 of vectors smaller."""
 
 SENT_TOGETHER_BYTES = 65_536
-"""Bytes of lines that are sent together. What is sent is written whole, however slowly the caller takes it."""
+"""Bytes of lines that are sent together. A piece is written whole, however slowly the caller reads it."""
 
 
 class NdjsonResponse(Response):
-    """Sends each line, or some lines at a time, at once, while the request may still be being read. Ends quietly when
-    the caller leaves."""
+    """Sends each line, or batch of lines, at once, even while the request is still being read. Ends without an error
+    when the caller disconnects."""
 
     def __init__(self, lines: AsyncGenerator[bytes], headers: dict[str, str] | None = None) -> None:
         self._lines = lines
@@ -34,14 +34,14 @@ class NdjsonResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         with suppress(ClientDisconnect):
-            async with aclosing(self._lines) as lines:  # so that what they hold is free at once
+            async with aclosing(self._lines) as lines:  # so that what they hold is freed at once
                 async for line in lines:
                     await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def pieces_of(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Join lines, in their order, to pieces of SENT_TOGETHER_BYTES or a line more; the last one may be smaller."""
+    """Join lines, in order, into pieces of SENT_TOGETHER_BYTES or up to a line more; the last one may be smaller."""
     piece, size = list[bytes](), 0
     for line in lines:
         piece.append(line)
@@ -54,7 +54,7 @@ def pieces_of(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 async def started(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Return a stream whose first lines were computed, so that what fails up to there is answered with a problem."""
+    """Return a stream whose first piece has been computed, so that an error up to there is answered with a problem."""
     return _chain(await anext(lines, b""), lines)
 
 
@@ -66,7 +66,7 @@ async def _chain(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[by
 
 
 def takes_gzip(headers: Headers) -> bool:
-    """Return whether a caller takes answers that are compressed by gzip."""
+    """Return whether a caller accepts answers compressed by gzip."""
     for coding in headers.get("accept-encoding", "").lower().split(","):
         name, _, weight = (part.strip() for part in coding.partition(";"))
         if name in ("gzip", "*"):
@@ -75,7 +75,7 @@ def takes_gzip(headers: Headers) -> bool:
 
 
 async def gzipped(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Compress a stream; each piece can be decompressed once it has arrived."""
+    """Compress a stream so that each piece can be decompressed once it has arrived."""
     compressor, turns = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW), Turns()
     async with aclosing(lines) as pieces:
         async for piece in pieces:

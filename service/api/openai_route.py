@@ -1,4 +1,4 @@
-"""OpenAIRoute: problems that clients of OpenAI's API can read too."""
+"""OpenAIRoute: problems that clients of OpenAI's API can also read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from service.errors import NoteLLMError
 
 
 class OpenAIRoute(StrictJsonRoute):
-    """A StrictJsonRoute whose problems have a member `error`, as OpenAI's errors have it. RFC 9457 allows further
-    members, so that a problem is both."""
+    """A StrictJsonRoute whose problems have a member `error`, in the form of OpenAI's errors. RFC 9457 allows extension
+    members, so that the answer is valid as both."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -34,7 +34,8 @@ class OpenAIRoute(StrictJsonRoute):
 
 
 def _with_error(response: Response) -> Response:
-    """Return a problem with `error`: its detail and field errors as one message, its type without the address."""
+    """Return a problem with a member `error`: its detail and field errors as one message, its type without the
+    address."""
     problem = orjson.loads(bytes(response.body))
     fields = problem.get("errors", [])
     reasons = [f"{field['pointer']} {field['detail']}" for field in fields]

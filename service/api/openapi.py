@@ -1,4 +1,4 @@
-"""The OpenAPI description of the app, beyond what FastAPI knows: our problems, who may call what, example bodies."""
+"""OpenAPI description of the app, beyond what FastAPI generates: problems, access and example bodies."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ SECURITY_SCHEME = {
 }
 
 REFUSALS = (400, 401, 403, 409, 422, 429, 503)
-"""Statuses of the problems with which a request to any address that needs a key may be refused: a condition that cannot
-be honoured, no key, no scope, a tenant that is being removed, an unknown query parameter, a used-up quota, a store that
-is away."""
+"""Statuses of the problems that any route with a key may answer, in this order: an unsupported condition, no key, no
+scope, a tenant that is being removed, an unknown query parameter, a used-up quota, an unavailable store."""
 ALWAYS_SENT = ("LimitsOut", "UsageOut", "AddedOut", "ReadyOut", "ImportItem", "EmbeddingsOut")
-"""Components all of whose fields are in each answer."""
+"""Components whose fields are all in each answer."""
 HEADERS: dict[str, Any] = {
     name: {"description": description, "schema": {"type": "string"}}
     for name, description in {
@@ -67,14 +66,14 @@ WRITTEN = ("200", "201")
 
 
 def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Extend the description of the app, which has these routes. Made at the first call; calls in other threads
-    wait for it."""
+    """Extend the OpenAPI description of the app, which has these routes. It is built at the first call; calls in other
+    threads wait for it."""
     describe_routes, making = app.openapi, Lock()
 
     def openapi() -> dict[str, object]:
         with making:
             if app.openapi_schema is None:
-                schema, app.openapi_schema = describe_routes(), None  # FastAPI keeps it while it is not complete
+                schema, app.openapi_schema = describe_routes(), None  # FastAPI has stored the incomplete one
                 _extend(schema, routes)
                 app.openapi_schema = schema
             return app.openapi_schema
@@ -83,7 +82,7 @@ def describe(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
 
 def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
-    """Extend FastAPI's description of an app, which has these routes."""
+    """Extend FastAPI's description of an app that has these routes."""
     schema["servers"], schema["tags"] = SERVERS, [{"name": n, "description": TAGS[n]} for n in TAGS]
     components = schema["components"]
     _describe_problems(components["schemas"])
@@ -98,20 +97,20 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
             _describe_access(schema["paths"][route.path_format], route)
     stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
     stream["200"]["description"] = HASHTAG_EVENTS
-    stream.pop("504")  # it is the event `problem` there
+    stream.pop("504")  # a timeout is the event `problem` there
     nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
     _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
     for parameter in nearest:  # a query parameter repeats the description of its schema
         if "description" in parameter["schema"]:
             parameter["description"] = parameter["schema"]["description"]
-    for probe in ("/startupz", "/readyz"):  # with a key they tell numbers
+    for probe in ("/startupz", "/readyz"):  # with a key they answer with numbers too
         schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
     for (method, path), example in EXAMPLES.items():
         schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
 
 
 def _describe_problems(components: dict[str, Any]) -> None:
-    """Describe our Problem wherever FastAPI would describe its own validation error."""
+    """Describe our Problem instead of FastAPI's own validation error."""
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
     for model in (Problem, NoteIn, BatchOut, EventIn, EventOut, EventsOut, ImportIn):
@@ -121,8 +120,8 @@ def _describe_problems(components: dict[str, Any]) -> None:
 
 
 def _leave_out_bound_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    """Say the defaults of search options in words. A client would send a default that it knows, and what a request
-    gives goes before what a scenario binds."""
+    """State the defaults of search options in words only. A client would send a default that it knows, and what a
+    request sends overrides what a scenario binds."""
     for name, schema in fields:
         if name in SearchDefaults.model_fields and (default := schema.pop("default", None)) not in (None, []):
             words = f"{json.dumps(default)} by default, unless a scenario binds it"
@@ -130,7 +129,7 @@ def _leave_out_bound_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> N
 
 
 def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:
-    """Describe which scopes open a route, of several any one, and the headers of its answers."""
+    """Describe the scopes of a route, any one of which opens it, and the headers of its answers."""
     for method in route.methods or ():
         operation = methods[method.lower()]
         scopes = needed_scopes(route.endpoint)
@@ -145,7 +144,7 @@ def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:
 
 
 def _headers_of(operation: dict[str, Any], route: StrictRoute, method: str, status: str) -> Iterator[str]:
-    """Yield the names of the headers that an answer of a status may have."""
+    """Yield the names of the headers that an answer with this status may have."""
     yield "X-Request-Id"
     taken = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"}
     if "if-match" in taken and method != "DELETE" and status in (*WRITTEN, "304"):

@@ -1,5 +1,5 @@
-"""Passing on: a request that this process does not answer goes to another one over a unix socket, and its answer comes
-back, each piece as it comes."""
+"""Passing on: a request that this process does not answer is forwarded to another one over a Unix socket, and its
+answer is streamed back."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ HOP_BY_HOP_HEADERS = frozenset(
 )
 """Headers about one connection, which are not passed on (RFC 9110, section 7.6.1)."""
 UNFORWARDED_REQUEST_HEADERS = HOP_BY_HOP_HEADERS | {b"expect", b"x-request-id"}
-"""Headers of a request that this process has heeded: it asks for the body, and has chosen the id."""
+"""Headers of a request that this process has handled: it asks for the body, and has chosen the id."""
 UNFORWARDED_ANSWER_HEADERS = HOP_BY_HOP_HEADERS | {b"date"}
 """Headers of an answer that this process's server writes itself."""
 READ_BYTES = 65_536
-"""Most bytes of an answer that are read at a time."""
+"""Maximum bytes of an answer that are read at a time."""
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class PassedOn(Response):
-    """Response that is the answer of the process which listens on a unix socket.
+    """Response that returns the answer of the process listening on a Unix socket.
 
-    Body and answer stream at the same time, and neither is read faster than it is taken. Where the caller leaves, the
-    connection to the other process ends, so that the work ends there too. Where that process does not answer, the
-    caller gets 503.
+    Body and answer are streamed at the same time, each with backpressure. If the caller disconnects, the connection to
+    the other process is closed, so that the work ends there too. If that process does not answer, the caller gets 503.
     """
 
     def __init__(self, socket: str) -> None:
@@ -64,9 +63,9 @@ def _unreachable() -> Response:
 
 
 async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:
-    """Send a request, and end the connection when its caller leaves."""
+    """Send a request, and abort the connection when its caller disconnects."""
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    with contextlib.suppress(OSError):  # the other process has ended the connection: perhaps its answer says why
+    with contextlib.suppress(OSError):  # the other process has closed the connection: perhaps its answer says why
         writer.write(_head(scope, chunked))
         more = True
         while True:
@@ -83,7 +82,7 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
 
 
 def _head(scope: Scope, chunked: bool) -> bytes:
-    """Return the request line and the headers of a request, under the id that this process gave it."""
+    """Return the request line and the headers, with the id that this process gave the request."""
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     headers = [(name, value) for name, value in scope["headers"] if name not in UNFORWARDED_REQUEST_HEADERS]
     headers.append((b"x-request-id", get_contextvars()["request_id"].encode()))
@@ -96,8 +95,8 @@ def _head(scope: Scope, chunked: bool) -> bytes:
 
 
 async def _return_answer(reader: asyncio.StreamReader, method: str, send: Send) -> bool:
-    """Return an answer to the caller; False where the connection ended before there was any of it. One that breaks off
-    later stays incomplete, and the server then ends the connection of its caller."""
+    """Return an answer to the caller; False if the connection ended before any of it arrived. An answer that breaks off
+    later stays incomplete, and the server then closes the caller's connection."""
     answer = Answer(method)
     with contextlib.suppress(OSError):
         while not answer.complete and (piece := await reader.read(READ_BYTES)):
@@ -107,8 +106,8 @@ async def _return_answer(reader: asyncio.StreamReader, method: str, send: Send) 
 
 
 class Answer:
-    """Parses an answer to a request of some method into messages of ASGI. `begun`: there is one; `complete`: all of it
-    was fed."""
+    """Parses the answer to a request with this method into ASGI messages. `begun`: its head has arrived; `complete`:
+    all of it has."""
 
     def __init__(self, method: str) -> None:
         self._without_body = method == "HEAD"

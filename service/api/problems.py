@@ -1,8 +1,8 @@
 """Errors -> RFC 9457 problems. The status codes of our own errors are decided here.
 
-Elsewhere are those of a success and of the probes (routes/), 404 of a path that is not there (routes/, access.py),
-those of a connection (protocol.py), 503 of a process that cannot be reached (passing_on.py), 500 (middleware.py) and
-499, which nobody reads (app.py).
+Other status codes are decided elsewhere: of successes and probes (routes/), 404 of an unknown path (routes/,
+access.py), of connections (protocol.py), 503 of a process that cannot be reached (passing_on.py), 500 (middleware.py)
+and 499, which nobody reads (app.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TYPE_PREFIX = "https://notellm.invalid/problems/"
 MAX_ANSWER_ERRORS = 1000
 """Bound on the field errors in the answer to a list of notes or events; beyond it each refused item has one."""
 MAX_ECHOED_ID = 128
-"""Bound on the characters of a refused item's id that its result repeats: that of a valid id."""
+"""Bound on the characters of a refused item's id that its result echoes: that of a valid id."""
 CHALLENGE = 'Bearer realm="notellm"'
 """Value of WWW-Authenticate (RFC 6750)."""
 STATUS: dict[type[Exception], int] = {
@@ -73,20 +73,20 @@ STATUS: dict[type[Exception], int] = {
 
 
 class ErrorBudget:
-    """Field errors that the answer to a list may still have, MAX_ANSWER_ERRORS in all."""
+    """Field errors that the answer to a list may still have, MAX_ANSWER_ERRORS in total."""
 
     def __init__(self) -> None:
         self._left = MAX_ANSWER_ERRORS
 
     def shorten(self, error: errors.InvalidInput) -> errors.InvalidInput:
-        """Return the error of a refused item with as many field errors as are left, one at the least."""
+        """Return the error of a refused item with at most as many field errors as are left, but at least one."""
         shortened = error.shortened(max(1, self._left))
         self._left -= len(shortened.errors)
         return shortened
 
 
 def echoed_id(value: Any, field: str = "id") -> str | None:
-    """Return the id that the result of a refused item repeats; None where it has none, or a longer one than is valid.
+    """Return the id that the result of a refused item echoes; None if it has none, or one longer than a valid id.
     `value`: the item's parsed JSON. `field`: name of the field that holds the id."""
     item_id = value.get(field) if isinstance(value, dict) else None
     return item_id if isinstance(item_id, str) and len(item_id) <= MAX_ECHOED_ID else None
@@ -113,7 +113,7 @@ def problem_of(error: NoteLLMError) -> Problem:
 
 
 def inner_problem(error: NoteLLMError) -> Problem:
-    """Describe an error of an item, or one that ends a stream, within an answer whose own status tells of none. The
+    """Describe the error of an item, or one that ends a stream, within an answer whose own status does not show it. The
     metrics count such an answer (request_log.py)."""
     problem = problem_of(error)
     if request := current_request():
@@ -129,7 +129,8 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def error_response(error: NoteLLMError) -> JSONResponse:
-    """Response to one of our own errors, with the headers that its status code calls for. The metrics have its name."""
+    """Response to one of our own errors, with the headers that its status code requires. The metrics count it by its
+    name."""
     if request := current_request():
         request.refused_for = problem_name(type(error))
     headers = {}
@@ -153,7 +154,7 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
 
 
 def plain_problem(status: int, detail: str, retry_after: int | None = None) -> Problem:
-    """Problem that is no error of ours, so that its status says all. `retry_after`: seconds."""
+    """Problem without an error type of its own: its status says all. `retry_after`: seconds."""
     title = HTTPStatus(status).phrase
     return Problem(
         type="about:blank", title=title, status=status, detail=detail, instance=None, retry_after=retry_after
@@ -168,8 +169,8 @@ def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidIn
 
 
 def detail_of(failure: Any) -> str:
-    """Return what pydantic says of a field; and what helps, where it is unknown, or a query string turned the + of a
-    time to a space."""
+    """Return pydantic's message about a field, with a hint if the field is unknown, or if a query string turned the +
+    of a time into a space."""
     if failure["type"] == UNKNOWN_FIELD:
         return f"{failure['msg']}; {hint_at_known(failure['loc'][-1], failure['ctx']['known'])}"
     if failure["type"].startswith("datetime") and failure["loc"][0] == "query" and " " in str(failure.get("input")):
@@ -183,7 +184,7 @@ def invalid_value(error: ValidationError, prefix: str = "") -> errors.InvalidInp
 
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Have every error of the app, which has these routes, leave as a problem."""
+    """Answer every error of the app, which has these routes, with a problem."""
 
     async def own_error(request: Request, error: Exception) -> JSONResponse:
         return error_response(cast(NoteLLMError, error))
@@ -209,8 +210,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
 
 def allowed_methods(scope: Scope, routes: Iterable[BaseRoute]) -> str:
-    """Return the methods that an address takes, as the Allow header has them. Starlette would name those of the first
-    route alone, and each method of an address has a route of its own."""
+    """Return the methods of a path, as the Allow header lists them. Starlette would name those of the first matching
+    route alone, but each method of a path has a route of its own."""
     matching = (route for route in routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE)
     return ", ".join(sorted({method for route in matching for method in route.methods or ()}))
 

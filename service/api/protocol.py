@@ -1,7 +1,7 @@
 """Connections: uvicorn's HTTP/1.1 protocol with bounds on time, on the head of a request, and on their number.
 
-uvicorn bounds the pause between two requests only. A caller that sends a byte now and then would hold a connection for
-ever, and one that sends headers without end would fill the memory.
+uvicorn bounds only the pause between two requests. A caller that sends a byte now and then would hold a connection
+forever, and one that sends headers without end would fill the memory.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from service.api.problems import MEDIA_TYPE, plain_problem
 from service.api.unsent_answers import UnsentAnswers
 
 FULL_LINE_SECONDS = 10.0
-"""How often a log line says that there are too many connections."""
+"""Seconds between log lines that report too many connections."""
 
 log = structlog.get_logger(__name__)
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's configuration, and what answers requests before the app has them, in this order. `admin_port`: its
-    connections, as those of readers, are not bounded in number; None where there is none. `refused`: counts
-    connections beyond the bound on their number. `ended`: counts those that the service ends for another reason."""
+    """uvicorn's configuration. `early`: asked in this order to answer a request before the app gets it. `admin_port`:
+    its connections, like those of readers, are not bounded in number; None if there is none. `refused`: counts
+    connections beyond the bound on their number. `ended`: counts those that the service closes for another reason."""
 
     early: Sequence[EarlyResponder]
     admin_port: int | None
@@ -58,8 +58,8 @@ class HttpConfig(uvicorn.Config):
 
 
 def _has_path(target: bytes) -> bool:
-    """Return whether the target of a request has a path: http://host has none, and uvicorn fails on such a request."""
-    if target.startswith(b"/"):  # the parser has checked it
+    """Return whether the target of a request has a path; http://host has none, and uvicorn fails on such a request."""
+    if target.startswith(b"/"):  # the parser has validated it
         return True
     try:
         return httptools.parse_url(target).path is not None
@@ -68,8 +68,9 @@ def _has_path(target: bytes) -> bool:
 
 
 class HeadWithBody(asyncio.Transport):
-    """Transport of one answer. uvicorn writes its head and its body apart, each of which would be a system call, and
-    wake the caller; here the head waits for the body, for no longer than the present turn of the event loop."""
+    """Transport of one answer, which sends its head together with its body. uvicorn writes them separately, and each
+    write would be a system call and wake the caller. The head waits for the body, but no longer than the current turn
+    of the event loop."""
 
     def __init__(self, protocol: BoundedProtocol) -> None:
         super().__init__()
@@ -99,8 +100,8 @@ class HeadWithBody(asyncio.Transport):
 
 
 class HoldingFlow(FlowControl):
-    """Flow control of a connection that does not read on while something that was read waits to be parsed. uvicorn
-    reads on with each answer, and whenever the app asks whether its caller is still there."""
+    """Flow control that does not resume reading while bytes that were read wait to be parsed. uvicorn resumes with each
+    answer, and whenever the app asks whether its caller is still connected."""
 
     def __init__(self, protocol: BoundedProtocol) -> None:
         super().__init__(protocol.transport)
@@ -112,11 +113,11 @@ class HoldingFlow(FlowControl):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. What is refused here, before there is a request, is answered with a problem and closed."""
+    """One connection. What is refused here is answered with a problem if possible, and closes the connection."""
 
     max_connections = MAX_CONNECTIONS
     needed_files = MAX_CONNECTIONS + SPARE_FILES
-    """Open files with which there is room for MAX_CONNECTIONS."""
+    """Open files that suffice for MAX_CONNECTIONS."""
     said_full_at = 0.0
     config: HttpConfig
 
@@ -126,20 +127,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self.flow = HoldingFlow(self)
         self._in_head = True
         self._unparsed = 0
-        """Bytes that the parser took since it last told of a part of a request."""
+        """Bytes fed to the parser since it last reported a part of a request."""
         excess = len(self.connections) - self.max_connections
         self._is_spare = excess > 0 and not self._is_exempt
         self._deadline = time.monotonic() + (SPARE_HEAD_SECONDS if self._is_spare else HEAD_SECONDS)
         self._early: EarlyResponse | None = None
-        """Answer to the present request, which the app does not get unless its body turns out to be a list."""
+        """Answer to the current request, which does not reach the app unless its body turns out to be a list."""
         self._early_left = 0
         """Requests that may still be answered early in this turn of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
-        """Requests that have begun, in their order; those of them that are answered leave with the next request."""
+        """Requests passed to the app, in order; answered ones are removed when the next request begins."""
         self._discarded = 0
-        """Bytes of the present body that nobody takes."""
+        """Bytes of the current body that were discarded."""
         self._rest = b""
-        """Bytes of the connection that were read and are not parsed yet: MAX_PIPELINED requests wait before them."""
+        """Bytes that were read but not parsed yet, since MAX_PIPELINED requests wait before them."""
         self._open = True
         self._checked_at = time.monotonic()
         self._unsent = UnsentAnswers(transport, self._checked_at)
@@ -149,14 +150,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_exempt(self) -> bool:
-        """Whether there is no bound on the number of such connections: those to the admin port, and those of readers,
-        which have a unix socket and so no port."""
+        """Whether the connection does not count towards the bound: one to the admin port, or one of a reader, which
+        comes over a Unix socket and so has no port."""
         return self.server is not None and self.server[1] in (None, self.config.admin_port)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
         self._unsent.close()
-        self._leave()  # uvicorn tells it to the last request alone
+        self._leave()  # uvicorn notifies the last request alone
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -169,11 +170,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def has_unparsed(self) -> bool:
-        """Whether there are bytes that wait to be parsed."""
+        """Whether bytes wait to be parsed."""
         return bool(self._rest)
 
     def _parse_rest(self) -> None:
-        """Parse what is left, as far as MAX_PIPELINED allows, and read on once there is nothing left."""
+        """Parse the remaining bytes as far as MAX_PIPELINED allows, and resume reading once nothing waits."""
         if self._rest and not self.transport.is_closing():
             rest, self._rest = self._rest, b""
             self._parse(rest)
@@ -188,8 +189,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._deadline = now + HEAD_SECONDS  # a later request begins
         elif not self._in_head:
             self._deadline = min(self._deadline + len(data) / MIN_BODY_RATE, now + BODY_SECONDS)
-        # Fed in pieces, so that a head is refused once it is over its bound, and no later; and so that few are begun of
-        # the requests of a caller who sends thousands in one piece.
+        # Fed in pieces, so that a head is refused as soon as it exceeds its bound, and only a few requests begin where
+        # a caller sends thousands in one piece.
         view = memoryview(data)
         while view and not self.transport.is_closing():
             if len(self.pipeline) >= MAX_PIPELINED:
@@ -203,8 +204,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._end("head_too_large", 431, f"The head of the request is over max_head_bytes = {MAX_HEAD_BYTES}.")
 
     def _feed(self, piece: memoryview) -> int:
-        """Parse a piece up to the end of a head that asks for an upgrade, or to its own; return how many bytes that
-        were. What cannot be parsed is refused, which closes the connection."""
+        """Parse a piece up to its end, or to the end of a head that asks for an upgrade; return the number of bytes
+        parsed. What cannot be parsed is refused, which closes the connection."""
         try:
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
@@ -224,8 +225,8 @@ class BoundedProtocol(HttpToolsProtocol):
         return len(piece)
 
     def _head_without_upgrade(self) -> bytes:
-        """Head of the present request as if it asked for no upgrade. The parser takes no body behind one that does, and
-        some clients ask for HTTP/2 with every request."""
+        """Return the head of the current request as if it asked for no upgrade: the parser accepts no body after one
+        that does, and some clients ask for HTTP/2 with every request."""
         lines = [self.parser.get_method() + b" " + self.url + b" HTTP/1.1"]
         for name, value in self.headers:
             if name == b"connection":
@@ -236,7 +237,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade() or self.transport.is_closing():
-            return  # `_feed` has an upgrade parsed again; behind the end of a connection no request is taken
+            return  # `_feed` has an upgrade parsed again; a closing connection takes no request
         if self._is_spare and self.url.partition(b"?")[0] not in PATHS_WHEN_FULL:
             self._refuse_as_full()
             return
@@ -248,7 +249,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline = time.monotonic() + BODY_SECONDS
         self._body_begun = False
         self._discarded = 0
-        while self._unanswered and self._unanswered[0].response_complete:  # they are answered in their order
+        while self._unanswered and self._unanswered[0].response_complete:  # answers come in order
             self._unanswered.popleft()
         if not self._unanswered and self._early_left and not self.flow.write_paused:
             self._early_left -= 1
@@ -257,20 +258,20 @@ class BoundedProtocol(HttpToolsProtocol):
             self._call_app()
 
     def _decide(self) -> EarlyResponse | None:
-        """Return the answer to the present request that needs no app."""
+        """Return the answer to the current request if it does not need the app."""
         method, target, headers = self.parser.get_method(), self.url, self.headers
         for answering in self.config.early:
             try:
                 answer = answering.decide(method, target, headers)
             except Exception:
-                log.exception("early_answer_failed")  # the app answers whatever comes of it
+                log.exception("early_answer_failed")  # the app answers instead
                 return None
             if answer:
                 return answer
         return None
 
     def _call_app(self) -> None:
-        """Hand the present request to the app."""
+        """Pass the current request to the app."""
         self._early = None
         self._unset_keepalive_if_required()  # an early answer before this request, in the same segment, has set it
         super().on_headers_complete()
@@ -311,7 +312,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.pipeline or self._rest:
-            self.flow.pause_reading()  # uvicorn reads on after each answer
+            self.flow.pause_reading()  # uvicorn resumes reading after each answer
         if self._rest and len(self.pipeline) < MAX_PIPELINED // 2:
             self.loop.call_soon(self._parse_rest)
 
@@ -339,7 +340,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._end("malformed", 400, msg)
 
     def check_time(self) -> bool:
-        """End the connection where its caller has used up its time. Return whether it is still open."""
+        """Close the connection if its caller has used up its time. Return False once it was lost: it needs no more
+        checks."""
         if not self._open:
             return False
         now = time.monotonic()
@@ -347,7 +349,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unsent.check(now):
             self._abort("slow_answer")
         elif self.flow.read_paused:
-            self._deadline += passed  # the service does not read: the caller's time stands still
+            self._deadline += passed  # the service has paused reading, so that the caller's time stops too
         elif now >= self._deadline and not self.transport.is_closing():
             if self._in_head and not self._unparsed:
                 self.transport.close()
@@ -357,17 +359,17 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write to the caller, and count the bytes for the check of how fast it takes them."""
+        """Write to the caller, and count the bytes for the bound on how slowly it takes them."""
         self._unsent.written(len(data))
         self.transport.write(data)
 
     def _end(self, reason: str, status: int, detail: str) -> None:
-        """Refuse what came of the present request, and count the end of the connection by its reason."""
+        """Refuse the current request, which closes the connection, and count it under its reason."""
         self.config.ended.labels(reason).inc()
         self._refuse(status, detail)
 
     def _abort(self, reason: str) -> None:
-        """End the connection without what waits for its caller, and count it by its reason."""
+        """Close the connection at once, dropping what its caller has not taken, and count it under its reason."""
         self.config.ended.labels(reason).inc()
         for cycle in self._pending:
             if cycle.response_started or self.flow.write_paused:  # it waits for the caller to take answers
@@ -376,9 +378,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, status: int, detail: str, retry_after: int | None = None) -> None:
-        """Close the connection; before that, answer with a problem, unless the answer to an earlier request, or a begun
-        one, must come first. A request whose body is incomplete is observed with the status, earlier ones are not
-        (middleware.py). `retry_after`: seconds."""
+        """Close the connection, with a problem as its last answer unless the answer to an earlier request, or one that
+        has begun, would have to come first. A request whose body is incomplete is observed with `status`, earlier ones
+        are not (middleware.py). `retry_after`: seconds."""
         pending = self._pending
         if not any(cycle.response_started for cycle in pending) and len(pending) <= (not self._in_head):
             headers = [(b"content-type", MEDIA_TYPE.encode())]
@@ -394,18 +396,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _pending(self) -> list[RequestResponseCycle]:
-        """Requests that have begun and are not answered completely, in their order."""
+        """Requests passed to the app that are not answered completely, in order."""
         return [cycle for cycle in self._unanswered if not cycle.response_complete]
 
     def _leave(self) -> None:
-        """Tell the app that nothing that it sends is written any more."""
+        """Mark the pending requests as disconnected, and wake their handlers: nothing that the app sends is written any
+        more."""
         for cycle in self._pending:
             cycle.disconnected = True
             cycle.message_event.set()
         self.flow.resume_writing()
 
     def _refuse_as_full(self) -> None:
-        """Refuse a connection beyond the bound on their number; a log line says so now and then."""
+        """Refuse a connection beyond the bound on their number, and log that at most once in FULL_LINE_SECONDS."""
         self.config.refused.inc()
         now = time.monotonic()
         if now - BoundedProtocol.said_full_at >= FULL_LINE_SECONDS:

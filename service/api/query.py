@@ -12,14 +12,14 @@ from starlette.datastructures import QueryParams
 
 M = TypeVar("M", bound=BaseModel)
 KEPT_QUERIES, MAX_KEPT_BYTES = 1024, 256
-"""Query strings whose models are kept, and the bound on the length of such a query string."""
+"""Number of query strings whose parsed models are cached, and maximum length in bytes of such a query string."""
 
 
 def read_query(model: type[M], request: Request) -> M:
     """Validate the query string as a `model`, which must not be changed: requests with the same query string share it.
     Raises RequestValidationError, as FastAPI does.
 
-    FastAPI can do it too, field by field, but that takes a quarter of the whole time of GET /notes/{id}/similar
+    FastAPI could do this too, field by field, but that takes a quarter of the total time of GET /notes/{id}/similar
     (docs/log/reads.md).
     """
     try:
@@ -30,7 +30,7 @@ def read_query(model: type[M], request: Request) -> M:
 
 
 def parse_query(model: type[M], query: bytes) -> M:
-    """Validate a query string as read_query does. Raises ValidationError."""
+    """Validate a query string like read_query. Raises ValidationError."""
     parse = _parse_kept if len(query) <= MAX_KEPT_BYTES else _parse
     return cast(M, parse(model, query))
 
@@ -50,7 +50,7 @@ _parse_kept = lru_cache(KEPT_QUERIES)(_parse)
 
 @cache
 def list_fields(model: type[BaseModel]) -> frozenset[str]:
-    """Fields that a query string may name several times."""
+    """Return the fields that a query string may name several times."""
     return frozenset(name for name, field in model.model_fields.items() if get_origin(field.annotation) is list)
 
 

@@ -10,7 +10,7 @@ from service.access.quota import WINDOW_SECONDS, Usage
 
 def rate_limit_headers(usage: Usage, quota: Quota) -> list[tuple[bytes, bytes]]:
     """Return RateLimit-Policy and RateLimit, structured fields of draft-ietf-httpapi-ratelimit-headers-10. `r`: what is
-    left; `t`: seconds until it is all there again."""
+    left of the quota; `t`: seconds until all of it is available again."""
     policies, limits = [], []
     for name, bound, counted in (
         ("requests", quota.requests_per_minute, usage.requests),

@@ -1,7 +1,8 @@
-"""The HTTP app of a reader: a process beside the one with the model, which answers reads from an index of its own.
+"""HTTP app of a reader: a process beside the one with the model that answers reads from an index of its own.
 
-It has the routes below. Each gives the answer that it gives elsewhere, or raises: then, as at any other address, the
-request is passed on, and the process with the model says what is wrong (docs/decisions/0032-readers.md).
+It has the routes below. Each gives the same answer as in the process with the model, or raises; the request is then
+passed on, like a request for any other path, and the process with the model says what is wrong
+(docs/decisions/0032-readers.md).
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from service.tenants import Tenants
 
 
 class MustPassOn(Exception):
-    """A request that the process with the model answers."""
+    """Raised for a request that only the process with the model can answer."""
 
 
 class ReaderRoute(StrictRoute):
-    """A StrictRoute that counts a request against the quota of its key once there is an answer: one that is passed on
-    is counted there, also one that finds its quota used up."""
+    """A StrictRoute that counts a request against the quota of its key once it is answered here. One that is passed on
+    is counted by the process with the model, even if its quota is used up."""
 
     @staticmethod
     async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-        """Let a caller in whose quota is not used up. Raises what access.authorise raises, and QuotaExceeded."""
+        """Authenticate a caller whose quota is not used up. Raises what access.authorise raises, and QuotaExceeded."""
         await authorise(request, scopes)
         await check_quota(request)
 
@@ -63,11 +64,11 @@ router = APIRouter(route_class=ReaderRoute)
 @router.get("/notes/{note_id}/similar", openapi_extra=OPTIONS)
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
-    """Related notes, where the short path has them and the index has reached the log position that is asked for."""
+    """Related notes, if the short path finds them and the index has reached the requested log position."""
     if remaining_read_time(request):
         raise MustPassOn
     service = get_service(request)
-    read_timeout(request)  # an invalid one is refused, as everywhere
+    read_timeout(request)  # an invalid one is refused, as on all routes
     options = read_options(read_query(SimilarQuery, request), request, service, "/query")
     position = options.min_log_position
     if position and position_key(position) > position_key(service.index.position):
@@ -81,7 +82,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
 @router.get("/notes/export")
 @needs(Scope.NOTES_READ)
 async def export_notes(request: Request) -> Response:
-    """The export, also where there is a note of this id."""
+    """Pass on the export, which would otherwise match the route of a note with the id "export"."""
     raise MustPassOn
 
 
@@ -95,7 +96,7 @@ async def get_note(
 
 
 def get_service(request: Request) -> ReadService:
-    """Return what reads of the caller's tenant need. Raises MustPassOn where the tenant is not open here."""
+    """Return the service for reads of the caller's tenant. Raises MustPassOn if the tenant is not open here."""
     service = cast(Tenants[ReadService], request.app.state.tenants).find(request.state.principal.tenant)
     if service is None:
         raise MustPassOn
@@ -104,7 +105,7 @@ def get_service(request: Request) -> ReadService:
 
 
 def pass_on_from(app: FastAPI, socket: str) -> None:
-    """Have an app pass on whatever it has no answer to, to the process that listens on a unix socket."""
+    """Pass on each request that an app does not answer, to the process that listens on a Unix socket."""
     passed_on = PassedOn(socket)
 
     async def pass_on(request: Request, error: Exception) -> Response:

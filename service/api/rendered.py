@@ -1,7 +1,7 @@
-"""Answers of GET /notes/{id}/similar, put together from JSON that was rendered once for each note.
+"""Answers of GET /notes/{id}/similar, assembled from JSON that is rendered once for each note.
 
-To render ten items takes longer than to find them (docs/log/reads.md). The bytes are those of SimilarOut: each part is
-cut out of what pydantic makes of it.
+Rendering ten items takes longer than finding them (docs/log/reads.md). The bytes equal those of SimilarOut: each part
+is cut out of pydantic's output.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from service.search.item_cache import RenderedItem
 from service.search.nearest import Nearest
 
 PLACE = b',"score":0.0,"position":1,'
-"""Part of an item that differs from one answer to the next. No string of JSON holds it: quotes are escaped there."""
+"""Part of an item that differs between answers. No JSON string contains it, since quotes are escaped there."""
 ITEMS, EMPTY = b'"items":[]', b'""'
 KEPT_AROUND = 16
-"""Log positions for which the rest of the answer is kept: while nothing is written it is the same."""
+"""Number of log positions for which the parts around the items are cached: they stay the same while nothing is
+written."""
 
 
 def render_item(stored: StoredNote) -> RenderedItem:
@@ -31,7 +32,7 @@ def render_item(stored: StoredNote) -> RenderedItem:
 
 
 def render_nearest(nearest: Nearest, note_id: str, model: str) -> bytes:
-    """Render the answer about the notes nearest to `note_id` as SimilarOut."""
+    """Render the notes nearest to `note_id` as SimilarOut."""
     head, middle, before, after = _around_items(model, nearest.log_position)
     items = [
         b'%b,"score":%b,"position":%d,%b' % (item.before, to_json(score), position, item.after)

@@ -1,4 +1,4 @@
-"""Scenarios: names that a deployment binds to defaults of a search's fields, in the file of NOTELLM_SCENARIOS."""
+"""Scenarios: named defaults for the fields of a search, which a deployment defines in the file of NOTELLM_SCENARIOS."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from service.errors import FieldError, InvalidInput
 from service.settings import Settings
 
 NOT_BOUND = ("scenario", "cursor", "min_log_position", "user")
-"""Fields that belong to one request alone."""
+"""Fields that belong to one request, so that no scenario may bind them."""
 VARIANTS, SHARE = "variants", "share"
-"""Names of the field of a scenario that has its variants, and of the field of a variant that has its share."""
+"""Field of a scenario that holds its variants, and field of a variant that holds its share."""
 SHARE_TOLERANCE = 1e-9
-"""Bound on how much the sum of shares may exceed 1: decimal fractions are rounded."""
+"""Tolerance by which the sum of shares may exceed 1, since decimal fractions are rounded."""
 NAME: TypeAdapter[str] = TypeAdapter(Label)
 Options = TypeVar("Options", bound=RankingOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A scenario. The fields that it binds are those in `model_fields_set` of `defaults`."""
+    """A scenario. It binds the fields in `model_fields_set` of `defaults`."""
 
     defaults: SearchDefaults
     variants: tuple[Variant, ...] = ()
@@ -47,7 +47,7 @@ class ScenariosUnusable(ValueError):
 
 
 def read_scenarios(settings: Settings) -> dict[str, Scenario]:
-    """Read and check the scenarios; none where there is no file. Raises ScenariosUnusable."""
+    """Read and check the scenarios; {} if there is no file. Raises ScenariosUnusable."""
     path = settings.scenarios
     if path is None:
         return {}
@@ -112,8 +112,8 @@ def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
 
 
 def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> Options | SearchDefaults:
-    """Return the options with the defaults that their scenario binds, or the variant of it that their user gets: a
-    field that the caller gave wins. Raises InvalidInput at `pointer`."""
+    """Return the options with the defaults of their scenario, or of the variant of it that their user gets; a field
+    that the caller gave wins. Raises InvalidInput at `pointer`."""
     if options.scenario is None:
         if options.user is not None:
             raise InvalidInput(

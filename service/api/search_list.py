@@ -37,8 +37,8 @@ from service.search.request import FIRST_PAGE, SearchRequest
 
 @dataclass(frozen=True, slots=True)
 class ListedSearch:
-    """A valid search of a list, the log position that it waits for, the variant of its scenario, and the fields that
-    its items have as well."""
+    """A valid search of a list, the log position that it waits for, the variant of its scenario, and the additional
+    fields of its items."""
 
     request: SearchRequest
     position: str | None
@@ -47,13 +47,13 @@ class ListedSearch:
 
     @property
     def texts(self) -> list[Note]:
-        """Texts that the model has to read; none for the next page of a list."""
+        """Texts that the model has to read; none for a later page of a list."""
         return self.request.texts if self.request.cursor in (None, FIRST_PAGE) else []
 
 
 async def answer_list(body: bytes, request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
-    """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded,
-    QuotaExceeded, InvalidInput, and what reading the texts raises where each search has some."""
+    """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded, QuotaExceeded,
+    InvalidInput, and what reading the texts raises if each search has texts."""
 
     def read(raw: bytes, pointer: str) -> ListedSearch | SearchResult:
         try:
@@ -64,16 +64,16 @@ async def answer_list(body: bytes, request: Request, service: Service, scenarios
             return _failed(error)
 
     turns, limit = Turns(), ("max_searches", MAX_SEARCHES)
-    await count_items(request, await count_list(body, turns, limit))  # to validate them takes seconds in all
-    # Other tasks run after each: to refuse 20 unknown fields in each of 200 examples takes 25 ms.
+    await count_items(request, await count_list(body, turns, limit))  # validating them takes seconds in all
+    # Other tasks run after each search: refusing 20 unknown fields in each of 200 examples takes 25 ms.
     searches = await read_list(body, turns, limit, read, _failed, SLICE_BYTES)
     vectors, failure = await _read_texts([one for one in searches if isinstance(one, ListedSearch)], service, urgency)
     included = IncludedFields(service.store)
-    waits_until = time.monotonic() + min(READ_SECONDS, urgency.seconds)  # for positions, all searches together
+    waits_until = time.monotonic() + min(READ_SECONDS, urgency.seconds)  # deadline of all waits for positions together
     results = []
     searches.reverse()
     while searches:
-        one = searches.pop()  # each is given back by itself: a hundred of 10,000 excluded ids take 40 ms together
+        one = searches.pop()  # freed one by one: a hundred with 10,000 excluded ids each take 40 ms together
         if isinstance(one, SearchResult):
             result = one
         elif failure and one.texts:
@@ -103,8 +103,8 @@ def _read_search(raw: bytes, request: Request, service: Service, scenarios: Scen
 async def _read_texts(
     searches: Sequence[ListedSearch], service: Service, urgency: Urgency
 ) -> tuple[Iterator[Vector], TryLater | None]:
-    """Return the vectors of all texts, in their order, and None; or no vectors, and why the model could not read the
-    texts. Raises that error where each search has texts, so that none has an answer."""
+    """Return the vectors of all texts, in order, and None; or no vectors, and why the model could not read the texts.
+    Raises that error if each search has texts, since none would have an answer."""
     texts = [note for one in searches for note in one.texts]
     try:
         return iter(await service.search.read_texts(texts, urgency) if texts else ()), None

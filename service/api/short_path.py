@@ -1,11 +1,11 @@
-"""The short path at the edge: GET /notes/{id}/similar is answered before FastAPI has the request.
+"""Short path: GET /notes/{id}/similar is answered before FastAPI gets the request.
 
-Layers take most of the time of such a request (docs/log/reads.md). So this is for the case that is asked most, in which
-all that they look for is known beforehand: a caller whose key is in memory and has no quota, a tenant that is open,
-options of the short path (service/search/nearest.py) and no header that bears on the answer. Where nothing has to be
-waited for, the connection itself answers, without a task: the items are in memory, and the index is searched in the
-event loop, if at all. Where the store is asked, or another thread searches, a middleware answers. Any other request
-goes on to the app, which has the same route, and says what is wrong.
+The layers of the app take most of the time of such a request (docs/log/reads.md). The short path handles the most
+frequent case, in which everything that they look up is known beforehand: a caller whose key is in memory and has no
+quota, a tenant that is open, options of the short path (service/search/nearest.py) and no header that affects the
+answer. If nothing has to be waited for, the connection itself answers, without a task: the items are in memory, and the
+index is searched in the event loop, if at all. If the store has to be asked, or another thread searches, a middleware
+answers. Any other request goes on to the app, which has the same route, and reports what is wrong.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from service.tracing import RequestStages, begin_request
 UNDECIDED_HEADERS = frozenset(name.encode() for name in (*CONDITIONS, "x-request-timeout"))
 """Headers that the app refuses or checks."""
 UNDECIDED_EARLY = UNDECIDED_HEADERS | {b"origin", b"expect", b"content-length", b"transfer-encoding"}
-"""Headers of requests that the connection does not answer: the app, or uvicorn, knows more of them."""
+"""Headers with which the connection leaves a request to the app or to uvicorn, which handle them."""
 
 
 class PlainRequest(NamedTuple):
-    """A request of the short path. `options`: what NearestNotes.find and find_nowait take beside the note's id."""
+    """A request of the short path. `options`: arguments of NearestNotes.find and find_nowait after the note's id."""
 
     note_id: str
     options: tuple[int, Filter, float | None]
@@ -60,7 +60,7 @@ class PlainRequest(NamedTuple):
 
 
 class ShortPath:
-    """Answers requests of `route` where it can. `get_tenants` is called once the process has started."""
+    """Answers requests of `route` where it can. `get_tenants`: called only after the process has started."""
 
     def __init__(
         self,
@@ -81,10 +81,10 @@ class ShortPath:
         self._plain = lru_cache(KEPT_QUERIES)(self._read_plain)
 
     def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
-        """Return the answer to a request, where nothing has to be waited for; None where the app is to give it."""
+        """Return the answer to a request if nothing has to be waited for; None if the app is to answer."""
         if method != b"GET" or self._lifecycle.draining or b"%" in target or not target.isascii():
             return None
-        given = dict(reversed(headers))  # of a header that is there twice the first counts
+        given = dict(reversed(headers))  # the first of a repeated header counts
         if not UNDECIDED_EARLY.isdisjoint(given):
             return None
         began, stages = time.monotonic(), begin_request(None)
@@ -112,7 +112,7 @@ class ShortPath:
         )
 
     async def answer(self, scope: Scope) -> Response | None:
-        """Return the answer to a request, which may wait for the store; None where the app is to give it."""
+        """Return the answer to a request, which may wait for the store; None if the app is to answer."""
         if scope["method"] != "GET":
             return None
         headers = dict(reversed(scope["headers"]))
@@ -133,7 +133,7 @@ class ShortPath:
         return Response(render_nearest(nearest, plain.note_id, plain.service.model), media_type=JSON)
 
     def _read(self, path: str, query: bytes, headers: Mapping[bytes, bytes]) -> PlainRequest | None:
-        """Return a GET request of the short path; None for any other, and where its caller or tenant is not at hand."""
+        """Return a GET request of the short path; None for any other, or if its caller or tenant is not in memory."""
         address = self._route.path_regex.match(path)
         if address is None or not self._lifecycle.started:
             return None
@@ -146,8 +146,8 @@ class ShortPath:
         return PlainRequest(address["note_id"], options, *caller)
 
     def _read_plain(self, query: bytes) -> tuple[int, Filter, float | None] | None:
-        """Return what NearestNotes.find takes of a query string; None where that says more, or is refused by the
-        app."""
+        """Return the arguments of NearestNotes.find for a query string; None for one with further options, or one that
+        the app refuses."""
         try:
             refuse_repeated(QueryParams(query), list_fields(SimilarQuery))
             options = parse_query(SimilarQuery, query)
@@ -158,7 +158,7 @@ class ShortPath:
 
 
 class ShortPathFirst:
-    """Middleware that answers requests by the short path where it can, and hands all others to `app`."""
+    """Middleware that answers requests by the short path where it can, and passes all others to `app`."""
 
     def __init__(self, app: ASGIApp, short_path: ShortPath) -> None:
         self._app = app

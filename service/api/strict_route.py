@@ -1,5 +1,5 @@
-"""Routes that let in whom their handler is declared for, and refuse what they would otherwise ignore: query parameters
-that are unknown or repeated, conditions, and an Idempotency-Key of a write."""
+"""Routes that admit the callers that their handler declares, and refuse what they would otherwise ignore: query
+parameters that are unknown or repeated, conditions, and an Idempotency-Key of a write."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
 CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
-"""Headers that make a request conditional, so that ignoring them would do what the caller did not want."""
+"""Headers that make a request conditional: if they were ignored, it could do what the caller wanted to prevent."""
 IDEMPOTENCY_KEY = "idempotency-key"
-"""Header that makes a write safe to repeat. Of a read it says nothing: that is safe to repeat anyway."""
+"""Header that makes a write safe to repeat. It is ignored on a read, which is safe to repeat anyway."""
 
 
 class StrictRoute(APIRoute):
-    """A route for callers with a scope that its handler declares (access.py). It takes the query parameters, the
-    conditions and the Idempotency-Key that it declares, and answers any other with an error that names it."""
+    """A route for callers with one of the scopes that its handler declares (access.py). It takes the query parameters,
+    the conditions and the Idempotency-Key that its handler declares, and answers any other with an error that names
+    it."""
 
     admit = staticmethod(admit)
-    """Lets a caller in before anything else of the request is looked at."""
+    """Admits a caller before anything else of the request is checked."""
 
     def get_body_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler of a request that was let in, which reads its body."""
+        """Return the handler of an admitted request, which reads its body."""
         return super().get_route_handler()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -61,7 +62,7 @@ class StrictRoute(APIRoute):
 
 
 def _with_dependencies(dependant: Dependant) -> Iterator[Dependant]:
-    """Yield a handler's parameters, and those of all its dependencies."""
+    """Yield the dependant of a handler, and those of all its dependencies."""
     yield dependant
     for dependency in dependant.dependencies:
         yield from _with_dependencies(dependency)
@@ -75,8 +76,8 @@ def refuse_unknown(given: Collection[str], known: Collection[str]) -> None:
 
 
 def refuse_repeated(given: QueryParams, lists: Collection[str]) -> None:
-    """Refuse parameters that are given more than once and are not among `lists`, of which all values but the last would
-    be ignored. Raises InvalidInput."""
+    """Refuse parameters that are given more than once and are not among `lists`: all values but the last would be
+    ignored. Raises InvalidInput."""
     if len(given.multi_items()) == len(given):
         return
     counts = Counter(name for name, _ in given.multi_items() if name not in lists)

@@ -14,8 +14,8 @@ HASH_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A variant of a scenario. `share`: share of the users that get it, from 0 to 1. `defaults`: those of the scenario
-    with the variant's own fields."""
+    """A variant of a scenario. `share`: share of the users that get it, from 0 to 1. `defaults`: those of the scenario,
+    overridden by the variant's own fields."""
 
     name: str
     share: float
@@ -23,11 +23,11 @@ class Variant:
 
 
 def choose_variant(scenario: str, variants: Sequence[Variant], user: str) -> Variant | None:
-    """Return the variant that a user gets, None for the scenario itself.
+    """Return the variant that a user gets; None for the scenario itself.
 
-    A user's place between 0 and 1 is a hash of scenario and user, the same in every process and for ever; the variants
-    take their shares of that range in their order, and the scenario itself has the rest. So two experiments split the
-    users differently, and a variant that is added after the others moves nobody from one of them.
+    A user's place between 0 and 1 is a hash of scenario and user, always the same in every process; the variants take
+    their shares of that range in order, and the scenario itself has the rest. So two experiments split the users
+    differently, and a variant that is added after the others takes no user from them.
     """
     digest = hashlib.blake2b(f"{scenario}\0{user}".encode(), digest_size=HASH_BYTES).digest()
     place = int.from_bytes(digest) / 2 ** (8 * HASH_BYTES)

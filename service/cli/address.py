@@ -1,4 +1,4 @@
-"""The address of a service: its URL, and listening there."""
+"""Address of a service: its URL, and the sockets that listen there."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import socket
 from ipaddress import ip_address
 
 LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-"""Where a client reaches a service that listens on all addresses."""
+"""Address at which a client reaches a service that listens on all addresses."""
 
 BACKLOG = 2048
-"""Connections that may wait to be accepted, as uvicorn has it."""
+"""Connections that may wait to be accepted: uvicorn's default."""
 
 
 class AddressUnavailable(Exception):
@@ -22,17 +22,17 @@ def http_url(host: str, port: int, tls: bool) -> str:
 
 
 def local_url(host: str, port: int, tls: bool) -> str:
-    """URL by which this machine reaches a service that listens on `host`."""
+    """Return the URL by which this machine reaches a service that listens on `host`."""
     return http_url(LOOPBACK.get(host, host), port, tls)
 
 
 def listen(host: str, port: int, setting: str = "NOTELLM_PORT", *, shared: bool = False) -> list[socket.socket]:
-    """Listen where the service will: connections wait from now on. Raises AddressUnavailable, which names the port's
-    `setting`.
+    """Open the sockets that the service will use: connections wait from now on. Raises AddressUnavailable, which names
+    the port's `setting`.
 
-    A host of several addresses has a socket for each, all on one port. `shared`: bind_shared may bind the same port.
+    A host with several addresses gets a socket for each, all on one port. `shared`: bind_shared may bind the same port.
     """
-    if shared:  # a port that another service shares as well would not be refused below
+    if shared:  # tried without sharing first: below, a port shared by another service is no error
         free = _open(host, port, setting)
         port = free[0].getsockname()[1]
         close_all(free)
@@ -40,8 +40,8 @@ def listen(host: str, port: int, setting: str = "NOTELLM_PORT", *, shared: bool 
 
 
 def bind_shared(host: str, port: int) -> list[socket.socket]:
-    """Bind sockets as `listen` does, on a port that another process shares. The system spreads connections over all
-    sockets of the port that listen, which these do not yet. Raises AddressUnavailable."""
+    """Bind sockets like `listen`, on a port that another process shares. The system spreads connections over all
+    listening sockets of the port; these do not listen yet. Raises AddressUnavailable."""
     return _open(host, port, shared=True, listening=False)
 
 
@@ -63,10 +63,10 @@ def _open(
                     f"{setting} is {port}, on which another process of {host} listens; it must be a free port, "
                     "or 0 for any free one"
                 ) from error
-            failure = error  # of several, for example ::1 of localhost, one may not exist here
+            failure = error  # one of several addresses, for example ::1 of localhost, may not exist here
         else:
             listeners.append(listener)
-            port = listeners[0].getsockname()[1]  # where 0 was asked for
+            port = listeners[0].getsockname()[1]  # the free port chosen for 0
     if failure and not listeners:
         raise AddressUnavailable(
             f"NOTELLM_HOST is {host!r} and {setting} {port}; they must be an address and a port that this "
@@ -81,7 +81,7 @@ def close_all(listeners: list[socket.socket]) -> None:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Return whether only this machine reaches a listener."""
+    """Return whether only this machine can reach a listener."""
     return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 

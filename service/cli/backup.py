@@ -1,4 +1,4 @@
-"""`notellm backup` and `notellm restore`: the store of the settings, whether services use it or not."""
+"""`notellm backup` and `notellm restore`: for the store that the settings name, in use by services or not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def restore(
     with _steps() as progress, store_url(settings) as url, contextlib.ExitStack() as stack:
         if not settings.redis_url:
             known = stack.enter_context(contextlib.closing(KnownPositions(settings.data_dir)))
-            stack.callback(lambda: known.doubt_all(time.time()))  # also where it is not known what was restored
+            stack.callback(lambda: known.doubt_all(time.time()))  # even after a failure: some may be restored
         manifest = restore_backup(source, url, progress, replace=replace)
     _show(manifest.model_dump(mode="json"), as_json)
 

@@ -7,14 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 TOO_LARGE = 413
-"""Status of a request whose batch is too large for the service: it is sent in halves."""
+"""Status of a request whose batch is too large for the service: the batch is then sent in halves."""
 MAX_BYTES = 4 * 2**20
-"""Bytes of a batch: a quarter of what a service takes by default (max_body_bytes of GET /limits)."""
+"""Maximum bytes of a batch: a quarter of what a service accepts by default (max_body_bytes of GET /limits)."""
 
 
 def batches(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Yield batches of at most `most` items and MAX_BYTES. One item that is larger is a batch of its own. `size`: bytes
-    of an item. The same items give the same batches."""
+    """Yield batches of at most `most` items and MAX_BYTES; an item that is larger is a batch of its own. `size`:
+    returns the bytes of an item. The same items always give the same batches."""
     batch: list[T] = []
     left = MAX_BYTES
     for item in items:

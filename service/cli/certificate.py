@@ -1,4 +1,4 @@
-"""The certificate of HTTPS, which is read again when its files change: a renewal needs no restart."""
+"""Certificate for HTTPS, which is loaded again when its files change, so that a renewal needs no restart."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ log = structlog.get_logger(__name__)
 
 
 class CertificateUnusable(Exception):
-    """The files are no certificate and its key; the message names the settings to change."""
+    """The files are not a certificate and its key; the message names the settings to change."""
 
 
 class Certificate:
-    """Files of a certificate with its chain, and of its key. `context`: what a server makes connections with.
+    """Certificate chain and key for HTTPS, read from files. `context`: the TLS context of a server.
 
-    Raises CertificateUnusable where the files do not fit.
+    Raises CertificateUnusable if the files are not a certificate and its key.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
@@ -29,9 +29,9 @@ class Certificate:
         self.context = self._load()
 
     def reload_if_changed(self) -> None:
-        """Give connections to come what the files hold now. Files that do not fit change nothing.
+        """Use the current content of the files for new connections. Files that cannot be used change nothing.
 
-        To be called about once a second. Files are read once they have not changed between two calls, since a renewal
+        To be called about once a second. Files are loaded once they have not changed between two calls, since a renewal
         may write one after the other.
         """
         times = self._read_times()
@@ -40,7 +40,7 @@ class Certificate:
             return
         self._loaded = times
         try:
-            self._load()  # a context that refuses a key has lost its old one: so another one tries it first
+            self._load()  # on another context first: one that refuses a key has already lost its old one
             self.context.load_cert_chain(self._certificate, self._key)
         except (CertificateUnusable, OSError) as error:
             log.error("certificate_not_reloaded", detail=f"{error}; the one before is still used")
@@ -48,14 +48,14 @@ class Certificate:
             log.info("certificate_reloaded", certificate=str(self._certificate))
 
     def _read_times(self) -> tuple[int, ...]:
-        """When the files were last changed; () where one is missing."""
+        """Return the modification times of the files in nanoseconds; () if one is missing."""
         try:
             return tuple(file.stat().st_mtime_ns for file in (self._certificate, self._key))
         except OSError:
             return ()
 
     def _load(self) -> ssl.SSLContext:
-        """Return a context of TLS 1.2 or newer with what the files hold."""
+        """Return a context for TLS 1.2 or newer with the content of the files."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(self._certificate, self._key, password="")
@@ -69,7 +69,7 @@ class Certificate:
 
 
 def read_certificate(settings: Settings) -> Certificate | None:
-    """Read the certificate of HTTPS; None for HTTP. Raises CertificateUnusable."""
+    """Read the certificate for HTTPS; None for HTTP. Raises CertificateUnusable."""
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     return Certificate(settings.tls_certificate, settings.tls_key)

@@ -1,4 +1,4 @@
-"""Requests of the commands to a running service, over HTTP."""
+"""HTTP requests of the commands to a running service."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ TIMEOUT_SECONDS = 120.0
 
 
 def default_url() -> str:
-    """URL of the service that `notellm serve` would start with the same settings."""
+    """Return the URL of the service that `notellm serve` would start with the same settings."""
     settings = read_settings()
     return local_url(settings.host, settings.port, tls=settings.tls_certificate is not None)
 
 
 def default_admin_url() -> str:
-    """URL of the admin port of that service; of its only port where it has no admin port."""
+    """Return the URL of the admin port of the service that `notellm serve` would start; of its only port if it has
+    none."""
     settings = read_settings()
     return local_url(settings.host, settings.admin_port or settings.port, tls=settings.tls_certificate is not None)
 
 
 def without_slash(url: str) -> str:
-    """Return a URL without slashes at its end: paths are appended to it."""
+    """Return a URL without trailing slashes, since paths are appended to it."""
     return url.rstrip("/")
 
 
@@ -62,13 +63,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="The service's answer, for 
 
 
 def bearer(key: str | None) -> dict[str, str]:
-    """Headers of a request under an API key."""
+    """Return the headers of a request with an API key."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def explain(answer: Any, status: int, separator: str = "\n  ") -> str:
-    """Return what a problem says: its detail, and its field errors behind a separator each. An answer that is no
-    problem, such as that of a proxy, is named by its status."""
+    """Return the text of a problem: its detail, then each of its field errors after a separator. An answer that is not
+    a problem, such as a proxy's, is described by its status."""
     if not isinstance(answer, dict) or "detail" not in answer:
         return f"The answer, of status {status}, is not that of a NoteLLM service."
     errors = [f"{error['pointer']}: {error['detail']}" for error in answer.get("errors") or ()]
@@ -76,7 +77,7 @@ def explain(answer: Any, status: int, separator: str = "\n  ") -> str:
 
 
 def explain_body(body: bytes, status: int) -> str:
-    """Return what `explain` does of a body that may be no JSON, such as a proxy's error page."""
+    """Return what `explain` does for a body that may not be JSON, such as a proxy's error page."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -95,7 +96,8 @@ def call(
     accept: tuple[int, ...] = (200,),
     timeout: float = TIMEOUT_SECONDS,
 ) -> Any:
-    """Return the answer's JSON; None for an empty one. A problem, or no answer, ends the command with its detail."""
+    """Return the JSON of an answer; None for an empty one. A problem, or no answer, ends the command with its
+    detail."""
     try:
         response = httpx2.request(method, url + path, params=params, json=body, headers=bearer(key), timeout=timeout)
         answer: Any = response.json() if response.content else None

@@ -43,7 +43,7 @@ def export_events(
 
 
 def _download(address: str, api_key: str | None, part: Path, *, packed: bool) -> int:
-    """Write the lines of an answer to a file; return how many there are. A problem ends the command."""
+    """Write the lines of an answer to a file; return their number. A problem ends the command."""
     clicks = 0
     with httpx2.stream("GET", address, headers=bearer(api_key), timeout=TIMEOUT_SECONDS) as response:
         if response.status_code != 200:

@@ -1,6 +1,6 @@
 """Ingest of a file of notes into a running service, over HTTP: in batches, with progress, resumed after a break.
 
-Each batch has an Idempotency-Key, so that one whose answer was lost is not stored twice when it is sent again.
+Each batch has an Idempotency-Key, so that it is not stored twice if its answer is lost and it is sent again.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
-"""Most notes of one request: what a break costs at most."""
+"""Maximum notes of one request, and so the most that are sent again after a break."""
 HIDDEN = (401, 403, 404)
-"""Statuses of GET /readyz behind a proxy that does not let it pass."""
+"""Statuses of GET /readyz behind a proxy that does not forward it."""
 
 
 @dataclass(slots=True)
 class Ingest:
-    """One run of `notellm ingest`. `state_folder` keeps the last acknowledged line of each file, service and model, how
-    many lines were rejected, and the name of the run, from which the keys of its batches are made."""
+    """One run of `notellm ingest`. `state_folder` keeps, for each file, service and model, the last acknowledged line,
+    the number of rejected lines, and the name of the run, from which the keys of its batches are made."""
 
     file: Path
     url: str
@@ -49,9 +49,9 @@ class Ingest:
     patience: float
 
     def run(self, console: Console) -> dict[str, Any]:
-        """Add the notes. Return counts of created, updated and unchanged ones, of the lines of the file that were
-        rejected, also before a break, the last line, seconds, and notes per second. Raises TransferFailed, and OSError
-        when the file cannot be read."""
+        """Add the notes. Return the counts of notes created, updated and unchanged, of lines of the file rejected
+        (including those before a break), the last line, seconds, and notes per second. Raises TransferFailed, and
+        OSError if the file cannot be read."""
         notes = NotesFile(self.file)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
@@ -92,13 +92,13 @@ class Ingest:
         }
 
     def _add(self, client: httpx2.Client, batch: list[Line], run: str, counts: Counter[str], rejects: _Rejects) -> None:
-        """Send the valid lines of a batch, and count what came of all."""
+        """Send the valid lines of a batch, and count the results of all its lines."""
         valid = [line for line in batch if line.note is not None]
         results = self._post(client, run, batch[0].number, valid) if valid else []
         if len(results) != len(valid):
             raise TransferFailed(f"{self.url} answered {len(results)} results for {len(valid)} notes")
         result_of = dict(zip((line.number for line in valid), results, strict=True))
-        for line in batch:  # after the answer: a batch that is sent again has its rejects written once
+        for line in batch:  # after the answer, so that rejects of a batch that is sent again are written once
             status, reason = "rejected", line.reason
             if result := result_of.get(line.number):
                 status = result["status"]
@@ -108,9 +108,10 @@ class Ingest:
                 rejects.write(line, reason)
 
     def _post(self, client: httpx2.Client, run: str, number: int, lines: list[Line]) -> list[Any]:
-        """Return the results of some lines of a batch, whose key is made of `number`, that of the first of them. No
-        connection, 409 (the batch is being stored), 429, 502, 503 and 504 are tried again for `patience` seconds. Lines
-        that together are too large for the service are sent in halves, and one that is so alone is rejected."""
+        """Return the results of some lines of a batch, whose key is made from `number`, that of the first line.
+        Requests are retried for `patience` seconds without a connection, and after 409 (the batch is being stored),
+        429, 502, 503 and 504. Lines that are too large together are sent in halves; one that is too large alone is
+        rejected."""
         patience = Patience(self.patience)
         headers = {"Content-Type": "application/json", "Idempotency-Key": f"{run}-{number}"}
         body = orjson.dumps([line.note for line in lines])
@@ -129,7 +130,7 @@ class Ingest:
     def _post_halves(
         self, client: httpx2.Client, run: str, number: int, lines: list[Line], refusal: httpx2.Response
     ) -> list[Any]:
-        """Send lines that were refused as too large together."""
+        """Send the two halves of lines that were refused as too large together; reject a single line."""
         if len(lines) == 1:
             problem = refusal.json() if "json" in refusal.headers.get("content-type", "") else None
             return [{"status": "rejected", "problem": problem}]
@@ -139,7 +140,7 @@ class Ingest:
 
     @property
     def _params(self) -> dict[str, Any]:
-        """Query parameters of POST /notes: `generate` and `min_score`, those of them that were given."""
+        """Query parameters of POST /notes: `generate` and `min_score`, if given."""
         params = {"generate": self.generate or None, "min_score": self.min_score}
         return {name: value for name, value in params.items() if value is not None}
 
@@ -159,8 +160,8 @@ class Ingest:
         return self.state_folder / "ingest" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def _space(self, client: httpx2.Client) -> str:
-        """Vector space of the model that serves; "" where a proxy does not let GET /readyz pass. A service that does
-        not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
+        """Return the vector space of the model that serves; "" if a proxy does not forward GET /readyz. A service that
+        does not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
         patience = Patience(self.patience)
         while True:
             try:
@@ -175,13 +176,13 @@ class Ingest:
                 patience.pause(f"{self.url} does not answer: {error}.")
 
     def _resumed(self, path: Path | None) -> tuple[str, int, int]:
-        """Name of the run that this one goes on with, its last acknowledged line, and how many lines it has rejected;
-        or a new name and zeros."""
+        """Return the name of the run that this one resumes, its last acknowledged line, and its number of rejected
+        lines; or a new name and zeros."""
         if not self.restart and path and path.is_file():
             try:
                 state = json.loads(path.read_text())
                 return state.get("run") or uuid4().hex, int(state["line"]), int(state.get("rejected", 0))
-            except (ValueError, KeyError, AttributeError):  # cut off by a loss of power
+            except (ValueError, KeyError, AttributeError):  # cut off by a power failure
                 complain(f"{path} cannot be read: beginning with the first line")
         return uuid4().hex, 0, 0
 

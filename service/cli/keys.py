@@ -70,7 +70,7 @@ def revoke(prefix: Prefix, *, url: AdminUrl, api_key: Key = None) -> None:
 
 
 def show_new(answer: Any, as_json: bool) -> None:
-    """Write a new secret alone on a line, so that a script can take it."""
+    """Write a new secret on a line of its own, so that a script can read it."""
     if as_json:
         show(answer, as_json, (), ())
     else:

@@ -30,9 +30,9 @@ app = typer.Typer(no_args_is_help=True)
 app.add_typer(keys.app, name="keys")
 
 START_FAILED = 3
-"""Exit status of a service that could not start, as uvicorn has it."""
+"""Exit status of a service that could not start: the same as uvicorn's."""
 REJECTED = 2
-"""Exit status of an ingest that went through, but for some lines."""
+"""Exit status of an ingest that completed with some lines rejected."""
 VERIFY_SECONDS = 3600.0
 """Bound on a comparison of index and store, which takes seconds for each 10,000 notes."""
 
@@ -85,14 +85,14 @@ def say_where(url: str) -> None:
 
 
 def open_listeners(settings: Settings) -> list[socket.socket]:
-    """Listen on all ports of the service. Raises AddressUnavailable, also for an address that other machines reach
-    where there is no key."""
+    """Listen on all ports of the service. Raises AddressUnavailable; also if other machines can reach the address
+    without a key, unless the settings allow that (`insecure`)."""
     with contextlib.ExitStack() as stack:
         listeners = listen(settings.host, settings.port, shared=settings.readers > 0)
         stack.callback(close_all, listeners)
         if settings.admin_port:
             listeners += listen(settings.host, settings.admin_port, "NOTELLM_ADMIN_PORT")
-        # A host's name tells less than the addresses that it stands for.
+        # The addresses are checked, since a host name may stand for any.
         if settings.bootstrap is None and not settings.insecure and not all(map(is_loopback, listeners)):
             raise AddressUnavailable(
                 f"NOTELLM_HOST is {settings.host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: "
@@ -179,7 +179,7 @@ def category(
 def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
     """Whether the service is ready, and why not."""
     answer = call(url, "GET", "/readyz", key=api_key, accept=(200, 503))
-    if "checks" not in answer:  # a refusal before the service was asked: draining, or too many connections
+    if "checks" not in answer:  # refused before the probe could answer: draining, or too many connections
         complain(explain(answer, 503))
         raise typer.Exit(FAILED)
     rows = [(name, "ok" if check["ok"] else "NOT OK", check["detail"]) for name, check in answer["checks"].items()]

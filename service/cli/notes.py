@@ -27,11 +27,11 @@ from service.notes_file import MAX_LINE_BYTES, bounded_lines
 
 T = TypeVar("T")
 VERSION = 1
-"""Version of the lines that are understood."""
+"""Version of the export format that is understood."""
 BATCH_SIZE = 100
-"""Most notes of one request of an import, and ids of one request to remove notes."""
+"""Maximum notes in one request of an import, and ids in one request to remove notes."""
 GONE = 410
-"""Status of a position that the log of the service does not have any more."""
+"""Status for a position that is no longer in the log of the service."""
 
 
 def export_notes(
@@ -68,7 +68,7 @@ def import_notes(
 
 @dataclass(slots=True)
 class Download:
-    """One run of `notellm export-notes`. Lines go to FILE.part, which has the name FILE once the last one is there."""
+    """One run of `notellm export-notes`. Lines go to FILE.part, which becomes FILE once the last one has arrived."""
 
     file: Path
     url: str
@@ -78,7 +78,8 @@ class Download:
     patience: float
 
     def run(self) -> dict[str, Any]:
-        """Raises TransferFailed, OSError."""
+        """Export the notes. Return the last line of the export, and the seconds taken. Raises TransferFailed,
+        OSError."""
         if self.file.exists():
             raise TransferFailed(f"{self.file} is there already: name a new file")
         started, patience = time.monotonic(), Patience(self.patience)
@@ -98,7 +99,7 @@ class Download:
         return self.file.with_name(f"{self.file.name}.part")
 
     def _fetch(self, client: httpx2.Client, bars: Progress, task: Any, patience: Patience) -> dict[str, Any] | None:
-        """Fetch as much as comes. Return the last line, or None where the stream was broken off."""
+        """Fetch as much as the service sends. Return the last line, or None if the stream broke off."""
         head, last, done = self._resume()
         query = {"vectors": "base64"} if self.vectors else {}
         if head is not None:
@@ -133,8 +134,8 @@ class Download:
         head: dict[str, Any] | None,
         patience: Patience,
     ) -> dict[str, Any] | None:
-        """Append the lines of an answer. Return the last line, which counts all lines of the file. `head`: the first
-        line of the file, where it has lines already."""
+        """Append the lines of an answer. Return the last line, which counts all lines of the file; None if the stream
+        broke off. `head`: the first line of the file, if it has lines already."""
         for text in lines_of(response):
             line = orjson.loads(text)
             if "problem" in line:
@@ -158,8 +159,8 @@ class Download:
         return None
 
     def _check_same(self, head: dict[str, Any], line: dict[str, Any]) -> None:
-        """Raise TransferFailed where the first line of an answer is of another export than that of the file."""
-        # A service of an older version says neither.
+        """Raise TransferFailed if the first line of an answer belongs to another export than the file."""
+        # A service of an older version sends neither field.
         in_both = [name for name in ("tenant", "vectors") if name in head and name in line]
         if changed := [name for name in in_both if head[name] != line[name]]:
             differences = ", ".join(f"{name} {head[name]}, here {line[name]}" for name in changed)
@@ -173,8 +174,8 @@ class Download:
         return end
 
     def _resume(self) -> tuple[dict[str, Any] | None, str | None, int]:
-        """Return the first line of FILE.part, the position of its last one, and its notes; None where there is none.
-        A last line that was cut off is removed."""
+        """Return the first line of FILE.part, the log position of its last one, and its number of notes; None, None and
+        0 without lines. A last line that was cut off is removed. Raises TransferFailed if it is of another export."""
         if not self._part.exists():
             return None, None, 0
         head, last, notes, size = None, None, 0, 0
@@ -202,7 +203,7 @@ class Download:
         return head, last, notes
 
     def _finish(self) -> None:
-        """Give the file its name, packed where that says so."""
+        """Turn FILE.part into FILE, compressed if its name says so."""
         with self._part.open("rb") as part:
             os.fsync(part.fileno())
             if self.file.suffix == ".gz":
@@ -218,9 +219,9 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Contents of a file of an export. `after`: log position from which on the file has the changes; None where it has
-    all notes. `lines`: numbers of the lines of the notes, of each note the last one. `removed`: ids of the notes that
-    were removed, and not written again."""
+    """Contents of an export file. `after`: log position after which it has the changes; None if it has all notes.
+    `lines`: line numbers of the notes, for each note that of its last line. `removed`: ids of the notes that were
+    removed, and not written again."""
 
     after: str | None
     lines: set[int]
@@ -238,7 +239,8 @@ class Upload:
     patience: float
 
     def run(self) -> dict[str, Any]:
-        """Raises TransferFailed, OSError."""
+        """Import the file. Return the counts of results and vectors, and the seconds taken. Raises TransferFailed,
+        OSError."""
         started, contents = time.monotonic(), self._check()
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, expired=0, rejected=0, removed=0)
         vectors: Counter[str] = Counter(kept=0, read=0)
@@ -255,7 +257,7 @@ class Upload:
                 if problem := item["problem"]:
                     complain(f"{item['id']}: {explain(problem, problem['status'], separator='; ')}")
                 if item["status"] == "expired":
-                    removed.add(item["id"])  # an older form of the note may be there, without an expiry
+                    removed.add(item["id"])  # the service may have an older version of the note, without an expiry
                 bars.advance(task)
             if contents.after is not None:
                 counts["removed"] = self._remove(client, removed, patience)
@@ -267,8 +269,8 @@ class Upload:
         return {**report, "seconds": round(time.monotonic() - started, 1)}
 
     def _check(self) -> Contents:
-        """Read the file once. Raises TransferFailed for a file that is no whole export, and for one of changes without
-        `replace`."""
+        """Read the file once, and return what to import. Raises TransferFailed for a file that is not a complete
+        export, and for one of changes without `replace`."""
         last: dict[str, int] = {}
         removed: set[str] = set()
         counted: Counter[str] = Counter()
@@ -313,8 +315,8 @@ class Upload:
             raise TransferFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
 
     def _add(self, client: httpx2.Client, lines: set[int], patience: Patience) -> Iterator[dict[str, Any]]:
-        """Add the notes of some lines; yield the result of each, with the note's id: the service names none for a note
-        that it did not read, since it is too large. Raises TransferFailed."""
+        """Add the notes of some lines; yield the result of each, with the note's id, which the service leaves out for a
+        note too large to be read. Raises TransferFailed."""
 
         def send(batch: list[bytes]) -> httpx2.Response:
             headers, body = {"Content-Type": "application/x-ndjson"}, b"".join(batch)
@@ -329,7 +331,7 @@ class Upload:
                 yield result | {"id": result["id"] or orjson.loads(text)["id"]}
 
     def _remove(self, client: httpx2.Client, ids: Collection[str], patience: Patience) -> int:
-        """Remove those of some notes that there are; return how many."""
+        """Remove the notes with these ids, as far as they exist; return how many were removed."""
 
         def send(batch: list[str]) -> httpx2.Response:
             return client.post("/notes/delete", json={"ids": batch})
@@ -340,8 +342,8 @@ class Upload:
     def _answers(
         self, batch: list[T], send: Callable[[list[T]], httpx2.Response], patience: Patience
     ) -> list[dict[str, Any]]:
-        """Return the service's answers to a batch: several where it is too large for one request, since it is sent in
-        halves then."""
+        """Return the service's answers to a batch: several if it is too large for one request, and so is sent in
+        halves."""
         while True:
             try:
                 response = send(batch)
@@ -357,7 +359,8 @@ class Upload:
 
 
 def lines_of(response: httpx2.Response) -> Iterator[bytes]:
-    """Yield the whole lines of an answer, which end with a line feed: notes may hold other ends of lines (U+2028)."""
+    """Yield the complete lines of an answer, which end with a line feed: notes may contain other line separators
+    (U+2028)."""
     rest = b""
     for piece in response.iter_bytes():
         *lines, rest = (rest + piece).split(b"\n")

@@ -1,4 +1,4 @@
-"""`notellm purge`: what was removed leaves the files of the store and the snapshots too."""
+"""`notellm purge`: removes deleted notes from the files of the store and from the snapshots too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from service.erasure.purge import PurgeReport
 
 WAIT_SECONDS = 600.0
-"""How long running services have to make their snapshots anew: a merge of a million rows takes minutes."""
+"""Seconds that running services have to rebuild their snapshots: a merge of a million rows takes minutes."""
 
 
 def purge(
@@ -43,7 +43,7 @@ def purge(
     from service.store.embedded_redis import EmbeddedRedisError
     from service.store.purge_claim import PurgeError
 
-    clean_up_when_ended()  # a user's own Redis compresses its files again
+    clean_up_when_ended()  # so that a user's own Redis gets its compression setting back
     settings = read_settings()
     server_folders = list(folder or ()) if settings.redis_url else [settings.data_dir, *(folder or ())]
     try:

@@ -1,4 +1,4 @@
-"""The process of a reader, which `notellm serve` starts (service/readers.py): python -m service.cli.reader START."""
+"""Process of a reader, which `notellm serve` starts (service/readers.py): python -m service.cli.reader START."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ORPHANED = 1
 
 
 def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
-    """Serve until the parent asks for the end, or dies."""
+    """Serve until the parent asks the reader to stop, or dies."""
     exempt_imports()
     settings, lifecycle, telemetry = Settings.from_environment(), Lifecycle(), Telemetry()
     write_lines = configure_logging(settings.log_format)
@@ -49,7 +49,7 @@ def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
     def call_in_loop(take: Callable[[int], None], number: int) -> None:
-        """Have the event loop, which answers requests, make this call as soon as it runs."""
+        """Have the event loop, which also answers requests, make this call as soon as it runs."""
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it is closed: the process ends
                 loop.call_soon_threadsafe(take, number)
@@ -71,9 +71,10 @@ def answer_parent(
     end: Callable[[], None],
     write_lines: Callable[[], None],
 ) -> None:
-    """Answer the parent's lines with metrics, or call `end`, until it dies; then end the process at once, so that
-    another service can have the port. Each line is answered once the event loop runs, however late, so that the parent
-    can tell one that hangs from one that is slow; meanwhile further lines are read, and the parent's death is seen."""
+    """Answer each line of the parent with metrics, or call `end` at STOP_LINE, until it dies; then end the process at
+    once, so that another service can have the port. Answers wait for the event loop, however late it runs, so that the
+    parent can tell a reader that hangs from a slow one; meanwhile further lines are read, and the parent's death is
+    noticed."""
     due: SimpleQueue[int] = SimpleQueue()
     threading.Thread(target=write_answers, args=(due, answers, registry), name="write-answers", daemon=True).start()
     with contextlib.suppress(OSError):
@@ -87,7 +88,7 @@ def answer_parent(
 
 
 def write_answers(due: SimpleQueue[int], answers: BinaryIO, registry: CollectorRegistry) -> None:
-    """Write the number of each question that is due, and the metrics, until the parent takes no more."""
+    """Write the number of each question that is due, with the metrics, until the parent no longer reads."""
     with contextlib.suppress(OSError):
         while True:
             answers.write(orjson.dumps([due.get(), samples_of(registry)]) + b"\n")
@@ -96,5 +97,5 @@ def write_answers(due: SimpleQueue[int], answers: BinaryIO, registry: CollectorR
 
 if __name__ == "__main__":
     to_parent = sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever is printed is no answer
+    sys.stdout = sys.stderr  # what is printed must not mix with the answers
     main(ReaderStart.from_json(sys.argv[1]), sys.stdin.buffer, to_parent)

@@ -1,4 +1,4 @@
-"""`notellm reread`: the model that serves reads all notes of a tenant again, over HTTP."""
+"""`notellm reread`: has the model that serves read all notes of a tenant again, over HTTP."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ GONE = 404
 CHANGED = 412
 """Status of a note that was changed since it was read."""
 INVALID = (413, 422)
-"""Statuses of a stored note that the service would not take any more, since its bounds are others."""
+"""Statuses for a stored note that the service would no longer accept, since its bounds have changed."""
 HASHTAGS = "hashtags"
-"""The field that is generated from the notes that are near: only once all of these are read."""
+"""Field that is generated from neighbouring notes, and so only once all notes are read."""
 Listed = dict[str, Any]
 """A note as GET /notes and GET /notes/{id} answer it."""
 
@@ -56,8 +56,8 @@ def reread(
 
 @dataclass(slots=True)
 class Reread:
-    """One run of `notellm reread`. Each note is changed in nothing (PATCH), which the model must read where its vector
-    is of another space. An edit or a removal of another client at the same time is never undone by that."""
+    """One run of `notellm reread`. Each note gets a PATCH that changes nothing, for which the model must read the note
+    if its vector is of another space. A concurrent edit or removal by another client is never undone by that."""
 
     url: str
     api_key: str | None
@@ -66,7 +66,7 @@ class Reread:
     patience: float
 
     def run(self) -> dict[str, Any]:
-        """Raises TransferFailed."""
+        """Reread all notes. Return the counts of outcomes, and the seconds taken. Raises TransferFailed."""
         started = time.monotonic()
         counts = Counter(read=0, unchanged=0, removed=0, rejected=0)
         headers = bearer(self.api_key) | {"X-Request-Priority": "bulk"}
@@ -87,8 +87,8 @@ class Reread:
         return {**counts, "seconds": round(time.monotonic() - started, 1)}
 
     def _pages(self, client: httpx2.Client) -> Iterator[list[Listed]]:
-        """Yield all notes that were last written before this call: a note that the run has written comes again at the
-        end of the list."""
+        """Yield pages of the notes that were last written before this call: notes that the run writes move to the end
+        of the list, and are left out."""
         end = position_key(self._send(client, "GET", "/changes", {}, (200,)).json()["log_position"])
         cursor = None
         while True:
@@ -101,7 +101,7 @@ class Reread:
                 return
 
     def _read(self, client: httpx2.Client, note: Listed) -> str:
-        """Have one note read; return what became of it."""
+        """Have one note read; return the outcome."""
         fields = [field for field in self.generate if field != HASHTAGS]
         query = {"generate": ",".join(fields)} if fields else {}
         answer = self._send(client, "PATCH", _address(note), query, (200, GONE, *INVALID), {})
@@ -113,8 +113,8 @@ class Reread:
         return "read" if answer.json()["usage"]["prompt_tokens"] else "unchanged"
 
     def _write_hashtags(self, client: httpx2.Client, note: Listed) -> str:
-        """Have the hashtags of one note written anew, unless they are its author's; return what became of it. Hashtags
-        that the author gives meanwhile stay: the change holds for the note as it was listed."""
+        """Have the hashtags of one note generated anew, unless they are its author's; return the outcome. Hashtags that
+        the author adds meanwhile stay, since the change is conditional on the listed version of the note."""
         query, accepted = {"generate": HASHTAGS}, (200, GONE, CHANGED, *INVALID)
         while not _has_author_hashtags(note):
             condition = {"If-Match": f'"{note["log_position"]}"'}
@@ -125,7 +125,7 @@ class Reread:
                 answer = self._send(client, "GET", _address(note), {}, (200, GONE))
             if answer.status_code == GONE:
                 return "removed"
-            if answer.status_code in INVALID:  # `_read` has said why
+            if answer.status_code in INVALID:  # `_read` has reported why
                 return "hashtags_rejected"
             note = answer.json()
         return "hashtags_of_authors"
@@ -140,7 +140,8 @@ class Reread:
         body: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> httpx2.Response:
-        """Return the answer to a request, which is sent again while the service has too much to do or is away."""
+        """Return the answer to a request, which is sent again while the service is overloaded or unavailable. Raises
+        TransferFailed."""
         patience = Patience(self.patience)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The server of a process of the service: uvicorn, and how Python is set up for it."""
+"""Server of a process of the service: uvicorn, and the interpreter settings for it."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from service.lifecycle import Lifecycle
 from service.readers import Readers
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread keeps the interpreter while others want it. A request gives it up at each of its system calls, and
-waits that long to get it back from a thread that computes. With Python's default of 5 ms it took 47 ms beside such a
-thread, with this value 7 ms (docs/log/reads.md)."""
+"""Seconds that a thread keeps the GIL while others want it. A request releases it at each of its system calls, and
+waits that long to get it back from a thread that computes. With Python's default of 5 ms a request took 47 ms beside
+such a thread, with this value 7 ms (docs/log/reads.md)."""
 
 
 TICKS_A_SECOND = 10
 GC_THRESHOLDS = (700, 5, 3000)
-"""Python's defaults are (700, 10, 10). The loop stands still during a collection: for 50 ms where 10,000 objects of new
-connections are young, so that few at a time are collected. A full collection walks through all connections, for 160 ms
-where there are 10,000; few objects of a request are in a cycle, so that few are needed (docs/log/operations.md)."""
+"""Garbage collection thresholds; Python's defaults are (700, 10, 10). The event loop stops during a collection: for 50
+ms with 10,000 young objects of new connections, so that few are collected at a time. A full collection walks through
+all connections, for 160 ms with 10,000 of them; few objects of a request are in a cycle, so that it is rarely needed
+(docs/log/operations.md)."""
 
 
 @contextlib.contextmanager
 def import_uncollected() -> Iterator[None]:
     """Suspend garbage collection during an import, and exempt what was imported from later collections.
 
-    torch and transformers make about a million objects that live as long as the process. Collections while they are
-    made take a tenth of the start, and each full collection afterwards would walk through all of them again.
+    torch and transformers make about a million objects that live as long as the process. Collections during the import
+    take a tenth of the start, and each later full collection would walk through all of them again.
     """
     gc.disable()
     try:
@@ -50,27 +51,28 @@ def import_uncollected() -> Iterator[None]:
 
 
 def exempt_imports() -> None:
-    """Exempt what was imported from garbage collection, and have that run as GC_THRESHOLDS says."""
+    """Exempt what was imported from garbage collection, and set GC_THRESHOLDS."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
 
 
 def end_by_sigterm_as_first_process() -> None:
-    """Have SIGTERM end this process where it is the first one of a container, with the exit status that others have
-    from it. The kernel delivers a first process only those signals for which it has a handler: before uvicorn has its
-    own, SIGTERM would be dropped, and after it has put back this one, the signal with which it ends the process."""
+    """Have SIGTERM end this process if it is the first one of a container, with the exit status that other processes
+    get from it. The kernel delivers to a first process only signals for which it has a handler. Otherwise SIGTERM would
+    be dropped before uvicorn installs its own handler, and so would the signal with which uvicorn ends the process
+    after it has restored this one."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
 class Server(uvicorn.Server):
-    """Serves on sockets that are bound already, and drains before it ends. `at_start` is called with its URL once the
+    """Serves on sockets that are already bound, and drains before it ends. `at_start` is called with its URL once the
     app has started.
 
-    After SIGTERM requests are served for `drain_seconds` more, while /readyz tells balancers to send no more; a second
-    signal, or Ctrl-C, skips that. A start that failed ends the server. `at_end` is called as the last thing: uvicorn
-    then ends the process by the signal that asked for it, so that no other clean-up runs. `certificate`: of HTTPS; None
-    for HTTP. `readers` drain together with it, and end before it, so that it answers what they pass on.
+    After SIGTERM requests are served for `drain_seconds` more, while /readyz tells load balancers to send no more; a
+    second signal, or Ctrl-C, skips that. A failed start ends the server. `at_end` is called last: uvicorn then ends the
+    process by the signal that it received, so that no other clean-up runs. `certificate`: for HTTPS; None for HTTP.
+    `readers` drain together with the server, and end before it, so that it answers what they pass on.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Server(uvicorn.Server):
             self.servers.append(serving)
 
     def _connection(self) -> asyncio.Protocol:
-        """Return what serves a connection of a reader, as uvicorn makes it for one of a caller."""
+        """Return the protocol of a reader's connection, made as uvicorn makes that of a caller's."""
         make: Any = self.config.http_protocol_class
         protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
         return protocol

@@ -79,8 +79,8 @@ def similar(
 
 
 def _search_options(ctx: typer.Context) -> dict[str, Any]:
-    """Return the fields of a search that the command's options give: those with a value, which an option that was left
-    out, a list without items and a switch that is off do not have."""
+    """Return the search fields that the command's options give: those with a value. An option that was left out, an
+    empty list and a switch that is off have none."""
     given = {name: value for name, value in ctx.params.items() if name not in NOT_FIELDS}
     return {name: value for name, value in given.items() if not (value is None or value is False or value in ((), []))}
 
@@ -88,8 +88,8 @@ def _search_options(ctx: typer.Context) -> dict[str, Any]:
 def _search(
     note_id: str | None, text: dict[str, str], examples: dict[str, list[str]], fields: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the body of a search: `fields` with the ids of `examples` and the `text`, which is an example where there
-    are others. A search for nothing ends the command."""
+    """Return the body of a search: `fields` with the ids of `examples` and the `text`, which becomes an example if
+    there are others. A search without any of these ends the command."""
     lists: dict[str, list[Any]] = {
         name: [*fields.pop(name, []), *({"note_id": one} for one in ids)] for name, ids in examples.items()
     }
@@ -130,7 +130,8 @@ def _row(item: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _show_rest(answer: dict[str, Any]) -> None:
-    """Write what has no column: explanations, duplicates, what is missing, and what the answer lacks."""
+    """Write what has no column: explanations, included fields, duplicates, and what is missing or incomplete in the
+    answer."""
     lines = []
     for item in answer["items"]:
         if explanation := item.get("explanation"):
@@ -158,7 +159,8 @@ def _show_rest(answer: dict[str, Any]) -> None:
 
 
 def _evidence(explanation: dict[str, Any]) -> list[str]:
-    """Say which hashtags a note shares, and what words and behaviour added to a score, of those that were asked for."""
+    """Return texts about the hashtags that a note shares, and about what words and behaviour added to its score, if
+    requested."""
     parts = [f"hashtags {', '.join(tags)}"] if (tags := explanation["shared_hashtags"]) else []
     if explanation.get("words") is not None:
         shared = ", ".join(explanation["shared_words"]) or "-"

@@ -1,4 +1,4 @@
-"""The store of the settings, for commands that need no running service."""
+"""The store that the settings name, for commands that need no running service."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from service.settings import Settings
 
 @contextlib.contextmanager
 def store_url(settings: Settings) -> Iterator[str]:
-    """Yield the address of the store; the embedded server is started where no service runs it, and ends with the
-    command. Where a service has joined it meanwhile, say so: the service starts it again."""
+    """Yield the URL of the store. The embedded server is started if no service runs it, and ends with the command; if a
+    service has joined it meanwhile, a message says that the service starts it again."""
     if settings.redis_url:
         yield settings.redis_url.get_secret_value()
         return
@@ -36,7 +36,7 @@ def store_url(settings: Settings) -> Iterator[str]:
 
 
 def describe_store(settings: Settings) -> str:
-    """Say where the store is: its folder, or its URL without user, password and options, and the database there."""
+    """Return where the store is: its folder, or its URL without user, password and options, and the database there."""
     if not settings.redis_url:
         return str(settings.data_dir)
     from service.store.clients import database_of

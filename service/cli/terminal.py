@@ -24,7 +24,7 @@ err = Console(stderr=True)
 
 FAILED = 1
 MISUSED = 2
-"""Exit statuses: the service or its answer is at fault; the command's options or settings are."""
+"""Exit statuses: FAILED if the service or its answer is at fault, MISUSED if the command's options or settings are."""
 
 
 def complain(*lines: str) -> None:
@@ -35,7 +35,7 @@ def complain(*lines: str) -> None:
 
 @contextlib.contextmanager
 def misused_where(*errors: type[Exception]) -> Iterator[None]:
-    """End the command with the message of one of these errors: its options or settings are at fault."""
+    """End the command with the message of one of these errors, which its options or settings have caused."""
     try:
         yield
     except errors as error:
@@ -44,8 +44,8 @@ def misused_where(*errors: type[Exception]) -> Iterator[None]:
 
 
 def clean_up_when_ended() -> None:
-    """Have SIGTERM and SIGHUP end the command as an exception does, so that it leaves nothing half done. Those that are
-    ignored stay so: under `nohup` the command goes on after a logout."""
+    """Have SIGTERM and SIGHUP end the command like an exception, so that it leaves nothing half done. Signals that are
+    ignored stay ignored: under `nohup` the command goes on after a logout."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda received, _: sys.exit(128 + received))
@@ -53,7 +53,7 @@ def clean_up_when_ended() -> None:
 
 @contextlib.contextmanager
 def files_for_owner_alone() -> Iterator[None]:
-    """Create files and folders, in all threads of this process, that no other user of the machine can read."""
+    """Make files and folders created in the block, by any thread of this process, unreadable for other users."""
     before = os.umask(0o077)
     try:
         yield
@@ -75,7 +75,7 @@ def read_settings() -> Settings:
 
 
 def show(answer: Any, as_json: bool, columns: Sequence[str | Column], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Write an answer: as it came for programs, as a table for people."""
+    """Write an answer: as JSON for programs, as a table for people."""
     if as_json:
         out.print_json(json.dumps(answer))
         return
@@ -86,6 +86,6 @@ def show(answer: Any, as_json: bool, columns: Sequence[str | Column], rows: Sequ
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters escaped: whoever named a key or wrote a note must not steer the
-    terminal. Markup is no danger: it is not read in a Text."""
+    """Return a text with its control characters escaped: the name of a key or the text of a note must not control the
+    terminal. Markup is harmless: rich does not interpret it in a Text."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

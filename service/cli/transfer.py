@@ -17,9 +17,9 @@ from service.cli.terminal import FAILED, complain, err, out
 TIMEOUT_SECONDS = 300.0
 """Bound on the wait for the next lines, or for the answer to a batch."""
 RETRY_SECONDS = 0.5
-"""Pause before a request is sent again, where the service names none."""
+"""Seconds before a request is sent again, if the service names none."""
 TRY_AGAIN = (409, 429, 502, 503, 504)
-"""Statuses of requests that are sent again; 502 is a proxy's."""
+"""Statuses after which a request is sent again; 502 is a proxy's."""
 
 
 class TransferFailed(Exception):
@@ -27,7 +27,8 @@ class TransferFailed(Exception):
 
 
 class Patience:
-    """Bounds how long a service may not answer. `seconds` begin with the first failure, and anew after a success."""
+    """Bounds how long a service may fail to answer. The `seconds` begin with the first failure, and start anew after a
+    success."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -37,28 +38,28 @@ class Patience:
         self._deadline = None
 
     def pause(self, reason: str, seconds: float = RETRY_SECONDS) -> None:
-        """Wait before the next attempt. Raises TransferFailed when the time is over."""
+        """Wait before the next attempt. Raises TransferFailed if the time would be over by then."""
         self._deadline = self._deadline or time.monotonic() + self._seconds
         if time.monotonic() + seconds > self._deadline:
             raise TransferFailed(f"{reason} Run the same command again to go on.")
         time.sleep(seconds)
 
     def after(self, status: int, body: bytes, headers: httpx2.Headers) -> None:
-        """Wait after an answer that is no success. Raises TransferFailed for one that is none of TRY_AGAIN, and when
-        the time is over."""
+        """Wait after an answer that is no success. Raises TransferFailed for a status that is not in TRY_AGAIN, and
+        when the time is over."""
         reason = explain_body(body, status)
         if status not in TRY_AGAIN:
             raise TransferFailed(f"the service refused: {reason}")
         try:
             seconds = float(headers.get("retry-after", RETRY_SECONDS))
-        except ValueError:  # a date, of a proxy
+        except ValueError:  # a date, from a proxy
             seconds = RETRY_SECONDS
         self.pause(reason, seconds)
 
 
 def show_report(run: Callable[[], dict[str, Any]], as_json: bool, rejected: int = FAILED) -> None:
-    """Run a transfer, and show its report. Ends the command with FAILED where it failed, and with the status `rejected`
-    where something was rejected."""
+    """Run a transfer, and show its report. Ends the command with FAILED if it failed, and with the status `rejected` if
+    something was rejected."""
     try:
         report = run()
     except (TransferFailed, OSError) as error:
@@ -73,7 +74,7 @@ def show_report(run: Callable[[], dict[str, Any]], as_json: bool, rejected: int 
 
 
 def progress_bars() -> Progress:
-    """Return the bars of a transfer, which counts notes."""
+    """Return the progress bars of a transfer, which counts notes."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

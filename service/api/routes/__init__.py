@@ -1,1 +1,1 @@
-"""One file a resource. Handlers parse, call one use-case, and answer."""
+"""Routes, one file per resource. Handlers parse the request, call one use case, and answer."""

@@ -66,7 +66,7 @@ async def get_notes_by_ids(body: GetIn, service: ServiceDep) -> Response:
     """
     answer = await listing.get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
     turns, notes = Turns(), list[bytes]()
-    for stored in answer.notes:  # not a GetOut: a thousand vectors would hold the event loop for a tenth of a second
+    for stored in answer.notes:  # not a GetOut: serialising a thousand vectors at once holds the event loop for 0.1 s
         notes.append(NoteWithVector.with_vector(stored, body.vectors).model_dump_json().encode())
         await turns.work(len(notes[-1]))
     others = orjson.dumps({"missing": answer.missing, "unreadable": answer.unreadable, "unread": answer.unread})
@@ -94,7 +94,7 @@ async def remove_notes(
     failure stays removed: repeat the request, and it goes on.
     """
     if body.filter is not None:
-        if body.dry_run:  # without it the notes are gone: whoever asks by it reads which notes have what
+        if body.dry_run:  # its receipt says which notes match, and leaves them: that is reading
             check_option(request, Scope.NOTES_READ, "a dry run by a filter")
         check_filter(body.filter, service.settings)
     what = body.ids if body.filter is None else body.filter.as_filter()

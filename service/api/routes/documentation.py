@@ -1,5 +1,5 @@
-"""GET /openapi.json: the API for programs; GET /docs: the API for people, shown by Swagger UI. Its files come from a
-package: the page needs no internet."""
+"""GET /openapi.json: the API for programs; GET /docs: the API for people, shown by Swagger UI, whose files come from a
+Python package, so that the page needs no internet."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ ASSETS = {
     "favicon.png": (STATIC / "fastapi" / "favicon.png", "image/png"),
 }
 ASSETS_ETAG = f'"{version("fastapi-standalone-docs")}"'
-"""ETag of each file: it changes with the package alone."""
+"""ETag of each file: it changes only with the package."""
 
 
 @router.get("/")
 @open_to_all()
 async def root() -> RedirectResponse:
-    """Leads people to the documentation."""
+    """Redirect people to the documentation."""
     return RedirectResponse("/docs", 307)
 
 
 @router.get("/openapi.json")
 @open_to_all()
 async def openapi(request: Request) -> Response:
-    """The API's description. It is made for the first request, in a thread, and kept as it is sent: that takes a fifth
-    of a second, and nobody needs a key for it."""
+    """Return the API's description. It is rendered in a thread, for the first request, and the bytes are kept:
+    rendering takes a fifth of a second, and anyone may ask for it without a key."""
     state = request.app.state
     if state.openapi_json is None:
         state.openapi_json = await asyncio.to_thread(render, request.app)
@@ -47,14 +47,14 @@ async def openapi(request: Request) -> Response:
 
 
 def render(app: FastAPI) -> bytes:
-    """Return the API's description as it is sent."""
+    """Return the API's description as bytes of JSON."""
     return bytes(JSONResponse(app.openapi()).body)
 
 
 @router.get("/docs")
 @open_to_all()
 async def docs(request: Request) -> HTMLResponse:
-    """The page. Addresses are relative to it, so that it also works behind a prefix."""
+    """Return the page. Its addresses are relative, so that it also works behind a path prefix."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title=request.app.title,
@@ -68,8 +68,8 @@ async def docs(request: Request) -> HTMLResponse:
 @router.get("/docs/{asset}")
 @open_to_all()
 async def docs_asset(asset: str, request: Request, if_none_match: Annotated[str, Header()] = "") -> Response:
-    """A file of the page, sent in pieces, so that for a caller who reads slowly only one piece is in memory. Browsers
-    keep the file, and ask each time whether their copy is current."""
+    """Return a file of the page, sent in pieces, so that only one piece is in memory for a slow caller. Browsers keep
+    the file, and ask each time whether their copy is current."""
     if asset not in ASSETS:
         raise HTTPException(404)
     headers = {"ETag": ASSETS_ETAG, "Cache-Control": "no-cache", "Accept-Ranges": "none"}
@@ -77,6 +77,6 @@ async def docs_asset(asset: str, request: Request, if_none_match: Annotated[str,
     if not known.isdisjoint((ASSETS_ETAG, "*")):
         return Response(status_code=304, headers=headers)
     path, media_type = ASSETS[asset]
-    # FileResponse would send the part that a Range asks for, and refuse one beyond the file.
+    # FileResponse would send only the part named by a Range header, and refuse one beyond the file.
     request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
     return FileResponse(path, headers=headers, media_type=media_type)

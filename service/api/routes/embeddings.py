@@ -39,8 +39,7 @@ async def embeddings(
 
 
 def check_model(body: EmbeddingsIn, engine: Engine) -> None:
-    """Refuse another model than the one that serves, and vectors of another length than its own. Raises
-    InvalidInput."""
+    """Refuse a model other than the one that serves, and a vector length other than its own. Raises InvalidInput."""
     errors = []
     if body.model != engine.name:
         errors.append(FieldError("/model", f"must be {engine.name!r}, the model that serves"))

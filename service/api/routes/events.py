@@ -34,7 +34,7 @@ EVENT_LINES = lines(
 )
 READ_LINES = lines("one read a line: `user`, `note`, `time`, `rating`; or a last `problem`")
 REPORT_SECONDS = 604_800.0
-"""Time that a report covers by default: a week."""
+"""Seconds that a report covers by default: a week."""
 POST_BODY = one_list_or_stream("EventIn", "event")
 
 

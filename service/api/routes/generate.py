@@ -60,8 +60,8 @@ class StreamedHashtags(NamedTuple):
 
 
 async def get_streamed_hashtags(body: HashtagsIn, service: ServiceDep, urgency: UrgencyDep) -> StreamedHashtags:
-    """Return what a stream is to generate. What is refused is refused here, before the answer begins. Raises
-    InvalidInput, QueueFull."""
+    """Return what a stream is to generate. A request is refused here, before the answer begins. Raises InvalidInput,
+    QueueFull."""
     generation = requested_hashtags(body, service)
     if refusal := service.batcher.refusal(urgency, service.tenant):
         raise refusal
@@ -135,5 +135,5 @@ def requested_hashtags(body: HashtagsIn, service: Service) -> GenerationRequest:
 
 
 def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:
-    """Categories to choose from: the caller's, or else the deployment's."""
+    """Return the categories to choose from: the caller's, or else the deployment's."""
     return tuple(dict.fromkeys(body.categories)) or service.recommender.categories

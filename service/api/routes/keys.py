@@ -1,4 +1,5 @@
-"""GET, POST, PATCH and DELETE /keys, POST /keys/{prefix}/rotate, GET /audit: who may do what, and who said so."""
+"""GET, POST, PATCH and DELETE /keys, POST /keys/{prefix}/rotate, GET /audit: API keys, and the log of
+administration."""
 
 from __future__ import annotations
 
@@ -26,11 +27,11 @@ from service.api.schemas.keys import (
 )
 
 KEY_WORK = 1024
-"""Bytes of work that a key of a list counts as: writing it takes as long as reading so many bytes."""
+"""Bytes of work that a listed key counts as: writing it takes as long as reading that many bytes."""
 MAX_ACTS = 1000
-"""Bound on the acts of one answer of GET /audit."""
+"""Bound on the acts in one answer of GET /audit."""
 POSITION = Form(r"^[0-9]{1,15}-[0-9]{1,10}$", "must be the `position` of an act")
-"""A position that Redis reads: \\d would take digits of every script."""
+"""Positions that Redis accepts: \\d would match the digits of every script."""
 router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
 
 
@@ -54,7 +55,7 @@ async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) 
 async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
     """The keys of your tenant, or with the scope `admin` those of all tenants; the oldest first."""
     turns, keys = Turns(), list[bytes]()
-    for key in await manager.keys(principal):  # not a KeysOut: all at once would hold the event loop
+    for key in await manager.keys(principal):  # not a KeysOut: serialising all at once would hold the event loop
         keys.append(KeyOut.of(key).model_dump_json().encode())
         await turns.work(KEY_WORK)
     return Response(b'{"keys":[%s]}' % b",".join(keys), media_type="application/json")

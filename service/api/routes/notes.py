@@ -112,14 +112,14 @@ async def post_notes(
 
 
 def refuse_condition(condition: Condition | None, what: str) -> None:
-    """Raise MalformedHeader where there is a condition on `what`, which is not one stored note."""
+    """Raise MalformedHeader if there is a condition on `what`, which is not one stored note."""
     if condition is not None:
         header = "If-None-Match" if condition.negated else "If-Match"
         raise MalformedHeader(header, f"cannot be honoured for {what}; send one note with an id")
 
 
 def answer_headers(added: Added) -> dict[str, str]:
-    """Headers of the answer to a write of one note."""
+    """Return the headers of the answer to a write of one note."""
     return {"ETag": f'"{added.stored.position}"'} | replay_headers(added.replayed)
 
 
@@ -140,8 +140,8 @@ async def get_note(
 async def answer_note(
     note_id: str, store: NoteStore, condition: Condition | None, response: Response
 ) -> NoteOut | Response:
-    """Answer with a stored note, or with 304; the headers of the first go to `response`. Raises PreconditionFailed, and
-    what read_note raises."""
+    """Answer with a stored note, whose headers go to `response`, or with 304. Raises PreconditionFailed, and what
+    read_note raises."""
     stored = await read_note(store, note_id)
     headers = {"ETag": f'"{stored.position}"'}
     if condition is not None and not condition.holds(True, stored.position):

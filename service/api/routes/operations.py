@@ -86,8 +86,8 @@ async def recognise(request: Request) -> Principal | None:
 
 
 def progress_for(lifecycle: Lifecycle, caller: Principal | None) -> str:
-    """Return the present step of the start, and how far it is for a caller of the default tenant, whose notes it
-    counts."""
+    """Return the current step of the start; for a caller of the default tenant also how far it is, in notes of that
+    tenant."""
     return lifecycle.progress if caller and caller.tenant == DEFAULT_TENANT else lifecycle.step
 
 
@@ -96,7 +96,7 @@ def get_readers(request: Request) -> Readers:
 
 
 async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut:
-    """Ask the parts of a running service. `own`: that of the caller's tenant; None for a caller without one."""
+    """Check the parts of a running service. `own`: service of the caller's tenant; None for a caller without one."""
     service = tenants.default
     durable: bool | None = None
     try:
@@ -114,7 +114,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     index = Check(ok=tenants.ready, detail=status.detail)
     if status.ready and not tenants.ready:
         index.detail = f"{tenants.count_ready()} of {len(tenants)} tenants follow the log"
-    if own is not service:  # positions, numbers of notes and of tenants are not for others
+    if own is not service:  # positions, numbers of notes and of tenants are hidden from others
         index.detail = "follows the log" if index.ok else "does not follow the log yet, or not for all tenants"
     return ReadyOut(
         ready=store.ok and index.ok and engine.ok,

@@ -57,7 +57,7 @@ LIST_BODY = {
     },
 }
 OPTIONS = {"parameters": [*query_parameters(SimilarQuery), WAIT_HEADER]}
-"""OpenAPI description of the options of a search in a query string."""
+"""OpenAPI description of the query parameters of a search."""
 router = APIRouter(tags=["similar"], route_class=SearchRoute)
 
 
@@ -71,7 +71,7 @@ router = APIRouter(tags=["similar"], route_class=SearchRoute)
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Notes related to a stored one, from its stored vector: no model call."""
-    # Not FastAPI dependencies: each of them costs a tenth of a millisecond (docs/log/reads.md).
+    # Not FastAPI dependencies: each of those costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
     options, timeout = read_options(query, request, service, "/query"), read_timeout(request)
     tried = remaining_read_time(request)
@@ -151,7 +151,7 @@ async def similar_batch(request: Request, service: ServiceDep, requested: Reques
 def read_options(
     given: RankingOptions, request: Request, service: ReadService, pointer: str
 ) -> RankingOptions | SearchDefaults:
-    """Return the options of a search with those that their scenario binds. Raises Forbidden, and InvalidInput at
+    """Return the options of a search with the defaults of their scenario. Raises Forbidden, and InvalidInput at
     `pointer`."""
     check_note_access(given, request)
     options = with_scenario(given, scenarios_of(request), pointer)
@@ -162,9 +162,9 @@ def read_options(
 async def answer_nearest(
     note_id: str, options: RankingOptions | SearchDefaults, service: ReadService, time_left: ReadTime
 ) -> Response | None:
-    """Answer by the short path; None where only the whole search has an answer. Raises IndexBehind."""
+    """Answer by the short path; None if only the full search has an answer. Raises IndexBehind."""
     if options.plain:
-        with suppress(StoreUnavailable):  # the whole search then gives a degraded answer
+        with suppress(StoreUnavailable):  # the full search then gives a degraded answer
             if nearest := await service.nearest.find(note_id, *options.as_plain(), time_left):
                 return Response(render_nearest(nearest, note_id, service.model), media_type="application/json")
     return None
@@ -173,7 +173,7 @@ async def answer_nearest(
 async def answer_body(
     search: SearchRequest, position: str | None, request: Request, service: Service, requested: RequestedUrgency
 ) -> Similar:
-    """Answer a search that came as a body, while its caller waits. Several texts of one search are a list."""
+    """Answer a search sent as a body, while its caller stays connected. Several texts in one search count as a list."""
     one = len(search.texts) <= 1
     urgency = requested.for_note(service.settings) if one else requested.for_list(service.settings)
 
@@ -189,7 +189,7 @@ async def answer_body(
 async def answer_response(
     related: Similar, note_id: str | None, service: Service, options: RankingOptions | SearchDefaults
 ) -> Response:
-    """Return the answer without the fields that say nothing. FastAPI would take as long to serialise it as the search
+    """Return the answer without fields that are not set. FastAPI would take as long to serialise it as the search
     takes."""
     answer = SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
     await IncludedFields(service.store).add(answer, related, options.include)
