@@ -1,1 +1,1 @@
-"""Text and tensors. Knows no HTTP and no database."""
+"""The model: training, inference and evaluation. Independent of HTTP and of the service's storage."""

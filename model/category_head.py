@@ -1,10 +1,9 @@
-"""CategoryHead: probabilities of a note's category by its vector and its words, pooled with those of the model's
-writing.
+"""CategoryHead: category probabilities from a note's vector and words, pooled with the language model's own.
 
-It is fitted to training notes in minutes, without touching the model, so a deployment can have one for its own
+It is fitted to training notes in minutes and leaves the model unchanged, so a deployment can have one for its own
 categories (docs/decisions/0014-category-head.md).
-Shapes: N notes, C names of the head, D dimension, K names of a closed set, E experts: the model's writing, the vector
-and, where the head has them, the words.
+Shapes: N notes, C names of the head, D dimension, K names of a closed set, E experts: the language model, the vector
+and, where the head has a regression from them, the words.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from model.whole_file import whole_file
 
 CATEGORIES_FILE = "categories.safetensors"
 TENSORS = ("counts", "trusts", "weights", "bias")
-"""Names in the file of the counts, the pool weights and the regression from vectors. They never change, so that older
+"""Names of the stored tensors: counts, pool weights and the regression from vectors. They never change, so that older
 checkpoints stay readable."""
 WORD_TENSORS = ("word_hashes", "word_idf", "word_weights", "word_bias")
-"""Names in the file of the fields of the regression from words, in their order, where the head has one."""
+"""Names of the stored tensors of the optional regression from words, in the order of its fields."""
 MIN_NOTES_PER_CATEGORY = 20
-"""Fewest training notes a name, on the average over a closed set, for the head to have a say in it. With 8 it learns
-the wording of these few and is worse than the model alone (docs/decisions/0014-category-head.md)."""
+"""Minimum training notes per name, averaged over a closed set, for the head to be used on that set. With 8 it overfits
+to their wording and is worse than the model alone (docs/decisions/0014-category-head.md)."""
 
 Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
 class CategoryHead:
-    """Logits of category `names` by vector and by words, and the exponents that pool them with the model's own
-    probabilities.
+    """Regressions from a note's vector and words to category `names`, and the exponents that pool them with the model's
+    own probabilities.
 
-    Both regressions were fitted to `counts` (C,) notes of each name. In a closed set that it `covers`,
+    Both regressions were fitted to `counts` (C,) notes of each name. In a closed set that the head `covers`,
 
         p(c) ~ p_written(c)^a * p_vector(c)^b * p_words(c)^w,
 
     where each distribution is over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3).
     `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; NaN for a name
-    whose data sets all had too few notes. A closed set takes the mean over its names.
+    whose data sets all had too few notes. For a closed set, the mean over its names is used.
     """
 
     names: tuple[str, ...]
@@ -60,10 +59,11 @@ class CategoryHead:
 
     @classmethod
     def fit(cls, vectors: Floats, truth: Sequence[str], notes: Sequence[Note] = ()) -> CategoryHead:
-        """Fit a regression to unit vectors (N, D) and their N true names, and one to the words of their `notes`, where
-        these are given.
+        """Fit a regression from unit vectors (N, D) to their N true names, and another from the words of `notes`, if
+        given.
 
-        It covers no closed set until `with_pool_weights`. Raises ValueError for fewer than two different names.
+        The result covers no closed set until `with_pool_weights` is called. Raises ValueError for fewer than two
+        different names.
         """
         names = tuple(sorted(set(truth)))
         if len(names) < 2:
@@ -81,21 +81,22 @@ class CategoryHead:
 
     @property
     def pooled_names(self) -> tuple[str, ...]:
-        """Names that pool weights were fitted to."""
+        """Names that have fitted pool weights."""
         fitted_rows = np.flatnonzero(~np.isnan(self.pool_weights).any(axis=1))
         return tuple(self.names[row] for row in fitted_rows)
 
     def covers(self, categories: Sequence[str]) -> bool:
-        """Return whether it has pool weights for all of the names, and knows them from enough notes."""
+        """Return whether the head has pool weights for all of the names and was fitted to enough notes of them."""
         return self.has_enough_notes(categories) and set(self.pooled_names).issuperset(categories)
 
     def has_enough_notes(self, categories: Sequence[str]) -> bool:
-        """Return whether it knows all of the names, from MIN_NOTES_PER_CATEGORY notes each on the average."""
+        """Return whether the head has all of the names and was fitted to MIN_NOTES_PER_CATEGORY notes per name, on
+        average."""
         counts = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
         return len(counts) == len(set(categories)) and sum(counts) >= MIN_NOTES_PER_CATEGORY * len(counts)
 
     def exponents(self, categories: Sequence[str]) -> npt.NDArray[np.float64]:
-        """Return the exponents (E,) of the pool for a closed set that it `covers`: the mean of its names'."""
+        """Return the exponents (E,) of the pool for a closed set that it `covers`: the mean over its names."""
         mean: npt.NDArray[np.float64] = self.pool_weights[self._rows(categories)].mean(0)
         return mean
 
@@ -104,7 +105,7 @@ class CategoryHead:
         return _log_softmax(self.by_vector.logits(vectors, self._rows(categories)))
 
     def log_probs(self, categories: Sequence[str], note: Note, vector: Floats) -> npt.NDArray[np.float64]:
-        """Return log probabilities (E - 1, K) over a closed set by the vector (D,) of a note and by its words."""
+        """Return log probabilities (E - 1, K) over a closed set from the vector (D,) of a note and from its words."""
         log_probs = [self.log_probs_by_vector(categories, vector)]
         if self.by_words is not None:
             log_probs.append(_log_softmax(self.by_words.logits(note, self._rows(categories))))
@@ -118,10 +119,10 @@ class CategoryHead:
         vector: Floats,
         exponents: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.float64]:
-        """Return pooled logits (K,) of names that it knows.
+        """Return pooled logits (K,) of names that the head has.
 
-        `written`: the model's log probabilities (K,), up to a constant. `exponents` (E,): of the closed set that has
-        the names.
+        `written`: the model's log probabilities (K,), up to a constant. `exponents` (E,): those of the closed set that
+        contains the names.
         """
         pooled: npt.NDArray[np.float64] = exponents @ np.vstack([written, self.log_probs(categories, note, vector)])
         return pooled
@@ -129,8 +130,8 @@ class CategoryHead:
     def pool_unwritten(
         self, categories: Sequence[str], note: Note, vector: Floats, exponents: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.float64]:
-        """Return logits (K,) of known names by vector and words alone, before the model reads any name. They are
-        weighted by the exponents of the pool, or by 1 each where those are all 0."""
+        """Return logits (K,) from vector and words alone, before the model scores any name. The two are weighted by
+        `exponents`, or by 1 each where these are 0 for both."""
         shares = exponents[1:] if exponents[1:].any() else np.ones(len(exponents) - 1)
         pooled: npt.NDArray[np.float64] = shares @ self.log_probs(categories, note, vector)
         return pooled
@@ -139,7 +140,7 @@ class CategoryHead:
         return [self.names.index(name) for name in categories]
 
     def save(self, folder: Path, space: str) -> None:
-        """Write it into a checkpoint folder whose vectors are of `space`."""
+        """Write the head into a checkpoint folder. `space`: vector space of that checkpoint."""
         vector, words = self.by_vector, self.by_words
         fields: list[npt.NDArray[Any]] = [self.counts, self.pool_weights, vector.weights, vector.bias]
         tensors = dict(zip(TENSORS, fields, strict=True))
@@ -150,9 +151,10 @@ class CategoryHead:
 
     @classmethod
     def load(cls, folder: Path, space: str) -> CategoryHead | None:
-        """Read the head of a checkpoint folder whose vectors are of `space`; None where the folder has none.
+        """Read the head of a checkpoint folder, or return None if it has none. `space`: vector space of that
+        checkpoint.
 
-        Raises CheckpointError for a broken file, and for one that was fitted to vectors of another space.
+        Raises CheckpointError for a broken file and for a head fitted to vectors of another space.
         """
         path = folder / CATEGORIES_FILE
         if not path.is_file():
@@ -165,7 +167,7 @@ class CategoryHead:
                 by_words = WordRegression(*map(stored.get_tensor, WORD_TENSORS)) if with_words else None
                 names = tuple(json.loads(metadata["names"]))
                 fitted_space = metadata["space"]
-        except Exception as error:  # what safetensors raises has no common class
+        except Exception as error:  # safetensors errors have no common base class
             raise CheckpointError(f"{path} could not be loaded: {error!r}") from error
         if fitted_space != space:
             raise CheckpointError(
@@ -177,8 +179,8 @@ class CategoryHead:
         return head
 
     def _shapes_agree(self) -> bool:
-        """Return whether the shapes of all tensors have the same numbers of names, experts and words. The width of the
-        vectors is not compared with anything: `space` names it."""
+        """Return whether all tensors agree on the numbers of names, experts and words. The dimension of the vectors
+        needs no check: `space` determines it."""
         classes, vector, words = len(self.names), self.by_vector, self.by_words
         shapes = [(self.counts, (classes,)), (self.pool_weights, (classes, 3 if words else 2)),
                   (vector.weights, (classes, *vector.weights.shape[-1:])), (vector.bias, (classes,))]  # fmt: skip
@@ -189,15 +191,15 @@ class CategoryHead:
 
 
 def fit_pool_weights(log_probs: Sequence[Floats], truth: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Return the exponents (E,), none below 0, of the pool under which the true categories of N notes are likeliest.
+    """Return the non-negative pool exponents (E,) that maximise the likelihood of the true categories of N notes.
 
-    `log_probs`: for each note those of E experts over its closed set, (E, K). `truth`: for each note the index of its
+    `log_probs`: for each note, those of E experts over its closed set, (E, K). `truth`: for each note, the index of its
     category in that set. Minimises
 
         - sum_n log p_n(truth_n) + |exponents - 1/E|^2,
 
-    which is convex. The penalty weighs about as much as one note: without it nothing would bound the exponents where
-    few notes are given and all are right.
+    which is convex. The penalty weighs about as much as one note. Without it the exponents would grow without bound
+    where there are few notes and all are classified correctly.
     """
     from scipy.optimize import minimize
 

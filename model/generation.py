@@ -1,6 +1,6 @@
-"""Generation types: a GenerationRequest goes to the model with a note, a GenerationOutput comes back.
+"""Types of generation: the model takes a note and a GenerationRequest, and returns a GenerationOutput.
 
-Knows notes; not tokens, HTTP or storage.
+Independent of the tokenizer, HTTP and storage.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_CATEGORY_TOKENS = 4096
-"""Bound on the tokens that the names of a closed set add to a note's prefill, a prefix that several names share counted
-once. They are computed in one forward, so this bounds its size; 500 names have about 1,400 (docs/log/engine.md)."""
+"""Maximum tokens that the names of a closed set add to a note's prefill, counting shared prefixes once. They are
+computed in one forward, so this bounds its size; 500 names have about 1,400 tokens (docs/log/engine.md)."""
 MAX_WHOLE_SET = 64
-"""Names of the largest closed set that is read whole without being asked for."""
+"""Number of names up to which a closed set is scored in full by default."""
 CATEGORY_SHORTLIST = 32
-"""Names that are read of a larger closed set. They have about as many tokens as a note."""
+"""Number of names scored of a larger closed set; they have about as many tokens as a note."""
 
 
 class CategoriesTooLong(ValueError):
@@ -29,8 +29,8 @@ class CategoriesTooLong(ValueError):
 
 
 HashtagPolicy = Literal["open", "known", "grounded"]
-"""Where generated hashtags may come from. "open": whatever the model writes. "known": what the model writes, held to
-the hashtags of stored notes. "grounded": the best of what the model writes and of what neighbouring notes carry."""
+"""Source of generated hashtags. "open": any text the model writes. "known": what the model writes, restricted to the
+hashtags of stored notes. "grounded": the best of the model's hashtags and those of neighbouring notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class NamedHashtag:
-    """A hashtag of stored notes whose words the note being read has, one after the other. `carriers`: number of other
-    stored notes that carry it. `having`: number of those with the rarest of its words."""
+    """A hashtag of stored notes whose words occur consecutively in the note being read. `carriers`: number of other
+    stored notes that carry the hashtag. `having`: number of other stored notes that have the rarest of its words."""
 
     text: str
     carriers: int
@@ -54,7 +54,8 @@ class NamedHashtag:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Neighbours of one note, found in two ways, the most similar first, and hashtags of any notes that its text names.
+    """Neighbours of one note by two searches, the most similar first, and the hashtags of stored notes that its text
+    names.
 
     `by_vector`: scores are cosines of the vectors. `by_words`: scores are those of a lexical index, in (0, 1].
     """
@@ -65,57 +66,57 @@ class Neighbours:
 
 
 class FindNeighbours(Protocol):
-    """Looks up stored notes whose authors gave hashtags, and hashtags that a note names."""
+    """Looks up neighbours of a note among stored notes with hashtags, and the hashtags of stored notes that it
+    names."""
 
     def __call__(self, note: Note, vector: npt.NDArray[np.float32], count: int, /) -> Neighbours:
-        """Return up to `count` neighbours in each of the two ways, never the note itself.
+        """Return up to `count` neighbours by vector and as many by words, never the note itself.
 
         `vector`: the embedding of `note`, (dimension,), unit length.
         """
 
 
 class Vocabulary(Protocol):
-    """The hashtags of the stored notes, and how each is spelled in tokens. Thread-safe."""
+    """The hashtags of the stored notes and their tokens. Thread-safe."""
 
     def __len__(self) -> int:
-        """Number of different hashtags."""
+        """Number of distinct spellings of hashtags."""
 
     def add(self, hashtags: Iterable[str]) -> None:
-        """Add the hashtags of a note. A mapping from hashtags to counts adds those of that many notes."""
+        """Add the hashtags of a note, or of many: a mapping gives the number of notes with each hashtag."""
 
     def remove(self, hashtags: Iterable[str]) -> None:
         """Remove the hashtags of a note that was added."""
 
     def common_spelling(self, hashtag: str) -> str:
-        """Return the most frequent spelling of `hashtag` in the stored notes. Spellings of one hashtag have the same
-        `hashtag_key`; of equally frequent ones the last by code points counts. `hashtag` itself where no note has any.
-        """
+        """Return the most frequent spelling of `hashtag` in the stored notes; ties go to the last by code points.
+        Spellings of one hashtag have the same `hashtag_key`. Returns `hashtag` itself if no stored note has it."""
 
     def uses(self, keys: Collection[str], own: Collection[str] = ()) -> dict[str, tuple[str, int]]:
-        """Return the most frequent spelling of each hashtag that stored notes have, and how many have any of its
-        spellings, by `hashtag_key`; nothing for the other keys. `own`: hashtags of a stored note that does not count.
-        """
+        """Return, for each of `keys` (`hashtag_key`) that stored notes have, its most frequent spelling and the number
+        of notes with any of its spellings; other keys are left out. `own`: hashtags of a stored note that is not
+        counted."""
 
     def after(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return the tokens after `ids` with which they still begin, or spell, a hashtag of the vocabulary."""
+        """Return the tokens that may follow `ids` in a hashtag of the vocabulary."""
 
     def holds(self, ids: Sequence[int]) -> bool:
-        """Return whether `ids` spell a whole hashtag."""
+        """Return whether `ids` spell a whole hashtag of the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """Choice of what to generate for a note. Its vector is always computed.
+    """Selects what to generate for a note. Its vector is always computed.
 
     `hashtags`: how many to generate; 0 for none. The fields below `all_categories` apply to them.
-    `categories`: the closed set to score; empty for none. Of more than MAX_WHOLE_SET names only the CATEGORY_SHORTLIST
-    that are likeliest beforehand are read and returned, unless `all_categories`.
+    `categories`: the closed set to score; empty for none. If it has more than MAX_WHOLE_SET names, only a shortlist of
+    the CATEGORY_SHORTLIST likeliest names is scored and returned, unless `all_categories`.
     `blocked`: keys (`hashtag_key`) of hashtags that are never returned.
-    `vocabulary`: holds the only hashtags that may be returned (policy "known").
-    `min_hashtag_score`: hashtags with a lower score are not returned, so that there may be fewer than asked for.
+    `vocabulary`: restricts the result to its hashtags (policy "known").
+    `min_hashtag_score`: hashtags with a lower score are not returned, so there may be fewer than requested.
     `find_neighbours`: looks up the notes whose hashtags compete with the generated ones (policy "grounded").
-    `on_hashtag`: is called with each hashtag of the answer, the best first, as soon as its rank and spelling are
-    settled. Its score may still grow by further spellings.
+    `on_hashtag`: called with each hashtag of the answer, the best first, as soon as its rank and spelling are final.
+    Its score may still grow by further spellings.
 
     The engine calls `find_neighbours` and `on_hashtag` in its own thread.
     """
@@ -135,7 +136,7 @@ VECTOR_ONLY = GenerationRequest()
 
 @dataclass(frozen=True, slots=True)
 class ReadTokens:
-    """Most tokens that a model reads of each field of a note. What is beyond them is not read."""
+    """Maximum tokens that a model reads from each field of a note. The rest is ignored."""
 
     title: int
     hashtags: int
@@ -158,7 +159,7 @@ class Hashtag:
 
 @dataclass(frozen=True, slots=True)
 class CategoryProbability:
-    """A category and its probability among the names that were read, whose probabilities sum to 1."""
+    """A category and its probability among the scored names, whose probabilities sum to 1."""
 
     name: str
     probability: float
@@ -166,8 +167,8 @@ class CategoryProbability:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens spent on one note: `prompt_tokens` given to the model, each counted once, and `generated_tokens` in all
-    beams together. The first note with a new closed set also has the tokens of its label prior."""
+    """Tokens used for one note: `prompt_tokens` given to the model, each counted once, and `generated_tokens` in all
+    beams together. The first request with a new closed set includes the tokens of its label prior."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -178,12 +179,13 @@ class GenerationOutput:
     """The model's answer for one note.
 
     `vector`: the embedding, (dimension,) float32, unit length.
-    `hashtags`: the best first; None when none were asked for. An empty tuple comes with `hashtags_reason`, a sentence.
-    `hashtags_below_min`: those that were left out since their score is below `min_hashtag_score` of the request.
-    `categories`: the names that were read, the most probable first; None when none was asked for.
-    `truncated`: the note was longer than the model reads. `language_supported`: the model reads the note's script;
-    where it does not, hashtags and categories are empty.
-    `first_token_seconds`: from when the engine begins with the note until its first generated token is known.
+    `hashtags`: the best first; None when none were requested. If it is empty, `hashtags_reason` is a sentence that says
+    why.
+    `hashtags_below_min`: hashtags left out because their score is below `min_hashtag_score` of the request.
+    `categories`: the scored names, the most probable first; None when none were requested.
+    `truncated`: whether the note was longer than the model reads. `language_supported`: whether the model reads the
+    note's script; if not, hashtags and categories are empty.
+    `first_token_seconds`: time from the start of the request in the engine to its first generated token.
     """
 
     vector: npt.NDArray[np.float32]

@@ -1,6 +1,6 @@
-"""Note, the record that every layer passes on, and the stored form of hashtags.
+"""Note, the record shared by all layers, and the normalisation of hashtags.
 
-Standard library only; knows nothing of tokens, HTTP or storage.
+Standard library only; independent of tokens, HTTP and storage.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from functools import lru_cache
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
 KEPT_KEYS = 2048
-"""Lists of hashtags whose keys `hashtag_keys` caches, up to a few kB each."""
+"""Cache size of `hashtag_keys`: lists of hashtags, up to a few kB each."""
 MAX_RAW_HASHTAG_CHARS = 10 * MAX_HASHTAG_CHARS
-"""Characters of a hashtag that are normalised: NFKC takes quadratic time in a run of combining marks, 21 s for
+"""Maximum characters of a hashtag that are normalised: NFKC takes quadratic time in a run of combining marks, 21 s for
 128,000."""
 
 CONTROL = "\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029"
-"""Control characters and separators of lines, for the class of a regular expression, as the two constants below."""
+"""Control characters and line separators, for a character class of a regular expression, as are the two constants
+below."""
 INVISIBLE = (
     "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U0001d173-\U0001d17a\U000e0000-\U000e007f"
 )
-"""Characters that show nothing and join nothing: a hashtag loses them."""
+"""Characters that are neither visible nor joiners; they are removed from hashtags."""
 IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u200c\u200d\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef"
-"""Characters that show nothing by themselves; most say how their neighbours are shown, such as joined, or an emoji in
-colour. A hashtag keeps them, its key does not."""
+"""Characters that are invisible themselves; most change how their neighbours are displayed, such as joined letters or
+emoji in colour. Hashtags keep them, their keys do not."""
 JOINERS = "\u200c\u200d"
-"""Characters of IGNORED that join the characters on both sides, and mean nothing at the end of a word."""
+"""Characters of IGNORED that join the characters on both sides, and have no meaning at the end of a word."""
 SUBDIVISION_FLAG = "\U0001f3f4[\U000e0030-\U000e007a]+\U000e007f"
-"""Regular expression of the flag of a part of a country, such as Scotland: INVISIBLE characters after a black flag."""
+"""Regular expression for the flag emoji of a part of a country, such as Scotland: a black flag followed by INVISIBLE
+characters."""
 DOTTED_I = "i\u0307"
 """The letter i and a combining dot: `str.casefold` turns the Turkish capital letter I with a dot into these two."""
 FLAG_OR_INVISIBLE = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
@@ -69,8 +71,8 @@ class Note:
         return self.expires_at is not None and self.expires_at <= now
 
     def is_same(self, other: Note) -> bool:
-        """Return whether two notes are equal, also in the types of their attributes: True, 1 and 1.0 are three values,
-        which Python takes for one."""
+        """Return whether two notes are equal, including the types of their attributes: to Python, True, 1 and 1.0 are
+        equal."""
         types = [{name: type(value) for name, value in note.attributes.items()} for note in (self, other)]
         return self == other and types[0] == types[1]
 
@@ -81,10 +83,10 @@ def replace_lone_surrogates(text: str) -> str:
 
 
 def normalise_hashtag(text: str) -> str:
-    """Return the stored form of a hashtag, or "" where nothing is left of it.
+    """Return the stored form of a hashtag, or "" if nothing is left of it.
 
-    NFKC, without '#', control and invisible characters, single spaces, at most MAX_HASHTAG_CHARS characters. Case is
-    kept.
+    The stored form is NFKC with single spaces and at most MAX_HASHTAG_CHARS characters, without '#', control and
+    invisible characters. Case is kept.
     """
     text = FLAG_OR_INVISIBLE.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
     text = text[:MAX_RAW_HASHTAG_CHARS]
@@ -95,26 +97,27 @@ def normalise_hashtag(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a text shows nothing: it has spaces, control and invisible characters alone."""
+    """Return whether a text has nothing visible: only spaces, control and invisible characters."""
     return BLANK.fullmatch(text) is not None
 
 
 def hashtag_key(text: str) -> str:
-    """Return the key that two spellings of one hashtag share: case and spacing do not count, nor invisible characters,
-    which show an emoji in colour or join letters, nor the dot that is left of a Turkish capital I."""
+    """Return the key shared by all spellings of one hashtag. It ignores case, spaces, invisible characters (which show
+    an emoji in colour or join letters), and the dot that case folding leaves of a Turkish capital I."""
     key = normalise_hashtag(text).casefold().replace(" ", "").replace(DOTTED_I, "i")
     return ANY_IGNORED.sub("", key)
 
 
 @lru_cache(KEPT_KEYS)
 def hashtag_keys(hashtags: tuple[str, ...]) -> frozenset[str]:
-    """Return the `hashtag_key` of each hashtag. Results are cached: a filter with many conditions
-    needs the keys of a note once for each."""
+    """Return the `hashtag_key` of each hashtag. Results are cached, since a filter with many conditions asks for a
+    note's keys once per condition."""
     return frozenset(map(hashtag_key, hashtags))
 
 
 def normalise_hashtags(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return the stored form of a list: empty hashtags dropped, and of those with one `hashtag_key` the first kept."""
+    """Return the stored form of a list of hashtags, without empty ones; of those with the same `hashtag_key`, the
+    first."""
     kept: dict[str, str] = {}
     for text in texts:
         if hashtag := normalise_hashtag(text):

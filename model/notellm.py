@@ -1,6 +1,6 @@
 """NoteLLM: a causal LM with a projection; one forward gives embedding and logits. Saves and loads checkpoints.
 
-Knows token ids; not the text of notes, not serving.
+Works on token ids, not on the text of notes; independent of serving.
 Shapes: B rows, T tokens, H hidden size, D embedding dimension, V vocabulary.
 """
 
@@ -51,8 +51,8 @@ class NoteLLM(nn.Module):
 
     `dimension`: D. `projection`: (H -> D) without bias, or None for a bare backbone, where D is H. `weights_digest`:
     digest of backbone, adapter and head; "" for a model that was not loaded. `decoder`: the backbone with the
-    checkpoint's generation adapter, which reads all tokens after the read-out position and gives all logits; None for a
-    checkpoint without one, whose backbone does both (docs/decisions/0019-activated-adapter.md).
+    checkpoint's generation adapter, which processes all tokens after the read-out position and computes all logits;
+    None for a checkpoint without one, whose backbone does both (docs/decisions/0019-activated-adapter.md).
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class NoteLLM(nn.Module):
         """Return the last layer's hidden states after the final norm, (B, T, H); `cache`, when given, grows by T.
 
         `input_ids`, `position_ids`: (B, T) int64. `attention_mask`: (B, cached + T) of 0 and 1, or the result of
-        `mask_by_layer`. `decode`: the `decoder` reads the tokens, where there is one.
+        `mask_by_layer`. `decode`: run the `decoder`, if there is one.
         """
         layers = self.decoder if decode and self.decoder is not None else self.backbone
         output: Any = layers.base_model(
@@ -117,9 +117,9 @@ class NoteLLM(nn.Module):
         return hidden
 
     def mask_by_layer(self, attention_mask: Tensor, distance: Tensor) -> Any:
-        """Return a 4D mask in the form that the backbone takes, with its sliding window where it has one.
+        """Return a 4D mask as the backbone expects it, with its sliding window if it has one.
 
-        `attention_mask`: bool, True where a token may attend; `distance`: positions between the two; both
+        `attention_mask`: bool, True where a token may attend; `distance`: positions between query and key; both
         (B, 1, T, cached + T). The result is a tensor of that shape, or a dict of them by layer type. It is boolean,
         except for eager attention, which adds it to the scores.
         """
@@ -133,7 +133,7 @@ class NoteLLM(nn.Module):
         return {"full_attention": full, "sliding_attention": sliding} if layer_types else sliding
 
     def _in_attention_form(self, mask: Tensor) -> Tensor:
-        """Return a boolean mask as the backbone's attention takes it: eager attention adds it to the scores."""
+        """Return a boolean mask as the backbone's attention expects it: eager attention needs an additive one."""
         if self.backbone.config.get_text_config()._attn_implementation != "eager":
             return mask
         dtype = self.backbone.dtype
@@ -153,7 +153,7 @@ class NoteLLM(nn.Module):
     def add_adapter(self, rank: int) -> PeftModel:
         """Freeze the backbone and add a LoRA of `rank` to each of its linear layers, in place.
 
-        The adapter is active except inside `with adapter.disable_adapter()`: there the backbone is what it was.
+        The adapter is active except inside `with adapter.disable_adapter()`, where the backbone computes as before.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -163,8 +163,8 @@ class NoteLLM(nn.Module):
         return adapter
 
     def start_adapter(self, adapter: PeftModel, checkpoint: Path) -> None:
-        """Load adapter and head from an earlier checkpoint, to continue its training. Its adapter may have a lower rank
-        than `adapter`, whose further directions then begin without an effect.
+        """Load adapter and head from an earlier checkpoint, to continue its training. The stored adapter may have a
+        lower rank than `adapter`, whose extra directions then start without effect.
 
         Raises CheckpointError when they do not fit.
         """
@@ -199,9 +199,9 @@ class NoteLLM(nn.Module):
         """Write a checkpoint: notellm.json, head.safetensors and the backbone, or only an `adapter` to it.
 
         Without an adapter the weights and the tokenizer go to backbone/, and the checkpoint needs nothing else. With
-        one they go to adapter/, and loading needs the backbone that the configuration names. A generation adapter is
-        not written here, but by `save_generation_adapter`.
-        `state`: all weights by name, where this process holds only its shard of them.
+        one they go to adapter/, and loading needs the backbone that the configuration names. `save_generation_adapter`
+        writes a generation adapter.
+        `state`: all weights by name, if this process holds only its shard of them.
         """
         folder.mkdir(parents=True, exist_ok=True)
         weights = state and {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
@@ -216,7 +216,7 @@ class NoteLLM(nn.Module):
             head["projection"] = self.projection.weight.detach()
         save_file(head, folder / HEAD_FILE)
         config = self.config
-        if adapter is None:  # one that was loaded is merged into the weights
+        if adapter is None:  # a loaded adapter is merged into the weights
             config = replace(config, backbone=BACKBONE_FOLDER, adapter=False)
         replace(config, generation_adapter=False, generation_trunk="").save(folder)
 
@@ -234,7 +234,7 @@ class NoteLLM(nn.Module):
         """Load for inference: a checkpoint folder, or anything that `weights.resolve` takes as a bare backbone.
 
         An adapter is merged into the backbone, and a generation adapter into a copy of the result, the `decoder`.
-        `trunk_alone`: leave out the generation adapter, which may be one of another trunk then.
+        `trunk_alone`: skip the generation adapter, which may then belong to another trunk.
         Raises CheckpointError when the checkpoint does not exist, is incomplete, or its parts do not fit each other.
         """
         files = CheckpointFiles.of(checkpoint, cache, progress)
@@ -275,19 +275,21 @@ class NoteLLM(nn.Module):
 
 
 def save_generation_adapter(adapter: PeftModel, checkpoint: Path, cache: Path) -> None:
-    """Write `adapter` into generation/ of a checkpoint, and say so in its configuration, with the digest of its trunk.
-    It was added to the loaded model of that checkpoint, by `add_adapter`, and trained on the tokens after the read-out
-    position alone."""
+    """Write `adapter` into generation/ of a checkpoint and record it in the configuration, with the digest of the
+    trunk. The adapter must have been added by `add_adapter` to the model loaded from that checkpoint, and trained only
+    on the tokens after the read-out position."""
     files = CheckpointFiles.of(str(checkpoint), cache)
     _save_adapter(adapter, checkpoint / GENERATION_FOLDER, files.config.backbone)
     replace(files.config, generation_adapter=True, generation_trunk=files.trunk_digest()).save(checkpoint)
 
 
 def _at_rank_of(fresh: Mapping[str, Tensor], earlier: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return an earlier adapter's factors, A (r, I) and B (O, r), at the rank of a `fresh` one, with B times `scale`.
+    """Return an earlier adapter's LoRA factors, A (r, I) and B (O, r), at the rank of a `fresh` one, with B times
+    `scale`.
 
-    Rows of A beyond r stay fresh and columns of B beyond it zero, as in every new adapter: the products stay the same.
-    Raises KeyError where they are not of the same layers, RuntimeError where these have other shapes.
+    Rows of A beyond r keep their fresh values and columns of B beyond r stay zero, as in every new adapter, so the
+    extra directions have no effect. Raises KeyError if the adapters have different layers, RuntimeError if the layers
+    have different shapes.
     """
     factors = {name: factor.clone() for name, factor in fresh.items()}
     for name in fresh.keys() | earlier.keys():
@@ -300,16 +302,16 @@ def _at_rank_of(fresh: Mapping[str, Tensor], earlier: Mapping[str, Tensor], scal
 
 
 def _save_adapter(adapter: PeftModel, folder: Path, backbone: str, state: dict[str, Tensor] | None = None) -> None:
-    """Write an adapter's files for the backbone of that name, not for the folder that it was loaded from, which
-    another machine does not have."""
+    """Write an adapter's files, with `backbone` as the name of its base model: by default peft records the folder it
+    was loaded from, which other machines do not have."""
     adapter.active_peft_config.base_model_name_or_path = backbone
-    # No embedding is adapted. Left to find that out, peft asks the model hub for the backbone's configuration.
+    # No embedding is adapted. To find that out itself, peft would ask the model hub for the backbone's configuration.
     adapter.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # an empty form for a model card, written by peft
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card, written by peft
 
 
 def _merge_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return `backbone` with the weights of the adapter in `folder` added to its own."""
+    """Return `backbone` with the adapter in `folder` merged into its weights."""
     from peft import PeftModel
 
     with quiet_peft():
@@ -318,9 +320,9 @@ def _merge_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def _decoder(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return a copy of `backbone` with the weights of the generation adapter in `folder` added to its own.
+    """Return a copy of `backbone` with the generation adapter in `folder` merged into its weights.
 
-    The configuration is shared: a choice of attention holds for both models.
+    The two share one configuration object, so that setting the attention implementation applies to both.
     """
     configs = [backbone.config, backbone.config.get_text_config()]
     return _merge_adapter(copy.deepcopy(backbone, {id(config): config for config in configs}), folder)

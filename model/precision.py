@@ -11,9 +11,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 def bfloat16_pays(device: str) -> bool:
     """Return whether bfloat16 is faster than float32 on `device`, "cuda" or "cpu".
 
-    Training and OpenVINO decide by it (docs/decisions/0009-one-paged-engine.md). On a CPU it takes AVX512-BF16, and on
-    one that also has AVX512-FP16 its AMX as well. GFLOP/s of two cores in bfloat16: Zen 4 400; Zen 3, without
-    AVX512-BF16, 17 (float32: 167); Sapphire Rapids with its AMX hidden 166 (float32: 278) (docs/log).
+    Training and OpenVINO choose their precision by it (docs/decisions/0009-one-paged-engine.md). A CPU needs
+    AVX512-BF16, and one that also has AVX512-FP16 needs AMX too. GFLOP/s of two cores in bfloat16: Zen 4 400; Zen 3,
+    without AVX512-BF16, 17 (float32: 167); Sapphire Rapids with its AMX hidden 166 (float32: 278) (docs/log).
     """
     if device == "cuda":
         return True

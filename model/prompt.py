@@ -30,9 +30,9 @@ from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrog
 from model.scripts import letters_by_script
 
 MAX_HASHTAG_WORDS = 6
-"""Most words of a generated hashtag; one with more is running text, and is dropped."""
+"""Maximum words of a generated hashtag; one with more is running text and is dropped."""
 CHARS_PER_TOKEN = 64
-"""Characters of a field that are tokenised, and whose scripts are counted, as a multiple of its token bound: 100 kB of
+"""Maximum characters of a field that are tokenised, and whose scripts are counted, per token of its bound: 100 kB of
 text cost no more than a page. A field whose tokens are longer on average gets fewer tokens than its bound."""
 JSON_UNIT = re.compile(r"\\u[0-9a-f]{4}|\\.|[^\\]", re.DOTALL)
 """One character inside a JSON string, as an escape or as itself."""
@@ -116,9 +116,9 @@ TEMPLATES = {"note-first/1": NOTE_FIRST, "note-first/2": SHORT, "task-first/1": 
 class NotePrompt:
     """Token ids of one note, as one or more windows that share its title and hashtags.
 
-    `windows`: ids of each window up to its read-out position, which is the last one. Long content goes on in the next
-    window. `content_tokens`: tokens of content in each. `truncated`: whether title, hashtags or content exceed their
-    bounds, so that their ends are in no window.
+    `windows`: ids of each window up to its read-out position, which is the last one. Long content continues in the next
+    window. `content_tokens`: number of content tokens in each window. `truncated`: whether title, hashtags or content
+    exceed their bounds, so that their ends are in no window.
     """
 
     windows: tuple[tuple[int, ...], ...]
@@ -132,7 +132,7 @@ def json_escape(char: str) -> str:
 
 
 class Prompt:
-    """One prompt version bound to a tokenizer. Deterministic and free of state; safe in any thread.
+    """One prompt version bound to a tokenizer. Deterministic, stateless and thread-safe.
 
     Raises CheckpointError for an unknown prompt version, one that does not fit a generation adapter, or a tokenizer
     without an end-of-sequence token.
@@ -172,13 +172,13 @@ class Prompt:
     def note(self, note: Note, count: int = 0) -> list[int]:
         """Return the token ids of a note's first window up to and including the read-out position, which is the last.
 
-        `count`: number of hashtags that will be asked for; 0 gives the prompt of the category and of the embedding.
+        `count`: number of hashtags that the task will request; 0 gives the prompt for category and embedding.
         """
         return list(self.windows(note, count, max_windows=1).windows[0])
 
     def windows(self, note: Note, count: int = 0, max_windows: int | None = None) -> NotePrompt:
-        """Return the windows of a note, at most `max_windows`, or as many as the checkpoint reads; `count` as for
-        `note`."""
+        """Return the windows of a note, at most `max_windows`, by default as many as the checkpoint reads; `count` as
+        for `note`."""
         title, title_end = self._field(note.title, self.config.max_title_tokens)
         hashtags, hashtags_fit = self._hashtag_list(note.hashtags)
         contents, content_fits = self._content_windows(note.content, max_windows or self.config.max_content_windows)
@@ -190,7 +190,8 @@ class Prompt:
         )
 
     def _content_windows(self, content: str, max_windows: int) -> tuple[list[list[int]], bool]:
-        """Return the ids of content, at most `max_windows` times max_content_tokens, and whether that is all of it."""
+        """Return the ids of each content window, at most `max_windows` of max_content_tokens, and whether they are all
+        of the content."""
         windows: list[list[int]] = []
         begin, shown = 0, len(content.rstrip())
         while not windows or (begin < shown and len(windows) < max_windows):
@@ -208,7 +209,8 @@ class Prompt:
         return self._before_hashtags + hashtags + self._after_hashtags + content
 
     def readable(self, note: Note) -> Note:
-        """Return a note without the characters of title and content that no window reads, whatever their tokens."""
+        """Return a note with title and content cut to the characters that may be read, however long their tokens
+        are."""
         config = self.config
         content_tokens = config.max_content_tokens * config.max_content_windows
         return replace(
@@ -218,8 +220,8 @@ class Prompt:
         )
 
     def supports(self, note: Note) -> bool:
-        """Return whether at least half of the letters that the model can read of a note are in `scripts`, or it has
-        none."""
+        """Return whether at least half of the letters that the model may read of a note are in the checkpoint's
+        `scripts`. True for a note without letters, and where `scripts` is empty."""
         if not self.config.scripts:
             return True
         readable = self.readable(note)
@@ -234,7 +236,7 @@ class Prompt:
         return range(end - len(self._hashtag_list(note.hashtags)[0]), end)
 
     def max_note_tokens(self, count: int = 0) -> int:
-        """Return the length in tokens that no note's prompt exceeds, whatever its text; `count` as for `note`."""
+        """Return the maximum length in tokens of one window of a note's prompt, for any text; `count` as for `note`."""
         config = self.config
         start = self._bos + self._instruction(count) + self._before_title
         after = self._before_content if self.template.hashtags_last else self._after_hashtags
@@ -260,7 +262,7 @@ class Prompt:
         return [*self.hashtag_tokens([self.template.hashtag_separator.join(hashtags)])[0], self.end_id]
 
     def hashtag_tokens(self, hashtags: Iterable[str]) -> list[list[int]]:
-        """Return the tokens that spell each hashtag where it is the first one written, without an end token."""
+        """Return the tokens that spell each hashtag as the first one of the output, without an end token."""
         return self._encode_all([self._break_added_tokens(replace_lone_surrogates(hashtag)) for hashtag in hashtags])
 
     def category_task(self) -> list[int]:
@@ -335,8 +337,8 @@ class Prompt:
         return "".join(json_escape(char) if i in starts else char for i, char in enumerate(text)) if starts else text
 
     def _field(self, text: str, limit: int) -> tuple[list[int], int]:
-        """Return at most `limit` ids of `text`, cut between characters and never inside a JSON escape, and how many
-        characters they spell: at least one where there is any."""
+        """Return at most `limit` ids of `text`, cut between characters and never inside a JSON escape, and the number
+        of characters that they spell, at least 1."""
         chars = min(len(text), limit * CHARS_PER_TOKEN)
         escaped = self._escape(text[:chars])
         while True:
@@ -368,8 +370,8 @@ class Prompt:
 
 
 class AddedTokens:
-    """The spellings of a tokenizer's added tokens. Some tokenizers have thousands, so texts are compared with a set of
-    them, by length, and only where a first character of theirs stands."""
+    """The spellings of a tokenizer's added tokens. Some tokenizers have thousands, so substrings of a text are looked
+    up in a set, length by length, only at characters that begin some added token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._texts = {token.content for token in tokenizer.added_tokens_decoder.values()}
@@ -378,7 +380,7 @@ class AddedTokens:
         self._first_char = re.compile(f"[{first_chars}]" if first_chars else r"(?!)")
 
     def starts(self, text: str) -> Iterator[int]:
-        """Yield where a spelling begins in `text`; spellings may overlap each other."""
+        """Yield each position in `text` where a spelling begins; spellings may overlap."""
         for match in self._first_char.finditer(text):
             begin = match.start()
             if any(text[begin : begin + length] in self._texts for length in self._lengths):

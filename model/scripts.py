@@ -10,7 +10,7 @@ EAST_ASIAN = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "IDEOGRAPHIC")
 
 
 def letters_by_script(text: str) -> Counter[str]:
-    """Count the letters of each script in `text`. A script has Unicode's name for it; all of Chinese and Japanese is
+    """Count the letters of each script in `text`. Scripts have their Unicode names, but all of Chinese and Japanese is
     CJK."""
     counts: Counter[str] = Counter()
     for char, count in Counter(text).items():

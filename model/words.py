@@ -1,4 +1,4 @@
-"""Words of a text, by which notes are compared and categories told, and their hashes."""
+"""Words of a text and their hashes, used to compare notes and to predict categories."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from model.note import Note, replace_lone_surrogates
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
 """Characters of scripts without spaces between words, from Thai to Chinese, and of Korean; each pair of neighbouring
-characters is taken as a word. Korean has spaces, but its particles are joined to the words: two notes share the pairs
-of a noun whatever particles follow."""
+characters is taken as a word. Korean has spaces, but its particles are joined to the words; with pairs, two notes share
+a noun whatever particles follow."""
 MAX_PHRASE_WORDS, MAX_PHRASE_CHARACTERS = 3, 6
 """Bounds on the length of a phrase: in words, and in characters of an UNSPACED script."""
 RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
-"""A run of letters and digits: a word, or else a text without spaces."""
+"""Matches a run of letters and digits: a word (group 1), or text of an UNSPACED script (group 2)."""
 MAX_CHARS = 2000
-"""Bound on the characters of a title, and of a content, that are split into words."""
+"""Maximum characters of a title, and of a content, that are split into words."""
 
 
 def words_of(note: Note) -> frozenset[str]:
@@ -32,35 +32,36 @@ def words_of(note: Note) -> frozenset[str]:
 
 
 def words_in(text: str) -> list[str]:
-    """Return the words of a text, in its order; see `words_of`. A single character of an UNSPACED script is a word."""
+    """Return the words of a text in order, with repeats; see `words_of`. A lone character of an UNSPACED script is a
+    word."""
     return [word for run, unspaced in _runs(text) for word in ([run] if run else _pairs(unspaced) or [unspaced])]
 
 
 def words_and_characters(note: Note) -> list[str]:
-    """Return the words of a note in its order, repeated as they are; in UNSPACED scripts each character and each pair.
+    """Return the words of a note in order, with repeats; in UNSPACED scripts, each character and each pair.
 
-    A single character says much of a note's category, and little of which note it is.
+    A single character says much about a note's category, but hardly tells notes apart.
     """
     runs = _runs(_text(note))
     return [word for run, unspaced in runs for word in ([run] if run else (*unspaced, *_pairs(unspaced)))]
 
 
 def phrases_of(note: Note) -> dict[str, tuple[str, ...]]:
-    """Return the words of each phrase of title and content, by the phrase in lower case and without spaces: the
-    `hashtag_key` of a hashtag that is spelled so. A hashtag with a hyphen or another character that no word has, or
-    that joins words to characters of an UNSPACED script, is no phrase."""
+    """Return the words of each phrase of title and content, keyed by the phrase in lower case without spaces: the
+    `hashtag_key` of a hashtag with that text. A hashtag is never found as a phrase if it has a hyphen or another
+    character that is not part of words, or joins words to characters of an UNSPACED script."""
     phrases: dict[str, tuple[str, ...]] = {}
     for text in (note.title, note.content):
         for phrase, words in _phrases_in(text[:MAX_CHARS]):
-            if len(words) > len(phrases.get(phrase, ())):  # of "roadtrip" and "road trip" the one of more words
+            if len(words) > len(phrases.get(phrase, ())):  # "road trip" rather than "roadtrip"
                 phrases[phrase] = words
     return phrases
 
 
 def _phrases_in(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield each phrase of a text and its words: up to MAX_PHRASE_WORDS words that follow each other; in UNSPACED
-    scripts, 2 to MAX_PHRASE_CHARACTERS characters, whose words are their pairs."""
-    words: list[str] = []  # those that the next phrases may begin with
+    """Yield each phrase of a text and its words: up to MAX_PHRASE_WORDS consecutive words; in UNSPACED scripts, 2 to
+    MAX_PHRASE_CHARACTERS characters, whose words are their pairs."""
+    words: list[str] = []  # the last words, up to the current one
     for word, unspaced in _runs(text):
         words = [*words, word][-MAX_PHRASE_WORDS:] if word else []
         for begin in range(len(words)):
@@ -85,8 +86,8 @@ def _text(note: Note) -> str:
 
 
 def _runs(text: str) -> list[tuple[str, str]]:
-    """Return the runs of a text, of which a character may become 18: what exceeds twice its length is left out. Each is
-    (a word, "") or ("", characters of a script without spaces)."""
+    """Return the runs of a text, each (a word, "") or ("", characters of an UNSPACED script). Normalisation may turn
+    one character into 18, so the result is cut at twice the length of the text."""
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text))[: max(64, 2 * len(text))].casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))

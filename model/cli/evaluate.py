@@ -1,4 +1,4 @@
-"""`notellm evaluate`: the quality of a checkpoint as it is served, or of a rival."""
+"""`notellm evaluate`: the quality of a checkpoint as it is served, or of a baseline."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ OPTIONS_OF_PARTS: Mapping[tuple[str, ...], Sequence[str]] = {
     ("categories", "hashtags"): ("max_notes",),
     ("hashtags",): ("copy_hashtags", "copy_tuned", "hashtag_policy"),
 }
-"""Options by the parts of an evaluation that they change; they change no others."""
+"""Options by the parts of an evaluation that they apply to."""
 
 
 def evaluate(
@@ -104,7 +104,7 @@ def evaluate(
         fail("--hashtag-policy applies to written hashtags, and --copy-hashtags and --copy-tuned copy them")
     if record:
         check_writable(record)
-    commit = checked_out_commit()  # before the run, in which files may change
+    commit = checked_out_commit()  # read before the run, during which files may change
     with exit_on(CheckpointError, DatasetError, PairsError, CategoriesTooLong, NothingToMeasure, OSError):
         data_set = EvaluationData.read(data, split, protocols, say, memory=memory, max_history=max_history)
         if protocols and (part or protocol) and not any(data_set.counted_pairs(name, split) for name in data_set.pairs):
@@ -129,7 +129,7 @@ def evaluate(
 
 
 def parts_to_measure(part: list[str] | None, context: typer.Context) -> Sequence[str]:
-    """Return the parts that `--part` asks for. End the command where an option is given that changes none of them."""
+    """Return the parts that `--part` asks for. End the command with an error if an option applies to none of them."""
     from model.evaluation.evaluate import PARTS
 
     check_names("part", part or (), PARTS)
@@ -146,8 +146,8 @@ def parts_to_measure(part: list[str] | None, context: typer.Context) -> Sequence
 
 
 def protocols_to_measure(part: list[str] | None, protocol: list[str] | None, data: Path) -> Sequence[str]:
-    """Return the protocols that `--part` and `--protocol` ask for, none without related notes. End the command where
-    related notes are asked for and `data` has no clicks."""
+    """Return the protocols that `--part` and `--protocol` ask for, none without related notes. End the command with an
+    error if related notes are asked for and `data` has no clicks."""
     from model.evaluation.protocol import CLICKS_FILE, PROTOCOLS
 
     check_names("protocol", protocol or (), PROTOCOLS)

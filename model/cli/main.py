@@ -1,4 +1,4 @@
-"""The list of the offline commands of `notellm`."""
+"""Registration of the offline commands of `notellm`."""
 
 from __future__ import annotations
 

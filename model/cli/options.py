@@ -1,4 +1,4 @@
-"""Options that several offline commands have."""
+"""Options shared by several offline commands."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EMBED_BATCH_SIZE = 1024
-"""Notes between two steps of the bar of `notellm embed`: enough that notes of a length are read together."""
+"""Notes per step of the progress bar of `notellm embed`: enough that notes of similar length are read together."""
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
     errors = (RecipeError, DatasetError, PairsError, CheckpointError, OSError)
     with exit_on(*errors), processes(device) as (rank, own_device):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
-        commit = checked_out_commit()  # before the run, in which files may change
+        commit = checked_out_commit()  # read before the run, during which files may change
         progress = say if rank == 0 else silent
         trainer = Trainer(recipe, folder, cache=cache, device=own_device, progress=progress)
         if trainer.ended and (folder / BEST / CARD).is_file():
@@ -89,7 +89,7 @@ def run_with_progress_bar(trainer: Trainer, quiet: bool) -> None:
 
 
 def description_of(step: Step) -> str:
-    """Text beside the progress bar."""
+    """Return the text beside the progress bar."""
     return (
         f"contrastive {step.contrastive:.3f}  generative {step.generative:.3f}  tau {step.tau:.2f}  "
         f"{step.pairs_per_second:.1f} pairs/s"
@@ -150,13 +150,13 @@ def embed(
         embedder = load_embedder(checkpoint, cache, say)
         vectors = embed_with_progress_bar(embedder, chosen)
         if whiten is not None:
-            with exit_on(ValueError):  # fewer notes or directions than numbers
+            with exit_on(ValueError):  # fewer notes or directions than requested dimensions
                 vectors = vectors @ whitening([vectors], whiten).T
         write_vectors(out_file, [note.id for note in chosen], vectors)
 
 
 def embed_with_progress_bar(embedder: Embedder, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-    """Return the vectors (len(notes), D) of one note or more, with a bar on standard error."""
+    """Return the vectors (len(notes), D) of one note or more, with a progress bar on standard error."""
     import numpy as np
 
     with Progress(*COLUMNS, console=err) as bar:

@@ -1,1 +1,1 @@
-"""Measuring a checkpoint, or another system, on notes that training did not see."""
+"""Evaluation of a checkpoint, or of another system, on notes held out from training."""

@@ -26,7 +26,7 @@ PARTS = ("related", "categories", "hashtags")
 
 
 class NothingToMeasure(ValueError):
-    """A part was asked for that the system cannot do or that the data has no truth for."""
+    """Raised for a requested part that the system cannot do or that the data has no truth for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class EvaluationData:
     ) -> EvaluationData:
         """Read a folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.
 
-        `memory`, `max_history`: as for `evaluation_pairs`. `progress` is told how many pairs count. Raises
+        `memory`, `max_history`: as for `evaluation_pairs`. `progress` receives the number of pairs that count. Raises
         DatasetError, PairsError, FileNotFoundError.
         """
         if folder.is_file():
@@ -68,8 +68,8 @@ class EvaluationData:
         return data
 
     def counted_pairs(self, protocol: str, split: Split) -> list[tuple[str, str]]:
-        """Pairs (note, related) of a protocol that count, sorted: both notes exist and the first is in the split, in
-        cold-cold also the second."""
+        """Return the pairs (note, related) of a protocol that count, sorted: both notes exist, the first is in the
+        split, and in cold-cold the second is too."""
         counted = []
         for pair in self.pairs[protocol]:
             exist = pair.note in self.notes and pair.related in self.notes
@@ -80,7 +80,7 @@ class EvaluationData:
         return sorted(counted)
 
     def training_notes(self) -> list[Note]:
-        """Notes of the training split, in the order of the file: the only ones whose hashtags a system may use."""
+        """Return the notes of the training split in file order: the only ones whose hashtags a system may use."""
         return [note for note_id, note in self.notes.items() if split_of(note_id) == "train"]
 
 
@@ -95,9 +95,9 @@ def evaluate(
     copier: Copier | None = None,
     progress: Progress = silent,
 ) -> Record:
-    """Measure those of `parts` that the system is able to do and the data has a truth for.
+    """Measure those of `parts` that the system can do and that the data has a truth for.
 
-    `with_hashtags`: whether notes show their hashtags; where hashtags are predicted they never do. `max_notes`: notes
+    `with_hashtags`: whether the system sees the notes' hashtags; never when it predicts hashtags. `max_notes`: notes
     whose categories and hashtags are predicted, drawn at random; all by default. `copier`: predicts the hashtags in
     place of the system, by copying those of training notes. Raises CategoriesTooLong before anything is measured.
     """
@@ -147,7 +147,8 @@ def check_parts(
 
 
 def notes_of_split(notes: Mapping[str, Note], split: Split, max_notes: int | None = None) -> list[Note]:
-    """Notes of a split in the order of ids; at most `max_notes` of them, the same at every call."""
+    """Return the notes of a split by ascending id; at most `max_notes` of them, drawn at random, the same at every
+    call."""
     in_split = [note for note_id, note in sorted(notes.items()) if split_of(note_id) == split]
     if max_notes is None or len(in_split) <= max_notes:
         return in_split
@@ -155,7 +156,7 @@ def notes_of_split(notes: Mapping[str, Note], split: Split, max_notes: int | Non
 
 
 def closed_set(notes: Mapping[str, Note]) -> tuple[str, ...]:
-    """Categories of the training notes, the most frequent first, equally frequent ones by name."""
+    """Return the categories of the training notes, the most frequent first, ties by name."""
     counts = Counter(note.category for i, note in notes.items() if note.category and split_of(i) == "train")
     return tuple(name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -202,7 +203,7 @@ def _ranks(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]], 
 
 
 def _numbers(ids: Sequence[str]) -> list[int]:
-    """Number of each id among the distinct ones in ascending order."""
+    """Return the index of each id among the distinct ids in ascending order."""
     number = {note_id: i for i, note_id in enumerate(sorted(set(ids)))}
     return [number[note_id] for note_id in ids]
 
@@ -210,7 +211,8 @@ def _numbers(ids: Sequence[str]) -> list[int]:
 def evaluate_categories(
     system: Classifier, notes: Sequence[Note], categories: Sequence[str], progress: Progress = silent
 ) -> Categories | None:
-    """Choose the categories of the notes that have one of the closed set `categories`; None where no note has."""
+    """Choose a category for each note whose own is in the closed set `categories`; return None if there is no such
+    note."""
     place = {name: i for i, name in enumerate(categories)}
     labelled = [note for note in notes if note.category in place]
     if not labelled:
@@ -238,7 +240,7 @@ def evaluate_categories(
 def evaluate_hashtags(
     tagger: Tagger, notes: Sequence[Note], known: Iterable[Note], progress: Progress = silent
 ) -> Hashtags | None:
-    """Predict the hashtags of the notes that have some, from the rest of the note; None where no note has.
+    """Predict the hashtags of each note that has some from the rest of the note; return None if there is no such note.
 
     `known`: training notes; a prediction that none of them has counts as unused.
     """

@@ -1,6 +1,6 @@
-"""The evaluation protocols: which related pairs count, by options that are fixed for each data set.
+"""Evaluation protocols: which related pairs count, with options fixed for each data set.
 
-A data set is a folder with notes.jsonl.gz and clicks.jsonl.gz, known by the folder's name.
+A data set is a folder with notes.jsonl.gz and clicks.jsonl.gz, identified by the folder's name.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ PROTOCOLS = (COLD_COLD, COLD_ALL)
 Cold-all: the targets and the pool are all notes, as for a new post."""
 
 PAIR_OPTIONS: Mapping[str, PairOptions] = {
-    # Users have at least five clicks, so a pair with a score of 0.3 was made by two of them or more.
+    # Users have at least five clicks, so a pair with a score of 0.3 comes from at least two users.
     "microlens50k": PairOptions(lower=0.3, top=1000),
-    # Histories have hundreds of films: a window keeps a pair to a few sittings.
+    # Histories have hundreds of films: the window restricts a pair to a few sittings.
     "movielens_tmdb": PairOptions(min_rating=4, window=50, lower=0, top=10),
 }
-"""Options by data set; a data set that is not named here has the paper's (section 3)."""
+"""Options by data set; other data sets use the paper's (section 3)."""
 
 
 def notes_path(data: Path) -> Path:
-    """Path of the notes in a data folder; a path that is no folder is the file itself."""
+    """Return the path of the notes in a data folder; any path other than a folder is taken as the notes file itself."""
     return data / NOTES_FILE if data.is_dir() else data
 
 
@@ -53,7 +53,7 @@ def evaluation_pairs(
     """Make the pairs of a data set that start in `split`, by protocol, and count the clicks of each note.
 
     In cold-cold the pairs are restricted to the split before the best of each note are kept. `memory`, `max_history`:
-    bounds of the join, as for `related_pairs`; the second leaves out pairs. Both are empty for a data set without
+    bounds of the join, as for `related_pairs`; `max_history` drops pairs. Both results are empty for a data set without
     clicks. Raises PairsError for clicks that cannot be used.
     """
     clicks = folder / CLICKS_FILE

@@ -1,4 +1,4 @@
-"""Ranks of related notes: scores against a pool, and where the target of each pair stands."""
+"""Ranks of related notes: scores against a pool, and the rank of each pair's target."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from model.evaluation.metrics import Floats, recall_at, target_ranks
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
 """Rows of the pool (Q,) -> their scores against the whole pool (Q, N), higher is closer."""
 QUERY_BATCH_SIZE = 512
-"""Queries scored at once: bounds the (Q, N) scores, 200 MB of float32 for a pool of 100,000 notes."""
+"""Number of queries scored at once: bounds the (Q, N) scores, 200 MB of float32 for a pool of 100,000 notes."""
 
 
 def cosine(vectors: npt.NDArray[np.float32], mean_share: float = 0.0) -> Scorer:
-    """Return a scorer by the cosine of unit vectors (N, D). A query's vector leaves out `mean_share` of the mean of all
-    vectors, and is scaled to unit length again."""
+    """Return a scorer by the cosine of unit vectors (N, D). From a query's vector `mean_share` of the mean of all
+    vectors is subtracted; the result is scaled to unit length."""
     queries = query_vectors(vectors, np.float32(mean_share) * vectors.mean(axis=0)) if mean_share else vectors
     return lambda rows: queries[rows] @ vectors.T
 
 
 def within(score: Scorer, rows: npt.NDArray[np.int64]) -> Scorer:
-    """Restrict the pool of `score` to some of its rows; queries and columns are then places in `rows`."""
+    """Restrict the pool of `score` to some of its rows; queries and columns are then indices into `rows`."""
     return lambda queries: score(rows[queries])[:, rows]
 
 
 def order_of_ties(ids: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Rows of `ids` (N,) in the order in which equal scores rank: by a hash, as ids themselves may tell how popular a
-    note is (docs/log/data.md#what-the-ids-of-films-tell)."""
+    """Return the rows of `ids` (N,) in the order that breaks ties: by a hash, since ids themselves may tell how popular
+    a note is (docs/log/data.md#what-the-ids-of-films-tell)."""
     return np.array(sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode()).digest()), np.int64)
 
 
 def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
-    """Rank of each pair's second note for its first one, 1 for the best, (P,) in the order of `pairs`.
+    """Return the rank of each pair's second note for its first one as the query, 1 for the best, (P,) in the order of
+    `pairs`.
 
-    The rank is among all of `ids`, the pool in the order that `score` knows, without the query itself. Equal scores
-    rank by `order_of_ties`.
+    `ids`: the pool, in the row order of `score`. A query is not ranked for itself. Equal scores rank by
+    `order_of_ties`.
     """
     row_by_place = order_of_ties(ids)
     column = {ids[row]: place for place, row in enumerate(row_by_place)}
@@ -63,12 +64,12 @@ def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str
 def recall_of_pairs(
     vectors: npt.NDArray[np.float32], ids: Sequence[str], pairs: Sequence[tuple[str, str]], k: int
 ) -> float:
-    """Recall@k of unit vectors (N, D), over both directions of each pair."""
+    """Return Recall@k of unit vectors (N, D), over both directions of each pair."""
     both_directions = [*pairs, *((related, note) for note, related in pairs)]
     return recall_at(rank_pairs(cosine(vectors), ids, both_directions), k)
 
 
 def pool_cutoff(notes: int) -> int:
-    """Return k of the Recall@k of a validation pool of `notes` notes: 100, or a tenth of a smaller pool, of which the
-    100 nearest notes would be a large part or all."""
+    """Return the k of Recall@k for a validation pool of `notes` notes: 100, or a tenth of a pool of fewer than 1,000,
+    where the 100 nearest notes would be a large part or all."""
     return max(1, min(100, notes // 10))

@@ -1,7 +1,7 @@
-"""Records of an evaluation: ranks and choices, from which tables and paired tests are made. No text of the data.
+"""Evaluation records: ranks and choices, from which tables and paired tests are made. They hold no text of the data.
 
-A record is stored as JSON with the names of these fields, so none is renamed. A new field has a default, or stored
-records that lack it cannot be read, as those from before `Ranks.targets`.
+A record is stored as JSON with the names of these fields, so none may be renamed. A new field needs a default, or
+stored records that lack it cannot be read, such as those from before `Ranks.targets`.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ CUTOFFS = (10, 100, 1000)
 HashtagSource = Literal["written", "known", "grounded", "copied", "copied, tuned"]
 """Origin of the hashtags that a record measures."""
 HASHTAG_CUTOFFS = (1, 3, 5)
-"""Values of k at which hashtags are scored; the last is how many are asked for."""
+"""Values of k at which hashtags are scored; the last is the number requested."""
 EXPOSURE_CUTOFF = 100
-"""Value of k at which recall is told apart by the target's clicks, as in the paper."""
+"""Value of k at which recall is split by the target's clicks, as in the paper."""
 INVENTED = -1
-"""Place of a freely written category that is not in the closed set."""
+"""Index that stands for a freely written category outside the closed set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """Pairs of one protocol, in the order of (note, related): lists of the same length.
 
-    `ranks`: of the target, 1 for the best. `queries`, `targets`: number of the pair's query among the queries and of
-    its target among the targets, each in the order of ids. `exposures`: the target's group by clicks, a place in
-    EXPOSURES; empty where clicks are not known.
+    `ranks`: rank of the target, 1 for the best. `queries`, `targets`: index of the pair's query among the queries, and
+    of its target among the targets, each sorted by id. `exposures`: the target's group by clicks, an index into
+    EXPOSURES; empty if clicks are unknown.
     """
 
     ranks: list[int]
@@ -55,10 +55,10 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """Notes with a category, in the order of ids. Categories are places in the closed set, or INVENTED.
+    """Notes with a category, in the order of ids. Categories are indices into the closed set, or INVENTED.
 
     `truth`: the note's own. `chosen`: the likeliest of the closed set, with its `probability`. `free`: the one that the
-    system writes without a closed set, None where it cannot.
+    system writes without a closed set, None if it cannot.
     """
 
     truth: list[int]
@@ -72,7 +72,8 @@ class Hashtags:
     """Notes with hashtags, in the order of ids; a list for each note.
 
     `f1`, `precision`, `recall`: at each of HASHTAG_CUTOFFS. `rouge`: ROUGE-1, 2 and L of the predicted hashtags, joined
-    by spaces, against the note's own. `unused`: how many of the predicted no training note has, and how many there are.
+    by spaces, against the note's own. `unused`: number of predicted hashtags that no training note has, and number of
+    all predicted ones.
     """
 
     f1: list[list[float]]
@@ -86,7 +87,7 @@ class Hashtags:
 class Record:
     """One system on one split of one data set. A part that was not measured, or cannot be, is None or empty.
 
-    `with_hashtags`: whether notes showed their hashtags. `seconds_per_note`: time to embed or index the pool.
+    `with_hashtags`: whether the system saw the notes' hashtags. `seconds_per_note`: time to embed or index the pool.
     `related`: by protocol. `hashtags_from`: where `hashtags` come from: written under the policy "open" ("written"),
     "known" or "grounded", or copied from the nearest training notes (model/baselines/hashtags.py).
     """
@@ -102,7 +103,8 @@ class Record:
     hashtags_from: HashtagSource = "written"
 
     def summary(self) -> dict[str, Any]:
-        """Means of the record, shares in [0, 1], in the form of `notellm evaluate --json`; what is missing is None."""
+        """Return the means of the record, shares in [0, 1], in the form of `notellm evaluate --json`; missing parts are
+        None."""
         ranks = {protocol: np.array(related.ranks) for protocol, related in self.related.items()}
         recall = {protocol: {str(k): recall_at(of_pairs, k) for k in CUTOFFS} for protocol, of_pairs in ranks.items()}
         return {
@@ -116,13 +118,13 @@ class Record:
         }
 
     def write(self, path: Path, origin: Mapping[str, str]) -> None:
-        """Write the record as one line of JSON, after the fields of `origin`; makes the folder."""
+        """Write the record as one line of JSON, after the fields of `origin`; creates the folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**origin, **asdict(self)}) + "\n")
 
 
 def _recall_by_exposure(related: Ranks) -> dict[str, float] | None:
-    """Recall of the pairs of each exposure group; None where clicks are not known or a group has no pair."""
+    """Return the recall of the pairs of each exposure group; None if clicks are unknown or a group has no pair."""
     ranks, groups = np.array(related.ranks), np.array(related.exposures)
     if set(related.exposures) != set(range(len(EXPOSURES))):
         return None

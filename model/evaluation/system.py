@@ -1,6 +1,6 @@
-"""Systems that an evaluation compares: the abilities that one may have, and NoteLLM, which has them all.
+"""Systems under evaluation: protocols for the abilities that one may have, and NoteLLM, which has them all.
 
-NoteLLM is asked through Engine, so that it is measured as it is served.
+NoteLLM is called through Engine, so that it is measured as it is served.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Retriever(System, Protocol):
     """Finds related notes."""
 
     def related(self, notes: Sequence[Note]) -> Scorer:
-        """Return the scores of these notes, the pool, against each other."""
+        """Return a scorer of these notes, the pool, against each other."""
 
 
 @runtime_checkable
@@ -42,7 +42,7 @@ class Embedder(Protocol):
     """Has a vector for each note."""
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-        """Unit vectors (len(notes), D) in the order of `notes`."""
+        """Return unit vectors (len(notes), D) in the order of `notes`."""
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class Classifier(Protocol):
     """Chooses a category from a closed set."""
 
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> Floats:
-        """Log probabilities (len(notes), len(categories)), finite."""
+        """Return log probabilities (len(notes), len(categories)), finite."""
 
 
 @runtime_checkable
@@ -63,14 +63,14 @@ class FreeClassifier(Protocol):
 
 @runtime_checkable
 class Tagger(Protocol):
-    """Gives hashtags."""
+    """Predicts hashtags."""
 
     def hashtags(self, notes: Sequence[Note], count: int) -> list[tuple[str, ...]]:
         """Return at most `count` hashtags for each note, the best first."""
 
 
 class Copier(Tagger, Protocol):
-    """Gives hashtags that it copies from training notes. `source`: how, as a record names it."""
+    """Predicts hashtags by copying those of training notes. `source`: the method, as a record names it."""
 
     source: HashtagSource
 
@@ -84,7 +84,7 @@ class EngineSystem:
         self.policy: HashtagPolicy = policy
         self._known = sorted((note for note in known if note.hashtags), key=lambda note: note.id)
         self._bare = [note for note in known if not note.hashtags]
-        """Known notes without hashtags, whose words count in how rare a word is."""
+        """Known notes without hashtags; their words count in the frequency of words."""
         self._engine = engine
 
     def related(self, notes: Sequence[Note]) -> Scorer:
@@ -95,7 +95,7 @@ class EngineSystem:
 
     def category_log_probs(self, notes: Sequence[Note], categories: Sequence[str]) -> Floats:
         column = {name: i for i, name in enumerate(categories)}
-        # All alike for a note in a script that the model does not read: it says nothing of its category.
+        # Stays uniform for a note in a script that the model does not read, which gets no probabilities.
         log_probs = np.full((len(notes), len(categories)), -np.log(max(1, len(categories))))
         outputs = self._engine.generate(notes, GenerationRequest(categories=tuple(categories), all_categories=True))
         for row, output in zip(log_probs, outputs, strict=True):
@@ -125,7 +125,7 @@ class EngineSystem:
         return self._grounded_request(count)
 
     def _grounded_request(self, count: int) -> GenerationRequest:
-        """Request hashtags that are grounded in the known notes, by vector and by words, as the service does it."""
+        """Return a request for hashtags grounded in the known notes, by vector and by words, as in the service."""
         row_of = {note.id: row for row, note in enumerate(self._known)}
         vectors = self._engine.embed(self._known)
         vocabulary = self._engine.vocabulary()

@@ -1,1 +1,2 @@
-"""Hashtags of stored notes: as a vocabulary, found by shared words, and as candidates beside what the model writes."""
+"""Hashtags of stored notes: their vocabulary, the lexical index that finds notes by shared words, and their ranking as
+candidates beside the model's own hashtags."""

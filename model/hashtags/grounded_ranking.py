@@ -1,7 +1,7 @@
-"""GroundedRanking: the best hashtags of one note, exact although most candidates are never scored.
+"""GroundedRanking: the exact best hashtags of one note, although most candidates are never scored.
 
-The score of a hashtag grows with the probability that the model writes it, so a bound on that probability bounds the
-score. What cannot be among the best by its bound need not be computed.
+The score of a hashtag grows with the probability that the model writes it, so an upper bound on that probability bounds
+the score. A candidate that cannot be among the best by its bound need not be scored.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ class GroundedRanking:
         self._written_weight = written_weight
         self._min_probability = min_probability
         self._bounds = dict.fromkeys(candidates, 1.0)
-        """Most that the probability of each candidate without an exact one can be."""
+        """Upper bound on the probability of each candidate whose exact probability is unknown."""
         self._probabilities: dict[str, float] = {}
         self._max_unscored_weight = 0.0
-        """Largest weight of a candidate that is never scored: its probability is the one that the search finds."""
+        """Largest weight of the candidates that are never scored; only the search can find their probability."""
 
     def leave_to_search(self, keys: Iterable[str]) -> None:
-        """Say which candidates are never scored, so that only the beam search can find them."""
+        """Mark candidates as never scored: only the beam search can find them."""
         for key in keys:
             del self._bounds[key]
             self._max_unscored_weight = max(self._max_unscored_weight, self.candidates[key].weight)
 
     def bound(self, probabilities: Mapping[str, float]) -> None:
-        """Take upper bounds of candidates' probabilities. One that gives the score of probability 0 counts as exact."""
+        """Record upper bounds of candidates' probabilities. A bound with the same score as probability 0 counts as
+        exact."""
         bounds = {key: bound for key, bound in probabilities.items() if key in self._bounds}
         self._bounds |= bounds
         self.score({key: p for key, p in bounds.items() if self._score_bound(key) == self._least_score(key)})
 
     def score(self, probabilities: Mapping[str, float]) -> None:
-        """Take the exact probabilities of candidates."""
+        """Record the exact probabilities of candidates."""
         for key, probability in probabilities.items():
             self._probabilities[key] = probability
             self._bounds.pop(key, None)
@@ -66,7 +67,7 @@ class GroundedRanking:
         return self._written_bound(max_written) < self._last_score()
 
     def settled(self, max_written: float) -> tuple[Hashtag, ...]:
-        """Return the best hashtags as far as no other one can come before or between them; `max_written` as for
+        """Return the best hashtags, up to the first one that another hashtag may still outrank; `max_written` as for
         `is_complete_without`."""
         rivals = [self._score_bound(key) for key in self.open_candidates()]
         bound = max([self._written_bound(max_written), *rivals])
@@ -79,7 +80,7 @@ class GroundedRanking:
         return self._rerank(written, self.candidates, probabilities)
 
     def _best(self) -> tuple[Hashtag, ...]:
-        """The best of the candidates with an exact probability."""
+        """Return the best of the candidates with an exact probability."""
         scored = {key: self.candidates[key] for key in self._probabilities}
         return self._rerank((), scored, self._probabilities)
 
@@ -89,7 +90,7 @@ class GroundedRanking:
         return rerank(written, candidates, probabilities, self._count, self._written_weight, self._min_probability)
 
     def _last_score(self) -> float:
-        """Score that the last one of the answer has at the least."""
+        """Return a lower bound on the last score of the answer."""
         best = self._best()
         return best[-1].score if len(best) == self._count else 0.0
 
@@ -100,7 +101,7 @@ class GroundedRanking:
         return grounded_score(self.candidates[key].weight, 0.0, self._written_weight)
 
     def _written_bound(self, max_written: float) -> float:
-        """Return an upper bound on the score of any hashtag that the search may still write. The weight of a candidate
-        that has its probability adds nothing: `rerank` takes that probability with the weight, and a written one
-        without."""
+        """Return an upper bound on the score of any hashtag that the search may still write. Weights of candidates with
+        a known probability do not count: `rerank` combines them with that probability, and scores a written hashtag
+        with the same key without weight."""
         return grounded_score(self._max_unscored_weight, max_written, self._written_weight)

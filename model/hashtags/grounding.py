@@ -16,10 +16,11 @@ from model.note import Note, hashtag_key
 from model.scripts import scripts
 
 NEIGHBOURS = 50
-"""Neighbours with hashtags that are looked up by the vector, and as many by words (docs/decisions/0010-hashtags.md)."""
+"""Number of neighbours with hashtags that are looked up by vector, and as many by words
+(docs/decisions/0010-hashtags.md)."""
 MAX_CANDIDATES = 40
-"""Most hashtags that neighbours carry or the note names, the heaviest first, whose probability the model is asked for;
-that takes one forward (docs/decisions/0010-hashtags.md)."""
+"""Maximum candidates, those with the largest weights, whose probability the model computes; that takes one forward
+(docs/decisions/0010-hashtags.md)."""
 
 # The weights of the score below were chosen on validation notes: docs/decisions/0010-hashtags.md.
 NEIGHBOUR_SPREAD = 0.06
@@ -27,52 +28,55 @@ NEIGHBOUR_SPREAD = 0.06
 LEXICAL_SHARE = 0.6
 """Share of the total weight that neighbours by words have; those by vector have the rest."""
 NEIGHBOUR_SMOOTHING = 0.02
-"""Added to a hashtag's weight among the neighbours, so that one that none of them carries keeps a score above 0."""
+"""Added to a hashtag's weight, so that one that no neighbour carries keeps a score above 0."""
 NAMED_WEIGHT = 0.05
 """Weight of a hashtag that the note names, if all notes with its words carry it."""
 NAMED_SMOOTHING = 4
-"""Added to the number of notes with the words of a named hashtag: that one or two notes have carried it tells little
-of who would use it."""
+"""Added to the number of notes with the words of a named hashtag: one or two carriers tell little about how likely it
+is."""
 NEAR_SHARE = 0.2
-"""A hashtag with a larger `named_share` may be returned however improbable the model finds it: authors chose 15 to 45%
-of those that their notes named (docs/log/hashtags.md). One note that carries it is too few."""
+"""A hashtag with a larger `named_share` is exempt from the minimum probability: authors chose 15 to 45% of those that
+their notes named (docs/log/hashtags.md). One note that carries it is not enough."""
 
 MIN_WRITTEN_PROBABILITY = 1e-5
-"""A smaller probability counts as this one. Of a word that the model has not met, as communities coin them, how
-improbable it is tells nothing, and spread over many nats it would outweigh all neighbours (docs/log/hashtags.md)."""
+"""Lower bound on the probability in the score. For a word that the model does not know, such as those that communities
+coin, how small the probability is carries no information, but over many nats it would outweigh all neighbours
+(docs/log/hashtags.md)."""
 
 TRUSTED_COSINES, TRUSTED_WORDS = (0.4, 0.8), (0.12, 0.22)
-"""Bounds of the nearest neighbour's cosine, and of its word score. At the lower bound of both, or below, neighbours get
-no weight; from the upper bound of either on all of it; in between it grows linearly. In a small community the nearest
-note may be about something else (docs/log/hashtags.md)."""
+"""Bounds of the nearest neighbour's cosine, and of its word score, for `neighbour_trust`. If both are at or below their
+lower bounds, neighbours get no weight; if either reaches its upper bound, all of it; in between it grows linearly. In a
+small community the nearest note may be about something else (docs/log/hashtags.md)."""
 
 # Thresholds of a near neighbour: its hashtags are returned even if their probability is below `min_hashtag_score`
 # (docs/log/hashtags.md).
 NEAR_COSINE = 0.4
-"""Least cosine of a neighbour that is near by its vector."""
+"""Minimum cosine of a neighbour that is near by its vector."""
 NEAR_WORDS = 0.12
-"""Least score of a neighbour that is near by words, where MIN_COSINE_FOR_WORDS is reached, too."""
+"""Minimum score of a neighbour that is near by words; MIN_COSINE_FOR_WORDS must be reached, too."""
 MIN_COSINE_FOR_WORDS = 0.3
 """Neighbours by words count as near only if the nearest one by vectors has at least this cosine: a note that says
-nothing, such as "same thing", shares words with some notes and is near none."""
+nothing, such as "same thing", shares words with some notes but is near none."""
 
 KNOWN_SHARE = 0.005
-"""Share of the checkpoint's `min_hashtag_score` that a hashtag of the policy "known" needs: the model does not know the
-words that a community has chosen, so fitting ones may be improbable (docs/log/writing.md)."""
+"""Factor on the checkpoint's `min_hashtag_score` for the policy "known": the model does not know the words that a
+community has chosen, so fitting hashtags may be improbable (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
-"""Most neighbours named with a hashtag as those that carry it: enough to show where it is from in one line."""
+"""Maximum neighbours returned with a hashtag that they carry: enough to show its origin in one line."""
 HYPHENS = ("Pd", "Pc")
-"""Unicode categories of hyphens, dashes and underscores, with which some join the words of a hashtag."""
+"""Unicode categories of hyphens, dashes and underscores, which some authors use to join the words of a hashtag."""
 SINGULARS_IN_S = ("news", "lens", "atlas", "canvas", "christmas")
-"""Ends of singulars that look like a plural: of another word ("new"), or with a plural of their own ("canvases")."""
+"""Endings of singulars that look like a plural, because of another word ("news" of "new") or with a plural of their own
+("canvas", "canvases")."""
 ENDINGS_BEFORE_ES = ("ch", "sh", "ss", "x", "z", "o", "us", "is", "gas", *SINGULARS_IN_S)
 """Endings of a singular whose plural may add "es"."""
 ENDINGS_WITH_E = tuple(f"{ending}e" for ending in ENDINGS_BEFORE_ES)
-"""Ends of a plural in "es" without its "s". A singular may end alike: "caches" is of "cache", "beaches" of "beach"."""
+"""Endings of a plural in "es" without its "s". A singular may end the same way: "caches" is the plural of "cache",
+"beaches" of "beach"."""
 
 
 def dedup_key(text: str) -> str:
-    """Return a key: of hashtags with the same key a list has one. Case, spaces, hyphens, underscores and regular
+    """Return the key by which lists of hashtags are deduplicated. Case, spaces, hyphens, underscores and regular
     English plurals do not count. A key need not be a word."""
     key = hashtag_key(text)
     return number_neutral("".join(char for char in key if unicodedata.category(char) not in HYPHENS) or key)
@@ -80,7 +84,8 @@ def dedup_key(text: str) -> str:
 
 def number_neutral(word: str) -> str:
     """Return a form that the singular and the regular plural of an English word share, which need not be a word: "cach"
-    of "cache" and "caches". Irregular plurals ("mice"), and those of words of two letters ("TVs"), keep their own."""
+    of "cache" and "caches". Irregular plurals ("mice"), and those of words of two letters ("TVs"), keep their own
+    form."""
     if word.endswith(SINGULARS_IN_S):
         return word
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
@@ -98,9 +103,9 @@ def number_neutral(word: str) -> str:
 class HashtagFilter:
     """Decides which hashtags may be returned for a note.
 
-    `blocked`: keys (`dedup_key`) that may not. `own`: those of the hashtags that the note has already, which are not
-    repeated. `scripts`: those of the note; a hashtag may have no other, except Latin, which every language uses. None
-    allows all scripts.
+    `blocked`: keys (`dedup_key`) of hashtags that may not be returned. `own`: keys of the note's own hashtags, which
+    are not repeated. `scripts`: scripts of the note; a hashtag may have no other, except Latin, which every language
+    uses. None allows all scripts.
     """
 
     blocked: frozenset[str] = frozenset()
@@ -109,9 +114,9 @@ class HashtagFilter:
 
     @classmethod
     def of(cls, note: Note, blocked: Collection[str], read: Collection[str] = ()) -> HashtagFilter:
-        """Return the filter for `note`. `blocked`: keys (`hashtag_key`). `read`: scripts that the model reads, ()
-        for all. A note without letters, such as emoji alone, allows these: of others the model can't tell whether a
-        hashtag fits."""
+        """Return the filter for `note`. `blocked`: keys (`hashtag_key`). `read`: scripts that the model reads, () for
+        all. A note without letters, such as emoji alone, allows the scripts of `read`: for others the model can't tell
+        whether a hashtag fits."""
         note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags))) or frozenset(read)
         return cls(frozenset(map(dedup_key, blocked)), note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
 
@@ -124,9 +129,12 @@ class HashtagFilter:
 
 @dataclass(slots=True)
 class Candidate:
-    """A hashtag that neighbours carry or the note names: its weight, in [0, 1], whether a near one carries it or many
-    notes with its words do, and the ids of neighbours that carry it, the heaviest first.
-    `spellings`: the weight of each of its spellings, plurals included."""
+    """A hashtag that neighbours carry or the note names.
+
+    `weight`: in [0, 1]. `is_near`: whether a near neighbour carries it, or more than NEAR_SHARE of the notes with its
+    words do. `notes`: ids of the neighbours that carry it, the heaviest first. `spellings`: the weight of each of its
+    spellings, plurals included.
+    """
 
     text: str
     weight: float = 0.0
@@ -135,8 +143,8 @@ class Candidate:
     spellings: dict[str, float] = field(default_factory=dict)
 
     def name(self, share: float) -> None:
-        """Count that the note names the hashtag, with a `named_share`: either that or the neighbours may be right, so
-        the weights are added as independent probabilities are."""
+        """Add the weight of being named by the note; `share`: the `named_share`. Either this or the neighbours may be
+        right, so the weights are combined like probabilities of independent events."""
         named_weight = NAMED_WEIGHT * share
         self.weight += named_weight - self.weight * named_weight
         self.is_near |= share > NEAR_SHARE
@@ -152,11 +160,11 @@ class Candidate:
 
 
 def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str, Candidate]:
-    """Return the MAX_CANDIDATES heaviest allowed hashtags of neighbours, and of those that the note names, by
-    `dedup_key`, the heaviest first.
+    """Return the candidates with the largest weights, at most MAX_CANDIDATES, by `dedup_key`, the heaviest first.
+    Candidates are the allowed hashtags that neighbours carry or the note names.
 
-    The weight of a hashtag is the sum over the neighbours that carry it, times `neighbour_trust`; it grows if the note
-    names it.
+    The weight of a hashtag is the sum of the weights of the neighbours that carry it, times `neighbour_trust`; it grows
+    if the note names the hashtag.
     """
     notes = {note.id: note for note in (*neighbours.by_words, *neighbours.by_vector)}
     weights, near, trust = neighbour_weights(neighbours), near_neighbours(neighbours), neighbour_trust(neighbours)
@@ -168,23 +176,23 @@ def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str,
             candidate.add(text, trust * weights[note_id], note_id, note_id in near)
     named = sorted(neighbours.named, key=lambda hashtag: (named_share(hashtag), hashtag.text))
     named_by_key = {dedup_key(hashtag.text): hashtag for hashtag in named if allowed(hashtag.text)}
-    for key, hashtag in named_by_key.items():  # of singular and plural the one with the larger share
+    for key, hashtag in named_by_key.items():  # of singular and plural, the one with the larger share
         candidates.setdefault(key, Candidate(hashtag.text)).name(named_share(hashtag))
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
     return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
 
 
 def named_share(named: NamedHashtag) -> float:
-    """Return the share of the notes with the words of a named hashtag that carry it, in (0, 1), smoothed."""
+    """Return the smoothed share, in (0, 1), of the notes with the words of a named hashtag that carry it."""
     return named.carriers / (max(named.carriers, named.having) + NAMED_SMOOTHING)
 
 
 def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
     """Return the weight of each neighbour by its id; they sum to 1.
 
-    A neighbour by vector weighs exp(cosine / NEIGHBOUR_SPREAD), one by words score^2. Each way's weights are divided by
-    their sum and multiplied by its share, LEXICAL_SHARE for words; a way that finds nothing leaves its share to the
-    other. One that is found in both ways has both weights.
+    A neighbour by vector weighs exp(cosine / NEIGHBOUR_SPREAD), one by words score^2. The weights of each search are
+    normalised to its share, LEXICAL_SHARE for words; a search that finds nothing leaves its share to the other. A
+    neighbour found by both has the sum of both weights.
     """
     top = best_score(neighbours.by_vector)
     by_vector = {note.id: math.exp((note.score - top) / NEIGHBOUR_SPREAD) for note in neighbours.by_vector}
@@ -200,8 +208,8 @@ def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
 
 
 def neighbour_trust(neighbours: Neighbours) -> float:
-    """Return in [0, 1] how far neighbours have a say: linear in the cosine or the word score of the nearest one,
-    whichever says more."""
+    """Return the factor in [0, 1] on the weights of neighbours: linear in the cosine or the word score of the nearest
+    one, whichever gives more."""
 
     def share(nearest: Sequence[Neighbour], bounds: tuple[float, float]) -> float:
         least, full = bounds
@@ -217,7 +225,7 @@ def best_score(neighbours: Sequence[Neighbour]) -> float:
 
 
 def near_neighbours(neighbours: Neighbours) -> set[str]:
-    """Return the ids of near neighbours: their hashtags may be returned however improbable the model finds them."""
+    """Return the ids of near neighbours: their hashtags are exempt from the minimum probability."""
     top = best_score(neighbours.by_vector)
     by_words = neighbours.by_words if top >= MIN_COSINE_FOR_WORDS else ()
     return {note.id for note in neighbours.by_vector if note.score >= NEAR_COSINE} | {
@@ -238,14 +246,14 @@ def rerank(
         score = share * max(p, MIN_WRITTEN_PROBABILITY) ** written_weight
         share = (w + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING)
 
-    where w is the weight of the candidate, 0 for a hashtag that is none, and p the probability that the
+    where w is the weight of the candidate, 0 for a hashtag that is not a candidate, and p the probability that the
     model writes it (docs/decisions/0010-hashtags.md). `written_weight` is that of the checkpoint's configuration.
     `probabilities` has p for the candidates, by `dedup_key` as in `candidates`; a candidate without an entry has the p
     of the written hashtag with the same key. A hashtag with p below `min_probability` is dropped, unless its candidate
     is near.
 
-    What is written under the key of a candidate is scored with w = 0, too, and the better of the two is taken, in its
-    spelling: the model may find the neighbours' spelling improbable and its own not.
+    A written hashtag with the key of a candidate is also scored with w = 0, and the better of the two is returned, in
+    its spelling: the model may find the neighbours' spelling improbable, but not its own.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
     scored = [(key, candidate, p[key]) for key, candidate in candidates.items()]

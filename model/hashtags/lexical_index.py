@@ -1,7 +1,7 @@
 """InvertedLexicalIndex: notes found by the words that they share.
 
-It complements the vectors, which bring together notes that the same people read: notes with the same words are by
-people who use the same hashtags (docs/decisions/0010-hashtags.md).
+It complements the vectors, which are close for notes that the same people read: notes with the same words are by people
+who use the same hashtags (docs/decisions/0010-hashtags.md).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from model.note import Note
 from model.words import phrases_of, word_hash, word_hashes, words_of
 
 COMMON_SHARE = 0.1
-"""A word that more than this share of all notes have, and more than COMMON_NOTES, is left out of a search: it tells
-little, and its rows cost the most."""
+"""A word in more than this share of all notes, and in more than COMMON_NOTES, is not searched: it discriminates little,
+and its rows cost the most."""
 COMMON_NOTES = 1000
 """Number of notes up to which no word is too common to search."""
 MAX_ROWS = 200_000
-"""Bound on the rows read by one search, those of its rarest words first; that many take 1 to 2 ms."""
+"""Maximum rows read by one search, those of its rarest words first; this many take 1 to 2 ms."""
 FIRST_ROWS, MORE_ROWS = 32, 4
-"""Rows of the rarest words that are scored first, for each note that a search is to find, and the factor for more of
-them. A row counts once for each word that it shares."""
+"""Number of rows of the rarest words that are scored first, per requested note, and the factor by which it grows while
+they do not give enough scores. A row counts once for each word that it shares."""
 ROUNDING = 1e-5
-"""Bound on the relative error of sums and bounds, which have 32 bits."""
+"""Maximum relative error of sums and bounds, which are float32."""
 MIN_BOUND = 1e-6
 """Rows with a smaller bound are skipped: the note's own row, whose sum is set to 0, and removed rows, whose scale is
 0."""
@@ -41,8 +41,8 @@ _Piece = tuple[int, Numbers]
 
 @dataclass(frozen=True, slots=True)
 class _SummedRows:
-    """Rows (P,) of the words of a search, each once for each of these words, the rarest word's first. `sizes` and
-    `idf_squares`: number of rows, and idf^2, of each word."""
+    """Rows (P,) of the words of a search, the rarest word's first. A row occurs once for each of the words that it has.
+    `sizes` and `idf_squares`: number of rows, and idf^2, of each word."""
 
     rows: RowNumbers
     sizes: Sequence[int]
@@ -50,14 +50,14 @@ class _SummedRows:
 
     @property
     def total(self) -> float:
-        """Total of idf^2, in 32 bits, as a row's own sum: equal texts score 1."""
+        """Sum of idf^2, in float32 as are the sums of rows, so that equal texts score 1."""
         return float(sum(self.idf_squares, np.float32(0)))
 
     def end(self, least_bound: float) -> int:
-        """Return the length of a beginning of `rows` that has every row whose bound s / sqrt(n') can reach
-        `least_bound`.
+        """Return the length of a prefix of `rows` that has every row whose bound s / sqrt(n') can reach `least_bound`.
 
-        A row that comes only after it shares just the commonest words; one that shares j words has n' of j or more.
+        A row that occurs only after this prefix shares only the most common words; one that shares j words has n' of j
+        or more.
         """
         end = len(self.rows)
         for first in reversed(range(len(self.sizes))):
@@ -69,10 +69,11 @@ class _SummedRows:
 
 
 class InvertedLexicalIndex:
-    """An inverted file from words to rows; the port `LexicalIndex` of service/index/backend.py. One call at a time.
+    """An inverted index from words to rows; the port `LexicalIndex` of service/index/backend.py. Not thread-safe,
+    except `joined`.
 
-    A row is a text as it was added. Rows are numbered from 0 on through all segments, of which the last one grows: they
-    are numbered anew when segments are replaced.
+    A row is a text as it was added. Rows are numbered from 0 through all segments, of which only the last one grows.
+    Replacing segments renumbers the rows.
     """
 
     def __init__(self) -> None:
@@ -82,7 +83,7 @@ class InvertedLexicalIndex:
         self._scales = array("f")
         """1 / sqrt(number of words) of each row; 0 where it was removed."""
         self._sums = np.zeros(0, np.float32)
-        """Sums of idf^2 by row, for the time of a search; 0 between searches."""
+        """Sums of idf^2 by row during a search; all 0 between searches."""
         self._living = 0
 
     def __len__(self) -> int:
@@ -91,11 +92,11 @@ class InvertedLexicalIndex:
 
     @staticmethod
     def words_of(note: Note) -> frozenset[int]:
-        """Return the words of a note, as a row has them."""
+        """Return the hashes of the words of a note, as `add` takes them."""
         return word_hashes(note)
 
     def add(self, words: Collection[int]) -> None:
-        """Add the next row to the segment that was begun last. A row without words is never found."""
+        """Append a row to the last segment, which must be growing. A row without words is never found."""
         growing = self._segments[-1]
         assert isinstance(growing, GrowingPostings)
         growing.add(words)
@@ -104,18 +105,18 @@ class InvertedLexicalIndex:
         self._living += bool(words)
 
     def remove(self, row: int) -> None:
-        """Remove a row. It keeps its number."""
+        """Mark a row as removed. Row numbers do not change."""
         self._living -= bool(self._counts[row])
         self._counts[row], self._scales[row] = 0, 0.0
 
     def begin_segment(self) -> GrowingPostings:
-        """Have the next rows in a segment of their own, and return it."""
+        """Begin a new segment, to which the next rows are added, and return it."""
         growing = GrowingPostings()
         self._segments.append(growing)
         return growing
 
     def joined(self, parts: Sequence[tuple[PackedPostings, RowNumbers]]) -> PackedPostings:
-        """Return some rows of packed segments as one segment. It may be called in any thread."""
+        """Return some rows of packed segments as one segment. Thread-safe."""
         return PackedPostings.joined(parts)
 
     def replace(
@@ -124,8 +125,8 @@ class InvertedLexicalIndex:
         merged: PackedPostings | None,
         alive: npt.NDArray[np.bool_],
     ) -> None:
-        """Put a segment, or none, in the place of the first of its sources. `alive`: which of its rows were not removed
-        since."""
+        """Replace `sources` by `merged`, in the place of the first of them, or remove them if it is None. `alive`:
+        which rows of `merged` were not removed since."""
         begins = _begins(self._segments)
         places = [place for place, segment in enumerate(self._segments) if any(segment is each for each in sources)]
         for place in reversed(places):
@@ -140,8 +141,8 @@ class InvertedLexicalIndex:
             self._living += int(np.count_nonzero(counts))
 
     def restore(self, segments: Sequence[tuple[Arrays, npt.NDArray[np.bool_]]]) -> list[PackedPostings]:
-        """Replace the content by packed segments, given by their arrays in a snapshot and by which of their rows were
-        not removed, and return them."""
+        """Replace the content by the packed segments of a snapshot, and return them. Each is given by its arrays and by
+        which of its rows were not removed."""
         packed = [PackedPostings.restored(arrays) for arrays, _ in segments]
         self._segments = list(packed)
         counts = [np.where(alive, part.counts, 0) for part, (_, alive) in zip(packed, segments, strict=True)]
@@ -153,18 +154,18 @@ class InvertedLexicalIndex:
     def scores(
         self, words: Collection[int], count: int, own_row: int | None = None, rows: Collection[int] = ()
     ) -> tuple[RowNumbers, npt.NDArray[np.float64]]:
-        """Return the rows that share the most with `words`, in rising order, and their scores: at least `count` rows
-        where so many share a word, and those of `rows` that do. `own_row` is left out.
+        """Return the rows with the best scores for `words`, in ascending order, and these scores: at least `count` rows
+        if that many share a word, and also those of `rows` that share one. `own_row` is left out.
 
             score = s / sqrt(m n max(m n', s)),    s = sum of idf(w)^2 over shared words w,
             idf(w) = log(1 + rows / rows with w)
 
-        where m is the mean of idf^2 over the n words searched for, and n' the number of words of the row. It is the
-        cosine of TF-IDF (Salton and Buckley 1988) with each word counted once, and the words of a row taken to be as
-        rare as those searched for, or as those that both share. So of a row only n' need be kept.
+        where m is the mean of idf^2 over the n words searched for, and n' the number of words of the row. This is the
+        cosine of TF-IDF (Salton and Buckley 1988) with each word counted once, where the words of a row are assumed to
+        be as rare as those searched for, or as those that both share. So only n' has to be stored for each row.
         """
         summed = self._sum_up(words)
-        if not summed.total:  # no word is searched: the formula has no value
+        if not summed.total:  # no word is searched: the formula is undefined
             return np.zeros(0, np.int64), np.zeros(0)
         if own_row is not None:
             self._sums[own_row] = 0
@@ -180,8 +181,8 @@ class InvertedLexicalIndex:
     def _sum_up(self, words: Collection[int]) -> _SummedRows:
         """Add the idf^2 of each word that is searched to the sums of its rows, and return these rows.
 
-        A word that no row has is the rarest; those that are too common, or beyond MAX_ROWS, are not searched. Removed
-        rows are among the rows, and do not count for idf.
+        Words that no row has come first, as the rarest; words that are too common, or beyond MAX_ROWS, are not
+        searched. Removed rows are included, but do not count for idf.
         """
         most, rows_left = max(COMMON_NOTES, COMMON_SHARE * len(self)), MAX_ROWS
         searched, sizes = list[_Piece](), list[int]()
@@ -207,8 +208,8 @@ class InvertedLexicalIndex:
         return _SummedRows(rows, sizes, idf_squares)
 
     def _pieces_by_word(self, words: Collection[int]) -> list[list[_Piece]]:
-        """Return the rows of each word, the rarest word's first, ties by the word. They end with the call that asked
-        for them: the postings of a growing segment cannot grow before."""
+        """Return the rows of each word, the rarest word's first, ties by the word. The caller must not keep them: while
+        they exist, the postings of a growing segment cannot grow."""
         hashes = np.array(sorted(words), np.uint32)
         pieces: list[list[_Piece]] = [[] for _ in words]
         for begin, segment in zip(_begins(self._segments), self._segments, strict=False):
@@ -224,12 +225,12 @@ class InvertedLexicalIndex:
         return sum(int(np.count_nonzero(counts[begin:][rows])) for begin, rows in pieces)
 
     def _best(self, summed: _SummedRows, mean: float, count: int) -> RowNumbers:
-        """Return the summed rows that have the `count` best scores; more where scores are equal, fewer where no others
-        have a score. `mean`: m of the formula of `scores`.
+        """Return the summed rows that have the `count` best scores; more on ties, fewer if no others have a score.
+        `mean`: m of the formula of `scores`.
 
         No score is above its bound s / sqrt(m n m n'). So only rows are scored whose bound reaches the `count`-th best
-        score among the rows of the rarest words, and of rows whose shared words are all common none does (the
-        threshold of MaxScore: Turtle and Flood 1995).
+        score among the rows of the rarest words. Rows that share only common words do not reach it (the threshold of
+        MaxScore: Turtle and Flood 1995).
         """
         if not count:
             return np.zeros(0, np.int64)
@@ -253,7 +254,7 @@ class InvertedLexicalIndex:
         return reaching, self._scores(reaching, total, mean)
 
     def _scores(self, rows: RowNumbers, total: float, mean: float) -> npt.NDArray[np.float64]:
-        """Return the scores of rows (R,) by their sums. `total`: m n of the formula of `scores`; `mean`: m."""
+        """Return the scores of rows (R,) from their sums. `total`: m n of the formula of `scores`; `mean`: m."""
         sums = self._sums[rows].astype(np.float64)
         scores: npt.NDArray[np.float64] = sums / np.sqrt(total * np.maximum(mean * view(self._counts)[rows], sums))
         return scores
@@ -266,8 +267,8 @@ class InvertedLexicalIndex:
     def named_hashtags(
         self, phrases: Mapping[str, tuple[str, ...]], uses: Mapping[str, tuple[str, int]], own_row: int | None = None
     ) -> tuple[NamedHashtag, ...]:
-        """Return the hashtags that are among `phrases`. `uses`: their spellings and numbers of notes, by the phrase.
-        `own_row` does not count."""
+        """Return the hashtags of stored notes among `phrases`. `uses`: spelling and number of notes of each, by the
+        phrase. `own_row` is not counted."""
         rows = self._count_rows({word for key in uses for word in phrases[key]}, own_row)
         return tuple(
             NamedHashtag(spelling, carriers, min(rows[word] for word in phrases[key]))
@@ -275,7 +276,7 @@ class InvertedLexicalIndex:
         )
 
     def _count_rows(self, words: Collection[str], own_row: int | None = None) -> dict[str, int]:
-        """Return how many rows have each of some words, without removed rows and `own_row`."""
+        """Return the number of rows that have each of `words`, without removed rows and `own_row`."""
         counted = sorted(words)
         hashes = np.array(list(map(word_hash, counted)), np.uint32)
         sizes = dict.fromkeys(counted, 0)
@@ -294,7 +295,7 @@ class InvertedLexicalIndex:
 
 
 def _begins(segments: Sequence[GrowingPostings | PackedPostings]) -> list[int]:
-    """Return the number of each segment's first row, and at the end that of the next row."""
+    """Return the number of each segment's first row, and last the number that the next new row would get."""
     return [0, *accumulate(map(len, segments))]
 
 
@@ -304,7 +305,7 @@ def _size(pieces: Sequence[_Piece]) -> int:
 
 
 def _at_rank(scores: npt.NDArray[np.float64], rank: int) -> float:
-    """Return the score of which `rank` scores are no lower; 0 where there are fewer."""
+    """Return the `rank`-th highest score; 0 if there are fewer."""
     return float(np.partition(scores, -rank)[-rank]) if len(scores) >= rank else 0.0
 
 

@@ -1,6 +1,7 @@
-"""Postings: which rows have a word, of one segment of rows. A segment grows, and is packed once it does not change.
+"""Postings: the rows that have each word, for one segment of rows. A segment first grows, and is packed once it no
+longer changes.
 
-Words are 32-bit hashes. Rows are numbered from 0 on in each segment, and each has 4 bytes for each of its words.
+Words are 32-bit hashes. Rows are numbered from 0 in each segment; packed, each takes 4 bytes for each of its words.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class GrowingPostings:
-    """Rows that are added one after the other."""
+    """Postings of a segment that grows, row by row."""
 
     def __init__(self) -> None:
         self._words = array("I")
@@ -39,19 +40,19 @@ class GrowingPostings:
             self._rows_by_word.setdefault(word, array("I")).append(row)
 
     def rows(self, words: Numbers) -> list[tuple[int, Numbers]]:
-        """Return the rows of the words that have some, each after the word's place among `words`. A word gets no other
-        row while they are referred to."""
+        """Return the rows of the words that have some, each as (position in `words`, rows). While this result is
+        referenced, its words cannot get further rows."""
         by_word = self._rows_by_word
         return [(place, view(by_word[word])) for place, word in enumerate(words.tolist()) if word in by_word]
 
     def packer(self) -> Callable[[], PackedPostings]:
-        """Return a call that packs the rows that there are now."""
+        """Return a function that packs the rows added so far."""
         words, counts = np.array(self._words, np.uint32), np.array(self._counts, np.uint32)
         return lambda: PackedPostings.of(words, counts)
 
 
 class PackedPostings:
-    """Rows that never change. `counts` has the number of words of each. `words` (W,) rise; word i is in the rows
+    """Immutable postings. `counts`: number of words of each row. `words` (W,) are ascending; word i is in the rows
     `rows[ends[i] : ends[i + 1]]`."""
 
     def __init__(self, counts: Numbers, words: Numbers, ends: RowNumbers, rows: Numbers) -> None:
@@ -62,7 +63,7 @@ class PackedPostings:
 
     @classmethod
     def of(cls, words: Numbers, counts: Numbers) -> PackedPostings:
-        """Pack rows: the words of all of them, one row after the other, and how many each has."""
+        """Pack rows. `words`: those of all rows, one row after the other. `counts`: number of words of each row."""
         order = np.argsort(words, kind="stable")
         distinct, sizes = np.unique(words, return_counts=True)
         rows = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
@@ -70,14 +71,14 @@ class PackedPostings:
 
     @classmethod
     def restored(cls, arrays: Arrays) -> PackedPostings:
-        """Return the postings that these `arrays` were taken from."""
+        """Return postings from their `arrays` in a snapshot."""
         return cls(arrays["word_counts"], arrays["words"], arrays["word_ends"], arrays["word_rows"])
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[PackedPostings, RowNumbers]]) -> PackedPostings:
-        """Return some rows of each part, one part after the other; the rows of a part rise.
+        """Return some rows of each part, one part after the other. The rows of each part must be ascending.
 
-        All steps are NumPy's, which give the interpreter up, and take time in proportion to the rows' words.
+        All steps are NumPy operations that release the GIL, and take time in proportion to the rows' words.
         """
         counts = np.concatenate([part.counts[rows] for part, rows in parts])
         words, places = np.unique(np.concatenate([part._words for part, _ in parts]), return_inverse=True)
@@ -100,21 +101,21 @@ class PackedPostings:
         return cls(counts, words[used], _ends(sizes[used]), joined)
 
     def _renumbered(self, kept: RowNumbers, begin: int) -> tuple[Numbers, RowNumbers]:
-        """Return the rows of all words, only those that are `kept` and these numbered from `begin` on, and how many
-        each word has."""
+        """Return the rows of all words, restricted to `kept` and renumbered from `begin`, and the number of these rows
+        for each word."""
         is_kept = np.zeros(len(self), np.bool_)
         is_kept[kept] = True
         new_row = np.zeros(len(self), np.uint32)
         new_row[kept] = np.arange(begin, begin + len(kept))
         places = np.flatnonzero(is_kept[self._rows])
-        sizes = np.diff(places.searchsorted(self._ends))  # a cumulative sum of booleans would keep the interpreter
+        sizes = np.diff(places.searchsorted(self._ends))  # a cumulative sum of booleans would hold the GIL
         return new_row[self._rows[places]], sizes
 
     def __len__(self) -> int:
         return len(self.counts)
 
     def rows(self, words: Numbers) -> list[tuple[int, Numbers]]:
-        """Return the rows of the words that have some, each after the word's place among `words`."""
+        """Return the rows of the words that have some, each as (position in `words`, rows)."""
         if not len(self._words):
             return []
         own = self._words.searchsorted(words)
@@ -125,27 +126,27 @@ class PackedPostings:
         return [(place, self._rows[begin:end]) for place, begin, end in spans]
 
     def packer(self) -> Callable[[], PackedPostings]:
-        """Return a call that returns these postings."""
+        """Return a function that returns these postings."""
         return lambda: self
 
     def arrays(self) -> Arrays:
-        """Return the postings by the names of their arrays in a snapshot."""
+        """Return the arrays of these postings by their names in a snapshot."""
         return {"word_counts": self.counts, "words": self._words, "word_ends": self._ends, "word_rows": self._rows}
 
 
 def view(numbers: array[int]) -> Numbers:
-    """Return the numbers as an array that shares their memory. `numbers` cannot grow while it lives."""
+    """Return the numbers as an array that shares their memory. `numbers` cannot grow while this array exists."""
     return np.frombuffer(numbers, np.uint32) if numbers else np.zeros(0, np.uint32)
 
 
 def _ends(sizes: npt.NDArray[Any]) -> RowNumbers:
-    """Return where pieces of these sizes end, from 0 on."""
+    """Return the cumulative sums of `sizes`, preceded by 0."""
     ends = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=ends[1:])
     return ends
 
 
 def _runs(begins: RowNumbers, sizes: RowNumbers) -> RowNumbers:
-    """Return the numbers of runs, one run after the other, from where each begins and how many numbers it has."""
+    """Return the concatenated ranges of integers with these first numbers and sizes."""
     ends = _ends(sizes)
     return np.repeat(begins - ends[:-1], sizes) + np.arange(ends[-1])

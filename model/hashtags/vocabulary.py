@@ -10,16 +10,16 @@ from typing import Any
 from model.note import hashtag_key
 
 END = None
-"""Key below the last token of a hashtag; its value is the number of spellings that have these tokens."""
+"""Key of the entry below the last token of a hashtag; its value is the number of spellings that have these tokens."""
 
 
 def most_frequent(spellings: Iterable[str], counts: Counter[str]) -> str:
-    """Return the spelling with the highest count, of equally frequent ones the last by code points."""
+    """Return the spelling with the highest count; ties go to the last by code points."""
     return max(spellings, key=lambda spelling: (counts[spelling], spelling))
 
 
 class HashtagTrie:
-    """A `generation.Vocabulary`. It holds each spelling as long as a note has it.
+    """A `generation.Vocabulary`. It has each spelling for as long as a note has it.
 
     `tokenize` returns the token ids of each hashtag, as the model would write it.
     """
@@ -90,7 +90,7 @@ class HashtagTrie:
             return END in self._children(ids)
 
     def _children(self, ids: Sequence[int]) -> dict[int | None, Any]:
-        """Return what follows `ids`, empty where no hashtag begins with them."""
+        """Return the children of the node that `ids` lead to, by token; empty if no hashtag begins with `ids`."""
         node = self._root
         for token in ids:
             node = node.get(token, {})

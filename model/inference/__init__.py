@@ -1,1 +1,1 @@
-"""The engine that reads notes, its scheduler, and the runtimes that compute."""
+"""Inference: the engine, its scheduler, and the runtimes that compute the model."""

@@ -17,22 +17,22 @@ from model.note import normalise_hashtag
 from model.prompt import Prompt
 
 TOKENS_PER_HASHTAG = 32
-"""Bound on the tokens of a written hashtag. Two thirds of Chinese hashtags have more than 8, one in fifty more than
+"""Maximum tokens of a generated hashtag. Two thirds of Chinese hashtags have more than 8, one in fifty more than
 this."""
 BEAMS_PER_HASHTAG = 2
-"""Beams followed for each requested hashtag (docs/decisions/0010-hashtags.md): several may be spellings of one hashtag
-or end as text that is none."""
+"""Beam width per requested hashtag (docs/decisions/0010-hashtags.md): several beams may spell the same hashtag or end
+as text that is none."""
 
 GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{3}")
-"""A word that goes on in capitals, as in "runningHETATM": the second token is one that pretraining has hardly seen, so
+"""Matches a word that continues in capitals, as in "runningHETATM": pretraining has hardly seen the second token, so
 its probability means nothing."""
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """Characters at either end of a text that are neither letters nor digits."""
 
 
 def max_beam_blocks(hashtags: int, pool: BlockPool) -> int:
-    """Most cache blocks that a search for `hashtags` takes beside the prompt's: for each beam a copy of the prompt's
-    last block, and the blocks that it goes on in."""
+    """Return the maximum number of cache blocks that a search for `hashtags` needs besides the prompt's: for each beam,
+    a copy of the prompt's last block and the blocks of its own tokens."""
     return hashtags * BEAMS_PER_HASHTAG * (1 + pool.blocks_for(TOKENS_PER_HASHTAG))
 
 
@@ -47,7 +47,7 @@ class Beam:
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A finished hashtag in one spelling, its `dedup_key`, and the log probability of these tokens."""
+    """A finished hashtag in one spelling, its `dedup_key`, and the log probability of its tokens."""
 
     text: str
     key: str
@@ -55,12 +55,12 @@ class Spelling:
 
 
 class HashtagBeamSearch:
-    """Beam search for the first hashtag after the hashtag task. Its probabilities rank all hashtags of a note: training
-    shows a note's hashtags in random order (paper section 4), so a greedy list of several says no more, takes longer,
-    and repeats itself.
+    """Beam search for the first hashtag after the hashtag task. The probabilities of being first rank all hashtags of a
+    note, since training shows them in random order (paper section 4). Greedily decoding a list of several adds no
+    information, takes longer, and repeats itself.
 
     `request.vocabulary` restricts the search to known hashtags, `allowed` drops hashtags that may not be returned, and
-    the checkpoint's `min_hashtag_score` those that are too improbable.
+    the checkpoint's `min_hashtag_score` drops those that are too improbable.
     """
 
     def __init__(self, prompt: Prompt, request: GenerationRequest, allowed: HashtagFilter) -> None:
@@ -77,15 +77,15 @@ class HashtagBeamSearch:
         self._finished: list[Spelling] = []
         self._ranked: list[tuple[Spelling, float]] = []
         """Finished hashtags, the most probable first: each in its most probable spelling, with the sum of the
-        probabilities of all its spellings. Improbable ones are among them."""
+        probabilities of all its spellings. Improbable ones are included."""
         self._is_likely_refused = False
         """Whether `allowed` dropped a hashtag that is probable enough."""
         self.generated_tokens = 0
-        """Tokens that all beams took."""
+        """Number of tokens decoded in all beams."""
 
     @property
     def first_query(self) -> LogitQuery:
-        """Query for the first token of a hashtag. Its index is for the caller to set."""
+        """Query for the first token of a hashtag; the caller sets its index."""
         return self._beams[0].query
 
     @property
@@ -101,18 +101,18 @@ class HashtagBeamSearch:
 
     @property
     def hashtags(self) -> tuple[Hashtag, ...]:
-        """The requested number of hashtags, or fewer where fewer were found, the most probable first."""
+        """At most the requested number of hashtags, the most probable first."""
         best = self._ranked[: self._count]
         return tuple(Hashtag(spelling.text, min(1.0, score)) for spelling, score in best if self._is_likely(score))
 
     @property
     def settled(self) -> tuple[Hashtag, ...]:
-        """The best of `hashtags`, as far as no beam can change which they are, their order or their spelling any more.
-        Their scores may still grow by further spellings."""
+        """Longest beginning of `hashtags` whose members, order and spellings no beam can change any more. Their scores
+        may still grow by further spellings."""
         beams = [(stem(self._prompt.decode(beam.ids)), math.exp(beam.log_prob)) for beam in self._beams]
 
         def addition(key: str) -> float:
-            """Return how much all beams may add to the hashtag with `key` at the most."""
+            """Return the most that all beams together may add to the probability of the hashtag with `key`."""
             return sum(probability for beginning, probability in beams if key.startswith(beginning))
 
         most_of_new = max((addition(beginning) for beginning, _ in beams), default=0.0)
@@ -125,14 +125,14 @@ class HashtagBeamSearch:
 
     @property
     def max_probability(self) -> float:
-        """Most that the probability of any hashtag of the final answer can be: that of the best one until now, and all
-        that unfinished ones may add to it or to another."""
+        """Upper bound on the probability of any hashtag of the final answer: that of the best hashtag so far (or the
+        minimum probability, if there is none) plus the probabilities of all unfinished beams."""
         best = self.hashtags[0].score if self.hashtags else self._min_probability
         return min(1.0, best + sum(math.exp(beam.log_prob) for beam in self._beams))
 
     def run(self, table: BlockTable, first_token: TokenLogProbs, is_settled: Callable[[], bool]) -> SpanSteps[None]:
-        """Search to the end. `table` holds the prompt and the task, `first_token` answers `first_query`. `is_settled`
-        is called before each step, and ends the search where it returns True."""
+        """Run the search to its end. `table` holds the prompt and the task; `first_token` is the answer to
+        `first_query`. `is_settled` is called before each step; the search ends when it returns True."""
         tables = [table.fork()]
         answers = [first_token]
         try:
@@ -149,13 +149,13 @@ class HashtagBeamSearch:
                 table.close()
 
     def _query(self, ids: Sequence[int]) -> LogitQuery:
-        """Query for the token after `ids`, in a decode step."""
+        """Return the query for the token after `ids`, in a decode step."""
         if self._vocabulary is None:
             return LogitQuery(0, top_k=self._width)
         return LogitQuery(0, tokens=self._vocabulary.after(ids))
 
     def _is_likely(self, probability: float) -> bool:
-        """Whether a hashtag with `probability` may be in the answer."""
+        """Return whether a hashtag with `probability` may be in the answer."""
         return probability > max(0.0, self._min_probability)
 
     def _extend(self, answers: Sequence[TokenLogProbs]) -> list[int]:
@@ -181,7 +181,7 @@ class HashtagBeamSearch:
         return [] if self._is_over() else [parent for _, parent, _ in best]
 
     def _finish(self, ids: Sequence[int], log_prob: float) -> None:
-        """Take the hashtag that `ids` spell, if they spell one that is allowed, with its log probability."""
+        """Record the hashtag that `ids` spell, if there is one and it is allowed, with its log probability."""
         for text in self._texts(ids):
             if self._allowed(text):
                 self._finished.append(Spelling(text, dedup_key(text), log_prob))
@@ -189,12 +189,13 @@ class HashtagBeamSearch:
                 self._is_likely_refused |= self._is_likely(math.exp(log_prob))
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
-        """Whether a hashtag may end after `ids`."""
+        """Return whether a hashtag may end after `ids`."""
         return self._vocabulary is None or self._vocabulary.holds(ids)
 
     def _is_over(self) -> bool:
-        """Whether the search ends: no beam alone leads to a hashtag that ranks among the best, since each further token
-        lowers its probability. What several beams together would lead to, or add to hashtags found, is left out."""
+        """Return whether the search ends: no single beam can lead to a hashtag that ranks among the best, since each
+        further token lowers its probability. The sum over several beams that lead to one hashtag, or that add to a
+        finished one, is neglected."""
         if not self._beams:
             return True
         best_open = self._beams[0]
@@ -206,7 +207,7 @@ class HashtagBeamSearch:
         return len(hashtags) == self._count and hashtags[-1].score >= math.exp(best_open.log_prob)
 
     def _rank(self) -> list[tuple[Spelling, float]]:
-        """Return `_ranked` of all that is finished."""
+        """Return the value of `_ranked` for all finished spellings."""
         probabilities: dict[str, float] = defaultdict(float)
         spellings: dict[str, Spelling] = {}
         for spelling in sorted(self._finished, key=lambda spelling: -spelling.log_prob):
@@ -216,7 +217,8 @@ class HashtagBeamSearch:
         return [(spellings[key], probability) for key, probability in best]
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
-        """The hashtag that `ids` spell, or []. A known hashtag keeps its spelling, whatever it ends with."""
+        """Return the hashtag that `ids` spell as a list of one, or []. A hashtag of the vocabulary keeps its spelling,
+        also punctuation at its ends."""
         if self._vocabulary is not None:
             return [normalise_hashtag(self._prompt.decode(ids))]
         return [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if not GLUED_CAPITALS.search(text)]
@@ -228,8 +230,8 @@ def key_without_edges(text: str) -> str:
 
 
 def stem(text: str) -> str:
-    """Return the beginning that the `key_without_edges` of every hashtag has that begins with `text`. Further text may
-    change the last two characters of its own: it may add an accent, or the end of a plural."""
+    """Return a prefix shared by the `key_without_edges` of all hashtags that begin with `text`. It lacks the last two
+    characters of the key of `text`, which further text may change: by an accent, or the end of a plural."""
     return key_without_edges(text)[:-2]
 
 

@@ -1,8 +1,9 @@
-"""Exact probabilities of candidates, as far as they can be among the best: hashtags that neighbours of a note carry, or
-that the note names.
+"""Exact probabilities of the candidates that may be among the best. Candidates are hashtags that neighbours of a note
+carry, or that the note names.
 
-The heaviest ones are scored beside the hashtag task, as a trie after it. Of the others the probability of the first
-token bounds that of the whole; those that may still be among the best share one more forward. GroundedRanking decides.
+The candidates with the largest weights are scored in the forward of the hashtag task, as a trie after it. For the
+others, the probability of the first token is an upper bound; those that may still be among the best by this bound are
+scored in one more forward. GroundedRanking decides which.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from model.inference.trie import ROOT, Trie, node_log_probs
 from model.prompt import Prompt
 
 CANDIDATE_TOKENS = 320
-"""Bound on the tokens of the candidates that may be scored for one note, common prefixes counted once; the
-candidates with the largest weights come first."""
+"""Maximum tokens of the candidates scored for one note, counting common prefixes once; candidates with larger weights
+take precedence."""
 FIRST_CANDIDATE_TOKENS = 24
-"""Tokens of the heaviest candidates that are scored beside the hashtag task: most often they are the answer."""
+"""Maximum tokens of the candidates scored in the forward of the hashtag task: most often they are the answer."""
 
 
 def max_candidate_blocks(pool: BlockPool) -> int:
-    """Most cache blocks that `score_open` takes: a copy of the prompt's last block, and those of the trie."""
+    """Return the maximum number of cache blocks that `score_open` needs: a copy of the prompt's last block, and those
+    of the trie."""
     return 1 + pool.blocks_for(CANDIDATE_TOKENS)
 
 
@@ -42,7 +44,7 @@ class CandidateBatch:
 
 
 class CandidateScorer:
-    """Scores the candidates of a `ranking`. `tokens`: number of tokens that this took until now."""
+    """Scores the candidates of a `ranking`. `tokens`: number of tokens scored so far."""
 
     def __init__(self, prompt: Prompt, ranking: GroundedRanking) -> None:
         self._ranking = ranking
@@ -57,7 +59,7 @@ class CandidateScorer:
         self.tokens = 0
 
     def read_first(self, first_log_probs: Sequence[float], answers: Sequence[TokenLogProbs]) -> None:
-        """Take the log probabilities of `first_tokens`, and the answers to the queries of `first_batch`."""
+        """Record the log probabilities of `first_tokens`, and the answers to the queries of `first_batch`."""
         self._first_log_probs = dict(zip(self.first_tokens, first_log_probs, strict=True))
         self._ranking.bound({key: math.exp(self._first_log_probs[ids[0]]) for key, ids in self._token_ids.items()})
         self._read(self.first_batch, answers)
@@ -87,7 +89,8 @@ class CandidateScorer:
 
 
 def _within_budget(token_ids: Mapping[str, Sequence[int]], budget: int) -> dict[str, Sequence[int]]:
-    """Return the sequences, in order, whose distinct prefixes are at most `budget`."""
+    """Return the sequences, in order, that fit into a `budget` of distinct prefixes; one that would exceed it is
+    skipped."""
     chosen: dict[str, Sequence[int]] = {}
     prefixes: set[tuple[int, ...]] = set()
     for key, ids in token_ids.items():

@@ -1,8 +1,8 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
-The trie of the category names is part of the note's prefill, so a small closed set costs no forward of its own. Of a
-large one a second forward reads only the likeliest names (docs/decisions/0038-large-closed-sets.md).
-Names that training has not shown are scored less what the names say without the note
+The trie of the category names is part of the note's prefill, so a small closed set costs no extra forward. For a large
+one, a second forward scores only the likeliest names (docs/decisions/0038-large-closed-sets.md).
+For names that were not seen in training, the label prior, which is their score without the note, is subtracted
 (docs/decisions/0008-unseen-categories.md).
 
 Shapes: C categories, D dimension.
@@ -36,18 +36,20 @@ from model.note import Note
 PRIOR_TOKENS = 1024
 """Token budget for the mean of a label prior: each name that the mean is taken over costs one prefill of the trie."""
 MIN_PRIOR_NAMES = 4
-"""Names that the mean of a label prior is taken over at the least: it is nearly as good as over all (decision 8)."""
+"""Minimum number of names that the mean of a label prior is taken over: it is nearly as good as over all (decision
+8)."""
 MAX_CLOSED_SETS = 64
-"""Closed sets whose trie and label prior are kept, the most recently used ones; those of `lasting_set` beside them."""
+"""Number of closed sets whose trie and label prior are cached (LRU), besides those of `lasting_set`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelPrior:
     """Scores of a closed set's names without a note (contextual calibration, Zhao et al. 2021).
 
-    `log_probs` (C,): mean log probability of each name after notes that consist of a name. For a name that training has
-    not shown this is mostly how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each name.
-    `read_tokens`: tokens that were read to compute them.
+    `log_probs` (C,): mean log probability of each name after notes that consist of a name. For a name not seen in
+    training it mostly reflects how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each
+    name.
+    `read_tokens`: number of tokens read to compute both.
     """
 
     log_probs: npt.NDArray[np.float64]
@@ -57,11 +59,11 @@ class LabelPrior:
 
 @dataclass(frozen=True, slots=True)
 class ClosedSet:
-    """Names of C categories that are read for a note.
+    """Names of C categories that are scored for a note.
 
-    `trie`: their tokens, end tokens included. `prior`: None where training has shown all names. `prior_tokens`: tokens
-    that this request read for the prior, 0 where it was there. `exponents`: those of the category head's pool; None
-    where it does not know all names.
+    `trie`: their tokens, end tokens included. `prior`: None if all names were seen in training. `prior_tokens`: tokens
+    that this request read to compute the prior, 0 if it was cached. `exponents`: those of the category head's pool;
+    None if the head does not cover the set.
     """
 
     names: tuple[str, ...]
@@ -71,7 +73,7 @@ class ClosedSet:
     exponents: npt.NDArray[np.float64] | None = None
 
     def shortlist(self, places: npt.NDArray[np.intp]) -> ClosedSet:
-        """Return the set of the names at some places of this one, which are scored as they are in this one."""
+        """Return the subset of the names at `places`, with this set's priors and exponents."""
         names = tuple(self.names[i] for i in places)
         prior = self.prior
         if prior is not None:
@@ -80,9 +82,9 @@ class ClosedSet:
 
 
 class CategoryScorer:
-    """Scores closed sets with one runtime. `trie` may be called in any thread, the rest in the engine's thread.
+    """Scores closed sets with one runtime. `trie` is thread-safe; all else must be called in the engine's thread.
 
-    `temperature` divides log probabilities where `head` does not know all names of a closed set.
+    `temperature` divides log probabilities where `head` does not cover a closed set.
     """
 
     def __init__(self, runtime: Runtime, head: CategoryHead | None, temperature: float) -> None:
@@ -96,28 +98,29 @@ class CategoryScorer:
         self._lasting_trie = lru_cache(maxsize=1)(self._build_trie)
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
         self.lasting_set: tuple[str, ...] = ()
-        """Names of a closed set whose trie and prior are never given up, however many others are used."""
+        """Names of the closed set whose trie and prior are never evicted from the cache."""
 
     def trie(self, categories: tuple[str, ...]) -> Trie:
         """Return the trie of a closed set, end tokens included. Raises CategoriesTooLong."""
         return self._lasting_trie(categories) if categories == self.lasting_set else self._cached_trie(categories)
 
     def closed_set(self, categories: tuple[str, ...], priors_in_progress: set[tuple[str, ...]]) -> SpanSteps[ClosedSet]:
-        """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: names of the
-        closed sets whose prior another request computes, shared by all requests that are stepped together."""
+        """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: closed sets
+        whose prior some request is computing, shared by all requests that are stepped together."""
         prior, prior_tokens = yield from self._prior(categories, priors_in_progress)
         head = self._head
         exponents = head.exponents(categories) if head is not None and head.covers(categories) else None
         return ClosedSet(categories, self.trie(categories), prior, prior_tokens, exponents)
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:
-        """Return whether only some names are to be read: there are many, and it is known before which are likely."""
+        """Return whether only a shortlist is to be scored: the set is large, and the category head or the vectors of
+        the names can rank it beforehand."""
         can_rank = closed_set.exponents is not None or (closed_set.prior is not None and self._name_cosine_weight > 0)
         return can_rank and len(closed_set.names) > MAX_WHOLE_SET
 
     def shortlist(self, closed_set: ClosedSet, note: Note, vector: npt.NDArray[np.float32]) -> ClosedSet:
-        """Return the CATEGORY_SHORTLIST names that are likeliest for a note before the model writes: by the category
-        head, or by the cosine of the note's vector (D,) with the names' own vectors."""
+        """Return the CATEGORY_SHORTLIST names that are likeliest for a note before the model scores any: by the
+        category head, or by the cosine of the note's vector (D,) with the names' own vectors."""
         scores: npt.NDArray[np.floating]
         if self._head is not None and closed_set.exponents is not None:
             scores = self._head.pool_unwritten(closed_set.names, note, vector, closed_set.exponents)
@@ -131,8 +134,8 @@ class CategoryScorer:
         return self.tasks(ClosedSet(categories, self.trie(categories))).tokens if categories else 0
 
     def tasks(self, closed_set: ClosedSet | None) -> Tasks:
-        """Return the category task with the trie of the closed set. Its queries are the last of a `task_span`;
-        `log_probs` takes the answers to them."""
+        """Return the category task with the trie of the closed set. Its queries come last in a `task_span`; `log_probs`
+        takes the answers to them."""
         if closed_set is None:
             return NO_TASKS
         return Tasks(category_task=tuple(self._prompt.category_task()), categories=closed_set.trie)
@@ -148,8 +151,8 @@ class CategoryScorer:
         """Return the names of the closed set with their probabilities, the most probable first; they sum to 1.
 
         The log probabilities of the names, by the `answers` to the queries of a span, are corrected by the prior, where
-        there is one (decision 8), then pooled with what the category head says of the `note` and its `vector` (D,),
-        where it knows all names (decision 14), or else divided by the temperature.
+        there is one (decision 8), then pooled with the category head's for the `note` and its `vector` (D,), where the
+        head covers the set (decision 14), else divided by the temperature.
         """
         categories, prior = closed_set.names, closed_set.prior
         log_probs = self.log_probs(closed_set.trie, answers)
@@ -165,15 +168,15 @@ class CategoryScorer:
         return tuple(sorted(scored, key=lambda category: (-category.probability, category.name)))
 
     def needs_prior(self, categories: tuple[str, ...]) -> bool:
-        """Whether a closed set has a name that training has not shown. A checkpoint that lists no names counts as
-        trained on all."""
+        """Return whether a closed set has a name that was not seen in training. A checkpoint that lists no names counts
+        as trained on all."""
         return not set(self._trained_categories or categories).issuperset(categories)
 
     def _prior(
         self, categories: tuple[str, ...], in_progress: set[tuple[str, ...]]
     ) -> SpanSteps[tuple[LabelPrior | None, int]]:
-        """Return the label prior of a closed set, or None where it needs none, and the number of tokens that were read
-        for it now. While one request computes it, those that share `in_progress` wait."""
+        """Return the label prior of a closed set, or None where it needs none, and the number of tokens read to compute
+        it now. While one request computes it, others that share `in_progress` wait."""
         if not self.needs_prior(categories):
             return None, 0
         read_tokens = 0
@@ -194,7 +197,8 @@ class CategoryScorer:
         return prior, read_tokens
 
     def _compute_prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior]:
-        """Read each name as the title of a note. A few share a forward, in the cache blocks reserved for the note."""
+        """Compute a label prior by reading each name as the title of a note. To compute vectors, as many names share a
+        forward as fit into the cache blocks reserved for the note."""
         notes = [self._prompt.note(Note(title=name)) for name in categories]
         trie = self.trie(categories)
         inner_nodes = len(trie.inner)
@@ -216,7 +220,7 @@ class CategoryScorer:
         return LabelPrior(np.mean(log_probs, axis=0), np.stack(vectors), tokens)
 
     def _notes_that_fit(self, notes: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
-        """The first of `notes`, at least one, that fit into the cache blocks needed for `tokens`."""
+        """Return the first of `notes`, at least one, that fit into the cache blocks needed for `tokens`."""
         pool = self._runtime.pool
         free_blocks = pool.blocks_for(tokens)
         batch: list[Sequence[int]] = []

@@ -2,9 +2,9 @@
 
 `tokenize` turns a note and a GenerationRequest into token ids, `add_request` starts them, and each `step` runs one
 forward: the decode steps of all running requests, and prefills within a token budget. One prefill gives a note's
-vector, the probabilities of its categories and the first token of its hashtags; all that follows are decode steps. Only
-a prompt version that puts the task first needs another prefill for hashtags. The engine knows tokens and no tensors,
-which are the runtime's, and neither HTTP nor storage.
+vector, the probabilities of its categories and the first token of its hashtags; decode steps follow. Grounded hashtags,
+large closed sets and a prompt version that puts the task first need further prefills. The engine works on tokens;
+tensors are the runtime's. It is independent of HTTP and storage.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from model.prompt import NotePrompt
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
 TOKENS_PER_CATEGORY = 16
-"""Bound on a category that is written freely."""
+"""Maximum tokens of a category that is written without a closed set."""
 UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
 
 
@@ -44,10 +44,10 @@ UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
 class TokenizedRequest:
     """A note, its token ids, and what is requested of it.
 
-    `prompt`: its windows. Tasks continue the first; the others only add to the vector. `hashtag_prompt`: ids of a
-    second prompt, which the hashtag task follows, where the prompt version puts the task first; else empty. `allowed`:
-    hashtags that may be returned. `supported`: whether the model reads the note's script; if not, only its vector is
-    computed.
+    `prompt`: its windows. Tasks continue the first window; the others only contribute to the vector. `hashtag_prompt`:
+    ids of a second prompt, which the hashtag task follows, where the prompt version puts the task first; else empty.
+    `allowed`: decides which hashtags may be returned. `supported`: whether the model reads the note's script; if not,
+    only its vector is computed.
     """
 
     note: Note
@@ -64,7 +64,7 @@ class TokenizedRequest:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens in its prompts, without the tasks."""
+        """Number of tokens in all its prompts, without the tasks."""
         return sum(map(len, self.prompt.windows)) + len(self.hashtag_prompt)
 
     @property
@@ -77,9 +77,10 @@ class TokenizedRequest:
 class Prefill:
     """Output of a request's prompts and tasks.
 
-    `vector` has shape (D,); it is pooled over the windows of the note. `hashtag_answers` begin with those to the
-    queries of the hashtag task, `category_answers` end with those of `closed_set`, the names that were read; empty
-    where none is requested. `tokens`: number of tokens in all spans.
+    `vector` has shape (D,); it is pooled over the windows of the note. `hashtag_answers` begin with the answers to the
+    queries of the hashtag task, `category_answers` end with those for `closed_set`, the names that were scored; if the
+    tasks share a span, both are the same list. `closed_set` is None where no categories are requested. `tokens`: number
+    of tokens in all spans.
     """
 
     vector: npt.NDArray[np.float32]
@@ -90,11 +91,11 @@ class Prefill:
 
 
 class Engine:
-    """Reads vectors, hashtags and categories from notes. Not thread-safe, but for `tokenize`: one thread calls it.
+    """Computes vectors, hashtags and categories of notes. Not thread-safe, except for `tokenize`: one thread calls it.
 
     `name` and `space` identify the model in every answer, `dimension` is the length of the vectors, `read_tokens` how
     much of a note is read, `mean_share` and `title_mean_share` those of the checkpoint. `temperature` divides the log
-    probabilities of categories; None: that of the checkpoint.
+    probabilities of categories; None: the checkpoint's.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Engine:
         self._category_scorer = CategoryScorer(runtime, category_head, self.temperature)
         self._scheduler: Scheduler[GenerationOutput] = Scheduler(runtime)
         self._priors_in_progress: set[tuple[str, ...]] = set()
-        """Closed sets whose prior a request of `_scheduler` computes, while others wait for it."""
+        """Closed sets whose prior a request of `_scheduler` is computing, while others wait for it."""
 
     @classmethod
     def load(
@@ -135,9 +136,9 @@ class Engine:
         "openvino" (on a CPU), "torch", or "auto": OpenVINO on a CPU where it is installed and supports the backbone.
         `dtype`: "float32", "bfloat16", "int8" (OpenVINO alone), or "auto": bfloat16 where that is faster, except in
         PyTorch on a CPU, where it makes a vector depend on its batch (docs/decisions/0003-precision.md). `fitted`: use
-        the temperature and the category head that were fitted to the checkpoint. False: neither, to fit others.
-        `isolated_export`: where the checkpoint has to be exported to OpenVINO, do it in a process of its own, whose
-        memory is given back.
+        the temperature and the category head that were fitted to the checkpoint; False, to fit new ones.
+        `isolated_export`: if the checkpoint has to be exported to OpenVINO, do it in a separate process, whose memory
+        is then released.
         """
         checkpoint = checkpoint or str(SHIPPED_CHECKPOINT)
         loaded = load_runtime(
@@ -156,7 +157,7 @@ class Engine:
         return cls(loaded, CategoryHead.load(Path(checkpoint).expanduser(), loaded.space))
 
     def tokenize(self, note: Note, request: GenerationRequest = VECTOR_ONLY) -> TokenizedRequest:
-        """Tokenise a note and build the trie of its closed set. Safe in any thread. Raises CategoriesTooLong."""
+        """Tokenise a note and build the trie of its closed set. Thread-safe. Raises CategoriesTooLong."""
         if request.categories:
             self._category_scorer.trie(request.categories)
         prompt, supported = self.prompt.windows(note), self.prompt.supports(note)
@@ -167,8 +168,8 @@ class Engine:
         return TokenizedRequest(note, prompt, request, hashtag_prompt, allowed)
 
     def keep_closed_set(self, categories: tuple[str, ...]) -> None:
-        """Keep what is computed once for a closed set for as long as the engine lives: callers who use many others
-        would have it computed again and again."""
+        """Keep the trie and label prior of a closed set in the cache for as long as the engine lives, however many
+        other closed sets are requested."""
         self._category_scorer.lasting_set = categories
 
     def vocabulary(self) -> Vocabulary:
@@ -176,7 +177,7 @@ class Engine:
         return HashtagTrie(self.prompt.hashtag_tokens)
 
     def can_add(self, tokenized: TokenizedRequest) -> bool:
-        """Whether the cache has room for one more request, beside all blocks that running ones may come to need."""
+        """Return whether the cache has room for one more request besides all blocks that running requests may need."""
         return self._scheduler.reserved_blocks + self._max_blocks(tokenized) <= self.runtime.pool.count
 
     def add_request(self, tokenized: TokenizedRequest) -> RunningRequest[GenerationOutput]:
@@ -199,14 +200,14 @@ class Engine:
         return Usage(running.prompt_tokens, running.decoded_tokens)
 
     def run(self, batch: Sequence[TokenizedRequest]) -> list[GenerationOutput]:
-        """Run `batch` to its end; return one output a request, in order. Requests that were added before keep their
-        cache blocks and wait, so that a label prior that one of them computes is computed again."""
+        """Run `batch` to its end and return one output per request, in order. Requests added before keep their cache
+        blocks and wait; a label prior that one of them is computing is computed again."""
         priors_in_progress: set[tuple[str, ...]] = set()
         requests = [self._running_request(tokenized, priors_in_progress) for tokenized in batch]
         return Scheduler[GenerationOutput](self.runtime).run(requests, self.runtime.pool.free)
 
     def generate(self, notes: Sequence[Note], request: GenerationRequest = VECTOR_ONLY) -> list[GenerationOutput]:
-        """Return one output a note, in order, for any number of notes."""
+        """Return one output per note, in order, for any number of notes."""
         return self.run([self.tokenize(note, request) for note in notes])
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
@@ -230,14 +231,14 @@ class Engine:
         return RunningRequest(self._generate(tokenized, priors_in_progress), self._max_blocks(tokenized))
 
     def _max_blocks(self, tokenized: TokenizedRequest) -> int:
-        """Most cache blocks that a request may come to need: for its prompts and closed set, and then for either its
-        beams or the candidates of its neighbours, which are scored before the beam search begins."""
+        """Return the maximum number of cache blocks that a request may need: for its prompts and closed set, and then
+        for the further windows of the note or, after these are freed, for beams and candidates."""
         request, pool = tokenized.effective_request, self.runtime.pool
         task_tokens = len(self.prompt.hashtag_task(request.hashtags)) if request.hashtags else 0
         if request.find_neighbours:
             task_tokens += FIRST_CANDIDATE_TOKENS
         note_tokens = len(tokenized.ids)
-        if self._category_scorer.needs_prior(request.categories):  # names are read first, in the note's blocks
+        if self._category_scorer.needs_prior(request.categories):  # it reads the names first, in the note's blocks
             note_tokens = max(note_tokens, self.prompt.max_note_tokens())
         closed_set_tokens = self._category_scorer.task_tokens(request.categories)
         prompt_blocks = pool.blocks_for(note_tokens + task_tokens + closed_set_tokens)
@@ -295,9 +296,9 @@ class Engine:
         generation: HashtagGeneration,
         closed_set: ClosedSet | None,
     ) -> SpanSteps[Prefill]:
-        """Run the prompts and tasks of a request in one forward. Where hashtags are grounded, or the closed set is
-        large, it takes two: the note, whose vector finds neighbours and helps to choose names, then the tasks. The
-        runtime computes the vector, at the `read_out` of the note.
+        """Run the prompts and tasks of a request in one forward. If hashtags are grounded or the closed set is large,
+        it takes two: first the note, whose vector is needed to find neighbours or to choose the shortlist, then the
+        tasks. The runtime computes the vector at the read-out position of the note.
 
         Afterwards `note_table` holds the note. Where hashtags are requested, `hashtag_table`, which may be the same
         table, ends with the hashtag task.
@@ -346,8 +347,8 @@ class Engine:
         hashtag_tasks: Tasks,
         closed_set: ClosedSet | None,
     ) -> list[Span]:
-        """Return the spans of the ids `note`, which may be cached already, and of all tasks: one, or two where hashtags
-        have a prompt of their own."""
+        """Return the spans of the prompt and all tasks: one, or two where hashtags have a prompt of their own. `note`:
+        ids of the note, empty if they are cached already."""
         category_tasks = self._category_scorer.tasks(closed_set)
         read_out = len(note) - 1 if note else None
         if hashtag_table is note_table:
@@ -358,8 +359,8 @@ class Engine:
         return spans
 
     def _write_category(self, note: Sequence[int], task: Sequence[int]) -> SpanSteps[str]:
-        """Decode greedily after the ids of a note and the category task, until the end token, a line's end, which is
-        how a bare backbone ends, or TOKENS_PER_CATEGORY."""
+        """Decode greedily after the ids of a note and the category task, until the end token, a newline (which is how a
+        bare backbone ends), or TOKENS_PER_CATEGORY tokens."""
         written: list[int] = []
         with closing(BlockTable(self.runtime.pool)) as table:
             while len(written) < TOKENS_PER_CATEGORY:

@@ -26,7 +26,7 @@ BELOW_MIN_SCORE = "no hashtag has a score of min_score or more"
 class HashtagGeneration:
     """Generates the hashtags of one note. `allowed` drops those that may not be returned.
 
-    Where the request asks for neighbours, `find_candidates` is called as soon as the vector is known, before `tasks`.
+    If `needs_vector`, `find_candidates` must be called once the vector is known; `tasks` then includes the candidates.
     """
 
     def __init__(self, prompt: Prompt, request: GenerationRequest, allowed: HashtagFilter) -> None:
@@ -45,7 +45,7 @@ class HashtagGeneration:
         return bool(self._request.hashtags) and self._request.find_neighbours is not None
 
     def find_candidates(self, note: Note, vector: npt.NDArray[np.float32]) -> None:
-        """Look up what neighbours of `note` carry, and what it names; `vector` (D,) is its embedding."""
+        """Look up the hashtags that neighbours of `note` carry or that it names; `vector` (D,) is its embedding."""
         assert self._request.find_neighbours is not None
         candidates = candidates_from(self._request.find_neighbours(note, vector, NEIGHBOURS), self._allowed)
         if candidates:
@@ -56,7 +56,8 @@ class HashtagGeneration:
             self._scorer = CandidateScorer(self._prompt, self._ranking)
 
     def tasks(self) -> Tasks:
-        """Return the hashtag task, with the heaviest candidates after it; nothing where no hashtags are requested."""
+        """Return the hashtag task, followed by the candidates with the largest weights; nothing where no hashtags are
+        requested."""
         if not self._request.hashtags:
             return NO_TASKS
         task = tuple(self._prompt.hashtag_task(self._request.hashtags))
@@ -67,8 +68,8 @@ class HashtagGeneration:
         return Tasks(task, query, self._scorer.first_batch.trie)
 
     def run(self, table: BlockTable, answers: Sequence[TokenLogProbs]) -> SpanSteps[None]:
-        """Generate to the end. `table` holds the prompt and the hashtag task, `answers` begin with those to the queries
-        of `tasks`."""
+        """Run the generation to its end. `table` holds the prompt and the hashtag task; `answers` begin with those to
+        the queries of `tasks`."""
         searched = len(self._search.first_query.tokens)
         first, candidate_log_probs = answers[0], answers[0].log_probs[searched:]
         search = self._search.run(table, replace(first, log_probs=first.log_probs[:searched]), self._is_settled)
@@ -87,7 +88,7 @@ class HashtagGeneration:
 
     @property
     def below_min(self) -> tuple[Hashtag, ...]:
-        """Hashtags that would be in the answer but for `min_hashtag_score`, the best first."""
+        """Hashtags left out of the answer only because of `min_hashtag_score`, the best first."""
         return tuple(hashtag for hashtag in self._ranked() if hashtag.score < self._request.min_hashtag_score)
 
     @property
@@ -97,20 +98,20 @@ class HashtagGeneration:
 
     @property
     def candidate_tokens(self) -> int:
-        """Tokens of candidates that were scored after the tasks."""
+        """Number of candidate tokens that were scored after the tasks."""
         return self._scorer.tokens - len(self._scorer.first_batch.trie.tokens) if self._scorer else 0
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens that all beams took."""
+        """Number of tokens decoded in all beams."""
         return self._search.generated_tokens
 
     def _ranked(self) -> tuple[Hashtag, ...]:
         return self._ranking.ranked(self._search.hashtags) if self._ranking else self._search.hashtags
 
     def _is_settled(self) -> bool:
-        """Announce the hashtags that are settled, and say whether the candidates are the answer, whatever the search
-        may still find."""
+        """Announce the hashtags that are settled, and return whether the candidates are the answer, whatever else the
+        search may find."""
         if self._ranking is None:
             if self._request.on_hashtag:
                 self._announce(self._search.settled)
@@ -120,8 +121,8 @@ class HashtagGeneration:
         return self._ranking.is_complete_without(max_written)
 
     def _announce(self, best: Sequence[Hashtag]) -> None:
-        """Call `on_hashtag` with those of the `best` hashtags that it was not called with before, up to the first one
-        whose score is below `min_hashtag_score`: further spellings may raise it."""
+        """Call `on_hashtag` with those of the `best` hashtags that were not announced yet. Stops at the first score
+        below `min_hashtag_score`, which further spellings may still raise."""
         if on_hashtag := self._request.on_hashtag:
             for hashtag in best[self._announced :]:
                 if hashtag.score < self._request.min_hashtag_score:

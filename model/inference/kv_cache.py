@@ -1,6 +1,6 @@
 """Block allocation of the paged KV cache (Kwon et al. 2023). Holds no tensors: a runtime stores keys and values.
 
-Sequences with a common beginning share blocks. A shared block is copied before one of its sequences writes into it.
+Sequences with a common prefix share blocks. A shared block is copied before one of its sequences writes into it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class BlockTable:
     length: int = 0
 
     def grow(self, tokens: int) -> None:
-        """Append room for `tokens` and count them as held. Raises CacheFull; the tokens held before stay valid."""
+        """Append room for `tokens` and add them to `length`. Raises CacheFull; earlier tokens stay valid."""
         block_size = self.pool.block_size
         if self.length % block_size:
             self.blocks[-1] = self.pool.copy_on_write(self.blocks[-1])

@@ -1,4 +1,4 @@
-"""Loading: which device, library and number format run a checkpoint."""
+"""Loading: choice of the device, library and number format that run a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from model.inference.runtime import Runtime
 from model.weights import Progress, is_exported, silent
 
 CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
-"""Device files of GPU drivers: NVIDIA on Linux, Linux inside Windows, Jetson, and AMD. On another system
-NOTELLM_DEVICE=cuda makes PyTorch look for a GPU."""
+"""Device files of GPU drivers: NVIDIA on Linux, WSL, Jetson, and AMD. On other systems NOTELLM_DEVICE=cuda makes
+PyTorch look for a GPU."""
 EXPORT = "pip install 'notellm[torch]', or name a folder that `notellm export` has made with NOTELLM_CHECKPOINT"
 
 
@@ -47,12 +47,12 @@ def load_runtime(
 
 
 def torch_installed() -> bool:
-    """Whether PyTorch is installed; an image that serves exported graphs has none. It is not imported."""
+    """Return whether PyTorch is installed, without importing it. An image that serves exported graphs has none."""
     return importlib.util.find_spec("torch") is not None
 
 
 def reason_of(error: Exception) -> str:
-    """The error's message, or what to do where PyTorch, which exports a checkpoint once, is missing."""
+    """Return the error's message, or what to install if PyTorch, which the export needs, is missing."""
     if isinstance(error, ModuleNotFoundError) and error.name == "torch":
         return f"PyTorch is not installed, and the checkpoint is not exported: {EXPORT}"
     return str(error)

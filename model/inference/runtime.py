@@ -1,4 +1,4 @@
-"""Runtime: the port between the engine, which knows notes and tokens, and the code that runs the model's layers.
+"""Runtime: the port between the engine, which works on notes and tokens, and the code that runs the model's layers.
 
 A forward takes spans of any number of cached sequences, of any lengths, without padding, so prefills and decode steps
 run side by side. It returns no hidden states, only the vectors and log probabilities that the spans ask for.
@@ -18,8 +18,8 @@ from model.inference.kv_cache import BlockPool, BlockTable
 from model.prompt import Prompt
 
 QUERIES_PER_BATCH = 64
-"""Bound on the rows of logits held at a time, each as long as the vocabulary: larger batches are no faster, and each
-row takes 0.6 MB of the output layer's working memory (decision 9)."""
+"""Maximum rows of logits held at a time, each as long as the vocabulary: larger batches are no faster, and each row
+takes 0.6 MB of the output layer's working memory (decision 9)."""
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 AttentionMask = npt.NDArray[np.bool_]
@@ -30,7 +30,7 @@ class LogitQuery:
     """A question about the token that follows the token at `index` of a span.
 
     It asks for the `top_k` most probable next tokens and for the log probabilities of `tokens`. `exclude_ends`: tokens
-    that end a hashtag are left out of the `top_k`; their total probability is answered apart.
+    that end a hashtag are left out of the `top_k`; their total probability is returned separately.
     """
 
     index: int
@@ -44,11 +44,11 @@ class Span:
     """Tokens appended to a cached sequence in one forward, and what to read from their hidden states.
 
     `table` has already grown by `ids`. `parents[i]` is the index in the span of the token that token i follows, -1 for
-    the last token cached before; so a span can be a tree. Of a tree only the stem, its tokens before the second branch,
-    may stay in the table afterwards. None: each token follows the one before it.
+    the last token cached before; so a span can be a tree. Only the stem of a tree, its tokens before the second branch,
+    may stay in the table afterwards. If `parents` is None, each token follows the one before it.
 
-    `read_out`: index of the token whose state gives the vector. Up to there a span is no tree and has no queries. These
-    tokens are computed by the trunk, all others by the decoder, where the checkpoint has a generation adapter.
+    `read_out`: index of the token whose state gives the vector. Up to that token a span is no tree and has no queries.
+    If the checkpoint has a generation adapter, the trunk computes these tokens and the decoder all others.
     """
 
     table: BlockTable
@@ -67,8 +67,8 @@ class Span:
 class TokenLogProbs:
     """Answer to a LogitQuery: log probabilities of the next token.
 
-    `top_tokens` and `top_log_probs` (top_k,): the most probable tokens, best first. `end_log_prob`: all tokens that end
-    a hashtag together. `log_probs`: the query's `tokens`, in their order.
+    `top_tokens` and `top_log_probs` (top_k,): the most probable tokens, best first. `end_log_prob`: that of all tokens
+    that end a hashtag together. `log_probs`: those of the query's `tokens`, in order.
     """
 
     top_tokens: list[int]
@@ -80,7 +80,7 @@ class TokenLogProbs:
 @dataclass(slots=True)
 class SpanOutput:
     """Values that a forward read from one span: `vector` (D,) of unit length, None without a `read_out`, and
-    `token_log_probs`, one a query."""
+    `token_log_probs`, one per query."""
 
     vector: Floats | None = None
     token_log_probs: list[TokenLogProbs] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Runtime(Protocol):
     @property
     def space(self) -> str: ...
     def forward(self, spans: Sequence[Span]) -> list[SpanOutput]:
-        """Compute the spans and cache their keys and values; return one output a span, in order.
+        """Compute the spans and cache their keys and values; return one output per span, in order.
 
         Tables of one forward may share full blocks, but no block that one of them writes to.
         """
@@ -114,7 +114,7 @@ Forward = Callable[[Sequence[Span]], list[SpanOutput]]
 
 def forward_in_two(spans: Sequence[Span], trunk: Forward, decoder: Forward) -> list[SpanOutput]:
     """Compute each span up to its read-out with `trunk`, and then all other tokens with `decoder`, which attends to
-    what the trunk has cached. Returns one output a span, in order."""
+    what the trunk has cached. Returns one output per span, in order."""
     parts = [split_at_read_out(span) for span in spans]
     trunk_spans = [part for part, _ in parts if part is not None]
     decoder_spans = [part for _, part in parts if part is not None]
@@ -131,7 +131,7 @@ def forward_in_two(spans: Sequence[Span], trunk: Forward, decoder: Forward) -> l
 def split_at_read_out(span: Span) -> tuple[Span | None, Span | None]:
     """Return the part of a span up to its read-out and the part after it; None for a part without tokens.
 
-    The table of the first part is a view: it is neither grown nor closed.
+    The table of the first part is a view, which must be neither grown nor closed.
     """
     if span.read_out is None:
         return None, span
@@ -262,7 +262,7 @@ class OutputRows:
 
     @staticmethod
     def span_outputs(spans: Sequence[Span], vectors: Floats, batches: Sequence[BatchLogProbs]) -> list[SpanOutput]:
-        """Hand `vectors` (vectors, D) and the answers to `batches()` back to the spans that asked for them."""
+        """Assign `vectors` (vectors, D) and the answers to `batches()` to the spans that asked for them."""
         top_tokens: list[list[int]] = []
         top_log_probs: list[list[float]] = []
         end_log_probs: list[float] = []

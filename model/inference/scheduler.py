@@ -1,4 +1,5 @@
-"""Scheduler: which running requests share the next forward, so that a request can begin and end at any step."""
+"""Scheduler: chooses which running requests share the next forward, so that a request can begin and end at any step
+(continuous batching)."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from model.inference.runtime import Runtime, Span
 from model.inference.spans import SpanSteps
 
 PREFILL_TOKENS_PER_STEP = 4096
-"""Token budget of the short prefills of one engine step (`requests_of_next_forward`), beside all decode steps. On two
-cores 4,096 tokens a step embed 10% faster than 1,024, and take 94 MiB more (decision 9)."""
+"""Token budget of the short prefills of one engine step (`requests_of_next_forward`), besides all decode steps. On two
+cores 4,096 tokens per step embed 10% faster than 1,024, and take 94 MiB more memory (decision 9)."""
 T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
 class RunningRequest(Generic[T]):
-    """A request that has begun. `max_blocks`: most cache blocks that it may come to need. `spans`: its part of the next
+    """A request that has begun. `max_blocks`: maximum cache blocks that it may need. `spans`: its part of the next
     forward, empty while it waits for a label prior that another request computes."""
 
     steps: SpanSteps[T]
@@ -43,7 +44,7 @@ class RunningRequest(Generic[T]):
 
     @property
     def is_decoding(self) -> bool:
-        """Whether its part of the next forward is decode steps alone, one token a sequence."""
+        """Whether its part of the next forward consists of decode steps alone, one token per sequence."""
         return all(len(span.ids) == 1 for span in self.spans)
 
 
@@ -59,7 +60,7 @@ class Scheduler(Generic[T]):
 
     @property
     def reserved_blocks(self) -> int:
-        """Most cache blocks that all running requests may come to need."""
+        """Maximum cache blocks that all running requests may need."""
         return sum(running.max_blocks for running in self._running)
 
     def add(self, request: RunningRequest[T]) -> None:

@@ -32,10 +32,10 @@ def append_span(
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """Tokens after a note that ask for something, and what is read there.
+    """Tokens after a note that request hashtags or its category, and what is read from them.
 
-    `hashtag_query` asks for the token after `hashtag_task`; `candidates` are hashtags after that task. `categories`:
-    the trie of the closed set after `category_task`. A note without a task has no queries.
+    `hashtag_query` asks for the token after `hashtag_task`; `candidates`: the trie of the hashtags to score after that
+    task. `categories`: the trie of the closed set after `category_task`. A note without a task has no queries.
     """
 
     hashtag_task: tuple[int, ...] = ()
@@ -46,11 +46,11 @@ class Tasks:
 
     @property
     def tokens(self) -> int:
-        """Number of their tokens, without those of candidates."""
+        """Number of tokens, without those of candidates."""
         return len(self.hashtag_task) + len(self.category_task) + (len(self.categories.inner) if self.categories else 0)
 
     def with_categories(self, other: Tasks) -> Tasks:
-        """Return these tasks and the closed set of `other`."""
+        """Return these tasks with the category task and closed set of `other`."""
         return replace(self, category_task=other.category_task, categories=other.categories)
 
 
@@ -58,12 +58,12 @@ NO_TASKS = Tasks()
 
 
 def task_span(table: BlockTable, before: Sequence[int], tasks: Tasks, read_out: int | None = None) -> Span:
-    """Return the span of the ids `before` and of `tasks`. Without `before` the tasks follow what `table` holds.
+    """Return the span of the ids `before` and of `tasks`. Without `before` the tasks follow the tokens in `table`.
 
-    A tree: the stem is `before` and the hashtag task, after which the trie of candidates branches off. The category
-    task with the inner nodes of the trie of the closed set branches off after `before`, so it does not attend to the
-    hashtag task. The queries are that of the hashtags, those of the candidates, and those of the closed set in the
-    order of its `children`.
+    The span is a tree: its stem is `before` and the hashtag task, after which the trie of candidates branches off. The
+    category task with the inner nodes of the trie of the closed set branches off after `before`, so it does not attend
+    to the hashtag task. The queries are, in order, the hashtag query, those of the candidates, and those of the closed
+    set in the order of its `children`.
     """
     last = len(before) - 1
     ids = [*before, *tasks.hashtag_task]

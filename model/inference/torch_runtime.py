@@ -1,4 +1,5 @@
-"""TorchRuntime: the model's layers in PyTorch, on a CPU or a GPU. The reference, and the fallback of other runtimes.
+"""TorchRuntime: the model's layers in PyTorch, on a CPU or a GPU. The reference implementation, and the fallback of
+other runtimes.
 
 Shapes: T tokens of a forward; G spans of a group, Q tokens of its longest span, S tokens of its longest sequence;
 H hidden size, K key-value heads, E size of a head.
@@ -28,21 +29,21 @@ ATTENTION = "notellm-paged"
 BLOCK_TOKENS = 32
 """Tokens of a cache block. DEFAULT_BLOCKS assumes this size."""
 MAX_UNSPLIT_CELLS = 1 << 20
-"""Cells of attention (G * Q * S) up to which spans stay in one group, however much of it is padding: the mask takes
-1 MiB, and each further group costs several kernels in every layer."""
+"""Maximum size of an attention mask (G * Q * S cells) up to which spans stay in one group, however much of it is
+padding: the mask takes 1 MiB, and each further group costs several kernels in every layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Spans that attend together, padded to the longest of them.
+    """Spans whose attention is computed together, padded to the longest of them.
 
     `rows` (G, Q): row of each token in the forward, 0 for padding. `valid`: flat indices into (G, Q) of the tokens that
-    are no padding. `slots` (G, S): cache slots of the sequences. `attention_mask` (G, 1, Q, S): whether a token attends
-    to another. `query_positions` (G, Q) and `key_positions` (G, S), int32: position of each token in its sequence, for
-    layers with a sliding window.
+    are not padding. `slots` (G, S): cache slots of the sequences. `attention_mask` (G, 1, Q, S): whether a token
+    attends to another. `query_positions` (G, Q) and `key_positions` (G, S), int32: position of each token in its
+    sequence, for layers with a sliding window.
 
-    `valid` are indices and not a mask: only the device knows how many rows a mask selects, and each layer would wait
-    for it.
+    `valid` holds indices rather than a mask: how many rows a mask selects is known only on the device, and each layer
+    would have to wait for it.
     """
 
     rows: Tensor
@@ -57,15 +58,15 @@ class Group:
         return Group(*(getattr(self, name).to(device) for name in self.__slots__))
 
     def within(self, window: int) -> Tensor:
-        """`attention_mask` without the tokens that lie `window` positions back or more."""
+        """Return `attention_mask` without the tokens that lie `window` positions back or more."""
         distance = self.query_positions[:, None, :, None] - self.key_positions[:, None, None, :]
         return self.attention_mask & (distance < window)
 
 
 @dataclass(frozen=True, slots=True)
 class PagedForward:
-    """Inputs of the attention of one forward beside the layer's own: `write_slots` (T,) for keys and values, the groups
-    of spans, and the cache, as keys and values (slots, K, E) of each layer."""
+    """Inputs of the attention of one forward besides the layer's own: `write_slots` (T,) for keys and values, the
+    groups of spans, and the cache: keys and values (slots, K, E) of each layer."""
 
     write_slots: Tensor
     groups: list[Group]
@@ -77,8 +78,8 @@ current_forward: ContextVar[PagedForward] = ContextVar("current_forward")
 
 
 class TorchRuntime:
-    """Runtime around a NoteLLM, which it does not change: also one in training, whose weights change between
-    forwards."""
+    """Runtime around a NoteLLM, which it does not modify. The model may be in training, so that its weights change
+    between forwards."""
 
     def __init__(self, model: NoteLLM, blocks: int = DEFAULT_BLOCKS) -> None:
         self.model = model
@@ -114,7 +115,7 @@ class TorchRuntime:
         )
         ids = torch.from_numpy(packed.ids)[:, None].to(device)
         positions = torch.from_numpy(packed.positions)[:, None].to(device)
-        # transformers builds a mask where none is passed. The paged attention ignores this one.
+        # A dummy, since transformers builds a mask if none is passed. The paged attention ignores it.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
         with using_attention(self.model, ATTENTION), as_current(forward):
             mask_by_layer = self.model.mask_by_layer(mask, torch.zeros_like(mask, dtype=torch.int64))
@@ -144,7 +145,7 @@ class TorchRuntime:
         return top.indices, top.values, end_log_probs, log_probs
 
     def _copy_blocks(self) -> None:
-        """Copy the blocks that `pool` has given to a second sequence."""
+        """Execute the block copies that `pool` has queued (copy-on-write)."""
         copies = self.pool.take_copies()
         if not copies:
             return
@@ -156,12 +157,12 @@ class TorchRuntime:
 
 
 def _write_slots(spans: Sequence[Span]) -> Integers:
-    """Cache slot of each token's key and value, shape (T,)."""
+    """Return the cache slot of each token's key and value, shape (T,)."""
     return np.concatenate([_sequence_slots(span)[span.past :] for span in spans])
 
 
 def _sequence_slots(span: Span) -> Integers:
-    """Cache slots of a whole sequence, those of `span` last, shape (length,)."""
+    """Return the cache slots of a whole sequence, those of `span` last, shape (length,)."""
     block_size = span.table.pool.block_size
     blocks = np.array(span.table.blocks, np.int64)
     return (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[: span.past + len(span.ids)]
@@ -194,7 +195,7 @@ def _of_like_size(spans: Sequence[Span], indices: Sequence[int]) -> list[list[in
 
 
 def _group(spans: Sequence[Span], indices: Sequence[int], packed: PackedSpans) -> Group:
-    """Pad `spans`, which have `indices` in `packed`."""
+    """Return the group of `spans`, which have `indices` in `packed`."""
     queries = max(len(span.ids) for span in spans)
     length = max(span.past + len(span.ids) for span in spans)
     rows = np.zeros((len(spans), queries), np.int64)
@@ -221,7 +222,7 @@ def _group(spans: Sequence[Span], indices: Sequence[int], packed: PackedSpans) -
 
 
 def on_host(values: Tensor) -> Any:
-    """Return `values` as an array. A forward waits for its device here and nowhere before."""
+    """Return `values` as an array. A forward waits for its device only here."""
     return values.cpu().numpy()
 
 
@@ -259,7 +260,7 @@ def paged_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over the paged cache, with the signature that transformers calls, one token a row.
+    """Attention over the paged cache, with the signature that transformers calls, one token per row.
 
     `query`: (T, heads, 1, E); `key` and `value`: (T, K, 1, E). Returns (T, 1, heads, E). `attention_mask` is ignored:
     `current_forward` has its own.

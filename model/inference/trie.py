@@ -65,17 +65,17 @@ class Trie:
         return tuple(sorted(self.children.keys() - {ROOT}))
 
     def child_tokens(self, node: int) -> tuple[int, ...]:
-        """Tokens of the children of `node`, which may be ROOT; () where it has none."""
+        """Return the tokens of the children of `node`, which may be ROOT; () where it has none."""
         return tuple(self.tokens[child] for child in self.children.get(node, ()))
 
     def queries(self, begin: int) -> list[LogitQuery]:
-        """Queries for what follows each node, where all nodes are in a span, the first at index `begin`."""
+        """Return a query for the children of each node, in a span that has all nodes, the first at index `begin`."""
         return [LogitQuery(begin + node, tokens=self.child_tokens(node)) for node in range(len(self.tokens))]
 
 
 def node_log_probs(trie: Trie, nodes: Iterable[int], answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
-    """Return the log probability of each node after its parent, shape (N,). `answers`: what follows each of `nodes`, in
-    their order, for the `child_tokens` of each."""
+    """Return the log probability of each node after its parent, shape (N,). `answers`: those for the `child_tokens` of
+    each of `nodes`, in order."""
     log_probs = np.zeros(len(trie.tokens))
     for node, answer in zip(nodes, answers, strict=True):
         log_probs[list(trie.children.get(node, ()))] = answer.log_probs
@@ -83,7 +83,7 @@ def node_log_probs(trie: Trie, nodes: Iterable[int], answers: Sequence[TokenLogP
 
 
 def path_log_probs(trie: Trie, answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
-    """Return the log probability of each whole sequence, shape (C,). `answers`: what follows ROOT and each inner node,
-    in the order of `trie.children`."""
+    """Return the log probability of each whole sequence, shape (C,). `answers`: those for the children of ROOT and of
+    each inner node, in the order of `trie.children`."""
     log_probs = node_log_probs(trie, trie.children, answers)
     return np.array([log_probs[list(path)].sum() for path in trie.paths])

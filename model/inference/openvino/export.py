@@ -1,9 +1,9 @@
-"""Export of a NoteLLM to OpenVINO graphs: the layers with paged attention, once more with the generation adapter where
+"""Export of a NoteLLM to OpenVINO graphs: the layers with paged attention, the same with the generation adapter if
 there is one, and the output layer.
 
-The backbone is traced with one token a row, so the graph takes a row of tokens of any sequences, and each attention of
-the trace is replaced by a paged one. Families of transformers with plain softmax attention can be exported; others are
-refused with a reason, and PyTorch runs them.
+The backbone is traced with one token per row, so the graph accepts tokens of any sequences, and each traced attention
+is replaced by a paged one. Model families with plain softmax attention can be exported; others are refused with a
+reason, and PyTorch runs them.
 
 Shapes: T tokens of a forward, N queries, M tokens that queries name, H hidden size, E size of a head.
 """
@@ -37,23 +37,23 @@ from model.weights import Progress, silent
 
 TRACED = "notellm-traced"
 AFTER_NOTE = 64
-"""Bound on the tokens that a task and its output add to a note's prompt: an attention window has to cover them too."""
+"""Maximum tokens that a task and its output add to a note's prompt: an attention window must cover them too."""
 ACTIVATIONS = {"Gelu", "Relu", "Swish"}
-"""OpenVINO's names of activation functions that backbones have after a product."""
+"""OpenVINO's names of the activation functions that backbones apply to the result of a product."""
 OUTPUT_GROUP = 64
-"""Inputs that share a scale in an 8-bit output layer beside a decoder: one scale for a whole channel changed the
+"""Number of inputs that share a scale in an 8-bit output layer after a decoder: one scale per channel changed the
 category of two sample notes in 164 (docs/log/engine.md)."""
 MIN_WEIGHT_SIZE = 4096
-"""Elements of the smallest weight that is stored in fewer bits: smaller ones save nothing."""
+"""Minimum elements of a weight to be stored in fewer bits: smaller ones save nothing."""
 
 
 def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progress: Progress = silent) -> None:
     """Write the graphs of a checkpoint into `folder`, completely or not at all.
 
-    `precision`: the one that the graphs will run in. For bfloat16 the weights are stored as half floats, which have as
-    many bits and more digits; for int8 the weights of matrix products are stored in 8 bits, and for bfloat16 those of
-    the decoder and its output layer, which make no vectors. Raises CheckpointError, also where the backbone's family
-    cannot be exported.
+    `precision`: the one that the graphs will run in. float32: weights as they are. bfloat16: weights as half floats,
+    which have as many bits and more digits, but 8 bits for the decoder and its output layer, which do not affect
+    vectors. int8: the weights of all matrix products in 8 bits. Raises CheckpointError, also where the backbone's
+    family cannot be exported.
     """
     model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
@@ -81,7 +81,7 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
     except CheckpointError:
         raise
     except Exception as error:  # OpenVINO has no exception class of its own
-        if not folder.is_dir():  # else another process has exported the same meanwhile
+        if not folder.is_dir():  # else another process has finished the same export
             raise CheckpointError(f"{model.config.name} cannot be exported to OpenVINO: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -96,7 +96,7 @@ class _Traced(nn.Module):
         self.decode = decode
 
     def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        # transformers builds a mask where none is passed. The traced attention ignores this one.
+        # A dummy, since transformers builds a mask if none is passed. The traced attention ignores it.
         any_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         mask = self.model.mask_by_layer(any_mask, torch.zeros(1, 1, 1, 1, dtype=torch.int64))
         states: Tensor = self.model(input_ids[:, None], mask, position_ids[:, None], decode=self.decode)[:, 0]
@@ -107,7 +107,8 @@ def traced_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, None]:
     """Plain attention without a mask, with the signature that transformers calls. `_make_paged` replaces it in the
-    graph and relies on its operations. Raises CheckpointError where paged attention lacks what the family needs."""
+    graph and relies on its operations. Raises CheckpointError where paged attention lacks a feature that the family
+    needs."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise CheckpointError(f"OpenVINO has no paged attention like that of {type(module).__name__}")
     groups = query.shape[1] // key.shape[1]
@@ -122,8 +123,8 @@ AttentionInterface.register(TRACED, traced_attention)
 
 
 def _layers(model: NoteLLM, decode: bool = False) -> tuple[ov.Model, list[dict[str, Any]]]:
-    """Return the graph of all layers, the trunk's or the decoder's, and for each layer the shapes that its attention
-    needs when it is loaded."""
+    """Return the graph of all layers, the trunk's or the decoder's, and for each layer the shapes to set on its
+    attention when the graph is loaded."""
     config = model.backbone.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window is not None and window < model.prompt.max_note_tokens() + AFTER_NOTE:
@@ -156,8 +157,8 @@ def _layers(model: NoteLLM, decode: bool = False) -> tuple[ov.Model, list[dict[s
 def _make_paged(
     node: Any, caches: Sequence[Any], shared: Sequence[Any], max_context_len: Any, trees: Sequence[Any]
 ) -> dict[str, int]:
-    """Replace a traced attention by a paged one. Returns the head counts and sizes, which a graph's file does not
-    keep."""
+    """Replace a traced attention by a paged one. Returns the head counts and sizes, which a saved graph does not
+    contain."""
     query, key, value = (_source(node, i) for i in range(3))
     key, value = _without_repeats(key), _without_repeats(value)
     scale = _source(node, 4) if len(node.inputs()) > 4 else _number(1 / np.sqrt(_dim(query, 3)), np.float32)
@@ -188,9 +189,9 @@ def _output(model: NoteLLM) -> ov.Model:
     """Return the graph that answers queries about the next token.
 
     Inputs: `states` (N, H); `mask` (N, 1), 1 where tokens that end a hashtag are left out of the most probable ones,
-    else 0; `rows` and `tokens` (M,), the query and the id of each named token. Outputs: `likeliest` (N, MAX_TOP_K)
-    token ids, the most probable first, and log probabilities: their `log_probs`; `ended` (N, 1), of all end tokens
-    together; `of_tokens` (M,), of the named tokens.
+    else 0; `rows` and `tokens` (M,), the query and the id of each named token. Outputs: `likeliest` (N, MAX_TOP_K), the
+    most probable token ids, best first; and log probabilities: `log_probs`, those of `likeliest`; `ended` (N, 1), that
+    of all end tokens together; `of_tokens` (M,), those of the named tokens.
     """
     config = model.backbone.config.get_text_config()
     weight = model.output_layer.weight.detach().float().numpy()
@@ -221,21 +222,21 @@ def _output(model: NoteLLM) -> ov.Model:
 
 
 def _gather_flat(table: Any, indices: Any) -> Any:
-    """Numbers at flat `indices` of a table."""
+    """Return the elements at flat `indices` of a table."""
     return ops.gather(ops.reshape(table, ops.constant(np.array([-1])), False), indices, _number(0, np.int32))
 
 
 def _log_sum_exp(logits: Any) -> Any:
-    """log(sum(exp(logits))) over the last axis, shape (N, 1)."""
+    """Return log(sum(exp(logits))) over the last axis, shape (N, 1)."""
     axis = ops.constant(np.array([1]))
     largest = ops.reduce_max(logits, axis, keep_dims=True)
     return ops.add(ops.log(ops.reduce_sum(ops.exp(ops.subtract(logits, largest)), axis, keep_dims=True)), largest)
 
 
 def _join_products(graph: ov.Model) -> None:
-    """Join the products that read the same input, as those for queries, keys and values, to one: in a decode step,
-    which reads all weights for a few rows, each product has some time of its own. OpenVINO computes an activation
-    function within the product before it, in float32; such products stay apart."""
+    """Fuse the matrix products that read the same input, such as those for queries, keys and values: in a decode step,
+    which reads all weights for a few rows, each product has a fixed overhead. Products with an activation function
+    after them stay separate, since OpenVINO computes it within the product, in float32."""
     products = defaultdict(list)
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "MatMul":
@@ -257,8 +258,8 @@ def _join_products(graph: ov.Model) -> None:
 
 
 def _quantise(graph: ov.Model, group: int | None = None) -> None:
-    """Store the weights of matrix products as 8-bit integers, symmetric, with one scale for each output channel, or for
-    each `group` of its inputs where they can be divided so."""
+    """Store the weights of matrix products as 8-bit integers, symmetric, with one scale per output channel, or per
+    `group` of its inputs if `group` divides their number."""
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "MatMul":
             continue
@@ -279,7 +280,7 @@ def _quantise(graph: ov.Model, group: int | None = None) -> None:
 
 
 def _narrow_embedding(graph: ov.Model) -> None:
-    """Store the table of token embeddings as bfloat16, where no number changes."""
+    """Store the table of token embeddings as bfloat16, if that is lossless."""
     for node in graph.get_ordered_ops():
         if node.get_type_name() != "Gather":
             continue
@@ -301,7 +302,7 @@ def _narrow_embedding(graph: ov.Model) -> None:
 
 
 def _without_repeats(repeated: Any) -> Any:
-    """Keys or values before they are repeated for the query heads that share them."""
+    """Return keys or values as they are before they are repeated for the query heads that share them."""
     node = repeated.get_node()
     for kind in ("Reshape", "Broadcast", "Unsqueeze"):
         if node.get_type_name() != kind:
@@ -343,7 +344,7 @@ def _empty(kind: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the tracer's warnings about values that depend on shapes: this graph has none."""
+    """Hide the tracer's warnings about values that depend on shapes: this graph has no such values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
-"""Conversion and export to OpenVINO in a process of its own.
+"""Conversion and export to OpenVINO in a separate process.
 
-They need PyTorch and the weights in float32, two gigabytes in all. A service that did either in its own process would
-hold most of that for as long as it runs.
+Both need PyTorch and the weights in float32, two gigabytes in all. A service that did either in its own process would
+keep most of that memory for as long as it runs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from model.weights import Progress, silent
 
 
 def export_in_process(checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent) -> None:
-    """Do what load.export_to_cache does, in a new process. Raises CheckpointError, also where that process ends
-    early."""
+    """Run `load.export_to_cache` in a new process. Raises CheckpointError, also if that process fails."""
     arguments = json.dumps([checkpoint, precision, str(cache)])
     refused = ""
     with subprocess.Popen([sys.executable, "-m", __name__, arguments], stdout=subprocess.PIPE, text=True) as process:
@@ -36,9 +35,10 @@ def export_in_process(checkpoint: str, precision: str, *, cache: Path, progress:
 
 
 def main() -> None:
-    """Export as the arguments say, and write each message as a line of JSON: its kind and its text."""
+    """Export as the command-line arguments say, and write each message to standard output as a line of JSON: [kind,
+    text]."""
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries goes to standard error
 
     def write(kind: str, text: str) -> None:
         messages.write(json.dumps([kind, text]) + "\n")

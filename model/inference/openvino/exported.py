@@ -4,9 +4,9 @@
     <folder>/categories.safetensors   its category head, if it has one
     <folder>/README.md                its card, with the terms of what it was trained on, if it has one
     <folder>/tokenizer/               files of the backbone except its weights
-    <folder>/openvino/                graphs; export.json says of what, and is written last
+    <folder>/openvino/                graphs; export.json records their origin and is written last
 
-`notellm export` makes one, so that an image need hold neither PyTorch nor a backbone.
+`notellm export` writes one, so that an image needs neither PyTorch nor a backbone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ CARD_FILE = "README.md"
 
 
 def _version() -> str:
-    """Return the version of the graphs and of OpenVINO, which must be equal where a folder is made and served."""
+    """Return the version of the graphs and of OpenVINO, which must be the same when a folder is written and when it is
+    served."""
     return f"graphs {VERSION} of OpenVINO {ov.__version__}"
 
 
@@ -50,7 +51,7 @@ def write_exported(
 ) -> NoteLLMConfig:
     """Export a checkpoint, in any form that `NoteLLM.load` takes, into the new `folder`; return its configuration.
 
-    It is written as a `whole_folder`, so that the same call repeats one that failed or was killed.
+    The folder is written atomically (`whole_folder`), so the call can be repeated after it failed or was killed.
     `precision`: how weights are stored: "float32", "bfloat16" (as half floats) or "int8". Raises CheckpointError,
     OSError.
     """
@@ -71,7 +72,7 @@ def write_exported(
         for name in (CATEGORIES_FILE, CARD_FILE):
             if (path := Path(checkpoint).expanduser() / name).is_file():
                 shutil.copy(path, unfinished)
-        graphs.chmod(0o755)  # `export` lets nobody but its user in; an image is made by one user and run by another
+        graphs.chmod(0o755)  # `export` makes it private, but an image is built by one user and run by another
         (graphs / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     return files.config
 
@@ -79,7 +80,7 @@ def write_exported(
 def load_exported(checkpoint: str, precision: str, blocks: int, progress: Progress = silent) -> OpenVinoRuntime:
     """Load a folder of `write_exported`; its vectors are in the space of the checkpoint that it was made from.
 
-    `precision` "auto": that of int8 graphs, else bfloat16 where it is faster, else float32. Raises CheckpointError.
+    `precision` "auto": int8 for int8 graphs, else bfloat16 where it is faster, else float32. Raises CheckpointError.
     """
     folder = Path(checkpoint).expanduser()
     config = NoteLLMConfig.load(folder)

@@ -32,8 +32,8 @@ from model.weights import (
 
 
 def settings_digest(files: CheckpointFiles) -> str:
-    """Digest of the JSON settings of the backbone, its tokenizer and the adapters, on which the graphs depend beside
-    the weights."""
+    """Return a digest of the JSON settings of the backbone, its tokenizer and the adapters, on which the graphs depend
+    besides the weights."""
     folders = [folder for folder in (files.weights, files.adapter, files.generation) if folder]
     paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     return hashlib.sha256(" ".join(file_digest(path) for path in paths).encode()).hexdigest()
@@ -51,9 +51,9 @@ def load(
     """Load an exported checkpoint, or one in any form that `NoteLLM.load` takes. The latter is exported into `cache`
     the first time.
 
-    `precision`: one of PRECISIONS, or "auto": int8 for an int8 export, else bfloat16 where
-    that is faster, else float32. `blocks`: size of the KV
-    cache. `isolated_export`: convert and export in a process of its own. Raises CheckpointError.
+    `precision`: one of PRECISIONS, or "auto": int8 for an int8 export, else bfloat16 where that is faster, else
+    float32. `blocks`: size of the KV cache. `isolated_export`: convert and export in a separate process. Raises
+    CheckpointError.
     """
     if is_exported(checkpoint):
         return load_exported(checkpoint, precision, blocks, progress)
@@ -75,7 +75,7 @@ def load(
 
 
 def export_to_cache(checkpoint: str, precision: str, *, cache: Path, progress: Progress = silent) -> None:
-    """Convert and export a checkpoint, as far as `cache` does not have it yet. Imports PyTorch. Raises
+    """Convert and export a checkpoint, unless `cache` has the result already. Imports PyTorch. Raises
     CheckpointError."""
     from model.inference.openvino.export import export
 
@@ -87,8 +87,8 @@ def export_to_cache(checkpoint: str, precision: str, *, cache: Path, progress: P
 def find_graphs(
     checkpoint: str, precision: str, cache: Path, progress: Progress = silent
 ) -> tuple[CheckpointFiles, str, Path]:
-    """Return the files of a checkpoint, the digest of its weights, and the folder in `cache` of its graphs, which is
-    there once they are exported."""
+    """Return the files of a checkpoint, the digest of its weights, and the folder in `cache` of its graphs, which
+    exists once they are exported."""
     files = CheckpointFiles.of(checkpoint, cache, progress)
     digest = files.digest()
     weights = f"{digest}+{folder_digest(files.generation)}" if files.generation else digest

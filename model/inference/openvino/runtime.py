@@ -24,12 +24,12 @@ from model.prompt import Prompt
 from model.weights import space_of
 
 LAYERS, DECODER, OUTPUT, SHAPES, HEAD = "layers.xml", "decoder.xml", "output.xml", "shapes.json", "projection.npy"
-"""Names of the exported files; only a checkpoint with a generation adapter has DECODER. OpenVINO keeps the weights of a
-graph beside it."""
+"""Names of the exported files; only a checkpoint with a generation adapter has DECODER. OpenVINO stores the weights of
+a graph in a second file beside it."""
 MAX_TOP_K = 32
-"""Bound on a query's `top_k`: the exported output graph returns as many tokens for each query."""
+"""Maximum `top_k` of a query: the exported output graph returns this many tokens for each query."""
 MADV_DONTNEED = 4
-"""Linux's advice to drop pages. Pages that are mapped read-only from a file lose nothing: they are read again."""
+"""Advice to madvise to drop pages. Pages mapped read-only from a file lose nothing: they are read again when needed."""
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
     "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
     "bfloat16": {
@@ -43,15 +43,15 @@ PRECISIONS: Mapping[str, Mapping[str, Any]] = {
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
     },
 }
-"""OpenVINO's options for each precision, the same for all graphs. Where the weights of a product are in 8 bits, as they
-are for int8, and for bfloat16 in the decoder and its output layer, its activations are quantised row by row in groups
-of so many numbers: what is computed does not depend on the batch. Groups of 32 are a little closer to float32, groups
-of 64 faster."""
+"""OpenVINO's options for each precision; `_compile` changes one for an 8-bit output layer. Where the weights of a
+product are in 8 bits (all with int8; with bfloat16 those of the decoder and its output layer), its activations are
+quantised row by row in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE, so results do not depend on the batch. Groups of 32
+are a little closer to float32, groups of 64 faster."""
 
 
 def use_one_blas_thread() -> None:
-    """Limit every OpenBLAS that is loaded, NumPy's and others', to the calling thread, for the whole process. After a
-    product its other threads busy-wait, longer than the product takes, on cores that OpenVINO needs
+    """Limit every loaded OpenBLAS, NumPy's and others', to the calling thread, for the whole process. After a product
+    its other threads would busy-wait for longer than the product took, on cores that OpenVINO needs
     (docs/log/operations.md)."""
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
 
@@ -72,7 +72,7 @@ class OpenVinoRuntime:
         self.prompt = prompt
         self.number_format = precision
         self.precision = f"OpenVINO {precision}"
-        """The precision of the trunk, and that of the decoder's weights where it is another."""
+        """Precision of the trunk, and of the decoder's weights if it differs."""
         use_one_blas_thread()
         self._folder = folder.resolve()  # as it appears in /proc/self/maps
         core = ov.Core()
@@ -82,7 +82,7 @@ class OpenVinoRuntime:
         self._decoder = self._compile(core, DECODER, precision) if config.generation_adapter else None
         self._output = self._compile(core, OUTPUT, precision)
         self._packed: list[Any] = []
-        """Infer requests that have run. The first run packs the weights, and their files are not read again."""
+        """Infer requests that have run. The first run packs the weights; afterwards their files are not needed."""
         self._projection = np.load(folder / HEAD) if (folder / HEAD).exists() else None
         self._caches: list[Any] = []
         """Keys and values of each layer as (blocks, bytes of a block)."""
@@ -98,14 +98,14 @@ class OpenVinoRuntime:
         if file != OUTPUT:
             _set_attention_shapes(graph, json.loads((self._folder / SHAPES).read_text()))
         elif in_8_bits:
-            options["INFERENCE_PRECISION_HINT"] = "f32"  # nothing is left to gain from logits in bfloat16
+            options["INFERENCE_PRECISION_HINT"] = "f32"  # bfloat16 logits would gain nothing
         if file == DECODER and in_8_bits and precision != "int8":
             self.precision += " with an 8-bit decoder"
         return core.compile_model(graph, "CPU", options).create_infer_request()
 
     def _allocate_caches(self, blocks: int) -> int:
-        """Allocate keys and values of all layers, which trunk and decoder share, and return the tokens of a block,
-        which OpenVINO chooses."""
+        """Allocate the KV cache of all layers, which trunk and decoder share, and return the number of tokens per
+        block, which OpenVINO chooses."""
         block_tokens = 0
         for port in self._trunk.model_inputs:
             for name in port.get_names():
@@ -170,7 +170,7 @@ class OpenVinoRuntime:
         return BatchLogProbs(results["likeliest"], results["log_probs"], results["ended"][:, 0], results["of_tokens"])
 
     def _infer(self, request: Any, inputs: Mapping[str, Any]) -> Any:
-        """Run a graph; results by the names of its outputs."""
+        """Run a graph; return its results by the names of its outputs."""
         tensors = {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()}
         results = request.infer(tensors)
         if request not in self._packed:
@@ -179,15 +179,15 @@ class OpenVinoRuntime:
         return results
 
     def _copy_blocks(self) -> None:
-        """Copy the blocks that `pool` has given to a second sequence."""
+        """Execute the block copies that `pool` has queued (copy-on-write)."""
         for source, target in self.pool.take_copies():
             for blocks in self._caches:
                 blocks[target] = blocks[source]
 
 
 def forget_files(folder: Path) -> None:
-    """Release the memory that pages of the files in `folder` take in this process, which maps them. Pages still needed,
-    such as rows of the embedding table, are read again. Does nothing where the system is not Linux."""
+    """Drop the pages of the mapped files in `folder` from the memory of this process. Pages still needed, such as rows
+    of the embedding table, are read again. Does nothing on systems other than Linux."""
     with suppress(OSError, AttributeError):
         madvise = ctypes.CDLL("libc.so.6").madvise
         madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -204,7 +204,7 @@ def _has_8_bit_weights(graph: ov.Model) -> bool:
 
 
 def _set_attention_shapes(layers: ov.Model, shapes: Sequence[dict[str, int]]) -> None:
-    """Set the head counts and sizes of each paged attention, in order: a graph's file does not keep them."""
+    """Set the head counts and sizes of each paged attention, in order: a saved graph does not contain them."""
     attentions = [node for node in layers.get_ordered_ops() if node.get_type_name() == "PagedAttentionExtension"]
     for node, shape in zip(attentions, shapes, strict=True):
         for name, value in shape.items():
@@ -212,10 +212,10 @@ def _set_attention_shapes(layers: ov.Model, shapes: Sequence[dict[str, int]]) ->
 
 
 def _block_bytes(tensor: ov.Tensor) -> Any:
-    """View of a cache tensor as (blocks, bytes of a block), whatever its element type."""
+    """Return a view of a cache tensor as (blocks, bytes of a block), whatever its element type."""
     return tensor.data.view(np.uint8).reshape(tensor.shape[0], -1)
 
 
 def _begins(parts: Sequence[Any]) -> Any:
-    """Index at which each of `parts` begins in their concatenation, and its length, shape (parts + 1,)."""
+    """Return the index at which each of `parts` begins in their concatenation, then its length, shape (parts + 1,)."""
     return np.cumsum([0, *map(len, parts)], dtype=np.int32)
