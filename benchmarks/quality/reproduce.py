@@ -258,8 +258,8 @@ def teach_to_write(
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the shipped checkpoint trained further on the clicks of microlens50k in three runs, with
-    whitened vectors."""
+    """Return the folder of COMMUNITY: its start checkpoint trained further on the clicks of microlens50k in three runs,
+    with whitened vectors."""
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
