@@ -2,7 +2,8 @@
 and the settings in the schema of the Helm chart.
 
 Run `python docs/generate.py` after a change of docs/openapi.json, service/settings.py or benchmarks/results;
-tests/docs/test_pages.py fails while a page is behind. Tables of whole results are made by benchmarks/harness/report.py.
+tests/docs/test_pages.py fails while a page is out of date. Tables of whole results are made by
+benchmarks/harness/report.py.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ Json = Mapping[str, Any]
 
 
 def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells keep to their line, and a `|` in one is escaped."""
+    """Return a Markdown table. White space in a cell becomes single spaces, and `|` is escaped."""
     lines = [list(titles), ["---"] * len(titles), *rows]
     cells = ([" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as Python-Markdown and code hosts make it."""
+    """Return the anchor of a heading, as Python-Markdown and code hosts make it."""
     text = re.sub(r"[^\w\s-]", "", re.sub(r"[`*]", "", heading)).strip().lower()
     return re.sub(r"[-\s]+", "-", text)
 
@@ -45,7 +46,7 @@ def slug(heading: str) -> str:
 
 
 def api_page(openapi: Json) -> str:
-    """docs/api.md: every problem, every operation by tag, then every schema."""
+    """Return docs/api.md: every problem, every operation by tag, then every schema."""
     operations = defaultdict(list)
     for path, methods in openapi["paths"].items():
         for method, operation in methods.items():
@@ -60,7 +61,7 @@ def api_page(openapi: Json) -> str:
 
 
 DOCUMENT = re.compile(r"docs/([\w/-]+\.md(?:#[\w-]+)?)")
-"""A page that a description names; the API page links it."""
+"""Path of a page in a description, which becomes a link in the API page."""
 API_INTRODUCTION = """# API
 
 Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
@@ -102,7 +103,7 @@ ERROR = re.compile(r"^[ │]*[├└]── (?P<name>\w+) +(?P<meaning>.+)$", re
 
 
 def problems_table() -> str:
-    """Every error of the service with its status, its name in `type`, and whether its answer has Retry-After."""
+    """Return the table of the service's errors: status, name in `type`, and whether the answer has Retry-After."""
     rows = []
     for line in ERROR.finditer(errors.__doc__ or ""):
         error = getattr(errors, line["name"])
@@ -113,7 +114,7 @@ def problems_table() -> str:
 
 
 def operation_section(title: str, operation: Json) -> str:
-    """One operation: description, parameters, body and answers."""
+    """Return the section of one operation: description, parameters, body and answers."""
     parts = [f"### {title}", wrapped(operation.get("description", ""))]
     if scopes := [f"`{scope}`" for security in operation["security"] for scope in security.get("key", ())]:
         parts.append(f"Needs the scope {' or '.join(scopes)}." if len(scopes) < len(Scope) else "Needs any key.")
@@ -133,22 +134,22 @@ def operation_section(title: str, operation: Json) -> str:
 
 
 def meaning_of(parameter: Json) -> str:
-    """Description of a parameter."""
+    """Return the description of a parameter."""
     return str(parameter.get("description") or parameter["schema"].get("description", ""))
 
 
 def content_types(content: Json) -> str:
-    """Media types with the schema of each."""
+    """Return the media types, each with its schema."""
     return ", ".join(f"`{media}` {content_type(body.get('schema', {}))}".strip() for media, body in content.items())
 
 
 def content_type(schema: Json) -> str:
-    """The type of a body; of NDJSON, what its lines are."""
+    """Return the type of a body; for a text such as NDJSON, the description of its lines."""
     return f"({schema['description']})" if schema.get("type") == "string" else type_of(schema)
 
 
 def schema_section(name: str, schema: Json) -> str:
-    """One schema: its description, and its values or a table of its fields."""
+    """Return the section of one schema: its description, and its values or a table of its fields."""
     if "enum" in schema:
         return f"### {name}\n\n{wrapped(schema.get('description', ''))}\n\nOne of {type_of(schema)}."
     required = schema.get("required", ())
@@ -165,12 +166,12 @@ def schema_section(name: str, schema: Json) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A docstring as paragraphs."""
+    """Return a docstring without its indentation."""
     return "\n".join(line.strip() for line in text.strip().splitlines())
 
 
 def type_of(spec: Json) -> str:
-    """A JSON schema in a few words, with its bounds; other schemas are links."""
+    """Describe a JSON schema in a few words, with its bounds; references to other schemas become links."""
     if reference := spec.get("$ref"):
         name = reference.rsplit("/", 1)[1]
         return f"[{name}](#{slug(name)})"
@@ -196,18 +197,18 @@ BOUNDS = {
 
 
 def bounds_of(spec: Json) -> str:
-    """Bounds of a value, as ` (≥ 1, ≤ 10)`."""
+    """Return the bounds of a value, as ` (≥ 1, ≤ 10)`."""
     bounds = [text.format(number(spec[name])) for name, text in BOUNDS.items() if name in spec]
     return f" ({', '.join(bounds)})" if bounds else ""
 
 
 def number(value: float) -> str:
-    """A bound as people write it: 30, 0.5."""
+    """Format a bound as people write it: 30, 0.5."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def default_of(spec: Json, required: bool) -> str:
-    """The default as JSON, or `required`."""
+    """Return the default as JSON, or "required"; "" if there is neither."""
     if "default" in spec:
         return f"`{json.dumps(spec['default'], ensure_ascii=False)}`"
     return "required" if required else ""
@@ -217,7 +218,7 @@ def default_of(spec: Json, required: bool) -> str:
 
 
 def configuration_page() -> str:
-    """docs/configuration.md: every setting with its type, default and meaning."""
+    """Return docs/configuration.md: every setting with its type, default and meaning."""
     properties = Settings.model_json_schema()["properties"]
     rows = (
         (f"`NOTELLM_{name.upper()}`", setting_type(spec), setting_default(spec), spec.get("description", ""))
@@ -239,13 +240,13 @@ The bounds that a request has to keep are published at `GET /limits`. Two variab
 
 
 def setting_type(spec: Json) -> str:
-    """Type and bounds of a setting; what may be left unset is not marked."""
+    """Return the type and bounds of a setting, without its null option."""
     options = [option for option in spec.get("anyOf", [spec]) if option.get("type") != "null"]
     return " or ".join("list" if option.get("type") == "array" else type_of(option) for option in options)
 
 
 def setting_default(spec: Json) -> str:
-    """The default as it would be written in the environment; empty where there is none."""
+    """Return the default as it would be written in the environment; "" if there is none."""
     value = spec.get("default")
     if isinstance(value, list):
         value = ",".join(value)
@@ -259,12 +260,12 @@ SET_BY_CHART = (
     *("host", "port", "data_dir", "cache_dir", "redis_url", "drain_seconds", "shutdown_seconds"),
     *("bootstrap_key", "bootstrap_key_file", "insecure", "allowed_hosts", "admin_port"),
 )
-"""Settings that the chart has values of its own for, or decides."""
+"""Settings that the chart sets itself, from values of its own or to a fixed value."""
 SETTING_KEYWORDS = ("type", "enum", "items", "description", "minimum", "exclusiveMinimum", "maximum")
 
 
 def chart_schema(schema: Json) -> str:
-    """values.schema.json of the Helm chart with its `settings` and `secretSettings` as service/settings.py has them."""
+    """Return values.schema.json of the Helm chart, with `settings` and `secretSettings` from service/settings.py."""
     settings = {
         name: setting_schema(spec)
         for name, spec in Settings.model_json_schema()["properties"].items()
@@ -284,7 +285,7 @@ def chart_schema(schema: Json) -> str:
 
 
 def setting_schema(spec: Json) -> Json:
-    """A setting's type, bounds and description."""
+    """Return a setting's type, bounds and description."""
     (option,) = [option for option in spec.get("anyOf", [spec]) if option.get("type") != "null"]
     return {key: value for key, value in {**option, **spec}.items() if key in SETTING_KEYWORDS}
 
@@ -293,11 +294,11 @@ def setting_schema(spec: Json) -> Json:
 
 
 ENTRY = re.compile(r"^#{1,2} (?P<title>.+)\n\n\*(?P<date>\d{4}-\d\d-\d\d) · (?P<verdict>.+)\*$", re.MULTILINE)
-"""A heading, a blank line, and date and verdict in italics."""
+"""Start of an entry of the log: a heading, a blank line, and date and verdict in italics."""
 
 
 def log_table() -> str:
-    """The table of docs/log/index.md: every entry of the log with its date and verdict, oldest first."""
+    """Return the table of docs/log/index.md: every entry of the log with its date and verdict, oldest first."""
     rows: list[tuple[str, str, str, str]] = []
     for path in sorted((DOCS / "log").glob("*.md")):
         for entry in ENTRY.finditer(path.read_text("utf-8")):
@@ -314,7 +315,7 @@ def log_table() -> str:
 class Figure:
     """One line of the README's table: rows of one result, and the heading of docs/benchmarks.md with its whole table.
 
-    `rows`: each by a pattern of its `what`, and the beginning of its `against` where several rivals share a `what`.
+    `rows`: each row by a pattern of its `what`, and the beginning of its `against` if several rivals share a `what`.
     """
 
     title: str
@@ -346,12 +347,13 @@ FIGURES = (
            "32-clients-of-one-service", (("^memory after ", ""),)),
 )  # fmt: skip
 SYSTEM_NAMES = {"minilm": "MiniLM as it comes", "bm25": "BM25"}
-"""Names of the systems that the README's figures are compared with, by those of the results."""
+"""Names in the README of the systems that its figures are compared with, by their names in the results."""
 MET = {True: "yes", False: "**no**", None: ""}
 
 
 def figures_table() -> str:
-    """The README's table of eight figures, how many targets are missed in all, and the machine of most."""
+    """Return the README's table of eight figures, the number of targets missed in all results, and the machine of most
+    results."""
     table = markdown_table(["what", "measured", "compared with", "target", "met"], map(figure_cells, FIGURES))
     hardware, _, _ = shared_machine().partition(";")
     missed = sum(row["met"] is False for path in RESULTS.glob("*.json") for row in read_rows(path))
@@ -362,7 +364,7 @@ def figures_table() -> str:
 
 
 def figure_cells(figure: Figure) -> list[str]:
-    """Cells of one figure: link, value, what it is compared with, target, whether that is met."""
+    """Return the cells of one figure: link, value, what it is compared with, target, whether that is met."""
     rows = [find_row(figure.result, what, rival) for what, rival in figure.rows]
     values = [f"{row['value']} {row['unit']}".strip() for row in rows]
     targets = [str(row["target"]) for row in rows]
@@ -372,12 +374,13 @@ def figure_cells(figure: Figure) -> list[str]:
 
 
 def joined(texts: Iterable[str]) -> str:
-    """Distinct texts that are not empty, each on a line of its own within the cell."""
+    """Join the distinct texts that are not empty, each on its own line within the cell."""
     return "<br>".join(text for text in dict.fromkeys(texts) if text)
 
 
 def find_row(result: str, what: str, rival: str) -> Json:
-    """The first row of a result whose `what` has the pattern; KeyError when there is none."""
+    """Return the first row of a result whose `what` matches the pattern and whose `against` begins with `rival`.
+    KeyError if there is none."""
     for row in read_rows(RESULTS / f"{result}.json"):
         if re.search(what, row["what"]) and row["against"].startswith(rival):
             return row
@@ -385,13 +388,14 @@ def find_row(result: str, what: str, rival: str) -> Json:
 
 
 def read_rows(path: Path) -> list[Json]:
-    """Rows of a stored result; [] for a file of another form."""
+    """Return the rows of a stored result; [] for a file of another form."""
     rows: list[Json] = json.loads(path.read_text("utf-8")).get("rows", [])
     return rows
 
 
 def compared_with(row: Json) -> str:
-    """`against`, with the ratio and the p of a paired test, which its spread holds, and the system's name in words."""
+    """Return `against` of a row; for a paired test, the system's name in words, its score, and the ratio and p from
+    `spread`."""
     ratio, p = re.match(r"[\d.]+x", row["spread"]), re.search(r"p [=<] [\d.]+", row["spread"])
     if not ratio or not p:
         return str(row["against"])
@@ -400,12 +404,12 @@ def compared_with(row: Json) -> str:
 
 
 def machine_line() -> str:
-    """The line at the top of docs/benchmarks.md."""
+    """Return the line at the top of docs/benchmarks.md."""
     return f"Measured on {shared_machine()}, unless a line below a table says otherwise."
 
 
 def shared_machine() -> str:
-    """Hardware and versions that most results share."""
+    """Return the hardware and versions that most results share."""
     results = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     described = (
         f"{result['hardware']}; " + ", ".join(f"{name} {number}" for name, number in result["versions"].items())
@@ -416,7 +420,7 @@ def shared_machine() -> str:
 
 
 def between_markers(text: str, name: str, content: str) -> str:
-    """`text` with `content` between `<!-- name -->` and `<!-- end -->`."""
+    """Return `text` with `content` between `<!-- name -->` and `<!-- end -->`. ValueError if it has no such place."""
     pattern = re.compile(rf"<!-- {name} -->.*?<!-- end -->", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"there is no <!-- {name} --> in the page")
@@ -424,7 +428,7 @@ def between_markers(text: str, name: str, content: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every page that has a generated part, as it should read."""
+    """Return the up-to-date text of every file that has a generated part."""
     parts = {
         ROOT / "README.md": ("figures", figures_table()),
         DOCS / "benchmarks.md": ("machine", machine_line()),

@@ -33,7 +33,7 @@ from model.weights import resolve
 torch.set_num_threads(1)  # on a busy machine with two cores, two threads wait for each other: ten times slower
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("repeatable")  # a slow machine fails no example, and every run has the same ones
+settings.load_profile("repeatable")  # examples have no deadline, and every run has the same ones
 
 LONGEST = (
     "service/test_chaos.py",
@@ -49,10 +49,10 @@ LONGEST = (
     "model/training/test_trainer.py",
     "model/data/test_pairs.py",
 )
-"""Files that take longest. They come first, the longest one first, so that no worker waits for another at the end."""
+"""Files that take longest. They run first, the longest one first, so that no worker waits for another at the end."""
 
 DEVICE = torch.device(os.environ.get("NOTELLM_TEST_DEVICE", "cpu"))
-"""Where PyTorch runs the engines of the tests; `benchmarks/gpu_kit` runs those of the engine's contract on a card."""
+"""Device of the tests' PyTorch engines; `benchmarks/gpu_kit` runs the tests of the engine's contract on a GPU."""
 
 FOODS = ("Food", "Food and Drink", "Foodie", "Travel")
 """A closed set in which names are prefixes of others, as text and as tokens."""
@@ -89,8 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
-    """Restore what a command that runs in this process sets for the whole of it: PyTorch's threads, and what SIGTERM
-    does."""
+    """Restore what a command run in the test's process sets for the whole process: PyTorch's number of threads, and the
+    handler of SIGTERM."""
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     yield
     if torch.get_num_threads() != threads:

@@ -1,4 +1,4 @@
-"""Parts of a machine that some tests need and a developer's machine may lack."""
+"""Programs and devices that some tests need and a developer's machine may lack."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import pytest
 
 
 def require(present: bool, reason: str) -> None:
-    """Skip the test where such a part is not present. In CI it fails: .ci/run installs them all."""
+    """Skip the test if what it needs is not present. In CI the test fails instead: .ci/run installs everything."""
     if not present:
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

@@ -14,7 +14,7 @@ from benchmarks.harness.report import RESULTS
 
 RUNS = ROOT / "runs"
 GENERALIST = ROOT / "model" / "training" / "recipes" / "distillation" / "generalist.toml"
-"""Recipe of a distillation where none is named."""
+"""Default recipe of a distillation."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from model.weights import resolve
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Yield the name of the card. Raises LeftOut where PyTorch finds none."""
+    """Yield the name of the card. Raises LeftOut if PyTorch finds none."""
     if not options.rehearsal and not torch.cuda.is_available():
         raise LeftOut(f"PyTorch {torch.__version__} finds no card here")
     resolve(PACKAGED_BACKBONE, options.cache)

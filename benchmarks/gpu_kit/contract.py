@@ -27,19 +27,19 @@ ENGINE_TESTS = tuple(
 )  # fmt: skip
 """Files of the engine's contract, fast ones first. NOTELLM_TEST_DEVICE says where their engines run."""
 INDEX_TESTS = ("tests/service/index/test_gpu.py", "tests/service/index/test_sealed.py")
-"""Files of the index's contract that use a card where FAISS finds one."""
+"""Files of the index's contract, which use a card if FAISS finds one."""
 REHEARSED = INDEX_TESTS[:1]
 MAX_PROCESSES = 4
-"""Files that are tested at a time: nothing is timed here."""
+"""Bound on the files tested in parallel; nothing is timed here."""
 JUNIT_COUNTS = ("tests", "failures", "errors", "skipped")
 NOT_COLLECTED = (2, 4)
-"""Exit statuses of pytest where a file of tests, or a conftest.py, could not be imported."""
+"""Exit statuses of pytest if a file of tests, or a conftest.py, could not be imported."""
 MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Yield one row for each file of tests. Raises ModuleNotFoundError where pytest is missing."""
-    for module in ("pytest", "pytest_timeout"):  # which pyproject.toml configures
+    """Yield one row for each file of tests. Raises ModuleNotFoundError if pytest or its plugin is missing."""
+    for module in ("pytest", "pytest_timeout"):  # pyproject.toml configures both
         import_module(module)
     files = REHEARSED if options.rehearsal else (*INDEX_TESTS, *ENGINE_TESTS)
     with ThreadPoolExecutor(min(MAX_PROCESSES, os.cpu_count() or 1)) as pool:
@@ -47,7 +47,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def run_tests(file: str) -> Row:
-    """Run the tests of a file in a process of its own, since an error of CUDA spoils the process that it happens in."""
+    """Run the tests of a file in their own process, since a CUDA error makes the process unusable."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -65,8 +65,8 @@ def run_tests(file: str) -> Row:
 
 
 def counted(file: str, report: str, status: int, seconds: float) -> Row:
-    """Return the row of a file's tests: how many passed, and whether none failed. `report`: JUnit's XML, "" where the
-    process ended before it wrote one."""
+    """Return the row of a file's tests: how many passed, and whether none failed. `report`: JUnit's XML, "" if the
+    process ended before writing it."""
     suite = ElementTree.fromstring(report or "<none/>").find("testsuite")
     counts = {} if suite is None else suite.attrib
     tests, failures, errors, skipped = (int(counts.get(name, 0)) for name in JUNIT_COUNTS)

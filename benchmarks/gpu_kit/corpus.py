@@ -12,7 +12,7 @@ from model.training.distil import Distillation
 from model.training.token_teacher import TOKENS_FILE
 
 CARD: Mapping[str, Any] = {"threads": 1, "batch": 256, "save_every": 3.0}
-"""Fields of a recipe on a card, where its file does not give them. A state is saved often, since a run may be cut."""
+"""Defaults of a recipe's fields on a card. The state is saved often, since a run may be cut short."""
 
 
 def read_recipe(file: Path) -> Distillation:
@@ -24,9 +24,8 @@ def read_recipe(file: Path) -> Distillation:
 
 
 def corpus_files(folder: Path, recipe: Distillation) -> list[Path]:
-    """Return the files of a corpus that a recipe reads: of each source that has a share its notes, their digest and
-    their vectors, and the token teacher's table where it has a weight. Raises FileNotFoundError for one that is not
-    there."""
+    """Return the files of a corpus that a recipe reads: the notes, their digest and their vectors for each source with
+    a share, and the token teacher's table if it has a weight. Raises FileNotFoundError for a missing file."""
     files = [folder / TOKENS_FILE] if recipe.words else []
     for source in recipe.shares:
         shards = sorted(folder.glob(f"{source}.[0-9]*.npy"))

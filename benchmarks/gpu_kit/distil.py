@@ -1,7 +1,7 @@
-"""Distillation on a card within a limit of time, whose checkpoint comes back in parts.
+"""Distillation on a card within a time limit, whose checkpoint comes back in parts.
 
-It is a command beside the steps and none of them: it measures nothing, what stops it must let it save, and the same
-command goes on with the run where the last one ended.
+It is a separate command and not a step: it measures nothing, whatever stops it must let it save, and the same command
+resumes the run where the last one ended.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from model.training.distil import LOG, Distiller
 from model.training.resume import newest_state
 
 EXPORT_SECONDS = 120
-"""Time of a command that is left to its end: the last save, the adapter, and whitening by texts of the corpus."""
+"""Time reserved for the end of a command: the last save, the adapter, and whitening by texts of the corpus."""
 RETURNED_PART_BYTES = 15 << 20
-"""Size of the parts that come back: an adapter of rank 32 is larger than some machines return in one file."""
+"""Size of the returned parts: an adapter of rank 32 is larger than some machines return in one file."""
 MAX_RETURNED_BYTES = 64 << 20
-"""Size of all files that come back; beyond it the rank was too high, and the same command takes a lower one."""
+"""Bound on the size of all returned files; beyond it the rank is too high, and the same command accepts a lower one."""
 CHECKPOINT = "checkpoint"
-"""Folder in the archive that comes back."""
+"""Folder in the returned archive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilling:
     """Options of the command.
 
-    `run`: folder of the states. `minutes`: training time of this command, at most. `limit`: minutes of all that it
-    does. `rank`, `dimension`: of the exported checkpoint's adapter and vectors.
+    `run`: folder of the states. `minutes`: bound on the training time of this command. `limit`: bound on the minutes of
+    the whole command. `rank`, `dimension`: of the exported checkpoint's adapter and vectors.
     """
 
     corpus: Path
@@ -56,12 +56,12 @@ class Distilling:
 
 def distil(options: Distilling) -> int:
     """Train until time is up, export, write log.jsonl and the checkpoint's parts to the results; return the exit
-    status. After a SIGTERM the run is saved and nothing is exported."""
+    status. After a SIGTERM the run is saved and no checkpoint is exported."""
     deadline = time.monotonic() + 60 * options.limit - EXPORT_SECONDS
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"PyTorch {torch.__version__} finds no card here", file=sys.stderr)
         return NO_CARD
-    threads = torch.get_num_threads()  # a Distiller sets one
+    threads = torch.get_num_threads()  # a Distiller changes it
     stopped = train(options, deadline)
     options.results.mkdir(parents=True, exist_ok=True)
     shutil.copy(options.run / LOG, options.results)
@@ -73,7 +73,7 @@ def distil(options: Distilling) -> int:
 
 
 def train(options: Distilling, deadline: float) -> bool:
-    """Train until the deadline, by time.monotonic(), for the options' minutes, or until SIGTERM; return whether that
+    """Train until the deadline, by time.monotonic(), for the options' minutes, or until SIGTERM; return whether SIGTERM
     came. At least one step is done and saved."""
     recipe = read_recipe(options.recipe)
     distiller = Distiller(recipe, options.corpus, options.run, options.cache, device=options.device)

@@ -30,14 +30,14 @@ from model.note import Note
 from model.weights import SHIPPED_CHECKPOINT, CheckpointFiles
 
 ATTENTIONS = ("eager", "sdpa")
-"""transformers' implementations of attention that are measured beside the engine's."""
+"""transformers' implementations of attention that are compared with the engine's."""
 HASHTAGS, CATEGORIES = 5, 20
 MIN_COSINE = 0.999
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Notes of a batch, for prefill and the whole job, and for decode."""
+    """Batch sizes in notes: `batches` for prefill and the whole job, `decode_batches` for decode."""
 
     batches: Sequence[int]
     decode_batches: Sequence[int]
@@ -70,7 +70,7 @@ def load(options: Options, dtype: str) -> Engine:
 
 
 def prefill_rows(options: Options, engine: Engine, notes: Sequence[Note], batches: Sequence[int]) -> Iterator[Row]:
-    """Yield the rates of notes becoming vectors, and those of the backbone alone in transformers."""
+    """Yield the rates of embedding notes, and those of the backbone alone in transformers."""
     folder = CheckpointFiles.of(str(options.checkpoint or SHIPPED_CHECKPOINT), options.cache).weights
     dtype = torch_runtime(engine).model.backbone.dtype
     peers = {name: measure_transformers(folder, engine, notes, dtype, batches, name) for name in ATTENTIONS}
@@ -82,7 +82,7 @@ def prefill_rows(options: Options, engine: Engine, notes: Sequence[Note], batche
 
 
 def decode_row(engine: Engine, notes: Sequence[Note]) -> Row:
-    """Return the rate of single steps, and that of transformers over the same weights with its own cache."""
+    """Return the rate of decode steps, and that of transformers over the same weights with its own KV cache."""
     rate = measure_decode(engine, notes)
     peers = {name: measure_transformers_decode(engine, notes, name) for name in ATTENTIONS}
     return compared(f"decode, batch {len(notes)}", "tokens/s", rate, peers)
@@ -90,7 +90,8 @@ def decode_row(engine: Engine, notes: Sequence[Note]) -> Row:
 
 @torch.inference_mode()
 def measure_transformers_decode(engine: Engine, notes: Sequence[Note], attention: str) -> Rate:
-    """Tokens a second of single steps by transformers' attention and cache, each giving the likeliest next token."""
+    """Measure the tokens a second of decode steps with transformers' attention and KV cache, each step giving the
+    likeliest next token."""
     model = torch_runtime(engine).model
     shortest = min(len(engine.prompt.note(note)) for note in notes)
     ids = torch.tensor([engine.prompt.note(note)[:shortest] for note in notes], device=DEVICE)
@@ -102,7 +103,7 @@ def measure_transformers_decode(engine: Engine, notes: Sequence[Note], attention
         for end in range(shortest + 1, shortest + DECODE_STEPS + 1):
             hidden = model(ids[:, :1], mask[:, :end], positions[:, end - 1 : end], cache, decode=True)
             model.logits(hidden[:, -1]).log_softmax(-1).topk(1)
-        cache.crop(-DECODE_STEPS)  # less than none: so many tokens from the end
+        cache.crop(-DECODE_STEPS)  # a negative number drops as many tokens from the end
 
     with using_attention(model, attention):
         model(ids, mask[:, :shortest], positions[:, :shortest], cache)
@@ -110,7 +111,7 @@ def measure_transformers_decode(engine: Engine, notes: Sequence[Note], attention
 
 
 def job_row(engine: Engine, notes: Sequence[Note]) -> Row:
-    """Return the rate of the whole job in one reading, against a reading for each part."""
+    """Return the rate of the whole job in one request, against a request for each part."""
     categories = engine.categories[:CATEGORIES]
     together = GenerationRequest(HASHTAGS, categories)
     separate = (VECTOR_ONLY, GenerationRequest(HASHTAGS), replace(VECTOR_ONLY, categories=categories))
@@ -121,7 +122,7 @@ def job_row(engine: Engine, notes: Sequence[Note]) -> Row:
 
 
 def vector_rows(engine: Engine, reference: Engine, notes: Sequence[Note]) -> Iterator[Row]:
-    """Yield how far the vectors are from those in float32, and from those of a note alone."""
+    """Yield how far the vectors are from those in float32, and from those of notes embedded one by one."""
     vectors, exact = engine.embed(notes), reference.embed(notes)
     alone = np.concatenate([engine.embed([note]) for note in notes])
     cosines = (vectors * exact).sum(1)

@@ -1,4 +1,4 @@
-"""Index step: searches of sealed segments on the card, in turns with those of the same segments by the processor."""
+"""Index step: searches of sealed segments on the card, alternating with the processor's of the same segments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_RECALL = 0.99
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Yield the rows of each size of the index. Raises LeftOut where FAISS has no card."""
+    """Yield the rows of each size of the index. Raises LeftOut if FAISS has no card."""
     gpu = None if options.rehearsal else find_gpu()
     if not (gpu or options.rehearsal):
         raise LeftOut(f"FAISS {swig.__version__} has no card here: it takes faiss-gpu")

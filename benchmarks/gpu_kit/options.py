@@ -1,4 +1,4 @@
-"""Options of the steps, and how a step says that a machine lacks what it needs."""
+"""Options of the steps, and the exception for a machine that lacks what a step needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEFT_OUT = "left out"
-"""Value of a row for what this machine cannot run; its detail says why."""
+"""Value of a row for something that this machine cannot run; the row's detail says why."""
 
 
 class LeftOut(Exception):
@@ -15,7 +15,7 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where the model runs ("cuda" or "cpu"), which checkpoint (None: the shipped one), and the folder of the converted
+    """Device of the model ("cuda" or "cpu"), checkpoint (None: the shipped one), and folder of the converted
     backbone."""
 
     device: str
@@ -24,14 +24,14 @@ class Options:
 
     @property
     def rehearsal(self) -> bool:
-        """Whether sizes are small, since nothing is measured."""
+        """Whether this is a rehearsal on a CPU: sizes are small, since its figures do not count."""
         return self.device == "cpu"
 
     def arguments(self) -> list[str]:
-        """Return the options as arguments of this module's process."""
+        """Return the options as arguments of a step's process."""
         return [self.device, str(self.checkpoint or ""), str(self.cache)]
 
     @classmethod
     def of(cls, device: str, checkpoint: str, cache: str) -> Options:
-        """Return the options that `arguments` made."""
+        """Return the options from the arguments that `arguments` returned."""
         return cls(device, Path(checkpoint) if checkpoint else None, Path(cache))

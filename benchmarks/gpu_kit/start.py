@@ -3,8 +3,8 @@
 python start.py [run] [STEP ...] [--results FOLDER]
 python start.py distil [--limit MINUTES] [--results FOLDER]
 
-`pack` puts a copy beside the parts. It needs the standard library alone and no network. Wheels that travel are used
-where the machine lacks the package: a wheel is a zip file, and unpacked it can be imported.
+`pack` puts a copy of this file beside the parts. It needs only the standard library and no network. A packed wheel is
+used if the machine lacks its package: a wheel is a zip file, which can be imported once it is unpacked.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import Any
 MANIFEST = "manifest.json"
 """Names and SHA-256 of the parts, and the commit that was packed."""
 CHECKOUT, CHECKPOINT, WHEELS, CORPUS = "checkout", "checkpoint", "wheels", "corpus"
-"""Folders of the archive. The checkpoint is there where it is not the shipped one, which the checkout holds; the corpus
-is there where one was packed."""
+"""Folders of the archive. It has a checkpoint only if that is not the shipped one, which the checkout contains, and a
+corpus only if one was packed."""
 RECIPE = "recipe.toml"
 """Recipe of the distillation, in the corpus."""
 COMMANDS = ("run", "distil")
-"""Commands of the kit on this machine; the first one where none is named."""
+"""Commands of the kit on this machine; the first one is the default."""
 
 
 def main(arguments: list[str]) -> None:
-    """Unpack what is beside this file and become `python -m benchmarks.gpu_kit`, run or distil, in it."""
+    """Unpack the parts beside this file, and replace this process by `python -m benchmarks.gpu_kit` in the checkout."""
     if sys.version_info < (3, 11):  # noqa: UP036  # this file alone may meet an older Python
         sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version.split()[0]}")
     here = Path(__file__).resolve().parent
@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> None:
 
 
 def unpack(folder: Path, manifest: dict[str, Any]) -> Path:
-    """Return the folder of what the parts hold, after checking and joining them where that was not yet done. Exits with
-    a message that names parts which are missing or damaged."""
+    """Return the folder of the unpacked parts; check, join and unpack them if that was not yet done. Exits with a
+    message that names missing or damaged parts."""
     digest = hashlib.sha256("".join(manifest["parts"].values()).encode()).hexdigest()
     target = folder / f"unpacked-{digest[:12]}"
     if target.is_dir():
@@ -78,7 +78,7 @@ def unpack(folder: Path, manifest: dict[str, Any]) -> Path:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hex; "" where there is none."""
+    """Return the SHA-256 of a file in hex; "" if it does not exist."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A step of the GPU kit as a process: prints its rows as JSON, one a line, and whatever else to standard error."""
+"""A step of the GPU kit as a process: prints its rows as JSON, one a line, and everything else to standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.harness.report import Row, row
 
 
 def rows(name: str, options: Options) -> Iterator[Row]:
-    """Yield the rows of a step, and one that says why where the machine lacks what it needs."""
+    """Yield the rows of a step; if the machine lacks something that the step needs, the last row names it."""
     try:
         yield from importlib.import_module(f"benchmarks.gpu_kit.{name}").rows(options)
     except ModuleNotFoundError as error:
@@ -25,8 +25,8 @@ def rows(name: str, options: Options) -> Iterator[Row]:
 
 
 def end_with_parent() -> None:
-    """Wait for the end of standard input, which the process that started this one holds, and end with all children."""
-    os.read(sys.stdin.fileno(), 1)  # not by sys.stdin, whose lock an exit would wait for
+    """Wait until standard input ends, as it does with the parent process; then kill this process and its children."""
+    os.read(sys.stdin.fileno(), 1)  # not by sys.stdin: an exit would wait for its lock
     os.killpg(0, signal.SIGKILL)
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     threading.Thread(target=end_with_parent, daemon=True).start()
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as output:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no row
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keeps what libraries print apart from the rows
         for line in rows(name, Options.of(*arguments)):
             print(json.dumps(line), file=output, flush=True)
 

@@ -1,6 +1,6 @@
-"""Rates of the engine, of transformers beside it and of the machine's matrix products, on a CPU or a graphics card.
+"""Throughput of the engine, of transformers for comparison, and of plain matrix products, on a CPU or a GPU.
 
-DEVICE is the card where PyTorch can use one.
+DEVICE is the GPU if PyTorch can use one.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from model.note import Note
 
 DECODE_STEPS = 24
 ROUNDS = 5
-"""Measured calls of which the median counts."""
+"""Measured calls; their median is the result."""
 
 DEVICE = device_for("auto")
 PRODUCT = (3200, 576, 1536) if DEVICE == "cpu" else (8192, 8192, 8192)
-"""Rows, inner size and columns of the matrix product that is the machine's limit: on a CPU those of 32 notes in this
-model, on a GPU enough to fill it."""
+"""Rows, inner size and columns of the matrix product that shows the machine's limit: on a CPU the shape that 32 notes
+have in this model, on a GPU large enough to keep it busy."""
 PRODUCTS_PER_CALL = 20
 GFLOP_PER_PRODUCT = 2 * math.prod(PRODUCT) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Units a second: the median of ROUNDS calls, the least and the most."""
+    """Units per second: the median, lowest and highest of ROUNDS calls."""
 
     median: float
     least: float
@@ -51,7 +51,7 @@ class Rate:
 
 
 def measure_rate(units: int, call: Callable[..., Any], *arguments: Any) -> Rate:
-    """Units a second of a call that does `units` of them, after one call that warms up."""
+    """Measure the units per second of a call that processes `units` of them, after one call to warm up."""
     call(*arguments)
     rates = []
     for _ in range(ROUNDS):
@@ -64,7 +64,7 @@ def measure_rate(units: int, call: Callable[..., Any], *arguments: Any) -> Rate:
 
 
 def wait_for_device() -> None:
-    """Wait until a GPU has done what it was given: calls return before."""
+    """Wait until a GPU has finished its queued work: calls return before that."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -91,8 +91,8 @@ def multiply(product: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) 
 def measure_transformers(
     folder: Path, engine: Engine, notes: Sequence[Note], dtype: torch.dtype, batches: Sequence[int], attention: str
 ) -> dict[int, Rate]:
-    """Notes a second that transformers runs through the layers of the backbone in `folder`, by batch, without padding;
-    no output is read. `attention`: "eager" or "sdpa"."""
+    """Measure the notes per second that transformers runs through the layers of the backbone in `folder`, by batch
+    size, without padding; no output is read. `attention`: "eager" or "sdpa"."""
     backbone = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval().to(DEVICE)
     rates = {}
     with torch.inference_mode():
@@ -103,13 +103,13 @@ def measure_transformers(
 
 
 def measure_prefill(engine: Engine, notes: Sequence[Note]) -> Rate:
-    """Notes a second that become vectors, tokenising excluded."""
+    """Measure the notes embedded per second, tokenising excluded."""
     requests = [engine.tokenize(note, VECTOR_ONLY) for note in notes]
     return measure_rate(len(notes), engine.run, requests)
 
 
 def measure_decode(engine: Engine, notes: Sequence[Note]) -> Rate:
-    """Tokens a second of single steps of sequences that each have a note in their cache."""
+    """Measure the tokens per second of decode steps on sequences that each have a note in the KV cache."""
     tables = [BlockTable(engine.runtime.pool) for _ in notes]
     for table, note in zip(tables, notes, strict=True):
         ids = tuple(engine.prompt.note(note))
@@ -122,8 +122,8 @@ def measure_decode(engine: Engine, notes: Sequence[Note]) -> Rate:
 
 
 def decode(engine: Engine, tables: Sequence[BlockTable]) -> None:
-    """Run DECODE_STEPS steps, each giving the likeliest next token of every sequence. Afterwards the sequences are as
-    long as before, as those of llama.cpp: each call attends to as many tokens."""
+    """Run DECODE_STEPS steps, each giving the likeliest next token of every sequence. Afterwards the sequences are cut
+    to their old length, as in the benchmark of llama.cpp, so that each call attends to equally many tokens."""
     lengths = [table.length for table in tables]
     for _ in range(DECODE_STEPS):
         for table in tables:

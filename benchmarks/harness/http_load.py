@@ -34,7 +34,8 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[bytes] | None = None
         self._transport: Any = None
         self.is_open = True
-        """False once either side has closed it: the service does so after idle_seconds of GET /limits."""
+        """False once either side has closed the connection; the service closes an idle one after the idle_seconds of
+        GET /limits."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -48,7 +49,7 @@ class Connection(asyncio.Protocol):
         size = int(self._received[begin : self._received.find(b"\r\n", begin)])
         if len(self._received) >= head + 4 + size and self._answer is not None:
             answer, self._received = bytes(self._received), bytearray()
-            if not self._answer.done():  # its caller has not left
+            if not self._answer.done():  # done already if the caller was cancelled
                 self._answer.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -57,7 +58,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(error or ConnectionResetError())
 
     def close(self) -> None:
-        """Close the connection, whatever the service is doing for it."""
+        """Close the connection at once, even with a request in flight."""
         self._transport.abort()
 
     async def exchange(self, request: bytes) -> bytes:
@@ -87,7 +88,7 @@ async def send_one(port: int, request: bytes) -> bytes:
 
 
 async def each_once(port: int, requests: Iterable[bytes]) -> None:
-    """Send some requests, CONNECTIONS at a time."""
+    """Send each of `requests` once, with at most CONNECTIONS in flight."""
     left = iter(requests)
 
     async def run_client(connection: Connection) -> None:
@@ -98,7 +99,8 @@ async def each_once(port: int, requests: Iterable[bytes]) -> None:
 
 
 async def closed_loop(port: int, next_request: NextRequest) -> float:
-    """Requests a second of CONNECTIONS clients, each of which sends the next one once it has its answer."""
+    """Return the requests per second of CONNECTIONS clients, each of which sends its next request once the last one is
+    answered."""
     until, answered = time.perf_counter() + SECONDS, 0
 
     async def run_client(connection: Connection) -> None:
@@ -114,8 +116,8 @@ async def closed_loop(port: int, next_request: NextRequest) -> float:
 
 
 async def open_loop(port: int, next_request: NextRequest, rate: float) -> list[float]:
-    """Seconds that each request took from when it was due. They arrive at random times (Poisson), `rate` a second,
-    however long those before them take."""
+    """Return the seconds that each request took, counted from when it was due. Requests arrive at random times
+    (Poisson), `rate` per second, however long earlier ones take."""
     rng, free = random.Random(1), asyncio.Queue[Connection]()
     seconds: list[float] = []
     for connection in await connect(port, OPEN_CONNECTIONS):
@@ -139,8 +141,8 @@ async def open_loop(port: int, next_request: NextRequest, rate: float) -> list[f
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """Run a load without the garbage collector. A full collection of all that a benchmark imports takes a third of a
-    second; requests that were due meanwhile are sent together after it, and their wait would count as the service's."""
+    """Run a load without the garbage collector. A full collection of everything that a benchmark imports takes a third
+    of a second; requests due meanwhile are sent together afterwards, and their delay would count as the service's."""
     gc.disable()
     try:
         yield
@@ -149,7 +151,7 @@ def without_collections() -> Iterator[None]:
 
 
 def get(path: str) -> bytes:
-    """Return a GET request."""
+    """Return the bytes of a GET request."""
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
 

@@ -1,4 +1,4 @@
-"""Rows of an index, its searches, their recall and their times; for benchmarks of the index, with or without a card."""
+"""Filling and searching an index, with recall and times; for the benchmarks of the index, with or without a GPU."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ RowIds = npt.NDArray[np.int64]
 Search = Callable[[Vectors], object]
 """A search for one query (D,)."""
 K = 10
-"""Neighbours of a search."""
+"""Neighbours that a search returns."""
 SHARES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """Shares of the rows that a filter lets pass."""
 ROUNDS = 3
-"""Rounds in which searches take turns."""
+"""Rounds of measurement; in each, the compared searches run one after the other."""
 UPSERT_BATCH_SIZE = 1024
 ANY = Filter()
 
 
 def stored_note(number: int, vector: Vectors, prefix: str = "n") -> StoredNote:
-    """A note with one hashtag for each of SHARES that its number falls into."""
+    """Return a note with one hashtag for each of SHARES that its number falls into."""
     tags = tuple(f"share {share}" for share in SHARES if number % round(1 / share) == 0)
     return StoredNote(Note(id=f"{prefix}{number}", hashtags=tags, category=f"c{number % 30}"), "space", vector)
 
 
 def run_jobs(index: Maintainable) -> None:
-    """Seal and merge until nothing is left to do."""
+    """Run the index's seal and merge jobs until none is left."""
     while job := index.plan():
         job.run()
         index.finish(job)
@@ -59,14 +59,15 @@ def upsert(index: SegmentedIndex, numbers: Sequence[int], vectors: Vectors) -> N
 
 
 def search_index(index: SegmentedIndex, query: Vectors, where: Filter = ANY) -> list[Hit]:
-    """Search as the service does."""
+    """Search for the K nearest rows as the service does."""
     return index.search(query, K, where, 0.0)
 
 
 def measure_recall(
     index: SegmentedIndex, vectors: Vectors, ids: RowIds, queries: Vectors, where: Filter = ANY
 ) -> float:
-    """Share of the K nearest of `vectors`, which are rows n`ids`, that the index finds."""
+    """Return recall@K: the share of the exact nearest of `vectors` that the index finds. `vectors[i]` is the vector of
+    row n`ids[i]`."""
     _, exact_rows = swig.knn(queries, vectors, K, metric=swig.METRIC_INNER_PRODUCT)
     right = 0
     for query, nearest in zip(queries, exact_rows, strict=True):
@@ -76,7 +77,7 @@ def measure_recall(
 
 
 def latencies(search: Search, queries: Vectors) -> list[float]:
-    """Seconds of the search for each query."""
+    """Return the seconds that the search for each query takes."""
     seconds = []
     for query in queries:
         started = time.perf_counter()
@@ -86,7 +87,8 @@ def latencies(search: Search, queries: Vectors) -> list[float]:
 
 
 def take_turns(searches: Sequence[Search], queries: Vectors) -> list[list[float]]:
-    """Seconds of each search, in turns: other load of the machine then meets all of them alike."""
+    """Return the seconds of each search. The searches run in turns, so that other load on the machine affects them
+    alike."""
     seconds: list[list[float]] = [[] for _ in searches]
     for _ in range(ROUNDS):
         for search, measured in zip(searches, seconds, strict=True):
@@ -95,7 +97,7 @@ def take_turns(searches: Sequence[Search], queries: Vectors) -> list[list[float]
 
 
 def measure_rates(ours: Search, bare: Search, queries: Vectors, threads: int) -> tuple[float, float]:
-    """Searches a second that `threads` threads do, of both in turns."""
+    """Return the searches per second on `threads` threads, of `ours` and of `bare`, measured in turns."""
     seconds = {ours: 0.0, bare: 0.0}
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(ROUNDS):

@@ -17,9 +17,9 @@ from service import SAMPLES
 Vectors = npt.NDArray[np.float32]
 PROMPT_TOKENS = 100
 DIMENSION = 352
-"""Numbers of a vector of the shipped checkpoint."""
+"""Dimension of the shipped checkpoint's vectors."""
 BASE_NOTES = 2000
-"""Real notes whose vectors all others are made from."""
+"""Real notes from whose vectors all other vectors are made."""
 NOISE = 0.6
 """Length of the noise added to a vector of length 1: the result has a cosine of 0.86 to its base."""
 STRIDE = 17
@@ -42,7 +42,7 @@ def notes_of_one_length(engine: Engine, count: int) -> list[Note]:
 
 
 def base_vectors(engine: Engine, notes: Iterable[Note]) -> Vectors:
-    """Embed the first notes and keep their principal directions: (BASE_NOTES, DIMENSION), of unit length."""
+    """Embed the first notes and project them on their principal directions: (BASE_NOTES, DIMENSION), of unit length."""
     vectors = engine.embed(list(islice(notes, BASE_NOTES)))
     centred = vectors - vectors.mean(0)
     principal = np.linalg.svd(centred, full_matrices=False)[2][:DIMENSION]

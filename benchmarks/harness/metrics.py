@@ -6,7 +6,8 @@ import httpx2
 
 
 def read_metric(url: str, sample: str) -> float:
-    """Return the value of a sample of `/metrics`, which is named as there, with its labels. ValueError for none."""
+    """Return the value of a sample of `/metrics`. `sample`: its name and labels as printed there. ValueError if it is
+    missing."""
     lines = httpx2.get(f"{url}/metrics").raise_for_status().text.splitlines()
     for line in lines:
         if line.startswith(f"{sample} "):

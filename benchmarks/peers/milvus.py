@@ -21,7 +21,7 @@ from pymilvus import DataType, MilvusClient
 
 INSERT_BATCH_SIZE = 5_000
 PROBED_LISTS = (4, 8, 16, 32, 64)
-"""Lists that a search looks through, from fast to accurate."""
+"""Numbers of inverted lists that a search probes, from fast to accurate."""
 COLLECTION = "notes"
 
 
@@ -44,7 +44,7 @@ def fill(client: MilvusClient, vectors: Any, lists: int) -> float:
 
 
 def search(client: MilvusClient, queries: Any, exact_rows: Any, k: int, probed_lists: int) -> dict[str, Any]:
-    """Search for each query; return the recall of the exact rows and the seconds of each search."""
+    """Search for each query; return the recall against the exact rows and the seconds of each search."""
     right, seconds = 0, []
     for query, rows in zip(queries, exact_rows.tolist(), strict=True):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""A server whose one endpoint returns a stored JSON document: the least that any answer over HTTP costs.
+"""A server whose one endpoint returns a stored JSON document: a lower bound of what any answer over HTTP costs.
 
 python -m benchmarks.peers.stored_answer PORT < ANSWER
 

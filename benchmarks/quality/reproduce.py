@@ -1,17 +1,17 @@
-"""Reproduces a record of benchmarks/results/records/ from the data on: what is measured is trained first.
+"""Reproduces a record of benchmarks/results/records/ from the data; what is measured is trained first.
 
 python -m benchmarks.quality.reproduce DATA NAME...
 
-DATA is the folder of the data sets. NAME is a record, or a recipe, which is only trained; without a NAME all are
-listed. The research checkpoint is the recipe RESEARCH with all that is fitted to it afterwards. FITTED is a copy of the
-shipped checkpoint that has learnt the categories of two data sets, by a generation adapter and a category head; TAUGHT
-is one that has learnt the hashtags of a third, by an adapter.
+DATA is the folder of the data sets. NAME is a record, or a recipe, which is trained but not measured; without a NAME
+all names are listed. The research checkpoint is trained by the recipe RESEARCH, and more is fitted to it afterwards.
+FITTED is a copy of the shipped checkpoint that has learnt the categories of two data sets, by a generation adapter and
+a category head; TAUGHT is a copy that has learnt the hashtags of a third data set, by a generation adapter.
 
-Two checkpoints are only measured here: other commands make the shipped one (docs/guides/distillation.md), and
+Two checkpoints are measured here but not made: other commands make the shipped one (docs/guides/distillation.md), and
 `make chinese-checkpoint` makes CHINESE, for those who accept the terms of its backbone.
 
-Pairs, teachers' vectors and trained checkpoints are kept in runs/ and used again: delete what was made of something
-that has changed. An interrupted training of NoteLLM continues. `make quality` then makes the tables of the records.
+Pairs, teachers' vectors and trained checkpoints are cached in runs/: delete whatever was made from an input that has
+changed. An interrupted training of NoteLLM resumes. `make quality` then makes the tables of the records.
 """
 
 from __future__ import annotations
@@ -58,49 +58,50 @@ RUNS = ROOT / "runs"
 PAIRS = RUNS / "pairs"
 RECIPES = ROOT / "model" / "training" / "recipes"
 DONE = "done"
-"""File that marks the folder of a finished run. A run is not made again where it is: delete the folder where its recipe
-has changed."""
+"""File that marks the folder of a finished run, which is not repeated: delete the folder after its recipe has
+changed."""
 DIMENSION = 128
-"""Numbers of its vectors, after whitening."""
+"""Dimension of the research checkpoint's vectors after whitening."""
 COMMUNITY_DIMENSION = 256
-"""Numbers of the vectors of COMMUNITY after whitening: best on validation of 128, 256 and all 384 unwhitened, for an
-earlier recipe (docs/log/training.md)."""
+"""Dimension of the vectors of COMMUNITY after whitening: the best on validation among 128, 256 and 384 without
+whitening, for an earlier recipe (docs/log/training.md)."""
 LOWER_RATES = ("learning_rate=7e-5", "head_learning_rate=3e-4")
 FURTHER: Sequence[Sequence[str]] = (("seed=1", "steps=100", *LOWER_RATES), ("seed=2", "steps=150", *LOWER_RATES))
-"""Changes to the recipe COMMUNITY for each of its further runs, which goes on from the last step of the one before. The
-first two runs of the stored record were made by earlier code (docs/log/training.md#texts-in-the-steps-of-the-pairs)."""
+"""Changes to the recipe COMMUNITY for each of its further runs, which starts from the last step of the previous run.
+The first two runs of the stored record were made by earlier code
+(docs/log/training.md#texts-in-the-steps-of-the-pairs)."""
 MAX_FOLDER_NAME = 150
-"""Characters of the name of a folder; file systems take 255 bytes."""
+"""Bound on the characters of a folder's name; file systems take 255 bytes."""
 RECOMBINED = "-recombined"
-"""End of the name of a notes file with texts that model/data/recombined_notes.py has added."""
+"""Name suffix of a notes file with texts that model/data/recombined_notes.py has added."""
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
-"""Suffix of the name of a teacher's file whose vectors are whitened, and their numbers."""
+"""Name suffix of a file with a teacher's whitened vectors, and their dimension."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3100}
-"""Steps of the generation adapters. Those of the stored records were made in parts, whose learning rates differed
-(docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#one-spelling-of-each-hashtag)."""
+"""Training steps of the generation adapters. Those of the stored records were trained in parts with different learning
+rates (docs/log/categories.md#words-beside-the-vector, docs/log/writing.md#one-spelling-of-each-hashtag)."""
 HASHTAGS_ALONE = ("--shown-hashtags", "0", "--subject-names", "0")
-"""Options with which an adapter learns nothing but to write the hashtags of a note that has none."""
+"""Options with which an adapter learns only to write the hashtags of a note without any."""
 CARD_NOTE = (
     "- After the run the adapter was rounded to bfloat16, which halves the file, the vectors were whitened (`notellm "
     "whiten`), the probabilities of categories calibrated (`notellm calibrate`), and what vectors and words say of "
     "them learnt (`notellm fit-categories`)."
 )
-"""Line that the model card of the research checkpoint gets."""
+"""Line added to the model card of the research checkpoint."""
 START_VARIABLE = "NOTELLM_START"
 STARTS: Mapping[str, tuple[str, str]] = {
     RESEARCH: ("39aebd4", f"model/checkpoints/{RESEARCH}"),
     COMMUNITY: ("9db1be8", f"model/checkpoints/{GENERALIST}"),
 }
-"""Commits and the paths in them of the checkpoints that recipes start from, which they find by START_VARIABLE."""
+"""Commit and path of the checkpoint that a recipe starts from; the recipe finds the checkpoint by START_VARIABLE."""
 PAIR_OPTIONS: Mapping[str, Sequence[str]] = {
     MICROLENS: ("--lower", "0.05", "--top", "1000"),
     MOVIELENS: ("--min-rating", "4", "--window", "50", "--lower", "0", "--top", "30"),
 }
-"""Options of the pairs to train on, by data set; those to evaluate on are in model/evaluation/protocol.py."""
+"""Options of the training pairs by data set; those of the evaluation pairs are in model/evaluation/protocol.py."""
 
 
 def reproduce(data: Path, name: str) -> None:
-    """Write the record `name`. CalledProcessError when a step fails, which has printed why."""
+    """Write the record `name`. CalledProcessError if a step fails; the step has printed the reason."""
     experiment = EXPERIMENTS[name]
     makers = {RESEARCH: research_checkpoint, FITTED: fitted_checkpoint, TAUGHT: taught_checkpoint,
               COMMUNITY: community_checkpoint, CHINESE: chinese_checkpoint}  # fmt: skip
@@ -132,15 +133,15 @@ def train(data: Path, recipe: str, changes: Sequence[str] = ()) -> Path:
     if recipe in STARTS:
         inputs[START_VARIABLE] = str(start_checkpoint(recipe))
     if command == "train-encoder":
-        shutil.rmtree(folder, ignore_errors=True)  # a run that was broken off cannot be resumed
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted run cannot be resumed
     run_notellm(command, "--config", RECIPES / f"{recipe}.toml", "--out", folder, *settings, inputs=inputs)
     (folder / DONE).touch()
     return folder
 
 
 def folder_name(changes: Sequence[str]) -> str:
-    """Return the name of the folder of runs with these changes to their recipe; a hash where they are too long for one,
-    as with a start that has the changes of an earlier run in its path."""
+    """Return the folder name of runs with these changes to their recipe. It is a hash if the changes are too long, as
+    with a start whose path contains the changes of an earlier run."""
     name = ",".join(changes).replace("/", "-") or "as-it-is"
     return name if len(name) <= MAX_FOLDER_NAME else sha256(name.encode()).hexdigest()[:16]
 
@@ -154,8 +155,8 @@ def make_pairs(data: Path, name: str) -> None:
 
 
 def make_notes(data: Path, notes: Path) -> Path:
-    """Return the notes file that a recipe calls `notes`: that of a data set, or one whose name ends in RECOMBINED,
-    made unless it exists."""
+    """Return the notes file that a recipe calls `notes`: a data set's own, or one whose name ends in RECOMBINED, which
+    is made unless it exists."""
     name = notes.name.removesuffix("".join(notes.suffixes))
     if not name.endswith(RECOMBINED):
         return data / notes.parent.name / notes.name
@@ -167,8 +168,8 @@ def make_notes(data: Path, notes: Path) -> Path:
 
 
 def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
-    """Make the vectors of `notes` that a recipe distils from, unless they exist. `out` has the name of the
-    teacher's recipe, then RECOMBINED where `notes` are, and WHITENED where the vectors are whitened."""
+    """Make the vectors of `notes` that a recipe distils from, unless they exist. The name of `out` is the teacher's
+    recipe, followed by RECOMBINED if the notes are recombined and WHITENED if the vectors are whitened."""
     vectors = PAIRS / out.name
     if not vectors.exists():
         whiten = ("--whiten", f"{TEACHER_DIMENSION}") if out.stem.endswith(WHITENED) else ()
@@ -177,7 +178,8 @@ def make_teacher_vectors(data: Path, out: Path, notes: Path) -> None:
 
 
 def research_checkpoint(data: Path) -> Path:
-    """Return the folder of the research checkpoint: trained, in bfloat16, with all that is fitted to a finished one."""
+    """Return the folder of the research checkpoint: trained, its adapter in bfloat16, with everything fitted
+    afterwards."""
     folder = RUNS / "finished" / RESEARCH
     if (folder / DONE).exists():
         return folder
@@ -199,9 +201,9 @@ def research_checkpoint(data: Path) -> Path:
 
 def fitted_checkpoint(data: Path) -> Path:
     """Return the folder of a copy of the shipped checkpoint that has learnt the categories of films and of kuairec: a
-    generation adapter their names, and a head what vectors and words say of them.
+    generation adapter has learnt their names, and a category head to choose them by vectors and words.
 
-    It reads all scripts: the head finds something in Chinese notes, too.
+    The copy accepts all scripts, since the head works on Chinese notes, too.
     """
     folder = RUNS / "finished" / FITTED
     if (folder / DONE).exists():
@@ -215,7 +217,7 @@ def fitted_checkpoint(data: Path) -> Path:
 
 def taught_checkpoint(data: Path) -> Path:
     """Return the folder of a copy of the shipped checkpoint whose generation adapter has learnt the hashtags of
-    microlens50k, with the least score that suits them."""
+    microlens50k, with the least score of a hashtag fitted to them."""
     folder = RUNS / "finished" / TAUGHT
     if (folder / DONE).exists():
         return folder
@@ -233,8 +235,8 @@ def teach_to_write(
     """Make RUNS/finished/`name`: a copy, named `name`, of the shipped checkpoint with a new generation adapter.
 
     `sources`: shares of the notes that the adapter learns from, by folder of a data set or by notes file. `lines`:
-    share of our labelled lines. `options`: further ones of the training. `changes`: further fields of the copy's
-    notellm.json. SystemExit where the training was ended early.
+    share of our labelled lines. `options`: further options of the training. `changes`: further fields of the copy's
+    notellm.json. SystemExit if the training ended early.
     """
     writing, links = RUNS / "writing" / name, RUNS / "writing" / "sources"
     links.mkdir(parents=True, exist_ok=True)
@@ -242,7 +244,7 @@ def teach_to_write(
     for source, share in sources.items():
         notes = source
         if not source.suffix:
-            notes = links / f"{source.name}.jsonl.gz"  # sources are told apart by their files' names
+            notes = links / f"{source.name}.jsonl.gz"  # the training distinguishes sources by file name
             notes.unlink(missing_ok=True)
             notes.symlink_to(source / "notes.jsonl.gz")
         options += ["--notes", f"{notes}={share}"]
@@ -256,15 +258,15 @@ def teach_to_write(
 
 
 def community_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that went on with the clicks of microlens50k in three runs, with whitened
-    vectors."""
+    """Return the folder of COMMUNITY: its start checkpoint trained further on the clicks of microlens50k in three runs,
+    with whitened vectors."""
     folder = RUNS / "finished" / COMMUNITY
     if (folder / DONE).exists():
         return folder
     run = train(data, COMMUNITY)
     for changes in FURTHER:
         run = train(data, COMMUNITY, (f"start={os.path.relpath(run / FINAL, ROOT)}", *changes))
-    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was broken off
+    shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted attempt
     shutil.copytree(run / FINAL, folder)
     by_all_notes = (*data_options(data / MICROLENS), "--max-notes", "20000")  # the set has 11,538 to train on
     run_notellm("whiten", "--checkpoint", folder, *by_all_notes, "--dimension", f"{COMMUNITY_DIMENSION}")
@@ -273,7 +275,7 @@ def community_checkpoint(data: Path) -> Path:
 
 
 def chinese_checkpoint(data: Path) -> Path:
-    """Return the folder of the checkpoint that `make chinese-checkpoint` made of kuairec; SystemExit without one."""
+    """Return the folder of the checkpoint that `make chinese-checkpoint` made from kuairec; SystemExit if missing."""
     folder = RUNS / "chinese" / "writing" / CHECKPOINT
     if not (folder / CATEGORIES_FILE).is_file():
         notes = data / KUAIREC / "notes.jsonl.gz"
@@ -287,7 +289,7 @@ def data_options(*sources: Path) -> list[str | Path]:
 
 
 def start_checkpoint(recipe: str) -> Path:
-    """Return the checkpoint that a recipe starts from, from the history of this checkout."""
+    """Return the folder of the checkpoint that a recipe starts from, extracted from this checkout's git history."""
     commit, path = STARTS[recipe]
     folder = RUNS / "start" / recipe
     if not folder.exists():
@@ -298,8 +300,8 @@ def start_checkpoint(recipe: str) -> Path:
 
 
 def run_notellm(*arguments: str | Path, inputs: Mapping[str, str] | None = None) -> None:
-    """Run the command line that comes with this interpreter. `inputs`: variables by which recipes find theirs."""
-    # Relative paths: model cards and records name no folder of this machine.
+    """Run the `notellm` of this interpreter. `inputs`: environment variables by which recipes find their inputs."""
+    # Paths are relative, so that model cards and records name no folder of this machine.
     relative = [a.relative_to(ROOT) if isinstance(a, Path) and a.is_relative_to(ROOT) else a for a in arguments]
     command = [NOTELLM, *map(str, relative)]
     print("$ notellm", *command[1:], flush=True)

@@ -2,12 +2,13 @@
 
 python -m benchmarks.quality.sample_notes [CHECKPOINT]
 
-Prints hashtags and category of 20 notes, to be judged by eye, and writes how often the right category is chosen out of
-the checkpoint's own names and out of twelve unseen ones. Notes in a script that it does not read are left out.
+Prints hashtags and category of 20 notes, to be judged by eye, and writes how often the right category is chosen from
+the checkpoint's own names and from twelve unseen ones. Notes in a script that the checkpoint does not read are left
+out.
 
-The distillation of the shipped checkpoint read all English sample notes, without their categories. Those of the
-training split taught it hashtags and categories, and those of the validation split chose the weights of what was fitted
-to it afterwards, so only the test split is measured.
+The distillation of the shipped checkpoint read all English sample notes, without their categories. Notes of the
+training split taught it hashtags and categories, and notes of the validation split selected the weights of what was
+fitted to it afterwards, so only the test split is measured.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ UNSEEN_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How many of `notes` notes got their own category."""
+    """Number of notes, and how many of them got their own category."""
 
     notes: int
     right: int
@@ -58,15 +59,15 @@ def measured_notes(supports: Callable[[Note], bool]) -> list[Note]:
 
 
 def measure(engine: Engine, notes: Sequence[Note]) -> tuple[Choices, Choices]:
-    """Choose categories out of the checkpoint's own names for all notes, and out of the unseen names for the notes that
-    have one. Notes are read without their hashtags."""
+    """Choose categories from the checkpoint's own names for all notes, and from the unseen names for the notes whose
+    category has one. Notes are read without their hashtags."""
     bare = [replace(note, hashtags=()) for note in notes]
     renamed = [replace(note, category=UNSEEN_NAMES[note.category]) for note in bare if note.category in UNSEEN_NAMES]
     return choose(engine, bare, engine.categories), choose(engine, renamed, tuple(UNSEEN_NAMES.values()))
 
 
 def choose(engine: Engine, notes: Sequence[Note], names: Sequence[str]) -> Choices:
-    """Choose each note's category out of `names`."""
+    """Choose each note's category from `names`."""
     categories = evaluate_categories(EngineSystem(engine), notes, names)
     assert categories is not None
     pairs = zip(categories.truth, categories.chosen, strict=True)
@@ -87,7 +88,7 @@ def choices_row(what: str, choices: Choices) -> Row:
 
 
 def examples(engine: Engine, notes: Sequence[Note]) -> str:
-    """Return a Markdown table of what the checkpoint writes for some notes."""
+    """Return a Markdown table of the hashtags and categories that the checkpoint gives to some notes."""
     bare = [replace(note, hashtags=()) for note in notes]
     outputs = engine.generate(bare, GenerationRequest(hashtags=5, categories=engine.categories))
     unseen_outputs = engine.generate(bare, GenerationRequest(categories=tuple(UNSEEN_NAMES.values())))

@@ -31,7 +31,7 @@ Cell = Callable[[Run, Mapping[str, Any]], str]
 
 
 def percentages(*paths: tuple[str, ...]) -> Cell:
-    """Return a cell of the summary's shares at `paths`, in percent; empty where the summary has none of them."""
+    """Return a cell with the summary's shares at `paths`, in percent; empty if the summary has none of them."""
 
     def cell(_: Run, summary: Mapping[str, Any]) -> str:
         shares = [value_at(summary, path) for path in paths]
@@ -105,7 +105,7 @@ HASHTAGS: Mapping[str, Cell] = {
 
 
 def table(runs: Sequence[Run], columns: Mapping[str, Cell]) -> str:
-    """Return a Markdown table with a row for each run that has something in one of the columns."""
+    """Return a Markdown table with a row for each run that has a value in any of the columns."""
     lines = []
     for run in runs:
         summary = run.record.summary()
@@ -116,7 +116,7 @@ def table(runs: Sequence[Run], columns: Mapping[str, Cell]) -> str:
 
 
 def ablations(runs: Sequence[Run]) -> str:
-    """Return a Markdown table with a row for each system of the short runs but the one that they are compared with."""
+    """Return a Markdown table with a row for each system of the short runs, compared with JOINT."""
     scores = {"Recall@100, cold-cold, %": partial(hits, COLD_COLD), "hashtags, F1@3, %": partial(hashtag_f1, "written")}
     systems = {run.record.system for run in runs if run.record.system.startswith("ablation-")}
     lines = []

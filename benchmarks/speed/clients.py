@@ -32,13 +32,14 @@ CLIENTS, ROUNDS = SCENARIO.clients, SCENARIO.rounds or 0
 EMBED, GENERATE, SIMILAR = KINDS = tuple(SCENARIO.requests)
 HASHTAGS: int = (SCENARIO.requests[GENERATE].body or {})["count"]
 MIN_SHARE, MAX_SLOWDOWN, MAX_MEMORY_RATIO = 0.85, 2, 2.5
-"""Targets: the share of the engine's own rate, how much generation may slow embedding, and memory in weights."""
+"""Targets: the share of the engine's own rate, the factor by which generation may slow embedding, and memory as a
+multiple of the weights' size."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceFigures:
-    """`rate`: notes a second. `seconds` of each request by kind; `embed_alone`: of embedding without generation.
-    `mib`: the service's memory when it is ready and after each load."""
+    """Figures of the service. `rate`: notes a second. `seconds`: of each request by kind; `embed_alone`: of embedding
+    without generation. `mib`: the service's memory when it is ready and after each load."""
 
     rate: float
     seconds: Mapping[str, Sequence[float]]
@@ -67,7 +68,7 @@ def measure() -> Figures:
 
 
 def measure_engine(engine: Engine, notes: Sequence[Note]) -> float:
-    """Notes a second that are embedded or given hashtags, half of each."""
+    """Return the notes a second that are embedded or given hashtags, half of each."""
     kinds = (VECTOR_ONLY, GenerationRequest(hashtags=HASHTAGS))
     requests = [engine.tokenize(note, kind) for note in notes for kind in kinds]
     engine.run(requests[: 2 * CLIENTS])
@@ -77,7 +78,7 @@ def measure_engine(engine: Engine, notes: Sequence[Note]) -> float:
 
 
 async def measure_service(notes: Sequence[Note], stored: Sequence[str]) -> ServiceFigures:
-    """Run two loads without generation and two with it; of each pair the first warms up."""
+    """Run two loads without generation and two with it; the first of each pair warms up."""
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         del service.environment["NOTELLM_SAMPLE_NOTES"]
         service.start()

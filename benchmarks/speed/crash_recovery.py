@@ -23,12 +23,13 @@ from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.service_process import POLL_SECONDS, ServiceProcess
 
 INGEST_BATCH_SIZE = 64
-"""Notes of one ingest request: those that a resumed ingest may send twice."""
+"""Notes of one ingest request; a resumed ingest may send at most this many again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Acknowledged notes, all that are in the index, and how many of the first break a promise."""
+    """Number of acknowledged notes and of notes in the index; then how many of the acknowledged ones are lost, written
+    twice or missing from the index."""
 
     acknowledged: int
     indexed: int
@@ -81,7 +82,7 @@ def measure(source: Path, lines: int | None) -> Figures:
 
 
 def check(service: ServiceProcess, folder: Path, ids: Sequence[str]) -> Check:
-    """Look up each acknowledged note that was not rejected: it is stored once, at revision 1, and in the index."""
+    """Check that each acknowledged note that was not rejected is stored once, at revision 1, and in the index."""
     rejects = folder / "notes.jsonl.rejects.jsonl"
     rejected = {json.loads(json.loads(line)["text"])["id"] for line in rejects.open()} if rejects.exists() else set()
     expected = [note_id for note_id in ids if note_id not in rejected]
@@ -91,13 +92,13 @@ def check(service: ServiceProcess, folder: Path, ids: Sequence[str]) -> Check:
             answer = client.get(f"/notes/{note_id}")
             lost += answer.status_code != 200
             written_twice += answer.json().get("revision", 1) != 1
-    # Not by GET /notes/{id}/similar: where the index lacks the note, that takes its vector from the store.
+    # GET /notes/{id}/similar would not show it: it takes the vector from the store if the index lacks the note.
     indexed = service.listed_ids()
     return Check(len(expected), len(indexed), lost, written_twice, len(set(expected) - indexed))
 
 
 def acknowledged_line(folder: Path) -> int:
-    """Last line of the file that the ingest has recorded as acknowledged."""
+    """Return the last line of the file that the ingest has recorded as acknowledged."""
     states = list((folder / "data" / "ingest").glob("*.json"))
     return int(json.loads(states[0].read_text())["line"]) if states else 0
 

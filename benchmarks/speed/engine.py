@@ -2,9 +2,9 @@
 
 python -m benchmarks.speed.engine
 
-Prompts of 100 tokens, cut from our own sample notes. Six minutes on an idle machine. Where PyTorch can use a GPU, all
-of it runs there. LLAMA_PYTHON names an interpreter that has llama-cpp-python, to measure llama.cpp too: five minutes
-more (benchmarks/peers/llama.py).
+Prompts have 100 tokens and are cut from our own sample notes. Takes six minutes on an idle machine. If PyTorch can use
+a GPU, everything runs there. LLAMA_PYTHON names an interpreter that has llama-cpp-python, to measure llama.cpp too:
+five minutes more (benchmarks/peers/llama.py).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ JOB_RATIOS = {1: 1.4, 8: 2.0, 32: 2.3}
 """Targets for the whole job by batch: the multiple of three separate calls' rate."""
 LLAMA_PREFILL_RATIO, LLAMA_JOB_RATIO = 2.5, 3.5
 LLAMA_DECODE_RATIOS = {1: (0.9, "Q8_0"), 32: (1.5, "")}
-"""Targets for decode by batch: the multiple of llama.cpp's rate, and which file type is compared with, "" for the
+"""Targets for decode by batch: the multiple of llama.cpp's rate, and the file type to compare with, "" for the
 fastest."""
 MIN_COSINE = 0.999
 
@@ -67,7 +67,7 @@ LlamaRates = Mapping[str, Mapping[str, Mapping[str, float]]]
 @dataclass(frozen=True, slots=True)
 class Figures:
     """GFLOP/s of matrix products by precision, rates of the engine and of the others by batch, and vectors (N, D)
-    read in one batch, one by one, and by PyTorch in float32."""
+    computed in one batch, one by one, and by PyTorch in float32."""
 
     products: Mapping[str, float]
     engine_precision: str
@@ -141,8 +141,8 @@ def measure_llama(engine: Engine, notes: Sequence[Note]) -> LlamaRates:
 
 
 def measure_closed_sets(engine: Engine, notes: Sequence[Note]) -> dict[str, Rate]:
-    """Notes a second by closed set, all its names unknown to the checkpoint: FEW of them, MANY, of which some are read,
-    and MANY that are ALL read; the call that warms up reads the names alone."""
+    """Measure notes a second by closed set, with names unknown to the checkpoint: FEW names; MANY, of which a shortlist
+    is read; and as many, ALL of which are read. The call that warms up also reads the names by themselves, once."""
     words = sorted({word for note in notes for word in note.content.split() if word.isalpha() and len(word) > 3})
     names = [f"{words[i % len(words)]} {words[(7 * i + i // len(words)) % len(words)]}".title() for i in range(800)]
     distinct = tuple(dict.fromkeys(names))
@@ -202,8 +202,8 @@ def decode_rows(figures: Figures, batch: int) -> list[Row]:
 
 
 def job_rows(figures: Figures, batch: int) -> list[Row]:
-    """Rows of the whole job in one reading, against a reading for each part; and for the largest batch against
-    llama.cpp, which writes 24 tokens greedily."""
+    """Return the rows of the whole job in one request, against a request for each part and, for the largest batch,
+    against llama.cpp, which decodes 24 tokens greedily."""
     rate, separate = figures.job[batch], figures.separate_calls[batch].median
     ratio, target = rate.median / separate, JOB_RATIOS[batch]
     what = f"vector, 5 hashtags and a category of {CATEGORIES}, batch {batch}"
@@ -218,14 +218,14 @@ def job_rows(figures: Figures, batch: int) -> list[Row]:
 
 
 def llama_rates(rates: LlamaRates, measurement: str, batch: int, file_type: str = "") -> dict[str, float]:
-    """llama.cpp's rates by file type, or the rate of one `file_type` alone."""
+    """Return llama.cpp's rates by file type, or only that of `file_type`."""
     return {
         name: measurements[measurement][str(batch)] for name, measurements in rates.items() if file_type in ("", name)
     }
 
 
 def llama_rows(what: str, unit: str, rate: Rate, llama: Mapping[str, float], target: float) -> list[Row]:
-    """A row that compares a rate with the best of llama.cpp's; none where llama.cpp was not measured."""
+    """Return a row that compares a rate with the best of llama.cpp's; none if llama.cpp was not measured."""
     if not llama:
         return []
     best = max(llama, key=llama.__getitem__)

@@ -1,9 +1,9 @@
-"""Events that a service takes in: lists of a thousand, durable when answered, from one client and from two; and how
-long another client of the store waits beside them.
+"""Rate at which a service accepts events, in lists of a thousand that are durable when answered, from one client and
+from two; and how long another client of the store waits meanwhile.
 
 python -m benchmarks.speed.events [LISTS]
 
-The client only sends bodies that were made before, and shares the machine with the service and its store.
+The client only sends prepared bodies, and shares the machine with the service and its store.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LISTS = 60
 LIST_EVENTS = 1000
 NOTES, USERS = 500, 5000
 TARGET = 20_000
-"""Events a second that are to be accepted."""
+"""Target: events accepted per second."""
 PING_SECONDS = 0.002
 """Pause between two commands of the other client."""
 
 
 def user_of(number: int) -> int:
-    """User of an event: each has seven in a row."""
+    """Return the number of an event's user; each user has seven events in a row."""
     return number // 7 % USERS
 
 
@@ -47,7 +47,7 @@ def note_of(number: int) -> int:
 
 
 def bodies(name: str, count: int) -> list[bytes]:
-    """Make the requests of `count` lists of events that nobody sent before."""
+    """Make the requests of `count` lists of new events."""
     requests = []
     for number in range(count):
         first = number * LIST_EVENTS
@@ -69,7 +69,7 @@ def bodies(name: str, count: int) -> list[bytes]:
 
 
 async def ping(socket: Path, waits: list[float]) -> None:
-    """Send the store commands that do nothing, until cancelled; add the seconds of each answer to `waits`."""
+    """Send PINGs to the store until cancelled; append the seconds of each answer to `waits`."""
     async with redis.asyncio.Redis(unix_socket_path=str(socket)) as store:
         while True:
             started = time.perf_counter()
@@ -81,7 +81,7 @@ async def ping(socket: Path, waits: list[float]) -> None:
 async def send_beside_pings(
     port: int, requests: list[bytes], clients: int, socket: Path
 ) -> tuple[float, int, list[float]]:
-    """Return what `send_all` does, and the seconds for which another client of the store waited for each answer."""
+    """Return the result of `send_all`, and the seconds that another client of the store waited for each answer."""
     waits: list[float] = []
     pinging = asyncio.create_task(ping(socket, waits))
     seconds, accepted = await send_all(port, requests, clients)
@@ -92,7 +92,7 @@ async def send_beside_pings(
 
 
 async def send_all(port: int, requests: list[bytes], clients: int) -> tuple[float, int]:
-    """Send lists from some clients at once; return the seconds, and how many events were accepted."""
+    """Send lists from `clients` concurrent clients; return the seconds, and how many events were accepted."""
     waiting, accepted = list(reversed(requests)), 0
 
     async def run_client(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 python -m benchmarks.speed.first_start
 
 The cache is empty, so the start converts the packaged weights, exports them and loads the sample notes. Then 16 clients
-embed and ask for related notes, and at the end also generate hashtags. Three minutes on an idle machine.
+embed and search related notes, and at the end also generate hashtags. Takes three minutes on an idle machine.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MAX_SECONDS, MAX_MEMORY_RATIO = 60, 2.5
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Seconds until the service was ready, its memory in MiB then and after each part of the load, its peak, the number
-    of requests until each of these, and the MiB of the weights of backbone and decoder."""
+    """Seconds until the service was ready; its memory in MiB at that time and after each part of the load, and its
+    peak; the number of requests before each reading; and the MiB of the weights of backbone and decoder."""
 
     seconds: float
     mib: Sequence[int]

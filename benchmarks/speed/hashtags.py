@@ -2,8 +2,8 @@
 
 python -m benchmarks.speed.hashtags DATA/microlens50k/notes.jsonl.gz
 
-First with our own sample notes as neighbours and texts of one prompt length, then with KNOWN_NOTES of the file as
-neighbours too and notes after them as texts. Two minutes on an idle machine.
+The first round has our own sample notes as neighbours and texts of one prompt length; the second also has KNOWN_NOTES
+of the file as neighbours, and the notes after these as texts. Takes two minutes on an idle machine.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Figures:
 
 
 def measure(path: Path) -> dict[str, Figures]:
-    """Measure the texts of our sample notes, and those of a notes file; return the figures by the name of the texts."""
+    """Measure texts cut from our sample notes, and those of a notes file; return the figures by name of the texts."""
     engine = Engine.load(cache=Settings().cache_dir)
     texts: list[Body] = [{"content": note.content} for note in notes_of_one_length(engine, REQUESTS + WARM_UP)]
     del engine
@@ -71,7 +71,7 @@ def text_of(line: str) -> Body:
 
 
 def figures_of(client: httpx2.Client, texts: Sequence[Body]) -> Figures:
-    """Ask for the hashtags of each text twice: as one answer, and as a stream."""
+    """Request the hashtags of each text twice: as one answer, and as a stream."""
     answers: list[float] = []
     first_hashtags: list[float] = []
     for text in texts:

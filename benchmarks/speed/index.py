@@ -2,9 +2,9 @@
 
 python -m benchmarks.speed.index DATA/microlens50k/notes.jsonl.gz [ROWS]
 
-Vectors of real notes, turned to their principal directions and copied with noise up to ROWS (100,000 unless said).
-Three minutes for 100,000 rows on an idle machine. MILVUS_PYTHON names an interpreter that has milvus-lite and pymilvus,
-to measure Milvus Lite too: a minute more (benchmarks/peers/milvus.py).
+The rows are vectors of real notes, projected on their principal directions and copied with noise up to ROWS (100,000 by
+default). Takes three minutes for 100,000 rows on an idle machine. MILVUS_PYTHON names an interpreter that has
+milvus-lite and pymilvus, to measure Milvus Lite too: a minute more (benchmarks/peers/milvus.py).
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ QUERIES = 500
 THREADS = (1, 2)
 WRITTEN_ROWS = 1000
 CHECKED_QUERIES = 50
-"""Queries of one burst beside other work, and those whose number of results is counted."""
+"""Filtered queries whose number of results is checked."""
 PEER_ROWS = 100_000
 PEER_LISTS = int(LISTS_PER_ROOT * PEER_ROWS**0.5)
-"""Lists that the peer's collection gets: as many as a segment with the same number of rows has."""
+"""Inverted lists of the peer's collection: as many as a segment with the same number of rows has."""
 MAX_CHURNED_ROWS = 100_000
 
 
@@ -114,14 +114,15 @@ def measure(notes: Path, count: int) -> Figures:
 
 
 def bare_search(index: SegmentedIndex, query: Vectors) -> None:
-    """Compare the vectors of every segment, as many lists as its recall needs, without codes, masks, ids and a merged
-    result."""
+    """Search every segment's FAISS index, probing as many lists as its recall needs, without codes, masks, ids or a
+    merged result."""
     for segment in index.all_segments:
         segment.faiss_index(K).search(query[None], K)
 
 
 def search_beside(work: Iterator[None], search: Search, queries: Vectors) -> list[float]:
-    """Seconds of searches while another thread goes through `work`, until it is done or 20 rounds were searched."""
+    """Return the seconds of searches while another thread iterates over `work`, until that is done or 20 rounds of
+    queries were searched."""
     done = threading.Event()
 
     def run() -> None:
@@ -141,7 +142,7 @@ def search_beside(work: Iterator[None], search: Search, queries: Vectors) -> lis
 
 
 def write_rows(index: SegmentedIndex, vectors: Vectors) -> Iterator[None]:
-    """Add WRITES_PER_SECOND new rows a second, one after the other."""
+    """Add new rows one by one, WRITES_PER_SECOND per second."""
     started = time.perf_counter()
     for number, vector in enumerate(vectors):
         time.sleep(max(0.0, started + number / WRITES_PER_SECOND - time.perf_counter()))
@@ -165,7 +166,7 @@ def measure_filter(index: SegmentedIndex, vectors: Vectors, queries: Vectors, sh
 
 
 def measure_peer(vectors: Vectors, queries: Vectors) -> PeerFigures | None:
-    """Search in PEER_ROWS rows, ours and Milvus Lite's; None without MILVUS_PYTHON."""
+    """Search PEER_ROWS rows with our index and with Milvus Lite; None without MILVUS_PYTHON."""
     if not (python := os.environ.get("MILVUS_PYTHON")):
         return None
     subset = vectors[:PEER_ROWS]
@@ -186,7 +187,7 @@ def measure_peer(vectors: Vectors, queries: Vectors) -> PeerFigures | None:
 
 
 def measure_snapshot(index: SegmentedIndex, notes: Path, count: int) -> SnapshotFigures:
-    """Write the index, with as many real notes' words and hashtags, as a snapshot, and start from it."""
+    """Save a snapshot of the index and of the words and hashtags of as many real notes, and start from it."""
     real = list(read_notes(notes).values())
     engine = Engine.load(cache=Settings().cache_dir)
     hashtags, empty = (LiveTexts(engine.vocabulary(), InvertedLexicalIndex()) for _ in range(2))
@@ -230,7 +231,8 @@ def timed(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def measure_churn(bases: Vectors, count: int, queries: Vectors) -> ChurnFigures:
-    """Replace every row three times and remove half of them; beside it an index of the rows that are left."""
+    """Measure an index whose rows were all replaced three times and then half removed, against a fresh index of the
+    remaining rows."""
     vectors, living = noisy_copies(bases, count, 7), range(0, count, 2)
 
     def churn(index: SegmentedIndex) -> None:

@@ -10,20 +10,21 @@ from benchmarks.harness.report import Row, row
 from benchmarks.harness.statistics import percentile_ms
 
 WRITES_PER_SECOND = 200
-"""Rows added while searches are measured."""
+"""Rows added per second while searches are measured."""
 BARE = "FAISS IVF-Flat, the same segments"
-"""Name in the result of what ours is compared with: no codes, one segment after the other, in Python."""
+"""Name of the baseline in the result: FAISS without codes, one segment after the other, called from Python."""
 MIN_RECALL, MIN_RATE_RATIO = 0.99, 0.85
 MAX_P99_TO_BARE, MAX_P99_WHILE_WRITING, MAX_P99_WHILE_MERGING, MAX_P99_FILTERED = 3, 2, 3, 3
 MAX_MEMORY_RATIO = 1.3
 MAX_START_RATIO, START_SECONDS = 3, 2
 MAX_RECALL_LOSS, MAX_CHURNED_P99 = 0.005, 1.2
-"""Targets. All but the recall are multiples of what a row compares with; a start may take START_SECONDS more."""
+"""Targets. All but the recalls are multiples of the figure that a row compares with; a start may take START_SECONDS
+more."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilterFigures:
-    """Searches with a filter that `share` of the rows pass, in turns with unfiltered ones. `full`: whether every
+    """Searches with a filter that `share` of the rows pass, alternating with unfiltered ones. `full`: whether every
     checked search had k results."""
 
     share: float
@@ -35,7 +36,7 @@ class FilterFigures:
 
 @dataclass(frozen=True, slots=True)
 class PeerFigures:
-    """Recall and seconds of searches in PEER_ROWS rows, ours and the peer's at the setting that reaches our recall."""
+    """Recall and seconds of searches in `rows` rows: ours, and the peer's at the setting that reaches our recall."""
 
     rows: int
     recall: float
@@ -46,8 +47,8 @@ class PeerFigures:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFigures:
-    """Seconds that writes wait for a snapshot, that the first and the second take to write, that reading their files
-    takes, and a start from them."""
+    """Seconds that a snapshot pauses writes, that the first and the second snapshot take to write, that reading the
+    files takes, and that a start from them takes."""
 
     freeze: float
     first: float
@@ -59,7 +60,7 @@ class SnapshotFigures:
 
 @dataclass(frozen=True, slots=True)
 class ChurnFigures:
-    """An index whose rows were replaced and removed, and a fresh one of the rows that are left."""
+    """An index whose rows were replaced and partly removed, and a fresh index of the remaining rows."""
 
     rows: int
     living: int

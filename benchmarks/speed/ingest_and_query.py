@@ -1,4 +1,4 @@
-"""The main job on real notes: a fresh service takes a file through `notellm ingest`, then answers 1,000 queries.
+"""The main job on real notes: a fresh service gets a file by `notellm ingest`, then answers 1,000 queries.
 
 python -m benchmarks.speed.ingest_and_query DATA/microlens50k/notes.jsonl.gz
 """
@@ -31,7 +31,7 @@ MAX_START_SECONDS = 5
 @dataclass(frozen=True, slots=True)
 class Figures:
     """The report of `notellm ingest` and two of the service's counters; seconds of each query and of each GET /livez,
-    the least that a request costs; memory before and after the ingest and at its peak; seconds of a second start."""
+    the lower bound of a request; memory before the ingest, at the end and at its peak; seconds of a second start."""
 
     report: dict[str, Any]
     prompt_tokens: float
@@ -64,7 +64,7 @@ def measure(notes: Path) -> Figures:
 
 
 def stored_ids(client: httpx2.Client, notes: Path) -> list[str]:
-    """Draw QUERIES ids of the file's notes that the service has; some lines of a file are rejected."""
+    """Draw QUERIES ids of notes in the file that the service has; some lines of a file are rejected."""
     with gzip.open(notes) as lines:
         ids = [json.loads(line)["id"] for line in lines]
     random.Random(0).shuffle(ids)
@@ -78,7 +78,7 @@ def stored_ids(client: httpx2.Client, notes: Path) -> list[str]:
 
 
 def latencies(client: httpx2.Client, paths: Sequence[str]) -> list[float]:
-    """Seconds of a GET of each path, one after the other."""
+    """Return the seconds of a GET of each path, one after the other."""
     seconds = []
     for path in paths:
         started = time.perf_counter()

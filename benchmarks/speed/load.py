@@ -1,9 +1,9 @@
-"""A scenario of deploy/load against a service that runs, wherever it does.
+"""Runs a scenario of deploy/load against a running service on any machine.
 
 python -m benchmarks.speed.load mixed http://127.0.0.1:8000 IDS
 
-IDS: a file with ids of stored notes, one a line; texts are those of our sample notes. Prints requests a second and
-milliseconds by kind, and writes no result: the machine is not this one.
+IDS is a file with ids of stored notes, one a line; the texts are those of our sample notes. Prints requests a second
+and milliseconds by kind, and writes no result file, since the service may run on another machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from service import SAMPLES
 
 
 async def run(name: str, url: str, ids: Sequence[str]) -> list[str]:
-    """Run a scenario once; return a line for each kind of request. ValueError for one that needs a benchmark of its
-    own."""
+    """Run a scenario once; return a line for each kind of request. ValueError for a scenario with rates, which has a
+    benchmark of its own."""
     scenario = Scenario.load(name)
     if any(request.rate or request.times_possible for request in scenario.requests.values()):
         raise ValueError(f"{name} has rates: benchmarks.speed.{name} runs it")

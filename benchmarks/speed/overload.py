@@ -1,12 +1,12 @@
-"""Overload: five times the notes that the service can take, from callers who leave after ten seconds, beside reads.
+"""Overload: five times the notes that the service can take, from callers who give up after ten seconds, beside reads.
 
 python -m benchmarks.speed.overload [SECONDS]
 
-The rate that is possible is measured before the overload and after it, with callers who wait for their answers and as
-many reads beside them as the overload has, since it differs by a third between minutes; goodput is compared with the
-mean of both. Reads on the idle service are measured before and after, too: a read takes longer among the notes that an
-overload adds, and those of the overload are compared with the reads after it, in the same index. SECONDS is the length
-of the overload, 60 by default.
+The possible rate differs by a third between minutes, so it is measured before the overload and after it, with callers
+who wait for their answers and as many reads as during the overload; goodput is compared with the mean of both. Reads on
+the idle service are measured before and after, too. Since the notes that the overload adds make reads slower, reads
+during the overload are compared with those after it, which use the same index. SECONDS is the length of the overload,
+60 by default.
 """
 
 from __future__ import annotations
@@ -39,29 +39,30 @@ T = TypeVar("T")
 SCENARIO = Scenario.load("overload")
 FACTOR = SCENARIO.requests["note"].times_possible or 0.0
 PATIENCE = SCENARIO.patience
-"""Seconds after which a caller leaves. It does not tell the service, whose default is the same."""
+"""Seconds after which a caller gives up. The request does not state them; the service's default is the same."""
 WORDS = 70
-"""Words of a note, which are about 100 tokens."""
+"""Words of a note, about 100 tokens."""
 STORED = 100
-"""Notes that are stored before the measurements: what the reads ask for."""
+"""Notes stored before the measurements, which the reads ask for."""
 CLIENTS = SCENARIO.clients
-"""Callers of the measurement of the possible rate: a full batch of the engine."""
+"""Callers in a measurement of the possible rate: a full batch of the engine."""
 READS_PER_SECOND = SCENARIO.requests["read"].rate or 0.0
 CALM_SECONDS = 20.0
 """Length of each measurement of reads on the idle service."""
 POSSIBLE_SECONDS = 60.0
 """Length of each measurement of the possible rate."""
 PROBE_SECONDS = 0.1
-"""Pause between two notes after the overload, which look for its end."""
+"""Pause between two notes that are sent after the overload to detect recovery."""
 MIN_GOODPUT, MAX_READ_FACTOR, MAX_RECOVERY_SECONDS, MAX_RETRY_FACTOR = 0.9, 3, 5, 2
-"""Targets: goodput as a share of the possible rate, p99 of reads against the idle service afterwards, seconds until a
-note takes no more than twice its idle time, and how far Retry-After may be from the time that the queue then took."""
+"""Targets: goodput as a share of the possible rate, p99 of reads as a multiple of the idle service's afterwards,
+seconds until a note takes no more than twice its idle time, and the factor by which Retry-After may differ from the
+time that the queue took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """One note: when it was sent, the seconds until its answer, its status (0: its caller left, or the connection broke
-    off), Retry-After, and its id where it was stored."""
+    """One note: when it was sent, the seconds until its answer, its status (0: the caller gave up, or the connection
+    broke), Retry-After, and its id if it was stored."""
 
     sent: float
     seconds: float
@@ -76,8 +77,8 @@ class Posted:
 
 @dataclass(slots=True)
 class Callers:
-    """Callers who keep their connections. `choose_port`: gives the port that the next request goes to. `texts`: notes
-    that nobody sent before."""
+    """Callers with persistent connections. `choose_port`: returns the port for the next request. `texts`: contents of
+    notes, each sent once."""
 
     choose_port: Callable[[], int]
     texts: Iterator[str]
@@ -94,7 +95,7 @@ class Callers:
         return Posted(sent, seconds, status, int(retry_after or 0), note_id)
 
     async def read(self, note_id: str) -> float:
-        """Seconds of one GET of related notes."""
+        """Return the seconds of one GET of related notes."""
         sent = time.perf_counter()
         answer = await self._exchange(f"GET /notes/{note_id}/similar HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         if not answer.startswith(b"HTTP/1.1 200"):
@@ -102,8 +103,8 @@ class Callers:
         return time.perf_counter() - sent
 
     async def _exchange(self, request: bytes) -> bytes:
-        """Return the answer; b"" where it does not come within PATIENCE, and then the connection is closed, or where
-        the service broke it off."""
+        """Return the answer; b"" if it does not come within PATIENCE, after which the connection is closed, or if the
+        connection fails."""
         port = self.choose_port()
         connection = None
         try:
@@ -129,8 +130,8 @@ class Callers:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of one run: notes a second that are possible before the overload and after it; seconds of one note on the
-    idle service, and of reads on it before and after; and those of the overload."""
+    """Figures of one run: the possible notes a second before and after the overload; seconds of one note on the idle
+    service, and of reads on it before and after; and the figures of the overload itself."""
 
     possible: tuple[float, float]
     idle_reads: list[float]
@@ -144,7 +145,7 @@ class Figures:
 
     @property
     def goodput(self) -> float:
-        """Notes a second that were stored while their callers waited, before the end of the overload."""
+        """Notes a second that were stored and answered before the end of the overload, while their callers waited."""
         return stored_by(self.ended, self.posted) / self.seconds
 
     @property
@@ -154,7 +155,7 @@ class Figures:
 
 
 async def measure(port: int, seconds: float) -> Figures:
-    """Measure a running service: calm, then overloaded, then recovering."""
+    """Measure a running service: idle, then overloaded, then recovering."""
     callers = Callers(lambda: port, random_texts())
     ids = await store_notes(callers)
     idle_reads = await reads(callers, ids, CALM_SECONDS)
@@ -198,7 +199,7 @@ async def reads(callers: Callers, ids: Sequence[str], seconds: float) -> list[fl
 
 
 async def saturate_beside_reads(callers: Callers, ids: Sequence[str]) -> float:
-    """Notes a second that are possible beside as many reads as the overload has."""
+    """Return the possible notes a second beside as many reads as during the overload."""
     reading = asyncio.ensure_future(reads(callers, ids, POSSIBLE_SECONDS))
     rate = await saturate(callers, POSSIBLE_SECONDS)
     await reading
@@ -206,7 +207,7 @@ async def saturate_beside_reads(callers: Callers, ids: Sequence[str]) -> float:
 
 
 async def saturate(callers: Callers, seconds: float) -> float:
-    """Notes a second that CLIENTS callers get stored."""
+    """Return the notes a second that CLIENTS callers get stored."""
     stored, until = 0, time.perf_counter() + seconds
 
     async def run_client() -> None:
@@ -222,8 +223,8 @@ async def saturate(callers: Callers, seconds: float) -> float:
 
 
 async def arrivals(request: Callable[[], Awaitable[T]], rate: float, seconds: float) -> list[asyncio.Future[T]]:
-    """Send requests at random times (Poisson), `rate` a second, however long those before them take. Return after
-    `seconds`, with the answers to come."""
+    """Send requests at random times (Poisson), `rate` per second, however long earlier ones take. Return the futures of
+    their results after `seconds`."""
     rng = random.Random(2)
     due = time.perf_counter()
     until = due + seconds
@@ -236,12 +237,12 @@ async def arrivals(request: Callable[[], Awaitable[T]], rate: float, seconds: fl
 
 
 def stored_by(moment: float, posted: Sequence[Posted]) -> int:
-    """Count the notes whose answers had come at a moment. Those that then waited still were stored in calm."""
+    """Count the notes stored and answered by `moment`. Notes still waiting then are stored after the overload."""
     return sum(each.stored and each.sent + each.seconds <= moment for each in posted)
 
 
 async def recover(callers: Callers, usual_seconds: float) -> float:
-    """Send one note after the other; return the seconds until the first was answered within `usual_seconds`."""
+    """Send one note after the other; return the seconds until one was stored within `usual_seconds`."""
     started = time.perf_counter()
     while True:
         posted = await callers.post()
@@ -251,8 +252,8 @@ async def recover(callers: Callers, usual_seconds: float) -> float:
 
 
 def retry_after_factors(posted: Sequence[Posted]) -> list[float]:
-    """How far each Retry-After was from the seconds that the note admitted last before it waited: 1 is exact, 2 is
-    twice or half of it."""
+    """Return the factor between each Retry-After and the seconds that the last stored note sent before took: 1 is
+    exact, 2 is twice or half as long."""
     factors, waited = [], 0.0
     for each in sorted(posted, key=lambda note: note.sent):
         if each.stored:
@@ -304,7 +305,7 @@ def rows(figures: Figures) -> list[Row]:
 
 
 def main(seconds: float) -> None:
-    os.sync()  # an fsync would wait for what others wrote before
+    os.sync()  # else an fsync would wait for earlier writes of other processes
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.start()
         with without_collections():

@@ -24,7 +24,8 @@ CLICKS = """
     FROM range(175000) users (u), range(50) steps (i)
     WHERE i < 7 + hash(u) % 44
 """
-"""175,000 users with 7 to 50 of 200,000 notes each, all equally likely: the most distinct pairs for as many clicks."""
+"""Clicks of 175,000 users with 7 to 50 of 200,000 notes each. All notes are equally likely, which gives the most
+distinct pairs for as many clicks."""
 MAX_GB = 2
 """Target for the peak memory."""
 

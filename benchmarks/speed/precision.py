@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.precision DATA/microlens50k
 
-A quarter of an hour on two cores; every note is read once in each precision.
+Takes a quarter of an hour on two cores; every note is read once in each precision.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Outputs:
 
 
 def measure(data: Path) -> dict[str, Outputs]:
-    """Outputs for the validation notes of a data set by precision."""
+    """Return the outputs for the validation notes of a data set by precision."""
     notes = {i: note for i, note in sorted(read_notes(data / NOTES_FILE).items()) if split_of(i) == SPLIT}
     by_protocol, _ = evaluation_pairs(data, SPLIT, [COLD_COLD])
     pairs = [(p.note, p.related) for p in by_protocol[COLD_COLD] if p.note in notes and p.related in notes]
@@ -93,7 +93,7 @@ def precision_rows(precision: str, reduced: Outputs, reference: Outputs) -> list
 
 
 def share_equal(left: Sequence[Any], right: Sequence[Any]) -> float:
-    """Share of positions at which two lists of one length are equal."""
+    """Return the share of positions at which two lists of the same length are equal."""
     return float(np.mean([one == other for one, other in zip(left, right, strict=True)]))
 
 

@@ -27,10 +27,10 @@ from service.store.embedded_redis import EmbeddedRedis
 DEFAULT_ROWS = 20_000
 READERS = (0, 1, 2)
 TURNS = 3
-"""Loads of each service, after one that warms it up."""
+"""Measured loads of each service, after one to warm up."""
 MIN_RATIO, MAX_MIB = 1.5, 150
-"""Targets: requests a second of two processes that answer reads, on two cores, to those of one; and private memory of a
-reader at a million notes."""
+"""Targets: the rate of two processes that answer reads on two cores, as a multiple of that of one; and private memory
+of a reader at a million notes."""
 
 
 @dataclass(slots=True)

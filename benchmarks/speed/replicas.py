@@ -1,12 +1,12 @@
-"""Ten minutes of everything at once, on two replicas of one Redis behind a balancer.
+"""Ten minutes of everything at once, on two replicas with one Redis behind a load balancer.
 
 python -m benchmarks.speed.replicas [SECONDS]
 
-Five times the notes that are possible, from callers who leave after ten seconds, beside reads and slow connections. At
-a quarter and at half of the time the replicas are restarted one after the other, at three quarters Redis is killed and
-started again. Afterwards each note that was acknowledged is looked for in the store and in both indexes, and what the
-processes printed is searched for the password and for the texts of notes. Each replica has a core of its own, which it
-shares with the callers.
+Callers who give up after ten seconds send five times the notes that are possible, beside reads and slow connections. At
+a quarter and at half of the time the replicas are restarted one after the other; at three quarters Redis is killed and
+started again. Afterwards each acknowledged note is looked up in the store and in both indexes, and the output of the
+processes is searched for the password and for texts of notes. Each replica has its own core, which it shares with the
+callers.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ SECONDS = 600.0
 SLOW_CONNECTIONS = 1000
 DRAIN_SECONDS = 2.0
 POLL_SECONDS = 0.5
-"""How often the balancer asks each replica whether it is ready."""
+"""Pause between two checks of the balancer whether a replica is ready."""
 POLL_PATIENCE = 2.0
-"""Seconds that it waits for the answer; a replica that takes longer gets no requests."""
+"""Seconds that the balancer waits for the answer; a replica that takes longer gets no requests."""
 READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 REDIS_AWAY_SECONDS = 1.0
-"""From the death of Redis until it is started again."""
+"""Pause between killing Redis and starting it again."""
 MARK = "quetzalcoatlus"
-"""Word of every note, which no process may print."""
+"""Word in every note, which no process may print."""
 PASSWORD = "not-to-be-printed"
 
 
 class RedisProcess:
-    """A Redis of its own, with a password and an fsync at each write, on a free loopback port."""
+    """A Redis process with a password and an fsync at each write, on a free loopback port."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -91,7 +91,7 @@ class RedisProcess:
 
 
 class Balancer:
-    """Sends each request to a replica that was ready when it was asked last."""
+    """Chooses for each request a replica that was ready at its last check, or any if none was."""
 
     def __init__(self, replicas: Sequence[ServiceProcess]) -> None:
         self._ports = [replica.port for replica in replicas]
@@ -129,7 +129,7 @@ class Balancer:
 
 @dataclass(slots=True)
 class Reads:
-    """Reads of the load: seconds of those that were answered, and how many were not."""
+    """Reads of the load: seconds of those that were answered, and the number of those that failed."""
 
     seconds: list[float]
     failed: int = 0
@@ -157,7 +157,7 @@ class Figures:
 
 
 async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, seconds: float) -> Figures:
-    """Measure two running replicas: calm, then with everything at once; then look for what was acknowledged."""
+    """Measure two running replicas: idle, then with everything at once; then count the acknowledged notes lost."""
     balancer = Balancer(replicas)
     callers = Callers(balancer.choose_port, marked_texts())
     async with balancer.polling():
@@ -175,7 +175,7 @@ async def measure(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
             posted = await asyncio.gather(*posting)
             await asyncio.gather(*await reading)
             await disturbing
-        await asyncio.sleep(PATIENCE)  # the connections that slow callers left open have timed out
+        await asyncio.sleep(PATIENCE)  # until the connections that slow callers left open have timed out
         lost = await count_lost(replicas, [post.note_id for post in posted if post.stored])
     print(possible, Counter(post.status for post in posted))
     ends = open_files(replicas), resident(replicas)
@@ -201,7 +201,7 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
         for replica in replicas:
             await asyncio.to_thread(replica.stop)
             await asyncio.to_thread(replica.start)
-            await asyncio.sleep(2 * POLL_SECONDS)  # the balancer knows it again
+            await asyncio.sleep(2 * POLL_SECONDS)  # until the balancer has seen that the replica is ready
     await asyncio.sleep(began + 3 * seconds / 4 - time.perf_counter())
     redis.stop(signal.SIGKILL)
     await asyncio.sleep(REDIS_AWAY_SECONDS)
@@ -209,7 +209,7 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
 
 
 async def count_lost(replicas: Sequence[ServiceProcess], ids: Sequence[str]) -> int:
-    """Count the notes that the store does not have, or that one of the indexes lacks."""
+    """Count the notes that the store or one of the indexes lacks."""
     listed = await asyncio.gather(*(asyncio.to_thread(replica.listed_ids) for replica in replicas))
     return len(set(ids) - listed[0].intersection(*listed))
 
@@ -223,7 +223,7 @@ def resident(replicas: Sequence[ServiceProcess]) -> int:
 
 
 def printed_secrets(folder: Path) -> int:
-    """Count the lines of all logs that have the password or a note's text."""
+    """Count the log lines that contain the password or a note's text."""
     lines = (line for path in folder.rglob("*.log") for line in path.read_bytes().splitlines())
     return sum(MARK.encode() in line or PASSWORD.encode() in line for line in lines)
 
@@ -254,7 +254,7 @@ def rows(figures: Figures, secrets: int) -> list[Row]:
 
 
 def main(seconds: float) -> None:
-    os.sync()  # an fsync would wait for what others wrote before
+    os.sync()  # else an fsync would wait for earlier writes of other processes
     with tempfile.TemporaryDirectory(prefix="nl-") as name:
         folder = Path(name)
         cores = sorted(os.sched_getaffinity(0))

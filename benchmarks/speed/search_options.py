@@ -29,23 +29,23 @@ from benchmarks.speed.tenants import processor_seconds
 from service.store.embedded_redis import EmbeddedRedis
 
 REQUESTS = 1000
-"""Requests of each kind, sent on one connection. Kinds take turns in random order, so that other work slows all alike,
-and none is always behind the same other one, which leaves caches as it needs them."""
+"""Requests of each kind, sent on one connection. Kinds take turns in random order, so that other load on the machine
+slows all alike, and no kind always finds the caches as the same other kind left them."""
 POSITIVES = 20
 MAX_MANY_RATIO = 4.0
-"""Target: p99 of a search of POSITIVES to that of one note."""
+"""Target: p99 of a search by POSITIVES notes, as a multiple of that by one note."""
 MAX_OPTION_MS = 1.0
-"""Target: what diversity and caps add to the median of a plain search, in milliseconds."""
+"""Target: milliseconds that diversity and caps add to the median of a plain search."""
 OPTIONS = {"diversity": 0.3, "max_per_author": 1, "max_per_category": 5}
 MAX_WORDS_RATIO = 3.0
-"""Target: p99 of a search by vectors and words to that by vectors."""
+"""Target: p99 of a search by vectors and words, as a multiple of that by vectors."""
 WORDS_TOO = {"content": 1, "words": 0.5}
 FILTERED_AUTHORS = 10
-"""Authors that the filter lets pass, one in a hundred: the notes are those of AUTHORS authors in turn."""
+"""Authors that the filter accepts, one in a hundred: the notes belong to AUTHORS authors in turn."""
 MAX_FILTERED_RATIO = 3.0
-"""Target: p99 of a search with that filter to that of one without."""
+"""Target: p99 of a search with that filter, as a multiple of that without."""
 IDLE_SECONDS, MAX_IDLE_SHARE = 3.0, 0.1
-"""A service that takes less than this share of a core for so long is idle."""
+"""A service counts as idle once it takes less than MAX_IDLE_SHARE of a core for IDLE_SECONDS."""
 PLAIN, BODY, MANY, BEST, RANKED, FILTERED, WORDS, PAGE = range(8)
 NAMES = (
     "one note, GET",
@@ -91,7 +91,7 @@ def request_makers(count: int) -> list[Callable[[], bytes]]:
 
 
 async def measure_requests(port: int, count: int) -> list[list[float]]:
-    """Seconds of each request, by its kind."""
+    """Return the seconds of each request, by kind, without the first tenth, which warms up."""
     makers = request_makers(count)
     (connection,) = await http_load.connect(port, 1)
     seconds: list[list[float]] = [[] for _ in NAMES]
@@ -115,7 +115,7 @@ async def measure_requests(port: int, count: int) -> list[list[float]]:
 
 
 def wait_until_idle(service: ServiceProcess) -> None:
-    """Return once a service has nothing left to do: after many writes it merges segments of the index for a minute."""
+    """Wait until a service is idle: after many writes it merges segments of the index for a minute."""
     used = processor_seconds(service.pid)
     while True:
         time.sleep(IDLE_SECONDS)
@@ -126,8 +126,8 @@ def wait_until_idle(service: ServiceProcess) -> None:
 
 @contextmanager
 def served(folder: Path, notes: Path | None, count: int) -> Iterator[int]:
-    """Run a service on the store in a folder; gives its port. `notes`: the file from which `count` notes are written to
-    the store before; None where it has them."""
+    """Run a service on the store in a folder; yield its port. `notes`: the file from which `count` notes are written to
+    the store first; None if the store has them."""
     service, store = ServiceProcess(folder), EmbeddedRedis(folder / "data")
     service.environment["NOTELLM_LOG_SAMPLE"] = "0"
     try:
@@ -186,7 +186,7 @@ def main() -> None:
         parser.error("--fill needs a --folder")
     if arguments.fill:
         with served(folder, notes, count):
-            return  # the service saves its snapshot where it ends
+            return  # the service saves its snapshot when it stops
     if folder is not None:
         seconds = measure(folder, None, count)
     else:

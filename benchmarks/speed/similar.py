@@ -3,10 +3,10 @@ until a change is searchable, against one fsynced write.
 
 python -m benchmarks.speed.similar DATA/microlens50k/notes.jsonl.gz [ROWS [READERS]]
 
-Texts of real notes with vectors as in benchmarks.speed.index, a million ROWS unless said, and no READERS
-(NOTELLM_READERS). The service is started twice: first it keeps no lists of nearest notes, so that each read searches,
-then it keeps them ("lists kept"). Ten thousand notes are asked for, each once before anything is measured. Fifteen
-minutes on an idle machine; with 20,000 rows three.
+The notes have texts of real notes and vectors as in benchmarks.speed.index; there are a million ROWS by default, and no
+READERS (NOTELLM_READERS). The service is started twice: first without a cache of neighbour lists, so that each read
+searches, then with it ("lists kept"). The reads ask for ten thousand notes, each once before anything is measured.
+Takes fifteen minutes on an idle machine; three with 20,000 rows.
 """
 
 from __future__ import annotations
@@ -58,26 +58,26 @@ T = TypeVar("T")
 DEFAULT_ROWS = 1_000_000
 WRITE_BATCH_SIZE = 512
 AUTHORS = 1000
-"""Authors of the notes, who have as many notes each."""
+"""Authors of the notes, each with equally many."""
 QUERIED_NOTES = 10_000
-"""Notes, spread evenly over all, whose neighbours are asked for."""
+"""Notes whose neighbours are requested, spread evenly over all notes."""
 CHANGES = 500
 PROBE = "{notes}:probe"
 """Key of the bare writes; no service follows it."""
 KEPT_BYTES = "NOTELLM_NEIGHBOUR_CACHE_BYTES"
-"""Memory for lists of nearest notes: the default is enough for those of QUERIED_NOTES."""
+"""Setting for the memory of cached neighbour lists; its default is enough for those of QUERIED_NOTES."""
 WRITE_RATE = 200
-"""Changes a second beside reads."""
+"""Changes of notes per second beside reads."""
 MIN_RATE_RATIO, MAX_P99_MS, MAX_P99_TO_P50, MAX_BESIDE_WRITES, MAX_CHANGE_RATIO = 0.4, 5, 10, 2, 3
-"""Targets: the share of the stored answer's rate, p99 in ms, p99 to p50, p99 beside writes to p99 without, and a change
-to one fsynced write."""
+"""Targets: the share of the stored answer's rate, p99 in ms, the ratios of p99 to p50 and of p99 beside writes to p99
+without, and the ratio of a change to one fsynced write."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimilarFigures:
-    """Requests a second in a closed loop, and seconds of requests at random times; of `similar` and of the endpoint
-    that returns a stored answer of `answer_bytes`. `beside_writes`: of `similar` while notes are changed. `kept`: share
-    of its lists that were kept from an earlier read, since the start."""
+    """Requests a second in a closed loop, and seconds of requests at random times, of `similar` and of the endpoint
+    that returns a stored answer of `answer_bytes`. `beside_writes`: seconds of `similar` while notes are changed.
+    `kept`: share of neighbour lists taken from the cache since the start."""
 
     rate: float
     seconds: Sequence[float]
@@ -90,8 +90,8 @@ class SimilarFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Notes a second that the store takes, and that the service says it indexes; seconds of two starts; memory; and
-    seconds of bare writes, of changes over HTTP and of changes inside the service."""
+    """Notes a second written to the store, and indexed according to the service's log; seconds of two starts; memory;
+    and seconds of bare writes, of changes over HTTP and of changes inside the service."""
 
     notes: int
     fill_rate: float
@@ -107,7 +107,7 @@ class Figures:
 
 
 def measure(notes: Path, count: int, readers: int) -> Figures:
-    """Fill a store with `count` notes, start a service with some readers on it and measure that."""
+    """Fill a store with `count` notes, start a service with `readers` readers on it, and measure the service."""
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.environment |= {"NOTELLM_LOG_FORMAT": "json", "NOTELLM_READERS": str(readers)}
         service.environment[KEPT_BYTES] = "0"
@@ -129,7 +129,7 @@ def measure(notes: Path, count: int, readers: int) -> Figures:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 changes_inside = runner.run(measure_changes_inside(Path(folder) / "data"))
         finally:
-            service.stop()  # before its store
+            service.stop()  # before the store that it uses
             store.stop()
     starts = first_start, second_start
     return Figures(count, fill_rate, build_rate, *starts, mib, similar, similar_kept, writes, changes, changes_inside)
@@ -141,7 +141,7 @@ def author(number: int) -> str:
 
 
 async def fill(url: str, notes: Path, count: int) -> float:
-    """Notes a second that a store takes. Of `count` notes those are written that it does not have yet."""
+    """Write those of `count` notes that the store does not have yet; return the notes written per second."""
     store, seconds = RedisNoteStore(url, clock=Clock()), 0.0
     begin = await store.size()
     for batch in synthetic_notes(notes, begin, count):
@@ -153,8 +153,8 @@ async def fill(url: str, notes: Path, count: int) -> float:
 
 
 def synthetic_notes(path: Path, begin: int, end: int) -> Iterator[list[StoredNote]]:
-    """Yield batches of real notes, repeated under other ids, with vectors made from theirs: the notes `begin` to `end`
-    of an endless row."""
+    """Yield in batches the notes `begin` to `end` of an endless sequence: real notes, repeated under other ids, with
+    vectors made from theirs."""
     engine = Engine.load(cache=Settings().cache_dir)
     real = [note for note in read_notes(path).values() if note.title]
     bases = base_vectors(engine, read_notes(path).values())
@@ -169,14 +169,14 @@ def synthetic_notes(path: Path, begin: int, end: int) -> Iterator[list[StoredNot
 
 
 def logged_build_rate(log: Path) -> int:
-    """Notes a second that the service indexed from the store, as it logged last; 0 where it logged nothing."""
+    """Return the notes a second that the service indexed from the store, as logged last; 0 if it logged nothing."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     progress = [line for line in lines if line["event"] == "index_building"]
     return int(progress[-1]["a_second"]) if progress else 0
 
 
 def measure_similar(port: int, count: int) -> SimilarFigures:
-    """Load `similar`, then the stored answer: in a closed loop, and at random times at half of the service's rate."""
+    """Measure `similar`, then the stored answer: in a closed loop, and at random times at half the service's rate."""
     step = max(1, count // QUERIED_NOTES)
     paths = [f"/notes/n{number}/similar?k=10" for number in range(0, count, step)]
     similar = http_load.random_gets(paths)
@@ -193,15 +193,15 @@ def measure_similar(port: int, count: int) -> SimilarFigures:
 
 
 def share_kept(port: int) -> float:
-    """Return the share of lists of nearest notes that the service's own process, beside readers, took from memory since
-    its start; 0 where it answered none."""
+    """Return the share of neighbour lists that the service's main process, without its readers, took from memory since
+    its start; 0 if it needed none."""
     url, lists = f"http://127.0.0.1:{port}", "notellm_neighbour_lists_total"
     memory, index = (read_metric(url, f'{lists}{{source="{source}"}}') for source in ("memory", "index"))
     return memory / max(1.0, memory + index)
 
 
 async def measure_beside_writes(port: int, similar: http_load.NextRequest, rate: float) -> list[float]:
-    """Seconds of requests at random times while WRITE_RATE notes a second are changed."""
+    """Return the seconds of requests at random times while WRITE_RATE notes a second are changed."""
     numbers = itertools.cycle(range(CHANGES))
     reads, _ = await asyncio.gather(
         http_load.open_loop(port, similar, rate),
@@ -212,7 +212,7 @@ async def measure_beside_writes(port: int, similar: http_load.NextRequest, rate:
 
 @contextmanager
 def stored_answer_server(answer: bytes) -> Iterator[int]:
-    """Run benchmarks.peers.stored_answer as a process of its own; gives its port."""
+    """Run benchmarks.peers.stored_answer in its own process; yield its port."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.peers.stored_answer", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
@@ -240,7 +240,7 @@ def accepts_connections(port: int) -> bool:
 
 
 def measure_writes(url: str) -> list[float]:
-    """Seconds of each of CHANGES writes of a note's own bytes, answered once they are fsynced."""
+    """Return the seconds of each of CHANGES writes of a note's own bytes, answered once fsynced."""
     client: redis.Redis = redis.Redis.from_url(url)
     seconds = []
     for number in range(CHANGES):
@@ -253,7 +253,7 @@ def measure_writes(url: str) -> list[float]:
 
 
 async def measure_changes(port: int) -> list[float]:
-    """Seconds of each of CHANGES of a note's author until it is searchable; they need no model."""
+    """Return the seconds until each of CHANGES changes of a note's author is searchable; they need no model."""
     (connection,) = await http_load.connect(port, 1)
     seconds = []
     for number in range(CHANGES):
@@ -272,7 +272,7 @@ def change_request(number: int, author: str) -> bytes:
 
 
 async def measure_changes_inside(data: Path) -> list[float]:
-    """Seconds of the same changes in this process, without HTTP."""
+    """Return the seconds of the same changes made in this process, without HTTP."""
     settings, seconds, telemetry = Settings(data_dir=data, sample_notes=0), [], Telemetry()
     async with open_service(settings, telemetry, Lifecycle(), Gate(None, Clock(), telemetry)) as tenants:
         gc.freeze()  # as the service does

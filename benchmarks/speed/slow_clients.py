@@ -2,10 +2,11 @@
 
 python -m benchmarks.speed.slow_clients
 
-Each slow caller sends its head a byte at a time, a byte in SLOW_SECONDS, and comes again when it is refused. They are a
-process of their own. Reads are measured without and with them, in turns, as what else a machine does changes by the
-minute. In between them go reads of a stored answer from a process that has no other connections: what these lose
-beside the slow callers, the machine and the measuring client lose, not the service. About three minutes.
+Each slow caller sends one byte of its request head every SLOW_SECONDS, and reconnects when it is refused. All slow
+callers run in a separate process. Reads are measured without and with them, in turns, since other load on a machine
+changes by the minute. Reads of the service alternate with reads of a stored answer from a process that has no other
+connections: if these become slower, too, the cause is the machine or the measuring client, not the service. Takes about
+three minutes.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ SECONDS = 10.0
 READS_PER_SECOND = 200.0
 """Reads of the service, and as many of the stored answer: 2,000 of each in a measurement."""
 TURNS = 500
-"""Turns in which all slow callers send a byte: callers that have nothing to do with each other do not send together."""
+"""Turns over which the slow callers' bytes are spread, since independent callers do not send at the same time."""
 NICENESS = 19
-"""Niceness of the slow callers' process: they stand for callers on other machines, which take no core from the
-service."""
+"""Niceness of the slow callers' process: they stand for callers on other machines, which would not use the service's
+cores."""
 STORED_CONNECTIONS = 8
-"""Connections to the process with the stored answer at the beginning; one more where a read finds none free."""
+"""Initial connections to the process with the stored answer; a read that finds none free opens another."""
 REST_SECONDS = 2.0
 """Pause after a measurement with slow callers, in which the service closes their connections."""
 MAX_READ_FACTOR = 2
@@ -57,7 +58,7 @@ HEAD = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: " + b"x" * 1000
 
 
 class SlowCaller(asyncio.Protocol):
-    """Sends a byte of its head at each turn, and comes again once it is refused."""
+    """Sends one byte of its request head at each turn, and reconnects once it is refused."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -90,7 +91,7 @@ class SlowCaller(asyncio.Protocol):
 
 
 def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
-    """Process of `count` slow callers of these ports, for ever."""
+    """Run `count` slow callers of these ports for ever; the main function of their process."""
     os.nice(NICENESS)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -101,7 +102,7 @@ def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
             for caller in callers[turn % TURNS :: TURNS]:
                 caller.turn()
             await asyncio.sleep(SLOW_SECONDS / TURNS)
-            if turn == TURNS + TURNS // 5:  # each has connected, and some time has passed
+            if turn == TURNS + TURNS // 5:  # every caller has connected, and some time has passed
                 all_there.set()
 
     with without_collections():
@@ -110,7 +111,7 @@ def be_many(ports: Sequence[int], count: int, all_there: Event) -> None:
 
 @contextlib.contextmanager
 def slow_callers(ports: Sequence[int], count: int) -> Iterator[Event]:
-    """Run the process of `count` slow callers; give the event that they are all there."""
+    """Run `count` slow callers in their own process; yield the event that all of them have connected."""
     context = multiprocessing.get_context("spawn")
     all_there = context.Event()
     slow = context.Process(target=be_many, args=(ports, count, all_there), daemon=True)
@@ -131,7 +132,7 @@ class Reads:
 
     @property
     def p99(self) -> tuple[float, float]:
-        """99th percentiles in milliseconds of all idle reads, and of all beside the slow callers."""
+        """99th percentiles in milliseconds of all idle reads, and of all reads beside the slow callers."""
         idle, beside = (percentile_ms(list(itertools.chain(*lists)), 99) for lists in (self.idle, self.beside))
         return idle, beside
 
@@ -158,7 +159,7 @@ class Figures:
 
 
 async def read_both(callers: Callers, ids: Sequence[str], stored_port: int) -> tuple[list[float], list[float]]:
-    """Read related notes and the stored answer by turns, at random times, for SECONDS; return the seconds of each."""
+    """Read related notes and the stored answer alternately, at random times, for SECONDS; return seconds of each."""
     paths, free = itertools.cycle(ids), deque(await connect(stored_port, STORED_CONNECTIONS))
     kinds = itertools.cycle((True, False))
     stored = f"GET {stored_answer.PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
@@ -179,7 +180,7 @@ async def read_both(callers: Callers, ids: Sequence[str], stored_port: int) -> t
 
 
 async def measure(service: ServiceProcess) -> Figures:
-    """Measure a running service in ROUNDS pairs."""
+    """Measure a running service ROUNDS times, without and with the slow callers."""
     callers = Callers(lambda: service.port, random_texts())
     ids = await store_notes(callers)
     figures = Figures(Reads(), Reads(), (service.resident_mib(), 0))

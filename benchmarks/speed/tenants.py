@@ -1,9 +1,9 @@
-"""Cost of tenants without notes: start, memory and idle time of a process, and a read beside them.
+"""Cost of tenants without notes: start, memory and idle processor time of a service, and the time of a read.
 
 python -m benchmarks.speed.tenants
 
-Services with different numbers of tenants run side by side, and a read of each is sent in turn, so that what else the
-machine does falls on all of them.
+Services with different numbers of tenants run side by side, and reads go to each in turn, so that other load on the
+machine affects all alike.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from benchmarks.harness.service_process import ServiceProcess
 from benchmarks.harness.statistics import percentile_ms
 
 COUNTS = (1, 10, 100)
-"""Tenants of the services, the default one included. Ratios are to the first."""
+"""Number of tenants of each service, including the default one. Ratios compare with the first service."""
 NOTES = 200
-"""Notes of the default tenant, which the reads are about."""
+"""Notes of the default tenant, whose related notes are read."""
 READS = 1000
 IDLE_SECONDS = 10.0
 BOOTSTRAP_KEY = "the-bootstrap-key-of-the-benchmark"
@@ -34,8 +34,8 @@ ADMIN = {"Authorization": f"Bearer {BOOTSTRAP_KEY}"}
 
 @dataclass
 class Host:
-    """A service with `tenants` tenants, and what was measured of it. `start_seconds`: processor time until it is
-    ready. `idle_share`: share of one core that it takes while nobody calls."""
+    """A service with `tenants` tenants, and its measurements. `start_seconds`: processor time until it is ready.
+    `idle_share`: share of one core that it takes without requests."""
 
     service: ServiceProcess
     tenants: int
@@ -49,7 +49,7 @@ class Host:
         return httpx2.Client(base_url=self.service.url, headers=ADMIN, timeout=120)
 
     def fill(self) -> None:
-        """Store the notes, make the tenants, and start anew on them."""
+        """Store the notes, create the tenants, and restart the service on them."""
         self.service.start()
         with self.client as client:
             notes = [{"id": f"n{number}", "title": f"note {number} of two hundred"} for number in range(NOTES)]
@@ -66,13 +66,13 @@ class Host:
 
 
 def processor_seconds(pid: int) -> float:
-    """Seconds for which a process has computed."""
+    """Return the processor time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(hosts: Sequence[Host]) -> None:
-    """Measure services that are filled: first at rest, then with reads."""
+    """Measure filled services: first idle, then with reads."""
     before = [processor_seconds(host.service.pid) for host in hosts]
     time.sleep(IDLE_SECONDS)
     for host, seconds in zip(hosts, before, strict=True):

@@ -1,6 +1,6 @@
-"""The Grafana board notellm.json, from the list of panels below: `python deploy/grafana/generate.py`.
+"""Generates the Grafana board notellm.json from the panels listed below: `python deploy/grafana/generate.py`.
 
-tests/deploy/test_monitoring.py fails while the board is behind, and where it asks for a metric that no service has.
+tests/deploy/test_monitoring.py fails if the board is out of date, or queries a metric that the service does not have.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 BOARD = Path(__file__).with_name("notellm.json")
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
-"""Size of a panel, in Grafana's grid of 24 columns, and panels in a row."""
+"""Width and height of a panel in Grafana's grid of 24 columns, and panels in a row."""
 HTTP = "notellm_http_request_duration_seconds"
 CALLS = 'job="$job", route!~"/livez|/readyz|/startupz|/metrics"'
-"""Requests of callers, without those of probes."""
+"""Label matchers for requests of callers, without those of probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Panel:
 
 
 def quantiles(metric: str, by: str = "") -> tuple[tuple[str, str], ...]:
-    """Median and 99th percentile of a histogram, for each value of the label `by`."""
+    """Return the queries of a histogram's median and 99th percentile, for each value of the label `by`."""
     labels = ", ".join(filter(None, ["le", by]))
     legend = f"{{{{{by}}}}} " if by else ""
     return tuple(
@@ -40,7 +40,7 @@ def quantiles(metric: str, by: str = "") -> tuple[tuple[str, str], ...]:
 
 
 def total(metric: str, by: str = "") -> tuple[str, str]:
-    """Rate of a counter over all replicas."""
+    """Return the query of a counter's rate over all replicas, for each value of the label `by`."""
     return (
         f'sum by ({by}) (rate({metric}{{job="$job"}}[$__rate_interval]))',
         f"{{{{{by}}}}}" if by else "all replicas",
@@ -48,7 +48,7 @@ def total(metric: str, by: str = "") -> tuple[str, str]:
 
 
 def http_rate(by: str, matchers: str = "") -> tuple[str, str]:
-    """Rate of callers' requests."""
+    """Return the query of the rate of callers' requests, for each value of the label `by`."""
     return (f"sum by ({by}) (rate({HTTP}_count{{{CALLS}{matchers}}}[$__rate_interval]))", f"{{{{{by}}}}}")
 
 
@@ -296,7 +296,7 @@ VARIABLES: list[dict[str, Any]] = [
 
 
 def board() -> dict[str, Any]:
-    """The board as Grafana imports it."""
+    """Return the board as Grafana imports it."""
     panels: list[dict[str, Any]] = []
     top = 0
     for row, members in ROWS.items():
@@ -325,7 +325,7 @@ def board() -> dict[str, Any]:
 
 
 def graph(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
-    """A panel at a place in the grid."""
+    """Return the JSON of a panel at position (x, y) of the grid."""
     targets = [
         {"refId": chr(ord("A") + i), "datasource": DATA_SOURCE, "expr": expression, "legendFormat": legend}
         for i, (expression, legend) in enumerate(panel.queries)

@@ -18,8 +18,8 @@ RIVAL = "minilm"
 def record(
     system: str, ranks: list[int], queries: list[int] | None = None, targets: list[int] | None = None, **fields: Any
 ) -> Record:
-    """A record of cold-cold ranks on microlens50k; each has a query and a target of its own unless `queries` and
-    `targets` say otherwise."""
+    """Return a record of cold-cold ranks on microlens50k. Without `queries` and `targets`, each rank has its own query
+    and target."""
     exposures = [3 * i // len(ranks) for i in range(len(ranks))]
     own = list(range(len(ranks)))
     related = {COLD_COLD: Ranks(ranks, queries or own, targets or own, exposures)}
@@ -28,7 +28,7 @@ def record(
 
 
 def record_with_hashtags(system: str, f1: Sequence[float], source: str) -> Record:
-    """A record whose notes have these F1@3, with hashtags from `source`."""
+    """Return a record whose notes have these F1@3, with hashtags from `source`."""
     rows = [[0.0, value, 0.0] for value in f1]
     return record(system, [1, 2, 3], hashtags=Hashtags(rows, rows, rows, rows), hashtags_from=source)
 

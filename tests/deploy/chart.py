@@ -17,11 +17,11 @@ from tests.deploy import helm
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "notellm"
 SPANS_SECONDS = 10
-"""How long the exporter of spans may take for the last ones."""
+"""Bound on the seconds that the exporter takes to send the last spans."""
 EXAMPLES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
 CLEANUP_SECONDS = STOP_SECONDS + SPANS_SECONDS
-"""Seconds that a process may take to end after it has answered all requests and emptied the queue: the embedded store
-ends, and spans are sent."""
+"""Seconds that a process may take to end after it has answered all requests and emptied the queue: in this time the
+embedded store stops, and spans are sent."""
 RELEASE, NAMESPACE = "shop", "prod"
 PASSWORD = "correct-horse-battery-staple"
 
@@ -61,7 +61,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "redis-url": {"redis": {"url": f"rediss://:{PASSWORD}@redis.example:6380/0"}},
     "everything": EVERYTHING,
 }
-"""Sets of values that work: the defaults, the examples, and what these leave out."""
+"""Valid sets of values: the defaults, the examples, and options that these do not cover."""
 
 
 def render(values: dict[str, Any]) -> dict[str, str]:
@@ -70,7 +70,7 @@ def render(values: dict[str, Any]) -> dict[str, str]:
 
 
 def documents(values: dict[str, Any]) -> list[dict[str, Any]]:
-    """All Kubernetes objects."""
+    """Return all Kubernetes objects of the rendered chart."""
     return copy.deepcopy(_documents(json.dumps(values)))
 
 
@@ -85,7 +85,7 @@ def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The pods, and the pod templates of controllers: objects with `metadata` and `spec`."""
+    """Yield the pods, and the pod templates of controllers: objects with `metadata` and `spec`."""
     for document in objects:
         if document["kind"] == "Pod":
             yield document
@@ -94,13 +94,13 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def api(objects: list[dict[str, Any]]) -> dict[str, Any]:
-    """The specification of the service's pod."""
+    """Return the specification of the service's pod."""
     (deployment,) = of_kind(objects, "Deployment")
     specification: dict[str, Any] = deployment["spec"]["template"]["spec"]
     return specification
 
 
 def environment(pod: dict[str, Any]) -> dict[str, Any]:
-    """The variables of a pod's only container: value, or reference."""
+    """Return the environment variables of a pod's only container, each as a value or a reference."""
     (container,) = pod["containers"]
     return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container["env"]}

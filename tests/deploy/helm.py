@@ -1,5 +1,5 @@
-"""Helm's engine, in a process of its own: its Go runtime replaces the handlers of signals, and has crashed processes
-that also hold OpenVINO and PyTorch."""
+"""Helm's engine, in its own process: its Go runtime replaces signal handlers, and has crashed processes in which
+OpenVINO and PyTorch were loaded, too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class HelmError(ValueError):
-    """Helm refuses the values or the chart; the message is its own."""
+    """Helm refuses the values or the chart; the message is Helm's."""
 
 
 def render(chart: Path, values: dict[str, Any], *, release: str, namespace: str) -> dict[str, str]:
@@ -34,7 +34,7 @@ def _process() -> ProcessPoolExecutor:
 
 
 def _render(path: Path, values: dict[str, Any], release: str, namespace: str) -> dict[str, str]:
-    """Load the chart and render it. It is loaded each time: rendering drops its disabled dependencies for good."""
+    """Load the chart and render it. It is loaded each time, since rendering removes disabled dependencies from it."""
     from helm_python import Chart
 
     with _own_errors(), Chart.load(path) as chart:
@@ -50,7 +50,7 @@ def _lint(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise HelmError for Helm's own class, which would load the engine in the process of the test."""
+    """Convert the package's HelmError to ours: unpickling the former would load the engine in the test's process."""
     from helm_python import errors
 
     try:

@@ -1,4 +1,4 @@
-"""A file of pairs as somebody else may have written it, for tests."""
+"""A file of pairs such as another program may write, for tests."""
 
 from __future__ import annotations
 

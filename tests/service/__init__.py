@@ -1,1 +1,1 @@
-"""Tests of service/: real Redis servers, a real FAISS index, and an engine of words instead of a model."""
+"""Tests of service/, with real Redis servers, a real FAISS index, and an engine of words instead of a model."""

@@ -11,11 +11,11 @@ from service.batcher import Batcher
 from tests.service.conftest import WordEngine, eventually
 
 ANSWER_SECONDS = 5.0
-"""A waiter that has no answer by then is forgotten."""
+"""Bound on the wait for an answer, after which a test fails: the batcher has forgotten the request."""
 
 
 def note(name: str, words: int = 1) -> Note:
-    """`words` is what it costs in tokens."""
+    """Return a note that costs `words` tokens."""
     return Note(id=name, title=name, content=" word" * (words - 1))
 
 
@@ -26,7 +26,7 @@ def start_request(
 
 
 async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[GenerationOutput]]:
-    """The engine is busy with one note until its gate opens; what comes meanwhile waits."""
+    """Keep the engine busy with one note until its gate opens; further requests wait in the queue."""
     engine.gate.clear()
     plugged = start_request(batcher, note("plug"))
     await eventually(lambda: engine.batches)
@@ -34,7 +34,7 @@ async def plug(engine: WordEngine, batcher: Batcher) -> asyncio.Task[list[Genera
 
 
 async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -> asyncio.Task[list[GenerationOutput]]:
-    """One request, in the queue on return."""
+    """Start one request, and return once it is in the queue."""
     before = batcher.waiting
     task = start_request(batcher, *notes, lane=lane)
     await eventually(lambda: batcher.waiting == before + len(notes))
@@ -42,12 +42,12 @@ async def queue(batcher: Batcher, *notes: Note, lane: Lane = Lane.INTERACTIVE) -
 
 
 async def answer_of(task: asyncio.Task[list[GenerationOutput]]) -> BaseException | list[GenerationOutput]:
-    """Its result or exception; TimeoutError when there is none."""
+    """Return the task's result or exception; TimeoutError if neither comes in time."""
     async with asyncio.timeout(ANSWER_SECONDS):
         (answer,) = await asyncio.gather(task, return_exceptions=True)
     return answer
 
 
 def names(engine: WordEngine) -> list[list[str]]:
-    """The batches behind the plug, by their notes' ids."""
+    """Return the note ids of each batch after that of `plug`."""
     return [sorted(n.id for n in batch) for batch in engine.batches[1:]]

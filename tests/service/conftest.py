@@ -61,7 +61,7 @@ PASSWORD = "correct-horse-battery"
 
 
 async def eventually(condition: Callable[[], object | Awaitable[object]], seconds: float = WAIT_SECONDS) -> None:
-    """Return once `condition` (plain or async) holds; AssertionError when it does not in time."""
+    """Wait until `condition` (plain or async) holds; AssertionError if it does not in time."""
     deadline = time.monotonic() + seconds
     while True:
         held = condition()
@@ -74,7 +74,7 @@ async def eventually(condition: Callable[[], object | Awaitable[object]], second
 
 
 def word_vector(*texts: str) -> Vector:
-    """Sum of one fixed direction for each word, at unit length: texts that share words are close."""
+    """Return the sum of one fixed direction for each word, at unit length: texts that share words are close."""
     total = np.full(DIMENSION, 1e-3)
     for word in " ".join(texts).lower().split():
         digest = hashlib.blake2b(word.encode(), digest_size=DIMENSION).digest()
@@ -95,7 +95,7 @@ def stored_note(
     generated: Generated | None = None,
     **fields: Any,
 ) -> StoredNote:
-    """A note as the recommender would store it; its title is its id unless given."""
+    """Return a note as the recommender would store it; its title is its id unless given."""
     note = Note(id=note_id, title=title or note_id, **fields)
     return StoredNote(note, space, note_vector(note) if vector is None else vector, generated or Generated())
 
@@ -115,16 +115,16 @@ class PreparedWords:
 
 
 def letters() -> HashtagTrie:
-    """A vocabulary whose tokens are characters."""
+    """Return a vocabulary whose tokens are characters."""
     return HashtagTrie(lambda hashtags: [list(map(ord, hashtag)) for hashtag in hashtags])
 
 
 class WordEngine:
-    """An engine without a model. A token is a word; hashtags are the first words, one a step, then those of neighbours;
-    a category is likely if the note names it.
+    """An engine without a model. A token is a word; hashtags are the note's first words, one a step, then the hashtags
+    of neighbours; a category is likely if the note names it.
 
-    `batches`: the notes that began with each step. While `gate` is cleared, steps wait. `failure`: raised by steps.
-    `room`: notes at a time.
+    `batches`: the notes that started with each step. While `gate` is cleared, steps wait. `failure`: raised by steps.
+    `room`: bound on the notes that run at a time.
     """
 
     def __init__(self, space: str = SPACE) -> None:
@@ -142,19 +142,19 @@ class WordEngine:
         self.failure: Exception | None = None
         self.room = 1000
         self.live: dict[PreparedWords, int] = {}
-        """Running requests, and the steps that each still takes."""
+        """Running requests, and the number of steps that each still needs."""
         self._begun: list[Note] = []
 
     @property
     def notes(self) -> list[Note]:
-        """All notes that began, in their order."""
+        """All notes that were started, in order."""
         return [note for batch in self.batches for note in batch]
 
     def tokenize(self, note: Note, wanted: GenerationRequest) -> PreparedWords:
         return PreparedWords(note, wanted)
 
     def keep_closed_set(self, categories: tuple[str, ...]) -> None:
-        pass  # it computes nothing for one
+        pass  # this engine precomputes nothing for a closed set
 
     def vocabulary(self) -> HashtagTrie:
         return letters()
@@ -187,7 +187,7 @@ class WordEngine:
         return [(prepared, self._read(prepared)) for prepared in ended]
 
     def generate(self, notes: Sequence[Note], request: GenerationRequest) -> list[GenerationOutput]:
-        """Return one output a note, outside of steps and batches: a start of the service asks for one."""
+        """Return one output for each note, without steps and batches, as the service needs at its start."""
         return [self._read(self.tokenize(note, request)) for note in notes]
 
     def usage(self, work: PreparedWords) -> Usage:
@@ -219,7 +219,7 @@ class WordEngine:
 
 
 class Server(Protocol):
-    """A Redis that a test may stop and start again with its data."""
+    """A Redis that a test may stop, and start again with the same data."""
 
     @property
     def url(self) -> str: ...
@@ -228,8 +228,7 @@ class Server(Protocol):
 
 
 class DebianRedis:
-    """The distribution's redis-server, or another program of its kind, on a free loopback port, with an fsync at each
-    write."""
+    """The distribution's redis-server or a compatible program, on a free loopback port, with an fsync at each write."""
 
     def __init__(self, folder: Path, program: str = "redis-server", password: str = "") -> None:
         self._folder = folder
@@ -272,7 +271,7 @@ class DebianRedis:
 
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
-        """Have the server answer nothing, and keep its connections, while the block lasts."""
+        """Suspend the server while the block lasts: it answers nothing, but its connections stay open."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -282,7 +281,7 @@ class DebianRedis:
 
 
 class GatedStore(RedisNoteStore):
-    """A store whose log can be withheld from the index, so that it falls behind."""
+    """A store whose log can be withheld from the index, so that the index falls behind."""
 
     def __init__(self, url: str, *, clock: Clock, known: KnownPosition | None = None) -> None:
         super().__init__(url, clock=clock, dimensions={SPACE: DIMENSION}, known=known)
@@ -291,11 +290,11 @@ class GatedStore(RedisNoteStore):
         self._parked = False
 
     def shut(self) -> None:
-        """Have the next read of the log wait."""
+        """Make further reads of the log wait."""
         self._gate.clear()
 
     async def hold(self) -> None:
-        """Have reads of the log wait; return once one does."""
+        """Make reads of the log wait; return once one does."""
         self.shut()
         await eventually(lambda: self._parked)
 
@@ -310,7 +309,7 @@ class GatedStore(RedisNoteStore):
 
 
 def record_reads(store: RedisNoteStore, monkeypatch: pytest.MonkeyPatch) -> list[list[StoredNote | Unreadable | None]]:
-    """Return a list that gets the notes of each read of a store from now on, one after the other."""
+    """Return a list to which the notes of each further read of a store are appended."""
     reads, read = list[list[StoredNote | Unreadable | None]](), store._read
 
     async def recorded(ids: Sequence[str], with_vectors: bool, max_bytes: int) -> list[StoredNote | Unreadable | None]:
@@ -403,7 +402,8 @@ def running_embedded(folder: Path) -> Iterator[EmbeddedRedis]:
 
 
 def kill(server: EmbeddedRedis | DebianRedis) -> None:
-    """End a server at once. One that ends by itself waits for its next tick, a tenth of a second, hundreds of times."""
+    """Kill a server. A clean shutdown waits up to a tenth of a second for the server's next tick, which adds up over
+    hundreds of tests."""
     if server._process:
         server._process.kill()
     server.stop()
@@ -448,7 +448,7 @@ def redis_url(server: Server) -> str:
 
 @pytest.fixture
 def admin(redis_url: str) -> Iterator[redis.Redis]:
-    """A plain client of the server of `store`, for what an operator may do to it."""
+    """A plain client of the server of `store`, for changes that an operator may make."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
 
@@ -511,6 +511,6 @@ async def recommender(
 async def search(
     engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
 ) -> NoteSearch:
-    """Related notes of the store of `recommender`."""
+    """A search on the store and the index of `recommender`."""
     lists = RedisLists(embedded_store.connection, DEFAULT_KEYS, 600)
     return NoteSearch(engine, batcher, embedded_store, live_index, lists, Telemetry(), clock)

@@ -1,4 +1,4 @@
-"""Ways in which what the store holds of one note can be damaged, so that it cannot be decoded."""
+"""Ways to damage a note in the store so that it cannot be decoded."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.store.keys import NOTE
 
 Damage = Callable[[redis.Redis, str], object]
 SECRET = "temples before eight"
-"""Text of the damaged notes, which no log line and no problem may have."""
+"""Text of the damaged notes, which no log line and no problem may contain."""
 
 
 def changed(**fields: Any) -> Damage:
-    """Change values of the document; a value of `...` is left out."""
+    """Change fields of the document; a field whose value is `...` is removed."""
 
     def damage(admin: redis.Redis, note_id: str) -> None:
         document = json.loads(admin.hget(NOTE + note_id, "document")) | fields
@@ -37,7 +37,7 @@ def lost(name: str) -> Damage:
 
 
 def other_type(admin: redis.Redis, note_id: str) -> None:
-    """Have the key hold a text."""
+    """Replace the hash by a string."""
     admin.set(NOTE + note_id, SECRET)
 
 

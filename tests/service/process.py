@@ -24,12 +24,12 @@ NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Option `verify` of httpx2 clients that speak plain HTTP. Without it each new client loads all certificates that the
 machine trusts, which takes 20 ms."""
 START_SECONDS = 120.0
-"""Bound on a start: on a busy machine one with readers takes a minute."""
+"""Bound on a start, which takes a minute with readers on a busy machine."""
 
 
 def cache_of(checkpoint: Path) -> Path:
-    """Folder for the exported files of a checkpoint, beside it: the first service that starts with it writes them, in
-    six seconds."""
+    """Return the folder beside a checkpoint for its exported files, which the first service that starts with the
+    checkpoint writes in six seconds."""
     return checkpoint.with_name(f"{checkpoint.name}-cache")
 
 
@@ -70,13 +70,13 @@ class Process:
         return self.answers("/readyz")
 
     def answers(self, probe: str) -> bool:
-        """Whether it answers a probe with 200."""
+        """Return whether the service answers a probe with 200."""
         with contextlib.suppress(httpx2.TransportError):
             return httpx2.get(f"{self.url}{probe}", verify=trusted_certificates(self.url)).status_code == 200
         return False
 
     def listens(self) -> bool:
-        """Whether it takes connections, which wait until it has started its server."""
+        """Return whether the process accepts connections, which it does before its server has started."""
         address = httpx2.URL(self.url)
         with contextlib.suppress(OSError), socket.create_connection((address.host, address.port or 80)):
             return True
@@ -89,11 +89,11 @@ class Process:
 
     @property
     def log(self) -> str:
-        """Everything that it wrote to standard error."""
+        """Everything that the process wrote to standard error."""
         return (self.folder / "log").read_text()
 
     def call(self, *arguments: str) -> Result:
-        """Run a command in the process of the test, which saves the second that one of its own takes to start."""
+        """Run a command in the test's process, which saves the second that a new process takes to start."""
         with contextlib.chdir(self.folder):
             ended = CliRunner().invoke(app, arguments, env=self.environment)
         if ended.exception and not isinstance(ended.exception, SystemExit):
@@ -101,7 +101,7 @@ class Process:
         return ended
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as the shell does."""
+        """Run a command in a new process, as the shell does."""
         command = [NOTELLM, *arguments]
         return subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
@@ -117,8 +117,8 @@ class Process:
 
 
 def trusted_certificates(url: str) -> ssl.SSLContext | bool:
-    """Return the option `verify` of an httpx2 client for `url`: NO_CERTIFICATES for plain HTTP, True, which stands for
-    those that the machine trusts, for HTTPS."""
+    """Return the option `verify` of an httpx2 client for `url`: NO_CERTIFICATES for plain HTTP; for HTTPS True, which
+    stands for the certificates that the machine trusts."""
     return True if url.startswith("https:") else NO_CERTIFICATES
 
 
@@ -137,7 +137,7 @@ def alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def running(checkpoint: Path, **environment: str) -> Iterator[Process]:
-    """A started service, which is ended on leaving, also when its start failed."""
+    """Run a service while the block lasts; it is ended even if its start fails."""
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:  # short, for a unix socket's path
         process = Process(Path(folder), checkpoint, **environment)
         try:

@@ -1,4 +1,4 @@
-"""Seeded random HTTP requests as bytes, most of them wrong in one way or more. Made by hand, not from the schema."""
+"""Seeded random HTTP requests as bytes, most of them invalid in some way. They are not generated from the schema."""
 
 from __future__ import annotations
 
@@ -69,14 +69,15 @@ ODD_JSON = (
 
 @dataclass(frozen=True, slots=True)
 class RawRequest:
-    """`parts`: sent one after the other. `complete`: an answer must come without anything more being sent."""
+    """Bytes of one or more requests. `parts`: sent one after the other. `complete`: whether answers must come without
+    further bytes."""
 
     parts: tuple[bytes, ...]
     complete: bool
 
 
 def raw_request(rng: random.Random) -> RawRequest:
-    """Make a request: some right, most wrong."""
+    """Make one to three pipelined requests, some valid, most not."""
     requests = [_request(rng) for _ in range(rng.choice((1, 1, 1, 1, 2, 3)))]
     sent = b"".join(data for data, _ in requests)
     complete = all(complete for _, complete in requests)
@@ -96,7 +97,7 @@ def raw_request(rng: random.Random) -> RawRequest:
 
 
 def _request(rng: random.Random) -> tuple[bytes, bool]:
-    """One request, and whether its framing is right, so that it must be answered."""
+    """Return one request, and whether its framing is right, so that it must be answered."""
     odd = rng.random
     method, path = rng.choice(ADDRESSES)
     if odd() < 0.05:
@@ -117,7 +118,7 @@ def _request(rng: random.Random) -> tuple[bytes, bool]:
 
 
 def _frame(rng: random.Random, body: bytes) -> tuple[list[bytes], bytes, bool]:
-    """Headers of the framing, the body as it is sent, and whether both are right."""
+    """Return the headers of the framing, the body as it is sent, and whether both are right."""
     kind = rng.random()
     if kind < 0.75:
         return [b"Content-Length: %d" % len(body)], body, True

@@ -1,4 +1,4 @@
-"""Steps that the tests of the use-cases share: adding notes, and finding those that are related."""
+"""Steps that the tests of the use cases share: adding notes, and searching related ones."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ async def similar_ids(
 
 
 def soup(count: int) -> list[Note]:
-    """Notes that share words: n0 is nearest to n1, then to n2, and so on."""
+    """Return notes that share words: n0 is nearest to n1, then to n2, and so on."""
     words = [f"word{n}" for n in range(count)]
     return [Note(id=f"n{n}", title=" ".join(words[n:] + ["soup"] * 9)) for n in range(count)]
 
 
 def ranking(notes: Sequence[Note], of: Note) -> list[str]:
-    """The ids by brute force, best first, without the note itself."""
+    """Return the ids of `notes` by their scores for `of`, computed by brute force, best first, without `of` itself."""
     scores = {n.id: float(note_vector(n) @ note_vector(of)) for n in notes if n.id != of.id}
     return sorted(scores, key=lambda i: (-scores[i], i))

@@ -1,7 +1,7 @@
-"""Two tenants of one service, each beside a service of its own: what the tests of isolation compare.
+"""Comparable answers for the tests of isolation, which compare two tenants of one service with a separate service each.
 
-Answers hold what no two services have in common: log positions, ids that the service made up, times. Each is replaced
-by the number of its first appearance, so that answers are equal where they say the same of the same writes.
+No two services have the same log positions, generated ids and times. The first two are replaced by the number of their
+first appearance, and times are left out, so that answers to the same requests are equal.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import httpx2
 POSITION = re.compile(r"\d{13,}-\d+")
 ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 SCORE_DIGITS = 4
-"""Digits of scores that are compared: the last bits depend on which notes share a step of the engine."""
+"""Decimals of scores that are compared: the last bits depend on which notes share a step of the engine."""
 LEFT_OUT = ("instance", "removed_at", "created_at", "at", "next_cursor", "user", "time")
-"""Fields of answers that are the request's own, times, or pseudonyms, which no two services share."""
+"""Fields of answers that differ between services: names of the request or the process, times, and pseudonyms."""
 HEADERS = ("etag", "idempotent-replayed", "location", "content-type")
 EXEMPT = {
     "GET /livez": "a constant",
@@ -39,7 +39,8 @@ EXEMPT = {
 
 
 def operation_of(method: str, path: str, templates: Iterable[str]) -> str:
-    """Return the method and the documented address of a request; a fixed address goes before one with a parameter."""
+    """Return the method and the documented address of a request; a fixed address has priority over one with a
+    parameter."""
     for template in sorted(templates, key=lambda one: one.count("{")):
         if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path):
             return f"{method} {template}"
@@ -55,7 +56,7 @@ class Caller:
     numbers: dict[str, str] = field(default_factory=dict)
 
     def call(self, replica: int, method: str, path: str, **request: Any) -> Any:
-        """Send a request to a replica, and return what can be compared of its answer."""
+        """Send a request to a replica, and return the comparable part of its answer: status, headers and bodies."""
         answer = self.clients[replica % len(self.clients)].request(method, path, **request)
         headers = {name: self.plain(answer.headers[name]) for name in HEADERS if name in answer.headers}
         kind = headers.get("content-type", "")
@@ -71,16 +72,16 @@ class Caller:
 
     @property
     def last_position(self) -> str:
-        """The last log position that it was told; "" for none."""
+        """The last log position in any answer; "" if there was none."""
         positions = [text for text in self.numbers if "-" in text]
         return max(positions, key=lambda text: tuple(map(int, text.split("-"))), default="")
 
     def position_of(self, number: str) -> str:
-        """Return the log position that has a number; one that no write has had where there is none."""
+        """Return the log position with a number; for an unknown number, a position that no write has."""
         return next((text for text, name in self.numbers.items() if name == number), "1-1")
 
     def plain(self, value: Any) -> Any:
-        """Return a value of an answer with numbers for what only this service knows."""
+        """Return a value of an answer with positions and generated ids replaced by their numbers."""
         if isinstance(value, dict):
             return {name: self.plain(entry) for name, entry in value.items() if name not in LEFT_OUT}
         if isinstance(value, list):

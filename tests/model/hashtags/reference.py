@@ -1,5 +1,5 @@
-"""A reference for the lexical index, notes that are compared one by one, and an index whose rows have the ids of
-notes."""
+"""A reference for the lexical index, which compares notes one by one, and a lexical index whose rows are addressed by
+note ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def by_comparing_all(notes: Mapping[str, Note], query: Note) -> list[tuple[str, 
 
 
 class NoteIndex:
-    """The index of some notes, in segments of `segment_rows` rows."""
+    """A lexical index of some notes, in segments of `segment_rows` rows."""
 
     def __init__(self, *notes: Note, segment_rows: int = 4) -> None:
         self.index = InvertedLexicalIndex()

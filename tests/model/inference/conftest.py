@@ -43,8 +43,8 @@ def activated_writer(tokenizer: PreTrainedTokenizerBase) -> Engine:
 
 @pytest.fixture(params=["note_first", "task_first", "activated_writer"])
 def writer(request: pytest.FixtureRequest) -> Engine:
-    """A random writer that reads the note first, one that reads the task first, and one with the prompt of `short` and
-    other weights in its decoder than in its trunk."""
+    """Three random writers in turn: one that reads the note first, one that reads the task first, and one with the
+    prompt of `short` whose decoder has other weights than its trunk."""
     engine: Engine = request.getfixturevalue(request.param)
     return engine
 

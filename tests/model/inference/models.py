@@ -42,7 +42,7 @@ SHORT_WINDOWS: dict[str, PreTrainedConfig] = {
 def random_engine(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
 ) -> Engine:
-    """Engine on a `random_model`, on DEVICE."""
+    """Return an engine on a `random_model`, on DEVICE."""
     model = random_model(config, tokenizer, version)
     return Engine(TorchRuntime(model.to(DEVICE).eval().requires_grad_(False)))
 
@@ -50,8 +50,8 @@ def random_engine(
 def random_model(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
 ) -> NoteLLM:
-    """Random float32 model of any family with the real tokenizer."""
-    config = copy.deepcopy(config)  # tests share it, and a model and its attention change their configuration
+    """Return a random float32 model of any family with the real tokenizer."""
+    config = copy.deepcopy(config)  # tests share it, and a model changes its configuration
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def random_model(
 
 
 def add_random_generation_adapter(checkpoint: Path, rank: int = 4) -> None:
-    """Add a random generation adapter to a checkpoint, large enough to change what is written."""
+    """Add a random generation adapter to a checkpoint, with weights large enough to change what the model writes."""
     model = NoteLLM.load(str(checkpoint), cache=checkpoint, device=torch.device("cpu"), dtype=torch.float32)
     adapter = model.add_adapter(rank)
     torch.manual_seed(1)
@@ -96,34 +96,34 @@ def writes_only(engine: Engine, texts: Sequence[str], weights: Tensor, others: f
 
 
 def token_of(engine: Engine, text: str) -> int:
-    """The one token of `text`."""
+    """Return the id of the single token of `text`."""
     (token,) = engine.runtime.model.tokenizer(text, add_special_tokens=False).input_ids
     assert isinstance(token, int)
     return token
 
 
 def random_rows(count: int, seed: int = 1) -> Tensor:
-    """Weights (count, 64) whose logits are random and so close that no token is nearly certain."""
+    """Return weights (count, 64) whose logits are random and so close that no token is nearly certain."""
     return torch.randn(count, 64, generator=torch.Generator().manual_seed(seed)) / 4
 
 
 def opposite_rows() -> Tensor:
-    """Weights (2, 64) for two tokens of which one is nearly certain, whatever the hidden state."""
+    """Return weights (2, 64) of two tokens, one of which is nearly certain whatever the hidden state."""
     row = torch.randn(64, generator=torch.Generator().manual_seed(2))
     return torch.stack([row, -row])
 
 
 def random_writer(tokenizer: PreTrainedTokenizerBase, version: str) -> Engine:
-    """Random model that writes few words and many '#', so that its searches end at different steps and in different
-    ways."""
+    """Return an engine on a random model that writes few words and many '#', so that its searches end at different
+    steps and in different ways."""
     texts = [*ENDS, ".", *(f" {word}" for word in WORDS)]
     engine = random_engine(LlamaConfig(**COMMON), tokenizer, version)
     return writes_only(engine, texts, random_rows(len(texts)), others=-30)  # other tokens are needed for categories
 
 
 def bigram_engine(tokenizer: PreTrainedTokenizerBase, bigrams: Mapping[str, Mapping[str, float]]) -> Engine:
-    """Model whose next token depends on the last one alone. `bigrams[last]` are the probabilities of the next tokens,
-    `bigrams[""]` those of a hashtag's first token. All others have probability 0."""
+    """Return an engine whose next token depends only on the last one. `bigrams[last]` are the probabilities of the next
+    tokens, `bigrams[""]` those of a hashtag's first token. All other tokens have probability 0."""
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
     for layer in engine.runtime.model.backbone.base_model.layers:  # each layer passes its input on
         nn.init.zeros_(layer.self_attn.o_proj.weight)
@@ -142,12 +142,12 @@ def bigram_engine(tokenizer: PreTrainedTokenizerBase, bigrams: Mapping[str, Mapp
 
 
 def vocabulary_of(engine: Engine, hashtags: Sequence[str]) -> Vocabulary:
-    """Vocabulary of `hashtags` in the engine's tokens."""
+    """Return the vocabulary of `hashtags` in the engine's tokens."""
     vocabulary = engine.vocabulary()
     vocabulary.add(hashtags)
     return vocabulary
 
 
 def fresh_engine(engine: Engine, blocks: int = DEFAULT_BLOCKS) -> Engine:
-    """Another engine of the same model, with an empty cache of its own."""
+    """Return another engine on the same model, with its own empty KV cache."""
     return Engine(TorchRuntime(engine.runtime.model, blocks))

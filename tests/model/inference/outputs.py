@@ -21,7 +21,7 @@ SpanIds = tuple[int, ...]
 def generate(
     engine: Engine, notes: Sequence[Note], requests: GenerationRequest | Sequence[GenerationRequest] = VECTOR_ONLY
 ) -> list[GenerationOutput]:
-    """Outputs of one batch, with one request for all notes or one for each."""
+    """Return the outputs of one batch, with one request for all notes or one for each."""
     if isinstance(requests, GenerationRequest):
         requests = [requests] * len(notes)
     return engine.run([engine.tokenize(note, request) for note, request in zip(notes, requests, strict=True)])
@@ -30,7 +30,7 @@ def generate(
 def generate_alone(
     engine: Engine, notes: Sequence[Note], requests: GenerationRequest | Sequence[GenerationRequest] = VECTOR_ONLY
 ) -> list[GenerationOutput]:
-    """Outputs of the same requests, each in a batch of its own."""
+    """Return the outputs of the same requests, each in its own batch."""
     if isinstance(requests, GenerationRequest):
         requests = [requests] * len(notes)
     return [generate(engine, [note], request)[0] for note, request in zip(notes, requests, strict=True)]
@@ -53,7 +53,7 @@ def probabilities(output: GenerationOutput) -> dict[str, float]:
 
 
 def close_to(expected: Any) -> Any:
-    """Equal within the rounding of float32, also where a probability is tiny."""
+    """Compare equal within the rounding of float32, even for tiny probabilities."""
     return pytest.approx(expected, rel=1e-4, abs=0)
 
 
@@ -75,7 +75,7 @@ def assert_same_categories(outputs: Sequence[GenerationOutput], expected: Sequen
 
 
 def top_tens(queries: np.ndarray[Any, Any], pool: np.ndarray[Any, Any]) -> list[list[int]]:
-    """Rows of the ten nearest vectors of `pool` for each query."""
+    """Return the rows of the ten nearest vectors of `pool` for each query."""
     return [list(map(int, row[:10])) for row in np.argsort(-queries @ pool.T, axis=1)]
 
 
@@ -95,12 +95,12 @@ def record_forwards(engine: Engine) -> Iterator[list[list[SpanIds]]]:
 
 
 def prefills(forwards: Sequence[Sequence[SpanIds]]) -> list[list[int]]:
-    """Ids of all spans of more than one token."""
+    """Return the ids of all spans of more than one token."""
     return [list(ids) for spans in forwards for ids in spans if len(ids) > 1]
 
 
 def decode_steps(forwards: Sequence[Sequence[SpanIds]]) -> int:
-    """Number of spans of one token."""
+    """Return the number of spans of one token."""
     return sum(len(ids) == 1 for spans in forwards for ids in spans)
 
 

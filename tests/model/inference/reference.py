@@ -1,4 +1,5 @@
-"""Reference decoders: what the engine computes, by whole forwards without cache, batch or log-space sums."""
+"""Reference decoders, which compute the engine's outputs by whole forwards without KV cache, batches or log-space
+sums."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ from tests.model.inference.samples import FEW_NOTES
 
 @torch.inference_mode()
 def hidden_states(engine: Engine, ids: Sequence[int], note_tokens: int | None = None) -> Tensor:
-    """Hidden states (T, H) of one plain forward, without cache and padding. Where the model has a decoder, it reads
-    what comes after `note_tokens`, over what the trunk has cached of these."""
+    """Return the hidden states (T, H) of one plain forward, without KV cache and padding. If the model has a decoder,
+    that runs on the tokens after `note_tokens`, with the KV cache that the trunk has computed for these."""
     model = engine.runtime.model
     row = torch.tensor([list(ids)], device=model.device)
     mask = torch.ones_like(row)
@@ -44,7 +45,7 @@ def hidden_states(engine: Engine, ids: Sequence[int], note_tokens: int | None = 
 
 
 def category_log_probs(engine: Engine, note: Note, categories: tuple[str, ...]) -> Tensor:
-    """Log probability of each category (C,), with a forward of its own for each."""
+    """Return the log probability of each category, (C,), with a separate forward for each."""
     prompt = engine.prompt
     note_ids = prompt.note(note)
     before = [*note_ids, *prompt.category_task()]
@@ -57,13 +58,13 @@ def category_log_probs(engine: Engine, note: Note, categories: tuple[str, ...]) 
 
 
 def category_probabilities(engine: Engine, note: Note, categories: tuple[str, ...]) -> dict[str, float]:
-    """Probability of each category among `categories`."""
+    """Return the probability of each category among `categories`."""
     log_probs = category_log_probs(engine, note, categories)
     return dict(zip(categories, log_probs.softmax(0).tolist(), strict=True))
 
 
 def freely_written_category(engine: Engine, note: Note) -> list[int]:
-    """Token ids of a greedily decoded category, with a forward over the whole sequence for each token."""
+    """Return the token ids of a greedily decoded category, with a forward over the whole sequence for each token."""
     prompt = engine.prompt
     note_ids = prompt.note(note)
     before = [*note_ids, *prompt.category_task()]
@@ -79,14 +80,14 @@ def freely_written_category(engine: Engine, note: Note) -> list[int]:
 
 @cache
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens after which the text before them is a whole hashtag."""
+    """Return the tokens that complete the hashtag before them."""
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     return [i for i, text in enumerate(texts) if re.match(r" *#|.*\n", text, re.DOTALL) or i == tokenizer.eos_token_id]
 
 
 def searched_hashtags(engine: Engine, note: Note, count: int) -> tuple[list[tuple[str, float]], int]:
-    """Hashtags with their probabilities, and the number of beam tokens that the model read, by the same beam search in
-    plain probabilities with a forward over the whole sequence for each beam."""
+    """Return hashtags with their probabilities, and the number of beam tokens that the model read. The beam search is
+    the engine's, in plain probabilities, with a forward over the whole sequence for each beam."""
     prompt = engine.prompt
     note_ids = prompt.note(note, count)
     before = [*note_ids, *prompt.hashtag_task(count)]
@@ -119,7 +120,7 @@ def searched_hashtags(engine: Engine, note: Note, count: int) -> tuple[list[tupl
 def _merge_spellings(
     engine: Engine, finished: Sequence[tuple[float, list[int]]], note: Note
 ) -> list[tuple[str, float]]:
-    """Hashtags with their probabilities, best first, in their most probable spelling."""
+    """Return hashtags with their summed probabilities, best first, in their most probable spelling."""
     hashtags: dict[str, tuple[str, float]] = {}
     allowed = HashtagFilter.of(note, frozenset())
     for probability, ids in sorted(finished, reverse=True):
@@ -131,12 +132,12 @@ def _merge_spellings(
 
 
 def hashtag_probability(engine: Engine, note: Note, count: int, hashtag: str) -> float:
-    """Probability that the model writes `hashtag` first, and then any end token."""
+    """Return the probability that the model writes `hashtag` first, and then any end token."""
     return _probability(engine, note, count, engine.prompt.hashtag_output([hashtag])[:-1])
 
 
 def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], max_words: int) -> dict[str, float]:
-    """Probability of every hashtag of up to `max_words` of `words`, by its key."""
+    """Return the probability of every hashtag of up to `max_words` of `words`, by its key."""
     by_key: dict[str, float] = defaultdict(float)
     for length in range(1, max_words + 1):
         for chosen in itertools.product(words, repeat=length):
@@ -146,7 +147,7 @@ def all_hashtags(engine: Engine, note: Note, count: int, words: Sequence[str], m
 
 
 def _probability(engine: Engine, note: Note, count: int, ids: Sequence[int]) -> float:
-    """Probability that the model writes `ids` first after the hashtag task, and then any end token."""
+    """Return the probability that the model writes `ids` first after the hashtag task, and then any end token."""
     note_ids = engine.prompt.note(note, count)
     before = [*note_ids, *engine.prompt.hashtag_task(count)]
     hidden = hidden_states(engine, [*before, *ids], len(note_ids))[len(before) - 1 :]

@@ -1,5 +1,5 @@
-"""A corpus for the tests of distillation, with vectors that a rule gives, so that no teacher is needed, and data of a
-held-out domain."""
+"""A corpus for the tests of distillation, with vectors made by a rule instead of a teacher, and data of a held-out
+domain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENCODER = "by-rule"
 
 
 def vectors_by_rule(notes: list[Note]) -> np.ndarray:
-    """Unit vectors (N, 12): the sum of a direction for each word of the title, plus one that all notes share."""
+    """Return unit vectors (N, 12): the sum of a direction for each word of the title, plus one that all notes share."""
     directions = np.random.default_rng(0).normal(size=(len(WORDS), DIMENSION))
     has_word = np.array([[word in note.title for word in WORDS] for note in notes], np.float32)
     return unit(has_word @ directions + 0.5)

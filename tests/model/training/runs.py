@@ -1,4 +1,4 @@
-"""Files of a training run, as tests of several files read them."""
+"""Helpers of several test files for the files of a training run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ sys.stdin.read()
 
 
 def random_vectors(count: int) -> torch.Tensor:
-    """Unit vectors (count, 16), in the dimension of the recipe here."""
+    """Return unit vectors (count, 16), in the dimension of the tests' recipe."""
     return torch.nn.functional.normalize(torch.randn(count, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
 
 
 def losses(folder: Path) -> list[tuple[float, ...]]:
-    """Steps of the log: number, contrastive, distillation and generative loss, tau."""
+    """Return the steps of the log: number, contrastive, distillation and generative loss, tau."""
     rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return [tuple(row[name] for name in ("step", "contrastive", "distillation", "generative", "tau")) for row in rows]
 

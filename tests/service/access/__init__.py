@@ -1,1 +1,1 @@
-"""Tests of service.access."""
+"""Tests of service/access/."""

@@ -37,7 +37,7 @@ def serving(
     more_listeners: Sequence[socket.socket] = (),
     make_server: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server,
 ) -> Iterator[str]:
-    """The address of a service that runs in a thread until the block is left. `wait`: until it has started."""
+    """Run a service in a thread while the block lasts; yield its address. `wait`: wait until it has started."""
     lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
         server = make_server(http_config(build_app(settings, lifecycle, tracer), settings.shutdown_seconds))
@@ -86,8 +86,8 @@ def url(serve: Serve) -> Iterator[str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def patient_reads() -> Iterator[None]:
-    """Give reads a minute for the store, so that a busy machine degrades no answer; a test of the bound sets it
-    itself."""
+    """Let reads wait a minute for the store, so that no answer is degraded on a busy machine; a test of the bound sets
+    it itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.read_time.READ_SECONDS", 60.0)
         yield
@@ -95,7 +95,8 @@ def patient_reads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenant's first request waits until it is open, however slow the machine; a test of the bound sets it itself."""
+    """Let a tenant's first request wait 30 s until the tenant is open, for slow machines; a test of the bound sets it
+    itself."""
     monkeypatch.setattr("service.tenants.OPEN_SECONDS", 30.0)
 
 
@@ -107,7 +108,7 @@ def client(url: str) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each time-out of a connection end after SHORT seconds."""
+    """Set each timeout of a connection to SHORT seconds."""
     monkeypatch.setattr(connection_watch, "CHECK_SECONDS", 0.02)
     for name in ("HEAD_SECONDS", "BODY_SECONDS"):
         monkeypatch.setattr(protocol, name, SHORT)
@@ -122,7 +123,7 @@ def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def sizes_written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the bytes of each write to a caller from now on."""
+    """Return a list to which the number of bytes of each further write to a caller is appended."""
     sizes: list[int] = []
     write = BoundedProtocol.write
 
@@ -135,7 +136,7 @@ def sizes_written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def gauge(client: httpx2.Client, name: str) -> float:
-    """Value of a metric, named with its labels as /metrics writes it."""
+    """Return the value of a metric. `name`: its name and labels as /metrics writes them."""
     values = [line.split()[-1] for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
     return float(values[0])
 
@@ -146,7 +147,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Name the operation in the id of each of schemathesis's tests. Their ids are all the same otherwise, and of tests
-    with one id pytest-xdist runs one."""
+    """Add the operation to the id of each of schemathesis's tests. Their ids would all be the same, and pytest-xdist
+    runs only one of the tests that share an id."""
     if operation := getattr(item, "operation_label", None):
         item._id = item.id.parse(f"{item.nodeid}[{operation}]")  # pytest has no public way to name an item

@@ -1,4 +1,4 @@
-"""Connections as sockets, which the tests of the connection share."""
+"""Raw sockets connected to the service, which the tests of connections share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx2
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 SHORT = 0.3
-"""Seconds of each time-out of a connection under the fixture `impatient`."""
+"""Seconds of each timeout of a connection under the fixture `impatient`."""
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def connected(url: str, seconds: float = 30) -> Iterator[socket.socket]:
 
 
 def read_answer(connection: socket.socket) -> tuple[int, bytes]:
-    """Status and body of one answer; (0, b"") where the connection is closed without one."""
+    """Return the status and body of one answer; 0 and the bytes so far if the connection is closed before the body."""
     received = b""
     while b"\r\n\r\n" not in received:
         if not (part := connection.recv(65536)):
@@ -38,7 +38,7 @@ def read_answer(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def closed(connection: socket.socket) -> bool:
-    """Whether the service closes the connection, without another byte."""
+    """Return whether the service closes the connection without sending another byte."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -46,12 +46,12 @@ def closed(connection: socket.socket) -> bool:
 
 
 def readable(connection: socket.socket, seconds: float) -> bool:
-    """Whether something comes from the service in this time."""
+    """Return whether the service sends or closes within `seconds`."""
     return bool(select.select([connection], [], [], seconds)[0])
 
 
 def problem_in(connection: socket.socket, status: int) -> str:
-    """Read a problem of this status, after which the connection is closed; return its detail."""
+    """Read a problem with this status, check that the connection is then closed, and return the problem's detail."""
     got, body = read_answer(connection)
     problem = json.loads(body)
     assert (got, problem["status"], closed(connection)) == (status, status, True)

@@ -19,14 +19,14 @@ WITH_BODY = [
 ]
 DEPTHS = (250, 300, 1000)
 NO_JSON = (b'{"title": "x\\ud83d"}', b'{"title": "\xff"}', b'{"title": "\x01"}', b"NaN")
-"""Items that cannot be read, and whose ends are certain: among them an emoji that JavaScript cut in two."""
+"""Items that cannot be decoded but whose ends are certain, such as one with an emoji that JavaScript cut in two."""
 UNCERTAIN_LISTS = (
     b'[{"title":"A"},{"title":"5" nails"},{"title":"C"},{"title":"7" nails"},{"title":"E"}]',
     b'[{"title":"A"} {"title":"B"},{"title":"C"}]',
     b'[{"title":"A"},{"hashtags":["B"},{"hashtags":"C"]},{"title":"D"}]',
     b'[{"title":"A"},{"title":bad}]',
 )
-"""Lists with an item that may be several: quotation marks, a comma or brackets are missing or too many."""
+"""Lists whose items cannot be told apart: quotation marks, a comma or brackets are missing or too many."""
 
 
 def send(
@@ -37,5 +37,5 @@ def send(
 
 
 def nested(depth: int) -> bytes:
-    """A note with an unknown field of `depth` nested lists."""
+    """Return a note with an unknown field of `depth` nested lists."""
     return b'{"id": "deep", "title": "deep", "colour": %s}' % (b"[" * depth + b"]" * depth)

@@ -1,1 +1,1 @@
-"""Tests of behaviour."""
+"""Tests of service/behaviour/."""

@@ -12,7 +12,7 @@ from service.index.native import swig
 
 @pytest.fixture(scope="module")
 def card() -> Iterator[Gpu]:
-    """The machine's card, or else a stand-in that copies to the processor's memory."""
+    """The machine's GPU, or a stand-in that copies to main memory if there is none."""
     with pytest.MonkeyPatch.context() as patch:
         if not swig.get_num_gpus():
             patch.setattr(swig, "StandardGpuResources", object, raising=False)

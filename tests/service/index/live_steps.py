@@ -1,4 +1,4 @@
-"""Steps that the tests of a LiveIndex share: write notes to its store, and ask it for them."""
+"""Steps that the tests of LiveIndex share: writing notes to its store, and searching them in the index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A reference index, a dict searched by brute force, and the rows, filters and histories that tests try on both."""
+"""A reference index, which is a dict searched by brute force, and the rows, filters and steps that tests try on it and
+on the real index."""
 
 from __future__ import annotations
 
@@ -36,12 +37,12 @@ DIMENSION = 8
 
 
 def hashtags_of(texts: LiveTexts, ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Return by id the hashtags of those of some notes that have any."""
+    """Return by id the hashtags of the given notes, without notes that have none."""
     return {near.id: near.hashtags for near in texts.with_hashtags((note_id, 1.0) for note_id in ids)}
 
 
 def do_jobs(index: Maintainable) -> int:
-    """Do all jobs that the index, or its texts, plan, and return their number."""
+    """Run all jobs that an index or its texts plan, and return their number."""
     done = 0
     while job := index.plan():
         job.run()
@@ -57,7 +58,7 @@ ANY = Filter()
 
 
 def unit_vector(vector: Vector) -> Vector:
-    """Return a vector at unit length, which nobody can change: callers share it."""
+    """Return a vector at unit length. It is read-only, since callers share it."""
     unit = (vector / np.linalg.norm(vector)).astype(np.float32)
     unit.setflags(write=False)
     return unit
@@ -87,7 +88,7 @@ def found_ids(index: VectorIndex, where: Filter = ANY, *, k: int = 100, now: flo
 
 @dataclass
 class Model:
-    """The reference: a dict, whose notes are compared one by one."""
+    """The reference: a dict whose notes are compared one by one."""
 
     notes: dict[str, StoredNote] = field(default_factory=dict)
 
@@ -108,7 +109,7 @@ class Model:
 
 
 def check(hits: list[Hit], scores: dict[str, float], k: int) -> None:
-    """Assert that `hits` are the best k of `scores`; which of equal scores are cut off is free."""
+    """Assert that `hits` are the best k of `scores`; any of the notes that tie for the last places may be cut off."""
     best = sorted(scores.values(), reverse=True)[:k]
     assert len(hits) == len(best)
     assert [hit.score for hit in hits] == pytest.approx(best, abs=TOLERANCE)
@@ -202,7 +203,8 @@ CLUSTERS = 40
 
 @cache
 def clustered(n: int) -> StoredNote:
-    """Return note c<n> of 16 dimensions in one of CLUSTERS clusters, with hashtags that shares of such notes have."""
+    """Return note c<n> with a vector of 16 dimensions in one of CLUSTERS clusters; its hashtags say in which shares of
+    these notes it is."""
     rng = np.random.default_rng(n)
     centre = np.random.default_rng(10_000 + n % CLUSTERS).normal(size=16)
     vector = centre + 0.8 * rng.normal(size=16)

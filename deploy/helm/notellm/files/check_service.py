@@ -1,8 +1,8 @@
 """Adds two notes to a running service, finds one by the other, deletes both: `python check_service.py URL`. The key
 in NOTELLM_API_KEY, if any, needs the scopes notes.read, notes.write and similar.
 
-It runs in the pod of `helm test` and in deploy/smoke.sh, on the standard library alone. It ends with 0, or says what
-the service answered. Both notes are deleted whatever failed, and expire should even that fail.
+It runs in the pod of `helm test` and in deploy/smoke.sh, with only the standard library. It exits with status 0, or
+prints what the service answered. Both notes are deleted whatever failed, and expire if even that fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 SECONDS = 60.0
-"""Bound on one request: the deadline of the service itself."""
+"""Bound on one request, equal to the service's own deadline."""
 K = 5
 """Related notes to ask for. Nothing is closer to a note than one with the same text."""
 KEPT = timedelta(hours=1)
@@ -25,7 +25,7 @@ KEPT = timedelta(hours=1)
 
 
 def call(url: str, method: str, path: str, *statuses: int, body: object = None) -> Any:
-    """Send JSON and return the decoded answer, None for an empty one. AssertionError for a status that is none of
+    """Send JSON and return the decoded answer, None for an empty one. AssertionError for a status that is not in
     `statuses`."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
@@ -43,7 +43,8 @@ def call(url: str, method: str, path: str, *statuses: int, body: object = None) 
 
 
 def find_by_text(url: str, first: str, second: str) -> None:
-    """Add two notes of these ids and one text, and find the second by the first. AssertionError for another answer."""
+    """Add two notes with these ids and the same text, and find the second by the first. AssertionError if that
+    fails."""
     text = {"title": "A note of the installation check", "content": "It was deleted as soon as it was found."}
     text["expires_at"] = (datetime.now(UTC) + KEPT).isoformat()
     call(url, "POST", "/notes", 201, body={"id": first, **text})
@@ -55,7 +56,7 @@ def find_by_text(url: str, first: str, second: str) -> None:
 
 
 def remove(url: str, note_id: str) -> None:
-    """Delete a note, whether it is there or not. AssertionError for another answer."""
+    """Delete a note, whether it exists or not. AssertionError if that fails."""
     call(url, "DELETE", f"/notes/{note_id}", 200, 404)
     call(url, "GET", f"/notes/{note_id}", 404)
 
@@ -67,7 +68,7 @@ def check(url: str) -> list[str]:
     for step, *ids in ((find_by_text, first, second), (remove, first), (remove, second)):
         try:
             step(url, *ids)
-        except Exception as error:  # an answer that is no JSON, or has no such field, too
+        except Exception as error:  # also for an answer that is not JSON or lacks a field
             failures.append(f"{type(error).__name__}: {error}")
     return failures
 

@@ -1,1 +1,1 @@
-"""Backups of real servers, under load, and what is refused."""
+"""Tests of service/store/backup/, with real servers and under load."""

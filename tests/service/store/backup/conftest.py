@@ -1,4 +1,4 @@
-"""Servers to back up and to restore into, and what they hold."""
+"""Servers to back up and to restore into, and helpers to fill and compare them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTE, LOG, IDENTITY = "{notes}:note:", "{notes}:log", "{notes}:identity"
 
 
 def ignore_progress(step: str, done: int, total: int) -> None:
-    """Progress of a backup that nobody watches."""
+    """Progress callback that does nothing."""
 
 
 class Interrupted(BaseException):
@@ -28,7 +28,7 @@ class Interrupted(BaseException):
 
 
 def interrupt(during: str) -> Any:
-    """Progress that ends the work at a step, as a killed process would."""
+    """Return a progress callback that ends the work at a step, as killing the process would."""
 
     def progress(step: str, done: int, total: int) -> None:
         if step == during:
@@ -46,12 +46,12 @@ def restore(folder: Path | str, url: str, replace: bool = False) -> Manifest:
 
 
 def identity(prefix: str) -> str:
-    """Identity of the store that `fill` writes."""
+    """Return the identity of the store that `fill` writes."""
     return uuid5(NAMESPACE_URL, prefix).hex
 
 
 def fill(client: Any, count: int = 3, prefix: str = "{notes}:") -> None:
-    """Write notes as the store does, as far as a backup looks at them."""
+    """Write notes as the store does, with the fields that a backup reads."""
     for number in range(count):
         position = client.xadd(f"{prefix}log", {"id": f"n{number}", "op": "put"})
         fields = {"document": f'{{"title": "Note {number}"}}', "space": "words-1", "vector": b"\x00\xff" * 8}
@@ -60,7 +60,7 @@ def fill(client: Any, count: int = 3, prefix: str = "{notes}:") -> None:
 
 
 def contents(client: Any) -> dict[bytes, Any]:
-    """All notes of a database, by key."""
+    """Return all notes of a database, by key."""
     return {key: client.hgetall(key) for key in client.scan_iter(match="*:note:*")}
 
 

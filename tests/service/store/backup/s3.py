@@ -1,4 +1,4 @@
-"""A server that speaks as much of S3 as a backup needs, without authentication: objects of one process's memory."""
+"""A server with the part of S3 that a backup needs, without authentication. Its objects are kept in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOT_FOUND = "<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
 
 
 class Objects(ThreadingHTTPServer):
-    """`objects`: content by path, /bucket/key. `parts`: of uploads that are not complete."""
+    """The server. `objects`: content by path, /bucket/key. `parts`: of multipart uploads, by upload and number."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def _body(self) -> bytes:
-        """Read the body; the client may send it in signed chunks, whose heads are left out."""
+        """Read the body; the client may send it in signed chunks, whose headers are removed."""
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             raw = b""
             while size := int(self.rfile.readline().split(b";")[0], 16):
