@@ -20,8 +20,8 @@ NICENESS = 10
 
 
 def engine_thread(name: str) -> ThreadPoolExecutor:
-    """Return a single thread for calls of the engine. Threads that these calls start, such as OpenVINO's, inherit its
-    niceness."""
+    """Return an executor with one thread for calls of the engine. Threads that these calls start, such as OpenVINO's,
+    inherit its niceness."""
     return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_give_way)
 
 

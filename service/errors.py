@@ -305,7 +305,7 @@ class QueueFull(TryLater):
 
 
 class TooManyWaiting(TryLater):
-    """The maximum of requests of a kind is running. `bound`: the limit's name on GET /limits."""
+    """The maximum of requests of a kind is running or waiting. `bound`: the limit's name on GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(f"As many such requests run as may, {bound} = {limit} of GET /limits; try again.")
