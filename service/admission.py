@@ -27,7 +27,7 @@ of the estimate."""
 
 
 class Lane(StrEnum):
-    """Priority of a note: INTERACTIVE (a person waits) goes before BULK (a list or a stream)."""
+    """Priority of a note: INTERACTIVE, where a person waits, goes before BULK, a list or a stream."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"

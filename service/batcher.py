@@ -304,7 +304,7 @@ class Batcher:
         it alone exceeds the token budget, and so is the first interactive note after a bulk note that is due.
 
         A bulk note that is due comes first because the engine adds notes in order: if its KV cache has no room for this
-        note, the interactive ones wait until it has.
+        note, the interactive ones wait until there is room.
         """
         places = self._max_notes - len(self._running)
         bulk = self._lanes[Lane.BULK]

@@ -386,7 +386,7 @@ class TenantOpening(TryLater):
 
 class Starting(TryLater):
     """The service has not started yet. `step`: the current step of the start, without numbers: not every caller may
-    know those of notes."""
+    know how many notes there are."""
 
     def __init__(self, step: str) -> None:
         super().__init__(f"The service is starting ({step}); try again, GET /startupz tells when it has.")

@@ -227,7 +227,7 @@ class Authenticator:
 
 
 def _bearer_token(authorization: str | None) -> str:
-    """Return the token of an Authorization header; "" where it has none."""
+    """Return the token of an Authorization header; "" if it has none."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

@@ -138,8 +138,8 @@ class Manager:
     async def revoke_all(self, by: Principal, tenant: str) -> int:
         """Remove the keys of a tenant repeatedly until it has none, since one of them may create another meanwhile;
         return how many there were. Raises Forbidden and removes none if the caller lacks a scope of a key that exists
-        at the beginning; if it lacks a scope of a key that is created meanwhile, others have been removed by then.
-        Raises what `change` raises."""
+        at the beginning; if it lacks a scope of a key that is created meanwhile, Forbidden is raised after others were
+        removed. Raises what `change` raises."""
         count = 0
         for _ in range(MAX_ATTEMPTS):
             keys = [key for key in await self._visible(by) if key.tenant == tenant]
@@ -222,7 +222,7 @@ class Manager:
 
 
 def check_reach(by: Principal, key: ApiKey) -> None:
-    """Raise Forbidden where a key has scopes that the caller lacks."""
+    """Raise Forbidden if a key has scopes that the caller lacks."""
     missing = sorted(key.scopes - by.scopes)
     if missing:
         detail = (

@@ -13,9 +13,9 @@ from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position
 class LogOrderReader:
     """Reads the notes that pass `where` and were last written after the position `after`.
 
-    `cursor`: every such note whose last write is at this position or before has been read. `ended`: the notes that were
-    read are all that existed at `cursor`, which is then what was the end of the log; later writes can still be read.
-    The index lists the notes, and each is read from the store.
+    `cursor`: every such note whose last write is at this position or before has been read. `ended`: all notes that
+    existed at `cursor` have been read, and `cursor` was the end of the log at that time; later writes can still be
+    read. The index lists the notes, and each is read from the store.
     """
 
     def __init__(

@@ -147,9 +147,7 @@ class Remover:
                     tally.add(stored.note.id, position)
             if None in positions:
                 reader.read_beyond((await self._store.log_bounds()).last)
-        await (
-            self._store.wait_for_disk()
-        )  # includes removals by others meanwhile: no note passes any more
+        await self._store.wait_for_disk()  # includes removals by others meanwhile: no note passes any more
         return self._with_match(tally.receipt(dry_run=False), reader)
 
     def _with_match(self, receipt: Receipt, reader: LogOrderReader) -> Receipt:

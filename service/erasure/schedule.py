@@ -53,7 +53,7 @@ class PurgeSchedule:
 
     def _look(self) -> None:
         url = self._url.get_secret_value()
-        self._last = last_purge(url, self._clock())  # known also where the purge fails
+        self._last = last_purge(url, self._clock())  # known even if the purge fails
         self._last, purged = purge_store_if_due(url, self._seconds, self._clock())
         if self._last != self._tidied:
             remove_unused(self._data_dir, logs_of_store(url))
