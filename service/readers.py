@@ -53,7 +53,8 @@ them."""
 MAX_LINE_BYTES = 2**24
 """Bound on the line with a reader's metrics."""
 RESTART_SECONDS = (0.1, 5.0)
-"""First and longest back-off before a reader that died without having been ready is restarted."""
+"""Back-off before a reader that died is restarted: the first value if it had been ready; otherwise the last back-off
+doubled, up to the second value."""
 SOCKET = "service.sock"
 STORE_MEMORY = "NOTELLM_STORE_MEMORY_BYTES"
 """Setting of the process that runs the embedded store, which a reader never does."""
