@@ -11,17 +11,17 @@ from service.errors import FieldError, InvalidInput
 from service.records import Generated, GeneratedField, StoredNote
 
 STORE_BATCH_SIZE = 32
-"""Notes of a long list that are computed and then written together. After a deadline or a failure in between, at most
-this many are computed again when the caller sends the list again."""
+"""Notes of a long list that are computed and written as one batch. If a deadline or a failure interrupts the list, at
+most this many are computed again when the caller repeats it."""
 GENERATED_HASHTAGS = 5
-"""Hashtags that are generated where a request gives no count."""
+"""Hashtags to generate where a request gives no count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Generations to fill in where the author left them out: how many hashtags (0: none), and the category.
-    `min_score`: least score of such a hashtag; None for that of the deployment. `drops`: what an earlier write
-    generated and this one takes back."""
+    """Fields to generate where the author left them out: the number of hashtags (0: none), and the category.
+    `min_score`: least score of a generated hashtag; None for the deployment's. `drops`: generated fields of the stored
+    note that this write discards."""
 
     hashtags: int = 0
     category: bool = False
@@ -36,10 +36,10 @@ GENERATE_NOTHING = Generate()
 class Added:
     """Result of adding one note.
 
-    `status`: created, updated, or unchanged (nothing was written); empty before the write. When no model was needed
+    `status`: created, updated, or unchanged (nothing was written); empty before the write. If no model was needed,
     `usage` is zero, and `truncated` and `language_supported`, as in GenerationOutput, are None. `below_min`: what the
-    model found now and the note is not given, since its score or probability is too low. `replayed`: an earlier attempt
-    at the same write had this result, and nothing was done now.
+    model generated now but the note does not get, because its score or probability is too low. `replayed`: the result
+    is that of an earlier attempt at the same write; nothing was done now.
     """
 
     stored: StoredNote
@@ -56,8 +56,8 @@ class Added:
 class Plan:
     """Plan for adding one note.
 
-    `old`: the stored note that it replaces. `reused`: generations of the same text that are kept. `request`: what the
-    model is to generate beside the vector; None where the stored vector and generations suffice.
+    `old`: the stored note that it replaces. `reused`: stored generations that are kept, since the text is the same.
+    `request`: what the model generates besides the vector; None if the stored vector and generations suffice.
     """
 
     note: Note
@@ -66,14 +66,15 @@ class Plan:
     request: GenerationRequest | None
 
     def finish(self, output: GenerationOutput | None, space: str, min_category_probability: float) -> Added:
-        """Return the note as it is to be stored, with the revision and position of the stored one. `output`: the
-        model's; None where the plan has no request. A note is given no category with less than
-        `min_category_probability`: filters would find it."""
+        """Return the note to store, still with the revision and position of the old one. `output`: the model's output;
+        None if the plan has no request. A category with a probability below `min_category_probability` is left out:
+        filters would find the note by it."""
         if output is None:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
-        # Three things are not stored. Two change when other notes do: the ids of the notes that carry a hashtag, and,
-        # under the policy "known", that no known hashtag fits. And a later request may have another bound on scores.
+        # Three results are not stored. Two depend on other notes, which change: the ids of the notes that have a
+        # hashtag, and, under the policy "known", that no known hashtag fits. The third depends on the request: that all
+        # hashtags score below its minimum.
         hashtags = _without_notes(output.hashtags)
         if not hashtags and self.request and (self.request.vocabulary is not None or output.hashtags_below_min):
             hashtags = None
@@ -103,7 +104,8 @@ class Plan:
 
 
 def expired_error(pointer: str = "") -> InvalidInput:
-    """Return the error of a note that had expired before it was written. `pointer`: to the note in its body."""
+    """Return the error for a note that expired before it was written. `pointer`: JSON pointer to the note in its
+    body."""
     return InvalidInput([FieldError(f"{pointer}/expires_at", "must lie in the future")])
 
 
@@ -112,8 +114,8 @@ def _without_notes(hashtags: tuple[Hashtag, ...] | None) -> tuple[Hashtag, ...] 
 
 
 def batches_with_unique_ids(notes: Sequence[Note], next_size: Callable[[], int]) -> Iterator[list[int]]:
-    """Yield batches of positions in `notes`: no id twice in one, and notes of one id in their order. `next_size` is
-    called before each batch and returns the most positions that it may have."""
+    """Yield batches of positions in `notes`. No batch has an id twice, and notes with the same id keep their order.
+    `next_size` is called before each batch and returns its maximum size."""
     left = list(range(len(notes)))
     while left:
         size = next_size()

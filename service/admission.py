@@ -1,7 +1,7 @@
-"""Admission to the engine's queue: how soon a caller needs its answer, and how long it would have to wait.
+"""Admission to the engine's queue: load shedding by each caller's deadline and expected wait.
 
-The queue is measured in seconds. A caller that would wait for longer than it can is refused at once, with the time
-after which it should come again; work that nobody waits for any more never reaches the model.
+The queue is measured in seconds. A caller that would wait for longer than its deadline allows is refused at once, with
+the seconds after which to retry; notes whose caller has left never reach the model.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from model.generation import GenerationRequest
 from service.access.principal import DEFAULT_TENANT
 
 FIRST_ESTIMATE = 0.05
-"""Engine seconds of a note before one was measured: about one of 100 tokens on two cores (docs/benchmarks.md)."""
+"""Engine seconds assumed for a note before any was measured: about those of 100 tokens on two cores
+(docs/benchmarks.md)."""
 NEW_WEIGHT = 0.2
-"""Weight of the newest note in the running mean of engine seconds: ten notes replace what was known before them."""
+"""Weight of the newest note in the running mean of engine seconds: after ten notes, the earlier ones together weigh
+about a tenth."""
 WAITING_SHARE = 0.5
-"""Share of a caller's time that its notes may wait. The rest is for the engine, the store and the estimate's error."""
+"""Share of a caller's time that its notes may spend in the queue. The rest is for the engine, the store and the error
+of the estimate."""
 
 
 class Lane(StrEnum):
@@ -30,14 +33,14 @@ class Lane(StrEnum):
     BULK = "bulk"
 
     def goes_before(self, other: Lane) -> bool:
-        """Return whether notes of this lane begin before notes of `other` that were queued later; among bulk notes, and
-        among interactive ones, the earlier begin first."""
+        """Return whether notes of this lane start before notes of `other` that were queued later; within a lane, notes
+        start in the order in which they were queued."""
         return self is Lane.INTERACTIVE or other is Lane.BULK
 
 
 @dataclass(frozen=True, slots=True)
 class Urgency:
-    """How soon a caller needs its answer: its lane, and the seconds that it waits from `since` on, by the clock of
+    """Priority and deadline of a caller: its lane, and the seconds that it waits from `since` on, by the clock of
     time.monotonic."""
 
     lane: Lane = Lane.INTERACTIVE
@@ -50,15 +53,15 @@ class Urgency:
 
 
 PATIENT = Urgency()
-"""Urgency of a caller with nothing else to do."""
+"""Urgency of an interactive caller without a deadline."""
 IN_BACKGROUND = Urgency(Lane.BULK)
-"""Urgency of work that nobody waits for."""
+"""Urgency of bulk work without a deadline."""
 
 
 @dataclass(slots=True, eq=False)
 class Admission:
     """Permission to queue `left` more notes of one request of a tenant, at most `places` of them at a time. `request`:
-    what is asked of each, which decides the engine's time."""
+    what to generate for each note, which determines its engine time."""
 
     lane: Lane
     request: GenerationRequest
@@ -73,19 +76,19 @@ class Admission:
 
 
 class EngineSeconds:
-    """Running means of the engine's seconds for one note, by its lane and what is requested of it: what is loaded in
-    bulk is often three times as long as a text that is searched for.
+    """Running means of the engine seconds of one note, by lane and kind of request: notes loaded in bulk are often
+    three times as long as the text of a search.
 
-    Notes that share a step of the engine take equal shares of its time, so that the seconds of all notes add up to the
-    time for which the engine was busy. A mean begins at FIRST_ESTIMATE and not at the first note measured, which often
-    runs alone and takes twice its share of a batch.
+    Notes that share an engine step get equal shares of its time, so that the seconds of all notes add up to the time
+    for which the engine was busy. A mean starts at FIRST_ESTIMATE rather than at the first measurement: the first note
+    often runs alone, and takes twice its share of a batch.
     """
 
     def __init__(self) -> None:
         self._means: dict[tuple[Lane, bool, bool, bool], float] = {}
 
     def measure(self, lane: Lane, request: GenerationRequest, seconds: float) -> None:
-        """Take in the time that one note took."""
+        """Update the mean with the seconds that one note took."""
         mean = self.expected(lane, request)
         self._means[_kind(lane, request)] = mean + NEW_WEIGHT * (seconds - mean)
 
@@ -94,14 +97,15 @@ class EngineSeconds:
         return self._means.get(_kind(lane, request), FIRST_ESTIMATE)
 
     def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
-        """Return the seconds until a note of a tenant in `lane` begins after the notes of `admissions`.
+        """Return the expected seconds until a new note of a tenant in `lane` starts, after the notes of `admissions`.
 
-        Tenants take turns in a lane: of each other tenant at most as many notes begin first as this one has waiting,
-        and one more. What runs in the engine does not count: about as much will be running when the note begins.
+        Tenants take turns within a lane: of each other tenant, at most as many notes start first as this tenant has
+        waiting, plus one. Notes already in the engine do not count: about as many will be there when the new note
+        starts.
         """
         total, own_notes = 0.0, 0
         others: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-        """Notes and seconds of each other tenant in the same lane."""
+        """Number of notes, and their seconds, of each other tenant in the same lane."""
         for admission in admissions:
             seconds = admission.left * self.expected(admission.lane, admission.request)
             if admission.lane is lane and admission.tenant != tenant:
@@ -114,5 +118,5 @@ class EngineSeconds:
 
 
 def _kind(lane: Lane, request: GenerationRequest) -> tuple[Lane, bool, bool, bool]:
-    """Kind of a request, within which notes take about the same time."""
+    """Return the kind of a request; notes of one kind take about the same time."""
     return lane, bool(request.hashtags), bool(request.categories), request.all_categories

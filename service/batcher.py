@@ -1,8 +1,8 @@
 """Batcher: concurrent requests of all endpoints share one engine thread, joining and leaving its batch at any step.
 
-The queue has two lanes, interactive before bulk, in each of which the tenants take turns (lane_queue.py). It is bounded
-in notes and in seconds (admission.py). Every waiter gets an answer: its output, or an error. Knows nothing of HTTP,
-storage, or what a token is.
+The queue has two lanes, interactive before bulk; within each the tenants take turns (lane_queue.py). It is bounded in
+notes and in seconds (admission.py). Every waiting caller gets an output or an error. The module does not depend on
+HTTP, the store or the tokens of the model.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from service.telemetry import Telemetry
 from service.tracing import RequestStages, add_stage, current_request
 
 MAX_BULK_WAIT = 5.0
-"""Seconds after which one bulk note has a place in the engine, however many interactive ones wait: an ingest becomes
-slow and does not stand still."""
+"""Seconds after which one bulk note is started, however many interactive ones wait: an ingest slows down but does not
+starve."""
 EMBED_BATCH_SIZE = 32
-"""Notes of one request that are queued at a time where only their vectors are asked for."""
+"""Notes of one request that are queued at a time if only their vectors are requested."""
 BULK_SHARE = 0.9
-"""Share of the queue that bulk notes may take, but for one of each tenant: interactive ones find the rest."""
+"""Share of the queue that bulk notes may take, apart from one note per tenant; the rest is kept free for interactive
+notes."""
 STUCK_SECONDS = 60.0
-"""An engine step that takes longer makes the process not ready: it normally takes less than a second."""
+"""Duration of an engine step beyond which the process is not ready; a step normally takes less than a second."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class QueuedNote:
     """A note in the queue or in the engine. `since`: when it was queued. `began`, `prefilled` and `ended`: when the
-    engine began with it, had its first token or its end, and ended. `seconds`: its share of the engine's time. A caller
-    that leaves cancels `answer`; then the note is dropped. `stages`: of the request that is charged for its tokens."""
+    engine started it, when it had its first token (or ended without one), and when it ended. `seconds`: its share of
+    the engine's time. `answer`: cancelled by a caller that leaves, after which the note is dropped. `stages`: those of
+    the request that is charged for its tokens."""
 
     tokenized: TokenizedRequest
     request: GenerationRequest
@@ -60,7 +62,8 @@ class QueuedNote:
     charged: Usage = field(default_factory=Usage)
 
     def charge(self, usage: Usage) -> None:
-        """Charge the request for what this note has used so far: a caller that leaves pays for it too."""
+        """Charge the request for the tokens that this note has used so far, so that a caller that leaves pays for them
+        too."""
         if self.stages:
             prompt = usage.prompt_tokens - self.charged.prompt_tokens
             self.stages.add_tokens(prompt, usage.generated_tokens - self.charged.generated_tokens)
@@ -70,9 +73,9 @@ class QueuedNote:
 class Batcher:
     """Queue in front of the engine.
 
-    `max_tokens`: prompt tokens that begin with one step. `max_notes`: notes in the engine at a time. `max_queue`: notes
-    that may wait, and `max_seconds`: the engine's time for those of the interactive lane; more raise QueueFull.
-    `count_tenants`: tenants that share the queue. `now`: the clock of Urgency.
+    `max_tokens`: prefill budget of one engine step, in prompt tokens. `max_notes`: notes in the engine at a time.
+    `max_queue`: notes that may wait, and `max_seconds`: longest expected wait in the interactive lane; beyond either,
+    QueueFull is raised. `count_tenants`: returns the number of tenants that share the queue. `now`: clock of Urgency.
     """
 
     def __init__(
@@ -105,7 +108,7 @@ class Batcher:
         self._stopping = False
         self._step_since: float | None = None
         self._running: dict[object, QueuedNote] = {}
-        """Notes in the engine, by the engine's running request."""
+        """Notes in the engine, by the handle that the engine returned for each."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name="batcher")
@@ -133,17 +136,17 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds that the engine's present step has taken; 0 when it is idle."""
+        """Seconds that the engine's current step has taken so far; 0 if it is idle."""
         return 0.0 if self._step_since is None else self._now() - self._step_since
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the engine has been at one step for STUCK_SECONDS."""
+        """Whether the engine's current step has taken STUCK_SECONDS or longer."""
         return self.busy_seconds >= STUCK_SECONDS
 
     def expected_wait(self, lane: Lane, tenant: str | None = None) -> float:
-        """Seconds until a note that is admitted now begins, by the measured times of those before it; without `tenant`,
-        for the tenant that would wait longest."""
+        """Return the expected seconds until a note admitted now starts, from the measured times of the notes before it;
+        without `tenant`, for the tenant that would wait longest."""
         tenants = {admission.tenant for admission in self._admissions} if tenant is None else {tenant}
         return max((self._engine_seconds.wait(self._admissions, lane, name) for name in tenants), default=0.0)
 
@@ -202,9 +205,9 @@ class Batcher:
     async def embed_all(
         self, notes: Sequence[Note], urgency: Urgency, tenant: str = DEFAULT_TENANT
     ) -> list[GenerationOutput]:
-        """Return outputs with the vectors of notes alone, in order. All of them are admitted or none, and
-        EMBED_BATCH_SIZE of them queued at a time, so that the queue need not have places for all. Raises what
-        `generate_all` raises."""
+        """Return outputs with only the vectors of notes, in order. All notes are admitted or none, and EMBED_BATCH_SIZE
+        of them are queued at a time, so that the queue need not have places for all. Raises what `generate_all`
+        raises."""
         if not notes:
             return []
         outputs: list[GenerationOutput] = []
@@ -222,11 +225,11 @@ class Batcher:
         places: int | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Iterator[Admission]:
-        """Admit `notes` notes while the block lasts. `places`: how many of them will be queued at a time, or fewer if
-        the tenant may not take so many (`next_batch_size`); all, if None.
+        """Admit `notes` notes for the duration of the block. `places`: how many of them will be queued at a time, or
+        fewer if the tenant may not take as many (`next_batch_size`); None for all.
 
-        Raises QueueFull where the queue, or the tenant's share of it, has no such places, or the first note would wait
-        for too much of its caller's time; and Stopping.
+        Raises QueueFull if the queue, or the tenant's share of it, lacks these places, or if the first note would wait
+        too long for its caller's deadline; and Stopping.
         """
         if self._stopping:
             raise Stopping
@@ -243,26 +246,26 @@ class Batcher:
             self._admissions.remove(admission)
 
     def next_batch_size(self, admission: Admission, max_size: int) -> int:
-        """Return how many notes of a list to queue next: `max_size`, or fewer while its tenant may not take so many
-        places of the queue. A list that was admitted to few places takes more once others leave some."""
+        """Return how many notes of a list to queue next: `max_size`, or fewer if its tenant may not take as many places
+        of the queue. A list that was admitted with few places gets more as others free theirs."""
         reserved, own = self._reserved(admission.tenant, admission.lane)
         places = self._max_places(admission.lane, reserved - own) - own + admission.reserved
         admission.places = max(admission.places, min(max_size, places))
         return admission.places
 
     def refusal(self, urgency: Urgency, tenant: str) -> QueueFull | None:
-        """Return why one note of a tenant would not be admitted now; None where it would."""
+        """Return the error with which one more note of a tenant would be refused now; None if it would be admitted."""
         return self._full(1, urgency, tenant)
 
     def _full(self, places: int, urgency: Urgency, tenant: str) -> QueueFull | None:
-        """Return why the queue does not take `places` notes more, as `admit` says; None where it does."""
+        """Return the error with which `admit` refuses `places` more notes; None if it admits them."""
         reserved, own = self._reserved(tenant, urgency.lane)
         wait = self.expected_wait(urgency.lane, tenant)
         full = reserved + places > self._max_queue or own + places > self._max_places(urgency.lane, reserved - own)
         return QueueFull(own, wait) if full or wait > self._max_wait(urgency) else None
 
     def _reserved(self, tenant: str, lane: Lane) -> tuple[int, int]:
-        """Return how many places of the queue are taken in all, and by the notes of a tenant in a lane."""
+        """Return how many places of the queue are reserved in all, and by the notes of a tenant in a lane."""
         reserved = own = 0
         for admission in self._admissions:
             places = admission.reserved
@@ -272,15 +275,15 @@ class Batcher:
         return reserved, own
 
     def _max_places(self, lane: Lane, others: int) -> int:
-        """Places of the queue that one tenant's notes of a lane may take beside `others`, the places of all other
-        notes: those that are left, where it is the only tenant; else half of them, so that as many are left to the next
-        one. It may always take one."""
+        """Return how many places of the queue one tenant's notes of a lane may take, where all other notes take
+        `others`: all free places if it is the only tenant, else half of them, so that as many are left for the next
+        tenant. It may always take one."""
         places = self._max_queue if lane is Lane.INTERACTIVE else math.ceil(BULK_SHARE * self._max_queue)
         left = places - others
         return max(1, left if self._count_tenants() < 2 else left // 2)
 
     def _max_wait(self, urgency: Urgency) -> float:
-        """Seconds for which notes of a caller may wait for the engine."""
+        """Return how many seconds a caller's notes may wait for the engine."""
         caller = WAITING_SHARE * max(0.0, urgency.deadline - self._now())
         return min(caller, self._max_seconds) if urgency.lane is Lane.INTERACTIVE else caller
 
@@ -296,12 +299,13 @@ class Batcher:
                 await self._arrived.wait()
 
     def _next_notes(self) -> list[QueuedNote]:
-        """Take the oldest notes off the queue, as many as the budgets allow: a bulk note that is due, then interactive
-        ones, then bulk ones. The first is taken even if it alone exceeds the token budget, and so is the first
-        interactive one behind a bulk note that is due.
+        """Remove from the queue, and return, the notes that the next step starts, oldest first, within the budgets: a
+        bulk note that is due (`_bulk_is_due`), then interactive notes, then bulk notes. The first note is taken even if
+        it alone exceeds the token budget, and so is the first interactive note after a bulk note that is due.
 
-        That one is in front of all, since the engine takes notes in their order: where its KV cache has no room for the
-        note, interactive ones wait behind it until there is."""
+        A bulk note that is due comes first because the engine adds notes in order: if its KV cache has no room for this
+        note, the interactive ones wait until there is room.
+        """
         places = self._max_notes - len(self._running)
         bulk = self._lanes[Lane.BULK]
         new_notes = [self._take(bulk)] if places and self._bulk_is_due() else []
@@ -325,15 +329,16 @@ class Batcher:
         return note
 
     def _bulk_is_due(self) -> bool:
-        """Whether bulk notes have waited for MAX_BULK_WAIT and none runs, so that one begins before interactive ones
-        that wait. Never with an engine that takes one note at a time: the bulk note would occupy its only place."""
+        """Return whether bulk notes have waited for MAX_BULK_WAIT and none is running, so that one starts before the
+        waiting interactive notes. Always False for an engine that takes one note at a time: the bulk note would occupy
+        its only place."""
         first = self._first(self._lanes[Lane.BULK])
         if first is None or self._max_notes == 1 or self._now() - first.since < MAX_BULK_WAIT:
             return False
         return not any(note.urgency.lane is Lane.BULK for note in self._running.values())
 
     def _first(self, queue: LaneQueue[QueuedNote]) -> QueuedNote | None:
-        """Return the first note of a queue, after dropping those whose callers left or have no time any more."""
+        """Return the first note of a queue, after dropping notes whose caller left or whose deadline has passed."""
         while note := queue.first:
             overdue = note.urgency.deadline <= self._now()
             if not note.answer.done() and not overdue:
@@ -344,12 +349,12 @@ class Batcher:
         return None
 
     def _drop_left(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
-        """Take notes whose caller left off the queue: they have no admission any more, so nothing would bound them."""
+        """Remove notes whose caller left from the queue: their admission has ended, so nothing would bound them."""
         self._telemetry.dropped.labels("left").inc(self._lanes[lane].discard(notes))
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
 
     async def _step(self, new_notes: Sequence[QueuedNote]) -> None:
-        """Run one engine step, in which `new_notes` begin, and answer all notes that end with it."""
+        """Run one engine step that starts `new_notes`, and answer all notes that end with it."""
         started = self._step_since = self._now()
         for note in new_notes:
             note.began = started
@@ -390,7 +395,7 @@ class Batcher:
                 note.answer.set_result(output)
 
     def _share_out(self, seconds: float, ended: Sequence[QueuedNote]) -> None:
-        """Give each note of a step its share of the step's time, and learn from those that ended."""
+        """Add to each note its share of the step's time, and update the running means with the notes that ended."""
         notes = [*ended, *self._running.values()]
         for note in notes:
             note.seconds += seconds / len(notes)
@@ -400,8 +405,8 @@ class Batcher:
     def _advance(
         self, new_notes: Sequence[QueuedNote]
     ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[QueuedNote]]:
-        """Run one engine step, in the engine's thread. Return the notes that ended with it, with their outputs, and
-        those of `new_notes` that the engine has no room for yet."""
+        """Run one engine step in the engine's thread. Return the notes that ended, with their outputs, and those of
+        `new_notes` for which the engine has no room yet."""
         for running in [running for running, note in self._running.items() if note.answer.done()]:
             self._engine.abort(running)
             del self._running[running]
@@ -413,7 +418,7 @@ class Batcher:
         return ended, postponed
 
     def _fail_running(self, new_notes: Sequence[QueuedNote], error: BaseException) -> None:
-        """Answer all notes of a failed step: after an error the engine has dropped them."""
+        """Fail all notes of a failed step: after an error the engine has dropped them."""
         stopping = isinstance(error, asyncio.CancelledError)
         if not stopping:
             log.exception("engine_failed", notes=len(new_notes) + len(self._running))
@@ -437,8 +442,8 @@ def _fail(note: QueuedNote, error: Exception) -> None:
 
 
 def _add_stages(notes: Sequence[QueuedNote], now: float) -> None:
-    """Tell the request how long its notes waited until the engine began with the first of them, and how long the engine
-    then took for all: the prefill until the last has its first token, and the decode steps behind it."""
+    """Add to the request's stages how long its notes waited until the engine started the first of them, and how long
+    the engine then took: the prefill until the last note has its first token, and the decode steps after that."""
     began = min(now, min(note.began for note in notes))
     failed = any(math.isinf(note.ended) for note in notes)
     add_stage("queue", "wait", notes[0].since, began, failed and began == now, notes=len(notes))

@@ -1,4 +1,4 @@
-"""Claims on writes that take place once under their idempotency keys, held while a request makes them."""
+"""Claims on idempotency keys, held while a request makes the writes it sent under them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from service.interfaces import NoteStore
 from service.records import Attempt, Claim
 
 CLAIM_SECONDS = 5.0
-"""How much longer than its request a claim on a write lasts, at least: the write itself may take the store that long. A
-process that dies holds the key until then."""
+"""Least seconds for which a claim outlasts its request: the write itself may take the store that long. If a process
+dies, the key stays claimed until then."""
 
 
 class Claims:
-    """Claims of one process. `remembered_seconds`: how long a write that was made is remembered."""
+    """Claims of one process. `remembered_seconds`: how long a completed write is remembered under its key."""
 
     def __init__(self, store: NoteStore, remembered_seconds: float) -> None:
         self._store = store
@@ -26,7 +26,7 @@ class Claims:
 
     @contextlib.asynccontextmanager
     async def hold(self, attempts: Sequence[Attempt], urgency: Urgency) -> AsyncIterator[list[Claim]]:
-        """Claim the writes of some attempts; where the block fails, give up those that it has not made."""
+        """Claim the writes of some attempts; if the block fails, release the claims on those that it has not made."""
         if not attempts:
             yield []
             return
@@ -39,11 +39,11 @@ class Claims:
             raise
 
     async def give_up(self, claims: Sequence[Claim]) -> None:
-        """Give up claims on writes that are not made; where that fails, they end by themselves."""
+        """Release claims on writes that will not be made; if that fails, they expire by themselves."""
         with contextlib.suppress(NoteLLMError):
             await self._store.release(claims)
 
     async def _release(self, claiming: asyncio.Future[list[Claim]]) -> None:
-        """Give up claims, once they are there."""
+        """Release the claims that `claiming` returns, once it is done."""
         with contextlib.suppress(NoteLLMError):
             await self.give_up(await claiming)

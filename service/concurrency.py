@@ -1,4 +1,4 @@
-"""ConcurrencyLimit: a bound on requests of a kind that run at one time."""
+"""ConcurrencyLimit: a bound on the concurrent requests of one kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.errors import TooManyWaiting
 
 
 class ConcurrencyLimit:
-    """At most `limit` requests at a time hold a slot. `bound` is the limit's name at GET /limits."""
+    """Slots of which at most `limit` are held at a time. `bound`: the limit's name at GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
         self._bound = bound
@@ -18,7 +18,7 @@ class ConcurrencyLimit:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold a slot for the block. Raises TooManyWaiting where none is free."""
+        """Hold a slot for the block. Raises TooManyWaiting if none is free."""
         if self._taken >= self._limit:
             raise TooManyWaiting(self._bound, self._limit)
         self._taken += 1

@@ -1,4 +1,4 @@
-"""The running parts of one process, as one tenant has them; wiring.py puts them together."""
+"""The components that serve one tenant in one process; wiring.py builds them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadService:
-    """The parts that answer reads of one tenant's notes; a reader (decision 32) has these alone. `model`: name of the
-    model that made the vectors."""
+    """Components that answer reads of one tenant's notes; a reader (decision 32) has only these. `model`: name of the
+    model that computed the vectors."""
 
     settings: Settings
     model: str
@@ -38,9 +38,10 @@ class ReadService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(ReadService):
-    """The service as one tenant has it. All tenants of a process share settings, engine, batcher, telemetry and clock;
-    the rest is its own. `exports` limits exports of notes and of reads, which share a bound; `reader_exports` those of
-    the events of one reader, `event_bodies` bodies of events as NDJSON, `erasures` erasures of users' events."""
+    """All components that serve one tenant. Settings, engine, batcher, telemetry and clock are shared by all tenants of
+    a process; the rest is the tenant's own. `exports` limits exports of notes and of reads, which share a bound;
+    `reader_exports` exports of one reader's events, `event_bodies` bodies of events as NDJSON, `erasures` erasures of
+    users' events."""
 
     recommender: Recommender
     search: NoteSearch
@@ -54,6 +55,6 @@ class Service(ReadService):
     batcher: Batcher
     behaviour: LiveBehaviour
     store_probe: StoreProbe
-    """Whether the store answers, and keeps acknowledged writes."""
+    """Checks that the store answers and that it keeps acknowledged writes."""
     verifying: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a comparison of index and store, so that only one runs at a time."""

@@ -1,7 +1,7 @@
-"""Threads of the engine: they give way to those that answer requests.
+"""Threads of the engine, with a lower priority than those that answer requests.
 
-The engine keeps all cores busy. Where a read needs a core for a millisecond it gets one at once, which goodput does not
-show (docs/log/operations.md).
+The engine keeps all cores busy. With lower priority for its threads, a read that needs a core for a millisecond gets
+one at once, without a measurable loss of goodput (docs/log/operations.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import structlog
 log = structlog.get_logger(__name__)
 
 NICENESS = 10
-"""By how much less the scheduler favours a thread of the engine."""
+"""Nice value added to a thread of the engine."""
 
 
 def engine_thread(name: str) -> ThreadPoolExecutor:
-    """Return a thread for calls of the engine. Threads that these start, as OpenVINO's do, are as nice as it is."""
+    """Return an executor with one thread for calls of the engine. Threads that these calls start, such as OpenVINO's,
+    inherit its niceness."""
     return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_give_way)
 
 

@@ -48,11 +48,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_ERRORS = 20
-"""Bound on the field errors of one problem; how many more there were is counted in its detail."""
+"""Bound on the field errors of one problem; its detail gives the number of further ones."""
 
 
 class NoteLLMError(Exception):
-    """Root of all errors that a caller sees. `str(error)` tells the caller what happened and what to do."""
+    """Base class of all errors that a caller sees. `str(error)` tells the caller what happened and what to do."""
 
 
 class NoteNotFound(NoteLLMError):
@@ -88,8 +88,8 @@ class InvalidInput(NoteLLMError):
 
 
 class ExamplesNotFound(NoteLLMError):
-    """Examples of a search are lacking. `errors`: one for each. `skipped`: whether the search left them out, and then
-    had too few left to rank by."""
+    """Examples of a search do not exist. `errors`: one for each. `skipped`: whether the search left them out, but had
+    too few left to rank by."""
 
     def __init__(self, errors: Sequence[FieldError], skipped: bool = False) -> None:
         self.errors = tuple(errors)
@@ -127,7 +127,8 @@ class MalformedBody(NoteLLMError):
 
 
 class UnsupportedMediaType(NoteLLMError):
-    """`header`: Content-Type or Content-Encoding; `accepted`: what it may be at this address."""
+    """The body has a type or encoding that the address does not take. `header`: Content-Type or Content-Encoding;
+    `accepted`: the values that it may have, in words."""
 
     def __init__(self, header: str, value: str, accepted: str) -> None:
         super().__init__(f"The body's {header} is {value[:100]!r}; this address takes {accepted}.")
@@ -158,7 +159,7 @@ class KeyReused(NoteLLMError):
 
 
 class SnapshotRefused(Exception):
-    """A snapshot of the index is not used; the message is the reason."""
+    """A snapshot of the index cannot be used; the message is the reason."""
 
 
 class PreconditionFailed(NoteLLMError):
@@ -191,15 +192,16 @@ class TooManyTenants(NoteLLMError):
 
 
 class OtherSpace(NoteLLMError):
-    """A search names notes whose vectors are from another model than `model`, which serves. `note_id`: the first of
-    them. `errors`: one for each that is an example of the request, and not the note of the address."""
+    """A search names notes whose vectors are from another model than `model`, which serves here. `note_id`: the first
+    of these notes. `errors`: one for each of them that is an example in the request, not the note of the address."""
 
     def __init__(self, note_id: str, model: str, errors: Sequence[FieldError] = ()) -> None:
         self.note_id = note_id
         self.model = model
         self.errors = tuple(errors)
         all_examples = ' `errors` names all such examples; with "on_missing": "skip" they are left out.'
-        # No advice to read it again: at a replica of the old model that would take it from the new one.
+        # The message does not advise writing the note again: a replica of the old model would replace the new model's
+        # vector.
         super().__init__(
             f"Note {note_id!r} was read by another model than {model!r}, which serves here, and vectors of two models "
             "are not compared. While the model is being changed, ask a replica of the other one, or try again once "
@@ -212,8 +214,8 @@ class OtherSpace(NoteLLMError):
 
 
 class LogCut(NoteLLMError):
-    """The log lacks changes after `position`: it begins later, at `first`, or ends before, at `last`; without both it
-    has no entry at `position`."""
+    """The log cannot be followed from `position`: it begins later, at `first`, or ends earlier, at `last`; without
+    either, it has no entry at `position`."""
 
     def __init__(self, position: str, *, first: str | None = None, last: str | None = None) -> None:
         if first is not None:
@@ -236,7 +238,7 @@ class StoredNoteUnreadable(NoteLLMError):
 
 
 class Unauthenticated(NoteLLMError):
-    """`reason`: a word for metrics. `offered`: whether the request has a key."""
+    """No valid key was sent. `reason`: label for metrics. `offered`: whether the request has a key."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{detail} Send a valid key as Authorization: Bearer <key>.")
@@ -245,7 +247,8 @@ class Unauthenticated(NoteLLMError):
 
 
 class Forbidden(NoteLLMError):
-    """`scopes`: the scopes of which one is needed, or all that are missing; none where no key would help."""
+    """The caller may not do this. `scopes`: those of which one is needed, or all that are missing; empty if no key
+    would help."""
 
     def __init__(self, detail: str, scopes: Sequence[str] = ()) -> None:
         super().__init__(detail)
@@ -268,7 +271,7 @@ class TryLater(NoteLLMError):
 
 
 class KeyInUse(TryLater):
-    """`seconds`: until the earlier request has ended at the latest."""
+    """Another request holds the Idempotency-Key. `seconds`: time within which it has ended."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
@@ -278,7 +281,7 @@ class KeyInUse(TryLater):
 
 
 class QuotaExceeded(TryLater):
-    """`seconds`: until a request is allowed again."""
+    """The key's quota is used up. `seconds`: time until a request is allowed again."""
 
     def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
@@ -289,7 +292,8 @@ class QuotaExceeded(TryLater):
 
 
 class QueueFull(TryLater):
-    """`waiting`: notes of the caller's tenant that wait in its lane. `seconds`: how long until a note would begin."""
+    """The queue has no room for this caller. `waiting`: notes of the caller's tenant that wait in its lane. `seconds`:
+    expected wait until a note would start."""
 
     def __init__(self, waiting: int, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
@@ -301,14 +305,14 @@ class QueueFull(TryLater):
 
 
 class TooManyWaiting(TryLater):
-    """`bound`: its name on GET /limits."""
+    """The maximum of requests of a kind is running or waiting. `bound`: the limit's name on GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(f"As many such requests run as may, {bound} = {limit} of GET /limits; try again.")
 
 
 class BodiesFull(TryLater):
-    """`free_bytes`: length of a body that is not counted."""
+    """The memory for bodies is used up. `free_bytes`: length up to which a body is not counted."""
 
     def __init__(self, free_bytes: int) -> None:
         super().__init__(
@@ -354,7 +358,7 @@ class NoteContended(TryLater):
 
 
 class BehaviourBehind(TryLater):
-    """`reads`: how many were taken in so far."""
+    """The stream of events has not been read to its end yet. `reads`: number of reads taken in so far."""
 
     def __init__(self, reads: int) -> None:
         super().__init__(
@@ -372,7 +376,8 @@ class EngineFailed(TryLater):
 
 
 class TenantOpening(TryLater):
-    """`progress`: how far its index is. `seconds`: until it may be open."""
+    """The tenant is not open yet. `progress`: progress of its index, as a text. `seconds`: time after which it may be
+    open."""
 
     def __init__(self, progress: str, seconds: float = 1.0) -> None:
         self.retry_after = max(1, math.ceil(seconds))
@@ -380,7 +385,8 @@ class TenantOpening(TryLater):
 
 
 class Starting(TryLater):
-    """`step`: the present step of the start, without numbers: those of notes are not for every caller."""
+    """The service has not started yet. `step`: the current step of the start, without numbers: not every caller may
+    know how many notes there are."""
 
     def __init__(self, step: str) -> None:
         super().__init__(f"The service is starting ({step}); try again, GET /startupz tells when it has.")

@@ -1,4 +1,4 @@
-"""Events, what readers did with notes: their records, which pass between the edge, the store and behaviour."""
+"""Records of events (what readers did with notes) that pass between the API, the store and behaviour/."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 EventOutcome = Literal["accepted", "duplicate", "unknown_note"]
-"""Result of storing an event: it is in the stream; it was there before; or its note does not exist."""
+"""Result of storing an event: it was added to the stream, it was there before, or its note does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Event: an act of a reader on a note. `id` tells it from all others; `reader` names a user or a session; `at` is
-    in seconds since the epoch. `details`: a JSON object of what else the caller said of it; empty for nothing."""
+    """An act of a reader on a note. `id` is unique; `reader` names a user or a session; `at` is in seconds since the
+    epoch. `details`: a JSON object with the other fields that the caller sent; empty for none."""
 
     id: str
     type: str
@@ -24,9 +24,9 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventEntry:
-    """An entry of the stream of events at `position`. `kind` "event": the reader did `type` at the time `at`. Others
-    concern what came before: "note": the note was removed; "reader": the reader was forgotten; "purge": entries were
-    taken out of the stream; "unreadable": the store has not written it. `reader` is a pseudonym."""
+    """An entry of the stream of events, at `position`. `kind` "event": the reader did `type` at the time `at`. The
+    other kinds concern earlier entries: "note": the note was removed; "reader": the reader was forgotten; "purge":
+    entries were removed from the stream; "unreadable": the entry cannot be decoded. `reader` is a pseudonym."""
 
     position: str
     kind: Literal["event", "note", "reader", "purge", "unreadable"]
@@ -39,8 +39,8 @@ class EventEntry:
 
 @dataclass(frozen=True, slots=True)
 class EventBounds:
-    """Bounds of the stream of events: seconds for which an entry is kept, bytes of all entries, seconds for which an
-    event's id is known, and how many ids are known."""
+    """Bounds of the stream of events: `seconds` for which an entry is kept, `bytes` of all entries, `id_seconds` for
+    which an event's id is remembered, and number of `ids` that are remembered."""
 
     seconds: float
     bytes: int

@@ -1,7 +1,9 @@
-"""Filter: which notes a search may find. One rule, applied here to a stored note and in the index to its rows.
+"""Filter: which notes a search may find. The same conditions are tested here on a stored note, and in the index on its
+rows.
 
-A Filter has flat conditions, which must all hold. `clause` is a further one, a tree: conditions on one field (Has,
-HasAttribute, AttributeRange, TimeRange) in groups (AllOf, AnyOf, Not). Each of them `accepts` a stored note or not.
+A Filter has flat conditions, which must all hold. `clause` is a further condition, a tree: conditions on one field
+(Has, HasAttribute, AttributeRange, TimeRange) in groups (AllOf, AnyOf, Not). The method `accepts` of each tests a
+stored note.
 """
 
 from __future__ import annotations
@@ -18,34 +20,33 @@ from model.note import Attribute, Note, hashtag_keys
 from service.records import StoredNote, position_key
 
 MAX_PLAIN_EXCLUSIONS = 16
-"""Excluded ids that do not make a search noticeably slower."""
+"""Number of excluded ids up to which a search is not noticeably slower."""
 TESTED_TOGETHER = 32
-"""Notes that a filter is asked about in one piece."""
+"""Notes that are tested before other tasks may run."""
 JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 OrderKey = tuple[bool, int | float, str]
-"""Key that orders the values of an attribute: all numbers by value, integers exactly, and after them all texts by code
-points."""
+"""Sort key of an attribute's values: all numbers by value, integers exactly, then all texts by code points."""
 Bound = TypeVar("Bound", float, OrderKey)
 
 
 def attribute_text(value: Attribute | None) -> str | None:
-    """Return how a filter writes an attribute's value: a string as it is, another value as JSON; None for no value. A
-    number below 2**53 has one form, however it is written, also in a string: 2, 2.0 and "2e0" are "2"."""
+    """Return an attribute's value as the text that filters compare: a string as it is, another value as JSON; None for
+    no value. A number below 2**53 has one form, however it is written, also in a string: 2, 2.0 and "2e0" are "2"."""
     text = value if value is None or isinstance(value, str) else json.dumps(value)
     return _number_text(text) if text and JSON_NUMBER.fullmatch(text) else text
 
 
 def _number_text(text: str) -> str:
-    """Return the one form of a JSON number."""
+    """Return the canonical form of a JSON number."""
     number = float(text)
     if not math.isfinite(number) or (text.lstrip("-").isdecimal() and number):
-        return text  # an integer, digit by digit, or beyond a float
+        return text  # an integer keeps its digits; a number too large for a float stays as it is
     return str(int(number)) if number.is_integer() and abs(number) < 2**53 else repr(number)
 
 
 def order_key(text: str) -> OrderKey:
-    """Return the OrderKey of a value that is written as `attribute_text` does. A text that is a JSON number is that
-    number, so that "2" and 2 are the same in ranges as they are in comparisons; one beyond a float stays a text."""
+    """Return the OrderKey of a text of `attribute_text`. A JSON number counts as that number, so that "2" and 2 are
+    equal in ranges as they are in comparisons; a number too large for a float counts as a text."""
     number = float(text) if JSON_NUMBER.fullmatch(text) else math.inf
     if not math.isfinite(number):
         return True, 0.0, text
@@ -77,8 +78,8 @@ class Bounds(Generic[Bound]):
 
 @dataclass(frozen=True, slots=True)
 class Has:
-    """Condition that a note's category, its author or any of its hashtags is one of `values`. Those of hashtags are
-    given by their `hashtag_key`."""
+    """Condition that a note's category, its author or any of its hashtags is one of `values`. Hashtags are given as
+    their `hashtag_key`."""
 
     field: Literal["category", "author", "hashtag"]
     values: frozenset[str]
@@ -193,10 +194,10 @@ def tag_clauses(clause: Clause) -> Iterator[TagClause]:
 class Filter:
     """Conditions that a note must all meet.
 
-    It has one of `hashtags` and all of `all_hashtags`, compared by `hashtag_key`. It was created after `created_after`
-    and before `created_before`, in seconds since the epoch, both exclusive. Each of its `attributes` has the value that
-    `attribute_text` gives. Its id is not in `exclude`. `clause` accepts it. `exact` has every note compared, not only
-    those in the inverted lists that an index searches.
+    The note has one of `hashtags` and all of `all_hashtags`, compared by `hashtag_key`. It was created after
+    `created_after` and before `created_before`, in seconds since the epoch, both exclusive. `attributes`: names and
+    values, these as `attribute_text` gives them. Its id is not in `exclude`. `clause` accepts it. `exact`: compare
+    every note, not only those in the inverted lists that the index probes.
     """
 
     category: str | None = None
@@ -212,14 +213,14 @@ class Filter:
 
     @property
     def narrows(self) -> bool:
-        """Whether there is a condition beside the excluded ids."""
+        """Whether there is a condition besides the excluded ids."""
         times = self.created_after is not None or self.created_before is not None
         texts = self.category is not None or self.author is not None
         return times or texts or bool(self.hashtags or self.all_hashtags or self.attributes) or self.clause is not None
 
     @property
     def plain(self) -> bool:
-        """Whether there is no condition but a few excluded ids."""
+        """Whether there is no condition besides a few excluded ids."""
         return not self.narrows and not self.exact and len(self.exclude) <= MAX_PLAIN_EXCLUSIONS
 
     def accepts(self, stored: StoredNote) -> bool:
@@ -245,8 +246,8 @@ class Filter:
 
 
 async def accepted_by(where: Filter, notes: Iterable[StoredNote]) -> list[bool]:
-    """Return for each note whether a filter accepts it. Other tasks may run after each TESTED_TOGETHER notes: a filter
-    of the most conditions takes up to 1 ms a note."""
+    """Return for each note whether a filter accepts it. Other tasks may run after every TESTED_TOGETHER notes: the
+    largest filters take up to 1 ms per note."""
     accepted = list[bool]()
     for note in notes:
         accepted.append(where.accepts(note))

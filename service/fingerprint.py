@@ -1,4 +1,4 @@
-"""Fingerprints of requests: pages of one list are recognised by them, in every process."""
+"""Fingerprints of requests, the same in every process: a cursor is matched by them to the list that it belongs to."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import orjson
 
 MIN_JSON_INTEGER, MAX_JSON_INTEGER = -(2**63), 2**64 - 1
-"""Integers that orjson writes; a bound of a filter may be any."""
+"""Range of the integers that orjson writes; a bound of a filter may lie outside."""
 
 
 def fingerprint(value: Any, size: int = 16) -> str:
-    """Return a digest of a value, `size` bytes in hexadecimal digits: the same in every process, and equal for equal
-    values only. A value consists of dataclasses, tuples, frozensets of strings, and what JSON has."""
+    """Return a digest of `size` bytes, in hexadecimal digits: the same in every process, and different for different
+    values. A value consists of dataclasses, tuples, frozensets of strings, and JSON types."""
     return hashlib.blake2b(orjson.dumps(_canonical(value)), digest_size=size).hexdigest()
 
 
 def _canonical(value: Any) -> Any:
-    """Return a value as JSON that is equal for equal values only: objects with their types, sets in a fixed order."""
+    """Return JSON that is equal for equal values only: dataclasses become lists with their type's name, sets are
+    sorted."""
     if is_dataclass(value):
         return [type(value).__name__, *(_canonical(getattr(value, field.name)) for field in fields(value))]
     if isinstance(value, frozenset):

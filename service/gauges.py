@@ -81,12 +81,12 @@ def connect_readiness(
 
 
 def connect_unsaved(telemetry: Telemetry, tenants: Tenants[Service], clock: Clock) -> None:
-    """Connect the gauge of how long the oldest change of any tenant waits for a snapshot; 0 where none waits."""
+    """Connect the gauge of how long the oldest change of any tenant has waited for a snapshot; 0 if none waits."""
     telemetry.snapshot_unsaved.set_function(partial(_unsaved_seconds, tenants, clock))
 
 
 def _free_share(folder: Path) -> float:
-    """Return the share of a folder's disk that is free; NaN where it cannot be asked."""
+    """Return the share of a folder's disk that is free; NaN if it cannot be read."""
     try:
         disk = shutil.disk_usage(folder)
     except OSError:
@@ -100,7 +100,7 @@ def _unsaved_seconds(tenants: Tenants[Service], clock: Clock) -> float:
 
 
 def _mean_recall(tenants: Tenants[Service]) -> float:
-    """Mean of the sampled recalls of the tenants that have one; NaN where none has."""
+    """Return the mean of the sampled recalls of all tenants that have one; NaN if none has."""
     sampled = [service.index.status().recall_sampled for service in tenants.services]
     known = [recall for recall in sampled if not math.isnan(recall)]
     return sum(known) / len(known) if known else math.nan

@@ -1,4 +1,4 @@
-"""LaneQueue: the notes that wait in one lane, a queue for each tenant; the tenants take turns, note by note."""
+"""LaneQueue: the notes that wait in one lane, with a queue per tenant; the tenants take turns, note by note."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ T = TypeVar("T")
 
 
 class LaneQueue(Generic[T]):
-    """Queue of one lane. `tenant_of` names the tenant of an entry. Of one tenant it is first in, first out."""
+    """Queue of one lane: round robin over tenants, first in, first out within each. `tenant_of` returns an entry's
+    tenant."""
 
     def __init__(self, tenant_of: Callable[[T], str]) -> None:
         self._tenant_of = tenant_of
         self._queues: dict[str, deque[T]] = {}
-        """Entries by tenant, none of them empty, in the order of the tenants' turns."""
+        """Queues by tenant, none of them empty, in the order of the tenants' turns."""
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -30,7 +31,7 @@ class LaneQueue(Generic[T]):
             self._queues.setdefault(self._tenant_of(entry), deque()).append(entry)
 
     def put_back(self, entry: T) -> None:
-        """Put an entry back to where it was before `take`."""
+        """Put an entry back where it was before `take`."""
         tenant = self._tenant_of(entry)
         queue = self._queues.pop(tenant, deque())
         queue.appendleft(entry)
@@ -38,11 +39,11 @@ class LaneQueue(Generic[T]):
 
     @property
     def first(self) -> T | None:
-        """First entry of the tenant whose turn it is; None where nothing waits."""
+        """First entry of the tenant whose turn it is; None if the queue is empty."""
         return next(iter(self._queues.values()))[0] if self._queues else None
 
     def take(self) -> T:
-        """Remove the first entry, and let the next tenant have its turn."""
+        """Remove and return the first entry; the turn passes to the next tenant."""
         tenant = next(iter(self._queues))
         queue = self._queues.pop(tenant)
         entry = queue.popleft()
@@ -51,7 +52,7 @@ class LaneQueue(Generic[T]):
         return entry
 
     def drop(self) -> T:
-        """Remove the first entry, and leave its tenant the turn."""
+        """Remove and return the first entry; its tenant keeps the turn."""
         tenant, queue = next(iter(self._queues.items()))
         entry = queue.popleft()
         if not queue:

@@ -1,4 +1,5 @@
-"""Log lines: structured, one for each event, written so that nobody waits for them."""
+"""Structured log lines, one per event; JSON lines are written in a thread of their own, so that no request waits for
+them."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
-"""Characters that move a terminal's cursor, colour it, or turn the direction of its text."""
+"""Characters that move a terminal's cursor, or change the colour or direction of its text."""
 WRITE_SECONDS = 0.1
-"""Longest time that a line below a warning waits for others to be written with it."""
+"""Longest time for which a line below a warning is held back, to be written together with others."""
 MAX_WAITING_LINES = 10_000
 """Bound on the lines in memory while they cannot be written; the oldest are dropped first."""
 
@@ -27,8 +28,8 @@ MAX_WAITING_LINES = 10_000
 class LineWriter:
     """Writes log lines to a file descriptor from a thread of its own, so that no request waits for a disk.
 
-    A warning or worse is written at once. Other lines wait up to WRITE_SECONDS, so that many take one write. Lines that
-    cannot be written are lost.
+    A warning or worse is written at once. Other lines wait up to WRITE_SECONDS, so that many are written in one call.
+    Lines that cannot be written are lost.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -66,10 +67,10 @@ class LineWriter:
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callable[[], None]:
-    """Log structured lines to stderr, one for each event, with the id of its request. Return a function that writes
-    the lines that still wait: a process that a signal will end must call it.
+    """Log structured lines to stderr, one per event, with the id of its request. Return a function that writes the
+    lines still waiting: call it before a signal ends the process.
 
-    Tracebacks show no variables: those hold notes and passwords.
+    Tracebacks show no variables, which may hold notes and passwords.
     """
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
@@ -102,7 +103,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callabl
 
 
 def escape_controls(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape control characters in the texts of a line: a terminal would obey those that a caller sent."""
+    """Escape control characters in the texts of a line: a terminal would interpret those that a caller sent."""
     return {name: CONTROLS.sub(_escaped, value) if isinstance(value, str) else value for name, value in line.items()}
 
 
@@ -111,7 +112,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def line_writer(stream: TextIO) -> LineWriter | None:
-    """Return a writer to the file behind a stream; None where there is no file, as with a StringIO."""
+    """Return a writer to the file descriptor of a stream; None if it has none, as a StringIO."""
     try:
         return LineWriter(stream.fileno())
     except OSError:

@@ -1,4 +1,4 @@
-"""Reader of notes from files: JSONL, plain or gzip, or standard input. For sample notes and `notellm ingest`."""
+"""Reading notes from files (JSONL, plain or gzip) or standard input, for sample notes and `notellm ingest`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from service.api.schemas.notes import NoteIn
 STDIN = Path("-")
 """Path that stands for standard input."""
 MAX_LINE_BYTES = 2**26
-"""Bound on a line of a file, far above that of a note: a small packed file may hold gigabytes without a line end."""
+"""Bound on a line of a file, far above the size of a note: a small gzip file may hold gigabytes without a line end."""
 SHOWN_BYTES = 1000
-"""Bytes that are kept of a longer line."""
+"""Bytes that are kept of a line above this bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line: either a note with the fields of NoteIn, or the reason why it is not one. `number` counts from 1."""
+    """A line of a file: a note with the fields of NoteIn, or the reason why it is not one. `number` counts from 1."""
 
     number: int
     raw: bytes
@@ -45,7 +45,7 @@ class NotesFile:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the file, packed as it is; None for standard input."""
+        """Size of the file in bytes, compressed if it is gzip; None for standard input."""
         return None if self.path == STDIN else self.path.stat().st_size
 
     def lines(self, after: int = 0) -> Iterator[Line]:
@@ -71,12 +71,12 @@ class NotesFile:
         if len(raw) > MAX_LINE_BYTES:
             return Line(number, raw[:SHOWN_BYTES], None, f"longer than {MAX_LINE_BYTES:,} bytes")
         try:
-            value = orjson.loads(raw.removeprefix(BOM_UTF8))  # spreadsheets put one before the first line
+            value = orjson.loads(raw.removeprefix(BOM_UTF8))  # spreadsheets write a BOM before the first line
             if not isinstance(value, dict):
                 return Line(number, raw, None, "not a JSON object")
             known = {name: field for name, field in value.items() if name in NoteIn.model_fields}
             self.ignored.update(value.keys() - known.keys())
-            # Whether a line has expired is for the service to say: it knows what it stored before under the same key.
+            # Expiry is left to the service, which knows what it stored before under the same idempotency key.
             NoteIn.model_validate(known)
         except orjson.JSONDecodeError as error:
             return Line(number, raw, None, f"not JSON: {error}")
@@ -87,7 +87,7 @@ class NotesFile:
 
 
 def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
-    """Yield the lines of a file; of one that is longer than MAX_LINE_BYTES so many bytes and one more."""
+    """Yield the lines of a file; one that is longer than MAX_LINE_BYTES is cut to MAX_LINE_BYTES + 1 bytes."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         end = line
         while len(line) > MAX_LINE_BYTES and end and not end.endswith(b"\n"):

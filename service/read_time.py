@@ -10,14 +10,14 @@ from typing import TypeVar
 from service.errors import StoreUnavailable
 
 READ_SECONDS = 1.0
-"""Bound on the time for which one read waits for the store, in all of its calls together. Beyond it a search is
-degraded, and what needs the store is refused."""
+"""Bound on the total time that one read waits for the store, over all of its calls. Beyond it a search is degraded, and
+a read that needs the store is refused."""
 T = TypeVar("T")
 
 
 class ReadTime:
-    """Time that one read may still wait for the store: READ_SECONDS in all of its calls together. What the read does in
-    between, such as a search or a wait for the index, does not count."""
+    """Time that one read may still wait for the store: READ_SECONDS over all of its calls. Time spent in between, such
+    as on a search or a wait for the index, does not count."""
 
     def __init__(self) -> None:
         self.seconds = READ_SECONDS

@@ -1,4 +1,4 @@
-"""Builds a reader from the settings: keys, quotas and an index that follows the store, without the model."""
+"""Builds a reader process from the settings: keys, quotas and an index that follows the store, without the model."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ from service.tracing import open_tracer
 
 READY_CHECK_SECONDS = 0.05
 MAX_MERGED_ROWS = 50_000
-"""Larger segments stay as they are in the snapshot, which all readers share; merged they would be memory of one. Of
-what is written while a reader runs, segments grow up to four times as many rows."""
+"""Rows above which a reader does not merge a segment: all readers share the memory of the snapshot's segments, while a
+merged segment would be one reader's own. Segments of notes written while a reader runs reach up to four times as many
+rows."""
 
 
 def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, telemetry: Telemetry) -> FastAPI:
-    """Build the HTTP app of a reader. `settings` name the store. Raises ScenariosUnusable."""
+    """Build the HTTP app of a reader. `settings` must name the store. Raises ScenariosUnusable."""
     hosts = (settings.host, *settings.allowed_hosts)
     gate = Gate(settings.bootstrap, Clock(), telemetry, hosts, settings.cors_origins)
     tracer = open_tracer()
 
     @contextlib.asynccontextmanager
     async def open_reader() -> AsyncIterator[Tenants[ReadService]]:
-        """Start every part in order, and wait until all indexes follow the store."""
+        """Start all components in order, and wait until all indexes follow the store."""
         async with contextlib.AsyncExitStack() as stack:
             if tracer:
                 stack.push_async_callback(asyncio.to_thread, tracer.close)
@@ -57,7 +58,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
             tenants = Tenants(directory, partial(_open_tenant, shared, start, searchers), telemetry)
             stack.push_async_callback(tenants.stop)
             await tenants.start(lifecycle)
-            while not tenants.ready:  # noqa: ASYNC110 - an index tells nobody that it is; the store may be away
+            while not tenants.ready:  # noqa: ASYNC110 - an index sends no event when it is ready; the store may be away
                 await asyncio.sleep(READY_CHECK_SECONDS)
             yield tenants
 
@@ -69,7 +70,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
 async def _open_tenant(
     shared: SharedParts, start: ReaderStart, searchers: ThreadPoolExecutor, name: str, identity: str
 ) -> AsyncIterator[ReadService]:
-    """Make the parts of one tenant; on leaving, stop them in the opposite order."""
+    """Build the components of one tenant; on exit, stop them in reverse order."""
     settings = shared.settings
     async with contextlib.AsyncExitStack() as stack:
         known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None

@@ -1,8 +1,8 @@
-"""Readers: processes that answer reads on the port of the service, beside the one with the model, which starts them,
-starts them again when they die or hang, and ends them (docs/decisions/0032-readers.md).
+"""Readers: processes that answer reads on the port of the service (docs/decisions/0032-readers.md). Their parent, the
+process with the model, starts them, restarts them when they die or hang, and stops them.
 
-A reader tells that it is ready by a line on its standard output. Its standard input has lines that ask for its metrics,
-or for its end; where that breaks off, the parent has died, and the reader ends at once.
+A reader reports that it is ready by a line on its standard output. Lines on its standard input request its metrics or
+its end; end of file means that the parent has died, and the reader exits at once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Sample
 
 MODULE = "service.cli.reader"
-"""Python module that is run as the process of a reader."""
+"""Python module that is run as a reader's process."""
 METRICS = frozenset(
     {
         *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
@@ -39,31 +39,33 @@ METRICS = frozenset(
         *("process_cpu_seconds", "process_open_fds", "process_max_fds"),
     }
 )
-"""Metrics of a reader that are told with those of the service; the others are about what a reader does not do."""
+"""Metrics of a reader that are published with those of the service; the others are about what a reader does not do."""
 METRICS_SECONDS = 1.0
-"""How long the metrics of a reader are waited for."""
+"""How long to wait for the metrics of a reader."""
 CHECK_SECONDS = 5.0
-"""Time between two questions whether readers answer."""
+"""Time between two checks that readers answer."""
 MAX_UNANSWERED = 10
-"""Questions in a row after which a reader is killed from which no line came meanwhile, late answers included: its event
-loop has hung for a minute, and the system goes on giving it connections."""
+"""Failed checks in a row, with no line from the reader in between, not even a late answer, after which it is killed:
+its event loop has hung for a minute, while the system still gives it connections."""
 STOP_LINE = b"stop\n"
-"""Asks a reader to finish its requests and to end. Any other line asks for its metrics, and is repeated before them."""
+"""Line that makes a reader finish its requests and exit. Any other line requests its metrics, and is repeated before
+them."""
 MAX_LINE_BYTES = 2**24
 """Bound on the line with a reader's metrics."""
 RESTART_SECONDS = (0.1, 5.0)
-"""First and longest pause before a reader that died without having been ready is started again."""
+"""Back-off before a reader that died is restarted: the first value if it had been ready; otherwise the last back-off
+doubled, up to the second value."""
 SOCKET = "service.sock"
 STORE_MEMORY = "NOTELLM_STORE_MEMORY_BYTES"
-"""Setting of the process that runs the store, which no reader does."""
+"""Setting of the process that runs the embedded store, which a reader never does."""
 Samples = Mapping[str, Sequence[tuple[str, Mapping[str, str], float]]]
-"""Name, labels and value of samples, by the names of their metrics."""
+"""Name, labels and value of samples, by the name of their metric."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderStart:
-    """Arguments of a reader's process, beside the settings: name, vector space, dimension and `mean_share` of the
+    """Arguments of a reader's process besides the settings: name, vector space, dimension and `mean_share` of the
     model, whether the store is the embedded one, the `port` of the service, and the `socket` of the process with the
     model."""
 
@@ -84,7 +86,7 @@ class ReaderStart:
 
 
 class Reader:
-    """One reader, by its number. `process`: the one that runs or has ended last; None before the first. `tried`:
+    """One reader, identified by its number. `process`: its current or last process; None before the first. `tried`:
     whether it was ready once, or its first process has ended."""
 
     def __init__(self, number: int) -> None:
@@ -96,17 +98,17 @@ class Reader:
         self._asked = 0
         self._unanswered = 0
         self._answered = False
-        """Whether a line came since the last check, be it the answer to an earlier question."""
+        """Whether a line arrived since the last check, even as a late answer to an earlier request."""
 
     async def run(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
-        """Start its process, and return once that has ended, whether it was ready before."""
+        """Start the process, wait until it ends, and return whether it became ready."""
         self.process = process = await asyncio.create_subprocess_exec(
             *command,
             env=environment,
             stdin=PIPE,
             stdout=PIPE,
             limit=MAX_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C goes to the parent alone, which ends its readers
+            start_new_session=True,  # Ctrl-C reaches only the parent, which stops its readers
         )
         assert process.stdout is not None
         self._unanswered = 0
@@ -126,15 +128,15 @@ class Reader:
             self.process.send_signal(number)
 
     def stop(self) -> None:
-        """Ask it to end; one that is not ready is killed."""
+        """Tell the process to exit; kill it if it is not ready."""
         if self.ready and self.process and self.process.stdin:
             self.process.stdin.write(STOP_LINE)
         else:
             self.send_signal(signal.SIGKILL)
 
     async def check(self) -> None:
-        """Ask whether it answers, if it is ready. Kill its process after MAX_UNANSWERED questions without any line from
-        it, so that `run` returns."""
+        """Check that the reader answers, if it is ready. After MAX_UNANSWERED checks without any line from its process,
+        kill it, so that `run` returns."""
         if not self.ready:
             return
         await self.samples()
@@ -145,7 +147,7 @@ class Reader:
             self.send_signal(signal.SIGKILL)
 
     async def samples(self) -> Samples:
-        """Return its samples as `samples_of` does; none where it does not answer in time, or breaks off its answer."""
+        """Return its samples in the form of `samples_of`; none if it does not answer in time, or not completely."""
         process = self.process
         if not self.ready or process is None or process.stdin is None or process.stdout is None:
             return {}
@@ -154,18 +156,18 @@ class Reader:
             process.stdin.write(b"%d\n" % self._asked)
             with contextlib.suppress(
                 TimeoutError, OSError, ValueError
-            ):  # ValueError: a part of a line, or a longer one
+            ):  # ValueError: an incomplete line, or one that is too long
                 async with asyncio.timeout(METRICS_SECONDS):
                     while line := await process.stdout.readline():
                         number, samples = orjson.loads(line)
                         self._answered = True
-                        if number == self._asked:  # else it is the answer to a question that was given up
+                        if number == self._asked:  # else it answers an earlier request, which timed out
                             return cast(Samples, samples)
         return {}
 
 
 class Readers:
-    """The readers of a process: `count` of them, on the given port of the service."""
+    """The `count` readers of a process, on the given port of the service."""
 
     def __init__(self, count: int, port: int = 0) -> None:
         self.count = count
@@ -178,7 +180,7 @@ class Readers:
         """Private folder of the socket on which readers reach this process."""
 
     def listen(self) -> socket.socket | None:
-        """Open the socket on which this process has to serve its readers; None without readers."""
+        """Open the socket on which this process must serve its readers; return None without readers."""
         if not self.count:
             return None
         self._folder = Path(tempfile.mkdtemp(prefix="notellm-"))
@@ -187,13 +189,15 @@ class Readers:
         return listener
 
     def start(self, start: ReaderStart, redis_url: str, on_restart: Callable[[], None]) -> None:
-        """Start all readers, unless they are to end already. Port and socket of `start` are filled in. `redis_url`: the
-        store. `on_restart` is called when one that died is started again. Call it after `listen`."""
+        """Start all readers, unless `drain` or `stop` was called before. Port and socket of `start` are filled in.
+        `redis_url`: address of the store. `on_restart` is called whenever a reader that died is restarted. Call this
+        after `listen`."""
         if self._folder is None or self._ending:
             return
         start = replace(start, port=self._port, socket=str(self._folder / SOCKET))
         command = [sys.executable, "-m", MODULE, start.to_json()]
-        # Beside an address the memory of the embedded server would be refused. Names of settings have any case.
+        # With the address of a store, readers would refuse the setting of the embedded server's memory. Names of
+        # settings are case-insensitive.
         environment = {name: value for name, value in os.environ.items() if name.upper() != STORE_MEMORY}
         environment["NOTELLM_REDIS_URL"] = redis_url
         self._keeping = [
@@ -209,21 +213,21 @@ class Readers:
 
     @property
     def ready(self) -> int:
-        """Readers that serve."""
+        """Number of readers that are ready."""
         return sum(reader.ready for reader in self._readers)
 
     def drain(self) -> None:
-        """Have all readers serve as long as a drain takes, and end; none is started again."""
+        """Let all readers serve for the duration of a drain and then exit; none is restarted."""
         self._ending = True
         for reader in self._readers:
             reader.send_signal(signal.SIGTERM)
 
     async def stop(self, seconds: float) -> None:
-        """End all readers, once they have finished their requests in flight or `seconds` are over."""
+        """Stop all readers once they have finished their in-flight requests, or after `seconds`."""
         self._ending = True
         if self._watching:
             self._watching.cancel()
-        for reader, keeping in zip(self._readers, self._keeping, strict=False):  # none is kept before a start
+        for reader, keeping in zip(self._readers, self._keeping, strict=False):  # `_keeping` is empty before `start`
             reader.stop()
             if not reader.runs:
                 keeping.cancel()
@@ -239,7 +243,7 @@ class Readers:
     async def _keep(
         self, reader: Reader, command: Sequence[str], environment: Mapping[str, str], on_restart: Callable[[], None]
     ) -> None:
-        """Run a reader, again and again, until all are to end."""
+        """Run a reader, and restart it whenever it ends, until `drain` or `stop` is called."""
         pause = RESTART_SECONDS[0]
         while not self._ending:
             try:
@@ -255,11 +259,12 @@ class Readers:
             await asyncio.sleep(pause)
 
     async def _watch(self) -> None:
-        """Check all readers, once in CHECK_SECONDS, until they are to end; `_keep` replaces one that is killed."""
+        """Check all readers every CHECK_SECONDS until `drain` or `stop` is called; `_keep` restarts those that are
+        killed."""
         while not self._ending:
             try:
                 await asyncio.gather(*(reader.check() for reader in self._readers))
-            except Exception:  # the task must not end unseen: no reader that hangs would be replaced any more
+            except Exception:  # the task must not end unnoticed: readers that hang would no longer be restarted
                 log.exception("readers_not_checked", detail="tried again at the next check")
             await asyncio.sleep(CHECK_SECONDS)
 
@@ -271,13 +276,13 @@ class Readers:
 
 
 def samples_of(registry: CollectorRegistry) -> Samples:
-    """Return the samples of METRICS."""
+    """Return a registry's samples of METRICS."""
     families = [family for family in registry.collect() if family.name in METRICS]
     return {family.name: [(one.name, one.labels, one.value) for one in family.samples] for family in families}
 
 
 class ReaderMetrics(CollectorRegistry):
-    """Metrics of a registry, each with the samples that readers have of it: `readers`, by the number of the reader."""
+    """Metrics of a registry, with the readers' samples added. `readers`: samples by the number of the reader."""
 
     def __init__(self, registry: CollectorRegistry, readers: Mapping[str, Samples]) -> None:
         super().__init__()

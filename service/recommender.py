@@ -1,6 +1,6 @@
-"""The use-cases: add, change, remove, generate; search/ has related notes.
+"""Use-cases: add, change, remove, generate; those for related notes are in search/.
 
-They know the ports of interfaces.py, and not HTTP, Redis or FAISS.
+They use the ports of interfaces.py, and do not depend on HTTP, Redis or FAISS.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ from service.telemetry import Telemetry
 WAIT_SECONDS = 10.0
 """Bound on the wait of a write for the index to show it; normally the index is milliseconds behind the log."""
 CHANGE_ATTEMPTS = 5
-"""Attempts at one change of a note that other processes change at the same time."""
+"""Attempts at one change of a note that other processes change concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """Settings of a deployment that generation requests start from.
+    """Defaults of a deployment for generation requests.
 
-    `categories`: the closed set; () for the model's own. `hashtag_policy`: where a request names none.
-    `blocked_hashtags`: never generated. `min_category_probability`: least probability of a category that a note is
-    given. `min_hashtag_score`: least score of a hashtag that a note is given.
+    `categories`: the closed set; () for the model's own. `hashtag_policy`: the policy for requests that name none.
+    `blocked_hashtags`: never generated. `min_category_probability`, `min_hashtag_score`: least probability of a
+    category and least score of a hashtag for a note to get it.
     """
 
     categories: tuple[str, ...] = ()
@@ -86,8 +86,8 @@ class GenerationDefaults:
 
 
 class Recommender:
-    """The use-cases of one tenant of a process. `categories`: the closed set that a note's category is chosen from.
-    `remembered_seconds`: how long a write is remembered that is to take place once."""
+    """The use-cases of one tenant in one process. `categories`: the closed set that a note's category is chosen from.
+    `remembered_seconds`: how long a write is remembered under its idempotency key."""
 
     def __init__(
         self,
@@ -120,13 +120,13 @@ class Recommender:
         urgency: Urgency,
         attempts: Sequence[Attempt] = (),
     ) -> list[Added | None]:
-        """Upsert notes by id; a note without one gets a ULID. On return all are durable and searchable here, but for
-        those that had expired before: None.
+        """Upsert notes by id; a note without an id gets a ULID. On return all are durable and searchable at this
+        replica, except notes that had expired before, for which None is returned.
 
-        Notes of one id are applied in their order. A long list is queued and stored batch by batch: what was stored
-        before a failure stays. With `attempts`, one for each note, repeating the call adds only what is missing;
-        without, it adds the notes without an id again. Raises QueueFull (then nothing was stored), EngineFailed,
-        StoreUnavailable, IndexBehind, KeyInUse, KeyReused.
+        Notes with the same id are applied in order. A long list is queued and stored in batches: what was stored before
+        a failure stays. With `attempts`, one for each note, repeating the call adds only what is missing; without, it
+        adds the notes without an id again. Raises QueueFull (then nothing was stored), EngineFailed, StoreUnavailable,
+        IndexBehind, KeyInUse, KeyReused.
         """
         async with self._claims.hold(attempts, urgency) as claims:
             earlier = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
@@ -161,7 +161,7 @@ class Recommender:
         return added
 
     async def _wait_for(self, added: Collection[Added]) -> None:
-        """Return once the index has come to all of these writes."""
+        """Wait until the index has all of these writes."""
         if added:
             position = max((one.stored.position for one in added), key=position_key)
             await self.index.wait_for(position, WAIT_SECONDS)
@@ -176,8 +176,9 @@ class Recommender:
         known: Sequence[StoredNote | Unreadable | None] | None = None,
         claims: Sequence[Claim] = (),
     ) -> list[Added]:
-        """Add notes of distinct ids. `condition`: of a single note, else PreconditionFailed. `known`: the stored notes,
-        where the caller has read them; an unreadable one is overwritten. `claims`: on these writes."""
+        """Add notes with distinct ids. `condition`: on a single note; raises PreconditionFailed if it does not hold.
+        `known`: the stored notes, if the caller has read them; an unreadable one is overwritten. `claims`: those on
+        these writes."""
         accepted = time.perf_counter()
         if known is None:
             known = await self._store.get([note.id for note in notes], with_vectors=True)
@@ -190,19 +191,19 @@ class Recommender:
         outputs = dict(zip(need_model, generated, strict=True))
         least = self.defaults.min_category_probability
         finished = [plan.finish(outputs.get(i), self.engine.space, least) for i, plan in enumerate(plans)]
-        # Shielded from a caller that leaves: what reaches the store must also be waited for in the index.
+        # Shielded from cancellation by a caller that leaves: the index must reach whatever was written to the store.
         return await asyncio.shield(self._commit(plans, finished, condition, claims, accepted))
 
     def with_arrival(self, note: Note, known: StoredNote | Unreadable | None) -> Note:
-        """Return a note with the time of its arrival where it has no other: that of the note it replaces, or now."""
+        """Return a note with `created_at`; where it has none, that of the note it replaces, or the current time."""
         if note.created_at is not None:
             return note
         before = known.note.created_at if isinstance(known, StoredNote) else None
-        # To the microsecond, as answers have it: a PATCH gives it back.
+        # Rounded to microseconds, as in answers, so that a PATCH that sends the time back does not change it.
         return replace(note, created_at=round(self._clock(), 6) if before is None else before)
 
     def _plan(self, note: Note, known: StoredNote | Unreadable | None, generate: Generate) -> Plan:
-        """Decide what of the stored note can be kept and what the model must generate."""
+        """Decide which stored generations can be kept and what the model must generate."""
         old = known if isinstance(known, StoredNote) else None
         note = self.with_arrival(note, known)
         same_text = old is not None and old.note.prompt_text == note.prompt_text
@@ -224,7 +225,8 @@ class Recommender:
         claims: Sequence[Claim],
         accepted: float,
     ) -> list[Added]:
-        """Write what changed, remember what was claimed, and return once the index shows it."""
+        """Write the notes that changed, record the answers of claimed writes, and return once the index shows the
+        writes."""
         changed = [i for i, (plan, added) in enumerate(zip(plans, finished, strict=True)) if plan.changes(added)]
         results = [replace(added, status="unchanged") for added in finished]
         remembered: list[Remembered | None] = [None] * len(plans)
@@ -255,8 +257,8 @@ class Recommender:
         urgency: Urgency = PATIENT,
         attempts: Sequence[Attempt] = (),
     ) -> Added:
-        """Create or replace one note. Raises InvalidInput where it has expired, PreconditionFailed, KeyInUse,
-        KeyReused, and what `add` raises."""
+        """Create or replace one note. Raises InvalidInput if it has expired, PreconditionFailed, KeyInUse, KeyReused,
+        and what `add` raises."""
         async with self._claims.hold(attempts, urgency) as claims:
             if claims and claims[0].earlier:
                 return await self._replay(claims[0].earlier)
@@ -266,8 +268,8 @@ class Recommender:
     async def put_each(
         self, notes: Sequence[tuple[Note, Generate]], condition: Condition | None, urgency: Urgency
     ) -> list[Added | None]:
-        """Create or replace notes of distinct ids, each for itself and with its own generations; None for one that the
-        condition leaves out. They are queued part by part. Raises what `add` raises."""
+        """Create or replace notes with distinct ids, each separately and with its own generations. Return None for a
+        note whose condition does not hold. Notes are queued in batches. Raises what `add` raises."""
         added: list[Added | None] = []
         if not notes:
             return added
@@ -283,7 +285,7 @@ class Recommender:
                             group.create_task(self._put_if(note, generate, condition, urgency, admission))
                             for note, generate in part
                         ]
-                except ExceptionGroup as errors:  # with the first that failed, what was not yet being written has ended
+                except ExceptionGroup as errors:  # the first failure ended the others that were not being written yet
                     raise errors.exceptions[0] from errors
                 added += [task.result() for task in tasks]
                 admission.left = len(notes) - len(added)
@@ -308,11 +310,11 @@ class Recommender:
         attempts: Sequence[Attempt] = (),
         generate: Generate = GENERATE_NOTHING,
     ) -> Added:
-        """Apply `edit` to the note as it is now. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed,
-        KeyInUse, KeyReused, and InvalidInput where the changed note has expired.
+        """Apply `edit` to the current version of a note. Raises NoteNotFound, StoredNoteUnreadable, PreconditionFailed,
+        KeyInUse, KeyReused, and InvalidInput if the changed note has expired.
 
-        A change that meets a concurrent one is tried again on the newer note, so that none is lost. Raises
-        NoteContended where CHANGE_ATTEMPTS have met one.
+        A change that conflicts with a concurrent one is tried again on the newer version, so that none is lost. Raises
+        NoteContended after CHANGE_ATTEMPTS conflicts.
         """
         async with self._claims.hold(attempts, urgency) as claims:
             if claims and claims[0].earlier:
@@ -332,7 +334,7 @@ class Recommender:
         urgency: Urgency,
         claims: Sequence[Claim],
     ) -> Added | None:
-        """Try a change once; return None where the note was changed meanwhile."""
+        """Try a change once; return None if the note was changed meanwhile."""
         (known,) = await self._store.get([note_id], with_vectors=True)
         old = readable(note_id, known)
         if condition is not None:
@@ -381,9 +383,9 @@ class Recommender:
         min_score: float = 0.0,
         all_categories: bool = False,
     ) -> GenerationRequest:
-        """Make the model's request from the deployment's defaults and what a caller asks for. `blocked`: hashtags that
-        are blocked beside the deployment's own. `min_score`: hashtags with a lower score are left out.
-        `all_categories`: each name of a large closed set is read."""
+        """Build the model's request from the deployment's defaults and the caller's options. `blocked`: hashtags that
+        are blocked besides the deployment's. `min_score`: hashtags with a lower score are left out. `all_categories`:
+        score every name of a large closed set, not only the likeliest."""
         if not hashtags:
             return GenerationRequest(categories=categories, all_categories=all_categories)
         policy = policy or self.defaults.hashtag_policy
@@ -406,13 +408,13 @@ class Recommender:
         return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags))
 
     async def embed(self, notes: Sequence[Note], urgency: Urgency) -> list[GenerationOutput]:
-        """Return outputs with the vectors of texts that are not stored, in order. All of them are admitted to the
-        queue, or none. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
+        """Return outputs with the vectors of texts that are not stored, in order. All texts are admitted to the queue,
+        or none. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
         return await self._batcher.embed_all(notes, urgency, self._tenant)
 
     async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
-        """Return the hashtags without the notes that the store does not have or cannot decode; without any while it is
-        away."""
+        """Return the hashtags without those of their `notes` that the store lacks or cannot decode; without any notes
+        while the store is away."""
         ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
         stored_ids: set[str] = set()
         if ids:
@@ -427,8 +429,8 @@ class Recommender:
     async def stream_hashtags(
         self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT
     ) -> AsyncGenerator[Hashtag | GenerationOutput]:
-        """Yield each hashtag once no better one can come, and then the whole output. Closing the generator aborts the
-        request."""
+        """Yield each hashtag as soon as no better one can follow, and finally the whole output. Closing the generator
+        aborts the request."""
         loop = asyncio.get_running_loop()
         settled: asyncio.Queue[Hashtag | None] = asyncio.Queue()
 

@@ -39,22 +39,22 @@ GeneratedField = Literal["hashtags", "category"]
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Fields that the model wrote because the author left them out. None: it was not asked to, or the author took it
-    back."""
+    """Fields that the model generated because the author left them out. None: not requested, or dropped by the
+    author."""
 
     hashtags: tuple[Hashtag, ...] | None = None
     category: CategoryProbability | None = None
 
     def without(self, fields: Collection[GeneratedField]) -> Generated:
-        """Return the same without some fields."""
+        """Return a copy without some fields."""
         return replace(self, **dict.fromkeys(fields))
 
 
 @dataclass(frozen=True, slots=True)
 class StoredNote:
-    """A note with what the model made of it in the vector space `space`. `vector` is None when it was not read.
+    """A note with its vector in the space `space` and its generated fields. `vector` is None if it was not read.
 
-    `revision` counts the writes to its id, from 1 on; `position` is the log position of the last one.
+    `revision` counts the writes to its id, starting at 1; `position` is the log position of the last one.
     """
 
     note: Note
@@ -89,21 +89,21 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Condition of a write on the stored note: that it is at one of `positions`, or, where these are empty, that it
-    exists; `negated`: the opposite."""
+    """Condition of a write: the stored note is at one of `positions`, or, if these are empty, it exists. `negated`: the
+    opposite."""
 
     positions: tuple[str, ...] = ()
     negated: bool = False
 
     def holds(self, exists: bool, position: str = "") -> bool:
-        """Return whether it holds for the stored note, which is at `position`, if it exists."""
+        """Return whether the condition holds for the stored note, which is at `position` if it `exists`."""
         return (exists and (not self.positions or position in self.positions)) != self.negated
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at a write that is to take place once, however often it is attempted. `key` names the write in the
-    whole store; `fingerprint` is equal for attempts at the same write only."""
+    """One attempt at an idempotent write, which is made once, however often it is attempted. `key`: its idempotency
+    key, unique in the store; `fingerprint`: equal only for attempts at the same write."""
 
     key: str
     fingerprint: str
@@ -111,7 +111,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class EarlierWrite:
-    """A write that an earlier attempt made. `answer`: what the writer chose to remember; `revision` as in Written."""
+    """A write that an earlier attempt made. `answer`: what was recorded as its answer; `revision`: as in Written."""
 
     answer: bytes
     revision: int
@@ -120,9 +120,10 @@ class EarlierWrite:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to make the write of an attempt, until it is made or given up. `earlier`: it was made before.
+    """The exclusive right to make the write of an attempt, until it is made or released. `earlier`: the write, if it
+    was made before.
 
-    `seconds`: how long the made write is remembered.
+    `seconds`: how long the write is remembered once it is made.
     """
 
     key: str
@@ -133,7 +134,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """The claim on a write, and the answer to remember together with it."""
+    """The claim on a write, and the answer to record with it."""
 
     claim: Claim
     answer: bytes
@@ -150,7 +151,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A write that took place at the log position `position`. Revision 1 means that the note was created."""
+    """Result of a write. `position`: its log position. `revision`: 1 if the note was created."""
 
     revision: int
     position: str
@@ -158,22 +159,22 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """A removal that took place at the log position `position`. `replayed`: an earlier attempt made it."""
+    """Result of a removal. `position`: its log position. `replayed`: an earlier attempt made it."""
 
     position: str
     replayed: bool = False
 
     @property
     def time(self) -> float:
-        """Time of the removal in seconds since the epoch: the store names positions by its clock."""
+        """Time of the removal in seconds since the epoch, by the store's clock, which log positions contain."""
         return position_key(self.position)[0] / 1000
 
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One change: the note `id` was written or removed at `position`. `id` is empty where the entry does not say it, or
-    is no change; `by` names the write, for the store that made it. `purges`: a purge, after which no index may keep
-    anything of removed notes."""
+    """One entry of the log: the note `id` was written or removed at `position`. `id` is empty if the entry lacks it, or
+    is not a change. `by`: name by which the store object that made a write recognises it. `purges`: the entry is a
+    purge, after which no index may keep anything of removed notes."""
 
     position: str
     id: str
@@ -184,8 +185,8 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class LogTail:
-    """The end of the log: ids of the notes that its entries name, the time of the store's clock when it was read, in
-    seconds since the epoch, and the position of its last entry."""
+    """The end of the log: `ids` of the notes that its entries name, `time` of the store's clock when it was read, in
+    seconds since the epoch, and position of the `last` entry."""
 
     ids: frozenset[str]
     time: float
@@ -194,10 +195,10 @@ class LogTail:
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """Bounds of the log. `first`: its first change, None for none; the entry of a restore is no change. `last`:
-    position of the last entry ever written, ORIGIN for none. `cut`: whether older entries were cut off. `entry`: the
-    position that was asked about, None where the log has no entry there. `store`: the identity of the store that has
-    the log, "" for none yet."""
+    """Bounds of the log. `first`: position of its first change, None if it has none; the entry of a restore is not a
+    change. `last`: position of the last entry ever written, ORIGIN for none. `cut`: whether older entries were trimmed.
+    `entry`: the queried position, None if the log has no entry there. `store`: identity of the store that has the log,
+    "" if it has none yet."""
 
     first: str | None
     last: str
@@ -206,17 +207,17 @@ class LogBounds:
     store: str = ""
 
     def reach(self, position: str) -> bool:
-        """Return whether the log, asked about the entry at `position`, has every later one, and has come to it itself.
+        """Return whether the log has reached `position`, for which it was queried, and still has every later entry.
 
-        A position that the log does not have was cut off, lost in a failover, or belongs to another log.
+        A position that the log does not have was trimmed, lost in a failover, or belongs to another log.
         """
         key, last = position_key(position), position_key(self.last)
         has_entry = not self.cut if key == (0, 0) else self.entry == position
         return last == key or (last > key and has_entry)
 
     def lost(self, position: str) -> bool:
-        """Return whether the log, asked about the entry at `position`, which it once had, has lost that entry. The
-        entry is lost, and not cut off, where the log ends before `position`, or still has a change that is as old."""
+        """Return whether the log has lost the entry at `position`, for which it was queried, and which it once had. The
+        entry was lost, rather than trimmed, if the log ends before `position` or still has a change at least as old."""
         key = position_key(position)
         ends_before = position_key(self.last) < key
         reaches_back = self.first is not None and position_key(self.first) <= key
@@ -224,13 +225,13 @@ class LogBounds:
 
 
 ChangedNotes = Mapping[str, StoredNote | Unreadable | None]
-"""Notes by id as they are after a change; None for one that does not exist any more."""
+"""Notes by id after a change; None for a note that no longer exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """Whether an acknowledged write survives the death of the store, and how that is known. `memory_filled`: share of
-    the memory that the store may take which is in use, at 1 it refuses writes; None where it has no bound."""
+    """Whether an acknowledged write survives a crash of the store; `detail` says why. `memory_filled`: used share of
+    the memory that the store may take; at 1 it refuses writes. None if that has no bound."""
 
     durable: bool
     detail: str
@@ -239,7 +240,7 @@ class Durability:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRow:
-    """A note that the index has, and the log position of its last write."""
+    """A note in the index, and the log position of its last write."""
 
     id: str
     position: str
@@ -248,9 +249,9 @@ class WrittenRow:
 @dataclass(frozen=True, slots=True)
 class WrittenRows:
     """Notes of the index in the order of their last writes, up to `until`, the position up to which the index had every
-    write. Fewer than asked for: none that passes was missed because it was rewritten meanwhile. `newest`: last write of
-    any note; it may be later than `until`, since the store gives the newest form of a note whose older form the log
-    tells of."""
+    write. If there are fewer rows than requested, no matching note was missed because of a rewrite meanwhile. `newest`:
+    last write of any note; it may be later than `until`, since the store returns a note's current version even for an
+    older entry of the log."""
 
     rows: list[WrittenRow]
     until: str
@@ -259,21 +260,21 @@ class WrittenRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Centre:
-    """A share of the mean vector of a community's notes, or of its titles, which queries leave out.
+    """Share of the mean vector of a community's notes, or of its titles, that is subtracted from queries.
 
-    `vector`: this share, (D,); None where queries leave out nothing.
+    `vector`: this share, (D,); None if nothing is subtracted.
     """
 
     vector: Vector | None = None
 
     def query(self, vector: Vector) -> Vector:
-        """Return the unit vector (D,) by which the notes related to a note or text are searched. `vector`: its own."""
+        """Return the unit query vector (D,) for notes related to a note or text. `vector`: that of the note or text."""
         return vector if self.vector is None else query_vectors(vector, self.vector)
 
 
 class Hit(NamedTuple):
-    """A note that a search found, and its cosine to the query. A named tuple, since a search makes hundreds, each in a
-    third of the time that a dataclass takes."""
+    """A note that a search found, and its cosine to the query. A named tuple, since a search creates hundreds, each in
+    a third of the time that a dataclass takes."""
 
     id: str
     score: float
@@ -281,8 +282,8 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexRows:
-    """Notes as the index has them: ids, vectors (N, D), and codes (N,) of their categories and authors. `name_of`:
-    names of categories and authors by their codes."""
+    """Rows of the index: ids, vectors (N, D), and codes (N,) of categories and authors. `name_of`: names of categories
+    and authors by their codes."""
 
     ids: list[str]
     vectors: Vectors
@@ -291,15 +292,15 @@ class IndexRows:
     name_of: Mapping[int, str]
 
     def category(self, place: int) -> str | None:
-        """Return the category of the note at a place; None where it has none."""
+        """Return the category of the note at a place; None if it has none."""
         return self.name_of.get(self.category_codes.item(place))
 
     def author(self, place: int) -> str | None:
-        """Return the author of the note at a place; None where it has none."""
+        """Return the author of the note at a place; None if it has none."""
         return self.name_of.get(self.author_codes.item(place))
 
     def take(self, places: Sequence[int]) -> IndexRows:
-        """Return the notes at some places, in their order."""
+        """Return the rows at `places`, in that order."""
         at = np.array(places, np.int64)
         codes = self.category_codes[at], self.author_codes[at]
         return IndexRows([self.ids[place] for place in places], self.vectors[at], *codes, self.name_of)
@@ -312,13 +313,13 @@ class IndexRows:
 
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
-    """State of an index. `ready`: it is built and follows the log; `detail` says it in words.
+    """State of an index. `ready`: it is built and follows the log; `detail` describes this in words.
 
     `vectors` counts the rows that can be found, `tombstones` those that cannot, `segments` the parts that a search goes
     through, `other_space` the notes in the store whose vectors are from another model. `saved_at` is the time of the
-    last snapshot, 0 before the first; `unsaved_since` that of the first change that it does not have, 0 where it has
-    all. `recall_sampled` is the share of true neighbours that the last sampled searches found, NaN before the first.
-    `lost`: which acknowledged writes the store has lost; empty for none.
+    last snapshot, 0 before the first; `unsaved_since` that of the first change that is not in it, 0 if there is none.
+    `recall_sampled` is the share of true neighbours that the last sampled searches found, NaN before the first. `lost`:
+    which acknowledged writes the store has lost; empty for none.
     """
 
     ready: bool
@@ -336,11 +337,11 @@ class IndexStatus:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What made a note's place: its cosine to each positive and each negative example of the request (None for one that
-    is missing), what each boost added, and the relevance that comes of all of it. `shared_hashtags`: those of its
-    hashtags that a positive example has too. `words`: what its words added, None where words have no say;
-    `shared_words`: the rarest that it shares with the positive examples. `behaviour`: what readers added, None where
-    they have no say; `co_readers`: how many read it after a positive example."""
+    """Explanation of a note's place: its cosine to each positive and each negative example of the request (None for a
+    missing one), what each boost added, and the resulting relevance. `shared_hashtags`: its hashtags that a positive
+    example has too. `words`: what the word score added, None if words were not used; `shared_words`: the rarest words
+    that it shares with the positive examples. `behaviour`: what reading behaviour added, None if that was not used;
+    `co_readers`: number of readers who read it after a positive example."""
 
     positive: tuple[float | None, ...]
     negative: tuple[float | None, ...]
@@ -365,8 +366,8 @@ class RankedNote:
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
-    """A ranked list of `total` notes, of which `notes` are here. `fingerprint` names the request that made it.
-    `complete`: there is no match beyond its last note. `missing` and `removed` are those of Similar."""
+    """A ranked list of `total` notes, some or all of which are in `notes`. `fingerprint`: that of the request that made
+    it. `complete`: no note matches beyond its last one. `missing` and `removed`: as in Similar."""
 
     id: str
     fingerprint: str
@@ -380,7 +381,7 @@ class RankedList:
 
 @dataclass(frozen=True, slots=True)
 class RelatedNote:
-    """A note of an answer. `position`: its place in the ranked list, from 1 on."""
+    """A note of an answer. `position`: its place in the ranked list, starting at 1."""
 
     stored: StoredNote
     score: float
@@ -394,11 +395,11 @@ class Similar:
     """Related notes with their scores, in the order of the request. `id` names the answer; all pages of one list share
     it.
 
-    `complete`: there are min(k, matches) items, and no match behind the last page of a list. `degraded`: the store did
-    not answer, so only the notes' ids are known, and a note that another replica removed since then may be among them.
-    `paged`: the request named a cursor; `next_cursor` is None at the end of the list. `missing`: ids of
-    examples that were left out (search/request.py, OnMissing). `removed`: how many notes the filter left out, and how
-    many candidates caps and collapse passed over, by name.
+    `complete`: there are min(k, matches) items, and no match after the last page of a list. `degraded`: the store did
+    not answer, so only the notes' ids are known, and a note that another replica has removed may be among them.
+    `paged`: the request named a cursor; `next_cursor` is None at the end of the list. `missing`: ids of examples that
+    were left out (search/request.py, OnMissing). `removed`: how many notes the filter left out, and how many candidates
+    caps and collapse left out, by name.
     """
 
     id: str

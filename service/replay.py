@@ -1,4 +1,4 @@
-"""Answers of writes as they are remembered under an idempotency key: what a caller is told of an added note."""
+"""Answers of writes in the form in which they are recorded under an idempotency key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMOVED = b"removed"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Fields of Added and of its note; `status` is empty where the revision tells it."""
+    """Recorded fields of Added and of its note; `status` is empty if it follows from the revision."""
 
     id: str
     hashtags: tuple[str, ...]
@@ -37,7 +37,7 @@ ANSWER = TypeAdapter(Answer)
 
 
 def encode_added(added: Added) -> bytes:
-    """Encode a result whose write is about to be made; revision and position are remembered beside it."""
+    """Encode the result of a write that is about to be made; its revision and position are recorded separately."""
     stored = added.stored
     return orjson.dumps(
         Answer(
@@ -74,5 +74,5 @@ def decode_added(earlier: EarlierWrite) -> Added:
 
 
 def written_status(revision: int) -> str:
-    """Status of a write that made this revision."""
+    """Return the status of a write that made this revision."""
     return "created" if revision == 1 else "updated"

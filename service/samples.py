@@ -1,4 +1,4 @@
-"""Sample notes of a first start, read and added like any other notes."""
+"""Loading of the sample notes at the first start; they are read and added like any other notes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_SIZE = 16
 async def load_samples(service: Service, progress: Callable[[str], None]) -> None:
     """Add the sample notes to a store that never held a note, so that deleted ones do not come back.
 
-    A start that was killed meanwhile is continued by the next one. While the store is away, nothing is added.
+    If the process is killed meanwhile, the next start continues. While the store is away, nothing is added.
     """
     count = service.settings.samples_wanted
     try:

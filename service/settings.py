@@ -20,11 +20,11 @@ ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
 EVENT_TYPE = re.compile(r"(?P<name>[a-z][a-z0-9_]{0,31})=-?\d{1,6}(\.\d{1,6})?")
 BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 WORDS_WEIGHT = 0.5
-"""Weight of words beside vectors with weight 1: best on validation for vectors that have not learnt the community
-(docs/log/words.md)."""
+"""Weight of words relative to vectors with weight 1: best on validation for vectors that were not trained on the
+community (docs/log/words.md)."""
 DEFAULT_BODY_MEMORY = 256 * 2**20
 MAX_NUMBER = 1e10
-"""Bound on settings that are decimal numbers; as seconds 300 years, which times of the store can hold."""
+"""Bound on settings that are decimal numbers: as seconds it is 300 years, which the store's times can hold."""
 
 
 class Settings(BaseSettings):
@@ -251,7 +251,7 @@ class Settings(BaseSettings):
     max_note_bytes: int = Field(
         512 * 2**10,
         ge=1,
-        validate_default=False,  # as note_bytes the default gives way to a smaller body
+        validate_default=False,  # the default may exceed max_body_bytes; note_bytes then takes that
         description="largest note, as JSON; max_body_bytes where that is less and this is not set",
     )
     max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
@@ -308,10 +308,11 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
-        """Refuse what the Redis client would refuse with a message that holds the address, and so the password."""
+        """Refuse addresses that the Redis client would refuse with a message that contains the address, and so the
+        password."""
         if url is None:
             return None
-        if not url.get_secret_value():  # of a Secret or variable that is not there, say
+        if not url.get_secret_value():  # from a missing Secret or variable, for example
             raise PydanticCustomError("redis_url", "is empty; unset it to have the embedded server")
         try:
             parts = urlsplit(url.get_secret_value())
@@ -413,7 +414,7 @@ class Settings(BaseSettings):
 
     @property
     def event_weights(self) -> dict[str, float]:
-        """Weights of the types of events that are taken, by their names."""
+        """Weights of the accepted types of events, by name."""
         return {name: float(weight) for name, _, weight in (entry.partition("=") for entry in self.event_types)}
 
     @property
@@ -430,7 +431,7 @@ class Settings(BaseSettings):
 
     @property
     def note_bytes(self) -> int:
-        """Bound on the bytes of a note as JSON. One that is set is within the largest body; the default need not be."""
+        """Bound on the bytes of a note as JSON. A configured one does not exceed the largest body; the default may."""
         return min(self.max_note_bytes, self.max_body_bytes)
 
     @property

@@ -25,7 +25,7 @@ MAX_SHOWN = 100
 
 
 def describe_errors(error: ValidationError) -> list[str]:
-    """One line for each wrong setting: its variable, its value unless that is secret, and what is allowed."""
+    """Return one line for each wrong setting: its variable, its value unless that is secret, and what is allowed."""
     schema = Settings.model_json_schema()["properties"]
     lines = []
     for failure in error.errors():
@@ -40,11 +40,11 @@ def describe_errors(error: ValidationError) -> list[str]:
 
 
 def describe_unknown(variables: Iterable[str]) -> list[str]:
-    """One line for each variable that is named as a setting and is none, with the nearest one that there is."""
+    """Return one line for each variable that is named like a setting but is none, with the most similar setting."""
     known = [name.upper() for name in Settings.model_fields]
     lines = []
     for variable in variables:
-        prefix, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].upper()  # they are read in any case
+        prefix, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].upper()  # settings have any case
         if prefix == PREFIX and prefix + name not in OTHER_VARIABLES and name not in known:
             nearest = get_close_matches(name, known, 1)
             hint = (

@@ -1,4 +1,4 @@
-"""SharedProbe: a question that many callers ask at a time, and that is asked once for all of them."""
+"""SharedProbe: calls a function once for all callers that need its result at a time."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 PAUSE_SECONDS = 0.05
-"""Time between two questions, at the least."""
+"""Least time between two calls of `ask`."""
 T = TypeVar("T")
 
 
 class SharedProbe(Generic[T]):
-    """Answers by `ask`. A caller gets the answer to a question that is asked after it came, so that nothing is told
-    that was true before; all who come before a question share it."""
+    """Shared results of `ask`. A caller gets the result of a call that starts after it came, so that no result is out
+    of date; all who come before a call starts share it."""
 
     def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
         self._ask = ask
         self._next: asyncio.Task[T] | None = None
-        """The question that is not asked yet."""
+        """Task of the next call of `ask`, which has not started yet."""
         self._turn = asyncio.Lock()
         self._asked_at = -math.inf
 
     async def answer(self) -> T:
-        """Return the answer. Raises what `ask` raises. A caller that leaves does not end the question, which others
-        may wait for."""
+        """Return the result of the next call. Raises what `ask` raises. A caller that leaves does not cancel the call,
+        for which others may wait."""
         if self._next is None:
             self._next = asyncio.create_task(self._ask_in_turn(), name="shared-probe")
             self._next.add_done_callback(_retrieve)

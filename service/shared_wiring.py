@@ -1,4 +1,4 @@
-"""Wiring that the process with the model and its readers have in common."""
+"""Wiring that is common to the process with the model and its readers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from service.telemetry import Telemetry
 ACCESS_CONNECTIONS = 16
 """Connections of one process to Redis for API keys and quotas."""
 TENANT_CONNECTIONS = 8
-"""Connections of one process to Redis for one tenant but the default: bounds the open files of a hundred tenants."""
+"""Connections of one process to Redis for each tenant but the default one: limits the open files for a hundred
+tenants."""
 
 
 class SharedParts:
-    """Parts that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: the rendered
-    notes of answers and the lists of nearest notes that are kept; the service and each reader have an equal part of the
-    memory for them. `known`: the known positions of the data folder; None where processes on other machines may write
-    to the store."""
+    """Components that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: caches of
+    rendered notes and of lists of nearest notes; the service and each reader get an equal share of the memory for them.
+    `known`: the known positions of the data folder; None if processes on other machines may write to the store."""
 
     def __init__(
         self, settings: Settings, url: SecretStr, telemetry: Telemetry, gate: Gate, known: KnownPositions | None
@@ -56,8 +56,8 @@ class SharedParts:
         telemetry.neighbour_list_bytes.set_function(lambda: neighbours.used)
 
     async def open_gate(self, stack: AsyncExitStack) -> Connection:
-        """Open the gate on the keys and quotas of the store, until the stack is left, and return the connection to
-        the store."""
+        """Open the gate with the keys and quotas of the store, until the stack exits, and return the connection to the
+        store."""
         connection = Connection(
             self.url.get_secret_value(),
             on_error=self.telemetry.store_errors.inc,
@@ -70,7 +70,7 @@ class SharedParts:
         return connection
 
     def open_directory(self, connection: Connection) -> RedisTenants:
-        """Return what the store knows of tenants."""
+        """Return the store's directory of tenants."""
         return RedisTenants(connection, self.settings.max_tenants, self.known.end if self.known else None)
 
     def open_store(
@@ -82,8 +82,8 @@ class SharedParts:
         dimension: int,
         known: KnownPosition | None,
     ) -> RedisNoteStore:
-        """Open the store of a tenant, until the stack is left. `dimension`: that of vectors of the given space;
-        `known`: what is known of the tenant's log."""
+        """Open the store of a tenant, until the stack exits. `dimension`: that of vectors in the given space; `known`:
+        the known position of the tenant's log."""
         store = RedisNoteStore(
             self.url.get_secret_value(),
             clock=self.clock,
@@ -102,7 +102,7 @@ class SharedParts:
     def make_nearest(
         self, stack: AsyncExitStack, store: NoteStore, index: NoteIndex, *, beside_writer: bool = False
     ) -> NearestNotes:
-        """Make the short path of a tenant's reads, whose memory is given back when the stack is left."""
+        """Build the short path of a tenant's reads, whose cache entries are dropped when the stack exits."""
         items = ItemCache(store, render_item, self.items, self.telemetry)
         index.on_change(items.apply)
         stack.callback(items.apply, None)
@@ -112,5 +112,6 @@ class SharedParts:
 
 
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
-    """Folder of the snapshots of a tenant's index. A tenant that is made anew under its old name has another one."""
+    """Return the folder for the snapshots of a tenant's index. A tenant that is created anew under its old name has
+    another one."""
     return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"

@@ -1,4 +1,4 @@
-"""StoreProbe: whether the store answers within the time of a read, how it persists, and how full its memory is."""
+"""StoreProbe: checks whether the store answers within READ_SECONDS, how it persists, and how full its memory is."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from service.shared_probe import SharedProbe
 from service.telemetry import Telemetry
 
 WATCH_SECONDS = 5.0
-"""Seconds between two questions of `watch`: the metrics are at most this much behind /readyz."""
+"""Seconds between two checks by `watch`: the metrics are at most this much behind /readyz."""
 log = structlog.get_logger(__name__)
 
 
 class StoreProbe:
-    """Asks a store how it persists; those who ask at a time share one question. The metrics have the last answer.
-    `answers`: whether the last question was answered within READ_SECONDS; False before the first."""
+    """Asks a store how it persists; concurrent callers share one request. The metrics show the last result. `answers`:
+    whether the last request was answered within READ_SECONDS; False before the first."""
 
     def __init__(self, store: NoteStore, telemetry: Telemetry) -> None:
         self._store = store
@@ -31,7 +31,7 @@ class StoreProbe:
         self.answers = False
 
     async def ask(self) -> Durability:
-        """Return how the store persists. Raises StoreUnavailable, also where READ_SECONDS are over."""
+        """Return how the store persists. Raises StoreUnavailable, also after READ_SECONDS."""
         try:
             durability = await ReadTime().wait(self._shared.answer())
         except Exception:
@@ -41,13 +41,13 @@ class StoreProbe:
         return durability
 
     async def watch(self) -> None:
-        """Ask once in WATCH_SECONDS, until cancelled: nothing may ask /readyz, and the server's settings may be changed
+        """Ask every WATCH_SECONDS, until cancelled. Perhaps nobody calls /readyz, and the server's settings may change
         while it runs, after which the writes of all tenants may have to wait for its disk."""
         while True:
             try:
                 with contextlib.suppress(StoreUnavailable):  # which the connection has logged and counted
                     await self.ask()
-            except Exception:  # the task must not end unseen: writes might be acknowledged before they are on disk
+            except Exception:  # the task must not end unnoticed: writes might be acknowledged before they are on disk
                 log.exception("durability_unknown")
             await asyncio.sleep(WATCH_SECONDS)
 

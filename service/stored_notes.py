@@ -1,4 +1,4 @@
-"""Reads of one note, and checks of the answer of the store for an id: a note, one that cannot be read, or none."""
+"""Reading one note, and checks of what the store returned for an id: a note, an unreadable one, or None."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ async def read_note(store: NoteStore, note_id: str) -> StoredNote:
 
 
 def check_condition(condition: Condition, note_id: str, known: StoredNote | Unreadable | None) -> None:
-    """Check a condition on what the store gave for an id. Raises PreconditionFailed."""
+    """Check a condition on what the store returned for an id. Raises PreconditionFailed."""
     if not condition.holds(known is not None, known.position if isinstance(known, StoredNote) else ""):
         raise PreconditionFailed(note_id)
 
 
 def readable(note_id: str, known: StoredNote | Unreadable | None) -> StoredNote:
-    """Return the note that the store gave for an id. Raises NoteNotFound, StoredNoteUnreadable."""
+    """Return the note that the store returned for an id. Raises NoteNotFound, StoredNoteUnreadable."""
     if known is None:
         raise NoteNotFound(note_id)
     if isinstance(known, Unreadable):

@@ -81,7 +81,7 @@ class Telemetry:
             ("reason",),
             registry=registry,
         )
-        self.ended_connections.labels("failed")  # a series that begins at 1 would show the alert no increase
+        self.ended_connections.labels("failed")  # starts at 0: the alert sees no increase in a series that starts at 1
         self.uncounted = Counter(
             "notellm_quota_uncounted",
             "Requests and uses of tokens that the store did not count against a quota in time: it was away, or late",
@@ -274,12 +274,13 @@ class Telemetry:
         )
 
     def add_tenant(self, name: str, vectors: Callable[[], float]) -> None:
-        """Begin the series of a tenant. `vectors`: returns how many rows its index has."""
+        """Start the series of a tenant. `vectors`: returns the number of rows in its index."""
         self._open_tenants.add(name)
         self.tenant_vectors.labels(name).set_function(vectors)
 
     def count_tenant_request(self, name: str) -> None:
-        """Count a request that came to a tenant, if it is still open: a series that begins anew would stay for ever."""
+        """Count a request to a tenant if the tenant is still open: a series that is created after `forget_tenant` would
+        never be dropped."""
         if name in self._open_tenants:
             self.tenant_requests.labels(name).inc()
 
@@ -292,7 +293,7 @@ class Telemetry:
 
     @asynccontextmanager
     async def measuring_loop_lag(self) -> AsyncIterator[None]:
-        """Measure how late the event loop is until the block is left."""
+        """Measure the lag of the event loop during the block."""
         measuring = asyncio.create_task(self._measure_loop_lag(), name="loop-lag")
         try:
             yield

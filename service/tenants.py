@@ -1,7 +1,8 @@
 """Tenants of a process: each has a store, an index and snapshots of its own, and none sees another's.
 
-A tenant is opened by the first request of one of its keys, at any replica. The store knows which tenants there are:
-each replica opens them when it starts, opens those that others made, and closes those that were removed.
+A tenant is created by the first request with one of its keys, at any replica. The store has the list of tenants: each
+replica opens all of them when it starts, later opens those that other replicas created, and closes those that were
+removed.
 """
 
 from __future__ import annotations
@@ -24,43 +25,43 @@ from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
 
 FOLLOW_SECONDS = 1.0
-"""How often a replica asks which tenants there are."""
+"""Time between two reads of the list of tenants by a replica."""
 OPEN_SECONDS = 1.0
-"""How long a request waits for its tenant to be opened: a small one is, within a few hundredths of a second."""
+"""How long a request waits for its tenant to be opened; a small tenant takes a few hundredths of a second."""
 OPENED_TOGETHER = 4
-"""Tenants that no request has asked for which are opened at a time: each reads its snapshot or its notes."""
+"""Tenants that are opened at a time without a request for them: each reads its snapshot or its notes."""
 RETRY_SECONDS = (1.0, 60.0)
-"""First and longest pause before the next attempt at opening a tenant that could not be opened."""
+"""First and longest back-off before the next attempt at opening a tenant."""
 log = structlog.get_logger(__name__)
 
 S = TypeVar("S", bound=ReadService)
 OpenTenant = Callable[[str, str], AbstractAsyncContextManager[S]]
-"""Makes the parts of a tenant, by its name and the identity of its store; the index is started by whoever enters it."""
+"""Builds the components of a tenant from its name and the identity of its store; the caller starts the index."""
 
 
 class Tenant(Generic[S]):
-    """One tenant of a process. `identity` is that of its store. `known_at_start`: the process is not ready before this
-    tenant is open, or could not be opened."""
+    """One tenant of a process. `identity`: that of its store. `known_at_start`: the process is not ready until this
+    tenant is open or has failed to open."""
 
     def __init__(self, name: str, identity: str, known_at_start: bool) -> None:
         self.name = name
         self.identity = identity
         self.known_at_start = known_at_start
         self.service: S | None = None
-        """Its parts; None before they are made."""
+        """Its components; None before they are built."""
         self.opened: asyncio.Future[S] = asyncio.get_running_loop().create_future()
-        """Outcome of the present attempt at opening it: its parts, once its index is built or waits for a store that is
-        away."""
+        """Result of the current attempt at opening it: its components, once its index is built or waits for a store
+        that is away."""
         self.retry_seconds = 0.0
-        """Pause behind the last attempt at opening it, where that failed; 0 where none has, or it is open."""
+        """Back-off after the last attempt at opening it, if that failed; else 0."""
         self.removed = False
         self.requested = asyncio.Event()
-        """Set once a request asks for this tenant, which then waits for no turn among those that are opened."""
+        """Set once a request needs this tenant, which is then opened without waiting for its turn."""
         self.closing = asyncio.Event()
         self.task: asyncio.Task[None]
 
     def fail(self, error: Exception) -> None:
-        """Have those who wait for it to be opened get an error; too late once it was."""
+        """Raise an error for the callers that wait for it to be opened; no effect once it is open."""
         if not self.opened.done():
             self.opened.set_exception(error)
             self.opened.exception()  # marks it as retrieved: perhaps nobody waits
@@ -83,10 +84,10 @@ class Tenant(Generic[S]):
 
 
 class Tenants(Generic[S]):
-    """The tenants that are open, are being opened, or could not be opened. `open_tenant` makes the parts of one.
+    """The tenants that are open, are being opened, or could not be opened. `open_tenant` builds the components of one.
 
-    `forget` is called with the identities of all tenants that there are, once at the start, to remove what is left of
-    others on this machine's disk; `discard` with the name and the identity of one that was removed and is closed.
+    `forget` is called once, at the start, with the identities of all existing tenants, to remove what is left of others
+    on this machine's disk; `discard` is called with the name and the identity of a removed tenant once it is closed.
     """
 
     def __init__(
@@ -104,16 +105,16 @@ class Tenants(Generic[S]):
         self._discard = discard
         self._turns = asyncio.Semaphore(OPENED_TOGETHER)
         self._tenants: dict[str, Tenant[S]] = {}
-        """In the order in which they were opened."""
+        """By name, in the order in which they were opened."""
         self._listed = False
-        """Whether the tenants that there were at the start have been seen."""
+        """Whether the list of tenants was read once."""
         self._lost = ""
         self._stopped = False
         self._following: asyncio.Task[None] | None = None
 
     async def start(self, lifecycle: Lifecycle) -> None:
-        """Open the default tenant and all that the store knows. Raises what fails at opening the default one. Where the
-        store is away, the others are opened once it is back."""
+        """Open the default tenant and all others that the store lists. Raises the error with which opening the default
+        one fails. If the store is away, the others are opened once it is back."""
         default = self._begin(DEFAULT_TENANT, "", known_at_start=True)
         lifecycle.report("Building the index from the store", lambda: default.detail)
         await asyncio.shield(default.opened)
@@ -125,15 +126,15 @@ class Tenants(Generic[S]):
         self._following = asyncio.create_task(self._follow(), name="follow-tenants")
 
     async def stop(self) -> None:
-        """Close all tenants, the last first."""
+        """Close all tenants, in reverse order."""
         self._stopped = True
         await cancel_until_done(self._following)
         for tenant in reversed(list(self._tenants.values())):
             await self._close(tenant)
 
     async def get(self, name: str) -> S:
-        """Return the parts of a tenant, which is made where there is none. Raises TooManyTenants, TenantRemoved,
-        StoreUnavailable, and TenantOpening where opening it fails or takes longer than OPEN_SECONDS."""
+        """Return the components of a tenant, which is created if it does not exist. Raises TooManyTenants,
+        TenantRemoved, StoreUnavailable, and TenantOpening if opening it fails or takes longer than OPEN_SECONDS."""
         tenant = self._tenants.get(name)
         if tenant and tenant.removed:
             tenant = await self._wait_until_closed(tenant)
@@ -149,13 +150,13 @@ class Tenants(Generic[S]):
         return opened.result()
 
     def find(self, name: str) -> S | None:
-        """Return the parts of a tenant if it is open, and not being closed because it was removed."""
+        """Return the components of a tenant; None if they are not built, or it was removed."""
         tenant = self._tenants.get(name)
         return tenant.service if tenant and not tenant.removed else None
 
     async def remove(self, name: str) -> None:
-        """Remove a tenant and all that belongs to it: durably from the store, and from this process and its disk. Other
-        replicas close it within FOLLOW_SECONDS. Raises InvalidInput for the default one, and TenantNotFound."""
+        """Remove a tenant and all its data: durably from the store, and from this process and its disk. Other replicas
+        close it within FOLLOW_SECONDS. Raises InvalidInput for the default one, and TenantNotFound."""
         if name == DEFAULT_TENANT:
             raise InvalidInput([FieldError("/name", "cannot be that of the default tenant, which is always there")])
         await self._directory.remove(name)
@@ -175,18 +176,18 @@ class Tenants(Generic[S]):
 
     @property
     def services(self) -> list[S]:
-        """The parts of all tenants, also of those whose index is not built yet."""
+        """Components of all tenants, including those whose index is not built yet."""
         return [tenant.service for tenant in self._tenants.values() if tenant.service]
 
     @property
     def lost(self) -> str:
-        """Acknowledged writes that the store has lost, as far as this process can tell, as a text; empty for none."""
+        """Acknowledged writes that the store has lost, as far as this process knows, as a text; empty for none."""
         return next((lost for service in self.services if (lost := service.index.status().lost)), self._lost)
 
     @property
     def ready(self) -> bool:
-        """Whether the indexes of all tenants that were known at the start follow the store. One that could not be
-        opened is left out: perhaps no replica can open it, and none would serve the others."""
+        """Whether the indexes of all tenants that were known at the start follow the store. A tenant that could not be
+        opened does not count: perhaps no replica can open it, and then none would serve the others."""
         return all(tenant.ready or tenant.failed for tenant in self._tenants.values() if tenant.known_at_start)
 
     def count_ready(self) -> int:
@@ -194,15 +195,15 @@ class Tenants(Generic[S]):
         return sum(tenant.ready for tenant in self._tenants.values())
 
     def _begin_all(self, identities: Mapping[str, str], known_at_start: bool) -> list[Tenant[S]]:
-        """Begin to open those of some tenants that are not, each when it is its turn; return all of them."""
+        """Start opening those of some tenants that are not known yet, each when it is its turn; return all of them."""
         return [
             self._tenants.get(name) or self._begin(name, identity, known_at_start)
             for name, identity in identities.items()
         ]
 
     def _begin(self, name: str, identity: str, known_at_start: bool = False) -> Tenant[S]:
-        """Begin to open a tenant, in a task of its own with a context of its own: what runs for a tenant outlives the
-        request that opened it, and its log lines name the tenant."""
+        """Start opening a tenant, in a task with a context of its own: the tenant's tasks outlive the request that
+        opened it, and their log lines name the tenant."""
         tenant = self._tenants[name] = Tenant(name, identity, known_at_start)
         context = Context()
         context.run(structlog.contextvars.bind_contextvars, tenant=name)
@@ -211,8 +212,8 @@ class Tenants(Generic[S]):
         return tenant
 
     async def _run(self, tenant: Tenant[S]) -> None:
-        """Open a tenant, and close it when that is asked for. One that cannot be opened stays known, and is tried again
-        until it is to be closed; the default one is not, and fails the start."""
+        """Open a tenant, and close it when `closing` is set. A tenant that cannot be opened stays known and is tried
+        again until it is closed; the default one is not tried again, and its failure fails the start."""
         try:
             while not tenant.closing.is_set():
                 try:
@@ -233,7 +234,7 @@ class Tenants(Generic[S]):
                 self._telemetry.forget_tenant(tenant.name)
 
     async def _serve(self, tenant: Tenant[S]) -> None:
-        """Make the parts of a tenant and build its index when it is its turn. Return when it is closed, or was found to
+        """Build the components of a tenant and its index when it is its turn. Return when it is closed, or was found to
         be removed."""
         async with AsyncExitStack() as stack:
             try:
@@ -253,8 +254,8 @@ class Tenants(Generic[S]):
 
     @contextlib.asynccontextmanager
     async def _turn(self, tenant: Tenant[S]) -> AsyncIterator[None]:
-        """Hold one of the OPENED_TOGETHER turns for the block; begin the block without one as soon as a request asks
-        for the tenant: it does not wait for tenants that nobody asks for."""
+        """Hold one of the OPENED_TOGETHER turns for the block; enter the block without one as soon as a request needs
+        the tenant, which must not wait for tenants that no request needs."""
         turn = asyncio.ensure_future(self._turns.acquire())
         requested = asyncio.ensure_future(tenant.requested.wait())
         try:
@@ -262,12 +263,12 @@ class Tenants(Generic[S]):
             yield
         finally:
             requested.cancel()
-            if not turn.cancel():  # it had been taken
+            if not turn.cancel():  # the turn was acquired
                 self._turns.release()
 
     async def _wait_before_retry(self, tenant: Tenant[S]) -> None:
-        """Tell those who wait for a tenant that it could not be opened. Return when it is time for the next attempt, or
-        the tenant is to be closed."""
+        """Fail the callers that wait for a tenant. Return when it is time for the next attempt, or the tenant is to be
+        closed."""
         first, longest = RETRY_SECONDS
         tenant.retry_seconds = min(2 * tenant.retry_seconds or first, longest)
         tenant.service = None
@@ -275,19 +276,19 @@ class Tenants(Generic[S]):
         tenant.fail(TenantOpening(tenant.detail, tenant.retry_seconds))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tenant.closing.wait(), tenant.retry_seconds)
-        tenant.requested.clear()  # by the next request it is asked for again; until then it waits for its turn
+        tenant.requested.clear()  # set again by the next request; until then the tenant waits for its turn
         tenant.opened = asyncio.get_running_loop().create_future()
 
     async def _wait_until_closed(self, tenant: Tenant[S]) -> Tenant[S] | None:
-        """Wait until a removed tenant is closed, and return the one that is open under its name by then, if any: a
-        write to the removed one would end with its log. Raises TenantOpening after OPEN_SECONDS."""
+        """Wait until a removed tenant, to which nothing can be written any more, is closed; return the new tenant of
+        its name, if there is one by then. Raises TenantOpening after OPEN_SECONDS."""
         await asyncio.wait([tenant.task], timeout=OPEN_SECONDS)
         if not tenant.task.done():
             raise TenantOpening("the removed tenant of this name is being closed")
         return self._tenants.get(tenant.name)
 
     async def _close(self, tenant: Tenant[S], *, removed: bool = False) -> None:
-        """Close a tenant; one that is being opened is broken off."""
+        """Close a tenant; cancel its opening if that is not done yet."""
         tenant.removed |= removed  # it may be closed while it is being removed
         tenant.closing.set()
         while not tenant.task.done():
@@ -296,8 +297,8 @@ class Tenants(Generic[S]):
             await asyncio.wait([tenant.task], timeout=0.1)
 
     async def _list(self) -> dict[str, str]:
-        """Return the identities of the tenants that there are. The first time, finish removals that a kill has broken
-        off, and remove what is left of other tenants here."""
+        """Return the identities of all tenants by name. The first time, finish interrupted removals, and remove what is
+        left of other tenants on this machine's disk."""
         known = await self._directory.known()
         identities = {name: identity for name, identity in known.items() if identity is not None}
         if not self._listed:
@@ -308,7 +309,7 @@ class Tenants(Generic[S]):
         return identities
 
     async def _follow(self) -> None:
-        """Open and close what other replicas made and removed, until cancelled."""
+        """Open the tenants that other replicas created and close those that they removed, until cancelled."""
         while not self._stopped:
             await asyncio.sleep(FOLLOW_SECONDS)
             try:
@@ -328,7 +329,7 @@ class Tenants(Generic[S]):
             self._begin_all(identities, known_at_start=first)
 
     async def _close_gone(self, tenant: Tenant[S]) -> None:
-        """Close a tenant that the store does not have any more, or has anew."""
+        """Close a tenant that the store no longer has, or has created anew."""
         known = await self._directory.known()
         if tenant.name not in known and not await self._directory.was_removed(tenant.name):
             self._lost = "a tenant is gone, and nobody removed it: the store was emptied or exchanged"

@@ -1,7 +1,7 @@
-"""Stages of a request: how long each took, for the request's log line, and their spans where tracing is on.
+"""Stages of a request: how long each took, for the request's log line, and their spans if tracing is on.
 
-The parts of the service call `stage` or `add_stage`; outside a request these do nothing. The span of the request itself
-is FastAPI's. OpenTelemetry's SDK is imported by `Tracer` alone, and so only where an endpoint is configured.
+The components of the service call `stage` or `add_stage`; outside a request these do nothing. FastAPI makes the span of
+the request itself. Only `Tracer` imports OpenTelemetry's SDK, and so only if an endpoint is configured.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-"""OpenTelemetry's own variables: one of them switches tracing on."""
+"""OpenTelemetry's own variables: either of them switches tracing on."""
 TRACING_OFF: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
-"""FastAPI's telemetry where there is no tracer. Its metrics would repeat ours; its logs hold messages of exceptions,
-and so what callers sent."""
+"""FastAPI's telemetry without a tracer. Its metrics would repeat ours; its logs contain messages of exceptions, and so
+what callers sent."""
 PERSONAL = re.compile("((?:^|&)(?:user|author|attribute)=)[^&]*")
 """Values of a query string that may name a person."""
 log = structlog.get_logger(__name__)
@@ -35,8 +35,8 @@ Stage = Literal["queue", "engine", "index", "store"]
 
 
 class Tracer:
-    """Makes spans, and hands them to `processor`; without one, to OpenTelemetry's exporter, set up by its variables
-    OTEL_*. Raises ImportError where the extra `otel` is not installed."""
+    """Creates spans and passes them to `processor`, by default OpenTelemetry's exporter, configured by its variables
+    OTEL_*. Raises ImportError if the extra `otel` is not installed."""
 
     def __init__(self, processor: SpanProcessor | None = None) -> None:
         from opentelemetry import trace
@@ -74,7 +74,7 @@ class Tracer:
             span.set_attribute("url.query", PERSONAL.sub(r"\1...", str(query)))
 
     def add(self, name: str, began: float, ended: float, failed: bool, attributes: Mapping[str, int]) -> None:
-        """Add a span below the current one. `began` and `ended`: of time.monotonic()."""
+        """Add a span below the current one. `began` and `ended`: times of time.monotonic()."""
         epoch = time.time() - time.monotonic()
         span = self._tracer.start_span(name, start_time=int((epoch + began) * 1e9), attributes=dict(attributes))
         if failed:
@@ -82,12 +82,12 @@ class Tracer:
         span.end(int((epoch + ended) * 1e9))
 
     def close(self) -> None:
-        """Export the spans that wait. Blocks until the exporter has given up at the latest."""
+        """Export the spans that are still waiting. Blocks until they are exported or the exporter gives up."""
         self._provider.shutdown()
 
 
 def open_tracer() -> Tracer | None:
-    """Return a tracer; None where no endpoint is configured, or the extra `otel` is missing, which is logged."""
+    """Return a tracer; None if no endpoint is configured, or if the extra `otel` is missing, which is logged."""
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if disabled or not any(os.environ.get(name) for name in ENDPOINTS):
         return None
@@ -100,10 +100,10 @@ def open_tracer() -> Tracer | None:
 
 @dataclass(slots=True)
 class RequestStages:
-    """Time and tokens of one request, and its problems. `seconds`: time of each stage; stages that run side by side all
-    count. `prompt_tokens` and `generated_tokens`: those of the model. `taken_tokens`: those that are counted already.
-    `refused_for`: name of the problem that is the answer. `inner_problems`: status codes of the problems within an
-    answer."""
+    """Time, tokens and problems of one request. `seconds`: time of each stage, summed over stages that run
+    concurrently. `prompt_tokens` and `generated_tokens`: those of the model. `taken_tokens`: those that `take_tokens`
+    has returned. `refused_for`: name of the problem with which the request was answered. `inner_problems`: status codes
+    of the problems within an answer."""
 
     tracer: Tracer | None
     seconds: dict[Stage, float] = field(default_factory=dict)
@@ -129,7 +129,7 @@ _request: ContextVar[RequestStages | None] = ContextVar("request_stages", defaul
 
 
 def begin_request(tracer: Tracer | None) -> RequestStages:
-    """Begin to measure the stages of the current task and of the tasks that it makes."""
+    """Start measuring the stages of the current task and of the tasks that it creates."""
     stages = RequestStages(tracer)
     _request.set(stages)
     return stages
@@ -138,7 +138,7 @@ def begin_request(tracer: Tracer | None) -> RequestStages:
 def add_stage(
     stage: Stage, operation: str, began: float, ended: float, failed: bool = False, **attributes: int
 ) -> None:
-    """Add what a stage of the current request took. `began` and `ended`: of time.monotonic()."""
+    """Add the time of a stage to the current request. `began` and `ended`: times of time.monotonic()."""
     if request := _request.get():
         request.seconds[stage] = request.seconds.get(stage, 0.0) + ended - began
         if request.tracer:
@@ -146,7 +146,7 @@ def add_stage(
 
 
 def current_request() -> RequestStages | None:
-    """Return what is measured of the current request; None outside of one."""
+    """Return the measurements of the current request; None outside of one."""
     return _request.get()
 
 
@@ -157,7 +157,7 @@ def take_tokens() -> int:
 
 
 class stage:
-    """Context manager: its block is a stage of the current request."""
+    """Context manager that measures its block as a stage of the current request."""
 
     __slots__ = ("_attributes", "_began", "_operation", "_stage")
 

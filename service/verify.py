@@ -1,7 +1,7 @@
 """Comparison of the index with the store, both ways and vector for vector, and repair of what differs.
 
-It runs while the service works: a difference is looked at again once the index has reached the log position of that
-moment, so that a write that was only on its way is not reported.
+It runs while the service works: a difference is checked again once the index has reached the current end of the log, so
+that a write on its way from store to index is not reported.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from service.records import StoredNote, Unreadable, Vector
 WAIT_SECONDS = 30.0
 """Bound on the wait for the index to reach the log."""
 BATCH_SIZE = 500
-"""Suspected ids that are looked at together."""
+"""Suspected ids that are checked together."""
 PART_SIZE = 10_000
 """Ids that are compared before the event loop runs other tasks: about a millisecond."""
 MAX_LOOKS = 3
-"""How often a difference is looked at before it is reported: one look may fall between the two sides of a write."""
+"""How often a difference is checked before it is reported: a single check may read one side before a write and the
+other after it."""
 
 
 T = TypeVar("T")
@@ -47,9 +48,10 @@ BEYOND_REPAIR: frozenset[Kind] = frozenset({"broken", "unreadable"})
 class Report:
     """Result of a comparison.
 
-    `notes`: in the store. `rows`: in the index. `other_space`: notes of another model, which the index must not have.
-    `differing`: ids by kind, sorted; `suspects`: all of them, each once, and `repairable`: those whose difference the
-    index can repair by reading the store. `repaired`: whether all differences were repaired that can be.
+    `notes`: number in the store. `rows`: number in the index. `other_space`: number of notes of another model, which
+    the index must not have. `differing`: ids by kind, sorted; `suspects`: all of them, each once, and `repairable`:
+    those whose difference the index can repair by reading the store. `repaired`: whether all repairable differences
+    were repaired.
     """
 
     notes: int
@@ -68,10 +70,7 @@ class Report:
 
 
 async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *, repair: bool) -> Report:
-    """Compare all of the store with all of the index, and repair what differs where `repair` says so.
-
-    Raises StoreUnavailable, IndexBehind.
-    """
+    """Compare the whole store with the whole index, and, with `repair`, repair what differs."""
     seen: set[str] = set()
     suspects: set[str] = set()
     other_space = 0
@@ -118,13 +117,13 @@ async def _in_parts(items: Iterable[T]) -> AsyncIterator[list[T]]:
 
 
 async def _sorted(ids: Iterable[str]) -> list[str]:
-    """Sort ids a part at a time: a thread would not help, since it keeps the interpreter while it sorts."""
+    """Sort ids PART_SIZE at a time; a thread would not help, since it holds the GIL while it sorts."""
     parts = [sorted(part) async for part in _in_parts(ids)]
     return [note_id async for part in _in_parts(merge(*parts)) for note_id in part]
 
 
 async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now: float) -> set[str]:
-    """Ids of notes whose vector in the index is not the stored one."""
+    """Return the ids of notes whose vector in the index differs from the stored one."""
     vectors = (await index.rows([stored.note.id for stored in notes])).vector_by_id
     return {
         stored.note.id
@@ -136,8 +135,8 @@ async def _differing_vectors(index: NoteIndex, notes: Sequence[StoredNote], now:
 async def _inspect(
     store: NoteStore, index: NoteIndex, space: str, ids: Sequence[str], notes: int, other_space: int
 ) -> Report:
-    """Report on these ids, which are sorted, read anew from both sides. `notes`, `other_space`: counts of the whole
-    store."""
+    """Report on `ids`, which are sorted, reading them again from both sides. `notes`, `other_space`: counts of the
+    whole store."""
     rows = await _count_rows(index)
     differing: dict[Kind, list[str]] = {kind: [] for kind in KINDS}
     suspects: list[str] = []
@@ -159,7 +158,7 @@ async def _inspect(
 
 
 def _kinds(stored: StoredNote | Unreadable | None, vector: Vector | None, rows: int, space: str) -> set[Kind]:
-    """Kinds of difference of one note, which has `rows` in the index and this vector."""
+    """Return the kinds of difference of one note, which has `rows` rows and `vector` in the index."""
     kinds: set[Kind] = {"duplicate"} if rows > 1 else set()
     if kind := _kind(stored, vector, space):
         kinds.add(kind)
@@ -167,7 +166,7 @@ def _kinds(stored: StoredNote | Unreadable | None, vector: Vector | None, rows: 
 
 
 def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: str) -> Kind | None:
-    """Kind of difference of one note; None where there is none. `vector`: the index's."""
+    """Return the kind of difference of one note; None if there is none. `vector`: that of the index."""
     if isinstance(stored, Unreadable):
         return "unreadable"
     if stored is None or stored.space != space:
@@ -180,5 +179,5 @@ def _kind(stored: StoredNote | Unreadable | None, vector: Vector | None, space: 
 
 
 def _identical(one: Vector | None, other: Vector | None) -> bool:
-    """Whether there are two vectors, the same bit for bit."""
+    """Return whether both vectors exist and are equal bit for bit."""
     return one is not None and other is not None and one.tobytes() == np.asarray(other, np.float32).tobytes()

@@ -62,19 +62,19 @@ from service.tenants import Tenants
 from service.tracing import Tracer, open_tracer
 
 START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
-"""Errors of a start whose message says what to do; see `open_service`."""
+"""Start-up errors whose message says what to do; see `open_service`."""
 FOLLOWING_SECONDS = 60.0
-"""How often a replica without snapshots tells the store how far it has followed the log."""
+"""How often a replica without snapshots reports to the store how far it has followed the log."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
-"""Note that the model reads at a start. Nobody sees what comes of it."""
+"""Note for the first run of the model at the start; its output is not used."""
 MERGE_SECONDS = 600.0
-"""How long readers wait at a start for the index to be merged; they start with what is merged then."""
+"""How long the start of the readers waits for the index to be merged; they then start with what is merged so far."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelParts:
-    """Parts for the model and the index that all tenants of a process share. `searchers`: threads that search."""
+    """Components for the model and the index that all tenants of a process share. `searchers`: threads for searches."""
 
     engine: Engine
     batcher: Batcher
@@ -89,7 +89,7 @@ def build_app(
     readers: Readers | None = None,
 ) -> FastAPI:
     """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded.
-    `tracer`: without it the one that the environment configures. `readers`: none without it. Raises
+    `tracer`: by default the one that the environment configures. `readers`: by default none. Raises
     ScenariosUnusable."""
     lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
     telemetry = Telemetry()
@@ -114,17 +114,17 @@ def build_app(
 async def open_service(
     settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, gate: Gate, readers: Readers | None = None
 ) -> AsyncIterator[Tenants[Service]]:
-    """Start every part in order; on leaving, stop them in the opposite order.
+    """Start all components in order; on exit, stop them in reverse order.
 
     Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
     index waits for it.
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle))
-        # Of a store at an address, others may be told of changes on other machines.
+        # Processes on other machines may write to a store at an address, so its newest position is not known here.
         known = None if settings.redis_url else stack.enter_context(closing(KnownPositions(settings.data_dir)))
         shared = SharedParts(settings, url, telemetry, gate, known)
-        connection = await shared.open_gate(stack)  # early: /metrics is read during a start
+        connection = await shared.open_gate(stack)  # early: /metrics is read during the start
         engine = await _load_in_thread(settings, lifecycle)
         batcher = Batcher(
             engine,
@@ -167,8 +167,8 @@ async def open_service(
 
 @contextlib.asynccontextmanager
 async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identity: str) -> AsyncIterator[Service]:
-    """Make the parts of one tenant; on leaving, stop them in the opposite order. `identity`: that of its store; "" for
-    the default tenant, whose store has any."""
+    """Build the components of one tenant; on exit, stop them in reverse order. `identity`: that of its store; "" for
+    the default tenant, whose store may have any."""
     settings, engine, clock = shared.settings, parts.engine, shared.clock
     async with contextlib.AsyncExitStack() as stack:
         known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
@@ -226,7 +226,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
 def _make_index(
     shared: SharedParts, parts: ModelParts, store: NoteStore, snapshots: SnapshotFolder | None
 ) -> LiveIndex:
-    """Make the index of a tenant's notes, which nothing has been read into yet."""
+    """Build the empty index of a tenant's notes."""
     settings, engine = shared.settings, parts.engine
     return LiveIndex(
         store,
@@ -248,7 +248,7 @@ def _make_index(
 
 
 def _run_until_left(stack: contextlib.AsyncExitStack, work: Coroutine[None, None, None], name: str) -> None:
-    """Run `work` as a task, which is cancelled when the stack is left."""
+    """Run `work` as a task, which is cancelled when the stack exits."""
     stack.callback(asyncio.create_task(work, name=name).cancel)
 
 
@@ -267,7 +267,7 @@ def _event_bounds(settings: Settings) -> EventBounds:
 
 
 def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehaviour:
-    """Make what takes in and follows the events of a tenant."""
+    """Build the component that stores and follows the events of a tenant."""
     settings = shared.settings
     options = CoOccurrenceOptions(
         window=settings.behaviour_window or None,
@@ -290,7 +290,7 @@ def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehavio
 
 
 def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
-    """Remove the snapshots of tenants that are no more: they were removed while no process of this machine ran."""
+    """Remove the snapshots of tenants that no longer exist: they were removed while no process ran on this machine."""
     folders = {snapshot_folder(settings, name, identity) for name, identity in identities.items()}
     for folder in (settings.data_dir / "tenants").glob("*"):
         if folder not in folders:
@@ -298,12 +298,12 @@ def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
 
 
 def _discard_snapshots(settings: Settings, name: str, identity: str) -> None:
-    """Remove the snapshots of a tenant that was removed, but for those of another process, which removes its own."""
+    """Remove the snapshots of a removed tenant, except those of other processes, which remove their own."""
     remove_unused_snapshots(snapshot_folder(settings, name, identity))
 
 
 async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> Engine:
-    """Load the engine in a thread of its own: the event loop answers probes meanwhile."""
+    """Load the engine in a thread of its own, so that the event loop answers probes meanwhile."""
     lifecycle.report("Loading the model")
     loading = engine_thread("load-engine")
     try:
@@ -314,7 +314,7 @@ async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> Engine:
 
 def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
     """Load the model, check that it can choose among the deployment's categories, and run it once: the first run of
-    each of its graphs takes a second longer, which the first caller would wait for."""
+    each of its graphs takes a second longer, for which the first caller would wait."""
     engine = Engine.load(
         settings.checkpoint,
         cache=settings.cache_dir,
@@ -346,8 +346,8 @@ async def _open_embedded(
 
 
 def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, parent: Path) -> SnapshotFolder | None:
-    """Claim a folder in `parent` for snapshots of an index. None where they are switched off or it cannot be written:
-    then each start reads the whole store."""
+    """Claim a folder in `parent` for snapshots of an index. Return None if they are switched off or it cannot be
+    written; each start then reads the whole store."""
     if not settings.snapshot_seconds:
         return None
     try:

@@ -1,1 +1,1 @@
-"""Who calls, and what the caller may do: principals, API keys, quotas."""
+"""Access control: principals, API keys and quotas."""

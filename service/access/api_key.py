@@ -1,8 +1,8 @@
-"""API keys: their form, what is kept of them, and the acts that are recorded of those who manage them.
+"""API keys: their form, what is stored of them, and the audit log of those who manage them.
 
     nlm_<prefix>_<secret>     prefix: 10 of a-z 2-7, public; secret: 256 random bits
 
-Of the secret only its SHA-256 is kept. A slow hash protects passwords that people choose; 256 random bits cannot be
+Only the SHA-256 of the secret is stored. A slow hash protects passwords that people choose; 256 random bits cannot be
 guessed, and a slow hash would only slow each request down.
 """
 
@@ -23,10 +23,10 @@ PREFIX_LENGTH = 10
 MAX_KEYS = 10_000
 """Bound on the keys, published at GET /limits. Each process holds all of them, in about 1 KB each."""
 MAX_KEYS_OF_TENANT = 1000
-"""Bound on the keys of a tenant beyond which only a key with the scope `admin` makes more of them, published at GET
-/limits: no tenant can use up what the others need."""
+"""Bound on the keys of a tenant, published at GET /limits; beyond it only a key with the scope `admin` creates more. It
+keeps one tenant from using up MAX_KEYS."""
 MAX_OLD_SECRETS = 8
-"""Bound on the replaced secrets of a key that are still accepted; beyond it the oldest one goes."""
+"""Bound on the replaced secrets of a key that are still accepted; beyond it the oldest one is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class OldSecret:
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key as it is stored, without its secret. Times are seconds since the epoch; `expires_at`: None for never.
-    `old_secrets`: the one that was replaced last is the first, and none is accepted for longer than it."""
+    `old_secrets`: most recently replaced first; none is accepted for longer than the first."""
 
     prefix: str
     digest: str
@@ -54,16 +54,17 @@ class ApiKey:
     last_used_at: float | None = field(default=None, compare=False)
 
     def accepts(self, digest: str, now: float) -> bool:
-        """Return whether the secret of this digest opens the key at `now`, in a time that does not depend on it."""
+        """Return whether the secret with this digest opens the key at `now`; the time this takes does not depend on the
+        digest."""
         matches = compare_digest(digest, self.digest)
         for old in self.old_secrets:
             matches |= compare_digest(digest, old.digest) and now < old.until
         return matches
 
     def rotated(self, digest: str, now: float, until: float) -> ApiKey:
-        """Return the key with another secret at `now`; the one that it replaces is accepted until `until`. Those before
-        it are accepted as long as they were to be, and no longer than `until`: whoever repeats a rotation, since its
-        answer was lost, does not have the secret of the first one, and callers still send the one before."""
+        """Return the key with a new secret from `now` on; the replaced one is accepted until `until`. Secrets that were
+        replaced earlier stay accepted as long as they were, but not beyond `until`: whoever repeats a rotation because
+        its answer was lost does not have the first new secret, and callers still send the one before it."""
         older = [OldSecret(old.digest, min(old.until, until)) for old in self.old_secrets if now < old.until]
         old_secrets = (OldSecret(self.digest, until), *older)[:MAX_OLD_SECRETS]
         return replace(self, digest=digest, old_secrets=old_secrets)
@@ -72,36 +73,36 @@ class ApiKey:
         return self.expires_at is not None and self.expires_at <= now
 
     def principal(self, digest: str) -> Principal:
-        """Return the caller who sent the secret of this digest."""
+        """Return the principal of a caller who sent the secret with this digest."""
         return Principal(self.prefix, self.tenant, self.scopes, self.quota, digest)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """All keys by prefix, as they were at `version`: a name that changes with each change of a key. `unreadable` counts
-    those that this version cannot read."""
+    """All keys by prefix, as of `version`, which changes with every change of a key. `unreadable`: number of keys that
+    cannot be decoded."""
 
     version: str
     keys: Mapping[str, ApiKey]
     unreadable: int = 0
 
     def opened_by(self, prefix: str, digest: str, now: float) -> ApiKey | None:
-        """Return the key of this prefix if the secret of this digest opens it at `now`."""
+        """Return the key with this prefix if the secret with this digest opens it at `now`; else None."""
         key = self.keys.get(prefix)
         return key if key and key.accepts(digest, now) else None
 
     @property
     def closes(self) -> bool:
-        """Whether there is any key, so that each request needs one: also one that cannot be read closes a service."""
+        """Whether there is any key, so that every request needs one. A key that cannot be decoded counts too."""
         return bool(self.keys or self.unreadable)
 
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """An entry of the audit log: one act of somebody who manages the service. `details` hold no secret.
+    """An entry of the audit log: one act of a caller who manages the service. `details` contain no secret.
 
-    `key`: prefix of the actor's key, None where the service is open. `at`: seconds since the epoch. `position` is given
-    by the store, and orders all acts.
+    `key`: prefix of the actor's key, None if the service has no keys. `at`: seconds since the epoch. `position`:
+    assigned by the store; it orders all acts.
     """
 
     key: str | None
@@ -118,7 +119,7 @@ def new_prefix() -> str:
 
 
 def new_token(prefix: str) -> tuple[str, str]:
-    """Make a secret for the key `prefix`: return the whole token, which is shown once, and the secret's digest."""
+    """Create a secret for the key `prefix`: return the whole token, which is shown once, and the secret's digest."""
     secret = secrets.token_urlsafe(32)
     return f"nlm_{prefix}_{secret}", digest_of(secret)
 

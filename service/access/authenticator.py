@@ -1,8 +1,8 @@
 """Authentication: the principal of an Authorization header, from keys that the process holds in memory.
 
-The keys are read again after CACHE_SECONDS, or somewhat before, which costs one round trip for all requests of that
-time together. So every replica honours a revocation within CACHE_SECONDS. While the store is away, the keys stay as
-they were last seen.
+The keys are read again after CACHE_SECONDS, or slightly earlier, at the cost of one round trip for all requests in that
+time. Every replica therefore honours a revocation within CACHE_SECONDS. While the store is away, the keys that were
+last read stay in use for up to STALE_SECONDS.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from service.interfaces import Clock
 CACHE_SECONDS = 2.0
 """How long a change of the keys may take to reach a replica."""
 AHEAD_SECONDS = 1.0
-"""Age from which on `authenticate_nowait` has the keys read again in the background. Without it they would reach
-CACHE_SECONDS; until that reading ends every request takes the path through FastAPI, several times as long, and many of
-them delay it."""
+"""Age from which on `authenticate_nowait` reads the keys again in the background. If they reached CACHE_SECONDS, every
+request would take the path through FastAPI, several times as slow, until they were read again, and many such requests
+would delay that."""
 RETRY_SECONDS = 0.1
-"""How soon after a reading the keys are read again for a token that opens none of them: another replica may have made
-it just now."""
+"""Least time between two reads of the keys for tokens that match none of them: another replica may just have created
+such a key."""
 WAIT_SECONDS = 0.5
 """How long a request waits for the keys to be read, at the beginning of an outage."""
 STALE_SECONDS = 600.0
-"""How long keys are honoured that cannot be read again: a replica that is cut off from the store learns of no
+"""How long keys that cannot be read again are honoured: a replica that is cut off from the store learns of no
 revocation."""
 USED_SECONDS = 60.0
 """How often the last use of a key is recorded."""
@@ -42,7 +42,8 @@ KEYS_NOT_OPEN = "the store of the keys is not open yet"
 
 
 class Authenticator:
-    """Keys of one process. `bootstrap`: a key with all scopes that is not in the store. `clock`: for expiry."""
+    """Authentication by the keys that one process holds. `bootstrap`: a key with all scopes that is not in the store.
+    `clock`: for expiry."""
 
     def __init__(self, bootstrap: str | None, clock: Clock, now: Callable[[], float] = time.monotonic) -> None:
         self._bootstrap = digest_of(bootstrap) if bootstrap else None
@@ -53,7 +54,7 @@ class Authenticator:
         self._read_at = self._tried_at = -math.inf
         self._reading: asyncio.Task[None] | None = None
         self._hangs = False
-        """Whether a request waited for the present reading in vain, so that others do not wait for it."""
+        """Whether a request has waited for the current read in vain, so that others do not wait for it."""
         self._used: dict[str, float] = {}
         """Times of last uses that are not recorded yet, by prefix."""
         self._recorded: dict[str, float] = {}
@@ -77,10 +78,10 @@ class Authenticator:
             await asyncio.wait({self._read()}, timeout=WAIT_SECONDS)
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """Return who sends this Authorization header. Raises Unauthenticated, and StoreUnavailable or Starting where
+        """Return the principal of an Authorization header. Raises Unauthenticated, and StoreUnavailable or Starting if
         the keys are not known.
 
-        A service without keys takes no notice of a header that was meant for a proxy before it.
+        A service without keys ignores a header that was meant for a proxy in front of it.
         """
         token = _bearer_token(authorization)
         if self._is_bootstrap(token):
@@ -105,8 +106,8 @@ class Authenticator:
         return key.principal(digest)
 
     def authenticate_nowait(self, authorization: str | None) -> Principal | None:
-        """Return who sends this Authorization header, without waiting. None where `authenticate` would refuse it or
-        would read the keys for it."""
+        """Return the principal of an Authorization header, without waiting. None if `authenticate` would refuse it or
+        read the keys for it."""
         token, table = _bearer_token(authorization), self._table
         if self._is_bootstrap(token):
             return BOOTSTRAP
@@ -124,16 +125,16 @@ class Authenticator:
         return key.principal(digest)
 
     def _read_ahead(self) -> None:
-        """Begin to read the keys again where they will soon be too old."""
+        """Start reading the keys again if they will soon be too old."""
         now = self._now()
         if now - max(self._read_at, self._tried_at) >= AHEAD_SECONDS:
             self._read()
 
     async def check_again(self, principal: Principal, *, anew: bool = False) -> Principal:
-        """Return the caller of a request that was let in, with the quota that its key has now. Raises Unauthenticated
-        where it would not be let in any more: its key was revoked, has expired or has another secret, or it has none
-        and the service needs keys since. `anew`: the keys are read again for it, else they may be CACHE_SECONDS old.
-        A request may take long: its body comes as slowly as the caller likes."""
+        """Return the principal of a request that was authenticated before, with the current quota of its key: a request
+        may take long, since its body arrives as slowly as the caller likes. Raises Unauthenticated if the request would
+        be refused now: its key was revoked, has expired or has another secret, or it has none and the service needs
+        keys by now. `anew`: read the keys again first; else they may be CACHE_SECONDS old."""
         if principal.key == BOOTSTRAP.key:
             return principal
         if anew:
@@ -157,13 +158,13 @@ class Authenticator:
             raise Unauthenticated("expired_key", "This API key has expired; whoever manages keys can prolong it.")
 
     async def refresh(self) -> None:
-        """Read the keys anew, after a change. While the store is away they are read later."""
+        """Read the keys again after a change. If the store is away, they are read later."""
         if self._reading and not self._reading.done():
             await asyncio.wait({self._reading})  # it may have begun before the change
         await self._read()
 
     async def _current(self, max_age: float) -> KeyTable:
-        """Return the keys, at most `max_age` seconds old where the store answers."""
+        """Return the keys, at most `max_age` seconds old if the store answers."""
         now = self._now()
         if now - self._read_at >= max_age:
             if now - self._tried_at >= max_age:
@@ -178,9 +179,9 @@ class Authenticator:
         return self._table
 
     async def _read_after(self, moment: float) -> KeyTable:
-        """Return the keys as the store has them after a moment, so that a key or a new secret works as soon as it was
-        answered. One reading in RETRY_SECONDS serves all who wait. Where the store does not answer, the keys at hand
-        are returned."""
+        """Return the keys as read after `moment`, so that a new key or secret works as soon as its creation was
+        answered. All waiting requests share one read per RETRY_SECONDS. If the store does not answer, return the keys
+        at hand."""
 
         async def read() -> None:
             while self._read_at < moment:
@@ -194,7 +195,7 @@ class Authenticator:
         return await self._current(CACHE_SECONDS)
 
     def _read(self) -> asyncio.Task[None]:
-        """Begin to read the keys, unless that is going on. Raises Starting."""
+        """Start reading the keys, unless a read is in progress; return its task. Raises Starting."""
         if self._reading is None or self._reading.done():
             if self._store is None:
                 raise Starting(KEYS_NOT_OPEN)
@@ -226,7 +227,7 @@ class Authenticator:
 
 
 def _bearer_token(authorization: str | None) -> str:
-    """Return the token of an Authorization header; "" where it has none."""
+    """Return the token of an Authorization header; "" if it has none."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 

@@ -1,4 +1,4 @@
-"""The gate of a process: who may come in, what for, and how often."""
+"""The gate of a process: authentication, scopes, allowed hosts and origins, and quotas."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from service.interfaces import Clock
 from service.telemetry import Telemetry
 
 KEPT_HOSTS = 64
-"""Host headers of which it is kept what they say: to parse one takes longer than the rest of the gate."""
+"""Parsed Host headers that are cached: parsing one takes longer than the rest of the gate."""
 
 
 class Gate:
-    """Lets callers in, and counts those that it refuses. `bootstrap`: the bootstrap key; None for none. `hosts`: names
-    in the Host header at which callers without a key are answered, "*" for any. `origins`: of web pages that may call
-    the service."""
+    """Admits or refuses callers, and counts refusals. `bootstrap`: the bootstrap key; None for none. `hosts`: names in
+    the Host header at which callers without a key are answered, "*" for any. `origins`: those of web pages that may
+    call the service."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class Gate:
         self.meter = Meter(telemetry)
 
     async def open(self, keys: KeyStore, quotas: QuotaStore) -> None:
-        """Use the keys of a store from now on. They are read now, since it may be away when the first request comes."""
+        """Use the keys and quotas of a store from now on. The keys are read at once, since the store may be away when
+        the first request comes."""
         self._authenticator.connect(keys)
         self.manager.connect(keys)
         self.meter.connect(quotas)
@@ -53,7 +54,7 @@ class Gate:
         await self._authenticator.close()
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """Return who sends this Authorization header. Raises what Authenticator.authenticate raises."""
+        """Return the principal of an Authorization header. Raises what Authenticator.authenticate raises."""
         try:
             return await self._authenticator.authenticate(authorization)
         except Unauthenticated as error:
@@ -69,12 +70,13 @@ class Gate:
             raise
 
     def authenticate_nowait(self, authorization: str | None) -> Principal | None:
-        """Return who sends this Authorization header where Authenticator.authenticate_nowait does."""
+        """Return what Authenticator.authenticate_nowait returns."""
         return self._authenticator.authenticate_nowait(authorization)
 
     async def recognise(self, authorization: str | None, host: str) -> Principal | None:
-        """Return who sends this Authorization header to a host; None for somebody without a valid key, or at a host
-        that is not allowed, who is not refused here, and where the keys are not known."""
+        """Return the principal of an Authorization header that was sent to a host. Unlike `authenticate`, refuse
+        nobody: return None for a caller without a valid key or at a host that is not allowed, and if the keys are not
+        known."""
         try:
             principal = await self._authenticator.authenticate(authorization)
         except (Unauthenticated, StoreUnavailable, Starting):
@@ -82,7 +84,7 @@ class Gate:
         return principal if self.allows_host(principal, host) else None
 
     def check_host(self, principal: Principal, host: str) -> None:
-        """Raise Forbidden where `allows_host` is False."""
+        """Raise Forbidden if `allows_host` is False."""
         if not self.allows_host(principal, host):
             self._refused.labels("host").inc()
             raise Forbidden(
@@ -103,8 +105,9 @@ class Gate:
         return name is not None and (name in self._hosts or is_own(name))
 
     def check_origin(self, principal: Principal, host: str, origin: str | None, site: str | None) -> None:
-        """Raise Forbidden for a change that a web page of another origin sends to a service without keys: a browser
-        sends one that has no body without asking first. `origin`, `site`: of the headers Origin and Sec-Fetch-Site."""
+        """Raise Forbidden for a change that a web page of another origin sends to a service without keys: browsers send
+        one that has no body without a preflight request. `origin`, `site`: values of the headers Origin and
+        Sec-Fetch-Site."""
         if principal is ANONYMOUS and not self._allows_origin(host, origin, site):
             self._refused.labels("origin").inc()
             raise Forbidden(
@@ -113,8 +116,9 @@ class Gate:
             )
 
     def _allows_origin(self, host: str, origin: str | None, site: str | None) -> bool:
-        """Return whether a browser sends a request for a page of the service itself, or of an origin that is listed;
-        True where no browser sends it. Behind a proxy the Host header may not be the one that the browser knows."""
+        """Return whether a request comes from a page of the service itself, from a page of an origin in `origins`, or
+        from no browser. `site` is tested before the host, since behind a proxy the Host header may not be the one that
+        the browser knows."""
         if origin in self._origins:
             return True
         if site is not None:
@@ -122,8 +126,8 @@ class Gate:
         return origin is None or origin.partition("://")[2] == host
 
     def check_scope(self, principal: Principal, scopes: frozenset[Scope], option: str = "") -> None:
-        """Raise Forbidden for a caller who has none of `scopes`. `option`: what takes one of them, where that is not
-        the whole request."""
+        """Raise Forbidden for a caller who has none of `scopes`. `option`: the part of the request that needs one of
+        them, if that is not the whole request."""
         if principal.scopes.isdisjoint(scopes):
             self._refused.labels("scope").inc()
             names = sorted(scopes)
@@ -131,8 +135,8 @@ class Gate:
             raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which {takes}.", names)
 
     async def count(self, principal: Principal, requests: int = 1) -> Usage | None:
-        """Count requests. Return the use of their key, which says whether its quota allows them; None for a key without
-        a quota, or where that is not counted."""
+        """Count requests. Return the usage of their key, which says whether its quota allows them; None for a key
+        without a quota, or if the store did not count them."""
         if not principal.quota:
             return None
         usage = await self.meter.take(principal, requests)
@@ -143,7 +147,7 @@ class Gate:
 
 @lru_cache(KEPT_HOSTS)
 def host_name(host: str) -> str | None:
-    """Return the name or address of a Host header without its port, in lower case; None for one that is not valid."""
+    """Return the name or address in a Host header without its port, in lower case; None for one that is not valid."""
     try:
         return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
     except ValueError:
@@ -152,7 +156,7 @@ def host_name(host: str) -> str | None:
 
 @lru_cache(KEPT_HOSTS)
 def is_own(name: str) -> bool:
-    """Return whether a host is an IP address or localhost, or none is named: no web page has that as its name."""
+    """Return whether a host is an IP address, localhost or empty: DNS rebinding needs another name."""
     if name in ("", "localhost") or name.endswith(".localhost"):
         return True
     try:

@@ -1,7 +1,7 @@
 """Management of keys: create, change, rotate and revoke. Each act is recorded and logged.
 
-Nobody gives away what they do not have: a key has no scope, and no tenant, that its creator lacks. The same holds for
-whoever changes or rotates it, since a new secret is as good as the key.
+Nobody can grant what they do not have: a key has no scope, and no tenant, that its creator lacks. The same holds for
+changing or rotating a key, since a new secret is as good as the key.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from service.errors import (
 )
 
 MAX_ATTEMPTS = 10
-"""How often a change is tried where another one came between."""
+"""Attempts at a change that conflicts with concurrent ones."""
 KEYS_TOGETHER = 1000
-"""Keys that are listed, or revoked, in one step of the store: some milliseconds."""
+"""Keys that are listed or revoked in one call of the store, which takes some milliseconds."""
 
 log = structlog.get_logger(__name__)
 
 
 class Manager:
-    """Acts of principals who have the scope for them. All raise Starting before the keys' store is open."""
+    """Management of keys by principals who have the scope for it. All methods raise Starting before the keys' store is
+    open."""
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
@@ -68,10 +69,10 @@ class Manager:
         expires_at: float | None = None,
         quota: Quota = UNLIMITED,
     ) -> tuple[ApiKey, str]:
-        """Create a key; return it with its token, which nobody can learn later. `tenant`: without it the creator's.
+        """Create a key; return it with its token, which cannot be read again later. `tenant`: by default the creator's.
 
-        Raises Forbidden, TooManyApiKeys, StoreUnavailable; and InvalidInput for a key that has expired already, or that
-        would close an open service for whoever manages it.
+        Raises Forbidden, TooManyApiKeys, StoreUnavailable; and InvalidInput for a key that has already expired, or for
+        a first key without the scope to manage keys, after which nobody could.
         """
         prefix = new_prefix()
         token, digest = new_token(prefix)
@@ -91,7 +92,7 @@ class Manager:
             "scopes": sorted(scope.value for scope in key.scopes),
         }
         async with self._creating:
-            # Whoever has no `admin` sees the keys of its own tenant.
+            # A caller without `admin` sees only the keys of its own tenant.
             if Scope.ADMIN not in by.scopes and len(await self._visible(by)) >= MAX_KEYS_OF_TENANT:
                 raise TooManyApiKeys(MAX_KEYS_OF_TENANT, "max_keys_of_tenant")
             await self._replace(by, prefix, None, key, "keys.create", details)
@@ -107,7 +108,7 @@ class Manager:
     async def change(
         self, by: Principal, prefix: str, edit: Callable[[ApiKey], ApiKey], act: str, details: Mapping[str, object]
     ) -> ApiKey:
-        """Return the key after `edit`. Raises ApiKeyNotFound, Forbidden, StoreUnavailable."""
+        """Apply `edit` to a key, and return the result. Raises ApiKeyNotFound, Forbidden, StoreUnavailable."""
         for _ in range(MAX_ATTEMPTS):
             key = await self._find(by, prefix)
             edited = edit(key)
@@ -116,8 +117,8 @@ class Manager:
         raise StoreUnavailable("the key is being changed by others")
 
     async def rotate(self, by: Principal, prefix: str, overlap_seconds: float) -> tuple[ApiKey, str]:
-        """Give a key a new secret, and return it with its token. ApiKey.rotated says how long which replaced secret is
-        accepted. Raises as `change` does."""
+        """Give a key a new secret, and return the key with its token. See ApiKey.rotated for how long replaced secrets
+        are accepted. Raises what `change` raises."""
         token, digest = new_token(prefix)
         now = self._clock()
 
@@ -128,16 +129,17 @@ class Manager:
         return key, token
 
     async def revoke(self, by: Principal, prefix: str) -> None:
-        """Remove a key for ever. Raises as `change` does."""
+        """Remove a key for ever. Raises what `change` raises."""
         for _ in range(MAX_ATTEMPTS):
             if await self._revoke(by, [await self._find(by, prefix)]):
                 return
         raise StoreUnavailable("the key is being changed by others")
 
     async def revoke_all(self, by: Principal, tenant: str) -> int:
-        """Remove all keys of a tenant until it has none: one of them may make another meanwhile. Remove none where the
-        caller lacks a scope of one that is there at the beginning; where it lacks one of a key that is made meanwhile,
-        Forbidden comes after others were removed. Return how many there were. Raises as `change` does."""
+        """Remove the keys of a tenant repeatedly until it has none, since one of them may create another meanwhile;
+        return how many there were. Raises Forbidden and removes none if the caller lacks a scope of a key that exists
+        at the beginning; if it lacks a scope of a key that is created meanwhile, Forbidden is raised after others were
+        removed. Raises what `change` raises."""
         count = 0
         for _ in range(MAX_ATTEMPTS):
             keys = [key for key in await self._visible(by) if key.tenant == tenant]
@@ -153,9 +155,9 @@ class Manager:
 
     @contextlib.asynccontextmanager
     async def recorded(self, by: Principal, act: str, target: str = "", **details: object) -> AsyncIterator[None]:
-        """Record and log an act that changes no key: that it begins, and how it ended. `outcome` is "begun", then
-        "done" or "refused"; an act with no second entry was broken off, so that it may be done, or in part, and so may
-        one that was refused for something that came up meanwhile. Raises StoreUnavailable."""
+        """Record and log the start and the end of an act that changes no key. `outcome` is "begun", then "done" or
+        "refused". An act without a second entry was interrupted: it may have been done, fully or partly, and so may one
+        that was refused for something that came up meanwhile. Raises StoreUnavailable."""
         await self._record(self._act(by, act, target, {**details, "outcome": "begun"}))
         try:
             yield
@@ -220,7 +222,7 @@ class Manager:
 
 
 def check_reach(by: Principal, key: ApiKey) -> None:
-    """Raise Forbidden where a key has scopes that the caller lacks."""
+    """Raise Forbidden if a key has scopes that the caller lacks."""
     missing = sorted(key.scopes - by.scopes)
     if missing:
         detail = (

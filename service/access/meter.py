@@ -1,9 +1,9 @@
-"""Quotas of keys: each request of a key that has one is counted, and so are the tokens that it has used.
+"""Metering of quotas: counts the requests, and the tokens, of each key that has a quota.
 
-While the store is away, and where it answers a count late, requests go on as far as what this process has counted of
-their key allows: a quota is not worth an outage, and how busy the store is depends on callers, too. Once it does not
-answer for the time-out of its connection, 5 s, it counts as away. Tokens are known when a request ends: it may exceed
-the quota, and the key waits for it afterwards.
+While the store is away or late with a count, requests are admitted as far as this process's own counts of their key
+allow: a quota is not worth an outage, and the callers themselves can make the store slow. The store counts as away once
+it has not answered within the time-out of its connection, 5 s. Tokens are known only when a request ends: it may exceed
+the quota, and the key has to wait afterwards.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from service.telemetry import Telemetry
 COUNT_SECONDS = 0.25
 """How long a request waits to be counted."""
 RETRY_SECONDS = 1.0
-"""Seconds for which the store is asked for no count after it was away, or did not answer one before the time-out."""
+"""Seconds for which nothing is counted in the store after it was away, or did not answer before the time-out."""
 
 
 class Meter:
-    """Counts what the callers of a process use."""
+    """Counts the requests and tokens of a process's callers."""
 
     def __init__(self, telemetry: Telemetry, now: Callable[[], float] = time.monotonic) -> None:
         self._telemetry = telemetry
@@ -37,26 +37,27 @@ class Meter:
         self._store: QuotaStore | None = None
         self._away_until = -math.inf
         self._counting: set[asyncio.Task[Usage]] = set()
-        """Counts that are under way: the event loop alone would not keep them."""
+        """Counts in progress: the event loop holds only weak references to tasks."""
         self._late: set[str] = set()
-        """Keys of which the store owes a count for longer than COUNT_SECONDS; it is not asked for another meanwhile."""
+        """Keys with a count that the store has not answered for longer than COUNT_SECONDS; it gets no other one of them
+        meanwhile."""
         self._own: dict[str, OwnUse] = {}
-        """Use of keys by the requests of this process."""
+        """Usage of keys by the requests of this process."""
 
     def connect(self, store: QuotaStore) -> None:
-        """Count in a store from now on; before that this process alone counts."""
+        """Count in a store from now on; before, only this process counts."""
         self._store = store
 
     async def take(self, principal: Principal, requests: int = 1) -> Usage | None:
-        """Count requests of a key that has a quota, if that allows all of them; return the key's use, None where they
-        go on without an answer of the store."""
+        """Count requests of a key that has a quota, if that allows all of them. Return the key's usage; None if the
+        requests are admitted without an answer of the store."""
         usage = await self._usage(principal, requests)
         if usage is None:
             self._telemetry.uncounted.inc()
         return usage
 
     async def check(self, principal: Principal) -> None:
-        """Raise QuotaExceeded where a key has used up its quota. No request is counted."""
+        """Raise QuotaExceeded if a key has used up its quota. No request is counted."""
         if not principal.quota:
             return
         usage = await self._usage(principal)
@@ -64,12 +65,12 @@ class Meter:
             raise QuotaExceeded(usage.seconds_to_wait(principal.quota))
 
     async def check_tokens(self, principal: Principal) -> None:
-        """Raise QuotaExceeded where a key has used up its tokens. No request is counted."""
+        """Raise QuotaExceeded if a key has used up its tokens. No request is counted."""
         await self.check(replace(principal, quota=Quota(tokens_per_minute=principal.quota.tokens_per_minute)))
 
     async def _usage(self, principal: Principal, requests: int = 0) -> Usage | None:
-        """Count requests, and return what the store says of their key. Where it is away or late, return what this
-        process has counted if that refuses them. None: they go on."""
+        """Count requests, and return the key's usage in the store. If the store is away or late, return the usage in
+        this process if that refuses the requests, and None if they are admitted."""
         key, quota = principal.key, principal.quota
         if key is None:
             return None
@@ -85,7 +86,7 @@ class Meter:
         return None if own.allowed else own
 
     def charge(self, principal: Principal, tokens: int) -> None:
-        """Count tokens that a key has used. Nobody waits for it."""
+        """Count tokens that a key has used, without waiting for the store."""
         key, quota = principal.key, principal.quota
         if not tokens or key is None or quota.tokens_per_minute is None:
             return
@@ -97,16 +98,16 @@ class Meter:
 
     @property
     def _counts(self) -> bool:
-        """Whether there is a store, which has not been away in the last RETRY_SECONDS."""
+        """Whether a store is connected and has not been away in the last RETRY_SECONDS."""
         return self._store is not None and self._now() >= self._away_until
 
     def _own_use(self, key: str) -> OwnUse:
         if key not in self._own and len(self._own) >= MAX_KEYS:
-            del self._own[next(iter(self._own))]  # keys come and go: that of the key that was met first
+            del self._own[next(iter(self._own))]  # keys come and go: drops the one that was used first
         return self._own.setdefault(key, OwnUse())
 
     def _begin(self, key: str, quota: Quota, requests: int, tokens: int) -> asyncio.Task[Usage]:
-        """Begin to count in the store."""
+        """Start a count in the store; return its task."""
         assert self._store is not None
         counting = asyncio.create_task(self._store.count(key, quota, requests, tokens), name="count-use")
         self._counting.add(counting)
@@ -117,7 +118,7 @@ class Meter:
         self._counting.discard(counting)
         if _failed(counting):
             self._away_until = self._now() + RETRY_SECONDS
-            if tokens:  # nobody waits for a count of tokens; `take` tells of one of requests
+            if tokens:  # nobody waits for a count of tokens; `take` reports one of requests
                 self._telemetry.uncounted.inc()
 
 

@@ -27,14 +27,14 @@ class Scope(StrEnum):
 
 
 ADMIN_SCOPES = frozenset({Scope.METRICS, Scope.KEYS_MANAGE, Scope.MODELS_MANAGE, Scope.ADMIN})
-"""Scopes of those who run the service. A route that others cannot call is on the admin port, where there is one."""
+"""Scopes of those who run the service. A route that accepts no other scope is on the admin port, if there is one."""
 READ_SCOPES = frozenset({Scope.NOTES_READ, Scope.SIMILAR, Scope.GENERATE, Scope.METRICS})
 """Scopes of routes that change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Bounds on the use of a key in a minute; None: without bound. Tokens are those that the model reads and writes."""
+    """Bounds on the usage of a key per minute; None for no bound. Tokens are those that the model reads and writes."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -49,8 +49,8 @@ UNLIMITED = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """`key`: public prefix of the caller's key; None where the service is open. `tenant`: a name of the form TENANT.
-    `digest`: that of the secret which the caller sent; "" for a caller whose key is in no store."""
+    """The caller of a request. `key`: public prefix of its key; None if the service has no keys. `tenant`: a name of
+    the form TENANT. `digest`: that of the secret which the caller sent; "" for a caller whose key is in no store."""
 
     key: str | None
     tenant: str
@@ -62,4 +62,4 @@ class Principal:
 BOOTSTRAP = Principal("bootstrap", DEFAULT_TENANT, frozenset(Scope))
 """Principal of the bootstrap key, which is in no store. No other key has a prefix of this length."""
 ANONYMOUS = Principal(None, DEFAULT_TENANT, frozenset(Scope))
-"""Every caller of a service that has no keys."""
+"""Principal of every caller of a service that has no keys."""

@@ -1,10 +1,11 @@
-"""Use of a quota, and how long its key has to wait: a sliding window of one minute.
+"""Usage of a quota over a sliding window of one minute, and how long its key has to wait.
 
-Usage is counted in whole minutes. Of the minute before the present one, the share counts that still lies within the
-last 60 seconds: a caller cannot use twice its quota around the turn of a minute, and two numbers are kept for it.
+Usage is counted per minute. The count of the previous minute is weighted by the share of it that lies within the last
+60 seconds: a caller cannot use twice its quota around the boundary of two minutes, and only two numbers are kept for
+this.
 
-Tokens are known once they are used, and one request may use many times the quota of them. What exceeds the quota is
-carried over to the next minute, and so on: whoever sends one large list after the other keeps to the quota, too.
+Tokens are known only once they are used, and one request may use many times the quota of tokens. What exceeds the quota
+is carried over to the next minute, and so on: a caller who sends one large list after another keeps to the quota, too.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ WINDOW_SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Use in the minute before, and in the present one, of which `elapsed` seconds are over. `drained`: use that leaves
-    the window with each further minute, the rest is carried over; None: all of it leaves."""
+    """Usage in the previous minute, and in the current one, of which `elapsed` seconds have passed. `drained`: usage
+    that leaves the window with each further minute, while the rest is carried over; None: all of it leaves."""
 
     before: int
     present: int
@@ -29,15 +30,15 @@ class Counted:
 
     @property
     def used(self) -> float:
-        """Use in the last minute, as it is estimated."""
+        """Estimated usage in the last minute."""
         return self.before * (1 - self.elapsed / WINDOW_SECONDS) + self.present
 
     def seconds_until(self, allowed: float) -> float:
-        """Seconds until no more than `allowed` is used, if nothing is used meanwhile; 0 where that is so."""
+        """Return the seconds until usage is at most `allowed`, if nothing is used meanwhile; 0 if it is already."""
         if self.used <= allowed:
             return 0.0
         left = WINDOW_SECONDS - self.elapsed
-        if self.present <= allowed:  # so `before` is what is too much
+        if self.present <= allowed:  # so the excess is in `before`
             return left - WINDOW_SECONDS * (allowed - self.present) / self.before
         minutes = math.ceil((self.present - allowed) / (self.drained or self.present))
         before, present = carry_over(self.present, minutes, self.drained)
@@ -45,7 +46,7 @@ class Counted:
 
 
 def carry_over(use: int, minutes: int, drained: int | None = None) -> tuple[int, int]:
-    """Return the use of the minute before and of the present one, `minutes` after a minute with that `use`, if nothing
+    """Return the usage of the previous and of the current minute, `minutes` after a minute with usage `use`, if nothing
     was used since. `drained`: as in Counted."""
     leaving = use if drained is None else drained
     present = max(0, use - minutes * leaving)
@@ -61,7 +62,7 @@ class Usage:
     tokens: Counted
 
     def seconds_to_wait(self, quota: Quota, requests: int = 1) -> float:
-        """Seconds until `requests` further ones are allowed, no more than the quota has, if the key uses nothing
+        """Return the seconds until `requests` more requests, at most the quota, are allowed, if the key uses nothing
         meanwhile."""
         waits = [0.0]
         if quota.requests_per_minute is not None:
@@ -72,15 +73,15 @@ class Usage:
 
 
 class OwnUse:
-    """Use of a key by the requests of this process, over the window by which the store counts those of all."""
+    """Usage of a key by the requests of this process, over the same window as the store's counts of all replicas."""
 
     def __init__(self) -> None:
         self._minute = 0.0
         self._requests = self._tokens = (0, 0)
-        """Requests, and tokens, of the minute before and of the present one."""
+        """Requests and tokens of the previous and of the current minute."""
 
     def count(self, now: float, quota: Quota, requests: int, tokens: int) -> Usage:
-        """Count as QuotaStore.count does. `now`: seconds of a clock that does not go back."""
+        """Count as QuotaStore.count does. `now`: seconds of a monotonic clock."""
         minute, elapsed = divmod(now, WINDOW_SECONDS)
         if minutes := int(minute - self._minute):
             self._minute = minute

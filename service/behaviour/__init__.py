@@ -1,1 +1,1 @@
-"""Behaviour: events of readers in, notes that are read together out."""
+"""Behaviour: derives which notes are read together from the events of readers."""

@@ -1,11 +1,11 @@
-"""CoOccurrence: which notes readers read after which notes, kept read by read (paper, section 3).
+"""CoOccurrence: which notes readers read after which other notes, updated read by read (paper, section 3).
 
 s(A->B) is the sum of 1 / N over the readers who read note A and later note B, where N counts the distinct notes that
 the reader read: the score that `notellm pairs` computes from the same reads.
 
-The histories of readers are kept, and no scores: those of a note are summed up when they are asked for, over its
-readers. So one read changes one history, though it changes the 1 / N of every pair of its reader; and where a note or
-a reader is removed, nothing of it is left in any sum.
+Only the histories of readers are kept, no scores: those of a note are summed over its readers on demand. A read
+therefore changes one history, although it changes the 1 / N of every pair of its reader; and nothing of a removed note
+or reader is left in any sum.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_HISTORY = 500
-"""Bound on the reads of one reader that are kept, the last ones: a reader's pairs grow with their square."""
+"""Bound on the reads that are kept of one reader, the most recent ones: the number of pairs grows with their square."""
 MAX_READERS = 2000
-"""Bound on the readers that the scores of one note are summed over, those who came last: about two milliseconds."""
+"""Bound on the readers over whom the scores of one note are summed, the most recent ones: about two milliseconds."""
 MAX_READERS_READS = 200_000
-"""Bound on all reads of the readers that count for one note; with 500 reads each only the last 400 readers count."""
+"""Bound on all reads of the readers over whom one note's scores are summed; with 500 reads each, only the last 400
+readers count."""
 LONG_HISTORY = 20
-"""Reads that take as long to look through as a history without reads, about."""
+"""Number of reads that take about as long to check as a history without reads."""
 MAX_READERS_FILTERED = 500_000
-"""Bound on the readers of all notes whose lists `expire` writes anew in one call, but for the last note's: about five
-milliseconds."""
+"""Bound on the total length of the lists of readers that `expire` rewrites in one call, not counting the last list:
+about five milliseconds."""
 MAX_COMPARED_ONE_BY_ONE = 1000
-"""Bound on the comparisons with which readers are taken out of a list one by one; beyond it NumPy is faster."""
+"""Bound on the comparisons with which readers are removed from a list one by one; beyond it NumPy is faster."""
 NEVER_CUT = 2**32 - 1
-"""Arrival of a read that comes from no stream."""
+"""Arrival of a read that does not come from a stream, and so is not dropped when the stream is trimmed."""
 SCORE_DIGITS = 9
-"""Digits that scores are rounded to, as `notellm pairs` does: the order of a sum must not decide a tie."""
+"""Decimal places that scores are rounded to, as in `notellm pairs`: the order of summation must not decide a tie."""
 READ_BYTES, READER_BYTES, NOTE_BYTES = 36, 720, 380
-"""Memory that a read, a reader and a note take, about (tests/service/behaviour/test_co_occurrence.py)."""
+"""Approximate memory of a read, a reader and a note (tests/service/behaviour/test_co_occurrence.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoOccurrenceOptions:
-    """`window`: steps between the two reads of a pair, at most, in the reader's order of distinct notes; None: any
-    number. `lower`, `upper`: pairs with a score outside do not count. `min_readers`: readers of a pair, at least.
-    `top`: related notes of one note, at most. `half_life`: seconds after which a pair counts half; None: it always
-    counts whole. `max_reads`: reads that are kept; beyond it those of the readers go who were idle longest."""
+    """Options of the scores. `window`: most steps between the two reads of a pair, in the reader's order of distinct
+    notes; None: any number. `lower`, `upper`: pairs with a score outside these bounds do not count. `min_readers`:
+    least number of readers of a pair. `top`: most related notes of one note. `half_life`: seconds after which a pair
+    counts half; None: it always counts whole. `max_reads`: most reads that are kept; beyond it, those of the readers
+    who were idle longest are dropped."""
 
     window: int | None = None
     lower: float = 0.01
@@ -69,8 +71,8 @@ class Read(NamedTuple):
 
 
 class Successor(NamedTuple):
-    """A note that was read after another one. `numbers` (R,): those of the readers who did so; `decays` (R,): what each
-    counts, 1 or less with the age of the read."""
+    """A note that was read after another one. `numbers` (R,): numbers of the readers who did so; `decays` (R,): weight
+    of each, 1 or less, falling with the age of the read."""
 
     id: str
     score: float
@@ -79,13 +81,13 @@ class Successor(NamedTuple):
 
     @property
     def readers(self) -> float:
-        """Readers of the note after the other one, each decayed with the age of the read."""
+        """Number of readers who read the note after the other one, each decayed with the age of the read."""
         return float(self.decays.sum())
 
 
 class Related(NamedTuple):
-    """A note that was read after any of several. `readers`: how many readers did so, each counted once and decayed with
-    its age."""
+    """A note that was read after any of several. `readers`: number of readers who did so, each counted once and decayed
+    with the age of the read."""
 
     id: str
     score: float
@@ -94,8 +96,8 @@ class Related(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """The distinct notes that a reader read, by their numbers, in the order of `times`, those of the first event of
-    each read. `last_times`: the time of its last event; `arrivals`: the last second in which one was written."""
+    """The distinct notes that a reader read, by their numbers, ordered by `times`: the time of the first event of each
+    read. `last_times`: time of its last event; `arrivals`: last second in which one of its events was written."""
 
     reader: str
     number: int
@@ -128,8 +130,8 @@ class History:
 
 
 def summed(lists: Iterable[Sequence[Successor]], without: Collection[str]) -> list[Related]:
-    """Merge the successors of several notes, but for the ids in `without`; return them by summed score, the best first,
-    ties by id. Each reader counts once for a note, however many of the several notes they read before it."""
+    """Merge the successors of several notes, except the ids in `without`; return them by summed score, best first, ties
+    by id. Each reader counts once for a note, however many of the several notes they read before it."""
     by_id: dict[str, list[Successor]] = {}
     for successors in lists:
         for one in successors:
@@ -150,12 +152,12 @@ def _readers(successors: Sequence[Successor]) -> float:
 
 
 class CoOccurrence:
-    """Histories of readers, and the notes that they relate. For one thread."""
+    """Histories of readers, and the related notes that are computed from them. Not thread-safe."""
 
     def __init__(self, options: CoOccurrenceOptions = CoOccurrenceOptions()) -> None:
         self._options = options
         self._histories: dict[str, History] = {}
-        """By reader; the reader who was active last is the last one."""
+        """Histories by reader, the least recently active reader first."""
         self._by_number: list[History | None] = []
         self._free_numbers: list[int] = []
         self._notes: dict[str, int] = {}
@@ -164,7 +166,7 @@ class CoOccurrence:
         """Ids of the notes, by their numbers; "" for a number that is free."""
         self._free_notes: list[int] = []
         self._readers_of: list[array[int]] = []
-        """Numbers of the histories that have a note, by the note's number, in the order in which they came to it."""
+        """Numbers of the histories that have a note, by the note's number, in the order in which they got it."""
         self._swept = 0
         self.reads = 0
 
@@ -180,7 +182,7 @@ class CoOccurrence:
 
     @property
     def bytes(self) -> int:
-        """Memory that histories and numbers take, about."""
+        """Approximate memory of histories and numbers."""
         return READ_BYTES * self.reads + READER_BYTES * len(self._by_number) + NOTE_BYTES * len(self._ids)
 
     def add(self, reader: str, note_id: str, at: float, weight: float = 1.0, arrival: int = NEVER_CUT) -> None:
@@ -207,7 +209,7 @@ class CoOccurrence:
             self.forget(next(iter(self._histories)))
 
     def remove(self, reader: str, note_id: str, at: float) -> None:
-        """Remove the read of one note by one reader, where there is one that is not later than `at`."""
+        """Remove the read of one note by one reader, if there is one that is not later than `at`."""
         history, note = self._histories.get(reader), self._notes.get(note_id)
         if history and note is not None and note in history.notes:
             place = history.notes.index(note)
@@ -215,8 +217,8 @@ class CoOccurrence:
                 self._drop(history, place)
 
     def remove_note(self, note_id: str, seconds: float = math.inf) -> bool:
-        """Remove all reads of a note, or those that can be removed in `seconds`, one at the least. Return whether some
-        are left, for a further call."""
+        """Remove all reads of a note, or as many as `seconds` allow, at least one. Return whether some are left for
+        another call."""
         note = self._notes.get(note_id)
         if note is None:
             return False
@@ -240,9 +242,10 @@ class CoOccurrence:
 
     def expire(self, before: float, count: int, first_arrival: int = 0, seconds: float = math.inf) -> int:
         """Remove the reads whose events are all before a time, or were all written before `first_arrival`, from the
-        next `count` histories, fewer where they are long; calls go through all of them in turn. A call ends after about
-        `seconds`, and where many readers have read the notes, but looks at one history at the least. Return how many
-        of `count` are left, for a further call."""
+        next `count` histories, or from fewer if they are long; successive calls go through all of them in turn. A call
+        ends after about `seconds`, or earlier if the removed reads are of notes with many readers
+        (MAX_READERS_FILTERED), but checks at least one history. Return how many of `count` are left for another
+        call."""
         ends, filtered = time.perf_counter() + seconds, 0
         left = min(count, len(self._by_number))
         numbers_of: dict[int, list[int]] = defaultdict(list)
@@ -264,13 +267,14 @@ class CoOccurrence:
         return max(0, left)
 
     def all_reads(self) -> Iterator[list[Read]]:
-        """Yield the reads of one reader after the other, in their order. Reads may be added and removed meanwhile."""
+        """Yield the reads of each reader, one reader at a time, in their order. Reads may be added and removed
+        meanwhile."""
         for history in list(self._histories.values()):
             rows = zip(history.notes, history.times, history.weights, strict=True)
             yield [Read(history.reader, self._ids[note], at, weight) for note, at, weight in rows]
 
     def related(self, note_id: str, now: float = 0.0) -> list[Successor]:
-        """Return the notes related to one, best first, of equal scores the smaller id."""
+        """Return the notes related to one, best first, ties by id."""
         note = self._notes.get(note_id)
         if note is None:
             return []
@@ -323,7 +327,8 @@ class CoOccurrence:
         return np.array(notes, np.uint32), values, decays, np.repeat(np.array(readers, np.uint32), counts)
 
     def _latest_readers(self, note: int) -> array[int]:
-        """Return the numbers of the readers of a note that count, in the order in which they came to it."""
+        """Return the numbers of the readers of a note that count (MAX_READERS, MAX_READERS_READS), in the order in
+        which they came to it."""
         readers = self._readers_of[note][-MAX_READERS:]
         reads = 0
         for count, number in enumerate(reversed(readers), 1):
@@ -335,7 +340,7 @@ class CoOccurrence:
         return readers
 
     def _open(self, reader: str) -> History:
-        """Return an empty history of a new reader."""
+        """Add an empty history for a new reader, and return it."""
         if self._free_numbers:
             history = History(reader, self._free_numbers.pop())
             self._by_number[history.number] = history
@@ -345,7 +350,7 @@ class CoOccurrence:
         return history
 
     def _number(self, note_id: str) -> int:
-        """Return the number of a note, a new one where it has none."""
+        """Return the number of a note; assign a new one if it has none."""
         number = self._notes.get(note_id)
         if number is None:
             if self._free_notes:
@@ -359,14 +364,14 @@ class CoOccurrence:
         return number
 
     def _drop(self, history: History, place: int) -> None:
-        """Remove a read, and the reader and the note where it was their last one."""
+        """Remove a read; remove its reader or its note too if it was their last one."""
         note = history.notes[place]
         history.remove(place)
         self._remove_readers(note, [history.number])
         self._close_if_empty(history)
 
     def _remove_readers(self, note: int, numbers: Sequence[int]) -> None:
-        """Take histories, which do not have a note any more, out of its readers; give it up where none is left."""
+        """Remove histories that no longer have a note from the note's readers; free its number if none is left."""
         readers = self._readers_of[note]
         if len(readers) * len(numbers) <= MAX_COMPARED_ONE_BY_ONE:
             for number in numbers:
@@ -379,13 +384,13 @@ class CoOccurrence:
             self._free_note(note)
 
     def _free_note(self, note: int) -> None:
-        """Give up the number of a note without reads."""
+        """Free the number of a note without reads."""
         del self._notes[self._ids[note]]
         self._ids[note] = ""
         self._free_notes.append(note)
 
     def _close_if_empty(self, history: History) -> None:
-        """Give up the history of a reader without reads."""
+        """Remove the history of a reader without reads, and free its number."""
         if not history.notes:
             del self._histories[history.reader]
             self._by_number[history.number] = None

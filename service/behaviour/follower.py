@@ -1,11 +1,11 @@
-"""EventFollower: reads the stream of events of a tenant into the co-occurrence of notes and the counts of reports.
+"""EventFollower: builds the co-occurrence of notes and the counts of reports from a tenant's stream of events.
 
-Both are derived from the stream alone, and built anew at each start by reading the stream from its beginning: there
-is no snapshot that could be wrong, and the stream is bounded. A removed note and a forgotten reader are entries of the
-stream too, written in the step that removes them, so that every replica comes to the same state.
+Both are derived from the stream alone, and rebuilt at each start by reading it from its beginning: there is no snapshot
+that could be wrong, and the stream is bounded. Removals of notes and readers are entries of the stream too, written in
+the step that removes them, so that every replica reaches the same state.
 
-After a purge, which leaves out of the stream what followers may not have read yet, it is read from its beginning again.
-Until that is done, what was known before is told.
+A purge removes entries that followers may not have read yet, so after one the stream is read from its beginning again.
+Until that is done, the earlier state stays in use.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ READ_SIZE = 500
 BLOCK_SECONDS = 2.0
 """How long a read waits for a first entry."""
 RETRY_SECONDS = (0.05, 1.0)
-"""First and longest pause after the store was away."""
+"""First and longest back-off while the store is away."""
 GATHER_SECONDS = 0.02
-"""Pause after a read that found some entries: single events that come one by one are read together."""
+"""Pause after a read that returned entries, so that events that come one by one are read together."""
 TRIM_SECONDS = 60.0
-"""Time between two cuts of a stream to its bounds; each write cuts it too."""
+"""Time between two trims of the stream to its bounds; each write trims it too."""
 EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000
-"""Time between two looks at histories for reads that are too old, and how many are looked at: less than a millisecond
-where none is too old."""
+"""Time between two checks of histories for expired reads, and the number of histories per check: less than a
+millisecond if no read has expired."""
 MAX_HELD_SECONDS = 0.01
-"""How long entries are taken in, or reads removed, before other tasks may run."""
+"""How long entries are applied, or reads removed, before other tasks may run."""
 SHOWN = "shown"
 """Type of the event that a note was shown to a reader."""
 log = structlog.get_logger(__name__)
 
 
 class BehaviourState(NamedTuple):
-    """Sums over the events of a stream: notes that readers read together, and counts of recommendations."""
+    """State built from a stream of events: which notes are read together, and counts of recommendations."""
 
     co_occurrence: CoOccurrence
     counts: RecommendationCounts
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes, about."""
+        """Approximate memory of the state."""
         return self.co_occurrence.bytes + self.counts.bytes
 
 
 class EventFollower:
-    """Follows the events of `store`. `weights`: what an event of each type counts: above 0 it is a read, below 0 it
+    """Follows the events of `store`. `weights`: weight of each type of event: above 0 the event is a read, below 0 it
     takes the reader's read of the note back. `seconds`: how long an event counts."""
 
     def __init__(
@@ -71,16 +71,16 @@ class EventFollower:
         self.state = BehaviourState(make(), RecommendationCounts())
         """State that searches and reports use. After a purge it is the earlier one until the new one is complete."""
         self.position = ORIGIN
-        """Position of the last entry that was taken in."""
+        """Position of the last entry that was applied."""
         self.stream_bytes = 0
-        """Bytes of the stream, when they were last asked for."""
+        """Size of the stream in bytes, as of its last trim."""
         self._store = store
         self._make = make
         self._weights = weights
         self._seconds = seconds
         self._clock = clock
         self._filling = self.state
-        """State that entries are taken into."""
+        """State to which entries are applied."""
         self.complete = False
         """Whether `_filling` has reached the end that the stream had when filling began; `state` and `_filling` are
         then the same."""
@@ -90,7 +90,7 @@ class EventFollower:
         self._expire_at = 0.0
         self._trim_at = 0.0
         self._first_arrival = 0
-        """Second in which the first entry that the stream still has was written."""
+        """Second in which the first remaining entry of the stream was written."""
 
     @property
     def ready(self) -> bool:
@@ -99,20 +99,20 @@ class EventFollower:
 
     @property
     def reads(self) -> int:
-        """Reads that have been taken in since the stream was last read from its beginning."""
+        """Number of reads in the state to which entries are applied."""
         return self._filling.co_occurrence.reads
 
     @property
     def bytes(self) -> int:
-        """Memory that the state takes, and beside it the one that is to replace it, about."""
+        """Approximate memory of the state, and of the one that is to replace it."""
         return self.state.bytes + (0 if self.state is self._filling else self._filling.bytes)
 
     def stop(self) -> None:
-        """End `run` after the read that is under way, even if the Redis client swallows a cancellation."""
+        """End `run` after the read in progress, even if the Redis client swallows a cancellation."""
         self._stopped = True
 
     async def run(self) -> None:
-        """Follow the stream until stopped, or the store is removed. After a failure it tries again."""
+        """Follow the stream until stopped, or until the store is removed. After a failure, try again."""
         pause = RETRY_SECONDS[0]
         while not self._stopped:
             try:
@@ -133,7 +133,7 @@ class EventFollower:
                     self._begin_anew()
 
     async def _keep_to_bounds(self, now: float) -> None:
-        """Cut the stream, and drop reads that are too old or whose events were cut, now and then."""
+        """From time to time, trim the stream, and drop reads that have expired or whose events were trimmed."""
         if now >= self._trim_at:
             self.stream_bytes, first = await self._store.trim()
             self._first_arrival = _arrival(first)
@@ -144,8 +144,8 @@ class EventFollower:
             self._expire_at = now + EXPIRE_SECONDS
 
     async def _expire(self) -> None:
-        """Look at EXPIRE_COUNT histories for reads that are too old; other tasks run in between. Half of a turn is left
-        for the lists of readers, which are written anew at its end."""
+        """Drop expired reads from EXPIRE_COUNT histories; other tasks run in between. Half of MAX_HELD_SECONDS is left
+        for the lists of readers, which `expire` rewrites at its end."""
         left = EXPIRE_COUNT
         while left and not self._stopped:
             before = self._clock() - self._seconds
@@ -153,13 +153,13 @@ class EventFollower:
             await asyncio.sleep(0)
 
     def _begin_anew(self) -> None:
-        """Have the stream read from its beginning into an empty state, which replaces `state` when it is complete."""
+        """Read the stream from its beginning again, into an empty state that replaces `state` once it is complete."""
         self._filling, self.complete = BehaviourState(self._make(), RecommendationCounts()), False
         self.position, self._target = ORIGIN, ""
         self._first_arrival, self._trim_at = 0, 0.0
 
     def _forget_everything(self) -> None:
-        """Have the stream read from its beginning, and nothing told but what was read of it."""
+        """Read the stream from its beginning again, and discard the earlier state at once."""
         self._begin_anew()
         self.state, self._identity = self._filling, ""
 

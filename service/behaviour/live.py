@@ -1,4 +1,4 @@
-"""LiveBehaviour: the events of one tenant, taken in and followed, and what they say of related notes."""
+"""LiveBehaviour: stores and follows the events of one tenant, and answers which notes they relate."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
 
 MAX_SUMMED_IN_LOOP = 100
-"""Successors of all examples that are merged in the event loop: up to half a millisecond, or a few where they have all
-the readers that count. A thread merges more: forty thousand take a tenth of a second."""
+"""Bound on the successors of all examples that are merged in the event loop: up to half a millisecond, or a few if they
+have as many readers as count. More are merged in a thread: forty thousand take a tenth of a second."""
 MAX_EVENT_BODIES = 2
-"""Bound on the bodies of events as NDJSON that one process takes in at a time for a tenant, published at GET /limits:
+"""Bound on the bodies of events as NDJSON that one process accepts concurrently for a tenant, published at GET /limits:
 each may keep the store busy for seconds, and takes memory that the bodies of all tenants share."""
 MAX_ERASURES = 1
-"""Bound on the erasures of readers' events of one tenant that run at one process, published at GET /limits: each looks
-through the whole stream."""
+"""Bound on the erasures of readers' events that one process runs concurrently for a tenant, published at GET /limits:
+each scans the whole stream."""
 MAX_READER_EXPORTS = 4
-"""Bound on the answers with a reader's events that are sent to callers of one tenant by one process, published at GET
-/limits. They answer people who ask what is known of them, and wait for no other export."""
+"""Bound on the exports of one reader's events that one process sends concurrently for a tenant, published at GET
+/limits. They answer people who ask for the data kept about them, so they do not wait for other exports."""
 
 
 @dataclass(frozen=True, slots=True)
 class BehaviourStatus:
-    """State of a tenant's behaviour. `ready`: the whole stream was read. `bytes`: memory that it takes here, about."""
+    """State of a tenant's behaviour. `ready`: the whole stream was read. `bytes`: approximate memory in this
+    process."""
 
     ready: bool
     position: str
@@ -43,9 +44,8 @@ class BehaviourStatus:
 
 
 class LiveBehaviour:
-    """Events of one tenant. `weights`: declared types of events, and what each counts; see EventFollower. `seconds`:
-    how long an event counts. `kappa`: number of readers at which what behaviour adds to a score is half of its
-    weight."""
+    """Events of one tenant. `weights`: weights of the declared types of events; see EventFollower. `seconds`: how long
+    an event counts. `kappa`: number of readers at which behaviour adds half of its weight to a score."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LiveBehaviour:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to follow the events, in the background."""
+        """Start following the events in the background."""
         self._task = asyncio.get_running_loop().create_task(self._follower.run(), name="follow-events")
 
     async def stop(self) -> None:
@@ -74,11 +74,12 @@ class LiveBehaviour:
         await cancel_until_done(self._task)
 
     async def add(self, events: Sequence[Event], now: float) -> list[EventOutcome]:
-        """Take events in by the time of each, and return what became of each, in the order of `events`; those that are
-        accepted are durable. Raises StoreUnavailable, TenantRemoved.
+        """Store events in the order of their times, and return the outcome of each, in the order of `events`; accepted
+        events are durable. Raises StoreUnavailable, TenantRemoved.
 
-        `now`: the time of the events that were sent without one. A time that is ahead of it is stored as `now`, and
-        comes before these: an event without a time happens when it is sent, whatever a reader's clock says.
+        `now`: the time given to events that were sent without one. A time later than `now` is stored as `now`, and its
+        event comes before those sent without a time: these happened when they were sent, whatever a reader's clock
+        says.
         """
 
         def order(place: int) -> tuple[float, bool, float]:
@@ -93,18 +94,18 @@ class LiveBehaviour:
         return [outcome_at[place] for place in range(len(events))]
 
     def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
-        """Yield the events of a reader that the store has, part by part. Raises StoreUnavailable."""
+        """Yield the events of a reader that the store has, in batches. Raises StoreUnavailable."""
         return self._store.of_reader(reader)
 
     async def forget(self, reader: str) -> int:
-        """Remove durably all events of a reader so far; return how many there were. Their weight goes out of what is
-        related as soon as each replica reads of it: within milliseconds, or when it has read the stream again after a
-        purge. Raises StoreUnavailable, TenantRemoved."""
+        """Remove durably all events of a reader so far; return their number. Each replica stops counting them when it
+        reads the removal from the stream: within milliseconds, or, after a purge, once it has read the stream again.
+        Raises StoreUnavailable, TenantRemoved."""
         return await self._store.forget(reader)
 
     def all_reads(self) -> Iterator[list[Read]]:
-        """Yield the reads that are held, reader by reader. Raises BehaviourBehind before the whole stream was read, and
-        once it is read again after a purge: the state of before still has readers who are forgotten meanwhile."""
+        """Yield the reads that are held, reader by reader. Raises BehaviourBehind until the whole stream was read, and
+        while it is read again after a purge: the earlier state still has readers who were forgotten meanwhile."""
         follower, co_occurrence = self._follower, self._follower.state.co_occurrence
         histories = co_occurrence.all_reads()
         while True:
@@ -126,12 +127,13 @@ class LiveBehaviour:
         return await asyncio.to_thread(summed, lists, note_ids)
 
     async def rates(self, by: Collection[Dimension], since: float) -> tuple[list[Rate], int]:
-        """Return how often recommended notes were shown and clicked, by some dimensions, since a day; and how many of
-        these rates were left out."""
+        """Return how often recommended notes were shown and clicked since the day of `since`, grouped by the dimensions
+        `by`; and how many of these rates were left out."""
         return await asyncio.to_thread(rates, self._follower.state.counts.groups(), by, since)
 
     def unmatched(self, since: float) -> int:
-        """Return the number of clicks of recommended notes since a day for which no event says that they were shown."""
+        """Return the number of clicks of recommended notes, since the day of `since`, without an event that says the
+        note was shown."""
         return self._follower.state.counts.unmatched(since)
 
     def status(self) -> BehaviourStatus:

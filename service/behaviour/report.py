@@ -1,8 +1,7 @@
 """RecommendationCounts: how often recommended notes were shown and clicked, counted event by event.
 
-An event belongs to a recommendation by its `recommendation_id`. A note that a recommendation shows counts once as
-shown, however many events say so, and once as clicked, if anything of positive weight was done with it; a `shown` of
-positive weight is no click. So a rate is a share.
+The `recommendation_id` of an event names its recommendation. A note of a recommendation counts once as shown, however
+many events say so, and once as clicked if it has any event of positive weight other than `shown`. So a rate is a share.
 """
 
 from __future__ import annotations
@@ -20,18 +19,19 @@ Dimension = Literal["scenario", "variant", "position", "source"]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 """Fields of events by which a report groups its counts."""
 MAX_OPEN = 50_000
-"""Bound on the pairs of a recommendation and a note that a second event is recognised for, the last ones: of those that
-were shown, of those that were clicked and of those that were both."""
+"""Bound on the pairs of a recommendation and a note that are remembered, the most recent ones, to recognise a further
+event: one bound each for pairs that were shown, that were clicked, and that were both."""
 PAIR_BYTES, GROUP_BYTES = 250, 700
-"""Memory that a pair of a recommendation and a note, and a group, take, about."""
+"""Approximate memory of a pair of a recommendation and a note, and of a group."""
 MAX_GROUPS = 20_000
 """Bound on the groups that are counted; beyond it an event counts in the group whose names are all OTHER."""
 MAX_POSITION_GROUPS = MAX_GROUPS // 2
-"""Groups beyond which the position of an event is OTHER: it makes the most groups, and the other names matter more."""
+"""Number of groups beyond which an event's position counts as OTHER: positions make the most groups, and the other
+names matter more."""
 OTHER = "(other)"
 """Name of every dimension of the events beyond MAX_GROUPS."""
 MAX_RATES = 1000
-"""Bound on the rates of one report, those that were shown most."""
+"""Bound on the rates of one report; those shown most are kept."""
 DAY_SECONDS = 86_400
 CONFIDENCE = 1.959964
 """Standard deviations of a 95% interval."""
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Group(NamedTuple):
-    """A day, in days since the epoch, and the values of the dimensions; None where an event does not say one."""
+    """A day, in days since the epoch, and the values of the dimensions; None for one that the event does not have."""
 
     day: int
     scenario: str | None
@@ -50,8 +50,8 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Share of shown notes that were clicked. `names`: values of the dimensions that were asked for. `low`, `high`: 95%
-    interval of the rate (Wilson 1927)."""
+    """Share of shown notes that were clicked. `names`: values of the requested dimensions. `low`, `high`: 95% interval
+    of the rate (Wilson 1927)."""
 
     names: Mapping[Dimension, str | None]
     shown: int
@@ -66,14 +66,14 @@ class RecommendationCounts:
 
     def __init__(self) -> None:
         self._unmatched: Counter[int] = Counter()
-        """Clicks of notes for which no event says that their recommendation showed them, by day."""
+        """Clicks without an event that says the recommendation showed the note, by day."""
         self._shown: Counter[Group] = Counter()
         self._clicked: Counter[Group] = Counter()
         self._open: dict[int, Group] = {}
         """Group of each note that was shown and not clicked, by the hash of recommendation and note."""
         self._clicked_first: dict[int, int] = {}
         """Day of the click of each note that was clicked and not shown, by the same hash. They have a bound of their
-        own: clicks of recommendations that nobody has seen push out no notes that were shown."""
+        own, so that clicks of recommendations that were never shown do not evict notes that were."""
         self._closed: dict[int, None] = {}
         """Hashes of the recommendations and notes that were shown and clicked; a dict, since it keeps their order."""
 
@@ -104,16 +104,16 @@ class RecommendationCounts:
             _remember(self._clicked_first, pair, _day(at))
 
     def unmatched(self, since: float = 0.0) -> int:
-        """Return the clicks of notes for which no event says that their recommendation showed them, of the days from
-        that of `since` on."""
+        """Return the number of clicks without an event that says the recommendation showed the note, from the day of
+        `since` on."""
         return sum(count for day, count in self._unmatched.items() if day >= _day(since))
 
     def groups(self) -> list[tuple[Group, int, int]]:
-        """Return the groups at present, and how many notes of each were shown and clicked."""
+        """Return the current groups, and how many notes of each were shown and clicked."""
         return [(group, count, self._clicked[group]) for group, count in self._shown.items()]
 
     def expire(self, before: float) -> None:
-        """Drop the counts of days before that of a time."""
+        """Drop the counts of days before the day of `before`."""
         for counts in (self._shown, self._clicked):
             for group in [group for group in counts if group.day < _day(before)]:
                 del counts[group]
@@ -122,7 +122,7 @@ class RecommendationCounts:
 
     @property
     def bytes(self) -> int:
-        """Memory that the counts take, about."""
+        """Approximate memory of the counts."""
         pairs = len(self._open) + len(self._clicked_first) + len(self._closed)
         return PAIR_BYTES * pairs + GROUP_BYTES * len(self._shown)
 
@@ -142,7 +142,7 @@ class RecommendationCounts:
 def rates(
     groups: Iterable[tuple[Group, int, int]], by: Collection[Dimension], since: float = 0.0
 ) -> tuple[list[Rate], int]:
-    """Return the rates by some dimensions, of the days from that of `since` on, up to MAX_RATES, the most shown first;
+    """Return the rates grouped by the dimensions `by`, from the day of `since` on: at most MAX_RATES, most shown first;
     and how many were left out. `groups`: those of RecommendationCounts.groups."""
     shown: Counter[tuple[str | None, ...]] = Counter()
     clicked: Counter[tuple[str | None, ...]] = Counter()
@@ -160,7 +160,7 @@ def rates(
 
 
 def _remember(pairs: dict[int, T], pair: int, value: T) -> None:
-    """Add a pair to MAX_OPEN at the most; beyond it the oldest goes."""
+    """Remember a pair; drop the oldest one if there are more than MAX_OPEN."""
     pairs[pair] = value
     if len(pairs) > MAX_OPEN:
         del pairs[next(iter(pairs))]

@@ -20,13 +20,13 @@ MAX_CHANGE_SECONDS = 30.0
 MAX_CHANGE_WAITERS = 1000
 """Bound on the requests of one tenant at one process that wait for a change, published at GET /limits."""
 STEP_SECONDS = 1.0
-"""Time between two looks of a waiting request at whether the process ends."""
+"""Time between two checks by a waiting request whether the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Changes in the order of the log. `position`: the log position after which the next changes are. `more`: whether
-    there are any yet."""
+    """Changes in the order of the log. `position`: log position after which the next changes come. `more`: whether
+    there are further ones already."""
 
     entries: Sequence[LogEntry]
     position: str
@@ -44,9 +44,9 @@ class ChangeFeed:
     async def read(
         self, after: str | None, limit: int, seconds: float = 0.0, is_ending: Callable[[], bool] = lambda: False
     ) -> Changes:
-        """Return up to `limit` changes after the position `after`, by default the end of the log. Where there are
-        none, wait for one until `seconds` after the call, or until the process `is_ending`. Raises LogCut,
-        TooManyWaiting, StoreUnavailable."""
+        """Return up to `limit` changes after the position `after`, by default the end of the log. If there are none,
+        wait for one until `seconds` after the call, or until `is_ending` returns True. Raises LogCut, TooManyWaiting,
+        StoreUnavailable."""
         until = asyncio.get_running_loop().time() + seconds
         if after is None:
             after = (await ReadTime().wait(self._store.log_bounds())).last
@@ -65,9 +65,9 @@ class ChangeFeed:
         return Changes(changes, position, position_key(position) < position_key(bounds.last))
 
     async def _wait_beyond(self, position: str, until: float, is_ending: Callable[[], bool]) -> None:
-        """Return once the index, which follows the log, has come beyond a position: no waiter asks the store. Return
-        too at `until`, by the loop's clock, and where the index is, or was, built anew from a store that may not have
-        the position any more."""
+        """Wait until the index, which follows the log, is beyond a position, so that waiting requests do not poll the
+        store. Return also at `until`, by the loop's clock, and if the index is or was rebuilt, since the store may then
+        no longer have the position."""
         milliseconds, sequence = position_key(position)
         while not is_ending() and (left := until - asyncio.get_running_loop().time()) > 0:
             try:

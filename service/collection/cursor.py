@@ -1,4 +1,4 @@
-"""Cursors of lists: where the next page begins, bound to the filters of the first one."""
+"""Cursors of lists: where the next page begins, bound to the filters of the list."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ CURSOR = re.compile(r"(\d{1,20}-\d{1,20}) ([0-9a-f]{16})")
 
 
 def encode_cursor(position: str, where: Filter, begin: str) -> str:
-    """Return the cursor of the page after a log position, of a list that began after `begin`. Nothing in it is
-    secret, and it is not signed: one that was made up is another position."""
+    """Return the cursor of the page after a log position, in a list that began after `begin`. It contains nothing
+    secret and is not signed: a forged cursor is only another position."""
     return base64.urlsafe_b64encode(f"{position} {_digest(where, begin)}".encode()).decode().rstrip("=")
 
 

@@ -22,21 +22,22 @@ Change = StoredNote | LogEntry
 
 
 class Export:
-    """An export. Its changes, applied in their order to nothing, or to what the store had at the position `after`, give
-    what the store has at the position `end`: each note that was put replaces the one of its id.
+    """An export. Its changes, applied in order to nothing, or to the state of the store at the position `after`, give
+    its state at the position `end`: each written note replaces the one with its id.
 
-    `begin`: removals after this position are among the changes. A note that has expired leaves by itself.
+    `begin`: removals after this position are among the changes. Expiry is not a change: a note disappears by itself
+    when it expires.
     """
 
     def __init__(self, store: NoteStore, reader: LogOrderReader, after: str | None, begin: str) -> None:
         self.after = after
         self.begin = begin
         self.notes = self.removals = 0
-        """Changes that were returned so far, by their kind."""
+        """Numbers of notes and of removals that were returned so far."""
         self._store = store
         self._reader = reader
         self._log_cursor = max(begin, after or ORIGIN, key=position_key)
-        """Removals up to here were returned."""
+        """Position up to which removals were returned."""
 
     @classmethod
     async def open(
@@ -48,8 +49,8 @@ class Export:
         *,
         with_vectors: bool = False,
     ) -> Export:
-        """Begin an export of all notes, or of what changed after `after`. `begin`: that of an export which
-        was broken off at `after`, to go on with it. Raises InvalidInput, LogCut, StoreUnavailable."""
+        """Begin an export of all notes, or of what changed after `after`. `begin`: to resume an export that was
+        interrupted at `after`, its `begin`. Raises InvalidInput, LogCut, StoreUnavailable."""
         reached = max(after or ORIGIN, begin or ORIGIN, key=position_key)
         bounds = await ReadTime().wait(store.log_bounds(reached))
         if after is not None:
@@ -59,11 +60,11 @@ class Export:
 
     @property
     def end(self) -> str:
-        """The position at which the store has what the changes give, once all were returned."""
+        """Position at which the store has the state that the changes give, once all were returned."""
         return self._reader.cursor
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
-        """Yield the changes in the order of their positions, some at a time. Raises StoreUnavailable, IndexBehind,
+        """Yield the changes in batches, in the order of their positions. Raises StoreUnavailable, IndexBehind,
         LogCut."""
         while not self._reader.ended:
             notes = await self._reader.read(BATCH_SIZE)
@@ -78,7 +79,7 @@ class Export:
                 yield sorted([*before, *removals], key=lambda change: position_key(change.position))
 
     async def _read_removals(self, until: str) -> list[LogEntry]:
-        """Read a page of the log, up to a position at the furthest, and return the removals in it."""
+        """Read a page of the log, no further than the position `until`, and return the removals in it."""
         if position_key(self._log_cursor) >= position_key(until):
             return []
         entries, bounds = await ReadTime().wait(self._store.read_log(self._log_cursor, LOG_BATCH_SIZE, 0.0))

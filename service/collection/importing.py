@@ -1,4 +1,4 @@
-"""Import of notes that were exported, with their vectors where these are of the model that serves."""
+"""Import of exported notes; vectors are kept if they are from the model that serves here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from service.replay import written_status
 UNIT_TOLERANCE = 1e-3
 """Bound on the difference between a vector's length and 1: vectors are rounded to 32 bits."""
 NEW = Condition(negated=True)
-"""Condition that there is no note of the id."""
+"""Condition that no note has the id."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoteToImport:
-    """A note with an id, what a model made of it, and the space of that model; `vector` None where it is not known."""
+    """A note with an id, its generated fields and vector, and the space of the model that made them; `vector` is None
+    if it is not known."""
 
     note: Note
     generated: Generated
@@ -35,7 +36,7 @@ class NoteToImport:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Result of the import of a note. `status`: created, updated, unchanged, exists, or expired. `read`: whether the
-    model read the note; None where nothing was to be done."""
+    model read the note; None if nothing was done."""
 
     id: str
     status: str
@@ -51,7 +52,7 @@ class Importer:
         self._clock = clock
 
     def check(self, note: NoteToImport) -> None:
-        """Check a vector that would be kept. Raises InvalidInput."""
+        """Check the vector of a note, if the import would keep it. Raises InvalidInput."""
         if not self._keeps_vector(note):
             return
         vector, dimension = note.vector, self._recommender.engine.dimension
@@ -61,8 +62,9 @@ class Importer:
             raise InvalidInput([FieldError("/vector", "must have the length 1")])
 
     async def add(self, notes: Sequence[NoteToImport], replaces: bool, urgency: Urgency) -> list[Outcome]:
-        """Add notes of distinct ids, which were checked. On return they are durable and searchable here. `replaces`:
-        also those that there are already. Raises QueueFull, EngineFailed, StoreUnavailable, IndexBehind."""
+        """Add notes with distinct ids, which must have passed `check`. On return they are durable and searchable at
+        this replica. `replaces`: whether to replace notes that exist. Raises QueueFull, EngineFailed, StoreUnavailable,
+        IndexBehind."""
         outcomes: dict[str, Outcome] = {}
         to_write: list[StoredNote] = []
         to_read: list[NoteToImport] = []
@@ -92,7 +94,7 @@ class Importer:
         return note.vector is not None and note.space == self._recommender.engine.space
 
     async def _write(self, notes: Sequence[StoredNote], condition: Condition | None) -> list[Outcome]:
-        """Write notes with the vectors that they have."""
+        """Write notes with their imported vectors."""
         written = await self._store.put([Write(note, condition) for note in notes])
         if positions := [write.position for write in written if write]:
             await self._recommender.index.wait_for(max(positions, key=position_key), WAIT_SECONDS)
@@ -106,7 +108,7 @@ class Importer:
     async def _read(
         self, notes: Sequence[NoteToImport], condition: Condition | None, urgency: Urgency
     ) -> list[Outcome]:
-        """Have the model read notes, and generate what it had generated."""
+        """Have the model read notes, and regenerate the fields that were generated."""
         to_put = [(note.note, _generations(note.generated)) for note in notes]
         added = await self._recommender.put_each(to_put, condition, urgency)
         return [
@@ -116,7 +118,7 @@ class Importer:
 
 
 def _generations(generated: Generated) -> Generate:
-    """Return what a note that is read again is given anew."""
+    """Return the fields to regenerate for a note that the model reads again."""
     return Generate(GENERATED_HASHTAGS if generated.hashtags else 0, generated.category is not None)
 
 

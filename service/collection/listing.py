@@ -1,4 +1,4 @@
-"""Reading notes: some by their ids, and all of them page by page."""
+"""Reading notes by their ids, and all notes page by page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ MAX_IDS = 1000
 MAX_PAGE = 1000
 """Bound on the notes of a page, published at GET /limits."""
 MAX_READS = 20
-"""Bound on the reads for one page without a note. After a change of the model no note of a read may pass the filter."""
+"""Bound on the reads for a page while they return no note: after a change of the model, perhaps none of the notes read
+passes the filter."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotesByIds:
-    """Notes in the order of the ids that were asked for. `missing`: ids without a note. `unreadable`: ids of notes that
-    the store has in a form that cannot be read. `unread`: the last ids, of notes beyond MAX_READ_BYTES."""
+    """Notes in the order of the requested ids. `missing`: ids without a note. `unreadable`: ids of notes that the store
+    has in a form that cannot be read. `unread`: the last ids, whose notes exceed MAX_READ_BYTES."""
 
     notes: list[StoredNote]
     missing: list[str]
@@ -34,7 +35,7 @@ class NotesByIds:
 @dataclass(frozen=True, slots=True)
 class Page:
     """A page of a list. `cursor`: that of the next page; None for the last page. `position`: every write up to it is in
-    this page, or in those before."""
+    this page or an earlier one."""
 
     notes: list[StoredNote]
     cursor: str | None
@@ -42,7 +43,7 @@ class Page:
 
 
 async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool = False) -> NotesByIds:
-    """Return the notes of some ids; only the first ones where they have more than MAX_READ_BYTES together. Raises
+    """Return the notes of some ids; only the first ones if they have more than MAX_READ_BYTES together. Raises
     StoreUnavailable."""
     known = await ReadTime().wait(store.get(ids, with_vectors=with_vectors, max_bytes=MAX_READ_BYTES))
     return NotesByIds(
@@ -56,11 +57,12 @@ async def get_notes(store: NoteStore, ids: Sequence[str], *, with_vectors: bool 
 async def list_notes(
     store: NoteStore, index: NoteIndex, where: Filter, after: str, limit: int, cursor: str | None = None
 ) -> Page:
-    """Return a page of the notes that pass a filter, in the order of their last writes, of those after the position
-    `after` and after the page of `cursor`. Raises InvalidInput, StoreUnavailable, IndexBehind.
+    """Return a page of the notes that pass a filter and were last written after the position `after`, in the order of
+    their last writes; `cursor`: that of the page, None for the first. Raises InvalidInput, StoreUnavailable,
+    IndexBehind.
 
-    A note that is not written meanwhile is in exactly one page. One that is written again may be in another page too,
-    and one that was removed before a page was asked for is not in it.
+    A note that is not written meanwhile is in exactly one page. A note that is rewritten may be in another page too,
+    and a note that is removed before a page is requested is not in that page.
     """
     begin = after if cursor is None else decode_cursor(cursor, where, after)
     reader = LogOrderReader(store, index, where, begin)
@@ -68,5 +70,5 @@ async def list_notes(
     for _ in range(MAX_READS):
         notes = await reader.read(limit)
         if reader.ended or notes:
-            break  # one read has up to MAX_READ_BYTES
+            break  # one read returns at most MAX_READ_BYTES
     return Page(notes, None if reader.ended else encode_cursor(reader.cursor, where, after), reader.cursor)

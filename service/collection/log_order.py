@@ -13,9 +13,9 @@ from service.records import ORIGIN, StoredNote, Unreadable, WrittenRow, position
 class LogOrderReader:
     """Reads the notes that pass `where` and were last written after the position `after`.
 
-    `cursor`: every such note that was written at this position at the latest, and not again, has been read. `ended`:
-    the notes that were read are all that there were at `cursor`, which is then the end that the log had; what was
-    written since then can still be read. The index names the notes, the store is asked for each.
+    `cursor`: every such note whose last write is at this position or before has been read. `ended`: all notes that
+    existed at `cursor` have been read, and `cursor` was the end of the log at that time; later writes can still be
+    read. The index lists the notes, and each is read from the store.
     """
 
     def __init__(
@@ -34,11 +34,12 @@ class LogOrderReader:
         self._where = where
         self._with_vectors = with_vectors
         self._needed = ORIGIN
-        """Position that the end must have reached: notes that were met before it have changed there."""
+        """Position that `cursor` must reach before the reading has ended: notes that the index listed at earlier
+        positions have changed up to there."""
 
     async def read(self, count: int) -> list[StoredNote]:
-        """Return the next notes, `count` or fewer, also none, as many as MAX_READ_BYTES hold. A note that has changed
-        since the index saw it is read later, at its new position. Raises StoreUnavailable, IndexBehind."""
+        """Return the next notes: at most `count`, as many as fit in MAX_READ_BYTES, possibly none. A note that has
+        changed since the index saw it is read later, at its new position. Raises StoreUnavailable, IndexBehind."""
         time_left = ReadTime()
         log_end = (await time_left.wait(self._store.log_bounds())).last
         await self._index.wait_for(log_end, READ_SECONDS)
@@ -60,11 +61,11 @@ class LogOrderReader:
         return list(compress(stored, await accepted_by(self._where, stored)))
 
     def read_beyond(self, position: str) -> None:
-        """Have the end lie at `position` or later."""
+        """Continue reading at least up to `position`."""
         self._needed = max(self._needed, position, key=position_key)
         self.ended = False
 
 
 def _is_current(row: WrittenRow, note: StoredNote | Unreadable | None) -> bool:
-    """Return whether the store has the note as it was last written when the index saw it."""
+    """Return whether the store still has the version of the note that the index saw."""
     return isinstance(note, StoredNote) and note.position == row.position

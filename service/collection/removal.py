@@ -28,13 +28,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """Receipt of a removal of many notes; of a dry run, what it would be.
+    """Receipt of a removal of many notes, or of a dry run: what the removal would be.
 
-    `ids`: of the removed notes in the order of their removal; None where there are more than MAX_IDS.
-    `ids_sha256`: SHA-256 of all of them in this order, each followed by a line feed. `position`: of the last removal,
-    None where nothing was removed. `matched_position`: of a filter, the position at which no note passed it any more.
-    `missing`: ids without a note. `unreadable`: how many notes are known that cannot be read, so that no filter can be
-    tested on them.
+    `ids`: those of the removed notes in the order of their removal; None if there are more than MAX_IDS. `ids_sha256`:
+    SHA-256 of all of them in this order, each followed by a line feed. `position`: of the last removal, None if nothing
+    was removed. `matched_position`: for a filter, the position at which no note passed it any more. `missing`: ids
+    without a note. `unreadable`: number of known notes that cannot be read, so that no filter can be tested on them.
     """
 
     dry_run: bool
@@ -74,7 +73,7 @@ class _Tally:
 
 class Remover:
     """Removes notes of one tenant: on return a removal is durable, and no search of this replica finds the notes. What
-    was removed before a failure or a deadline stays removed; repeated, the request goes on with the rest."""
+    was removed before a failure or a deadline stays removed; repeating the request removes the rest."""
 
     def __init__(self, store: NoteStore, index: NoteIndex, claims: Claims) -> None:
         self._store = store
@@ -100,7 +99,7 @@ class Remover:
             return receipt, bool(claims and claims[0].earlier)
 
     async def try_out(self, what: Sequence[str] | Filter) -> Receipt:
-        """Return the receipt that a removal would have now, and remove nothing."""
+        """Return the receipt that a removal would have now, without removing anything."""
         tally = _Tally()
         if not isinstance(what, Filter):
             ids = list(dict.fromkeys(what))
@@ -113,8 +112,8 @@ class Remover:
                     else:
                         tally.add(note_id, None)
             return tally.receipt(dry_run=True)
-        # Hashes of 64 bits take less memory than ids. Their key is this process's own, so that nobody can choose ids
-        # with equal hashes, and any two of ten million notes have equal ones in one of 370,000 dry runs.
+        # Hashes of 64 bits take less memory than ids. The key of the hash is this process's own, so that nobody can
+        # choose ids that collide; with ten million notes, one of 370,000 dry runs has a collision.
         reader, counted = LogOrderReader(self._store, self._index, what), set[int]()
         while not reader.ended:
             for stored in await reader.read(BATCH_SIZE):
@@ -135,8 +134,8 @@ class Remover:
         return tally.receipt(dry_run=False)
 
     async def _remove_matching(self, where: Filter) -> Receipt:
-        """Remove what passes the filter until nothing does. A note is removed only as it was when it was tested: one
-        that is rewritten in between is read again, and stays where it does not pass any more."""
+        """Remove the notes that pass the filter until none does. A note is removed only in the version that was tested:
+        one that is rewritten in between is read again, and stays if it no longer passes."""
         tally = _Tally()
         reader = LogOrderReader(self._store, self._index, where)
         while not reader.ended:
@@ -148,7 +147,7 @@ class Remover:
                     tally.add(stored.note.id, position)
             if None in positions:
                 reader.read_beyond((await self._store.log_bounds()).last)
-        await self._store.wait_for_disk()  # also for what others removed meanwhile: no note passes any more
+        await self._store.wait_for_disk()  # includes removals by others meanwhile: no note passes any more
         return self._with_match(tally.receipt(dry_run=False), reader)
 
     def _with_match(self, receipt: Receipt, reader: LogOrderReader) -> Receipt:

@@ -1,1 +1,2 @@
-"""Erasure: what was removed leaves the store's files and the snapshots too, and a search of all files shows it."""
+"""Erasure: removes deleted data from the store's files and the snapshots too, and proves it by a search of all
+files."""

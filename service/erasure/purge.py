@@ -1,4 +1,4 @@
-"""The purge of a store and of this machine's files, and the proof."""
+"""Purge of a store and of this machine's files, and the search that proves it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DATA_SET_MAGIC = b"REDIS", b"VALKEY"
 
 @dataclass(frozen=True, slots=True)
 class PurgeReport:
-    """`late`: folders of snapshots that their processes have not made anew. `looked_for`: how many ids and texts.
-    `store_searched`: each folder that was named as the Redis server's has files that it wrote at this purge, in which
-    texts can be found. `old_or_compressed`: dumps and bases in these folders that the server did not write at this
-    purge, or compressed."""
+    """Result of a purge. `late`: folders of snapshots that their processes have not renewed. `looked_for`: number of
+    ids and texts that were searched for. `store_searched`: whether each folder that was named as the Redis server's has
+    files that it wrote at this purge, in which texts can be found. `old_or_compressed`: dumps and bases of append-only
+    files in these folders that the server did not write at this purge, or compressed."""
 
     logs: tuple[PurgedLog, ...]
     late: tuple[str, ...]
@@ -33,12 +33,12 @@ class PurgeReport:
 
     @property
     def proved(self) -> bool:
-        """Whether something was looked for everywhere, and nothing of it is left."""
+        """Whether something was searched for everywhere, and nothing of it is left."""
         return bool(self.looked_for) and self.done
 
     @property
     def done(self) -> bool:
-        """Whether nothing is known to be left, nor left unsearched."""
+        """Whether nothing is known to be left, and nothing was left unsearched."""
         unsearched = self.looked_for and (self.old_or_compressed or not self.store_searched)
         return not (unsearched or self.late or self.search.findings or self.search.unread)
 
@@ -53,10 +53,10 @@ def purge(
     wait_seconds: float,
     tenant: str = DEFAULT_TENANT,
 ) -> PurgeReport:
-    """Purge the store, make its snapshots below `data_dir` anew, and search all files. Raises PurgeError.
+    """Purge the store, wait until the snapshots below `data_dir` are renewed, and search all files. Raises PurgeError.
 
-    `server_folders`: those of the Redis server, as far as they are on this machine. `ids`: those of removed notes of
-    `tenant`. `texts`: name and text.
+    `server_folders`: folders of the Redis server that are on this machine. `ids`: those of removed notes of `tenant`.
+    `texts`: pairs of a name and a text.
     """
     needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
     with canary_in_store(url) as canary:
@@ -65,7 +65,7 @@ def purge(
         remove_unused(data_dir, logs)
         late = wait_for_snapshots(data_dir, logs, wait_seconds)
         search = search_folders([data_dir, *server_folders], needles)
-        # Later than `search`: a file that the server has compressed in between is not taken for one that was searched.
+        # After `search`, so that a file that the server compressed in between does not count as searched.
         with_canary = {folder: _files_with(canary, folder) for folder in server_folders}
     others = [
         path
@@ -83,7 +83,8 @@ def _files_with(text: str, folder: Path) -> set[str]:
 
 
 def _is_written_after(path: str, moment: float) -> bool:
-    """Return whether a file was written after `moment`, Unix time, or is gone: the server has written it anew."""
+    """Return whether a file was written after `moment`, Unix time, or no longer exists, since the server has replaced
+    it."""
     try:
         return os.stat(path).st_mtime > moment
     except FileNotFoundError:
@@ -91,8 +92,8 @@ def _is_written_after(path: str, moment: float) -> bool:
 
 
 def _is_data_set(path: str) -> bool:
-    """Return whether a file has the form in which a server writes all of its data: a dump, the base of an append-only
-    file, or one of these that was left unfinished. It may be compressed. False for one that cannot be read."""
+    """Return whether a file has the form of a server's whole data: a dump, the base of an append-only file, or an
+    unfinished one of these. It may be compressed. False if the file cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(len(max(DATA_SET_MAGIC, key=len))).startswith(DATA_SET_MAGIC)

@@ -17,15 +17,15 @@ from service.store.purge_claim import PurgeError
 from service.telemetry import Telemetry
 
 MAX_PAUSE_SECONDS = 60.0
-"""Bound on the pause between two looks whether a purge is due."""
+"""Bound on the pause between two checks whether a purge is due."""
 PAUSES = 10
-"""Looks within an interval, at least."""
+"""Least number of checks within an interval."""
 log = structlog.get_logger(__name__)
 
 
 class PurgeSchedule:
-    """Purges the store of `url` every `seconds`, whichever replica comes first. Each removes from its own `data_dir`
-    the snapshots of before a purge that no process has."""
+    """Purges the store of `url` every `seconds`, by whichever replica finds it due first. After a purge, each replica
+    removes the older snapshots that no process uses from its own `data_dir`."""
 
     def __init__(self, url: SecretStr, data_dir: Path, seconds: float, telemetry: Telemetry, clock: Clock) -> None:
         self._url = url
@@ -36,24 +36,24 @@ class PurgeSchedule:
         self._last = 0.0
         """Time of the last purge; 0 until the store was asked."""
         self._tidied = 0.0
-        """Time of the last purge after which this process removed snapshots; 0 before its first look."""
+        """Time of the last purge after which this process removed snapshots; 0 before its first check."""
         telemetry.purge_overdue.set_function(self._overdue)
         telemetry.purge_time.set_function(lambda: self._last)
 
     async def run(self) -> None:
-        """Purge when it is due, until cancelled. A failure is logged, and tried again at the next look."""
+        """Purge when it is due, until cancelled. A failure is logged, and tried again at the next check."""
         while True:
             try:
                 await run_in_daemon(self._look)
             except PurgeError as error:
                 log.error("purge_failed", detail=str(error))
-            except Exception:  # the task must not end unseen: nothing would be purged any more
+            except Exception:  # the task must not end unnoticed: nothing would be purged any more
                 log.exception("purge_failed")
             await asyncio.sleep(min(MAX_PAUSE_SECONDS, self._seconds / PAUSES))
 
     def _look(self) -> None:
         url = self._url.get_secret_value()
-        self._last = last_purge(url, self._clock())  # known also where the purge fails
+        self._last = last_purge(url, self._clock())  # known even if the purge fails
         self._last, purged = purge_store_if_due(url, self._seconds, self._clock())
         if self._last != self._tidied:
             remove_unused(self._data_dir, logs_of_store(url))
@@ -62,6 +62,6 @@ class PurgeSchedule:
             log.info("store_purged", detail="its files were rewritten without what was removed")
 
     def _overdue(self) -> float:
-        """Seconds since a purge was due; NaN until the store was asked, since the alert's minimum over all replicas
-        ignores NaN."""
+        """Return the seconds since a purge was due; NaN until the store was asked, since the alert's minimum over all
+        replicas ignores NaN."""
         return max(0.0, self._clock() - self._last - self._seconds) if self._last else math.nan

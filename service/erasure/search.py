@@ -1,4 +1,4 @@
-"""Search of files for what must not be in them any more, byte by byte."""
+"""Byte-by-byte search of files for what must no longer be in them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 import orjson
 
 CHUNK_BYTES = 4 * 2**20
-"""Bytes of a file that are looked through at a time."""
+"""Bytes of a file that are searched at a time."""
 MIN_PIECE, MAX_PIECES = 32, 64
-"""A text is looked for in pieces of at least so many bytes, and in at most so many pieces: a remnant of twice the
-length of a piece is found wherever it begins. Shorter pieces would be found in other texts too."""
+"""Least length of a piece in bytes, and most pieces, in which a text is searched for: a remnant of twice the length of
+a piece is found wherever it begins. Shorter pieces would be found in other texts too."""
 LOST_AND_FOUND = "lost+found"
 """Folder at the top of a volume (ext4) for what a check of the volume finds; often root alone can list it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needle:
-    """A text that is looked for in any of its `forms`; `name` is what the report calls it."""
+    """A text that is searched for in any of its `forms`; `name` is its name in the report."""
 
     name: str
     forms: tuple[bytes, ...]
@@ -35,8 +35,8 @@ class Needle:
 
     @classmethod
     def of_text(cls, name: str, text: str) -> Needle:
-        """Return the needle for a text: its pieces, as UTF-8 and as JSON in both ways of writing it, and with the ends
-        of lines of every system: a file may have others than the note had."""
+        """Return the needle for a text: its pieces, as UTF-8 and as JSON with and without escapes, and with the line
+        ends of every system, since a file may have others than the note had."""
         forms: dict[bytes, None] = {}
         lines = text.replace("\r\n", "\n")
         for form in chain.from_iterable(map(_forms, dict.fromkeys((text, lines, lines.replace("\n", "\r\n"))))):
@@ -50,7 +50,7 @@ class Needle:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A needle that was found: in which file, and at which of its bytes first."""
+    """Occurrence of a needle: the file, and the offset in bytes of its first match."""
 
     needle: str
     file: str
@@ -69,33 +69,33 @@ class Search:
 
 
 def search_folders(folders: Iterable[Path], needles: Sequence[Needle]) -> Search:
-    """Look through every file below the folders."""
+    """Search every file below the folders."""
     files = size = 0
     findings: list[Finding] = []
     paths, unread = files_below(folders)
     for path in paths:
         try:
             length, findings_of_file = _search_file(path, needles)
-        except FileNotFoundError:  # a file of the server, or a snapshot, that another one has replaced
+        except FileNotFoundError:  # a file of the server, or a snapshot, that was replaced meanwhile
             continue
         except OSError as error:
             unread.append(f"{path}: {error.strerror}")
             continue
         files, size = files + 1, size + length
         findings += findings_of_file
-    # A file that the server has replaced is removed by a thread of its own, a moment later.
+    # The server removes a replaced file in a thread of its own, a moment later; findings in removed files do not count.
     return Search(files, size, tuple(finding for finding in findings if Path(finding.file).exists()), tuple(unread))
 
 
 def _forms(text: str) -> tuple[bytes, ...]:
-    """Return how a text may be written: as it is, and within a string of JSON."""
+    """Return the forms in which a text may be written: as UTF-8, and within a JSON string."""
     escaped = orjson.dumps(text)[1:-1], json.dumps(text)[1:-1].encode()
     return tuple(dict.fromkeys((text.encode(), *escaped)))
 
 
 def files_below(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Return every file below the folders once, also those behind links: the store's files may lie on another disk; and
-    why which folders could not be listed, or what is in them not be looked at."""
+    """Return every file below the folders once, following links, since the store's files may lie on another disk; and
+    the reasons why folders or their entries could not be read."""
     files: dict[Path, Path] = {}
     walked: set[str] = set()
     errors: list[OSError] = []
@@ -117,8 +117,8 @@ def files_below(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _is_none_of_the_store(error: OSError) -> bool:
-    """Return whether a place that cannot be read is none where a store writes: one that is gone, a link to nothing, or
-    LOST_AND_FOUND."""
+    """Return whether a path that cannot be read is none to which a store writes: it no longer exists, is a link to
+    nothing, or is LOST_AND_FOUND."""
     if isinstance(error, FileNotFoundError):
         return True
     path = Path(error.filename)
@@ -126,7 +126,7 @@ def _is_none_of_the_store(error: OSError) -> bool:
 
 
 def _search_file(path: Path, needles: Sequence[Needle]) -> tuple[int, list[Finding]]:
-    """Return the length of a file, and the first place of each needle in it."""
+    """Return the length of a file, and the first finding of each needle in it."""
     overlap = max((len(form) for needle in needles for form in needle.forms), default=1) - 1
     findings: dict[str, Finding] = {}
     begin, tail = 0, b""

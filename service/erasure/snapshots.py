@@ -1,4 +1,4 @@
-"""Snapshots on this machine's disk after a purge: those of processes that run are made anew, others are removed."""
+"""Snapshots on this machine's disk after a purge: running processes renew theirs, others are removed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CHECK_SECONDS = 0.1
 
 
 def snapshot_parents(data_dir: Path) -> Iterator[Path]:
-    """Yield the folders of a data folder below which each process has one with its snapshot, by tenant."""
+    """Yield, for each tenant, the folder in which each process has a subfolder with its snapshot."""
     yield data_dir / "snapshots"
     yield from (data_dir / "tenants").glob("*")
 
 
 def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
-    """Remove the snapshots that no running process has and that were made before their log began, or of another store:
-    no replica can go on from them. Others are of replicas that have not begun yet."""
+    """Remove the snapshots that no running process uses and that were made before their log begins, or from another
+    store: no replica can continue from them. Other unused snapshots are of replicas that have not started yet."""
     positions = _positions(logs)
     for parent in snapshot_parents(data_dir):
         remove_unused_snapshots(parent, lambda folder: _can_go_on(folder / MANIFEST, positions))
@@ -31,7 +31,7 @@ def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
 
 def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float) -> list[Path]:
     """Wait until each process has made a snapshot after the purge of `logs`; return the folders of those that have not
-    within the seconds."""
+    within `seconds`."""
     positions = _positions(logs)
     deadline = time.monotonic() + seconds
     while True:
@@ -47,13 +47,13 @@ def _manifests(data_dir: Path) -> Iterator[Path]:
 
 
 def _positions(logs: Iterable[PurgedLog]) -> Mapping[str, str]:
-    """Return where each log begins, by the identity of its store."""
+    """Return the position at which each log begins, by the identity of its store."""
     return {log.identity: log.position for log in logs}
 
 
 def _can_go_on(manifest: Path, positions: Mapping[str, str]) -> bool:
-    """Return whether there is a snapshot that was made where the log of its store begins, or later; `positions`: those
-    of the logs. False for a snapshot of another store, and for what cannot be read as one."""
+    """Return whether a snapshot exists that was made where the log of its store begins, or later. `positions`: those of
+    `_positions`. False for a snapshot of another store, and for a file that cannot be read as a manifest."""
     try:
         body = orjson.loads(manifest.read_bytes())["body"]
         position = positions.get(body["origin"]["store"])
