@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import structlog
 
@@ -23,10 +22,11 @@ from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
 from service.engine_threads import engine_thread
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
-from service.interfaces import Engine, TokenizedRequest
+from service.interfaces import Engine
 from service.lane_queue import LaneQueue
+from service.queued_note import QueuedNote, add_stages
 from service.telemetry import Telemetry
-from service.tracing import RequestStages, add_stage, current_request
+from service.tracing import current_request
 
 MAX_BULK_WAIT = 5.0
 """Seconds after which one bulk note is started, however many interactive ones wait: an ingest slows down but does not
@@ -39,35 +39,6 @@ notes."""
 STUCK_SECONDS = 60.0
 """Duration of an engine step beyond which the process is not ready; a step normally takes less than a second."""
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class QueuedNote:
-    """A note in the queue or in the engine. `since`: when it was queued. `began`, `prefilled` and `ended`: when the
-    engine started it, when it had its first token (or ended without one), and when it ended. `seconds`: its share of
-    the engine's time. `answer`: cancelled by a caller that leaves, after which the note is dropped. `stages`: those of
-    the request that is charged for its tokens."""
-
-    tokenized: TokenizedRequest
-    request: GenerationRequest
-    urgency: Urgency
-    admission: Admission
-    answer: asyncio.Future[GenerationOutput]
-    since: float
-    stages: RequestStages | None
-    began: float = math.inf
-    prefilled: float = math.inf
-    ended: float = math.inf
-    seconds: float = 0.0
-    charged: Usage = field(default_factory=Usage)
-
-    def charge(self, usage: Usage) -> None:
-        """Charge the request for the tokens that this note has used so far, so that a caller that leaves pays for them
-        too."""
-        if self.stages:
-            prompt = usage.prompt_tokens - self.charged.prompt_tokens
-            self.stages.add_tokens(prompt, usage.generated_tokens - self.charged.generated_tokens)
-        self.charged = usage
 
 
 class Batcher:
@@ -124,7 +95,7 @@ class Batcher:
             await asyncio.gather(self._task, return_exceptions=True)
         for lane in self._lanes.values():
             for note in lane:
-                _fail(note, Stopping())
+                note.fail(Stopping())
             lane.clear()
         self._engine_thread.shutdown(wait=False)
         self._tokenise_thread.shutdown(wait=False)
@@ -200,7 +171,7 @@ class Batcher:
             for note in queued:
                 note.answer.cancel()
             self._drop_left(urgency.lane, [note for note in queued if note.answer.cancelled()])
-            _add_stages(queued, self._now())
+            add_stages(queued, self._now())
 
     async def embed_all(
         self, notes: Sequence[Note], urgency: Urgency, tenant: str = DEFAULT_TENANT
@@ -345,7 +316,7 @@ class Batcher:
                 return note
             queue.drop()
             self._telemetry.dropped.labels("deadline" if overdue else "left").inc()
-            _fail(note, DeadlineExceeded(note.urgency.seconds))
+            note.fail(DeadlineExceeded(note.urgency.seconds))
         return None
 
     def _drop_left(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
@@ -423,7 +394,7 @@ class Batcher:
         if not stopping:
             log.exception("engine_failed", notes=len(new_notes) + len(self._running))
         for note in {*new_notes, *self._running.values()}:
-            _fail(note, Stopping() if stopping else EngineFailed(type(error).__name__))
+            note.fail(Stopping() if stopping else EngineFailed(type(error).__name__))
         self._running.clear()
 
     def _observe(self, outputs: Sequence[GenerationOutput], seconds: float) -> None:
@@ -433,23 +404,3 @@ class Batcher:
         for output in outputs:
             if output.first_token_seconds is not None:
                 self._telemetry.first_token.observe(output.first_token_seconds)
-
-
-def _fail(note: QueuedNote, error: Exception) -> None:
-    if not note.answer.done():
-        note.answer.set_exception(error)
-        note.answer.exception()  # marks it as retrieved: a caller awaits only its first failure
-
-
-def _add_stages(notes: Sequence[QueuedNote], now: float) -> None:
-    """Add to the request's stages how long its notes waited until the engine started the first of them, and how long
-    the engine then took: the prefill until the last note has its first token, and the decode steps after that."""
-    began = min(now, min(note.began for note in notes))
-    failed = any(math.isinf(note.ended) for note in notes)
-    add_stage("queue", "wait", notes[0].since, began, failed and began == now, notes=len(notes))
-    if began < now:
-        prefilled = min(now, max(note.prefilled for note in notes))
-        ended = min(now, max(note.ended for note in notes))
-        add_stage("engine", "prefill", began, prefilled, failed, notes=len(notes))
-        if prefilled < ended:
-            add_stage("engine", "decode", prefilled, ended, failed, notes=len(notes))

@@ -37,8 +37,7 @@ from model.evaluation.protocol import COLD_COLD, PROTOCOLS
 from model.evaluation.record import HASHTAG_CUTOFFS, HashtagSource, Record
 
 SMALLEST_P = 1e-4
-"""Smaller p values are shown as "below" this one: they depend on the far tail of a distribution that is only roughly
-normal."""
+"""Smaller p values are shown as "below" this one: the far tail of the distribution is only roughly normal."""
 NOT_MEASURED = "not measured"
 TRAINED_WITH_WORDS = "hybrid_trained_test"
 """Result of `python -m benchmarks.quality.hybrid DATA test trained`."""
