@@ -10,8 +10,8 @@ from threading import Lock
 from service.records import PositionKey, position_key
 
 MIN_STALE = 1000
-"""Maximum number of stale entries, of notes rewritten or removed since, in a list where they are more than half: beyond
-it the list is rebuilt."""
+"""Stale entries, of notes rewritten or removed since, that a list may have: with more of them it is rebuilt, once they
+are also more than half of it."""
 
 
 class OtherSpaceNotes:

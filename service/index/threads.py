@@ -20,8 +20,8 @@ Item = TypeVar("Item")
 
 
 async def run_in(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Return what `call` returns in one of the pool's threads. It runs in a copy of the caller's context, which its log
-    lines belong to."""
+    """Return what `call` returns in one of the pool's threads. It runs in a copy of the caller's context, so that its
+    log lines have the caller's fields."""
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
 
@@ -43,8 +43,8 @@ class IndexWriter:
         return await run_in(self._thread, run_alone)
 
     async def run_short(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns. It runs in the event loop, unless another call is running. `call` must take less
-        time than it would wait for the thread beside a busy event loop."""
+        """Return what `call` returns. It runs in the event loop, unless another call is running. `call` must be shorter
+        than the wait for the thread beside a busy event loop."""
         if not self._turn.acquire(blocking=False):
             return await self.run(call)
         try:

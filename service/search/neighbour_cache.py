@@ -20,10 +20,9 @@ from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
 MAX_CHANGES, MIN_CHANGES = 512, 16
-"""Bounds on how many of a tenant's last changes are kept at least; at most twice as many are. Between the bounds it is
-the number of the tenant's lists: lists older than the kept changes then cost at most one search per change, and the
-changes take about as much memory as the lists, or as MIN_CHANGES of them. A batch of the log has no more than
-MAX_CHANGES (READ_BATCH_SIZE).
+"""Bounds on n, where the last n to 2 n changes of a tenant are kept. Between the bounds, n is the number of the
+tenant's lists: lists older than the kept changes then cost at most one search per change, and the changes take about as
+much memory as the lists, or as MIN_CHANGES of them. A batch of the log has no more than MAX_CHANGES (READ_BATCH_SIZE).
 """
 ROUNDING = 1e-4
 """Tolerance for comparing the inner product of a change with the last score of a list: more than the difference between

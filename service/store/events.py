@@ -204,7 +204,7 @@ class RedisEventStore:
                 raise TenantRemoved
             if answer != OTHER_SALT:
                 log_end, outcomes = answer
-                if self._known:  # before a caller hears which notes there are
+                if self._known:  # before a caller learns which notes exist
                     self._known.raise_to(log_end.decode())
                 return [OUTCOMES[number] for number in outcomes]
             self._salt = b""

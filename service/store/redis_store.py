@@ -264,7 +264,7 @@ class RedisNoteStore:
         results = await self.connection.write(commands)
         if REMOVED in results:
             raise TenantRemoved
-        if self._known and (MOVED in results or None in results):  # the reason is a change that others may not know of
+        if self._known and (MOVED in results or None in results):  # the cause is a change that others may not know yet
             await self.log_bounds()
         return results
 

@@ -100,7 +100,7 @@ class BackupFolder:
 
 
 def _sync(file: Any) -> None:
-    """Bring what was written to the disk, where the storage is a disk."""
+    """Flush what was written to the disk, where the storage is a disk."""
     with suppress(AttributeError, OSError):  # UnsupportedOperation, of a storage without files, is an OSError
         file.flush()
         os.fsync(file.fileno())
