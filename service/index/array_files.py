@@ -1,4 +1,5 @@
-"""Files of named arrays: those of NumPy's savez, with each array at a place in the file from which it can be mapped."""
+"""Files of named arrays in the format of NumPy's savez, each array aligned in the file so that it can be
+memory-mapped."""
 
 from __future__ import annotations
 
@@ -17,15 +18,16 @@ from numpy.lib import format as npy
 from service.index.backend import Arrays
 
 ALIGNMENT = 64
-"""Bytes at a multiple of which an array begins: those of a processor's cache line."""
+"""Each array begins at a multiple of this many bytes: a processor's cache line."""
 LOCAL_HEADER, NAME_LENGTHS = 30, 26
-"""Bytes of a member's header in the file without its name and extra field, and where in it the lengths of these are."""
+"""Bytes of a zip member's local header without its name and extra field, and the offset in it of these fields'
+lengths."""
 ZIP64_BYTES = 20
-"""Bytes that ZipFile adds to the extra field for sizes of 64 bits."""
+"""Bytes that ZipFile adds to the extra field for 64-bit sizes."""
 WRITE_BATCH_SIZE = 1 << 20
-"""Bytes that are written at a time, without a copy: NumPy would copy 16 MiB at a time, and keep the interpreter."""
+"""Bytes written at a time, without a copy: NumPy would copy 16 MiB at a time and hold the GIL meanwhile."""
 PADDING_FIELD = 0xD935
-"""Id of a field of an extra field that is only there to move what follows, as Android's zipalign has it."""
+"""Id of an entry in a member's extra field that only pads, to align what follows, as in Android's zipalign."""
 
 
 def save_arrays(file: BinaryIO, arrays: Arrays) -> None:
@@ -45,10 +47,10 @@ def save_arrays(file: BinaryIO, arrays: Arrays) -> None:
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Read the arrays of a file into memory, read-only. ValueError where it is no such file.
+    """Read the arrays of a file into memory, read-only. Raises BadZipFile or ValueError for a file of another format.
 
-    They are read as bytes. NumPy would ask for large pages for their memory, for which the system may have to move
-    others, and would read small pieces through the archive, with checksums beside.
+    Arrays are read as bytes. NumPy would ask for huge pages, for which the system may have to move other memory, and
+    would read small pieces through the archive, with checksums.
     """
     arrays = {}
     with path.open("rb") as file:
@@ -59,8 +61,8 @@ def load_arrays(path: Path) -> Arrays:
 
 
 def map_arrays(path: Path) -> Arrays:
-    """Return the arrays of a file as it is on disk: read-only memory, whose pages the system shares among all who map
-    the file. ValueError where it is no such file."""
+    """Map the arrays of a file: read-only memory, whose pages the system shares among all processes that map the file.
+    Raises BadZipFile or ValueError for a file of another format."""
     with path.open("rb") as file:
         headers = _headers(file)
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -69,8 +71,8 @@ def map_arrays(path: Path) -> Arrays:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Shape and type of an array, whether it is stored column by column, and the byte of the file with which it
-    begins."""
+    """Shape and dtype of an array, whether it is stored in column-major order, and the offset of its first byte in the
+    file."""
 
     shape: tuple[int, ...]
     in_columns: bool

@@ -1,4 +1,4 @@
-"""AttributeValues: the distinct values of one attribute in their order, so that a range is a run of tag codes."""
+"""AttributeValues: the distinct values of one attribute, sorted, so that a range condition selects a slice of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ORDER_KEY = itemgetter(0)
 
 
 class AttributeValues:
-    """The OrderKey and tag code of each value: about 100 bytes. Written by one thread, read by any."""
+    """The OrderKey and tag code of each value, sorted: about 100 bytes a value. Written by one thread, read by any."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[OrderKey, int]] = []
 
     def add(self, text: str, code: int) -> None:
-        """Add a value that is not there yet."""
+        """Add a new value."""
         insort(self._entries, (order_key(text), code))
 
     def forget_unused(self, used: Mask) -> None:

@@ -1,4 +1,4 @@
-"""Ports of an index: what LiveIndex is made of, and how it is maintained, saved and restored.
+"""Interfaces of an index: the parts of LiveIndex, and how they are maintained, saved and restored.
 
 Scores are cosines: all vectors have unit length; 1 is the same direction, higher is closer.
 """
@@ -20,7 +20,7 @@ from service.records import Centre, Hit, IndexRows, PositionKey, StoredNote, Vec
 
 
 class VectorIndex(Protocol):
-    """Rows of one space, searched by inner product. One thread writes; any number search meanwhile."""
+    """Rows of one vector space, searched by inner product. One thread writes while any number search."""
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         """Add or replace rows; every note has a vector of the index's dimension."""
@@ -43,44 +43,47 @@ class VectorIndex(Protocol):
         """Return what `search` does, and the rows of these notes in the same order."""
 
     def passing(self, ids: Sequence[str], where: Filter, now: float) -> list[str]:
-        """Return those of some ids whose rows pass the filter and have not expired at `now`, in their order. A note
+        """Return those of `ids` whose rows pass the filter and have not expired at `now`, in the order of `ids`. A note
         that gets another vector meanwhile, or moves to another segment, may be left out."""
 
     def written(
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
     ) -> dict[str, PositionKey]:
-        """Return by id, in order, the first `count` positions after `after`, up to `until`, of rows that pass the
-        filter but for `exclude` and have not expired; of one that is replaced meanwhile, any or none."""
+        """Return the first `count` positions after `after`, up to `until`, by id and in ascending order, of rows that
+        pass the filter (its `exclude` is ignored) and have not expired. A note that is replaced meanwhile may have any
+        of its positions, or be missing."""
 
     def count(self, where: Filter, now: float) -> int:
         """Return how many rows pass the filter and have not expired at `now`."""
 
     def vector(self, note_id: str) -> Vector | None:
-        """Return a row's vector, bit for bit as it was written."""
+        """Return a note's vector, bit for bit as it was written; None for an unknown id."""
 
     @property
     def centre(self) -> Centre:
-        """The share of the rows' mean vector that queries leave out. Each estimate of the mean is a new object."""
+        """The share of the rows' mean vector that is subtracted from queries. Each estimate of the mean is a new
+        object."""
 
     def rows(self, note_ids: Sequence[str]) -> IndexRows:
-        """Return those of some notes that the index has, in their order."""
+        """Return the rows of those notes that the index has, in the order of `note_ids`."""
 
     def ids(self) -> list[str]:
         """Return the ids of all rows, in no order."""
 
     def sampled_ids(self, count: int) -> list[str]:
-        """Return the ids of `count` rows or somewhat more, evenly spread over all; of all where there are fewer."""
+        """Return the ids of `count` rows or somewhat more, evenly spread over the index; all ids where there are
+        fewer."""
 
     def __len__(self) -> int:
-        """Rows that can be found."""
+        """Number of rows that can be found."""
 
     @property
     def tombstones(self) -> int:
-        """Rows that take memory and can never be found."""
+        """Number of rows that still take memory but can never be found."""
 
     @property
     def segments(self) -> int:
-        """Parts that a search goes through."""
+        """Number of segments that a search goes through."""
 
     @property
     def shared(self) -> bool:
@@ -92,7 +95,7 @@ class MaintenanceJob(Protocol):
 
     @property
     def rows(self) -> int:
-        """Rows that the job moves."""
+        """Number of rows that the job moves."""
 
     def run(self) -> None:
         """Do the work, in any thread, while others write and search."""
@@ -106,18 +109,17 @@ class Maintainable(Protocol):
         """Return the next job, None when there is nothing to do."""
 
     def finish(self, job: Any) -> None:
-        """Take in the result of a job that ran."""
+        """Put the result of a finished job in place."""
 
     def give_up(self, job: Any) -> None:
-        """Put a job that failed after all others."""
+        """Postpone a failed job until no other is left."""
 
     def drop_tombstones(self) -> None:
-        """Have the next jobs drop every row that can no longer be found, however few there are, and all that is known
-        of their notes."""
+        """Make the next jobs drop every tombstone, however few there are, and all data about their notes."""
 
     @property
     def dropping(self) -> bool:
-        """Whether some of these jobs are left."""
+        """Whether jobs that `drop_tombstones` requested are left."""
 
 
 Scores = npt.NDArray[np.float64]
@@ -135,17 +137,17 @@ class Part:
 
 
 ReadPart = Callable[[str], Arrays]
-"""Returns the arrays of a part by its name."""
+"""Function that returns the arrays of a part, given the part's name."""
 
 
 class Snapshottable(Protocol):
-    """State that a snapshot can be made of while others write and search."""
+    """State that can be saved in a snapshot while others write and search."""
 
     def snapshot_parts(self) -> list[Part]:
-        """Return the state at this moment, in parts. Called by the thread that writes."""
+        """Return the current state in parts. Called by the thread that writes."""
 
     def restore(self, read: ReadPart) -> None:
-        """Take on the state of a snapshot. The object is new and empty."""
+        """Load the state of a snapshot into this object, which is new and empty."""
 
 
 class IndexBackend(VectorIndex, Maintainable, Snapshottable, Protocol):
@@ -153,27 +155,28 @@ class IndexBackend(VectorIndex, Maintainable, Snapshottable, Protocol):
 
 
 class WordSegment(Protocol):
-    """Words of some rows of a LexicalIndex; a segment of these rows. Only the last one of an index grows."""
+    """Segment of a LexicalIndex: the words of some of its rows. Only the last segment of an index grows."""
 
     def packer(self) -> Callable[[], PackedWords]:
-        """Return a call that packs the rows that there are now. It may be called in any thread."""
+        """Return a function that packs the present rows. It may be called in any thread."""
 
 
 class PackedWords(WordSegment, Protocol):
-    """A segment that never changes."""
+    """An immutable segment."""
 
     def arrays(self) -> Arrays:
-        """Return the segment by the names of its arrays in a snapshot."""
+        """Return the segment's arrays by their names in a snapshot."""
 
 
 class LexicalIndex(Protocol):
-    """Rows found by the words that they share, numbered from 0 on through all segments. One call at a time."""
+    """Index that finds rows by the words they share with a query. Rows are numbered from 0 across all segments. One
+    call at a time."""
 
     def words_of(self, note: Note) -> Collection[int]:
-        """Return the words of a note, as a row has them. It may be called in any thread."""
+        """Return the words of a note in the form in which rows store them. It may be called in any thread."""
 
     def add(self, words: Collection[int]) -> None:
-        """Add the next row to the segment that was begun last."""
+        """Append a row to the segment that was begun last."""
 
     def remove(self, row: int) -> None:
         """Remove a row; the others keep their numbers."""
@@ -181,34 +184,34 @@ class LexicalIndex(Protocol):
     def scores(
         self, words: Collection[int], count: int, own_row: int | None = None, rows: Collection[int] = ()
     ) -> tuple[RowNumbers, Scores]:
-        """Return the rows that share the most with `words`, in rising order, and their scores: at least `count` rows
-        where so many share any, and those of `rows` that do; never `own_row`. A score is above 0, and 1 where the words
-        are the same."""
+        """Return the rows that share the most with `words`, in ascending order, and their scores: at least `count` rows
+        where that many share any word, and those of `rows` that share any; never `own_row`. A score is above 0, and 1
+        where the words are the same."""
 
     def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
-        """Return up to `count` words that two notes share, the rarest first, without those that are too common to be
-        searched."""
+        """Return up to `count` words that two notes share, the rarest first; words too common to be searched are left
+        out."""
 
     def phrases_of(self, note: Note) -> Mapping[str, tuple[str, ...]]:
-        """Return the phrases of a note's text that may be hashtags, by `hashtag_key`, and the words of each. It may be
+        """Return the phrases of a note's text that may be hashtags: the words of each, by its `hashtag_key`. It may be
         called in any thread."""
 
     def named_hashtags(
         self, phrases: Mapping[str, tuple[str, ...]], uses: Mapping[str, tuple[str, int]], own_row: int | None = None
     ) -> tuple[NamedHashtag, ...]:
-        """Return the hashtags that are among `phrases`. `uses`: what Vocabulary.uses says of these. `own_row` does not
-        count."""
+        """Return the hashtags that are among `phrases`. `uses`: what Vocabulary.uses returns for these phrases.
+        `own_row` is not counted among the notes that have a word."""
 
     def begin_segment(self) -> WordSegment:
-        """Have the next rows in a segment of their own, and return it."""
+        """Begin a new segment for the next rows, and return it."""
 
     def joined(self, parts: Sequence[tuple[Any, RowNumbers]]) -> PackedWords:
-        """Return some rows of packed segments, those of each in rising order, as one segment. It may be called in any
-        thread."""
+        """Return one segment of some rows of packed segments; the row numbers of each part are ascending. It may be
+        called in any thread."""
 
     def replace(self, sources: Collection[Any], merged: Any | None, alive: Mask) -> None:
-        """Put a segment, or none, in the place of the first of its sources. `alive`: which of its rows were not removed
-        since."""
+        """Replace the source segments by the merged one (None: by nothing), at the place of the first source. `alive`:
+        which of the merged rows have not been removed since."""
 
     def restore(self, segments: Sequence[tuple[Arrays, Mask]]) -> Sequence[PackedWords]:
-        """Take on segments by their arrays and by which of their rows were not removed, and return them."""
+        """Load segments from their arrays and the masks of their living rows, and return them."""

@@ -22,7 +22,8 @@ def packed_bits(mask: Mask) -> Bits:
 
 
 def rows_of(bits: Bits) -> RowNumbers:
-    """Return the rows of the set in rising order. Only bytes that are not zero are unpacked: sets are mostly sparse."""
+    """Return the rows of the set in ascending order. Only bytes that are not zero are unpacked: sets are mostly
+    sparse."""
     occupied_bytes = np.flatnonzero(bits != 0)
     places = np.flatnonzero(np.unpackbits(bits[occupied_bytes], bitorder="little"))
     rows: RowNumbers = (occupied_bytes[places >> 3] << 3) + (places & 7)
@@ -30,7 +31,7 @@ def rows_of(bits: Bits) -> RowNumbers:
 
 
 def without_rows(bits: Bits, rows: RowNumbers) -> Bits:
-    """Return a copy of the set that does not have some rows."""
+    """Return a copy of the set without some rows."""
     kept = bits.copy()
     np.bitwise_and.at(kept, rows >> 3, ~np.left_shift(1, rows & 7).astype(np.uint8))
     return kept

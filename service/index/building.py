@@ -28,7 +28,7 @@ LISTS_PER_ROOT = 2
 """Inverted lists as a multiple of the square root of the rows. Twice as many took as long to search and three times as
 long to train (docs/decisions/0011-segments.md)."""
 MIN_ROWS_PER_LIST = 40
-"""Rows that an inverted list has at least: FAISS warns of centroids with fewer than 39 training vectors."""
+"""Minimum rows per inverted list, on average: FAISS warns of centroids with fewer than 39 training vectors."""
 TRAINING_ROWS_PER_LIST = 64
 """Rows that the centroids are trained on, for each list."""
 COPY_BATCH_SIZE = 16384
@@ -46,13 +46,14 @@ class Source:
 
     @classmethod
     def of(cls, segment: Segment) -> Source:
-        """Return a segment with its living rows."""
+        """Return the Source of a segment's living rows."""
         return cls(segment, np.flatnonzero(segment.alive[: len(segment)]))
 
 
 @dataclass(frozen=True, slots=True)
 class InvertedLists:
-    """How the rows of an inverted file are searched: in how many lists, and first by `codes`, where these pay."""
+    """How an inverted file is searched: in how many lists (`probing`), and first by `codes`; None where these save no
+    time."""
 
     probing: Probing
     codes: FaissIndex | None
@@ -63,9 +64,8 @@ def build_index(
 ) -> tuple[FaissIndex, InvertedLists | None, RowNumbers]:
     """Build the FAISS index of the sources' rows.
 
-    Returns the index, what belongs to an inverted file (None where it is none), and the new number of each row in the
-    sources' order. The rows of one list are numbered in sequence, so that what passes a filter is read from front to
-    back.
+    Returns the index, its InvertedLists (None for a flat index), and the new number of each row in the sources' order.
+    The rows of one list are numbered in sequence, so that the rows that pass a filter are read from front to back.
     """
     if row_count < IVF_ROWS:
         flat = flat_index(dimension)
@@ -84,7 +84,8 @@ def build_index(
 
 
 def _fill_lists(indexes: Sequence[FaissIndex], sources: Sequence[Source]) -> RowNumbers:
-    """Add the sources' rows to the inverted lists of indexes that have the same lists, and return their new numbers."""
+    """Add the sources' rows to the inverted lists of indexes with the same centroids, and return the rows' new
+    numbers."""
     ivf = indexes[0]
     list_of_row = np.concatenate([nearest_lists(ivf, vectors, 1)[:, 0] for vectors in _vector_batches(sources)])
     for index in indexes:
@@ -107,13 +108,13 @@ def _vector_batches(sources: Sequence[Source]) -> Iterator[Vectors]:
 
 
 def sampled_rows(sources: Sequence[Source], size: int) -> Iterator[tuple[Segment, RowNumbers]]:
-    """Yield each segment with some of its rows: `size` rows or somewhat more, evenly spread over all; all where there
-    are fewer."""
+    """Yield each segment with some of its rows: in all `size` rows or somewhat more, evenly spread; all where there are
+    fewer."""
     step = max(1, sum(len(source.rows) for source in sources) // size)
     for source in sources:
         yield source.segment, source.rows[::step]
 
 
 def sampled_vectors(sources: Sequence[Source], size: int) -> Vectors:
-    """Return the vectors of sampled_rows."""
+    """Return the vectors of the rows that sampled_rows yields."""
     return np.concatenate([segment.vectors(rows) for segment, rows in sampled_rows(sources, size)])

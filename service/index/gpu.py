@@ -1,9 +1,9 @@
 """Gpu: copies of sealed segments on a graphics card, where FAISS is built for one and the machine has one.
 
-Snapshots, merges and comparisons row by row stay with the processor. FAISS allows one thread at a time on a card, also
-for freeing its memory (FAISS wiki, "Threads and asynchronous calls"). So only Gpu refers to the FAISS indexes that use
-the card, and touches them under its lock. All others have a GpuIndex; once nobody has it any more, the next thread that
-holds the lock frees the index behind it.
+Snapshots, merges and comparisons row by row stay on the CPU. FAISS allows one thread at a time on a card, also for
+freeing its memory (FAISS wiki, "Threads and asynchronous calls"). So only Gpu refers to the FAISS indexes that use the
+card, and touches them under its lock. All other code has a GpuIndex; once no reference to it is left, the next thread
+that takes the lock frees the FAISS index behind it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class GpuIndex:
-    """A FAISS index that uses the card, for as long as somebody refers to this object."""
+    """Handle of a FAISS index on the card, which is kept as long as there is a reference to this object."""
 
     def __init__(self, gpu: Gpu, number: int) -> None:
         self._gpu = gpu
@@ -47,12 +47,14 @@ class Gpu:
         self._lock = Lock()
         self._numbers = count()
         self._indexes: dict[int, FaissIndex] = {}
-        """FAISS indexes by the numbers of their GpuIndex. Nothing else refers to them: to remove one frees it."""
+        """FAISS indexes by the numbers of their GpuIndex. Nothing else refers to them, so that removing one frees
+        it."""
         self._unneeded: list[int] = []
-        """Numbers whose GpuIndex is gone. Appended to without the lock, since the garbage collector may do it."""
+        """Numbers of GpuIndex objects that were garbage-collected. Appended to without the lock, since the garbage
+        collector may do it."""
 
     def copy(self, index: FaissIndex, lists: int) -> GpuIndex | None:
-        """Copy an inverted file, of which searches go through `lists` lists; None where the card has no room."""
+        """Copy an inverted file to the card, to be searched in `lists` lists; None where the card has no room."""
         with self._exclusive():
             try:
                 copied = swig.index_cpu_to_gpu(self._resources, 0, index)
@@ -63,14 +65,14 @@ class Gpu:
             return self._register(copied)
 
     def concatenate(self, indexes: Sequence[FaissIndex | GpuIndex]) -> GpuIndex:
-        """Return one index over the rows of some, numbered one index after the other; FAISS indexes of the processor
-        may be among them."""
+        """Return one index over the rows of several, numbered one index after the other; FAISS indexes on the CPU may
+        be among them."""
         with self._exclusive():
             on_card = [self._indexes[i._number] if isinstance(i, GpuIndex) else i for i in indexes]
             return self._register(concatenated(on_card))
 
     def search(self, number: int, queries: npt.NDArray[Any], k: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Search the index of a GpuIndex, which alone calls this."""
+        """Search the index with this number. Only GpuIndex calls this."""
         with self._exclusive():
             scores, rows = self._indexes[number].search(queries, k)
             return scores, rows
@@ -84,7 +86,7 @@ class Gpu:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Hold the card, and first free what nobody needs any more."""
+        """Hold the card's lock; before the block runs, free the indexes that nothing refers to any more."""
         with self._lock:
             while self._unneeded:
                 del self._indexes[self._unneeded.pop()]

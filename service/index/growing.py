@@ -1,7 +1,7 @@
 """GrowingSegment: the newest rows, in arrays of a fixed size, searched exactly. When it is full, another one begins.
 
-Its vectors lie in the memory of a flat FAISS index that is allocated at once: FAISS's own `add` would move them while
-somebody searches. FAISS is told of a row once all of it is there.
+Its vectors lie in the preallocated memory of a flat FAISS index: FAISS's own `add` would move them during searches.
+FAISS sees a row (`ntotal`) only once it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.records import StoredNote, Vector
 
 
 class GrowingSegment(Segment):
-    """Room for `capacity` rows of `dimension` numbers."""
+    """Segment with room for `capacity` rows of `dimension` numbers."""
 
     grows = True
 
@@ -39,8 +39,8 @@ class GrowingSegment(Segment):
         self._tags: list[frozenset[int]] = []
         """Tag codes by row."""
         self._rows_by_tag: defaultdict[int, int] = defaultdict(int)
-        """The rows of each tag as an integer, whose bit of the value 2**r tells whether row r has it. An integer never
-        changes, so that `frozen` copies the dictionary alone."""
+        """The rows of each tag as an integer, whose bit r tells whether row r has the tag. Integers are immutable, so
+        that `frozen` copies only the dictionary."""
 
     @classmethod
     def restored(cls, capacity: int, dimension: int, tag_dictionary: TagDictionary, arrays: Arrays) -> GrowingSegment:
@@ -65,7 +65,7 @@ class GrowingSegment(Segment):
         return segment
 
     def arrays(self) -> Arrays:
-        """Return a copy of all rows, tombstones included, by their names in a snapshot."""
+        """Return copies of the arrays of all rows, tombstones included, by their names in a snapshot."""
         rows = len(self)
         tags, tag_rows = self.tag_pairs()
         mutable = {**self.columns.arrays(), "alive": self.alive, "vectors": self._vectors}
@@ -111,7 +111,7 @@ class GrowingSegment(Segment):
         return self._index
 
     def append(self, stored: StoredNote, vector: Vector) -> None:
-        """Add a row, which searches see once all of it is there. The caller then deletes an older row of the note."""
+        """Append a row, which searches see once it is complete. The caller then deletes an older row of the note."""
         row = len(self)
         self._vectors[row] = vector
         self._tags.append(frozenset())
@@ -122,7 +122,7 @@ class GrowingSegment(Segment):
         self._index.ntotal = len(self)
 
     def set_fields(self, row: int, stored: StoredNote) -> None:
-        """Write a row's times and tags: what filters test."""
+        """Write the fields of a row that filters test: times and tags."""
         old_tags, tags = self._tags[row], self._tag_dictionary.add_tags_of(stored)
         self.columns.write(row, stored, *self._tag_dictionary.category_and_author(stored))
         self._first_expiry = min(self._first_expiry, float(self.columns.expires[row]))
@@ -130,7 +130,7 @@ class GrowingSegment(Segment):
             self._rows_by_tag[tag] |= 1 << row
         for tag in old_tags - tags:
             self._rows_by_tag[tag] &= ~(1 << row)
-            if not self._rows_by_tag[tag]:  # a count of likes has a tag for each number that it ever was
+            if not self._rows_by_tag[tag]:  # a count of likes leaves a tag for each of its past values
                 del self._rows_by_tag[tag]
         self._tags[row] = tags
 
@@ -159,9 +159,9 @@ class GrowingSegment(Segment):
         return new
 
     def frozen(self) -> GrowingSegment:
-        """Return the segment as it is now, for `filter_rows`: its living rows and their fields stay the same, and all
-        else is shared. Meanwhile the writer may only make tombstones."""
-        frozen = copy(self)  # before the living rows: the first expiry rises once the expired rows are tombstones
+        """Return the segment as it is now, for `filter_rows`: its living rows and their fields are copied, and all else
+        is shared. During this call the writer may only make tombstones."""
+        frozen = copy(self)  # before the living rows are: the first expiry rises once the expired rows are tombstones
         frozen.columns, frozen.alive = self.columns.copy(), self.alive.copy()
         frozen._rows_by_tag = self._rows_by_tag.copy()
         return frozen
@@ -182,6 +182,6 @@ class GrowingSegment(Segment):
         return exact_search(self._vectors[: 8 * len(rows)], vector, k, rows)
 
     def _copy_alive(self) -> tuple[Bits, int]:
-        alive = self.alive.copy()  # before the length is read: a row comes before the tombstone of the one it replaces
+        alive = self.alive.copy()  # before the length is read: a row is added before its old row is a tombstone
         rows = len(self)
         return packed_bits(alive[:rows]), rows

@@ -1,7 +1,7 @@
 """JointIndex: one search over all segments.
 
-Segments whose rows have codes are searched by these: FAISS returns more rows than are asked for, and these are compared
-by their vectors. All other segments are compared by their vectors at once. Either way scores are inner products of
+Segments that have codes are searched by these: FAISS returns more candidates than requested, which are then reranked by
+their vectors. All other segments are searched by their vectors directly. Either way scores are inner products of
 vectors (docs/decisions/0033-codes.md).
 """
 
@@ -21,14 +21,15 @@ from service.index.segment import Segment
 from service.records import Vector
 
 MIN_SAVED_ROWS = 4096
-"""Rows whose comparisons codes must save: about what a second call of FAISS and the work around it cost."""
+"""Minimum number of row comparisons that codes must save: about the cost of a second FAISS call and the work around
+it."""
 
 
 class JointIndex:
-    """Searches `segments` together. `neighbours`: how many of the `call_size` nearest rows each segment is expected to
-    hold, which sets how many of its lists are searched.
+    """One index over `segments`. `neighbours`: how many of the `call_size` nearest rows each segment is expected to
+    hold, which determines how many of its lists are searched.
 
-    Row numbers go over all segments, the oldest first.
+    Rows are numbered across all segments, the oldest segment first.
     """
 
     def __init__(self, segments: Sequence[Segment], neighbours: Sequence[int], call_size: int, gpu: Gpu | None) -> None:
@@ -50,7 +51,7 @@ class JointIndex:
         self._others = _Group(others, gpu.concatenate if gpu else concatenated)
         self._coded = _Group(coded, concatenated) if coded else None
         self._candidates = ceil(sum(segment_codes.candidates for segment_codes in codes if segment_codes))
-        """Rows to take by their codes."""
+        """Number of candidates to take by their codes."""
 
     def search(self, query: Vector, size: int) -> RankedRows:
         """Return scores and numbers of the `size` nearest rows, best first, fewer where there are fewer."""
@@ -68,18 +69,18 @@ class JointIndex:
 
 
 class _Group:
-    """Segments that one call of FAISS searches, with their first rows among all segments and their FAISS indexes, which
-    `join` joins. The group numbers its rows from 0 on."""
+    """Segments that one FAISS call searches, each with the number of its first row among all segments and its FAISS
+    index; `join` makes one index of these. The group numbers its rows from 0."""
 
     def __init__(self, segments: Sequence[tuple[Segment, int, Any]], join: Callable[[list[Any]], Any]) -> None:
         self._segments = [segment for segment, _, _ in segments]
         self._first_rows = np.array(list(accumulate(map(len, self._segments[:-1]), initial=0)), np.int64)
         self._offsets = np.array([first for _, first, _ in segments], np.int64) - self._first_rows
-        """Differences between a row's number among all segments and its number in the group, by segment."""
+        """For each segment, the number of a row among all segments minus its number in the group."""
         self._index = join([index for _, _, index in segments])
 
     def search(self, query: Vector, size: int) -> RankedRows:
-        """Return scores and numbers in the group of the `size` nearest rows, fewer where there are fewer."""
+        """Return scores and group numbers of the `size` nearest rows, fewer where there are fewer."""
         scores, rows = self._index.search(query[None], size)
         return without_padding(scores[0], rows[0])
 

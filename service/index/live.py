@@ -1,9 +1,9 @@
 """LiveIndex: the index of a process, which follows the change log of the store and answers searches.
 
-Its methods are coroutines. A few changes are taken in, and plain searches are done, in the event loop; else one thread
-writes, several search, and one merges segments. At the start
-the index is loaded from its snapshot on disk and follows the log from the snapshot's position. Without a snapshot, or
-where the log no longer reaches back to it, the index is built from a scan of the store.
+Small batches of changes are applied in the event loop, and plain searches run there; otherwise one thread writes,
+several search, and one merges segments. At start-up the index is loaded from its snapshot on disk and follows the log
+from the snapshot's position. Without a snapshot, or where the log no longer reaches back to it, the index is built from
+a scan of the store.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ from service.tracing import stage
 T = TypeVar("T")
 SEARCH_THREADS = os.cpu_count() or 1
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
-"""Bounds on a search that runs in the event loop: one without a filter, among so many rows, for so many neighbours. Ten
-of a million rows are found in half a millisecond; a detour through another thread takes a good part of that again
-(docs/log/reads.md). The second one holds for the look-up of rows by their ids, too."""
+"""Bounds on the rows and the neighbours of a search that runs in the event loop; it has no filter. The ten nearest of a
+million rows are found in half a millisecond; switching to another thread takes a good part of that again
+(docs/log/reads.md). The second bound also holds for looking up rows by their ids."""
 NEIGHBOUR_FACTORS = (2, 20)
-"""Hits that are searched for per neighbour with hashtags: the second number where the first gives too few neighbours.
-It bounds the cost of a lookup where few notes have hashtags."""
+"""Hits to search for per neighbour with hashtags. The second number is tried where the first gives too few neighbours;
+it bounds the cost of a lookup where few notes have hashtags."""
 
 FILTERED_WORDS_FACTOR = 16
-"""Notes with the same words that are looked at for each that a search with a filter takes: the filter is applied to
-them afterwards."""
+"""Notes with shared words that a filtered search looks at for each note that it returns: the filter is applied
+afterwards."""
 MAX_PASSING_SCORED = 2048
-"""Bound on the notes that pass a filter, up to which a search scores the words of all of them. It does so where too
-few of the notes with the most shared words pass."""
+"""Where too few of the notes with the most shared words pass a filter, a search scores the words of all notes that
+pass, if there are at most this many."""
 
 
 def search_threads() -> ThreadPoolExecutor:
-    """Return threads that search, as many as there are cores."""
+    """Return a thread pool for searches, with as many threads as there are cores."""
     return ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="index-search", initializer=use_one_faiss_thread)
 
 
 FREE_SCANS = 3
-"""Scans for the last notes of a list, beside which changes may be applied, before one that holds changes up."""
+"""Scans for the last page of a list during which changes may be applied, before one that holds changes up."""
 
 
 def _with_hashtags(
     texts: LiveTexts, search: Callable[[int], Sequence[tuple[str, float]]], count: int
 ) -> list[Neighbour]:
-    """Return `count` notes with hashtags, the best first; search deeper where too few of the hits have some. `search`:
-    returns as many ids and scores as it is given, or all there are."""
+    """Return the best `count` notes with hashtags, best first; search deeper where too few of the hits have hashtags.
+    `search`: returns as many ids and scores as requested, or all there are."""
     neighbours: list[Neighbour] = []
     for factor in NEIGHBOUR_FACTORS:
         hits = search(factor * count)
@@ -80,12 +80,13 @@ def _with_hashtags(
 
 
 class LiveIndex:
-    """NoteIndex over a backend that `make_index` makes.
+    """NoteIndex over the backend that `make_index` returns.
 
     `make_index` and `make_texts` return empty objects. Notes of another vector space than `space` are left out.
-    `attributes` names those that filters may test. `snapshots`: None for none; of a SnapshotFolder one is loaded, and
-    one is saved every `snapshot_seconds` if anything was written or merged; of OthersSnapshots one is loaded.
-    `searchers`: threads of search_threads(), where several indexes share them; whoever made them ends them.
+    `attributes` names those that filters may test. `snapshots`: a SnapshotFolder, from which a snapshot is loaded and
+    in which one is saved every `snapshot_seconds` if anything was written or merged; OthersSnapshots, from which one is
+    only loaded; None for no snapshots. `searchers`: a pool of search_threads() that several indexes share; its creator
+    shuts it down.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class LiveIndex:
             return await run_in(self._searchers, search)
 
     def _fits_loop(self, k: int, where: Filter) -> bool:
-        """Return whether a search takes so little time that the event loop does it."""
+        """Return whether a search is short enough to run in the event loop."""
         small = k <= MAX_K_IN_LOOP and len(self._index) <= MAX_ROWS_IN_LOOP
         return small and where.plain and not self._index.shared
 
@@ -245,7 +246,7 @@ class LiveIndex:
         where: Filter,
         now: float,
     ) -> None:
-        """Offer the first `count` hits, of which the search was sure, for a comparison with an exact search."""
+        """Offer the first `count` hits, to which the recall target applies, for a comparison with an exact search."""
         if not where.exact:
             exactly = partial(index.search, vector, count, replace(where, exact=True), now)
             self._recall.offer(hits[:count], position, exactly)
@@ -264,7 +265,7 @@ class LiveIndex:
             return await run_in(self._searchers, partial(self._word_scores, note, count, where, ids))
 
     def _word_scores(self, note: Note, count: int, where: Filter, ids: Sequence[str]) -> dict[str, float]:
-        """Return the word scores that `search_words` promises. Runs in a search thread."""
+        """Do what `search_words` does, in a search thread."""
         now, notes, known = self._clock(), self._state.notes, set(ids)
         skipped = known.union(where.exclude)
 
@@ -302,7 +303,7 @@ class LiveIndex:
         return self._index.centre
 
     def vector(self, note_id: str) -> Vector | None:
-        return self._index.vector(note_id)  # in the event loop: a thread would take longer to get to it
+        return self._index.vector(note_id)  # in the event loop: switching to a thread would take longer
 
     async def rows(self, note_ids: Sequence[str]) -> IndexRows:
         if len(note_ids) <= MAX_K_IN_LOOP:
@@ -317,12 +318,12 @@ class LiveIndex:
             written = await self._scan_written(after, count, where)
             if len(written.rows) == count or batches == self._follower.begun_batches is not None:
                 return written
-        # A note that was rewritten beside a scan is in neither of its places, and nothing would be read after these.
+        # A scan may miss both positions of a note that is rewritten meanwhile; no page after the last would have it.
         async with self._follower.applying_nothing(READ_SECONDS):
             return await self._scan_written(after, count, where)
 
     async def _scan_written(self, after: str, count: int, where: Filter) -> WrittenRows:
-        # Together: each row that was written at `until` at the latest is among these notes.
+        # Read together, so that these notes include each row that was written at or before `until`.
         until, notes = self._state.position, self._state.notes
         rows = await run_in(self._searchers, partial(notes.written, after, until, count, where, self._clock()))
         return WrittenRows(rows, until, notes.newest)

@@ -1,8 +1,8 @@
-"""LogFollower: reads the change log and applies it to the index; builds the index where the log does not reach back.
+"""LogFollower: reads the change log and applies it to the index; rebuilds the index where the log does not reach back.
 
-Every write reaches the index through the log and in no other way, also this process's own: whoever wrote waits for the
-position that the store returned (docs/decisions/0001-one-way-into-the-index.md). Entries may be applied again after a
-failure, and then lead to the same rows.
+Every write, also this process's own, reaches the index only through the log: a writer waits for the position that the
+store returned (docs/decisions/0001-one-way-into-the-index.md). Applying entries is idempotent: some are applied again
+after a failure.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from service.records import StoredNote, position_key
 BLOCK_SECONDS = 1.0
 """How long a read of the log waits for a first entry."""
 EXPIRY_SECONDS = 0.5
-"""Least time between two removals of expired notes."""
+"""Minimum time between two removals of expired notes."""
 MAX_NOTES_IN_LOOP = 8
-"""Changed notes that the event loop takes in: each takes it a tenth of a millisecond; one of the longest text, one."""
+"""Maximum number of changed notes applied in the event loop: each takes 0.1 ms; one with the longest text, 1 ms."""
 RETRY_SECONDS = (0.05, 1.0)
-"""First and longest pause after the store was away."""
+"""First and longest back-off while the store is unavailable."""
 PROGRESS_SECONDS = 5.0
-"""Time between two log lines about an index that is being built."""
+"""Time between two log lines on the progress of a build."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Readiness:
-    """Whether the index has reached the end that the log had when it was first read. `detail` says it in words.
+    """Whether the index has reached the end that the log had when it was first read. `detail` describes this in words.
 
     `target` is that end of the log; None before the log was read.
     """
@@ -51,19 +51,19 @@ class Readiness:
     target: str | None = None
 
     def mark_unready(self, detail: str) -> None:
-        """Make the index unready until it reaches the end that the log has at its next read."""
+        """Mark the index as not ready until it reaches the end that the log has at its next read."""
         self.ready, self.target, self.detail = False, None, detail
 
     def advance(self, position: str, log_end: str) -> None:
-        """Take note that the index is at `position` of a log that ends at `log_end`."""
+        """Record that the index is at `position` of a log that ends at `log_end`."""
         self.target = self.target or log_end
         self.ready = self.ready or position_key(position) >= position_key(self.target)
         self.detail = "follows the log" if self.ready else f"at {position} of {self.target} of the log"
 
 
 class LogFollower:
-    """Keeps the notes of `state` equal to those of the store. `make_notes` returns empty ones for a new build; `writer`
-    changes them."""
+    """Keeps the notes of `state` equal to those of the store. `make_notes` returns empty notes for a new build;
+    `writer` runs the changes."""
 
     def __init__(
         self,
@@ -87,20 +87,20 @@ class LogFollower:
         self._clock = clock
         self._tried_snapshot = False
         self._expired_at = -math.inf
-        """When expired notes were last removed, of time.monotonic(): a clock that jumps back must not put it off."""
+        """time.monotonic() of the last removal of expired notes: a clock that jumps back must not delay the next."""
         self._stopped = False
         self._applying = asyncio.Lock()
-        """Held from reading a note until the index has it: no older reading is applied after a newer one."""
+        """Held from reading a note until the index has it, so that no older version is applied after a newer one."""
         self._batches = 0
 
     @property
     def begun_batches(self) -> int | None:
-        """Number of batches of changes that were begun; None while one is being applied."""
+        """Number of batches of changes begun so far; None while one is being applied."""
         return None if self._applying.locked() else self._batches
 
     @contextlib.asynccontextmanager
     async def applying_nothing(self, seconds: float) -> AsyncIterator[None]:
-        """Have no changes applied while the block lasts. Raises IndexBehind after `seconds` of waiting for that."""
+        """Hold up changes during the `with` block. Raises IndexBehind after waiting `seconds` for a running batch."""
         try:
             async with asyncio.timeout(seconds):
                 await self._applying.acquire()
@@ -112,8 +112,8 @@ class LogFollower:
             self._applying.release()
 
     async def catch_up(self) -> None:
-        """Build the index and follow the log until it is ready. If the store is away, return; `readiness` says so.
-        Raises TenantRemoved."""
+        """Build the index and follow the log until it is ready. If the store is unavailable, return; `readiness` says
+        why. Raises TenantRemoved."""
         try:
             await self._build()
             while not self.readiness.ready:
@@ -122,12 +122,12 @@ class LogFollower:
             self.readiness.detail = str(error)
 
     def stop(self) -> None:
-        """End `run` after the read of the log that is under way, even if the Redis client swallows a cancellation."""
+        """End `run` after the current read of the log, even if the Redis client swallows a cancellation."""
         self._stopped = True
 
     async def run(self) -> None:
-        """Follow the log until stopped, or the store is removed. After a failure it tries again, and `readiness` says
-        why."""
+        """Follow the log until stopped or until the store is removed. After a failure it tries again; `readiness` gives
+        the reason."""
         pause = RETRY_SECONDS[0]
         while not self._stopped:
             try:
@@ -147,13 +147,13 @@ class LogFollower:
                 await asyncio.sleep(RETRY_SECONDS[1])
 
     async def expire(self) -> None:
-        """Remove the notes that have expired, which searches leave out already."""
+        """Remove expired notes, which searches leave out already."""
         self._expired_at = time.monotonic()
         if await self._writer.run(partial(self._state.notes.expire, self._clock())):
             self._maintainer.notify()
 
     async def resync(self, note_ids: Sequence[str]) -> None:
-        """Replace notes in the index by what the store has. Raises StoreUnavailable."""
+        """Replace notes in the index by the store's versions. Raises StoreUnavailable."""
         for begin in range(0, len(note_ids), READ_BATCH_SIZE):
             batch = note_ids[begin : begin + READ_BATCH_SIZE]
             async with self._applying:
@@ -167,19 +167,19 @@ class LogFollower:
         self._maintainer.notify()
 
     async def _read_log(self) -> None:
-        """Apply the next entries. The store reads the log's bounds after them, so that entries that were cut off in
-        between are noticed."""
+        """Apply the next entries. The store reads the log's bounds after the entries, so that trimming in between is
+        noticed."""
         state = self._state
         entries, bounds = await self._store.read_log(state.position, READ_BATCH_SIZE, BLOCK_SECONDS)
-        exchanged = bounds.store != state.store_identity  # by a restore, perhaps of a backup that ends at this position
+        exchanged = bounds.store != state.store_identity  # by a restore, perhaps of a backup ending at this position
         if exchanged or not bounds.reach(state.position):
-            await self._store.identity()  # a store that was removed has lost nothing
+            await self._store.identity()  # raises TenantRemoved: a store that was removed has lost nothing
             state.check_log(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last, exchanged=exchanged)
             reason = "the store was restored or exchanged" if exchanged else "the log does not reach back to this index"
             self.readiness.mark_unready(f"rebuilding: {reason}")
             await self._rebuild()
-            state.unlogged_changes += exchanged  # a snapshot of the earlier store is none of this one
+            state.unlogged_changes += exchanged  # so that a snapshot of the new store is made
             return
         if entries:
             async with self._applying:
@@ -191,21 +191,21 @@ class LogFollower:
                 self._maintainer.notify()
                 if any(entry.purges for entry in entries):
                     self._purger.request()
-                # Within the lock: what is told to have changed must not be older than what `resync` told.
+                # Within the lock: listeners must not get an older version of a note than `resync` gave them.
                 await state.move_to(entries[-1].position, notes, unmoved)
         if time.monotonic() >= self._expired_at + EXPIRY_SECONDS:
             await self.expire()
         self.readiness.advance(state.position, bounds.last)
 
     async def _build(self) -> None:
-        """Build the index from the snapshot, which is tried once, or else from the store."""
+        """Build the index from the snapshot, which is tried only once, or else from the store."""
         restored = not self._tried_snapshot and await self._restore()
         self._tried_snapshot = True
         if not restored:
             await self._rebuild()
 
     async def _restore(self) -> bool:
-        """Show the notes of the snapshot, and return whether there is one that can be used."""
+        """Publish the notes of the snapshot, and return whether there is a usable one."""
         notes = self._make_notes()
         snapshot = await self._keeper.load(notes)
         if snapshot is None:
@@ -217,11 +217,11 @@ class LogFollower:
         return True
 
     async def _rebuild(self) -> None:
-        """Read all notes of the store, and show them once they are complete."""
+        """Read all notes of the store, and publish them once they are complete."""
         state = self._state
         identity = await self._store.identity()
         position = (await self._store.log_bounds()).last
-        await self._keeper.keep_log(position)  # else other replicas may have it cut off during the scan
+        await self._keeper.keep_log(position)  # else other replicas may let it be trimmed during the scan
         notes = self._make_notes()
         progress = BuildProgress(await self._store.size())
         state.rebuilding = True
@@ -251,7 +251,7 @@ class LogFollower:
 
 
 class BuildProgress:
-    """Logs every PROGRESS_SECONDS how far the building of an index from `size` notes has come."""
+    """Logs the progress of building an index from about `size` notes every PROGRESS_SECONDS."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -263,7 +263,7 @@ class BuildProgress:
         return f"{self._read} of about {self._size} notes read"
 
     def add(self, count: int) -> None:
-        """Take note that so many more notes were read."""
+        """Count `count` more notes as read."""
         self._read += count
         now = time.monotonic()
         if now >= self._logged_at + PROGRESS_SECONDS:

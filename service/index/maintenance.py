@@ -1,4 +1,4 @@
-"""Maintainer: seals and merges in the background what was written."""
+"""Maintainer: seals and merges the segments of an index in the background."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from service.index.state import IndexedNotes, IndexState
 from service.index.threads import IndexWriter, run_in_daemon
 
 TRIM_HEAP_ROWS = 50_000
-"""A job of so many rows frees enough memory to be worth the time of returning it to the system."""
+"""A job of at least this many rows frees enough memory to be worth the time of returning it to the system."""
 log = structlog.get_logger(__name__)
 
 
 class Maintainer:
-    """Runs the maintenance jobs of the index and its texts, one at a time. `writer` changes it."""
+    """Runs the maintenance jobs of the index and its texts, one at a time. `writer` runs the calls that change them."""
 
     def __init__(self, state: IndexState, writer: IndexWriter) -> None:
         self._state = state
@@ -28,22 +28,22 @@ class Maintainer:
         """Set while there is no job to run."""
 
     def notify(self) -> None:
-        """Have it look for jobs: something was written."""
+        """Look for jobs, after a write."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Run jobs until cancelled. While an index is built anew the old one is left as it is."""
+        """Run jobs until cancelled. While the index is rebuilt, the old one is left as it is."""
         while True:
             if self._state.rebuilding or not await self._try_jobs():
                 self.idle.set()
-                # Cleared after the wait alone: a write that came while a job failed has it tried again.
+                # Cleared only after the wait, so that after a write during a failing job the job is tried again.
                 await self._changed.wait()
                 self._changed.clear()
                 self.idle.clear()
 
     async def _try_jobs(self) -> bool:
-        """Run the next jobs, and return whether to look for further ones at once: there was one, and nothing failed
-        beside the jobs themselves."""
+        """Run the next jobs, and return whether to look for more at once: there was a job, and nothing but jobs
+        failed."""
         try:
             return await self.run_jobs(self._state.notes)
         except Exception:  # the task must not end unseen: nothing would be merged any more
@@ -55,7 +55,8 @@ class Maintainer:
         return any([await self._run_job(part) for part in notes.maintained])
 
     async def _run_job(self, part: Maintainable) -> bool:
-        """Run the next job, and return whether there was one. A failure costs speed and memory, but no answer."""
+        """Run the next job, and return whether there was one. A failed job costs speed and memory, but answers stay the
+        same."""
         job = await self._writer.run_short(part.plan)
         if job is None:
             return False

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 MERGE_FACTOR = 4
-"""Segments of about one size that are merged into one."""
+"""Number of segments of about one size that are merged into one."""
 MAX_DEAD_SHARE = 0.25
 """A segment with a larger share of tombstones is rewritten without them."""
 
@@ -20,19 +20,19 @@ class Mergeable(Protocol):
 
     @property
     def living(self) -> int:
-        """Rows that are no tombstones."""
+        """Number of rows that are not tombstones."""
 
     @property
     def dead(self) -> int:
-        """Tombstones."""
+        """Number of tombstones."""
 
 
 S = TypeVar("S", bound=Mergeable)
 
 
 class MergePlanner(Generic[S]):
-    """Chooses the segments that an index merges next. It remembers those whose merge failed, and those that are
-    rewritten however few of their rows are tombstones."""
+    """Chooses the segments that an index merges next. It remembers segments whose merge failed, and those to rewrite
+    even if few of their rows are tombstones."""
 
     def __init__(self) -> None:
         self._given_up: list[S] = []
@@ -44,17 +44,17 @@ class MergePlanner(Generic[S]):
 
     @property
     def dropping(self) -> bool:
-        """Whether segments are left that `drop_tombstones` named."""
+        """Whether segments that `drop_tombstones` named are still to be rewritten."""
         return bool(self._to_rewrite)
 
     def drop_tombstones(self, segments: Iterable[S]) -> None:
-        """Have those of all `segments` rewritten that have tombstones."""
+        """Have every one of an index's `segments` that has tombstones rewritten."""
         self._to_rewrite = [segment for segment in segments if segment.dead]
         self._dropped_since_plan = True
 
     def candidates(self, segments: Sequence[S], max_rows: float = math.inf) -> list[S]:
-        """Begin a plan: return those of an index's segments that may be merged. The last one grows, and one of more
-        than `max_rows` is only rewritten."""
+        """Begin a plan: return those of an index's segments that may be merged. The last one, which grows, may not; one
+        of more than `max_rows` may only be rewritten."""
         self._dropped_since_plan = False
         self._to_rewrite = [segment for segment in self._to_rewrite if segment in segments]
         return [
@@ -75,7 +75,7 @@ class MergePlanner(Generic[S]):
         return chosen
 
     def finish(self, sources: Collection[S], merged: Iterable[S]) -> None:
-        """Take in that `merged` is in the place of `sources`."""
+        """Record that `merged` has replaced `sources`."""
         self._to_rewrite = [segment for segment in self._to_rewrite if segment not in sources]
         if self._dropped_since_plan:
             self._to_rewrite += [segment for segment in merged if segment.dead]

@@ -1,6 +1,6 @@
-"""Calls below Python: FAISS at the level of its SWIG wrappers, and the C library's heap.
+"""Low-level calls: FAISS through its SWIG wrappers, and the C library's heap.
 
-FAISS gets addresses of arrays here, which therefore must be contiguous and of the right type.
+FAISS gets raw addresses of arrays here, which therefore must be contiguous and of the right dtype.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Scores = npt.NDArray[np.float32]
 RankedRows = tuple[Scores, RowNumbers]
 """Scores and row numbers of the rows that a search found, best first."""
 NUMBERS_PER_CODE, CODE_BITS = 2, 4
-"""Numbers of a vector that share a code, and its bits: a sixteenth of float32."""
+"""Numbers of a vector that share a code, and the bits of a code: a sixteenth of float32."""
 CODE_TRAINING_ROUNDS = 10
 """Rounds of k-means for the values of a code."""
 
@@ -72,7 +72,7 @@ def exact_search(vectors: Vectors, query: Vector, k: int, rows: Bits | None = No
 
 
 def search_index(index: FaissIndex, query: Vector, k: int, lists: int, rows: Bits | None) -> RankedRows:
-    """Search a FAISS index for the `k` nearest to `query` (D,) among `rows` (None: all), in so many inverted lists (0:
+    """Search a FAISS index for the `k` nearest to `query` (D,) among `rows` (None: all), in `lists` inverted lists (0:
     the index has none)."""
     selector = None if rows is None else row_selector(rows)
     parameters = swig.SearchParameters(sel=selector)
@@ -83,7 +83,7 @@ def search_index(index: FaissIndex, query: Vector, k: int, lists: int, rows: Bit
 
 
 def search_lists(ivf: FaissIndex, queries: Vectors, k: int, lists: int) -> RowNumbers:
-    """Return the row numbers of the `k` nearest to each query in so many inverted lists, shape (queries, k)."""
+    """Return the row numbers of the `k` nearest to each query in `lists` inverted lists, shape (queries, k)."""
     rows: RowNumbers = ivf.search(queries, k, params=swig.SearchParametersIVF(nprobe=lists))[1]
     return rows
 
@@ -107,10 +107,10 @@ def flat_index(dimension: int) -> FaissIndex:
 
 
 def preallocated_flat_index(capacity: int, dimension: int) -> tuple[FaissIndex, Vectors]:
-    """Return a flat index of no rows, and the memory (capacity, dimension) in which it expects the vectors of the rows
-    below its `ntotal`.
+    """Return an empty flat index, and its memory (capacity, dimension), where it expects the vectors of the rows below
+    its `ntotal`.
 
-    FAISS's own `add` reallocates that memory, which is unsafe beside a search. Here it never moves: write a row, then
+    FAISS's own `add` reallocates that memory, which is unsafe during a search. Here it never moves: write a row, then
     raise `ntotal`.
     """
     index = swig.IndexFlatIP(dimension)
@@ -132,7 +132,7 @@ def trained_ivf(sample: Vectors, lists: int) -> FaissIndex:
 
 def trained_codes(ivf: FaissIndex, sample: Vectors) -> FaissIndex | None:
     """Return an empty index with the lists of an inverted file, whose rows are codes of CODE_BITS bits for each pair of
-    numbers (product quantisation, Jegou et al. 2011), trained on `sample` (N, D). None for an odd number of numbers."""
+    numbers (product quantisation, Jegou et al. 2011), trained on `sample` (N, D). None for an odd dimension."""
     if ivf.d % NUMBERS_PER_CODE:
         return None
     codes = swig.IndexIVFPQ(
@@ -147,11 +147,11 @@ def trained_codes(ivf: FaissIndex, sample: Vectors) -> FaissIndex | None:
 
 
 def fast_scan(codes: FaissIndex) -> FaissIndex:
-    """Return an index with the rows of `trained_codes`, in the order in which a processor compares 32 at once (Andre et
-    al. 2015)."""
+    """Return an index with the rows of `trained_codes`, in the layout in which a processor compares 32 at once (Andre
+    et al. 2015)."""
     packed = swig.IndexIVFPQFastScan(codes)
     packed.orig_invlists = None
-    packed.referenced_objects = codes.referenced_objects  # and not `codes`, whose memory is freed
+    packed.referenced_objects = codes.referenced_objects  # and not `codes`, so that its memory is freed
     return packed
 
 
@@ -182,7 +182,7 @@ def add_to_lists(ivf: FaissIndex, vectors: Vectors, row_numbers: RowNumbers, lis
 
 
 def with_default_lists(ivf: FaissIndex, lists: int) -> FaissIndex:
-    """Return a second index on the same inverted lists, of which a search without parameters goes through `lists`."""
+    """Return a second index on the same inverted lists, which by default searches `lists` of them."""
     if isinstance(ivf, swig.IndexIVFPQFastScan):
         view = swig.IndexIVFPQFastScan(
             ivf.quantizer, ivf.d, ivf.nlist, ivf.pq.M, ivf.pq.nbits, ivf.metric_type, ivf.bbs
@@ -196,7 +196,7 @@ def with_default_lists(ivf: FaissIndex, lists: int) -> FaissIndex:
 
 
 def concatenated(indexes: Sequence[FaissIndex]) -> FaissIndex:
-    """Return one index over all rows of some indexes, numbered one index after the other."""
+    """Return one index over all rows of several indexes, numbered one index after the other."""
     shards = swig.IndexShards(indexes[0].d, False, True)
     for index in indexes:
         shards.add_shard(index)
@@ -210,8 +210,8 @@ def serialize_index(index: FaissIndex) -> npt.NDArray[np.uint8]:
 
 
 def read_index(serialized: npt.NDArray[np.uint8]) -> FaissIndex:
-    """Return the index that `serialize_index` wrote. Its vectors stay in `serialized`, which lives as long as the
-    index does: to copy a million of them takes a second."""
+    """Return the index that `serialize_index` wrote. Its vectors stay in `serialized`, which lives as long as the index
+    does: copying a million of them takes a second."""
     index = swig.read_index(swig.ZeroCopyIOReader(swig.swig_ptr(serialized), serialized.size))
     index.referenced_objects = [serialized]
     return index

@@ -1,4 +1,4 @@
-"""OtherSpaceNotes: notes whose vectors are of another model than the one that serves, in the order of their writes."""
+"""OtherSpaceNotes: notes whose vectors are of another model than the serving one, in the order of their last writes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from threading import Lock
 from service.records import PositionKey, position_key
 
 MIN_STALE = 1000
-"""Entries of notes that were written anew or removed, beyond which the list is written anew: where these are also more
-than half of it."""
+"""Stale entries, of notes rewritten or removed since, that a list may have: with more of them it is rebuilt, once they
+are also more than half of it."""
 
 
 class OtherSpaceNotes:
     """Notes of other vector spaces, by the log positions of their last writes. Changed by one thread, read by any.
 
-    A change costs the same however many notes there are: after a new model they are all that the store has, and each
-    that is read again leaves them.
+    The cost of a change does not grow with the number of notes: after a change of model, all notes of the store are
+    here, and each leaves once the new model has read it.
     """
 
     def __init__(self, positions: Mapping[str, str] = {}, expiries: Mapping[str, float] = {}) -> None:
-        """Begin with the notes that `put` would take with these arguments."""
+        """Begin with some notes, given as for `put`."""
         self._keys: dict[str, PositionKey] = {}
         self._expiries: dict[str, float] = {}
         self._by_expiry: list[tuple[float, str]] = []
-        """A heap of the notes that expire, among entries that are not in `_expiries` any more."""
+        """Heap of the notes that expire, with stale entries that `_expiries` no longer has."""
         self._by_key: list[tuple[PositionKey, str]] = []
-        """The notes in the order of their positions, among entries that are not in `_keys` any more."""
+        """The notes in the order of their positions, with stale entries that `_keys` no longer has."""
         self._sorted = True
         self._lock = Lock()
         self.put(positions, expiries)
@@ -37,8 +37,8 @@ class OtherSpaceNotes:
         return len(self._keys)
 
     def put(self, positions: Mapping[str, str], expiries: Mapping[str, float] = {}) -> None:
-        """Add notes, or move those that are there to later positions. `positions`: by the ids of the notes. `expiries`:
-        seconds since the epoch of those that expire."""
+        """Add notes, or move present ones to later positions. `positions`: by note id. `expiries`: seconds since the
+        epoch, by the ids of the notes that expire."""
         if not positions:
             return
         with self._lock:
@@ -54,7 +54,7 @@ class OtherSpaceNotes:
             self._drop_stale()
 
     def remove(self, note_ids: Collection[str]) -> None:
-        """Remove those of some notes that are there."""
+        """Remove notes; unknown ids are ignored."""
         if not note_ids or not self._keys:
             return
         with self._lock:
@@ -75,7 +75,8 @@ class OtherSpaceNotes:
         return bool(expired)
 
     def written(self, first: PositionKey, last: PositionKey, count: int) -> dict[str, PositionKey]:
-        """Return the `count` notes that were written first after `first`, and at `last` at the latest."""
+        """Return the first `count` notes written after `first` and up to `last`: their position keys by id, in
+        order."""
         written: dict[str, PositionKey] = {}
         self.sort()
         with self._lock:
@@ -88,19 +89,19 @@ class OtherSpaceNotes:
         return written
 
     def sort(self) -> None:
-        """Bring notes that came out of their order into it, as those of a scan: half a second for 300,000."""
+        """Sort the notes if some were added out of order, as by a scan: half a second for 300,000."""
         with self._lock:
             if not self._sorted:
                 self._by_key.sort()
                 self._sorted = True
 
     def positions(self) -> dict[str, PositionKey]:
-        """Return a copy of the keys of all positions, by the ids of the notes."""
+        """Return a copy of the position keys of all notes, by id."""
         with self._lock:
             return self._keys.copy()
 
     def expiries(self) -> dict[str, float]:
-        """Return a copy of the expiries of those notes that have one, by their ids."""
+        """Return a copy of the times of expiry, by the ids of the notes that expire."""
         with self._lock:
             return self._expiries.copy()
 

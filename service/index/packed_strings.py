@@ -1,10 +1,10 @@
-"""PackedStrings and PackedLists: many strings in one piece of memory. Single ones are found by their hashes.
+"""PackedStrings and PackedLists: many strings in one piece of memory. Single strings are looked up by hash.
 
-The hashes are Python's own, which have another key in each process, so that no caller can choose ids with equal ones:
-looking one of many such ids up would compare it with all of them. No snapshot has the hashes: a start makes them anew
-from the strings, which exist as Python objects for that time, 0.2 s for a million.
+The hashes are Python's own, whose key differs in each process, so that no caller can choose ids that collide: looking
+up one of many colliding ids would compare it with all of them. Snapshots therefore do not have the hashes: at start-up
+they are computed from the strings, which exist as Python objects for that time, 0.2 s for a million.
 
-A Python object for each id would weigh more than the vector beside it, and to make a million of them would hold up
+A Python object for each id would take more memory than the vector beside it, and making a million of them would hold up
 every other thread.
 """
 
@@ -27,7 +27,7 @@ Hashes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class HashedStrings:
-    """Strings to look for, in the order of their hashes (n,): a table of hashes is then read from front to back."""
+    """Strings to look up, sorted by their hashes (n,), so that a table of hashes is read from front to back."""
 
     texts: Sequence[str]
     hashes: Hashes
@@ -41,7 +41,7 @@ class HashedStrings:
 
 class PackedStrings:
     """An immutable sequence of strings. `text` is all of them in UTF-8, one after the other; string i ends before byte
-    `ends[i + 1]`, where `ends` (rows + 1,) begins with 0; `hashes` (rows,) are theirs."""
+    `ends[i + 1]`, where `ends` (rows + 1,) begins with 0; `hashes` (rows,) are the strings' hashes."""
 
     def __init__(self, text: npt.NDArray[np.uint8], ends: Integers, hashes: Hashes) -> None:
         self._text = text
@@ -85,7 +85,7 @@ class PackedStrings:
         return [str(self._memory[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
 
     def row(self, text: str) -> int | None:
-        """Return the row of a string, None where it is not there."""
+        """Return the row of a string, None where it is missing."""
         text_hash = hash(text)
         place = int(self._sorted_hashes.searchsorted(np.int64(text_hash)))
         while place < len(self) and self._sorted_hashes.item(place) == text_hash:
@@ -96,7 +96,7 @@ class PackedStrings:
         return None
 
     def rows(self, strings: HashedStrings) -> dict[str, int]:
-        """Return the rows of some strings by the string, of those that are there."""
+        """Return the row of each string that is present, by the string."""
         if not len(self):
             return {}
         places = np.searchsorted(self._sorted_hashes, strings.hashes)
@@ -188,19 +188,19 @@ def unpacked(name: str, arrays: Arrays) -> list[str]:
 
 
 def _ends(lengths: Integers) -> Integers:
-    """Return where pieces of these lengths end, from 0 on."""
+    """Return the end offsets of pieces of these lengths, after a leading 0."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def _runs(begins: Integers, lengths: Integers) -> Integers:
-    """Return the numbers of runs, one run after the other, from where each begins and how many numbers it has."""
+    """Return the integers of several ranges, one range after the other, given each range's first integer and length."""
     ends = _ends(lengths)
     return np.repeat(begins - ends[:-1], lengths) + np.arange(ends[-1])
 
 
 def _take(text: npt.NDArray[np.uint8], ends: Integers, rows: Integers) -> tuple[npt.NDArray[np.uint8], Integers]:
-    """Return some of the strings of a `text`, in their order, and where each ends; `ends` is where those of `text`
-    do."""
+    """Return the strings at some rows of `text`, in their order, and their end offsets. `ends`: the end offsets of the
+    strings of `text`."""
     lengths = np.diff(ends)[rows]
     parts = [np.zeros(0, np.uint8)]
     for begin in range(0, len(rows), COPY_BATCH_SIZE):

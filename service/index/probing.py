@@ -1,5 +1,6 @@
-"""Probing: how many inverted lists a search of a sealed segment goes through, and how many rows it takes by their codes
-and compares by their vectors, so that it finds RECALL of the neighbours. Both are measured when the segment is built.
+"""Probing: how many inverted lists a search of a sealed segment goes through, and how many candidates it takes by their
+codes and reranks by their vectors, so that it finds RECALL of the neighbours. Both are measured when the segment is
+built.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from service.index.native import FaissIndex, Vectors, lists_of_rows, nearest_lis
 RECALL = 0.998
 """Share of the true neighbours that a search finds."""
 MEASURED_QUERIES = 128
-"""Rows of a new segment that are searched for to measure it."""
+"""Rows of a new segment that serve as queries to measure it."""
 MEASURED_K = (10, 30, 100, 300, 1000)
-"""Numbers of neighbours for which it is measured; between them it is interpolated."""
+"""Numbers of neighbours for which a segment is measured; values in between are interpolated."""
 CANDIDATES_PER_NEIGHBOUR = (2, 3, 4, 6, 8, 12, 16, 24)
-"""Rows by their codes, as multiples of the neighbours, that are tried one after the other."""
+"""Numbers of candidates that are tried in turn, as multiples of the number of neighbours."""
 ROWS_PER_CANDIDATE = 8
-"""Rows of an inverted list that are compared in the time in which one row elsewhere is fetched and compared."""
+"""Rows of an inverted list that are compared in the time that fetching and comparing one row elsewhere takes."""
 MIN_PASSING_SHARE = 1e-6
 """Lower bound on the share of rows that pass a filter, by which the number of lists is divided."""
 ROUNDING_MARGIN = 1e-9
@@ -48,7 +49,7 @@ class Probing:
 
     @classmethod
     def restored(cls, rows: int, lists: int, by_k: npt.NDArray[np.int64]) -> Probing:
-        """Return the Probing whose `by_k` was kept."""
+        """Return the Probing that this `by_k` was taken from."""
         lists_by_k = {k: listed for k, listed, _ in by_k.tolist()}
         return cls(rows, lists, lists_by_k, {k: candidates for k, _, candidates in by_k.tolist() if candidates})
 
@@ -60,26 +61,26 @@ class Probing:
     def lists_for(self, k: int, passing_share: float = 1.0) -> int:
         """Return how many lists to search for `k` neighbours.
 
-        Where only `passing_share` of the rows passes a filter, the number is divided by it, so that as many rows pass:
-        the nearest of these lie farther away.
+        Where only `passing_share` of the rows passes a filter, the number is divided by that share, so that as many
+        rows pass: the nearest of these lie farther away.
         """
         lists = interpolated(self.lists_by_k, k) / max(passing_share, MIN_PASSING_SHARE)
         return int(min(self.lists, math.ceil(lists - ROUNDING_MARGIN)))
 
     def rows_in(self, lists: int) -> float:
-        """Return how many rows are in so many lists, on average."""
+        """Return how many rows are in `lists` lists, on average."""
         return self.rows * lists / self.lists
 
     def scanned_lists(self, k: int) -> int:
-        """Return in how many lists rows are compared by their codes: a quarter more than `lists_for`, so that what
-        codes miss is made up for."""
+        """Return how many lists a search by codes goes through: a quarter more than `lists_for`, to make up for what
+        codes miss."""
         return min(self.lists, -(-self.lists_for(k) * 5 // 4))
 
     def candidates_for(self, k: float) -> float | None:
-        """Return how many rows to take by their codes for `k` neighbours, None where codes do not serve.
+        """Return how many candidates to take by their codes for `k` neighbours, None where codes save no time.
 
-        Below the first measured k the number falls with the square root of `k`: the fewer neighbours, the more rows
-        for each.
+        Below the first measured k the number falls with the square root of `k`: the fewer neighbours, the more
+        candidates for each.
         """
         if not self.candidates_by_k or k > max(self.candidates_by_k):
             return None
@@ -87,7 +88,8 @@ class Probing:
 
 
 def interpolated(measured: Mapping[int, int], k: float) -> float:
-    """Return what belongs to `k`: between two measured k on logarithmic scales, and beyond the last in proportion."""
+    """Return the value for `k`: interpolated between two measured k on logarithmic scales, and in proportion beyond the
+    last."""
     ks = sorted(measured)
     if len(ks) == 1:
         return measured[ks[0]] * max(1.0, k / ks[0])
@@ -98,8 +100,8 @@ def interpolated(measured: Mapping[int, int], k: float) -> float:
 
 
 def measure(ivf: FaissIndex, codes: FaissIndex | None) -> Probing:
-    """Measure an inverted file and the codes of its rows (None: it has none), with rows of it as queries, which do not
-    count as their own neighbours."""
+    """Measure an inverted file and the codes of its rows (None: it has none). Some of its rows serve as queries; they
+    do not count as their own neighbours."""
     queries = ivf.reconstruct_batch(np.arange(0, ivf.ntotal, max(1, ivf.ntotal // MEASURED_QUERIES)))
     true_neighbours = search_lists(ivf, queries, MEASURED_K[-1] + 1, ivf.nlist)
     probing = Probing(ivf.ntotal, ivf.nlist, _lists(ivf, queries, true_neighbours), {})
@@ -109,8 +111,8 @@ def measure(ivf: FaissIndex, codes: FaissIndex | None) -> Probing:
 
 
 def _lists(ivf: FaissIndex, queries: Vectors, true_neighbours: RowNumbers) -> dict[int, int]:
-    """Return the `lists_by_k` of a Probing. A search finds the neighbours whose lists it goes through, and it takes the
-    lists in the order of `nearest_lists`: so their places in that order tell what searches would find."""
+    """Return the `lists_by_k` of a Probing. A search goes through the lists in the order of `nearest_lists` and finds
+    the neighbours in them, so the places of the neighbours' lists in that order tell what searches would find."""
     place_of_list = np.argsort(nearest_lists(ivf, queries, ivf.nlist), axis=1)
     places = np.take_along_axis(place_of_list, lists_of_rows(ivf, true_neighbours), axis=1)
     lists_by_k: dict[int, int] = {}
@@ -123,7 +125,8 @@ def _lists(ivf: FaissIndex, queries: Vectors, true_neighbours: RowNumbers) -> di
 
 
 def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neighbours: RowNumbers) -> dict[int, int]:
-    """Return the `candidates_by_k` of a Probing: a step more than was enough for these queries, which are few."""
+    """Return the `candidates_by_k` of a Probing: one step more than was enough for the sampled queries, which are
+    few."""
     candidates_by_k: dict[int, int] = {}
     for k in MEASURED_K:
         most = probing.rows_in(probing.lists_by_k[k]) / ROWS_PER_CANDIDATE
@@ -142,5 +145,5 @@ def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neig
 
 
 def _recall(is_found: Mask, k: int) -> float:
-    """Return the share of `k` neighbours that are found, of the query itself and these (queries, n)."""
+    """Return the share of `k` neighbours that are found. `is_found` (queries, n) also counts the query itself."""
     return float(is_found.sum(axis=1).mean() - 1) / k

@@ -1,4 +1,4 @@
-"""Purger: drops from an index all that is known of removed notes, and then makes a snapshot without it."""
+"""Purger: drops all data about removed notes from an index, and then makes a snapshot without it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from service.index.state import IndexState
 from service.index.threads import IndexWriter
 
 CHECK_SECONDS = 0.1
-"""Pause between two looks whether the jobs of the index are done."""
+"""Pause between two checks whether the jobs of the index are done."""
 RETRY_SECONDS = 1.0
 """Pause after a purge that failed."""
 log = structlog.get_logger(__name__)
 
 
 class Purger:
-    """Purges when asked, in the background, while writes and searches go on.
+    """Purges on request, in the background, while writes and searches go on.
 
-    From the request on no snapshot is made until the purge is done: whoever sees a snapshot at the position of the
-    purge, or after it, knows that it holds nothing of notes that were removed before. `writer` changes the notes.
+    Between the request and the end of the purge no snapshot is made, so that a snapshot at or after the position of the
+    purge holds nothing of notes that were removed before. `writer` runs the calls that change the notes.
     """
 
     def __init__(self, state: IndexState, keeper: SnapshotKeeper, maintainer: Maintainer, writer: IndexWriter) -> None:
@@ -33,7 +33,7 @@ class Purger:
         self._requested = asyncio.Event()
 
     def request(self) -> None:
-        """Have it purge. Called before the index moves to the position of the purge."""
+        """Request a purge. Called before the index moves to the position of the purge."""
         self._state.purging = True
         self._requested.set()
 
@@ -52,7 +52,7 @@ class Purger:
     async def _purge(self) -> None:
         notes = self._state.notes
         await self._writer.run(notes.drop_tombstones)
-        self._state.notify_listeners(None)  # what is kept for answers may name removed notes
+        self._state.notify_listeners(None)  # caches of answers may name removed notes
         while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
             self._maintainer.notify()
             await asyncio.sleep(CHECK_SECONDS)

@@ -1,4 +1,4 @@
-"""RecallSampler: the recall of searches in production, on a sample that is repeated exactly."""
+"""RecallSampler: measures the recall of searches in production, by repeating a sample of them exactly."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from service.records import Hit
 SAMPLE_SECONDS = 5.0
 """Time between two samples: an exact search compares every row."""
 SAMPLES = 100
-"""Samples over which the mean is taken, the last ones."""
+"""Number of latest samples over which the mean is taken."""
 SAME_SCORE = 1e-6
 """Scores that differ by less count as equal: two ways of computing them round differently."""
 
 
 class RecallSampler:
-    """Repeats a search exactly every SAMPLE_SECONDS, and keeps the share of its neighbours that were found."""
+    """Repeats a search exactly every SAMPLE_SECONDS, and records the share of the true neighbours that it found."""
 
     def __init__(self, state: IndexState, searchers: ThreadPoolExecutor) -> None:
         self.task: asyncio.Task[None] | None = None
-        """The comparison that runs, or the last one."""
+        """The running comparison, or the last one."""
         self._state = state
         self._searchers = searchers
         self._recalls: deque[float] = deque(maxlen=SAMPLES)
@@ -40,7 +40,7 @@ class RecallSampler:
         return float(np.mean(self._recalls)) if self._recalls else math.nan
 
     def offer(self, hits: Sequence[Hit], position: str, search_exactly: Callable[[], list[Hit]]) -> None:
-        """Compare `hits`, found at the log position `position`, with an exact search, where it is time for a sample."""
+        """Compare `hits`, found at the log position `position`, with an exact search, if a sample is due."""
         idle = self.task is None or self.task.done()
         if hits and idle and time.monotonic() > self._sampled_at + SAMPLE_SECONDS:
             self._sampled_at = time.monotonic()
@@ -48,7 +48,7 @@ class RecallSampler:
 
     async def _compare(self, hits: Sequence[Hit], position: str, search_exactly: Callable[[], list[Hit]]) -> None:
         exact = await run_in(self._searchers, search_exactly)
-        unchanged = position == self._state.position  # else a write may be the difference
+        unchanged = position == self._state.position  # else a write may explain the difference
         if unchanged and exact:
             lowest_score = exact[-1].score - SAME_SCORE
             neighbours = sum(hit.score >= lowest_score for hit in hits)

@@ -1,8 +1,8 @@
-"""SealedSegment: many rows that never change, but for their tombstones.
+"""SealedSegment: many rows that never change, except that they may become tombstones.
 
-They are searched through an inverted file (FAISS IVF-Flat), and where no filter narrows them first by codes of a
-sixteenth of their size. How many lists and rows a search goes through is measured when the segment is built
-(probing.py). A small segment, and the few rows that pass a rare filter, are searched exactly.
+They are searched through an inverted file (FAISS IVF-Flat); where no filter narrows them, first by codes of a sixteenth
+of the vectors' size. How many lists and rows a search goes through is measured when the segment is built (probing.py).
+A small segment, and the few rows that pass a rare filter, are searched exactly.
 
 Shapes: N rows, D dimension.
 """
@@ -36,7 +36,7 @@ from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
 from service.records import Vector
 
 GPU_K = 1000
-"""Neighbours that set the number of lists in a copy on a GPU, which has one setting for all searches."""
+"""Number of neighbours that determines how many lists a copy on a GPU searches; it has one setting for all searches."""
 MAX_EXACT_ROWS, EXACT_SHARE = 2048, 1 / 16
 """Bounds on the rows that pass a filter and are compared one by one: their number, or their share of the rows in the
 lists that would be searched instead. Fetching and comparing one row takes as long as testing 16 against a bitmap."""
@@ -64,7 +64,7 @@ class SealedSegment(Segment):
         self._index = index
         self._inverted = inverted
         self._views: dict[tuple[bool, int], FaissIndex] = {}
-        """Results of `with_default_lists`, by whether they have codes and by the number of lists: each takes 30 to
+        """Results of `with_default_lists`, by whether they are of codes and by the number of lists: each takes 30 to
         200 us to make."""
         self._on_gpu = gpu.copy(index, inverted.probing.lists_for(GPU_K)) if gpu and inverted else None
         self.has_lists = inverted is not None and self._on_gpu is None
@@ -167,7 +167,7 @@ class SealedSegment(Segment):
         return Codes(self._view(self._inverted.codes, probing.scanned_lists(k)), candidates, saved_rows)
 
     def _view(self, index: FaissIndex, lists: int) -> FaissIndex:
-        """Return an index on the rows of `index`, of vectors or codes, that searches so many lists."""
+        """Return an index on the rows of `index`, of vectors or codes, that searches `lists` lists."""
         key = index is not self._index, lists
         if key not in self._views:
             self._views[key] = with_default_lists(index, lists)
@@ -204,7 +204,8 @@ class SealedSegment(Segment):
         return scores, rows[places]
 
     def _search_lists(self, vector: Vector, k: int, rows: Bits | None, lists: int) -> RankedRows:
-        """Search `lists` lists; while fewer than `k` rows are found, search again, in four times as many or all."""
+        """Search `lists` lists; while fewer than `k` rows are found, search again in four times as many, at most
+        all."""
         while True:
             scores, found_rows = search_index(self._index, vector, k, lists, rows)
             if len(found_rows) == k or not lists or lists == self._index.nlist:

@@ -1,6 +1,6 @@
 """SegmentSearcher: the segments of an index as they are at one moment, and a search over all of them.
 
-One call searches all segments (joint_search.py). It knows nothing of tombstones and filters: rows that may not be found
+One FAISS call searches all segments (joint_search.py). It ignores tombstones and filters: rows that may not be found
 are dropped from its result. A call for each segment would cost more, in Python around it, than the search itself. Only
 where too few rows are left are the segments searched one by one, each with a bitmap (docs/decisions/0011-segments.md).
 """
@@ -33,27 +33,27 @@ from service.records import IndexRows, Vector
 DEVIATIONS = 3.0
 """Margin that is added to an expected count, in standard deviations."""
 CALL_SIZES = (10, 16, 20, 40, 80, 160, 320, 640, 1000)
-"""Sizes of a FAISS call, in neighbours. An index over all segments is prepared for each. A search that needs a larger
-one goes segment by segment."""
+"""Sizes of a FAISS call, in neighbours. An index over all segments is prepared for each. A search that needs more
+neighbours goes segment by segment."""
 FURTHER_NEIGHBOURS = (1, 64, 1024)
-"""Neighbours beyond `k` that searches one after the other look at, while all of them have the score of the last one of
-the answer. Of more notes with one score any may be cut off."""
+"""Neighbours to search for beyond `k`, tried in turn while all of them have the same score as the last one of the
+answer. Of more notes with equal scores, an arbitrary choice is returned."""
 MAX_LOOPED = 32
-"""Neighbours of a call that are looked at one by one; from about here on it is faster segment by segment."""
+"""Maximum number of neighbours of a call that are checked one by one; more are checked faster segment by segment."""
 MIN_SHARED_ROWS = 4096
-"""Rows that pass a filter from which on two threads search them: another thread takes 0.1 ms to begin."""
+"""Minimum number of rows that pass a filter for two threads to search them: another thread takes 0.1 ms to begin."""
 FilteredRows = tuple[Bits | None, int]
 """The rows of a segment that pass a filter and their number, as `Segment.filter_rows` returns them."""
 RowHit = tuple[float, str, int]
-"""A row that a search found: its score times -1, the id of its note, and its number among the rows of all segments. So
-the best one is the smallest, and of equal scores the one with the smallest id."""
+"""A row that a search found: its score times -1, the id of its note, and its number among the rows of all segments. In
+ascending order the best row comes first, and of equal scores the one with the smallest id."""
 
 
 class SegmentSearcher:
-    """Searches `segments`, of which the oldest comes first and the last one grows.
+    """Searches `segments`, the oldest first; the last one grows.
 
-    `replaced` counts the notes that got a new row. The writer raises it between adding that row and making a tombstone
-    of the old one. `rows_lock`: each change of it covers the rows of one note.
+    `replaced` counts the notes that got a new row. The writer increments it between adding that row and making a
+    tombstone of the old one. `rows_lock`: the lock for changes of rows; each change covers the rows of one note.
     """
 
     def __init__(
@@ -75,20 +75,20 @@ class SegmentSearcher:
         rows = max(1, sum(map(len, segments)))
         shares = [len(segment) / rows if segment.has_lists else 1.0 for segment in segments]
         self._expected_rows = [[max(MEASURED_K[0], expected(k, share)) for share in shares] for k in CALL_SIZES]
-        """Neighbours that a segment is expected to have, by call size and segment. It searches as many lists as these
-        need."""
+        """Number of neighbours that a segment is expected to have, by call size and segment; it determines how many
+        lists are searched."""
         self._indexes = [
             JointIndex(segments, rows_of_each, size, gpu)
             for size, rows_of_each in zip(CALL_SIZES, self._expected_rows, strict=True)
         ]
-        """Index over all segments, by call size."""
+        """Indexes over all segments, one for each call size."""
 
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[RowHit]:
-        """Find what VectorIndex.search returns. The result has the new row, the old row, or both rows of a note that is
-        replaced meanwhile.
+        """Return the rows of the notes that VectorIndex.search returns: of a note that is replaced meanwhile, the new
+        row, the old row, or both.
 
-        FAISS cuts off any of equal scores. So neighbours beyond `k` are searched for as well, and more of them where
-        the first have the score of the last one of the answer.
+        Among equal scores FAISS drops arbitrary rows. So neighbours beyond `k` are searched for as well, and more of
+        them while all of these have the same score as the last one of the answer.
         """
         row_hits: list[RowHit] = []
         for further in FURTHER_NEIGHBOURS if k > 0 else ():
@@ -121,7 +121,7 @@ class SegmentSearcher:
 
     def rows(self, row_hits: Sequence[RowHit]) -> IndexRows:
         """Return the rows that a search found, as they are now."""
-        name_of = self._tag_dictionary.name_of  # before the codes: it keeps the names of those that are forgotten
+        name_of = self._tag_dictionary.name_of  # read before the codes: it keeps the names of forgotten codes
         numbers = np.array([number for _, _, number in row_hits], np.int64)
         places = np.searchsorted(self._first_rows, numbers, "right") - 1
         vectors, codes = np.empty((len(row_hits), self._dimension), np.float32), np.empty((2, len(row_hits)), np.int32)
@@ -160,14 +160,14 @@ class SegmentSearcher:
         }
 
     def _filter_at_one_moment(self, where: Filter, now: float) -> tuple[CompiledFilter, list[FilteredRows]]:
-        """Return the rows of each segment that passed a filter at one moment between two changes of notes: a note that
-        passes before and after each change is among them once.
+        """Return the rows of each segment that pass a filter at one moment between two changes of notes: a note that
+        passes before and after each change is among them exactly once.
 
         What a change alters is copied at that moment: which rows are alive, since a change may move a note to another
-        segment, and the fields in the growing segment, since a change may take a note from one tag that passes to
-        another. The copies are made again if a note changed meanwhile; changes after that do not matter. The filter is
-        compiled after the copies, when each tag of the copied rows has a code. Where tags were forgotten in between,
-        as after a merge or for a snapshot, both are done again.
+        segment, and the fields in the growing segment, since a change may replace one passing tag of a note by another.
+        The copies are made again if a note changed meanwhile; changes after that do not matter. The filter is compiled
+        after the copies, when each tag of the copied rows has a code. Where tags were forgotten in between, as after a
+        merge or for a snapshot, both are done again.
         """
         *older, newest = self.segments
         assert isinstance(newest, GrowingSegment)
@@ -183,8 +183,8 @@ class SegmentSearcher:
         return compiled, [*filtered, frozen.filter_rows(compiled, now)]
 
     def _filter_in_order(self, compiled: CompiledFilter, now: float) -> Iterable[FilteredRows]:
-        """Yield the rows of each segment that pass a filter that tests no fields. A segment is filtered only when it is
-        asked for."""
+        """Yield the rows of each segment that pass a filter without conditions on fields. A segment is filtered only
+        when the iteration reaches it."""
         return (segment.filter_rows(compiled, now) for segment in self.segments)
 
     def _search_one_by_one(
@@ -197,8 +197,8 @@ class SegmentSearcher:
     def _search_filtered(
         self, vector: Vector, k: int, compiled: CompiledFilter, filtered: Sequence[FilteredRows]
     ) -> list[RowHit]:
-        """Search rows that were filtered before. The order of the segments does not matter then, and two threads may
-        share them: to fetch rows from all over memory is waiting, which two cores do at once."""
+        """Search rows that were filtered before. The order of the segments does not matter then, so two threads may
+        share them: fetching rows from all over memory is mostly waiting, which two cores do in parallel."""
         if sum(count for _, count in filtered) < MIN_SHARED_ROWS:
             return self._search_one_by_one(vector, k, compiled, filtered)
         pairs = list(zip(self.segments, filtered, strict=True))
@@ -218,9 +218,9 @@ class SegmentSearcher:
         """Return the best `k` of the visible rows, of which there are `matches`, and whether the call found rows that
         are not visible.
 
-        There are fewer where too few of the nearest rows are visible. There are none where fewer than `k` match, where
-        more neighbours are needed than the largest of CALL_SIZES, and where a segment had more of them than expected,
-        so that too few of its lists were searched.
+        The result has fewer rows where too few of the nearest rows are visible. It has none where fewer than `k` match,
+        where more neighbours are needed than the largest of CALL_SIZES, and where a segment had more of the neighbours
+        than expected, so that too few of its lists were searched.
         """
         rows = self._first_rows[-1] + len(self.segments[-1])
         size, recalled_size = (needed(n, min(1.0, matches / max(1, rows))) + len(exclude) for n in (k, recall_k))
@@ -278,7 +278,7 @@ class SegmentSearcher:
 
 
 class Visible(Protocol):
-    """The rows that a search may find. `place`: that of a segment among all segments."""
+    """The rows that a search may find. `place`: index of a segment among all segments."""
 
     def has(self, place: int, row: int) -> bool:
         """Return whether a row of a segment may be found."""

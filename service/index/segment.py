@@ -25,7 +25,8 @@ from service.index.tags import Columns, CompiledFilter, TagCodes, TagPairs
 from service.records import PositionKey, Vector
 
 MAX_RANKED_EXCLUSIONS = 64
-"""Excluded rows of a segment that a search finds and then drops. More are taken out of the bitmap before it."""
+"""Maximum number of excluded rows of a segment that a search finds and then drops. More are removed from the bitmap
+before the search."""
 MAX_LOOKED_UP = 8
 """Bound on the ids that are looked up one by one; more are faster together."""
 NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
@@ -33,8 +34,8 @@ NO_ROWS: RankedRows = np.zeros(0, np.float32), np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """A FAISS index of codes, whose scores are approximate, and how many rows to take by them, so that the neighbours
-    are among these. `saved_rows`: how many rows could be compared in the time that this saves."""
+    """A FAISS index of codes, whose scores are approximate, and how many candidates to take by them, so that the
+    neighbours are among these. `saved_rows`: how many rows could be compared in the time that this saves."""
 
     index: FaissIndex
     candidates: float
@@ -45,9 +46,9 @@ class Segment(ABC):
     """Rows numbered from 0 on. `alive` (rows,) is False for tombstones, which `dead` counts."""
 
     grows = False
-    """Whether rows may be added while it is searched."""
+    """Whether rows may be added while the segment is searched."""
     has_lists = False
-    """Whether `faiss_index(k)` goes through some inverted lists only, as many as `k` neighbours need."""
+    """Whether `faiss_index(k)` searches only some inverted lists, as many as `k` neighbours need."""
 
     def __init__(self, columns: Columns, alive: Mask) -> None:
         self.columns = columns
@@ -58,7 +59,7 @@ class Segment(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Rows, tombstones included."""
+        """Number of rows, tombstones included."""
 
     @abstractmethod
     def row_of(self, note_id: str) -> int | None:
@@ -93,8 +94,8 @@ class Segment(ABC):
         """Return the index in which the `k` nearest of all rows are searched, tombstones included."""
 
     def codes(self, k: int, mean_k: float) -> Codes | None:
-        """Return codes of the rows, in which the `k` nearest may be found faster than in `faiss_index(k)`, and the rows
-        to take by them for `mean_k` neighbours; None where there are none."""
+        """Return codes of the rows, by which the `k` nearest may be found faster than in `faiss_index(k)`, with the
+        number of candidates for `mean_k` neighbours; None where the segment has no codes or they save no time."""
         return None
 
     @abstractmethod
@@ -116,7 +117,7 @@ class Segment(ABC):
 
     @abstractmethod
     def rows_of_ids(self, note_ids: HashedStrings) -> dict[str, int]:
-        """Return the living rows of some notes by the note's id, of those that have one."""
+        """Return the living row of each of the notes that has one, by the note's id."""
 
     def ids(self) -> list[str]:
         """Return the ids of all living rows."""
@@ -125,8 +126,8 @@ class Segment(ABC):
 
     @property
     def living(self) -> int:
-        """Rows that are no tombstones."""
-        # Read first: a note that is replaced meanwhile is then counted twice, and never not at all.
+        """Number of rows that are not tombstones."""
+        # Read first: a note that is replaced meanwhile is then counted twice rather than not at all.
         dead = self.dead
         return len(self) - dead
 
@@ -211,8 +212,8 @@ class Segment(ABC):
     def written(
         self, compiled: CompiledFilter, after: PositionKey, until: PositionKey, count: int, now: float
     ) -> dict[str, PositionKey]:
-        """Return the ids of the `count` rows that were written first after `after`, and their positions, among those
-        that `filter_rows` returns and that were written at `until` at the latest."""
+        """Return, by id, the positions of the first `count` rows written after `after` and up to `until`, among those
+        that `filter_rows` returns."""
         selected, _ = self.filter_rows(compiled, now)
         bits = self._copy_alive()[0] if selected is None else selected
         rows = rows_of(bits & packed_bits(self.columns.written_between(after, until))[: len(bits)])

@@ -1,9 +1,9 @@
 """SegmentedIndex: a small segment that takes writes, and sealed segments that are merged: a log-structured merge tree
 (O'Neil et al. 1996).
 
-One call writes at a time; any number of threads search: a search uses the SegmentSearcher (searcher.py) that it finds,
-and is repeated if a write replaced that meanwhile. A search with a filter copies what that tests between two changes
-(seqlock.py). Merges are jobs: planned and finished as writes are, run by another thread.
+One call writes at a time; any number of threads search. A search uses the current SegmentSearcher (searcher.py), and is
+repeated if a write replaced that meanwhile. A search with a filter copies the data that the filter tests between two
+changes (seqlock.py). Merges are jobs: the writer plans and finishes them, another thread runs them.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from service.records import Centre, Hit, IndexRows, PositionKey, StoredNote, Vec
 GROWING_ROWS = 1024
 """Capacity of a growing segment. Each search compares all of its rows."""
 SEGMENTS, CODES, ALIVE, CENTRE, GROWING_PREFIX = "segments", "codes", "alive", "centre", "head-"
-"""Names of the parts of a snapshot. Each growing segment is one more part, its place after the prefix, and so is each
-sealed segment, by its own name."""
+"""Names of the parts of a snapshot. Each growing segment is a further part, named by the prefix and its place; so is
+each sealed segment, under its own name."""
 
 
 @dataclass(slots=True, eq=False)
 class MergeJob:
-    """Segments whose living rows become one sealed segment. `run` makes it: `merged`, None where no row is left."""
+    """Merge of segments: their living rows become one sealed segment. `run` sets `merged`, which stays None where no
+    row is left."""
 
     sources: list[Source]
     dimension: int
@@ -52,7 +53,7 @@ class MergeJob:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], dimension: int, gpu: Gpu | None = None) -> MergeJob:
-        """Return the job of merging the rows that are alive now."""
+        """Return a job that merges the rows that are alive now."""
         return cls([Source.of(segment) for segment in segments], dimension, gpu)
 
     @property
@@ -70,9 +71,9 @@ class SegmentedIndex:
     """VectorIndex, Maintainable and Snapshottable, on FAISS.
 
     Vectors have `dimension` numbers. `growing_rows` is the capacity of a growing segment. `attributes` names the notes'
-    attributes that filters may test. Sealed segments are searched on `gpu`, where one is given. Segments of more rows
-    than `max_merged_rows` are left as they are, but where tombstones are to be dropped. `mean_share`: the model's
-    (NoteLLMConfig).
+    attributes that filters may test. Sealed segments are searched on `gpu`, where one is given. Segments of more than
+    `max_merged_rows` rows are only rewritten, where `drop_tombstones` was called. `mean_share`: the one of the model's
+    NoteLLMConfig.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class SegmentedIndex:
         old_rows = [(segment, row) for segment in self.all_segments if (row := segment.row_of(note_id)) is not None]
         same = any(np.array_equal(segment.vectors(np.array([row]))[0], vector) for segment, row in old_rows)
         with self._rows_lock.change():
-            # The new row comes first: a search without a filter beside this may find both rows, and never neither.
+            # The new row comes first: a concurrent search without a filter may find both rows, but never neither.
             growing.append(stored, vector)
             if old_rows:
                 self._searcher.replaced += 1
@@ -145,7 +146,8 @@ class SegmentedIndex:
         return not same
 
     def _replace_full(self, full: GrowingSegment) -> GrowingSegment:
-        """Begin another growing segment, with the living rows of the full one where many of its rows are tombstones."""
+        """Begin another growing segment. Where many rows of the full one are tombstones, the new one replaces it and
+        takes its living rows."""
         if fragmented(full):
             growing = full.without_tombstones()
             self._publish(*self.all_segments[:-1], growing)
@@ -167,7 +169,7 @@ class SegmentedIndex:
         return expired
 
     def _count_changes(self, changes: int) -> None:
-        """Take note of changed rows, and estimate the centre again once there were many."""
+        """Count changed rows, and estimate the centre again once there are many."""
         if self._centre.is_due(changes, len(self)):
             self._renew_centre()
 
@@ -193,8 +195,9 @@ class SegmentedIndex:
                 return rows  # else one that was not found may have moved to another segment meanwhile
 
     def _rows_in(self, segments: Sequence[Segment], note_ids: Sequence[str]) -> IndexRows:
-        """Return those of some notes that have a row in some segments; of two rows, that in the last segment."""
-        name_of = self._tag_dictionary.name_of  # before the codes: it keeps the names of those that are forgotten
+        """Return the rows of those notes that have one in `segments`; of two rows of a note, the one in the later
+        segment."""
+        name_of = self._tag_dictionary.name_of  # read before the codes: it keeps the names of forgotten codes
         vectors = np.empty((len(note_ids), self._dimension), np.float32)
         codes = np.empty((2, len(note_ids)), np.int32)
         place_of, hashed = {note_id: place for place, note_id in enumerate(note_ids)}, HashedStrings.of(set(note_ids))
@@ -218,7 +221,7 @@ class SegmentedIndex:
         return [note_id for segment, rows in sampled_rows(sources, count) for note_id in segment.ids_at(rows)]
 
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
-        """Search all segments; ValueError where `vector` has another dimension."""
+        """Search all segments. Raises ValueError where `vector` has another dimension."""
         return _hits(self._search(vector, k, where, now, recall_k)[1])
 
     def search_rows(
@@ -232,7 +235,7 @@ class SegmentedIndex:
     ) -> tuple[SegmentSearcher, list[RowHit]]:
         """Return what a search found, and the searcher that found it.
 
-        The search is repeated if a write beside it shows in its result (both rows of a replaced note, or an excluded
+        The search is repeated if a concurrent write shows in its result (both rows of a replaced note, or an excluded
         note), or if the segments were replaced.
         """
         if vector.shape != (self._dimension,):
@@ -321,7 +324,7 @@ class SegmentedIndex:
             return SealedSegment.restored(name, arrays, mask, self._gpu)
 
         self._publish(*(restored(name) for name in unpacked("names", read(SEGMENTS))))
-        self._count_changes(0)  # the snapshot may be of a time when the model left out nothing
+        self._count_changes(0)  # makes a centre if the snapshot, of an earlier model, has none
 
     def plan(self) -> MergeJob | None:
         """Return the next merge: a segment with many tombstones first, then full growing segments, then sealed ones of
@@ -367,7 +370,7 @@ class SegmentedIndex:
         return GrowingSegment(self._growing_rows, self._dimension, self._tag_dictionary)
 
     def _publish(self, *segments: Segment) -> None:
-        """Have these segments searched from now on."""
+        """Make searches use these segments from now on."""
         self._searcher = SegmentSearcher(segments, self._dimension, self._tag_dictionary, self._rows_lock, self._gpu)
 
 

@@ -10,15 +10,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 FREE_READS = 3
-"""Reads beside which changes may be made, before one that makes them wait: so a read ends, however much is written."""
+"""Reads during which changes may be made, before one that makes changes wait, so that a read ends however much is
+written."""
 
 
 class SeqLock:
-    """A count of the steps of changes, odd while one is under way, and a lock that is held for each change.
+    """A counter, odd while a change is under way, and a lock that is held during each change.
 
-    A read that begins and ends at one even count had no change beside it: a change raises the count before anything
-    else, with the interpreter's lock held, and a reader that saw part of the change takes that lock before it compares
-    the count again. A change must not be made inside another, which would wait for itself.
+    No change overlapped a read that begins and ends at the same even count: a change increments the count before
+    anything else, holding the GIL, and a reader that saw part of the change takes the GIL before it compares the count
+    again. Changes must not be nested: the inner one would wait for the outer one for ever.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class SeqLock:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Make what the block does one change, of which reads see all or nothing."""
+        """Make the `with` block one change, of which reads see all or nothing."""
         with self._changing:
             self._count += 1
             try:
@@ -36,8 +37,8 @@ class SeqLock:
                 self._count += 1
 
     def read(self, look: Callable[[], T]) -> T:
-        """Return what `look` returns while nothing changes. It is called FREE_READS times at most while changes may be
-        made, and then once while they wait: it should take little time."""
+        """Return what `look` returns while nothing changes. It is called at most FREE_READS times while changes may be
+        made, and then once while they wait, so it should take little time."""
         for _ in range(FREE_READS):
             before = self._count
             if before % 2 == 0:

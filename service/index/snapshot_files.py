@@ -6,7 +6,7 @@
     <folder>/replica          name under which the store knows that process
 
 A snapshot is its manifest, which replaces the old one in one step once all files are on disk. A file that a manifest
-names is never written to again. However the process ends, there is then the old snapshot or the new one
+names is never written to again. However the process ends, either the old snapshot or the new one is there, complete
 (docs/decisions/0015-snapshots.md).
 """
 
@@ -62,7 +62,7 @@ class SnapshotFolder:
     def __init__(self, folder: Path) -> None:
         """Raises BlockingIOError when another process has the folder, OSError when it cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(PermissionError):  # of another owner, who shares it by a group
+        with suppress(PermissionError):  # the folder's owner is another user, who shares it with a group
             folder.chmod(0o700)  # the files have ids, hashtags and vectors of all notes
         self._folder = folder
         self._lock = (folder / LOCK).open("ab")
@@ -85,11 +85,11 @@ class SnapshotFolder:
         raise OSError(f"{MAX_PROCESSES} processes keep their snapshots in {parent} already")
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder, so that another process may use it."""
         self._lock.close()
 
     def remove(self) -> None:
-        """Remove the folder. No method may be called after it."""
+        """Remove the folder. No method may be called afterwards."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
         with suppress(OSError):  # another process has a folder there
@@ -160,8 +160,8 @@ class SnapshotFolder:
 
 
 def remove_unused_snapshots(parent: Path, keep: Callable[[Path], bool] = lambda folder: False) -> None:
-    """Remove the folders in `parent` that no process has and of which `keep` is not true, and `parent` once it is
-    empty. A folder to keep is not claimed for that moment: its process may be about to claim it."""
+    """Remove the folders in `parent` that no process uses and for which `keep` is false, and `parent` once it is empty.
+    A folder to keep is not even locked for a moment: its process may be about to claim it."""
     for folder in parent.glob("*"):
         if not keep(folder):
             with suppress(OSError):
@@ -169,8 +169,8 @@ def remove_unused_snapshots(parent: Path, keep: Callable[[Path], bool] = lambda 
 
 
 class OthersSnapshots:
-    """The snapshots that other processes keep in the folders of `parent`. They are mapped into memory, so that all who
-    map the same files share their pages, and nothing is written."""
+    """The snapshots that other processes keep in the folders of `parent`. They are mapped into memory, so that all
+    processes that map the same files share their pages. Nothing is written."""
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent
@@ -255,7 +255,7 @@ def _close_all(files: Sequence[int]) -> None:
 
 
 def _digests(folder: Path, entries: Mapping[str, dict[str, Any]]) -> dict[str, Future[str]]:
-    """Compute the digests of the files of all parts, one after the other, while those before are loaded."""
+    """Compute the digests of all parts' files in a thread, one after the other, while earlier parts are loaded."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot-digests")
     digests = {part: thread.submit(_digest, folder / entry["file"]) for part, entry in entries.items()}
     thread.shutdown(wait=False)  # it ends with the last digest

@@ -1,4 +1,4 @@
-"""SnapshotKeeper: saves an index and its texts to disk now and then, and loads them at a start (snapshot_files.py)."""
+"""SnapshotKeeper: saves an index and its texts to disk at intervals, and loads them at start-up (snapshot_files.py)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from service.interfaces import Clock, NoteStore
 from service.records import ORIGIN
 
 MIN_PAUSE_FACTOR = 20
-"""Least pause between two snapshots, as a multiple of the time that one took: at most 5% of the time goes into them."""
+"""Minimum pause between two snapshots, as a multiple of the time that one took: at most 5% of the time goes into
+them."""
 OTHER_SPACE, UNREADABLE = "other_space", "unreadable"
 """Parts of a snapshot: positions and ids of the notes of another space, and ids of those that the store could not
 decode."""
@@ -34,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RestoredSnapshot:
-    """A snapshot whose notes were loaded: its log position, its store, and where the log ended then."""
+    """A snapshot that was loaded: its log position, the identity of its store, and the end of the log at that time."""
 
     position: str
     store_identity: str
@@ -42,11 +43,11 @@ class RestoredSnapshot:
 
 
 class SnapshotKeeper:
-    """Saves snapshots of `state`, and tells the store from which position on this replica still needs the log.
+    """Saves snapshots of `state`, and reports to the store the position from which this replica still needs the log.
 
-    `snapshots`: where they are; None for none. Where they are those of others, one is loaded and none is made. `writer`
-    changes the notes. `seconds` is the least time between two snapshots; `space` and `attributes` are those of
-    SnapshotOrigin.
+    `snapshots`: where they are kept; None for no snapshots. From OthersSnapshots one is only loaded. `writer` runs the
+    calls that change the notes. `seconds` is the minimum time between two snapshots; `space` and `attributes` are those
+    of SnapshotOrigin.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class SnapshotKeeper:
         self.saved_at = 0.0
         """Time of the last snapshot, 0 before the first."""
         self.unsaved_since = 0.0
-        """When a change was first seen that the last snapshot does not have; 0: it has all."""
+        """Time at which a change that the last snapshot does not have was first seen; 0 if it has all."""
         self._snapshots = snapshots
         self._folder = folder = snapshots if isinstance(snapshots, SnapshotFolder) else None
         self._store = store
@@ -77,11 +78,11 @@ class SnapshotKeeper:
         self._saved = ORIGIN, 0
         """Position and unlogged changes of the last snapshot."""
         self._unsent_position: str | None = None
-        """Position that the store has not got, since it was away; None where it has the last one."""
+        """Position that could not be reported to the store, which was unavailable; None if the last one was."""
         self._saving = asyncio.Lock()
 
     async def run(self) -> None:
-        """Save at intervals until cancelled; without a folder, tell the store how far this replica has come."""
+        """Save at intervals until cancelled; without a folder, report this replica's position to the store."""
         pause = self._seconds
         while True:
             await asyncio.sleep(pause)
@@ -100,8 +101,8 @@ class SnapshotKeeper:
             await self.save()
 
     async def keep_log(self, position: str) -> None:
-        """Have the store keep the log from `position` on for this replica. Where it is away, the next `save` tells it
-        again."""
+        """Have the store keep the log from `position` on for this replica. If the store is unavailable, the next `save`
+        tries again."""
         self._unsent_position = position
         with contextlib.suppress(StoreUnavailable):
             await self._store.keep_log(self._replica, position)
@@ -116,7 +117,7 @@ class SnapshotKeeper:
         return True
 
     async def save(self) -> None:
-        """Make a snapshot if anything changed since the last one, and let the log be cut off before its position. A
+        """Make a snapshot if anything changed since the last one, and let the store trim the log before its position. A
         failure is logged: it makes the next start slower, and no request fails because of it."""
         async with self._saving:
             state, notes = self._state, self._state.notes
@@ -148,8 +149,8 @@ class SnapshotKeeper:
                 await asyncio.to_thread(folder.remove)
 
     async def load(self, notes: IndexedNotes) -> RestoredSnapshot | None:
-        """Fill empty notes from the snapshot; None where there is none, or it is refused, which is logged. Raises
-        StoreUnavailable."""
+        """Fill empty notes from the snapshot. Return None where there is no snapshot or it is refused, which is logged.
+        Raises StoreUnavailable."""
         if self._snapshots is None:
             return None
         identity = await self._store.identity()
@@ -175,8 +176,8 @@ class SnapshotKeeper:
         return RestoredSnapshot(snapshot.position, identity, bounds.last)
 
     async def _read_again(self, unreadable: Sequence[str], notes: IndexedNotes) -> None:
-        """Read the notes that could not be decoded when the snapshot was made: this version may be able to, and no log
-        entry says so."""
+        """Read again the notes that could not be decoded when the snapshot was made: this version of the service may be
+        able to decode them, and no log entry will cause them to be read."""
         for begin in range(0, len(unreadable), READ_BATCH_SIZE):
             batch = unreadable[begin : begin + READ_BATCH_SIZE]
             stored = await self._store.get(batch, with_vectors=True)
@@ -186,8 +187,9 @@ class SnapshotKeeper:
 def snapshot_parts(
     index: Snapshottable, texts: LiveTexts, other_space: OtherSpaceNotes, unreadable: Sequence[str]
 ) -> list[Part]:
-    """Return all parts of a snapshot. Called by the thread that changes the notes: what takes time in proportion to all
-    notes is left to the parts' `make`. Files are checked in this order, texts first: the other parts are larger."""
+    """Return all parts of a snapshot. Called by the thread that changes the notes, so work in proportion to the number
+    of notes is left to the parts' `make`. Files are checked in this order, texts first, since the other parts are
+    larger."""
     positions, expiries = other_space.positions(), other_space.expiries()
 
     def other_notes() -> list[str]:
@@ -206,7 +208,8 @@ def restore(read: ReadPart, index: Snapshottable, texts: LiveTexts) -> tuple[Oth
     """Fill an empty index and empty texts from a snapshot; return the notes of another space, and the ids of those that
     could not be decoded.
 
-    Texts, whose hashtags are counted in Python, are restored beside the index, most of which is memory that is copied.
+    Texts, whose hashtags are counted in Python, are restored in parallel with the index, most of which is copying
+    memory.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="restore-texts") as beside:
         texts_restored = beside.submit(texts.restore, read)

@@ -44,22 +44,22 @@ class IndexedNotes:
         self.texts = texts
         self.other_space = OtherSpaceNotes()
         self.newest = ORIGIN
-        """Last write of any note that was taken in."""
+        """Position of the last write of all notes that were added here."""
         self._space = space
 
     def update(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
-        """Take in notes by id as the store has them; what does not exist or cannot be read is removed."""
+        """Apply the store's versions of notes, by id; a note that does not exist or cannot be read is removed."""
         present = [note for note in notes.values() if isinstance(note, StoredNote)]
         self.add(present, removed=notes.keys() - {stored.note.id for stored in present})
 
     def replace(self, notes: Mapping[str, StoredNote | Unreadable | None]) -> None:
-        """Remove every row that the ids have, then take the notes in as `update` does."""
+        """Remove every row of these ids, then do what `update` does."""
         self.index.remove(list(notes))
         self.update(notes)
 
     def add(self, notes: Sequence[StoredNote], removed: Collection[str] = ()) -> None:
-        """Add or replace notes, and remove others by id. A note of another space is only counted; one whose vector is
-        not finite is left out and logged."""
+        """Add or replace notes, and remove others by id. A note of another space only goes to `other_space`; one whose
+        vector is missing or not finite is left out and logged."""
         broken = {note.note.id for note in notes if note.vector is None or not np.isfinite(note.vector).all()}
         if broken:
             log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="these notes cannot be found")
@@ -80,7 +80,7 @@ class IndexedNotes:
         self.other_space.remove({note.note.id for note in ours} | gone)
 
     def unmoved(self, notes: ChangedNotes, now: float) -> set[str]:
-        """Return the ids of those notes that can be found at `now`, by the vectors that they have here already."""
+        """Return the ids of those notes that can already be found here at `now`, by the same vectors."""
         same = [
             note_id
             for note_id, note in notes.items()
@@ -93,8 +93,8 @@ class IndexedNotes:
         return set(self.index.passing(same, Filter(), now)) if same else set()
 
     def written(self, after: str, until: str, count: int, where: Filter, now: float) -> list[WrittenRow]:
-        """Return the `count` notes that were written first after `after`, and at `until` at the latest: of those that
-        pass the filter, and of other spaces."""
+        """Return the first `count` notes written after `after` and up to `until`, among those that pass the filter and
+        those of other spaces."""
         first, last = position_key(after), position_key(until)
         rows = self.index.written(first, last, count, where, now)
         rows |= self.other_space.written(first, last, count)
@@ -119,13 +119,13 @@ class IndexedNotes:
         return self.texts, self.index
 
     def drop_tombstones(self) -> None:
-        """Have all that is known of removed notes dropped by the next jobs."""
+        """Make the next jobs drop all data about removed notes."""
         for part in self.maintained:
             part.drop_tombstones()
 
     @property
     def dropping(self) -> bool:
-        """Whether some of these jobs are left."""
+        """Whether jobs that `drop_tombstones` requested are left."""
         return any(part.dropping for part in self.maintained)
 
 
@@ -133,10 +133,10 @@ class IndexState:
     """The notes that searches see. Changed in the event loop alone.
 
     `store_identity` names the store that they were read from. `unlogged_changes` counts the changes that no log
-    position stands for: repairs, merges of segments, and a store in place of another. `purging`: what is known of
-    removed notes is being dropped, so that no snapshot is made. `built` tells whether the notes are those of the store
-    at `position`; `rebuilding`, whether others are being read that will take their place. `lost` says which
-    acknowledged writes the store has lost, as far as this process can tell; empty for none.
+    position stands for: repairs, merges of segments, and an exchange of the store. `purging`: data about removed notes
+    is being dropped, so that no snapshot is made. `built`: whether the notes are those of the store at `position`;
+    `rebuilding`: whether notes that will replace them are being read. `lost` says which acknowledged writes the store
+    has lost, as far as this process can tell; empty for none.
     """
 
     def __init__(self, notes: IndexedNotes) -> None:
@@ -166,8 +166,8 @@ class IndexState:
         self._move_listeners.append(apply)
 
     def notify_listeners(self, notes: ChangedNotes | None, unmoved: Collection[str] = ()) -> None:
-        """Call all that on_change was given; and all that on_move was, unless all notes are `unmoved`: they could be
-        found before, by the same vectors."""
+        """Call the listeners of on_change, and those of on_move with the notes that are not `unmoved`, if any.
+        `unmoved`: ids of notes that could be found before by the same vectors."""
         for apply in self._listeners:
             apply(notes)
         if notes is not None:
@@ -177,14 +177,14 @@ class IndexState:
                 apply(notes)
 
     def check_log(self, position: str, bounds: LogBounds) -> None:
-        """Take note that the store has lost writes, if its log has lost `position`, which it had reached: its files
-        were cut or exchanged, or it failed over to a replica that was behind."""
+        """Record that the store has lost writes, if its log has lost `position`, which it had reached: its files were
+        truncated or exchanged, or it failed over to a replica that was behind."""
         if bounds.lost(position):
             self.lost = f"the log ends at {bounds.last} without {position}, which it had: acknowledged writes are lost"
             log.error("store_lost_writes", detail=self.lost)
 
     async def publish(self, notes: IndexedNotes, store_identity: str, position: str) -> None:
-        """Have other notes searched: those that the store had at `position`, and perhaps later ones."""
+        """Make searches use other notes: those that the store had at `position`, and perhaps later ones."""
         async with self._moved:
             self.notify_listeners(None)
             self.notes, self.store_identity, self.built = notes, store_identity, True
@@ -192,8 +192,8 @@ class IndexState:
             self._moved.notify_all()
 
     async def move_to(self, position: str, changed: ChangedNotes, unmoved: Collection[str]) -> None:
-        """Set the position, and wake those who wait for it. `changed`: the notes that changed since the last; of these
-        `unmoved` could be found before, by the same vectors."""
+        """Set the position, and wake the callers that wait for it. `changed`: the notes that changed since the last
+        position; of these, `unmoved` could be found before by the same vectors."""
         async with self._moved:
             self.notify_listeners(changed, unmoved)
             self._position = position

@@ -22,18 +22,20 @@ from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
 from service.records import PositionKey, StoredNote, position_key
 
 FIELD_PREFIXES = {"hashtag": "#", "category": "c", "author": "a"}
-"""What the tag of a field's value begins with. An attribute's begins with @."""
+"""Prefixes of tags, by field. The tags of attributes begin with @."""
 NAME_PREFIXES = FIELD_PREFIXES["category"], FIELD_PREFIXES["author"]
-"""Prefixes of the tags of categories and authors. Their names can be looked up by their codes, since caps count by
-them."""
+"""Prefixes of the tags of categories and authors. Their names can be looked up by their codes, since caps count notes
+by name."""
 NO_TAG, UNKNOWN_TAG = -1, -2
 """Codes of the category or author that a note does not have, and of a tag that no row has ever had."""
 CACHED_TAG_SHARE, MAX_CACHED_TAGS = 0.005, 128
-"""The bitmaps of tags that more than this share of a segment's rows have are kept, at most so many a segment."""
+"""Share of a segment's rows above which the bitmap of a tag is cached, and maximum number of cached bitmaps per
+segment."""
 MAX_INT = 2**63 - 1
-"""Largest number of a column of integers: that of a damaged position may be larger."""
+"""Largest number in a column of integers: larger ones, of a damaged position, are clipped."""
 FEW_TAGS = 8
-"""Tags whose bitmaps, which may be kept, are joined. The rows of more are put into one new bitmap."""
+"""Maximum number of tags whose bitmaps, which may be cached, are combined. The rows of more are put into one new
+bitmap."""
 TagCodes = npt.NDArray[np.int32]
 TagPairs = tuple[TagCodes, RowNumbers]
 """Tag codes (P,) and rows (P,): row `rows[i]` has tag `codes[i]`."""
@@ -42,17 +44,18 @@ TagPairs = tuple[TagCodes, RowNumbers]
 class TagDictionary:
     """The code of each tag: about 100 bytes for each author, category and hashtag. Written by one thread, read by any.
 
-    Tags that no row has any more are forgotten now and then. Their codes are not given to others, so that a search that
-    has begun never takes one tag for another. `attributes` names those whose values are tags; `codes` are known tags.
+    Tags that no row has any more are forgotten from time to time. Their codes are never reused, so that a running
+    search cannot take one tag for another. `attributes` names those whose values are tags; `codes`: the tags of a
+    snapshot.
     """
 
     def __init__(self, attributes: Sequence[str] = (), codes: Mapping[str, int] | None = None) -> None:
         self._values = {name: AttributeValues() for name in attributes}
         self._codes = dict(codes or {})
         self.name_of = self._names()
-        """Categories and authors by their codes. It is replaced when tags are forgotten."""
+        """Names of categories and authors by their codes. A new dictionary replaces it when tags are forgotten."""
         self.forgettings = 0
-        """How often tags were forgotten. It is raised before that."""
+        """How often tags were forgotten; incremented before they are."""
         self._next = max(self._codes.values(), default=-1) + 1
         for name, values in self._values.items():
             prefix = _attribute_tag(name, "")
@@ -65,7 +68,7 @@ class TagDictionary:
 
     @property
     def codes(self) -> dict[str, int]:
-        """A copy: the code of each tag."""
+        """A copy of the code of each tag."""
         return dict(self._codes)
 
     def forget_unused(self, used_codes: Iterable[TagCodes]) -> None:
@@ -272,7 +275,7 @@ class Columns:
 class TagPostings:
     """For each tag of a sealed segment the rows that have it: `rows[ends[i] : ends[i + 1]]` for the tag `codes[i]`.
 
-    Codes (T,) rise. `row_count` is the number of rows of the segment.
+    Codes (T,) are in ascending order. `row_count` is the number of rows of the segment.
     """
 
     def __init__(self, codes: TagCodes, ends: RowNumbers, rows: npt.NDArray[np.int32], row_count: int) -> None:
@@ -281,7 +284,7 @@ class TagPostings:
         self._rows = rows
         self._row_count = row_count
         self._cached: dict[int, Bits] = {}
-        """Bitmaps of frequent tags: to make one takes longer than a search."""
+        """Bitmaps of frequent tags: making one takes longer than a search."""
 
     @classmethod
     def of(cls, pairs: Sequence[TagPairs], row_count: int) -> TagPostings:
@@ -306,7 +309,7 @@ class TagPostings:
         """Return the tags that any living row has."""
         if not len(self._codes):
             return self._codes
-        # Without a sum, for which NumPy would convert each row's mark and keep the interpreter meanwhile.
+        # Not by a sum, for which NumPy would convert each row's boolean and hold the GIL meanwhile.
         return self._codes[np.logical_or.reduceat(alive[self._rows], self._ends[:-1])]
 
     def bits(self, tag: int) -> Bits:

@@ -1,4 +1,4 @@
-"""Segments of texts: what is kept of the texts of some notes, each a row: id, hashtags, expiry and words.
+"""Segments of texts: for each note a row with its id, hashtags, expiry and words.
 
 A row never changes. When its note is changed or removed it becomes a tombstone: its entry in `alive` becomes False.
 """
@@ -43,7 +43,7 @@ class TextSegment(ABC):
 
     @abstractmethod
     def rows_of_ids(self, note_ids: HashedStrings) -> dict[str, int]:
-        """Return the living rows of some notes by the note's id, of those that have one."""
+        """Return the living row of each of the notes that has one, by the note's id."""
 
     @abstractmethod
     def ids_at(self, rows: RowNumbers) -> list[str]:
@@ -55,12 +55,11 @@ class TextSegment(ABC):
 
     @abstractmethod
     def packer(self) -> Callable[[], SealedTexts]:
-        """Return a call that returns the rows that there are now as a sealed segment. It may be called in any
-        thread."""
+        """Return a function that packs the present rows into a sealed segment. It may be called in any thread."""
 
     @property
     def living(self) -> int:
-        """Rows that are no tombstones."""
+        """Number of rows that are not tombstones."""
         return len(self) - self.dead
 
     def mark_deleted(self, row: int) -> None:
@@ -70,7 +69,7 @@ class TextSegment(ABC):
 
 
 class GrowingTexts(TextSegment):
-    """Room for `capacity` rows."""
+    """Segment with room for `capacity` rows."""
 
     def __init__(self, capacity: int, words: WordSegment) -> None:
         expires, digests = np.zeros(capacity), np.zeros(capacity, np.uint64)
@@ -99,7 +98,7 @@ class GrowingTexts(TextSegment):
         return self._hashtags[row]
 
     def append(self, note: Note, digest: int) -> None:
-        """Add a row. An older row of the note in this segment becomes a tombstone afterwards."""
+        """Append a row. The caller then makes an older row of the note a tombstone."""
         row = len(self)
         self.expires[row] = np.inf if note.expires_at is None else note.expires_at
         self.digests[row] = digest
@@ -117,7 +116,7 @@ class GrowingTexts(TextSegment):
         rows = len(self)
         hashtags, pack_words = self._hashtags.copy(), self.words.packer()
         alive, expires, digests = self.alive[:rows].copy(), self.expires[:rows].copy(), self.digests[:rows].copy()
-        # A tombstone loses its id: a sealed segment looks an id up in one row.
+        # A tombstone loses its id: a sealed segment finds only one row for each id.
         ids = [note_id if living else "" for note_id, living in zip(self._ids, alive.tolist(), strict=True)]
 
         def pack() -> SealedTexts:
@@ -128,7 +127,7 @@ class GrowingTexts(TextSegment):
 
 
 class SealedTexts(TextSegment):
-    """Rows of which none is added."""
+    """Segment to which no row is added."""
 
     words: PackedWords
 
@@ -149,7 +148,8 @@ class SealedTexts(TextSegment):
 
     @classmethod
     def joined(cls, parts: Sequence[tuple[SealedTexts, RowNumbers]], words: PackedWords) -> SealedTexts:
-        """Return some rows of each part, one part after the other. `words`: those of these rows."""
+        """Return some rows of each part, one part after the other. `words`: the segment of these rows in the lexical
+        index."""
         return cls(
             uuid4().hex,
             np.ones(sum(len(rows) for _, rows in parts), np.bool_),

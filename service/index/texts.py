@@ -1,5 +1,5 @@
-"""LiveTexts: what the texts of the notes in an index say: the hashtags that authors gave them, by note and as a
-vocabulary, and all notes by their words."""
+"""LiveTexts: the author hashtags of the notes in an index, by note and as a vocabulary, and a lexical index of all
+notes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from service.records import StoredNote
 GROWING_ROWS = 4096
 """Capacity of a growing segment, whose rows are Python objects and are packed anew for each snapshot."""
 SEGMENTS, PREFIX, GROWING = "texts", "texts-", "head"
-"""Names of the parts of a snapshot. Behind the prefix each sealed segment has its own name, the growing ones one
-together."""
+"""Names of the parts of a snapshot. After the prefix, each sealed segment has its own name, and all growing segments
+together have one."""
 SHARED_WORDS = 5
-"""Words that an explanation names."""
+"""Maximum number of words that an explanation names."""
 
 
 @dataclass(slots=True, eq=False)
 class TextMergeJob:
-    """Segments whose living rows, of which `kept` has the numbers, become one sealed segment. `run` makes it: `merged`,
-    None where there are no rows."""
+    """Merge of segments: their living rows, numbered in `kept`, become one sealed segment. `run` sets `merged`, which
+    stays None where there are no rows."""
 
     sources: Sequence[TextSegment]
     kept: Sequence[RowNumbers]
@@ -52,7 +52,7 @@ class TextMergeJob:
 
 class LiveTexts:
     """Author hashtags and words of the notes in an index. One call writes at a time, any thread reads. Maintainable and
-    Snapshottable, as a SegmentedIndex is: in segments that are merged and never change but for their tombstones.
+    Snapshottable like a SegmentedIndex: it has segments that are merged, and whose rows only become tombstones.
 
     Generated hashtags are left out: else a hashtag that the model once made up would stay in the vocabulary for ever.
     `vocabulary` and `lexical_index` are empty at first. `growing_rows` is the capacity of a growing segment.
@@ -96,7 +96,7 @@ class LiveTexts:
                     self._mark_deleted(old)
 
     def _count_hashtags(self, old: _Place | None, hashtags: tuple[str, ...]) -> None:
-        """Have the vocabulary count the hashtags of a note in place of its old ones."""
+        """Replace the old hashtags of a note by the new ones in the vocabulary's counts."""
         old_hashtags = old.segment.hashtags(old.row) if old else ()
         if hashtags != old_hashtags:
             self.vocabulary.remove(old_hashtags)
@@ -114,8 +114,8 @@ class LiveTexts:
         return growing
 
     def with_hashtags(self, scored_ids: Iterable[tuple[str, float]]) -> list[Neighbour]:
-        """Return those of some scored notes that have hashtags, in the same order; hashtags in the spelling that is the
-        most frequent of all notes."""
+        """Return those of some scored notes that have hashtags, in the same order; each hashtag in its most frequent
+        spelling."""
         scores = dict(scored_ids)
         hashtags, spell = self._hashtags_of(scores), self.vocabulary.common_spelling
         return [
@@ -139,8 +139,8 @@ class LiveTexts:
         return sorted(self.word_scores(note, count, now).items(), key=lambda hit: (-hit[1], hit[0]))
 
     def word_scores(self, note: Note, count: int, now: float, ids: Collection[str] = ()) -> dict[str, float]:
-        """Return by id the scores of the notes that share the most words with `note`, at least `count` where so many
-        share any, and of those of `ids` that share any; never of the note of its own id, and without those that have
+        """Return by id the scores of the notes that share the most words with `note`, at least `count` where that many
+        share any, and of those of `ids` that share any; never of the note with its own id, and without those that have
         expired at `now`. A score is above 0, and 1 where the words are the same."""
         words, hashed = self._lexical_index.words_of(note), HashedStrings.of(ids)
         scores_by_id: dict[str, float] = {}
@@ -172,7 +172,7 @@ class LiveTexts:
             return self._lexical_index.named_hashtags(phrases, self.vocabulary.uses(phrases, hashtags), row)
 
     def _places(self) -> Iterator[tuple[int, TextSegment]]:
-        """Yield each segment behind the number of its first row in the lexical index."""
+        """Yield the number of each segment's first row in the lexical index, and the segment."""
         return zip(accumulate(map(len, self._segments), initial=0), self._segments, strict=False)
 
     def _place_of(self, note_id: str) -> _Place | None:
@@ -220,8 +220,8 @@ class LiveTexts:
         return self._merges.dropping
 
     def _joiner(self, sources: Sequence[TextSegment], kept: Sequence[RowNumbers]) -> Callable[[], SealedTexts]:
-        """Return a call that makes one sealed segment of some rows of others, as they are now. It may be called in any
-        thread."""
+        """Return a function that makes one sealed segment of the `kept` rows of `sources`, as they are now. It may be
+        called in any thread."""
         packers, lexical_index = [source.packer() for source in sources], self._lexical_index
 
         def join() -> SealedTexts:
@@ -273,10 +273,10 @@ class _Place:
 
 
 class NoTexts(LiveTexts):
-    """Texts of an index that is only asked for vectors: nothing is kept."""
+    """Texts of an index that only serves vectors: nothing is kept."""
 
     def __init__(self) -> None:
-        """Make no vocabulary and no index of words: nobody may ask for them."""
+        """Make no vocabulary and no index of words: they must not be used."""
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         """Do nothing."""

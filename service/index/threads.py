@@ -20,7 +20,8 @@ Item = TypeVar("Item")
 
 
 async def run_in(threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    """Return what `call` returns in one of the pool's threads. Its log lines are those of the caller."""
+    """Return what `call` returns in one of the pool's threads. It runs in a copy of the caller's context, so that its
+    log lines have the caller's fields."""
     return await asyncio.get_running_loop().run_in_executor(threads, copy_context().run, call)
 
 
@@ -42,8 +43,8 @@ class IndexWriter:
         return await run_in(self._thread, run_alone)
 
     async def run_short(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns: a call that takes less time than the thread takes to get to it beside a busy
-        event loop. It runs in the event loop, unless another call is running."""
+        """Return what `call` returns. It runs in the event loop, unless another call is running. `call` must be shorter
+        than the wait for the thread beside a busy event loop."""
         if not self._turn.acquire(blocking=False):
             return await self.run(call)
         try:
@@ -84,9 +85,9 @@ async def run_in_daemon(call: Callable[[], None]) -> None:
 
 
 def map_in_two_threads(call: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
-    """Return the results of `call` for each item, in their order, from this thread and one beside it. Each takes the
-    next item that the other has not begun. This thread never waits for one that has not begun, so that any number of
-    searches get through."""
+    """Return the results of `call` for each item, in their order, computed by this thread and a helper thread. Each
+    takes the next item that neither has begun. This thread never waits for a helper that has not started, so that any
+    number of searches make progress."""
     left = deque(enumerate(items))
     results: dict[int, T] = {}
 
@@ -110,6 +111,6 @@ def map_in_two_threads(call: Callable[[Item], T], items: Sequence[Item]) -> list
 
 @cache
 def _helpers() -> ThreadPoolExecutor:
-    """Return threads that take part in searches of others, as many as there are cores beside one."""
+    """Return a pool of helper threads: one fewer than there are cores, at least one."""
     count = max(1, (os.cpu_count() or 1) - 1)
     return ThreadPoolExecutor(count, thread_name_prefix="index-help", initializer=use_one_faiss_thread)

@@ -1,4 +1,4 @@
-"""Boosts: numbers from 0 to 1 that a note's time, an attribute or a match adds, times a weight, to its relevance.
+"""Boosts: values from 0 to 1 by a note's time, an attribute or a match, added to its relevance with a weight.
 
 Decay curves, with d the distance of the value from `target`, after Elasticsearch's and Qdrant's functions: each is 1 at
 the target and `midpoint` at the distance `scale`.

@@ -5,7 +5,7 @@ note at a time. So the first notes of a long selection are those of a short one,
 
 - Diversity d is maximal marginal relevance (Carbonell and Goldstein 1998): the next note has the largest
   (1 - d) relevance - d max cosine to the notes chosen before; 0 is the order of relevance alone.
-- A cap leaves out a note whose author or category has as many notes in the selection already.
+- A cap leaves out a note whose author or category already has the maximum number of notes in the selection.
 - Collapse: once a note is chosen, the candidates of its block whose cosine to it is `collapse_above` or more become its
   duplicates. Those of later blocks are left out.
 """
@@ -32,8 +32,8 @@ CLOSED = -np.inf
 @dataclass(frozen=True, slots=True)
 class SelectionOptions:
     """Options of a selection. `diversity`: 0 to 1. `max_per_author`, `max_per_category`, `collapse_above`: None for no
-    bound. `relevance_unit`: what a score is multiplied by to be comparable with a cosine. `now`: seconds since the
-    epoch, for boosts."""
+    bound. `relevance_unit`: factor that makes a score comparable with a cosine. `now`: seconds since the epoch, for
+    boosts."""
 
     diversity: float = 0.0
     max_per_author: int | None = None
@@ -45,7 +45,7 @@ class SelectionOptions:
 
     @property
     def plain(self) -> bool:
-        """Whether the order of the candidates is the answer's."""
+        """Whether the answer keeps the order of the candidates."""
         caps = self.max_per_author is not None or self.max_per_category is not None
         return not (caps or self.boosts or self.needs_vectors)
 
@@ -76,7 +76,7 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Notes chosen so far. `vectors`: theirs, (n, D), where the options need vectors."""
+    """Notes chosen so far. `vectors`: the vectors of these notes, (n, D), where the options need them."""
 
     options: SelectionOptions
     chosen: tuple[Chosen, ...] = ()
@@ -89,7 +89,7 @@ class Selection:
         return len(self.chosen)
 
     def cut(self, count: int) -> Selection:
-        """Return the first `count` notes, to answer with: nothing can be chosen behind them any more."""
+        """Return the first `count` notes, for an answer: the result must not be extended."""
         return replace(self, chosen=self.chosen[:count])
 
     @property
@@ -98,9 +98,8 @@ class Selection:
         return [note_id for one in self.chosen for note_id in (one.id, *one.duplicates)]
 
     def extended(self, block: Sequence[Hit], rows: IndexRows | None, known: Known, count: int) -> Selection:
-        """Return the selection with notes of one more block, up to `count` notes in all. `rows`: those of the block;
-        None where the options are plain. A note that was not read counts for caps as its row says, and has no
-        boosts."""
+        """Return the selection with notes of one more block, up to `count` notes in all. `rows`: the rows of the block;
+        None where the options are plain. A note that was not read counts for caps by its row, and has no boosts."""
         if not block:
             return self
         if self.options.plain or rows is None:
@@ -151,7 +150,8 @@ class _Greedy:
         return boost_values(self._options.boosts, stored, self._options.now) if stored else ()
 
     def _close_duplicates(self, cosines: Numbers) -> list[int]:
-        """Close the candidates whose cosine is `collapse_above` or more, and return their places; none without it."""
+        """Close the candidates whose cosine is `collapse_above` or more, and return their places; none where there is
+        no bound."""
         if self._options.collapse_above is None:
             return []
         duplicates = (self._value > CLOSED) & (cosines >= self._options.collapse_above)
@@ -184,7 +184,7 @@ class _Greedy:
         return place if value.item(place) > CLOSED else None
 
     def _exceeds_cap(self, place: int) -> bool:
-        """Whether a cap leaves the candidate out; if not, it is counted."""
+        """Return whether a cap leaves the candidate out; if not, count it."""
         options = self._options
         if options.max_per_author is None and options.max_per_category is None:
             return False
@@ -222,5 +222,5 @@ class _Greedy:
 
 
 def _full(counts: Counter[str], name: str | None, bound: int | None) -> bool:
-    """Whether there are as many notes of a name as there may be. Notes without one have no bound."""
+    """Return whether a name has as many notes as allowed. Notes without a name have no bound."""
     return bound is not None and name is not None and counts[name] >= bound

@@ -24,7 +24,7 @@ Vectors = npt.NDArray[np.float32]
 """(N, D)"""
 Numbers = npt.NDArray[np.float64]
 MIN_LENGTH = 1e-4
-"""Length of a combined vector, relative to the sum of the weights, below which it has no direction but rounding."""
+"""Length of a combined vector, relative to the sum of the weights, below which its direction is only rounding error."""
 
 
 class NoDirection(ValueError):
@@ -103,8 +103,8 @@ def best_scores(query: Query, vectors: Vectors) -> Numbers:
 
 
 def best_cosines(query: Query, examples: Weighted, vectors: Vectors) -> Numbers:
-    """Return the largest weighted cosine of each vector (N, D) to any of some examples, shape (N,). Without examples
-    it is lower than every other."""
+    """Return the largest weighted cosine of each vector (N, D) to any of the examples, shape (N,); without examples a
+    number below every cosine."""
     if not len(examples):
         return np.full(len(vectors), -np.finfo(np.float64).max)
     weights = examples.weights / max_weight(query)

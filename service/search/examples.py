@@ -1,5 +1,6 @@
-"""Vectors of the examples of a search. That of a stored note comes from the index, or else the store; that of
-a text from the model, which reads all texts of a search in one batch. What all notes have in common is left out."""
+"""Vectors of the examples of a search. A stored note's vector comes from the index, or else from the store; a text's
+from the model, which reads all texts of a search in one batch. A centre, the share of the mean that all notes have in
+common, is subtracted."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ UnusableExample = StoredNote | Unreadable | None
 a note that cannot be decoded, or nothing."""
 OTHER_MODEL = "is of another model"
 FEW_IDS = 4
-"""Bound on the vectors that are looked up one by one; more are faster together."""
+"""Maximum number of vectors that are looked up one by one; more are faster together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,8 +77,8 @@ async def read_examples(
     time_left: ReadTime,
 ) -> Examples:
     """Return the vectors of a request's examples. `texts`: the vectors of its texts. `missing`: examples that are known
-    to be unusable, by their ids. `titles`: what a title alone leaves out. `engine`: the model that serves. Raises
-    ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
+    to be unusable, by their ids. `titles`: the centre for texts that are only a title. `engine`: the serving model.
+    Raises ExamplesNotFound, NoteNotFound, StoredNoteUnreadable, OtherSpace, StoreUnavailable."""
     ids = list(dict.fromkeys(example.note_id for example in request.examples if example.note_id))
     ids = [note_id for note_id in ids if note_id not in missing]
     vectors = await _vectors(index, ids)
@@ -107,7 +108,7 @@ async def read_examples(
 
 
 def is_title(text: Note | None) -> bool:
-    """Return whether a text is a title alone, as somebody types it."""
+    """Return whether a text is only a title, as a user types it."""
     return text is not None and not text.content and not text.hashtags
 
 
@@ -116,7 +117,7 @@ def _present(pairs: Sequence[tuple[Example, Vector | None]]) -> list[tuple[Examp
 
 
 async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
-    """Return the vectors of those of some notes that the index has, by id."""
+    """Return the vectors of those notes that the index has, by id."""
     if len(ids) > FEW_IDS:
         return (await index.rows(ids)).vector_by_id
     vectors = {note_id: index.vector(note_id) for note_id in ids}
@@ -124,9 +125,9 @@ async def _vectors(index: NoteIndex, ids: Sequence[str]) -> dict[str, Vector]:
 
 
 def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample], model: str) -> NoteLLMError:
-    """Return the error of a search whose `missing` examples fail it: on_missing says so, or too few others are left to
-    rank by. Where the note of the address alone is unusable, the error is about that note. `model`: the one that
-    serves."""
+    """Return the error of a search that fails because of its `missing` examples: on_missing requires all of them, or
+    too few others are left to rank by. Where only the note in the URL is unusable, the error is about that note.
+    `model`: name of the serving model."""
     unusable = [
         (example, note_id, missing[note_id])
         for example in request.examples
@@ -153,7 +154,7 @@ def _what_is_wrong(note_id: str, stored: UnusableExample) -> str:
 
 
 def query_of(request: SearchRequest, examples: Examples) -> Query:
-    """Return the query of a request; examples of weight 0 have no say in it."""
+    """Return the query of a request; examples of weight 0 are left out."""
     return Query(request.strategy, _weighted(examples.positive), _weighted(examples.negative))
 
 

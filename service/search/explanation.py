@@ -1,4 +1,4 @@
-"""Explanations of the places that notes have in an answer."""
+"""Explanations of why notes are at their places in an answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def explain(
     notes: VerifiedNotes,
 ) -> dict[str, Explanation]:
     """Return the explanation of each chosen note by its id. Notes that left the index meanwhile have none; those that
-    were not read share no hashtags."""
+    were not read from the store have no shared hashtags."""
     chosen_by_id = {one.id: one for one in chosen}
     rows = await index.rows(list(chosen_by_id))
     # In a thread: a list of 1,000 notes and 200 examples would hold the event loop for 60 ms.

@@ -1,8 +1,8 @@
 """Freshness: which notes have changed and are not in the index yet.
 
-An acknowledged change is in the log of the store before its caller hears of it. So one question is enough for a read
-that has just arrived: what does the log have after the position of the index? Of all other notes the index and what is
-kept in memory are as new as the store (docs/decisions/0031-reads.md).
+A change is in the store's log before it is acknowledged. So one query is enough for a read that has just arrived: what
+does the log have after the position of the index? For all other notes the index and the caches are as fresh as the
+store (docs/decisions/0031-reads.md).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from service.read_time import ReadTime
 from service.records import ORIGIN, LogTail, position_key
 
 MAX_BEHIND = 64
-"""Log entries by which an index may be behind; of one that is farther the store is asked about each note."""
+"""Maximum number of log entries by which the index may be behind; beyond it, each note is checked in the store."""
 
 
 CATCH_UP_SECONDS = 0.02
-"""How long a read waits for the index where it knows the position: a change that was acknowledged is on its way to the
-index already, while the store may stand still for longer as it writes the next one to the disk."""
+"""How long a read waits for the index to reach a known position: an acknowledged change is already on its way to the
+index, while a query may wait longer, for the store to write the next change to the disk."""
 NO_CHANGES = LogTail(frozenset(), 0.0, ORIGIN)
-"""Answer where the index has every change. Its time is 0, since the store's clock is that of this machine."""
+"""Result where the index has every change. Its time is 0, since the store's clock is then that of this machine."""
 
 
 class Freshness:
     """Compares the index of a tenant with the log. Where the processes on this machine are the only ones that use the
-    store, what they know is mostly enough; else the store is asked. Reads that arrive before a question is sent share
+    store, what they know is usually enough; else the store is queried. Reads that arrive before a query is sent share
     it."""
 
     def __init__(self, store: NoteStore, index: NoteIndex) -> None:
@@ -43,13 +43,14 @@ class Freshness:
 
     async def changes(self, time_left: ReadTime) -> LogTail | None:
         """Return the changes that were acknowledged before this call and may be missing in the index; None where the
-        log does not tell: the index is far behind, or ahead of a log that has lost entries. Raises StoreUnavailable."""
+        log cannot tell, since the index is far behind, or ahead of a log that has lost entries. Raises
+        StoreUnavailable."""
         if (known := self._store.known_position) and await self.reaches(known):
             return NO_CHANGES
         return await time_left.wait(asyncio.shield(self._ask()))
 
     async def reaches(self, position: str) -> bool:
-        """Return whether the index has come to a position, or does so within CATCH_UP_SECONDS."""
+        """Return whether the index has reached a position, or reaches it within CATCH_UP_SECONDS."""
         if self._has(position):
             return True
         try:
@@ -59,12 +60,12 @@ class Freshness:
         return True
 
     def _has(self, position: str) -> bool:
-        """Return whether the index has come to a position."""
+        """Return whether the index has reached a position."""
         return position_key(self._index.position) >= position_key(position)
 
     def _ask(self) -> asyncio.Task[LogTail | None]:
-        """Return the task of a question that was not sent yet. It is sent once the one before it was answered: under
-        load one question then serves many reads."""
+        """Return the task of a query that has not been sent yet. It is sent once the query before it was answered, so
+        that under load one query serves many reads."""
         if self._unsent is None:
             self._unsent = asyncio.create_task(self._read(self._sent), name="read-log-tail")
             self._unsent.add_done_callback(_retrieve)
@@ -78,6 +79,6 @@ class Freshness:
 
 
 def _retrieve(task: asyncio.Task[LogTail | None]) -> None:
-    """Mark a failure as retrieved: those who waited for it may have given up."""
+    """Mark a failure as retrieved: the callers that waited for it may have given up."""
     if not task.cancelled():
         task.exception()

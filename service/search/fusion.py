@@ -18,7 +18,7 @@ from service.search.sources import POOL_PER_RECALLED, POOL_SIZE, Candidates, Con
 
 class Evidence(Protocol):
     """Evidence, beside the vectors, that notes are related to the examples of one request. `pool_size`: how many
-    candidates it puts forward."""
+    candidates it proposes."""
 
     pool_size: int
 
@@ -32,8 +32,8 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidates of all sources, the best first. `least`: no note outside the pool scores more, but for those that the
-    index has missed; infinite where nothing is known of these. `exhausted`: there are no others."""
+    """Candidates of all sources, the best first. `least`: upper bound on the scores of notes outside the pool, except
+    those that the index has missed; infinite where none is known. `exhausted`: there are no other candidates."""
 
     hits: Sequence[Hit]
     least: float
@@ -41,15 +41,16 @@ class Pool:
 
 
 async def find_nearest(content: ContentSource, where: Filter) -> Candidates:
-    """Return the candidates that the vectors put into a pool."""
+    """Return the candidates that the vectors contribute to a pool."""
     return await content.find(POOL_SIZE, where, POOL_SIZE // POOL_PER_RECALLED)
 
 
 class FusedSource:
-    """Source of candidates of the vectors and of other evidence.
+    """Source of candidates by the vectors and by other evidence.
 
-    The pool, which is the best of each, has the content's scores as all evidence adjusts them; notes outside the pool
-    have those of their vectors alone. `nearest`: what `find_nearest` returned for the content and the same filter.
+    The pool has the best candidates of each; their scores are content scores that all evidence adjusts. Notes outside
+    the pool have their content scores alone. `nearest`: what `find_nearest` returned for the content and the same
+    filter.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class FusedSource:
             return Candidates(pool.hits[:depth], pool.exhausted and depth >= len(pool.hits))
         nearest = await self._content.find(depth, where, recall_k)
         inside = {hit.id for hit in pool.hits}
-        # The pool may have missed a note that a deeper search finds: its place is behind what a shallow one answers.
+        # The pool may have missed a note that a deeper search finds: it is placed after what a shallow search returns.
         further = [Hit(hit.id, min(hit.score, pool.least)) for hit in nearest.hits if hit.id not in inside]
         hits = sorted([*pool.hits, *further], key=lambda hit: (-hit.score, hit.id not in inside, hit.id))
         if not nearest.exhausted:  # a note that was not found yet may come before one with a lower score

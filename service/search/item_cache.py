@@ -14,16 +14,18 @@ from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
 MAX_RENDERED = 64
-"""Bound on the notes that are rendered when they change together; of a larger change the items are dropped."""
+"""Maximum number of notes that are rendered again when they change together; the items of more notes are only
+dropped."""
 ITEM_OVERHEAD_BYTES = 400
-"""About what Python's objects around a kept item take."""
+"""Approximate size of the Python objects around a cached item."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedItem:
-    """A note as an item of an answer, rendered by the edge: the bytes before and after its score and position, which
-    differ from answer to answer. `expires_at`: when the note expires, in seconds since the epoch; None for never."""
+    """A note as an item of an answer, rendered by the API layer: the bytes before and after its score and position,
+    which differ from answer to answer. `expires_at`: when the note expires, in seconds since the epoch; None for
+    never."""
 
     before: bytes
     after: bytes
@@ -31,14 +33,14 @@ class RenderedItem:
 
     @property
     def size(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate bytes of memory."""
         return len(self.before) + len(self.after) + ITEM_OVERHEAD_BYTES
 
 
 class ItemCache:
     """Items of one tenant's notes, made by `render` and kept in `items`.
 
-    `apply` must be told of every change before a read may trust the cache (Freshness).
+    `apply` must be called with every change before a read may trust the cache (Freshness).
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class ItemCache:
         self._items = items
         self._owner = items.new_owner()
         self._changes = 0
-        """Number of calls of `apply`: a note that was read before one is not kept after it."""
+        """Number of calls of `apply`: a note that was read before a call is not cached after it."""
         self._from_memory = telemetry.items.labels("memory")
         self._from_store = telemetry.items.labels("store")
 
@@ -75,7 +77,7 @@ class ItemCache:
         return [item or read.get(note_id) for note_id, item in zip(ids, items, strict=True)]
 
     def get_nowait(self, ids: Sequence[str]) -> list[RenderedItem] | None:
-        """Return the items of some notes where all are kept; None otherwise."""
+        """Return the items of some notes where all are cached; None otherwise."""
         items = [item for item in self._kept(ids) if item]
         if len(items) < len(ids):
             return None
@@ -86,8 +88,8 @@ class ItemCache:
         return [self._items.get(self._owner, note_id) for note_id in ids]
 
     def apply(self, notes: ChangedNotes | None) -> None:
-        """Replace the items of notes that changed; None: drop all items. Of more than MAX_RENDERED notes at a time, as
-        in a bulk load, the items are dropped: most would not be read before others take their place."""
+        """Replace the items of changed notes; None: drop all items. Items of more than MAX_RENDERED notes at a time, as
+        in a bulk load, are only dropped: most would be evicted before they are read."""
         self._changes += 1
         if notes is None:
             self._items.drop_all(self._owner)
@@ -102,7 +104,7 @@ class ItemCache:
     def _keep_rendered(self, note_id: str, note: StoredNote) -> None:
         try:
             item = self._render(note)
-        except ValueError as error:  # it fails again where it is asked for; the index must go on
+        except ValueError as error:  # it fails again when requested; the index must go on
             log.error("item_not_rendered", id=note_id, reason=type(error).__name__)
         else:
             self._items.put(self._owner, note_id, item, item.size)

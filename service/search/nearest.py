@@ -1,7 +1,7 @@
-"""The short path of related notes: those of one stored note in the order of their cosines, from memory.
+"""Fast path for related notes: the nearest notes of one stored note, in the order of their cosines, from memory.
 
-It answers a request without further examples, options of the order, pages or other sources, which is what a community
-asks most. Where it has no answer, the whole search (search.py) gives one, which asks the store about each note.
+It answers requests without further examples, ranking options, pages or other sources, which are the most frequent ones.
+Where it has no answer, the whole search (search.py) gives one, which checks each note in the store.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Nearest:
 class NearestNotes:
     """Finds the nearest notes of one tenant.
 
-    `beside_writer`: another process of the same service answers writes (docs/decisions/0032-readers.md). So an answer
-    needs every acknowledged change: a new note is in no answer that lacks it.
+    `beside_writer`: another process of the same service handles writes (docs/decisions/0032-readers.md). An answer then
+    needs every acknowledged change in this index: without it, a new note would be missing from the answer.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class NearestNotes:
     ) -> Nearest | None:
         """Return the notes nearest to a stored one; None where only the whole search has an answer.
 
-        Of notes that did not change lately the index knows whether they pass the filter, so that the store need not be
+        For notes without recent changes the index knows whether they pass the filter, so that the store need not be
         asked about each. Raises StoreUnavailable, IndexBehind.
         """
         changes = await self._freshness.changes(time_left)
@@ -80,8 +80,8 @@ class NearestNotes:
         return _nearest(items, hits, position)
 
     def find_nowait(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Nearest | None:
-        """Return what `find` does where that waits for nothing: the index has all changes, and the items are kept in
-        memory. None otherwise."""
+        """Return what `find` does where it need not wait: the index has all changes, and the items are in memory. None
+        otherwise."""
         if not self._freshness.is_current():
             return None
         position = self._index.position
@@ -101,7 +101,7 @@ def _present(items: Sequence[RenderedItem | None], now: float) -> list[RenderedI
 
 
 def _nearest(items: Sequence[RenderedItem], hits: Sequence[Hit], position: str) -> Nearest:
-    """Put together what was found. `items`: of the note itself, then of the hits."""
+    """Combine items and hits. `items`: that of the note itself, then those of the hits."""
     return Nearest([(item, hit.score) for item, hit in zip(items[1:], hits, strict=True)], position)
 
 

@@ -1,8 +1,8 @@
 """NeighbourCache: keeps the nearest notes of a note in memory until a change may alter the list.
 
 A change may alter a list if it names a note of the list, or if its vector is at least as near as the last note of the
-list. So a list is compared with the changes since it was found, and beside any rate of changes most lists stay
-as they are (docs/decisions/0036-kept-neighbours.md).
+list. So a list is compared with the changes since it was found, and at any rate of changes most lists stay valid
+(docs/decisions/0036-kept-neighbours.md).
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
 MAX_CHANGES, MIN_CHANGES = 512, 16
-"""Changes of a tenant that are known at the least, once there were so many; twice as many at the most. Between these
-bounds it is the number of the tenant's lists: lists that grow too old cost one search for each change at the most, and
-the changes take about as much memory as the lists, or as MIN_CHANGES of them. A batch of the log has no more
-than MAX_CHANGES (READ_BATCH_SIZE).
+"""Bounds on n, where the last n to 2 n changes of a tenant are kept. Between the bounds, n is the number of the
+tenant's lists: lists older than the kept changes then cost at most one search per change, and the changes take about as
+much memory as the lists, or as MIN_CHANGES of them. A batch of the log has no more than MAX_CHANGES (READ_BATCH_SIZE).
 """
 ROUNDING = 1e-4
-"""Tolerance where the inner product of a change is compared with the last score of a list: more than two float32
-computations of one product of unit vectors of 1,000 numbers differ by."""
+"""Tolerance for comparing the inner product of a change with the last score of a list: more than the difference between
+two float32 computations of one product of unit vectors of 1,000 numbers."""
 LIST_BYTES, HIT_BYTES, CHANGE_BYTES = 600, 150, 110
-"""About what Python's objects take: those around a list with its key, and those of one hit and of one change, both
-without their id's letters."""
+"""Approximate sizes of the Python objects: of those around a list with its key, of one hit, and of one change, the last
+two without the characters of their ids."""
 UNCONDITIONAL = Filter()
 CHANGES = "changes"
-"""Key of a tenant's recent changes, which are kept among its lists; the key of a list is a pair."""
+"""Key of a tenant's recent changes, which are cached beside its lists; the key of a list is a pair."""
 
 
 class RecentChanges:
-    """Ids and vectors of the notes that an index changed last. Changes are numbered: `first` is the oldest one that is
-    known, `end` the one that comes next."""
+    """Ids and vectors of the last changes of an index. Changes are numbered: `first` is the oldest kept one, `end` the
+    next one to come."""
 
     def __init__(self, first: int, dimension: int) -> None:
         self.first = self.end = first
         self._vectors: Vectors = np.zeros((0, dimension), np.float32)
-        """(rows, D): rows of the changes from `first` on, 0 where a note was removed; then rows for those to come."""
+        """(rows, D): vectors of the changes from `first` on, 0 where a note was removed; then rows for further
+        changes."""
         self._last_change: dict[str, int] = {}
-        """Number of the last change of each note, of those that are known."""
+        """Number of each note's last change among the kept ones."""
         self._id_bytes = 0
-        """Bytes of `_last_change`, about."""
+        """Approximate bytes of `_last_change`."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate bytes of memory."""
         return self._vectors.nbytes + self._id_bytes
 
     def add(self, notes: ChangedNotes, max_changes: int) -> None:
-        """Take in at most `max_changes` changes, and go on knowing as many of those before. A vector of another
-        dimension than D is of another vector space, so that the index has no row of its note."""
+        """Add at most `max_changes` changes, and keep as many of the changes before. A vector of another dimension than
+        D is of another vector space, so that the index has no row for its note."""
         self._make_room(len(notes), max_changes)
         for note_id, note in notes.items():
             vector = note.vector if isinstance(note, StoredNote) else None
@@ -69,15 +69,15 @@ class RecentChanges:
 
     def concern(self, since: int, ids: Sequence[str], vector: Vector, score: float) -> bool:
         """Return whether a change from number `since` on names one of `ids`, or has an inner product of `score` or more
-        with `vector` (D,); also where some of these changes are not known any more."""
+        with `vector` (D,); also where some of these changes are no longer kept."""
         if since < self.first or any(self._last_change.get(note_id, -1) >= since for note_id in ids):
             return True
         products, _ = exact_search(self._vectors[since - self.first : self.end - self.first], vector, 1)
         return len(products) > 0 and float(products[0]) >= score - ROUNDING
 
     def _make_room(self, count: int, max_changes: int) -> None:
-        """Have rows for `count` more changes, up to 2 * max_changes in all; beyond these forget the oldest changes. An
-        array with more rows, made when there were more lists, is made anew."""
+        """Make room for `count` more changes, up to 2 * max_changes rows in all; beyond these drop the oldest changes.
+        An array with more rows, from a time with more lists, is reallocated."""
         known = self.end - self.first
         if known + count <= len(self._vectors) <= 2 * max_changes:
             return
@@ -94,8 +94,8 @@ class RecentChanges:
 
 @dataclass(slots=True)
 class NeighbourList:
-    """The nearest notes of a note, found by a query that leaves out `centre`. `since`: number of the first change that
-    the list was not compared with."""
+    """The nearest notes of a note, found by a query from which `centre` was subtracted. `since`: number of the first
+    change that the list has not been compared with."""
 
     hits: list[Hit]
     centre: Centre
@@ -103,14 +103,14 @@ class NeighbourList:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, about."""
+        """Approximate bytes of memory."""
         return LIST_BYTES + sum(HIT_BYTES + len(hit.id) for hit in self.hits)
 
 
 @dataclass(frozen=True, slots=True)
 class NeighbourQuery:
-    """A search for the neighbours of a note, by the vector `query` (D,), which leaves out `centre`. `since`: number of
-    the first change that comes after it was asked: it may miss what changes while it runs."""
+    """A search for the neighbours of a note, by the vector `query` (D,), from which `centre` was subtracted. `since`:
+    number of the first change after the query was made: a search may miss changes that are made while it runs."""
 
     query: Vector
     where: Filter
@@ -119,8 +119,8 @@ class NeighbourQuery:
 
 
 class NeighbourCache:
-    """Finds the neighbours of one tenant's notes, and keeps in `lists` what it found without conditions, with the
-    changes to compare it with."""
+    """Finds the neighbours of one tenant's notes. Results of searches without conditions are cached in `lists`, beside
+    the changes to compare them with."""
 
     def __init__(self, index: NoteIndex, lists: SharedLru[NeighbourList | RecentChanges], telemetry: Telemetry) -> None:
         self._index = index
@@ -129,7 +129,8 @@ class NeighbourCache:
         self._count = 0
         """Number of the next change."""
         self._dropped_at = 0
-        """Number of the first change after all lists were dropped; what was asked before is not kept."""
+        """Number of the first change after all lists were dropped; results of queries made before that are not
+        cached."""
         self._dimension = 0
         self._from_memory = telemetry.neighbour_lists.labels("memory")
         self._from_index = telemetry.neighbour_lists.labels("index")
@@ -148,9 +149,9 @@ class NeighbourCache:
         return hits
 
     def search_nowait(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
-        """Return what `search` does where that waits for nothing; None otherwise, and where the note has no row."""
+        """Return what `search` does where it need not wait; None otherwise, and where the note has no row."""
         if where != UNCONDITIONAL or not self._lists.max_bytes:
-            return None  # what is found could not be kept, and whoever lacks its items would search again
+            return None  # the result could not be cached, and a caller that lacks its items would search again
         if kept := self._current(note_id, k):
             self._from_memory.inc()
             return kept.hits
@@ -161,7 +162,7 @@ class NeighbourCache:
         return hits
 
     def _question(self, note_id: str, where: Filter) -> NeighbourQuery | None:
-        """Return what is asked for the neighbours of a note; None where it has no row."""
+        """Return the query for the neighbours of a note; None where it has no row."""
         centre, vector = self._index.centre, self._index.vector(note_id)
         if vector is None:
             return None
@@ -169,7 +170,7 @@ class NeighbourCache:
         return NeighbourQuery(centre.query(vector), beside, centre, self._count)
 
     def _keep(self, note_id: str, k: int, where: Filter, question: NeighbourQuery, hits: list[Hit]) -> None:
-        """Keep what was found, unless it was under conditions, or all lists were dropped meanwhile."""
+        """Cache the result of a search, unless it had conditions, or all lists were dropped meanwhile."""
         if where != UNCONDITIONAL:
             return
         self._from_index.inc()
@@ -179,8 +180,8 @@ class NeighbourCache:
             self._lists.put(self._owner, (note_id, k), made, made.nbytes)
 
     def apply(self, notes: ChangedNotes | None) -> None:
-        """Take in changes of the index. None, for any changes, and more of them than would be known drop all lists.
-        Without lists there is nothing to compare with changes, so none are known then."""
+        """Record changes of the index. None (any note may have changed), and more changes than would be kept, drop all
+        lists. Without lists no changes are kept, since there is nothing to compare with them."""
         changes = self._recent_changes()
         lists = self._lists.count(self._owner) - (changes is not None)
         max_changes = min(MAX_CHANGES, max(MIN_CHANGES, lists))
@@ -195,12 +196,12 @@ class NeighbourCache:
         self._lists.put(self._owner, CHANGES, changes, changes.nbytes)
 
     def forget(self, note_id: str, k: int) -> None:
-        """Drop a list that names a note which is gone: one that expires is no change of the index."""
+        """Drop a list that names a note which no longer exists: the index reports no change when a note expires."""
         self._lists.drop(self._owner, (note_id, k))
 
     def _current(self, note_id: str, k: int) -> NeighbourList | None:
-        """Return a kept list, compared with all changes; None, and drop it, where the centre has changed or a change
-        may have made it another."""
+        """Return a cached list after comparing it with all changes; drop it and return None where the centre has
+        changed or a change may have altered the list."""
         kept = self._lists.get(self._owner, (note_id, k))
         if not isinstance(kept, NeighbourList):
             return None
@@ -211,16 +212,16 @@ class NeighbourCache:
         return kept
 
     def _is_as_searched(self, note_id: str, k: int, kept: NeighbourList) -> bool:
-        """Return whether no change since can have made a list another one."""
+        """Return whether no change since `kept.since` can have altered a list."""
         if kept.since == self._count:
             return True
         changes, question = self._recent_changes(), self._question(note_id, UNCONDITIONAL)
-        if changes is None or question is None or len(kept.hits) < k:  # any note may come into a list with fewer than k
+        if changes is None or question is None or len(kept.hits) < k:  # any note may enter a list with fewer than k
             return False
         ids = [note_id, *(hit.id for hit in kept.hits)]
         return not changes.concern(kept.since, ids, question.query, kept.hits[-1].score)
 
     def _recent_changes(self) -> RecentChanges | None:
-        """Return the changes that are known; None where there are none, or others' lists have taken their memory."""
+        """Return the kept changes; None where there are none, or they were evicted for other values."""
         kept = self._lists.get(self._owner, CHANGES)
         return kept if isinstance(kept, RecentChanges) else None

@@ -1,6 +1,6 @@
-"""Pages of one ranked list, which is kept in the store for a time: any replica gives any page of it.
+"""Pages of one ranked list, which the store keeps for a time, so that any replica can return any page of it.
 
-A cursor names the list and the place in it where the next page begins. Notes that were deleted since are passed over.
+A cursor names the list and the place in it where the next page begins. Notes that were deleted since are skipped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CURSOR = re.compile(r"([0-9A-HJKMNP-TV-Z]{26})\.(\d{1,4})")
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a list that is kept."""
+    """A kept list, and the place in it where a page begins."""
 
     list_id: str
     start: int
@@ -48,8 +48,8 @@ class Pages:
     async def first(
         self, request: SearchRequest, ranked: RankedList, notes: VerifiedNotes, time_left: ReadTime
     ) -> Similar:
-        """Keep a list and answer with its first page. While the store is away that is the only one."""
-        await notes.read(())  # the examples, where nothing was found
+        """Save a list and return its first page. While the store is unavailable that is the only page."""
+        await notes.read(())  # reads the examples, where nothing was found
         try:
             ranked = await time_left.wait(self._lists.save(ranked))
         except StoreUnavailable:
@@ -57,7 +57,7 @@ class Pages:
         return await self._page(request, ranked, 0, notes, time_left)
 
     async def next(self, request: SearchRequest, notes: VerifiedNotes, time_left: ReadTime) -> Similar:
-        """Answer with the page that the request's cursor names. Raises InvalidInput, ListExpired, StoreUnavailable."""
+        """Return the page that the request's cursor names. Raises InvalidInput, ListExpired, StoreUnavailable."""
         cursor = Cursor.parse(request.cursor or "")
         ranked = await time_left.wait(self._lists.read(cursor.list_id, cursor.start, request.k))
         if ranked is None:
@@ -70,7 +70,7 @@ class Pages:
     async def _page(
         self, request: SearchRequest, ranked: RankedList, start: int, notes: VerifiedNotes, time_left: ReadTime
     ) -> Similar:
-        """Answer with up to k notes of a list that the store still has, from `start` on, where `ranked` begins."""
+        """Return the page of a list from `start` on, where `ranked` begins: up to k notes that the store still has."""
         kept: list[tuple[int, RankedNote]] = []
         place, rest = start, ranked.notes
         while len(kept) < request.k and place < ranked.total:
@@ -98,8 +98,8 @@ def answer(
     paged: bool = False,
     next_cursor: str | None = None,
 ) -> Similar:
-    """Return the answer of some notes of a list, with their places in it. Where the store was away only their ids are
-    known."""
+    """Return the answer of some notes of a list, with their places in it. Where the store was unavailable, only their
+    ids are known."""
     known = {} if notes.degraded else notes.known
     items = [
         RelatedNote(

@@ -1,4 +1,4 @@
-"""Ranker: makes a selection of candidates, and searches deeper until enough notes are left that the store still has."""
+"""Ranker: selects notes among candidates, and searches deeper until enough are left that the store still has."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from service.search.sources import MAX_DEPTH, POOL_PER_RECALLED, Candidates, Sou
 from service.search.verified import VerifiedNotes
 
 BLOCK_SIZE = 128
-"""Candidates of the first block that options choose among. Each further block doubles the depth, up to MAX_DEPTH."""
+"""Number of candidates in the first block, where options need blocks. Each further block doubles the depth, up to
+MAX_DEPTH."""
 MAX_CHOSEN_IN_LOOP = 32
-"""Bound on a selection that is made in the event loop, in which each note compares a block: ten take 0.3 ms."""
+"""Maximum size of a selection that is made in the event loop: each chosen note is compared with a block; ten take 0.3
+ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A selection. `complete`: no further note could be chosen, or as many are as were asked for."""
+    """A selection. `complete`: as many notes as requested were chosen, or no further one could be."""
 
     selection: Selection
     complete: bool
@@ -34,7 +36,7 @@ class Ranking:
 
 
 class Ranker:
-    """Selects notes for one request. `min_score`: None for no bound. `notes`: those that were read from the store."""
+    """Selects notes for one request. `min_score`: None for no bound. `notes`: notes that were read from the store."""
 
     def __init__(
         self,
@@ -71,8 +73,8 @@ class Ranker:
             depth *= 2
 
     async def _rank_by_blocks(self, count: int, verify: bool) -> Ranking:
-        """Choose among the nearest BLOCK_SIZE candidates, then among the next, until enough are chosen. No block
-        depends on `count`."""
+        """Choose among the nearest BLOCK_SIZE candidates, then among the next, until enough are chosen. Blocks do not
+        depend on `count`."""
         selection, seen = Selection(self._options), set[str]()
         depth = BLOCK_SIZE
         while True:
@@ -88,8 +90,8 @@ class Ranker:
             depth *= 2
 
     async def _unseen(self, candidates: Candidates, seen: Collection[str]) -> tuple[Sequence[Hit], IndexRows]:
-        """Return the candidates of a block, those that the blocks before did not have, and their rows; without those
-        that have left the index meanwhile."""
+        """Return the candidates of a block, those that earlier blocks did not have, and their rows; candidates that
+        have left the index meanwhile are dropped."""
         hits, rows = candidates.hits, candidates.rows
         if seen:
             places = [place for place, hit in enumerate(hits) if hit.id not in seen]
@@ -104,8 +106,8 @@ class Ranker:
     async def _extend(
         self, selection: Selection, block: Sequence[Hit], rows: IndexRows, count: int, verify: bool
     ) -> Selection:
-        """Extend the selection by a block. A note that was not read yet is taken to be as the index has it; where the
-        store has it otherwise, the choice is made again."""
+        """Extend the selection by a block. A note that was not read yet is assumed to be as in the index; where the
+        store's version differs, the selection is made again."""
         if self._options.boosts:
             await self._notes.read([hit.id for hit in block])
         in_loop = count <= MAX_CHOSEN_IN_LOOP
@@ -118,7 +120,8 @@ class Ranker:
                 return extended
 
     def _are_as_indexed(self, ids: Sequence[str], rows: IndexRows) -> bool:
-        """Whether the store has some chosen notes, those of the block with the category and author that `rows` have."""
+        """Return whether the store has all these chosen notes, and those of the block with the same category and author
+        as `rows`."""
         place_of = {note_id: place for place, note_id in enumerate(rows.ids)}
         for note_id in ids:
             stored, place = self._notes.known.get(note_id), place_of.get(note_id)
@@ -132,7 +135,7 @@ class Ranker:
         return True
 
     async def _find(self, depth: int, recall_k: int | None = None, *, with_rows: bool = False) -> Candidates:
-        """Return the candidates that score no less than the bound."""
+        """Return the candidates that score `min_score` or more."""
         candidates = await self._source.find(depth, self._where, recall_k, with_rows=with_rows)
         if self._min_score is None:
             return candidates

@@ -19,8 +19,8 @@ class BehaviourEvidence:
         score = content + weight n / (n + kappa)
 
     with n the readers who read the note after an example, over all examples. A note that nobody read keeps the score of
-    its content; the more readers there are, the more they count. `related`: the best first. `unit`: what a score is
-    multiplied by to be comparable with a cosine.
+    its content; the more readers there are, the more they count. `related`: notes read after the examples, the best
+    first. `unit`: factor that makes a score comparable with a cosine.
     """
 
     pool_size = POOL_SIZE

@@ -1,4 +1,4 @@
-"""SearchRequest: everything that a search for related notes may ask, as the edge hands it over."""
+"""SearchRequest: a search for related notes with all its options, as the API layer passes it on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.ranking.boosts import Boost
 from service.ranking.strategies import Strategy
 
 FIRST_PAGE = "*"
-"""Cursor of the first page of a list, which it makes."""
+"""Cursor that requests the first page of a list, and makes the list."""
 SourceName = Literal["content", "words", "behaviour"]
 """Names of sources of candidates. `content`: the vectors. `words`: the words that notes share with the examples.
 `behaviour`: what readers read after the examples."""
@@ -22,18 +22,18 @@ SourceWeights = tuple[tuple[SourceName, float], ...]
 """Sources with their weights. `content` is always among them."""
 CONTENT: SourceWeights = (("content", 1.0),)
 AUTO: Literal["auto"] = "auto"
-"""Name that stands for all sources, in place of weights, and leaves these to the service. Words then have only that
-share of their weight that the word scores of the query speak for (docs/log/words.md, docs/guides/behaviour.md)."""
+"""Value in place of weights: all sources, with weights that the service chooses. Words then have only a share of their
+weight, which rises with the best word score of the query (docs/log/words.md, docs/guides/behaviour.md)."""
 Sources = SourceWeights | Literal["auto"]
 OnMissing = Literal["error", "skip"]
-"""Whether an example that is lacking fails the request, or is left out. It is lacking where there is no such note, the
+"""Whether a missing example fails the request, or is left out. An example is missing where there is no such note, the
 note cannot be read, or its vector is from another model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A note that results should be like, or unlike: the id of a stored one, or a text. `pointer`: its
-    place in the body; "" for an example that the address names."""
+    """A note that results should be like, or unlike: the id of a stored note, or a text. `pointer`: JSON pointer to it
+    in the request body; "" for a note that the URL names."""
 
     note_id: str | None = None
     note: Note | None = None
@@ -50,7 +50,7 @@ class Example:
 class SearchRequest:
     """A search for related notes. ranking/strategies.py, boosts.py and selection.py say what its fields do.
 
-    `cursor`: None for one answer, FIRST_PAGE for the first page of a list, else what the page before said.
+    `cursor`: None for a single answer, FIRST_PAGE for the first page of a list, else `next_cursor` of the page before.
     """
 
     positive: tuple[Example, ...] = ()

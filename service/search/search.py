@@ -43,8 +43,8 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class PreparedSearch:
-    """A search whose candidates are about to be ranked. `position`: log position that the index had before. `notes`:
-    those that are read from the store for it. `words`, `behaviour`: None where they have no say."""
+    """A search whose candidates are about to be ranked. `position`: log position of the index before the search.
+    `notes`: notes that the search reads from the store. `words`, `behaviour`: None where they are not used."""
 
     request: SearchRequest
     examples: Examples
@@ -56,9 +56,9 @@ class PreparedSearch:
 
 
 class NoteSearch:
-    """Related notes of one tenant. `engine`: the model that serves; `batcher` gives it texts to read. `lists` keeps
-    ranked lists for their pages. `behaviour`: None for a search without that source. `words_weight`: that of words in
-    AUTO. `title_mean_share`: the model's (NoteLLMConfig)."""
+    """Related notes of one tenant. `engine`: the serving model; `batcher` queues the texts that it reads. `lists` keeps
+    ranked lists for their pages. `behaviour`: None for a search without that source. `words_weight`: the weight of
+    words in AUTO. `title_mean_share`: the one of the model's NoteLLMConfig."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class NoteSearch:
         self._tenant = tenant
 
     async def stop(self) -> None:
-        """End what goes on in the background."""
+        """End background tasks."""
         await self._titles.stop()
 
     async def read_texts(self, notes: Sequence[Note], urgency: Urgency = PATIENT) -> list[Vector]:
@@ -105,8 +105,8 @@ class NoteSearch:
         texts: Sequence[Vector] | None = None,
         time_left: ReadTime | None = None,
     ) -> Similar:
-        """Answer a request. `texts`: the vectors of its texts, where they have been read. `time_left`: that of a read
-        which has begun already; None for a new one.
+        """Answer a request. `texts`: the vectors of its texts, where they have already been read. `time_left`: the time
+        left of a read that has already begun; None for a new read.
 
         Raises InvalidInput, NoteNotFound, ExamplesNotFound, StoredNoteUnreadable, OtherSpace, ListExpired,
         StoreUnavailable, IndexBehind, and what read_texts raises.
@@ -148,8 +148,8 @@ class NoteSearch:
         if request.cursor is None:
             ranked = await self._list(search, await ranker.rank(request.k, verify=True))
             return answer(ranked, list(enumerate(ranked.notes)), ranked.complete, notes)
-        reads_all = bool(options.boosts) or request.explain  # pages say what a long answer says
-        ranking = await ranker.rank(MAX_LIST_NOTES + 1, verify=reads_all)  # one more tells whether the list has all
+        reads_all = bool(options.boosts) or request.explain  # so that pages say the same as a long answer
+        ranking = await ranker.rank(MAX_LIST_NOTES + 1, verify=reads_all)  # one more, to tell if the list is complete
         ranked = await self._list(search, ranking.cut(MAX_LIST_NOTES))
         return await self._pages.first(request, ranked, notes, time_left)
 
@@ -161,8 +161,7 @@ class NoteSearch:
         if not any(self._weight(request, name) for name in OTHER_SOURCES):
             return content, None, None
         try:
-            # The vectors are compared while the store looks up the examples' texts. Where one of both fails, the other
-            # one ends with it.
+            # The vectors are compared while the store looks up the examples' texts. A failure of one cancels the other.
             async with asyncio.TaskGroup() as group:
                 finding_words = group.create_task(self._words(request, examples, notes))
                 finding_nearest = group.create_task(find_nearest(content, where))
@@ -175,8 +174,8 @@ class NoteSearch:
         return source, words, behaviour
 
     async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
-        """Return the evidence of the positive examples' words; None where it has no weight, there are no such examples,
-        or the store is away, which has the texts. Raises ExamplesMissing."""
+        """Return the evidence of the positive examples' words; None where words have no weight, there are no such
+        examples, or the store, which has the texts, is unavailable. Raises ExamplesMissing."""
         weight = self._weight(request, "words")
         positive = [example for example, _ in examples.positive if example.weight]
         if not weight or not positive:
@@ -189,8 +188,8 @@ class NoteSearch:
         return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
     async def _read_after(self, request: SearchRequest, examples: Examples, unit: float) -> BehaviourEvidence | None:
-        """Return the evidence of the readers of the positive examples; None where it has no weight, or no such example
-        is a stored note."""
+        """Return the evidence of the readers of the positive examples; None where behaviour has no weight, or no such
+        example is a stored note."""
         weight = self._weight(request, "behaviour")
         ids = [example.note_id for example, _ in examples.positive if example.weight and example.note_id]
         if self._behaviour is None or not weight or not ids:
@@ -199,7 +198,7 @@ class NoteSearch:
         return BehaviourEvidence(related, self._index, weight, self._behaviour.kappa, unit)
 
     def _weight(self, request: SearchRequest, name: SourceName) -> float:
-        """Return the weight of a source beside vectors of weight 1."""
+        """Return the weight of a source relative to that of the vectors."""
         weights = {"content": 1.0, "words": self._words_weight, "behaviour": 1.0}
         if request.sources != AUTO:
             weights = dict(request.sources)
@@ -213,7 +212,7 @@ class NoteSearch:
             raise InvalidInput([FieldError("/positive", detail)]) from error
 
     async def _list(self, search: PreparedSearch, ranking: Ranking) -> RankedList:
-        """Return a ranking as a list, with explanations where they are asked for."""
+        """Return a ranking as a list, with explanations if requested."""
         request, chosen = search.request, ranking.selection.chosen
         explained = {}
         if request.explain:

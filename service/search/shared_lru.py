@@ -1,4 +1,4 @@
-"""SharedLru: what the caches of one kind keep, those of all tenants of a process, in bounded memory."""
+"""SharedLru: the values of all caches of one kind, one cache for each tenant of a process, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ Value = TypeVar("Value")
 
 
 class SharedLru(Generic[Value]):
-    """Values of several owners by keys of theirs. Where more than `max_bytes` are used, those that were asked for least
-    recently go first, whoever owns them.
+    """Values of several owners, each with keys of its own. Where more than `max_bytes` are used, the least recently
+    used values are evicted, whoever owns them.
 
     `used`: bytes that the values take.
     """
@@ -21,15 +21,15 @@ class SharedLru(Generic[Value]):
         self.max_bytes = max_bytes
         self.used = 0
         self._values = OrderedDict[tuple[int, Hashable], tuple[Value, int]]()
-        """Each value with its bytes, by owner and key, the one that was asked for least recently first. To move a key
-        makes no object: new ones at each read would be young to the garbage collector, a hundred thousand of them in
-        some seconds, and the event loop stood still for 0.1 s while they were collected (docs/log/reads.md)."""
+        """Each value with its bytes, by owner and key, the least recently used first. Moving a key allocates no object:
+        new objects at each read would be young to the garbage collector, a hundred thousand of them within seconds, and
+        the event loop stood still for 0.1 s while they were collected (docs/log/reads.md)."""
         self._keys = defaultdict[int, set[Hashable]](set)
-        """Keys of each owner, so that dropping all values of one takes no time for those of others."""
+        """Keys of each owner, so that dropping all values of one owner does not go through those of others."""
         self._owners = count()
 
     def new_owner(self) -> int:
-        """Return a number that no owner has yet."""
+        """Return the number of a new owner."""
         return next(self._owners)
 
     def count(self, owner: int) -> int:
@@ -37,7 +37,7 @@ class SharedLru(Generic[Value]):
         return len(self._keys.get(owner, ()))
 
     def get(self, owner: int, key: Hashable) -> Value | None:
-        """Return a value, which is now the one that was asked for last; None for none."""
+        """Return a value and mark it as the most recently used; None where there is none."""
         place = (owner, key)
         entry = self._values.get(place)
         if entry is None:

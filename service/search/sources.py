@@ -26,22 +26,23 @@ from service.ranking.strategies import (
 from service.records import Hit, IndexRows
 
 POOL_SIZE, WORDS_POOL_SIZE = 256, 128
-"""Candidates that the vectors and behaviour put forward, and words. Fixed numbers, since the score of a candidate must
-not depend on how many notes are asked for. With 256 by words no more related notes were found (docs/log/words.md)."""
+"""Numbers of candidates that the vectors and behaviour each propose, and that words propose. They are fixed, since the
+score of a candidate must not depend on how many notes are requested. With 256 by words no more related notes were found
+(docs/log/words.md)."""
 POOL_PER_RECALLED = 8
-"""Candidates of a pool for each one that is searched with the full recall of a plain search; these are the nearest
-ones. The others give re-ranking more to choose from, and may be missed more often. At 20,000 notes the nearest 128 then
-have a recall of 98.5%, for less than half the time of 99.8%."""
+"""Candidates of a pool for each one that is found with the full recall of a plain search; the nearest ones are. The
+others give re-ranking more to choose from, and may be missed more often. At 20,000 notes the nearest 128 then have a
+recall of 98.5%, in less than half the time that 99.8% takes."""
 MAX_SCORED_IN_LOOP = 1000
-"""Rows that `best_score` compares and sorts in the event loop; more of them leave it to a thread."""
+"""Maximum number of rows that `best_score` compares and sorts in the event loop; more are left to a thread."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Candidates of a source, the best first. `exhausted`: there are no others. `rows`: theirs, in this order; None
-    where they have not been read from the index."""
+    """Candidates of a source, the best first. `exhausted`: there are no others. `rows`: the rows of the hits, in the
+    same order; None where they have not been read from the index."""
 
     hits: Sequence[Hit]
     exhausted: bool
@@ -49,16 +50,16 @@ class Candidates:
 
 
 class Source(Protocol):
-    """Finds candidates for one request. `unit`: what its scores are multiplied by to be comparable with a cosine."""
+    """Finds candidates for one request. `unit`: factor that makes its scores comparable with a cosine."""
 
     unit: float
 
     async def find(
         self, depth: int, where: Filter, recall_k: int | None = None, *, with_rows: bool = False
     ) -> Candidates:
-        """Return up to about `depth` candidates, of which the nearest `recall_k` are found as surely as those of a
-        search for so many (None: all). A deeper search has those of a shallower one first, as far as the index finds
-        them. `with_rows`: with their rows, where the source has these at hand."""
+        """Return up to about `depth` candidates, of which the nearest `recall_k` are found with the recall of a search
+        for that many (None: all). A deeper search begins with the candidates of a shallower one, as far as the index
+        finds them. `with_rows`: also return their rows, where the source has these at hand."""
 
 
 class ContentSource:

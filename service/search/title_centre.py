@@ -1,7 +1,7 @@
-"""TitleCentre: what the titles of a community's notes have in common, read as texts of their own.
+"""TitleCentre: a share of the mean vector of a community's titles, read as texts of their own.
 
-Titles alone lean another way than whole notes do, so that the mean of the notes' vectors says nothing of theirs. A
-search by a title leaves out a share of the titles' own mean (docs/decisions/0037-centre.md).
+The mean vector of titles alone differs from that of whole notes, so the centre of the index does not serve for them. A
+search by a title subtracts a share of the titles' own mean (docs/decisions/0037-centre.md).
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from service.records import Centre, StoredNote, Vector
 from service.tasks import cancel_until_done
 
 SAMPLED_TITLES = 256
-"""Titles that are read for a centre. With 64 the scores of two samples differ by 0.008, with 256 by 0.003."""
+"""Number of titles that are read for an estimate. With 64 the scores of two samples differ by 0.008, with 256 by
+0.003."""
 MIN_TITLES = 16
-"""Titles from which on there is a centre: the mean of one or two is mostly what they say."""
+"""Minimum number of titles for a centre: the mean of one or two is mostly their own content."""
 READ_TOGETHER = 8
-"""Titles that wait for the engine at a time, so that its queue has places for others."""
+"""Titles that wait for the engine at a time, so that its queue has room for other requests."""
 MOVED = 0.05
-"""Distance by which the centre of the index moves before titles are read again; two estimates of one mean differ by
+"""Distance by which the centre of the index must move before titles are read again; two estimates of one mean differ by
 about 0.015 (service/index/centre.py)."""
 RETRY_SECONDS = 30.0
 """Pause after an estimate that failed."""
 log = structlog.get_logger(__name__)
 
 ReadTexts = Callable[[Sequence[Note]], Awaitable[list[Vector]]]
-"""Reads texts with the model and returns their vectors, in order."""
+"""Function that reads texts with the model and returns their vectors, in order."""
 
 
 class TitleCentre:
     """The centre of one tenant's titles, estimated in the background from a sample of them, and again once the centre
-    of the index has moved. `share`: that of the mean, which is the model's; 0 for no centre."""
+    of the index has moved. `share`: the share of the mean that the model has queries leave out; 0 for no centre."""
 
     def __init__(self, index: NoteIndex, store: NoteStore, read: ReadTexts, share: float, tenant: str) -> None:
         self._index = index
@@ -54,10 +55,10 @@ class TitleCentre:
         self._estimating: asyncio.Task[None] | None = None
 
     def current(self) -> Centre:
-        """Return the last estimate, nothing before the first. Begin another one where the centre of the index is not
-        what it was then."""
+        """Return the last estimate, an empty centre before the first. Begin another estimate where the centre of the
+        index has moved since."""
         if self._share and self._estimating is None and self._is_stale() and time.monotonic() >= self._next_try:
-            # In a context of its own: what the titles cost is no work of the caller's.
+            # In a context of its own: the cost of reading titles is not the caller's.
             self._estimating = asyncio.create_task(self._estimate(), name="title-centre", context=Context())
         return self._known
 
@@ -92,6 +93,6 @@ class TitleCentre:
         return Centre(np.float32(self._share) * np.mean(vectors, axis=0))
 
     async def stop(self) -> None:
-        """End an estimate that goes on, and one that a late search begins meanwhile."""
+        """End a running estimate, and any that a late search begins meanwhile."""
         while (task := self._estimating) and not task.done():
             await cancel_until_done(task)

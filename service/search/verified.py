@@ -1,4 +1,5 @@
-"""VerifiedNotes: notes as the store has them while the whole search answers: it names no note that was not read."""
+"""VerifiedNotes: the store's versions of notes, read by the whole search, whose answers name no note that was not
+read."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from service.read_time import ReadTime
 from service.records import StoredNote, Unreadable
 
 KEPT_CHARACTERS = 2000
-"""Characters that a search keeps of a note's title and of its content: as many as words are read of
-(`model.words.MAX_CHARS`, which a test compares). A search with boosts reads thousands of notes; whole contents are read
-again where `include` names them (api/included.py)."""
+"""Characters that a search keeps of a note's title and of its content: as many as words are read from
+(`model.words.MAX_CHARS`; a test compares the two). A search with boosts reads thousands of notes; whole contents are
+read again where `include` names them (api/included.py)."""
 
 
 class ExamplesMissing(Exception):
@@ -26,9 +27,11 @@ class ExamplesMissing(Exception):
 
 
 class VerifiedNotes:
-    """Notes of one search by their ids, in `known`; None for one that is gone, unreadable, or does not pass the filter.
+    """Notes of one search by their ids, in `known`; None for one that does not exist, is unreadable, or does not pass
+    the filter.
 
-    `example_ids` are read in the first round trip. While the store is away nothing more is read: `degraded`.
+    `example_ids` are read in the first round trip. Once the store was unavailable, `degraded` is set and nothing more
+    is read.
     """
 
     def __init__(self, store: NoteStore, where: Filter, time_left: ReadTime, example_ids: Sequence[str] = ()) -> None:
@@ -41,8 +44,8 @@ class VerifiedNotes:
         self._example_ids = example_ids
 
     async def read(self, ids: Sequence[str]) -> bool:
-        """Read those notes that are not known yet. Return False where there was nothing to read, or the store is away.
-        Raises ExamplesMissing."""
+        """Read those notes that are not known yet. Return False where there was nothing to read, or the store is
+        unavailable. Raises ExamplesMissing."""
         unread = [note_id for note_id in ids if note_id not in self.known]
         if self.degraded or not (unread or self._example_ids):
             return False
@@ -64,7 +67,7 @@ class VerifiedNotes:
         return True
 
     async def _shortened(self, ids: Sequence[str]) -> list[StoredNote | Unreadable | None]:
-        """Return notes as the store has them, with the beginnings of titles and contents."""
+        """Return the store's versions of notes, with titles and contents cut to KEPT_CHARACTERS."""
         return [_shortened(note) async for part in self._store.get_in_parts(ids) for note in part]
 
     def example(self, note_id: str | None) -> StoredNote | None:

@@ -1,4 +1,4 @@
-"""Words as evidence that notes are related: those that share rare words with the examples come first."""
+"""Words as evidence that notes are related: notes that share rare words with the examples come first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from service.search.verified import KEPT_CHARACTERS
 
 def query_note(notes: Sequence[Note]) -> Note:
     """Return one note with the texts of all positive examples: the beginnings of title and content of each, since words
-    are read of the first KEPT_CHARACTERS characters of the one note."""
+    are read from the first KEPT_CHARACTERS characters of the combined note."""
     most = KEPT_CHARACTERS // len(notes) - 1
     return Note(
         title="\n".join(note.title[:most] for note in notes),
@@ -27,8 +27,9 @@ def query_note(notes: Sequence[Note]) -> Note:
 
 
 class WordEvidence:
-    """Evidence by the words that notes share with `note`: a candidate's score is its content's and a multiple of its
-    word score (ranking/words.py). `adaptive`: words have only that share of `weight` that their scores speak for."""
+    """Evidence by the words that notes share with `note`: a candidate's score is its content score plus a multiple of
+    its word score (ranking/words.py). `adaptive`: words have only a share of `weight`, which rises with the best word
+    score."""
 
     pool_size = WORDS_POOL_SIZE
 

@@ -1,1 +1,1 @@
-"""The truth: notes, vectors and the change log in Redis."""
+"""The store: notes, vectors and the change log in Redis, from which everything else is derived."""

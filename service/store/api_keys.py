@@ -34,13 +34,13 @@ VERSION = "{access}:version"
 USED = "{access}:used"
 AUDIT = "{access}:audit"
 NO_KEY = "-"
-"""Actor without a key, who may act as long as there are no keys. No prefix has this form."""
+"""Actor without a key, which may act as long as there are no keys. No prefix has this form."""
 MAX_ACTS = 10_000
-"""About how many acts are kept."""
+"""Approximate number of acts that are kept."""
 DECODED_TOGETHER = 500
 """Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
 KEPT_DOCUMENTS = 2 * MAX_KEYS
-"""Decoded documents that are cached: any change has all keys read again, most of them as they were."""
+"""Number of decoded documents that are cached: after any change all keys are read again, most of them unchanged."""
 
 log = structlog.get_logger(__name__)
 
@@ -85,8 +85,8 @@ return revoked
 )
 # KEYS audit; ARGV act, bound on acts.
 RECORD = FIRST_WRITE + "redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'act', ARGV[1])"
-# KEYS used, keys; ARGV prefixes and times in turns. A use may be noted after its key was revoked. It must work where
-# memory is full, too: after it `load` reads the keys again, and so learns of revocations.
+# KEYS used, keys; ARGV prefixes and times in turns. A use may be recorded after its key was revoked. The script must
+# work where memory is full, too: only after it does `load` read the keys again, and so learn of revocations.
 RECORD_USES = (
     FIRST_WRITE
     + """
@@ -152,8 +152,8 @@ class RedisKeyStore:
         return {prefix.decode() for prefix in await self._change(REVOKE, keys[0][1], *words)}
 
     async def _change(self, script: str, act: Act, *words: bytes | str | int) -> Any:
-        """Run REPLACE or REVOKE for whoever acts by `act`; return its answer. Raises Unauthenticated for an actor whom
-        CHECK_ACTOR refuses."""
+        """Run REPLACE or REVOKE for the actor of `act`, and return its answer. Raises Unauthenticated where CHECK_ACTOR
+        refuses the actor."""
         actor = {ANONYMOUS.key: NO_KEY, BOOTSTRAP.key: ""}.get(act.key, act.key)
         arguments = (actor, uuid4().hex, MAX_ACTS, *words)
         (answer,) = await self._connection.write(
@@ -170,15 +170,16 @@ class RedisKeyStore:
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
         if before and position_key(before) == position_key(ORIGIN):
-            return []  # Redis refuses to look for what comes before all
+            return []  # nothing comes before it, and Redis refuses the range
         async with self._call("read acts"):
             entries = await self._redis.xrevrange(AUDIT, f"({before}" if before else "+", count=count)
         return [_decode_act(position.decode(), fields[b"act"]) for position, fields in entries]
 
 
 def _encode(key: ApiKey) -> bytes:
-    """Encode what is kept of a key, always in the same way. Its last use is kept apart, and so are older secrets: a
-    version that does not know of these writes the same document, which a change compares with the stored one."""
+    """Encode the stored document of a key, always to the same bytes: a change compares them with the stored ones. The
+    last use is stored apart, and so are older secrets, so that a version of the service without these writes the same
+    document."""
     newest = key.old_secrets[0] if key.old_secrets else None
     document = {
         "digest": key.digest,
@@ -196,17 +197,18 @@ def _encode(key: ApiKey) -> bytes:
 
 
 def _encode_older_secrets(key: ApiKey) -> bytes:
-    """Encode the replaced secrets of a key but for the newest one, beside whose digest they stand; b"" for none."""
+    """Encode the replaced secrets of a key except the newest one, with the digest of the newest one; b"" for none."""
     older = [(old.digest, old.until) for old in key.old_secrets[1:]]
     return orjson.dumps([key.old_secrets[0].digest, older]) if older else b""
 
 
 @lru_cache(KEPT_DOCUMENTS)
 def _decode(prefix: bytes, document: bytes, older_secrets: bytes | None) -> ApiKey | None:
-    """Decode a key, but for its last use. One that cannot be decoded opens nothing: it is logged and left out.
+    """Decode a key, without its last use. A key that cannot be decoded gives no access: it is logged and left out.
 
-    An older secret is accepted only beside the newest replaced one that it was written with, and no longer than that
-    one: a version that does not know of older secrets may have rotated the key, or ended that one, since.
+    Older secrets are accepted only while the newest replaced secret is the one that they were written with, and no
+    longer than that one: a version of the service without older secrets may have rotated the key, or ended that secret,
+    since.
     """
     try:
         fields = orjson.loads(document)

@@ -1,4 +1,4 @@
-"""Answers of Redis about the change log, decoded."""
+"""Decoding of Redis's answers about the change log."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def decode_bounds(answer: Any) -> LogBounds:
 
 
 def decode_entry(position: bytes, values: Sequence[bytes]) -> LogEntry:
-    """Decode a log entry, given its fields' names and values in turns. One without a known op counts as a put, so that
-    the note is read again."""
+    """Decode a log entry, given its fields as alternating names and values. An entry without a known op counts as a
+    put, so that the note is read again."""
     fields = fields_of(values)
     note_id, op, by = (fields.get(name, b"").decode(errors="replace") for name in (b"id", b"op", b"by"))
     if op in (PURGE, RESTORE):
@@ -51,5 +51,5 @@ def decode_entry(position: bytes, values: Sequence[bytes]) -> LogEntry:
 
 
 def fields_of(values: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Return the fields of an entry, given their names and values in turns."""
+    """Return the fields of an entry, given alternating names and values."""
     return dict(zip(values[::2], values[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Clients of a Redis and of one of its databases."""
+"""Blocking clients of one database of a Redis server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import redis
 from redis.maint_notifications import MaintNotificationsConfig
 
 SECONDS = 120.0
-"""Bound on one answer: long enough for a server that forks or frees much memory."""
+"""Time-out of one answer: long enough for a server that forks or frees much memory."""
 
 
 def pool_of(url: str, database: int | None = None) -> redis.ConnectionPool:
-    """Return the connections to a database, by default the one that the URL names."""
+    """Return a pool of connections to a database, by default the one that the URL names."""
     pool = redis.ConnectionPool.from_url(
         url,
         socket_timeout=SECONDS,
@@ -33,7 +33,7 @@ def database_of(url: str) -> int:
 
 @contextlib.contextmanager
 def client_of(url: str, database: int | None = None) -> Iterator[Any]:
-    """Yield a client that keeps to one connection, so that its commands come in their order."""
+    """Yield a client that uses a single connection, so that its commands arrive in their order."""
     pool = pool_of(url, database)
     try:
         with redis.Redis(connection_pool=pool, single_connection_client=True) as client:

@@ -1,4 +1,4 @@
-"""Connection to Redis: its errors in our words, and writes that are on disk when they return."""
+"""Connection to Redis: raises its errors as StoreUnavailable, and returns from writes once they are on disk."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from service.store.scripts import FIRST_WRITE
 from service.tracing import stage
 
 MAX_CONNECTIONS = 32
-"""Connections of one pool to Redis; a call beyond them waits for one."""
+"""Connections of one pool to Redis; further calls wait for a free one."""
 RECONNECT_SECONDS = 1.0
-"""Pause between two times that all connections connect anew."""
+"""Minimum time between two reconnections of all connections."""
 CLOSED = "the handler is closed"
-"""What uvloop says, as a RuntimeError, to who writes to a connection that has been reset since it was looked at."""
+"""Message of the RuntimeError that uvloop raises on a write to a connection that was reset since it was last
+checked."""
 log = structlog.get_logger(__name__)
 
 
@@ -51,7 +52,7 @@ class Command:
 
 
 TOUCH = Command(FIRST_WRITE + "redis.call('SET', KEYS[1], '', 'PX', 1)", (TOUCHED,), ())
-"""Command that writes in any case. WAITAOF waits for the last write of its own connection and all before it, and for
+"""Command that always writes. WAITAOF waits for the last write of its own connection and all writes before it, but for
 none where that connection has not written."""
 
 
@@ -63,52 +64,52 @@ class ServerState:
         self.waits_for_disk: bool | None = None
         """Whether writes need WAITAOF; None until the server was asked, and again after `forget_policy`."""
         self.times_forgotten = 0
-        """Calls of `forget_policy`."""
+        """Number of calls of `forget_policy`."""
         self._pools: set[_Pool] = set()
         self._failing: set[_Pool] = set()
         """Pools whose last call failed."""
         self._connected_anew_at = -math.inf
-        """When all connections were last marked to connect anew, by the monotonic clock."""
+        """Monotonic time at which all connections were last marked to reconnect."""
 
     def join(self, pool: _Pool) -> None:
-        """Take note that `pool` has connections to the server."""
+        """Register a pool of connections to the server."""
         self._pools.add(pool)
 
     def forget_policy(self) -> None:
-        """Forget how the server writes: another one may answer at the address by now."""
+        """Forget how the server writes: another server may answer at the address by now."""
         self.waits_for_disk = None
         self.times_forgotten += 1
 
     def connect_anew(self) -> None:
-        """Have no later call of any pool use a connection that is open now. Does so at most once in RECONNECT_SECONDS:
-        the address may lead to the replica for minutes."""
+        """Make later calls of all pools reconnect instead of using connections that are open now; at most once in
+        RECONNECT_SECONDS, since the address may lead to the replica for minutes."""
         if (now := time.monotonic()) - self._connected_anew_at >= RECONNECT_SECONDS:
             self._connected_anew_at = now
             for pool in self._pools:
                 pool.mark_all()
 
     def begin_outage(self, pool: _Pool, detail: str) -> None:
-        """Take note that a call of `pool` failed."""
+        """Record that a call of `pool` failed."""
         if not self._failing:
             log.error("store_unavailable", detail=detail)
         self._failing.add(pool)
 
     def end_outage(self, pool: _Pool) -> None:
-        """Take note that a call of `pool` was answered."""
+        """Record that a call of `pool` was answered."""
         if pool in self._failing:
             self._failing.discard(pool)
             if not self._failing:
                 log.warning("store_available", detail="it answers again")
 
     def leave(self, pool: _Pool) -> None:
-        """Take note that `pool` makes no more calls, which says nothing of the server."""
+        """Unregister a pool that makes no more calls, which says nothing about the server."""
         self._failing.discard(pool)
         self._pools.discard(pool)
 
 
 class _Pool(BlockingConnectionPool):
-    """Pool whose marked connections connect anew: a connection in use after its call, an idle connection before its
-    next call. (To close idle connections at once might close one that a call has just taken.)"""
+    """Pool whose marked connections reconnect: a connection in use after its call, an idle connection before its next
+    call. (Closing idle connections at once might close one that a call has just taken.)"""
 
     def mark_all(self) -> None:
         connections: list[Any] = [*self._available_connections, *self._in_use_connections]
@@ -137,7 +138,7 @@ class Connection:
         server: ServerState | None = None,
     ) -> None:
         # No retries: a write that is sent twice would answer with a revision that the caller never made.
-        # No socket_timeout: the client makes a task of each command for it; `call` bounds the time of all together.
+        # No socket_timeout: the client would make a task for each command; `call` bounds the time of all together.
         # No maintenance notifications: with them the pool hands out connections that the server has closed.
         self._pool: Any = _Pool.from_url(
             url,
@@ -154,17 +155,17 @@ class Connection:
         self._server = server or ServerState()
         self._server.join(self._pool)
         self._shared_probe = SharedProbe(self.durability)
-        """Asks how the server writes, once for all writes that wait for the answer."""
+        """Queries how the server writes, once for all writes that wait for the answer."""
         self._closed = False
         self._calls = 0
-        """Calls that run."""
+        """Number of running calls."""
         self._idle = asyncio.Event()
         """Set once no call runs after `close`."""
 
     async def close(self) -> None:
-        """Refuse further calls, wait for those that run, and close all connections."""
+        """Refuse further calls, wait for running ones, and close all connections."""
         self._closed = True
-        if self._calls:  # one that went on after the close would connect anew
+        if self._calls:  # one that went on after the close would reconnect
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self.timeout_seconds)
         self._server.leave(self._pool)
@@ -172,9 +173,10 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def call(self, operation: str) -> AsyncIterator[None]:
-        """Raise StoreUnavailable for whatever the client raises: Redis away, loading, out of memory, its disk full; and
-        where the block takes longer than `timeout_seconds`. After an answer of a replica the next calls connect anew,
-        those of all pools: the address may lead to another server by now. The block is a stage of its request."""
+        """Raise StoreUnavailable for every error of the client within the block (Redis unreachable, loading, out of
+        memory, its disk full), and where the block takes longer than `timeout_seconds`. After a read-only replica has
+        answered, the next calls of all pools reconnect: the address may lead to another server by now. The block is
+        traced as a stage of its request."""
         if self._closed:
             raise StoreUnavailable("it was closed")
         self._calls += 1
@@ -209,7 +211,7 @@ class Connection:
         """Run commands in one round trip; return their answers as the server gives them. To be called within `call`.
         Raises redis.exceptions.ResponseError for the first command that fails.
 
-        The client's own `execute` does more around each command than a change needs (decision 34).
+        The client's own `execute` does more work around each command than needed here (decision 34).
         """
         connection = await self._pool.get_connection()
         try:
@@ -225,9 +227,9 @@ class Connection:
     async def write(self, commands: Sequence[Command]) -> list[Any]:
         """Run commands in one round trip; return their answers once the writes are durable.
 
-        A server with appendfsync always answers after fsync. For others that can, TOUCH and WAITAOF are the last
-        commands (durability.py): a script that finds nothing to do has seen a write that may not be on disk yet.
-        Raises StoreUnavailable, also where the disk takes longer than the timeout.
+        A server with `appendfsync always` answers after the fsync. For others that support WAITAOF, TOUCH and WAITAOF
+        are the last commands (durability.py): also a script that finds nothing to do may have seen a write that is not
+        on disk yet. Raises StoreUnavailable, also where the disk takes longer than the timeout.
         """
         if not commands:
             return []
@@ -237,7 +239,7 @@ class Connection:
             words += [TOUCH.words, ("WAITAOF", 1, 0, int(self.timeout_seconds * 1000))]
         async with self.call("write"):
             results = await self.send(*words)
-        if not waits:  # unless a call has failed meanwhile: then the write may have gone to another server
+        if not waits:  # waits if a call has failed meanwhile: the write may have gone to another server
             await self.wait_for_disk()
         elif results[-1][0] < 1:
             raise StoreUnavailable("the write was not on disk in time")
@@ -250,7 +252,7 @@ class Connection:
             await self.write([TOUCH])
 
     async def _must_wait(self) -> bool:
-        """Return whether writes need WAITAOF. The answer may be another one after the next `durability` of any pool of
+        """Return whether writes need WAITAOF. The answer may change with the next call of `durability` on any pool of
         the server. Raises StoreUnavailable, also where each answer was forgotten before it could be kept."""
         if (waits := self._server.waits_for_disk) is not None:
             return waits
@@ -263,8 +265,8 @@ class Connection:
         return waits
 
     async def durability(self) -> Durability:
-        """Ask the server whether acknowledged writes survive its death. How it writes is kept, unless that was
-        forgotten meanwhile: then the answer may be that of another server."""
+        """Ask the server whether acknowledged writes survive its death. The answer is kept, unless `forget_policy` was
+        called meanwhile: then it may be that of another server."""
         times_forgotten = self._server.times_forgotten
         async with self.call("durability"):
             policy = await probe_write_policy(self.redis)

@@ -20,7 +20,7 @@ from model.note import Note
 from service.records import Generated, StoredNote, Vector
 
 FIRST_VERSION, VERSION = 1, 1
-"""Both and all between are read; VERSION is written. Raise it when older readers would misread a document."""
+"""Oldest and newest version that is read; VERSION is written. Raise it when older readers would misread a document."""
 FIELDS = ("document", "space", "revision", "position", "vector")
 """Fields of the hash, in the order that `decode` takes them."""
 FLOAT_BYTES = 4
@@ -82,7 +82,7 @@ def encode(stored: StoredNote) -> tuple[bytes, bytes]:
 def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> StoredNote | None:
     """Decode a note; None where there is no hash. Raises UndecodableNote.
 
-    `row`: the hash's FIELDS, empty where the key is not a hash; its vector may be the length in bytes alone.
+    `row`: the hash's FIELDS, empty where the key is not a hash; its vector may be just the length in bytes.
     `dimensions`: dimension of the vectors of a space, by its name; vectors of other spaces may have any.
     """
     if None in row or not row:
@@ -104,7 +104,7 @@ def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> S
 
 
 def _incomplete(row: Sequence[Any]) -> str:
-    """Reason why a row is not complete."""
+    """Return the reason why a row is not complete."""
     if not row:
         return "its key holds something else than a hash"
     return f"it has no {' and no '.join(name for name, value in zip(FIELDS, row, strict=True) if value is None)}"

@@ -13,7 +13,7 @@ from service.records import Durability
 WAITAOF_VERSION = (7, 2)
 """First version of Redis that has the command WAITAOF."""
 PREMATURE_VERSION = (7, 4)
-"""Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec. A late patch release mends it,
+"""Version of Redis whose WAITAOF answers before the fsync where appendfsync is everysec. A late patch release fixes it,
 but no release of this version is trusted. WAITAOF of Valkey answers too early as well."""
 
 NO_FSYNC_ON_REWRITE = "no-appendfsync-on-rewrite"
@@ -23,7 +23,8 @@ everysec, WAITAOF waits until the child process has ended."""
 
 @dataclass(frozen=True, slots=True)
 class WritePolicy:
-    """`waits`: each write is followed by WAITAOF, since the server fsyncs it only later."""
+    """How a server persists writes. `waits`: each write is followed by WAITAOF, since the server fsyncs it only
+    later."""
 
     durability: Durability
     waits: bool = False
@@ -31,7 +32,7 @@ class WritePolicy:
 
 async def probe_write_policy(redis: Any) -> WritePolicy:
     """Ask the server how it persists, how full its memory is, and whether it evicts. Raises
-    redis.exceptions.RedisError, also where it still loads its file: until it has, it says that it writes none.
+    redis.exceptions.RedisError, also where it still loads its file: until then it reports that it writes no file.
 
     A server that forbids CONFIG is asked through INFO alone, which does not say when it fsyncs.
     """
@@ -62,7 +63,7 @@ def _memory_filled(server: Mapping[str, Any]) -> float | None:
 
 
 def _persistence(server: Mapping[str, Any], settings: Mapping[str, str]) -> WritePolicy:
-    """Return what a server's INFO and its settings mean for writes that it has acknowledged."""
+    """Return how a server persists acknowledged writes, given its INFO and its settings."""
     appendfsync = settings.get("appendfsync", "unknown")
     version = tuple(int(number) for number in str(server.get("redis_version", "0.0")).split(".")[:2])
     if not server.get("aof_enabled"):

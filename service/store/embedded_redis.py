@@ -25,9 +25,10 @@ from typing import IO
 import structlog
 
 START_SECONDS = 60.0
-"""Bound on the silence of a server that starts. One that says that it loads its data has as long as that takes."""
+"""Time-out of a server that starts without answering. A server that reports that it is loading its data is waited for
+as long as that takes."""
 MAX_LAUNCHES = 3
-"""Launches of one start whose servers may end at once; after one more the start is given up."""
+"""Maximum number of launches in one start whose servers exit at once; after one more launch the start is given up."""
 STOP_SECONDS = 20.0
 """How long a server may take to end by itself before it is killed; its data are on disk already."""
 CHECK_SECONDS = 0.2
@@ -36,14 +37,14 @@ SOCKET_PATH_BYTES = 100
 """Bound on a socket's path; Linux allows 107 bytes, macOS 103."""
 
 WARNING = re.compile(r" # .*(?:AOF|append.?only)", re.IGNORECASE)
-"""Lines of the server's log about damage of its append-only file: it was cut, or cannot be read."""
+"""Lines of the server's log about damage of its append-only file: it was truncated, or cannot be read."""
 MEMORY_SHARE = 0.4
-"""Share of the memory of this machine or container that the server may use; then it refuses writes."""
+"""Share of the memory of this machine or container that the server may use; beyond it the server refuses writes."""
 DISK_RESERVE_BYTES = 2**28
-"""Free bytes of the folder's disk below which the server takes no writes. On a full disk it ends, since it cannot take
-back what it has half written; and half a second of writing, or of compacting its file, is this much."""
+"""Free bytes of the folder's disk below which the server takes no writes. On a full disk it would exit, since it cannot
+undo a partial write; half a second of writing, or of compacting its file, takes this much."""
 NO_MEMORY = 1
-"""Bound on the server's memory with which it refuses writes, and goes on reading; 0 would be none."""
+"""Bound on the server's memory with which it refuses writes and still answers reads; 0 would mean no bound."""
 LOADED_PERCENT = re.compile(rb"loading_loaded_perc:([0-9.]+)")
 """Field of a server's INFO that is there only while it loads its data."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -88,12 +89,12 @@ class EmbeddedRedis:
         self._process: subprocess.Popen[bytes] | None = None
         self._launches = 0
         self.loaded_percent = 0.0
-        """How much of its data a server that starts has loaded, as it last said."""
+        """How much of its data a starting server has loaded, as it last reported."""
         self._max_memory = max_memory or default_max_memory()
         self._writes_allowed = True
-        """Whether its server is told to take writes, since there is room on the disk."""
+        """Whether the server is set to take writes, since there is room on the disk."""
         self._log_read = self._log_file.stat().st_size if self._log_file.exists() else 0
-        """Bytes of the server's log that were looked through."""
+        """Bytes of the server's log that were searched for warnings."""
 
     @property
     def url(self) -> str:
@@ -113,7 +114,7 @@ class EmbeddedRedis:
             time.sleep(pause)
 
     async def start_in_loop(self) -> None:
-        """Do what `start` does, while the event loop of the main thread goes on."""
+        """Do what `start` does, without blocking the event loop of the main thread."""
         for pause in self._attempts():
             await asyncio.sleep(pause)
 
@@ -136,7 +137,7 @@ class EmbeddedRedis:
 
     async def keep_alive(self) -> None:
         """Check for ever that the server lives, and start it again when it, or the process that owned it, has died. It
-        takes no writes while its disk is nearly full."""
+        is set to refuse writes while its disk is nearly full."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             try:
@@ -147,7 +148,7 @@ class EmbeddedRedis:
                 log.exception("embedded_redis_failed")
 
     async def _check(self) -> None:
-        """Start the server again where it is gone, keep it from a full disk, and log its warnings."""
+        """Start the server again where it is gone, keep it from filling the disk, and log its warnings."""
         if (self._process and self._process.poll() is not None) or not _connects(self.socket):
             log.warning("embedded_redis_gone", detail="starting it again")
             self._revive()
@@ -156,14 +157,14 @@ class EmbeddedRedis:
         self._tell_warnings()
 
     def _allow_writes(self, allowed: bool) -> None:
-        """Have the server take writes or refuse them. Where it does not listen, the next check tells it again."""
+        """Have the server take writes or refuse them. Where it does not answer, the next check tries again."""
         if _ask(self.socket, b"CONFIG SET maxmemory %d" % self._memory_bound(allowed)) == b"+OK\r\n":
             self._writes_allowed = allowed
             tell = log.info if allowed else log.error
             tell("disk_has_room" if allowed else "disk_full", folder=str(self._folder))
 
     def _has_room(self) -> bool:
-        """Return whether the disk has room for writes; a quarter more where there was none."""
+        """Return whether the disk has room for writes; a quarter more is required where there was none before."""
         disk = shutil.disk_usage(self._folder)
         needed = DISK_RESERVE_BYTES if self._writes_allowed else DISK_RESERVE_BYTES * 5 // 4
         return disk.free >= needed or not disk.total  # some file systems know no size
@@ -268,7 +269,7 @@ def default_max_memory() -> int:
     """Bytes that the server may use: MEMORY_SHARE of the machine's memory, or of this container's, if that is less."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is none
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
             available = min(available, int(path.read_text()))
     return int(MEMORY_SHARE * available)
 
@@ -287,7 +288,7 @@ def socket_path(folder: Path) -> Path:
     path = folder / "redis.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
         return path
-    short = Path("/tmp") / f"notellm-{os.getuid()}"  # not TMPDIR: every process must come to the same place
+    short = Path("/tmp") / f"notellm-{os.getuid()}"  # not TMPDIR: every process must find the same path
     short.mkdir(mode=0o700, exist_ok=True)
     if short.stat().st_uid != os.getuid():
         raise EmbeddedRedisError(f"{short} belongs to somebody else; choose a shorter NOTELLM_DATA_DIR")

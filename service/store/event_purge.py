@@ -1,7 +1,7 @@
-"""Purge of a stream of events: it is written anew without the events of removed notes and forgotten readers.
+"""Purge of a stream of events: rewrites it without the events of removed notes and forgotten readers.
 
-XDEL and XTRIM leave the bytes of single entries where they were. The stream is copied page by page beside services that
-use it, and exchanged in one step, whose last entry tells followers to read it from its beginning.
+XDEL and XTRIM leave the bytes of single entries where they were. So the stream is copied page by page while services
+use it, and replaced by the copy in one step; the last entry of the copy tells followers to read it from its beginning.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FIELDS = {b"type", b"note", b"reader"}
 PAGE_SIZE = 1000
 """Entries that are copied in one round trip."""
 NEW_STREAM_SECONDS = 2 * CLAIM_SECONDS
-"""Time after which the new stream ends where its purge was killed. Each page sets it anew, and renews the claim first:
-the stream outlives the claim of a purge that goes on."""
+"""Time to live of the new stream, for the case that its purge is killed. Each page sets it again after renewing the
+claim, so that the stream outlives the claim of a running purge."""
 # KEYS events, new events; ARGV seconds that the new stream stays, positions. Copies the entries that are still there: a
 # reader may have been forgotten since they were read.
 COPY = (
@@ -33,9 +33,9 @@ end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 """
 )
-# KEYS events, new events, claim; ARGV last position that was copied, the claim's token. The new stream begins its
-# positions after the last one that the old stream gave, also to an entry that is left out and where the clock was set
-# back: a follower that stands there would see nothing that comes before it.
+# KEYS events, new events, claim; ARGV last position that was copied, the claim's token. New positions come after the
+# last one that the old stream assigned, even if that entry is left out or the clock was set back: a follower at that
+# position would not see an entry before it.
 EXCHANGE = (
     FIRST_WRITE
     + LOG_END
@@ -59,7 +59,7 @@ Removals = dict[tuple[bytes, bytes], PositionKey]
 
 
 def purge_events(client: Any, prefix: bytes, claim: PurgeClaim) -> None:
-    """Purge the events below the prefix of a tenant. Raises redis.exceptions.RedisError, and PurgeError where the claim
+    """Purge the events under the prefix of a tenant. Raises redis.exceptions.RedisError, and PurgeError where the claim
     was lost."""
     events = prefix + b"events"
     if not client.exists(events):
@@ -79,7 +79,7 @@ def purge_events(client: Any, prefix: bytes, claim: PurgeClaim) -> None:
 
 
 def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, PositionKey]:
-    """Return the removals that a stream tells of, and the position of the last entry that was read for them."""
+    """Return the removals that a stream records, and the position of the last entry that was read for them."""
     removals: Removals = {}
     first = b"-"
     seen: PositionKey = (0, 0)

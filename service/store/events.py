@@ -1,8 +1,9 @@
 """EventStore on Redis: the stream of what readers did with the notes of one tenant.
 
-Each entry has the fields type, note, reader, at (milliseconds) and more (JSON), always in this order, which Redis keeps
-once for many entries. A type that begins with "-" is no event: see CONTROL. `reader` is a pseudonym, a digest under the
-tenant's salt: the names of users are nowhere in the store. keys.py has the names of the keys.
+Each entry has the fields type, note, reader, at (milliseconds) and more (JSON), always in this order, so that Redis
+stores the names once for many entries. An entry whose type begins with "-" is no event: see CONTROL. `reader` is a
+pseudonym, a digest under the tenant's salt: the names of users are nowhere in the store. keys.py has the names of the
+keys.
 """
 
 from __future__ import annotations
@@ -36,22 +37,23 @@ CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
 }
 """Types of entries that are no events, and the kinds that they are read as."""
 NEW_STREAM = b":new"
-"""End of the name of a stream that a purge writes (event_purge.py)."""
+"""Suffix of the name of a stream that a purge writes (event_purge.py)."""
 READER_BYTES = 10
 """Bytes of a reader's pseudonym: among a billion readers two share one with a probability of one in a million."""
 ID_BYTES = 9
 """Bytes that are kept of an event's id, as 12 letters: of a million ids two share one with a probability of one in ten
 billion."""
 ADD_BATCH_SIZE = 200
-"""Events that one script adds: 1.5 ms in which the server answers nobody else, where 1,000 events take 7 ms (one core
-of an AMD EPYC). With any number from 50 to 1,000 an event takes 7 to 8 us; each script is a round trip and an fsync."""
+"""Number of events that one script adds: it blocks the server for 1.5 ms; 1,000 events would for 7 ms (one core of an
+AMD EPYC). With any number from 50 to 1,000 an event takes 7 to 8 us; each script is a round trip and an fsync."""
 MAX_ADDS = 2
-"""Scripts with several events of one tenant that a process has at the server at a time: any other command waits for all
-that arrived before it. Single events take no turn, since what they take of the server is small."""
+"""Maximum number of scripts with several events of one tenant that a process sends concurrently: any other command
+waits for all that arrived before it. Scripts with a single event are not limited, since they take little of the
+server's time."""
 BATCH_SIZE = 1000
 """Entries that one script looks through: a few milliseconds of the server."""
 ADD_ATTEMPTS = 3
-"""Attempts at one script where another process changes the salt meanwhile, which only an emptied store brings about."""
+"""Attempts at one script where the salt changes meanwhile, which happens only when the store was emptied."""
 OTHER_SALT = b"salt"
 OUTCOMES: tuple[EventOutcome, ...] = ("accepted", "duplicate", "unknown_note")
 """Meanings of the numbers that ADD answers."""
@@ -77,8 +79,8 @@ local function trim(key, kept, bytes)
   return redis.call('MEMORY', 'USAGE', key) or 0
 end
 """
-# KEYS events, new events, claim of a purge; ARGV milliseconds and bytes that the stream may hold. Also removes what a
-# killed purge of an earlier version has left: no time ends it.
+# KEYS events, new events, claim of a purge; ARGV milliseconds and bytes that the stream may hold. Also removes the new
+# stream of a purge by an earlier version that was killed: it has no time to live.
 TRIM = (
     TRIM_FUNCTION
     + """
@@ -90,11 +92,11 @@ return {used, first and first[1] or false}
 )
 # KEYS log, events, ids, old ids, identity, salt, notes; ARGV identity or "", salt, milliseconds and bytes that the
 # stream may hold, milliseconds that an id is known, ids of one generation, and the events as one JSON list: of each the
-# digest of its id, the place of its note among the keys, type, note, reader, at, more. As arguments of their own they
-# take a third more computing in all.
+# digest of its id, the place of its note among the keys, type, note, reader, at, more. Passed as separate arguments
+# they would take a third more computing in all.
 # An id goes into the younger of two sets, and is looked for in both. The younger becomes the older one when it is full,
 # or as old as ids are known.
-# Answers the end of the log of notes, which tells of the notes that it found and missed, and the outcomes.
+# Answers the end of the log of notes, which covers the notes that it found and missed, and the outcomes.
 ADD = (
     TRIM_FUNCTION
     + LOG_END
@@ -164,7 +166,7 @@ log = structlog.get_logger(__name__)
 
 class RedisEventStore:
     """EventStore on Redis. `identity`, `known`: the identity that the store must have and the known position of its
-    log, as RedisNoteStore has them."""
+    log, as in RedisNoteStore."""
 
     def __init__(
         self,
@@ -202,7 +204,7 @@ class RedisEventStore:
                 raise TenantRemoved
             if answer != OTHER_SALT:
                 log_end, outcomes = answer
-                if self._known:  # before a caller hears which notes there are
+                if self._known:  # before a caller learns which notes exist
                     self._known.raise_to(log_end.decode())
                 return [OUTCOMES[number] for number in outcomes]
             self._salt = b""
@@ -210,7 +212,7 @@ class RedisEventStore:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Hold one of the MAX_ADDS turns for the block. Raises StoreUnavailable where the scripts before take longer
+        """Hold one of the MAX_ADDS turns during the block. Raises StoreUnavailable where earlier scripts take longer
         than a call may."""
         try:
             async with asyncio.timeout(self._connection.timeout_seconds):
@@ -314,7 +316,8 @@ def _pseudonym(reader: str, salt: bytes) -> str:
 
 
 def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
-    """Decode an entry, given its fields' names and values in turns; one that this module has not written is logged."""
+    """Decode an entry, given its fields as alternating names and values; one that this module has not written is
+    logged."""
     try:
         fields = fields_of(values)
         kind, note, reader, at, more = (fields[name] for name in (b"type", b"note", b"reader", b"at", b"more"))

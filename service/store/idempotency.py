@@ -1,9 +1,9 @@
-"""Records of writes that take place once: scripts, and the parts of the scripts of writes.
+"""Records of idempotent writes, by their idempotency keys: scripts, and parts of the scripts that write.
 
 A record is a hash: fingerprint; token while the write is claimed; answer, revision, position once it is made.
 
-A claim ends by itself, so that the death of its process does not hold the key for ever. A write is made only under a
-claim that still holds: each script of a write checks it, makes the write, and finishes the record, in one step.
+A claim expires, so that the death of its process does not block the key for ever. A write is made only under a claim
+that still holds: each script of a write checks it, makes the write, and finishes the record, in one step.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from service.errors import KeyInUse, KeyReused
 from service.records import Claim, EarlierWrite, Remembered
 
 LOST = b"lost"
-"""Answer of a script whose claim has ended. Nothing was written."""
+"""Answer of a script whose claim has expired. Nothing was written."""
 REMOVED = b"removed"
 """Answer of a script whose store was removed, or emptied. Nothing was written."""
 
-# KEYS records; ARGV token, lease in ms, fingerprints. Either all are claimed that were not made before, or none. Begins
-# with a write that takes no memory and changes nothing, as FIRST_WRITE of scripts.py: removals go on where memory is
-# full.
+# KEYS records; ARGV token, lease in ms, fingerprints. Claims all writes that were not made before, or none. Begins with
+# a write that takes no memory and changes nothing, like FIRST_WRITE of scripts.py, so that removals work where memory
+# is full.
 CLAIM = """
 redis.call('HDEL', KEYS[1], '')
 local made = {}

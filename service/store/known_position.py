@@ -1,13 +1,13 @@
-"""KnownPosition: the newest log position of a tenant that any process of a data folder has heard of.
+"""KnownPosition: the newest log position of a tenant that any process using a data folder has received from the store.
 
-All processes that use an embedded store are on its machine, and share the position in memory. It is no file of the data
-folder: to write to one that is mapped waits while the file system commits, as it does at each fsync of the store. Each
-process raises the position to what an answer of the store tells before a caller hears of that answer, so no caller can
-know of a later change. A reader whose index has come as far need not ask the store what it lacks
+All processes that use an embedded store are on its machine, and share the position in memory. It is not in a file of
+the data folder: writing to a mapped file there waits while the file system commits, as it does at each fsync of the
+store. Each process raises the position to the one in an answer of the store before a caller gets that answer, so no
+caller can know of a later change. A reader whose index has reached the position need not ask the store for changes
 (docs/decisions/0031-reads.md).
 
-Each process writes a number of its own, and the position is the largest of all. So there is no lock, which a process
-that was stopped while it holds it would keep from all others.
+Each process writes a number of its own, and the position is the largest of all. So no lock is needed, which a process
+that is stopped while holding it would keep from all others.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ PLACE = "positions"
 """File of the data folder that names the folder in memory. Each process that uses the folder holds a shared lock on the
 file."""
 MAX_PATH = 4096
-"""Bytes that are read of PLACE."""
+"""Maximum number of bytes that are read from PLACE."""
 MEMORY = Path("/dev/shm")
-"""Where Linux keeps files in memory; other systems take the data folder."""
+"""Where Linux keeps files in memory; other systems use the data folder."""
 MAX_PROCESSES = 32
-"""Processes that may use a data folder at a time: a read looks at the numbers of all."""
+"""Maximum number of processes that use a data folder at a time: a read looks at the numbers of all."""
 NUMBER_BYTES = 8
 SIZE = MAX_PROCESSES * NUMBER_BYTES + 1
-"""Bytes of the file of a position. The last one is no number: writing it allocates the file and changes no number."""
+"""Bytes of the file of a position. The last one belongs to no number: writing it allocates the file and changes no
+number."""
 PROCESSES = "processes"
-"""Folder of one file for each number, on which the process that writes the number holds a lock."""
+"""Folder with a file for each number; the process that writes the number holds a lock on it."""
 SEQUENCE_BITS = 22
 """Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
-"""The largest sequence number. It stands for all beyond it too, so a position that has it is not known."""
+"""The largest sequence number. It also stands for all larger ones, so a position that has it counts as not known."""
 NEVER = (1 << 64) - 1
 """Stands for a position that is not known; greater than every other."""
 RETRY_SECONDS = 0.01
-"""Pause of a process that finds another one removing the folder."""
+"""Pause of a process that finds another process removing the folder."""
 
 
 class KnownPosition:
@@ -71,7 +72,8 @@ class KnownPosition:
         self._closed = False
 
     def close(self) -> None:
-        """Close the file. Requests of a tenant that is being removed may go on: to them the position is not known."""
+        """Close the file. Requests of a tenant that is being removed may still be running: for them the position is not
+        known."""
         self._closed = True
         self._numbers.release()
         self._bytes.release()
@@ -79,11 +81,11 @@ class KnownPosition:
         os.close(self._file)
 
     def raise_to(self, position: str) -> None:
-        """Take note of a position that the store told."""
+        """Raise the position to one that the store returned."""
         self._raise(_encode(position))
 
     def end(self) -> None:
-        """Have the position not be known any more."""
+        """Make the position unknown from now on."""
         self._raise(NEVER)
 
     def read(self) -> str | None:
@@ -120,7 +122,7 @@ class KnownPositions:
             raise
 
     def close(self) -> None:
-        """Give up the folder, and remove it where no other process uses it."""
+        """Stop using the folder, and remove it where no other process uses it."""
         if self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             os.ftruncate(self._place, 0)
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -132,7 +134,7 @@ class KnownPositions:
         return contextlib.closing(KnownPosition(self._path(tenant, identity), self._process))
 
     def end(self, tenant: str, identity: str) -> None:
-        """Have all processes ask the store about a tenant that is being removed."""
+        """Make all processes ask the store about a tenant that is being removed."""
         path = self._path(tenant, identity)
         if path.exists():
             with self.open(tenant, identity) as known:
@@ -140,7 +142,7 @@ class KnownPositions:
             path.unlink(missing_ok=True)
 
     def doubt_all(self, now: float) -> None:
-        """Have no position be known until there is a change later than `now`, in seconds since the epoch: the logs
+        """Make all positions unknown until there is a change later than `now`, in seconds since the epoch: the logs
         were exchanged."""
         for path in self._folder.glob("*"):
             if path.is_file():
@@ -174,7 +176,8 @@ class KnownPositions:
         os.pwrite(self._place, made.encode(), 0)
 
     def _claim_number(self) -> tuple[int, int]:
-        """Return a number that no living process writes, and the file whose lock keeps it so until it is closed."""
+        """Return a number that no living process writes, and the file whose lock reserves the number until the file is
+        closed."""
         (self._folder / PROCESSES).mkdir(exist_ok=True)
         for number in range(MAX_PROCESSES):
             file = os.open(self._folder / PROCESSES / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -189,11 +192,11 @@ class KnownPositions:
         )
 
     def _named(self) -> Path:
-        """Return the folder that PLACE names; one without a name where it names none."""
+        """Return the folder that PLACE names; a path without a name where it names none."""
         return Path(os.pread(self._place, MAX_PATH, 0).decode())
 
     def _lock(self, how: int) -> bool:
-        """Lock PLACE; return False where another process keeps it from that, and it was not to be waited for."""
+        """Lock PLACE; return False where another process holds a conflicting lock and `how` says not to wait for it."""
         try:
             fcntl.flock(self._place, how)
         except BlockingIOError:
@@ -220,6 +223,6 @@ def is_in_use(data_folder: Path) -> bool:
 
 
 def _encode(position: str) -> int:
-    """Return a number that grows with positions."""
+    """Encode a position as a number; later positions have larger numbers."""
     milliseconds, sequence = position_key(position)
     return min(milliseconds << SEQUENCE_BITS | min(sequence, SEQUENCE_MASK), NEVER)

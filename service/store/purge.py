@@ -1,4 +1,4 @@
-"""Purge of a Redis: what was removed leaves its change logs, events, remembered answers and append-only file.
+"""Purge of a Redis: erases removed data from its change logs, events, remembered answers and append-only file.
 
 A removed note is gone from memory at once, and stays in the append-only file until that is rewritten. Its id stays in
 the change log, in the answers that are remembered for repeated requests, and in ranked lists that are kept for pages.
@@ -32,10 +32,10 @@ from service.store.scripts import FIRST_WRITE
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
 """Prefix of the keys of one tenant."""
 FOLLOW_SECONDS = 1.0
-"""How long replicas have to read the entry of the purge, which takes them milliseconds. One that has not read it then
-builds its index anew."""
+"""How long replicas have to read the entry of the purge, which takes them milliseconds. A replica that has not read it
+by then rebuilds its index."""
 CHECK_SECONDS = 0.05
-"""Pause between two looks whether the server has rewritten its file."""
+"""Pause between two checks whether the server has rewritten its file."""
 SCAN_COUNT = 1000
 """Keys that are looked at in one round trip."""
 T = TypeVar("T")
@@ -44,20 +44,21 @@ LAST = f"{HASH_TAG}purged"
 CUT_AT = f"{HASH_TAG}purge:cut"
 """Key of the time at which a purge on schedule cut the logs, until the server has rewritten its file."""
 FAILED = f"{HASH_TAG}purge:failed"
-"""Key that is there until a purge on schedule that has failed is tried again."""
+"""Key that exists until a purge on schedule that has failed may be tried again."""
 FAILING_SINCE = f"{HASH_TAG}purge:failing"
 """Key of the time of the first purge on schedule that failed since the last one that was done."""
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 60.0, 3600.0
-"""Pauses between these attempts: as long as they have failed, within these bounds. An attempt copies the streams of
-events until they are exchanged; then it takes a fork, and the room for a second file until it fails."""
+"""Bounds on the back-off between these attempts, which is as long as they have been failing. Until the streams of
+events were replaced, each attempt copies them; after that it costs a fork, and the space of a second file until it
+fails."""
 COMPRESSION = f"{HASH_TAG}purge:compression"
 """Key of the server's own setting rdbcompression, while a purge has changed it."""
 CANARY = f"{HASH_TAG}purge:canary:"
-"""Begin of the key of a text that tells which files are the store's."""
+"""Prefix of the key of a text by which the store's files are recognised."""
 CANARY_REPETITIONS = 8
-"""The text repeats itself, so that a server which compresses its files compresses it."""
+"""Repetitions in the text, so that a server which compresses its files compresses it."""
 CANARY_SECONDS = 86_400
-"""How long the text stays where a purge was killed."""
+"""Time to live of the text, for the case that a purge is killed."""
 log = structlog.get_logger(__name__)
 
 # KEYS log; ARGV PURGE. Appends the entry of the purge; nothing where there is no log any more.
@@ -96,8 +97,8 @@ class PurgedLog:
 
 
 def purge_store(url: str, ids: Collection[str] = (), tenant: str = DEFAULT_TENANT) -> list[PurgedLog]:
-    """Purge all tenants of the Redis at `url`, beside services that use it, after any purge that is under way. `ids`:
-    removed notes of `tenant`, whose remembered answers are forgotten too. Raises PurgeError."""
+    """Purge all tenants of the Redis at `url`, while services use it, once any running purge has ended. `ids`: removed
+    notes of `tenant`, whose remembered answers are forgotten too. Raises PurgeError."""
     with _client(url) as client:
         claim = PurgeClaim(client)
         claim.wait()
@@ -131,7 +132,7 @@ def last_purge(url: str, now: float) -> float:
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
-    """Purge the store if the last purge was `seconds` ago and no process is at it. Return the time of the
+    """Purge the store if the last purge was `seconds` ago and no other process is purging it. Return the time of the
     last purge, as `last_purge` does, and whether this call made it. Where no purge is due, restore the server's setting
     that an interrupted purge has changed. Raises PurgeError."""
     last = last_purge(url, now)
@@ -149,14 +150,14 @@ def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, boo
 
 
 def _is_due(client: Any, seconds: float, now: float) -> bool:
-    """Return whether the last purge was `seconds` ago, and no attempt has failed just now."""
+    """Return whether the last purge was `seconds` ago, and no back-off after a failed attempt is running."""
     return now >= float(client.get(LAST)) + seconds and not client.exists(FAILED)
 
 
 def _purge_on_schedule(client: Any, claim: PurgeClaim, seconds: float, now: float) -> float:
-    """Purge the store, and return the time before which what was removed is gone. Once the logs are cut, only the
-    rewrite of the file is tried again, until `seconds` have passed: followers of a log that each attempt cuts would
-    lose it."""
+    """Purge the store, and return the time such that everything removed before it is erased. Once the logs are cut,
+    only the rewrite of the file is tried again, until `seconds` have passed: if each attempt cut the logs, followers
+    would lose their place in them."""
     cut_at = float(client.get(CUT_AT) or -math.inf)
     try:
         if not cut_at <= now < cut_at + seconds:
@@ -175,8 +176,8 @@ def _purge_on_schedule(client: Any, claim: PurgeClaim, seconds: float, now: floa
 
 @contextlib.contextmanager
 def canary_in_store(url: str) -> Iterator[str]:
-    """Have the store hold a text while the block lasts, and yield the text: files that have it are the store's, and are
-    not compressed, which would shorten it. Raises PurgeError."""
+    """Keep a text in the store during the block, and yield the text: files that have it are the store's, and are not
+    compressed, which would shorten it. Raises PurgeError."""
     token = secrets.token_hex(8)
     text = token * CANARY_REPETITIONS
     with _client(url) as client:
@@ -190,7 +191,7 @@ def canary_in_store(url: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _client(url: str) -> Iterator[Any]:
-    """Yield a client of a store, whose failures are a PurgeError."""
+    """Yield a client of a store; its failures are raised as PurgeError."""
     try:
         with client_of(url) as client:
             yield client
@@ -199,8 +200,8 @@ def _client(url: str) -> Iterator[Any]:
 
 
 def _purge_streams(client: Any, claim: PurgeClaim) -> list[PurgedLog]:
-    """Write the streams of events and the change logs of all tenants anew, without what was removed. Events come first:
-    they take most memory, and where there is none for them, no log is cut."""
+    """Rewrite the streams of events and the change logs of all tenants without what was removed. Events come first:
+    they need the most memory, and where it does not suffice, no log is cut."""
     _forget_lists(client, claim)
     logs = list(_logs(client))
     for log in logs:
@@ -262,7 +263,7 @@ def _forget_lists(client: Any, claim: PurgeClaim) -> None:
 
 
 def _pages(items: Iterable[T], claim: PurgeClaim) -> Iterator[list[T]]:
-    """Yield SCAN_COUNT items at a time, and hold the claim meanwhile."""
+    """Yield SCAN_COUNT items at a time, and renew the claim before each page."""
     left = iter(items)
     while page := list(islice(left, SCAN_COUNT)):
         claim.renew()
@@ -275,8 +276,8 @@ def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:
 
 
 def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
-    """Have the server write its files anew, and return once it has: the append-only file, and the dump where it makes
-    one. They are not compressed, so that they can be searched."""
+    """Have the server rewrite its files, and return once it has: the append-only file, and the dump where it makes one.
+    They are not compressed, so that they can be searched."""
     with _compressing_nothing(client):
         _wait(client, claim, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
         if client.info("persistence").get("aof_enabled"):
@@ -294,8 +295,8 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
 
 @contextlib.contextmanager
 def _compressing_nothing(client: Any) -> Iterator[None]:
-    """Have the server compress none of the files that it writes until the block is left. The store has its own setting
-    meanwhile, so that the next purge, or look whether one is due, restores it where this one is broken off."""
+    """Turn off the compression of the server's files during the block. The server's own setting is kept in the store
+    meanwhile, so that the next purge, or check whether one is due, restores it where this one is interrupted."""
     try:
         with contextlib.suppress(ResponseError, KeyError):  # a server that forbids CONFIG
             compression = client.config_get("rdbcompression")["rdbcompression"]
@@ -311,8 +312,8 @@ def _compressing_nothing(client: Any) -> Iterator[None]:
 
 
 def _restore_compression(client: Any) -> None:
-    """Give the server back the setting that a purge has changed; once, since later purges must not depend on a server
-    that has come to forbid CONFIG SET."""
+    """Restore the server's setting that a purge has changed. This is tried only once: later purges must not depend on a
+    server that now forbids CONFIG SET."""
     if compression := client.get(COMPRESSION):
         try:
             client.config_set("rdbcompression", compression)
@@ -323,14 +324,14 @@ def _restore_compression(client: Any) -> None:
 
 
 def _dumps(client: Any) -> bool:
-    """Whether the server dumps its data now and then."""
+    """Return whether the server is set to dump its data at intervals."""
     with contextlib.suppress(ResponseError, KeyError):
         return bool(client.config_get("save")["save"])
     return False
 
 
 def _wait(client: Any, claim: PurgeClaim, *fields: str) -> Any:
-    """Return what the server says of its files once none of these fields is set."""
+    """Wait until none of these fields is set in the server's INFO persistence, and return that."""
     while True:
         persistence = client.info("persistence")
         if not any(persistence.get(field) for field in fields):

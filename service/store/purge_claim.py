@@ -10,8 +10,8 @@ from service.store.keys import HASH_TAG
 from service.store.scripts import FIRST_WRITE
 
 CLAIM_SECONDS = 60
-"""How long a claim holds after it was renewed: longer than any one step of a purge, and what a process that died at it
-costs the next one."""
+"""How long a claim holds after it was renewed: longer than any one step of a purge. After a process has died during its
+purge, the next purge waits that long."""
 WAIT_SECONDS = 900.0
 """How long a purge waits for another one. Rewriting the file of a large store takes minutes."""
 CHECK_SECONDS = 0.05
@@ -61,5 +61,5 @@ class PurgeClaim:
             )
 
     def release(self) -> None:
-        """Leave the store to the next purge."""
+        """Release the claim for the next purge."""
         self._client.eval(RELEASE, 1, self.KEY, self.token)

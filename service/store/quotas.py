@@ -2,7 +2,7 @@
 
     {access}:quota:<prefix>  hash  minute; requests and tokens of it, and of the minute before it
 
-It is gone two minutes after its last use, or once the tokens beyond the quota have left the window (quota.py).
+It expires two minutes after its last use, or once the tokens beyond the quota have left the window (quota.py).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from service.store.scripts import FIRST_WRITE
 QUOTA = "{access}:quota:"
 
 # KEYS quota; ARGV bound on requests or "", bound on tokens or "", requests and tokens to count, seconds of a window.
-# The server's own clock: those of replicas may differ. Tokens are counted when they are used, whatever the bound, and
-# those beyond it are carried over (`carry_over` of quota.py); requests only where both bounds leave room for all of
-# them: where none are to be counted, for one. Counts are not written to the append-only file, which a server with
-# appendfsync always would sync for each request: after a restart they begin anew, or as the last rewrite of the file
-# found them. Quotas must hold where memory is full, too: whoever fills it would have none (FIRST_WRITE).
+# The script uses the server's clock: those of replicas may differ. Tokens are counted when they are used, whatever the
+# bound, and those beyond it are carried over (`carry_over` of quota.py); requests only where both bounds leave room for
+# all of them, and at least for one. Counts are not written to the append-only file, which a server with appendfsync
+# always would sync for each request: after a restart they begin again at 0, or at their values in the last rewrite of
+# the file. Quotas must hold where memory is full, too: otherwise a caller that fills it would have no quota
+# (FIRST_WRITE).
 COUNT = (
     "redis.set_repl(redis.REPL_NONE)\n"
     + FIRST_WRITE

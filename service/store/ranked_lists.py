@@ -4,8 +4,8 @@
     <prefix>lists      zset    key of each list -> when it ends, in seconds since the epoch
 
 They are not appended to the append-only file, which a server with `appendfsync always` would sync for each list: after
-a restart of the server a caller begins again. But each rewrite of the file writes those that are kept at that time, and
-they stay in it until the next one.
+a restart of the server callers have to begin a new list. But each rewrite of the file includes the lists that are kept
+at that time, which stay in it until the next rewrite.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from service.store.idempotency import REMOVED
 from service.store.keys import Keys
 
 MAX_LISTS = 1000
-"""Bound on the lists that are kept of one tenant, published at GET /limits; beyond it the oldest one goes."""
+"""Bound on the lists that are kept of one tenant, published at GET /limits; beyond it the oldest one is dropped."""
 MAX_LIST_BYTES = 256 * 2**10
-"""Bound on one list as it is kept, published at GET /limits: what does not fit is cut off its end."""
+"""Bound on the size of one list as it is stored, published at GET /limits: notes that do not fit are cut off its
+end."""
 
 # KEYS list, lists, identity; ARGV seconds, bound on lists, the identity that the store must have or "", header, notes.
 # RPUSH comes first: a server out of memory refuses it, and would let it pass after a write that takes no memory.
@@ -46,7 +47,8 @@ return true
 
 
 class RedisLists:
-    """ListStore on Redis. `connection` and `identity`: as of the tenant's notes. `seconds`: how long a list is kept."""
+    """ListStore on Redis. `connection` and `identity`: those of the tenant's notes. `seconds`: how long a list is
+    kept."""
 
     def __init__(self, connection: Connection, keys: Keys, seconds: float, identity: str = "") -> None:
         self._connection = connection
@@ -68,7 +70,7 @@ class RedisLists:
     async def read(self, list_id: str, start: int, count: int) -> RankedList | None:
         key = self._keys.list + list_id
         async with self._connection.call("read list"):
-            pipeline = self._connection.redis.pipeline(transaction=True)  # else it may end in between
+            pipeline = self._connection.redis.pipeline(transaction=True)  # else it may expire in between
             pipeline.lindex(key, 0)
             pipeline.lrange(key, 1 + start, start + count)
             header, notes = await pipeline.execute()
@@ -76,7 +78,7 @@ class RedisLists:
 
 
 def _fitting(ranked: RankedList) -> Iterator[bytes]:
-    """Yield the first notes of a list, as JSON, as far as they fit into MAX_LIST_BYTES."""
+    """Yield the first notes of a list, as JSON, as many as fit into MAX_LIST_BYTES."""
     size = 0
     for note in ranked.notes:
         encoded = orjson.dumps((note.id, note.score, note.duplicates, note.explanation))

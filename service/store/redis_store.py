@@ -1,4 +1,4 @@
-"""NoteStore on Redis: notes, vectors, the change log of one tenant. Knows nothing of the model or the index.
+"""NoteStore on Redis: notes, vectors, the change log of one tenant. It does not depend on the model or the index.
 
 keys.py has the names of its keys and what they hold.
 """
@@ -53,17 +53,18 @@ LOADING, LOADED = "loading", "1"
 MOVED = b"moved"
 """Answer of DELETE where its condition does not hold."""
 LOG_ENTRIES = 1_000_000
-"""About how many entries the log keeps: a replica that was away for more of them rebuilds from the notes."""
+"""Approximate maximum number of entries in the log: a replica that lags behind by more rebuilds its index from the
+notes."""
 REPLICA_SECONDS = 86_400.0
 """How long the log is kept for a replica that makes no newer snapshot."""
 SCAN_COUNT = 500
-"""Keys that one SCAN looks at, and so the most notes that `scan` yields at a time, but for a few."""
+"""Keys that one SCAN looks at, and so about the maximum number of notes that `scan` yields at a time."""
 COUNT_SCAN_COUNT = 10_000
-"""Keys that one SCAN looks at where only their number is wanted: a few milliseconds of the server."""
+"""Keys that one SCAN looks at where keys are only counted: a few milliseconds of the server."""
 OWN_WRITES = 1024
-"""Bound on the notes that this process wrote and keeps, so that it need not read them when the log names them."""
+"""Maximum number of notes that this process wrote and caches, so that it need not read them when the log names them."""
 OWN_CHARACTERS = 10_000
-"""Characters of content beyond which such a note is not kept: bounds the memory that OWN_WRITES notes take."""
+"""Characters of content beyond which such a note is not cached: bounds the memory that OWN_WRITES notes take."""
 
 log = structlog.get_logger(__name__)
 
@@ -83,10 +84,10 @@ class RedisNoteStore:
 
     `url`: redis://, rediss:// or unix://. `dimensions`: dimension of the vectors of a space, by its name; a note whose
     vector has another one is unreadable. `on_error` is called with each call that fails. `keys`: those of the tenant.
-    `log_seconds`: how long entries of the log are kept at least, as far as LOG_ENTRIES allows.
-    `identity`: the one that the store must have, else every write and `identity` raise TenantRemoved; without it the
-    store has any, and makes one up. `server`: shared by the stores of one server. `known`: the newest position that the
-    processes of one machine know, where only they use the store.
+    `log_seconds`: how long entries of the log are kept at least, as far as LOG_ENTRIES allows. `identity`: the one that
+    the store must have, else every write and the method `identity` raise TenantRemoved; where it is empty, the store
+    may have any, and one is created if it has none. `server`: shared by the stores of one server. `known`: the newest
+    position that the processes of one machine know, where only they use the store.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class RedisNoteStore:
         self._clock = clock
         self._dimensions = dimensions or {}
         self._unreadable: dict[str, str] = {}
-        """Reason of each unreadable note that this process has met and logged, by id."""
+        """Reason of each unreadable note that this process has found and logged, by id."""
         self._process = uuid4().hex[:12]
         self._numbers = itertools.count()
         self._own: dict[str, StoredNote] = {}
@@ -141,7 +142,7 @@ class RedisNoteStore:
     async def _read(
         self, ids: Sequence[str], with_vectors: bool, max_bytes: int
     ) -> list[StoredNote | Unreadable | None]:
-        """Return the first of some notes, as many as have `max_bytes` together, one at the least."""
+        """Return the first of some notes: as many as have at most `max_bytes` together, but at least one."""
         if not ids:
             return []
         async with self._call("get"):
@@ -228,7 +229,7 @@ class RedisNoteStore:
         if any(claim.earlier for claim in claims):
             try:
                 await self.wait_for_disk()
-            except NoteLLMError:  # the caller gets no claims, so it cannot give them up
+            except NoteLLMError:  # the caller gets no claims, so it cannot release them
                 await self.release(claims)
                 raise
         return claims
@@ -263,12 +264,12 @@ class RedisNoteStore:
         results = await self.connection.write(commands)
         if REMOVED in results:
             raise TenantRemoved
-        if self._known and (MOVED in results or None in results):  # the reason is a change that others may not know of
+        if self._known and (MOVED in results or None in results):  # the cause is a change that others may not know yet
             await self.log_bounds()
         return results
 
     def _raise_known_position(self, position: bytes) -> None:
-        """Take note of a log position that the store told, before a caller hears of it."""
+        """Raise the known position to one that the store returned, before a caller gets the answer."""
         if self._known:
             self._known.raise_to(position.decode())
 
@@ -277,7 +278,7 @@ class RedisNoteStore:
         return self._known.read() if self._known else None
 
     def _remember(self, stored: StoredNote) -> str:
-        """Keep a note that is about to be written; return the `by` of its log entry."""
+        """Cache a note that is about to be written; return the `by` of its log entry."""
         by = f"{self._process}-{next(self._numbers)}"
         assert stored.vector is not None
         if len(stored.note.content) <= OWN_CHARACTERS:
@@ -367,7 +368,7 @@ class RedisNoteStore:
             keys = self._keys.snapshots, self._keys.identity
             entry = f"{position} {now}"
             if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:
-                return  # where nothing is kept, a new key would be all that is left of the tenant
+                return  # else the removed tenant would have this one key again
             snapshots = _decode_snapshots(await self._redis.hgetall(keys[0]))
             old = [name for name, (_, made_at) in snapshots.items() if abs(now - made_at) > REPLICA_SECONDS]
             if old:
@@ -379,8 +380,8 @@ class RedisNoteStore:
             await self._redis.xtrim(self._keys.log, minid=min(positions, key=position_key))
 
     async def size(self) -> int:
-        # No counter: notes also go by Redis's own expiry, which no script sees. Keys are found in a small part of the
-        # time that reading the notes takes.
+        # No counter: notes also disappear by Redis's own expiry, which no script sees. Keys are found in a small part
+        # of the time that reading the notes takes.
         size, cursor = 0, None
         while cursor != 0:
             async with self._call("size"):

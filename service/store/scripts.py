@@ -1,4 +1,4 @@
-"""Lua scripts of the store: each reads or writes what must not change in between. redis_store.py has their keys."""
+"""Lua scripts of the store, for reads and writes that must be atomic. redis_store.py passes their keys."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LOG_END = """
 local info, last = redis.pcall('XINFO', 'STREAM', KEYS[1]), '0-0'
 for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
 """
-# KEYS log, notes; ARGV "vectors" or "lengths", and the most bytes, beyond which rows are left out, but for the first
-# one. The end of the log, then a row for each note. One command and one answer: a pipeline of one command a note takes
+# KEYS log, notes; ARGV "vectors" or "lengths", and the maximum number of bytes, beyond which rows after the first are
+# left out. Answers the end of the log, then a row for each note. A pipeline with one command for each note would take
 # the client three times as long. A key that is not a hash gives an empty row; an error would fail the whole call.
 GET = (
     LOG_END
@@ -30,8 +30,8 @@ end
 return rows
 """
 )
-# KEYS log; ARGV position, count. The last position ever written, the time, and up to `count` entries from the position
-# on; none where it is the last.
+# KEYS log; ARGV position, count. Answers the last position ever written, the time, and up to `count` entries from the
+# position on; none where it is the last.
 LOG_TAIL = (
     LOG_END
     + """
@@ -42,8 +42,8 @@ end
 return {last, time[1], time[2], entries}
 """
 )
-# KEYS log, identity; ARGV position. The identity, then, where there is a log, the first entry's position, the last
-# position ever written, whether entries were cut off, and the given position where there is an entry at it. Redis
+# KEYS log, identity; ARGV position. Answers the identity, then, where there is a log, the first entry's position, the
+# last position ever written, whether entries were cut off, and the given position where there is an entry at it. Redis
 # before 7 does not say how many entries were added; then some may have been cut off. Entries after that of a restore
 # were lost: a follower at its position lacks nothing, one beyond it has read entries that are gone.
 LOG_BOUNDS = """
@@ -95,8 +95,9 @@ remember(revision, position)
 return {revision, position}
 """
 )
-# KEYS note, log, identity, events, record; ARGV condition or "", id, log length, and those of FUNCTIONS. The stream of
-# events is told too, in the same step: whoever reads it from its begin must not count what came before the removal.
+# KEYS note, log, identity, events, record; ARGV condition or "", id, log length, and those of FUNCTIONS. The removal is
+# also appended to the stream of events, in the same step: a follower that reads the stream from its beginning must not
+# count events before the removal.
 DELETE = (
     FUNCTIONS
     + HOLDS

@@ -5,7 +5,7 @@
     {notes}:removed:<name>  string  the tenant was removed on purpose; ends by itself
 
 A tenant's identity is also a key of its own (keys.py), made and removed in one step with the entry here: the scripts of
-its writes check it, so that no replica writes to a tenant that was removed, however late it hears of that.
+its writes check it, so that no replica writes to a tenant that was removed, however late it learns of that.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TENANTS = f"{HASH_TAG}tenants"
 REMOVING = "removing:"
 REMOVED_PREFIX = f"{HASH_TAG}removed:"
 REMEMBERED_SECONDS = 86_400
-"""How long it is known that a tenant was removed on purpose: longer than any replica takes to hear of it."""
+"""How long it is remembered that a tenant was removed on purpose: longer than any replica takes to learn of it."""
 SCAN_COUNT = 1000
-"""Keys that one SCAN looks at, and so about the most that are removed in one step of the server: a script can unpack
-some thousands."""
+"""Keys that one SCAN looks at, and so about the maximum number that one script removes, which can unpack some
+thousands."""
 FULL = b"full"
-"""Answer of OPEN where there are as many tenants as there may be."""
+"""Answer of OPEN where the maximum number of tenants is reached."""
 
 # KEYS tenants, identity; ARGV name, a new identity, how many tenants there may be.
 OPEN = """
@@ -55,8 +55,8 @@ UNLINK = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return false end
 return redis.call('UNLINK', unpack(KEYS, 2))
 """
-# KEYS tenants, removed; ARGV name, the entry of the removal, seconds. The list keeps a tenant that was made anew
-# meanwhile.
+# KEYS tenants, removed; ARGV name, the entry of the removal, seconds. A tenant that was created again meanwhile stays
+# in the list.
 END_REMOVAL = (
     FIRST_WRITE
     + """

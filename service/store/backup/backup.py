@@ -1,4 +1,4 @@
-"""Making a backup: the server's own copy of its data, loaded once to see that it can be, and a manifest."""
+"""Making a backup: the server's own copy of its data, which is loaded once as a check, and a manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.store.clients import client_of, database_of
 DATA_SET = "data.rdb"
 """Name of the file with the data set."""
 Progress = Callable[[str, int, int], object]
-"""Called with what is being done, how much of it is done, and how much there is to do (0: not known)."""
+"""Function called with the name of a step, how much of it is done, and how much there is to do (0: not known)."""
 
 
 def make_backup(url: str, address: str, progress: Progress) -> Manifest:
@@ -54,8 +54,7 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
 
 
 def database_count(client: Any) -> int:
-    """Return how many databases a server has; of one that forbids CONFIG, how many it has at least. Raises
-    RedisError."""
+    """Return how many databases a server has; for a server that forbids CONFIG, a lower bound. Raises RedisError."""
     try:
         return int(client.config_get("databases")["databases"])
     except (ResponseError, KeyError):
@@ -78,7 +77,7 @@ def _describe(url: str) -> tuple[str, int, int]:
 
 
 def _count_notes(data_set: Path, database: int, databases: int) -> tuple[NotesEntry, ...]:
-    """Load a data set, and return what notes it has. Raises BackupError."""
+    """Load a data set, and count its notes. Raises BackupError."""
     with loaded(data_set, database, databases) as client:
         try:
             return notes_of(client)
@@ -87,7 +86,7 @@ def _count_notes(data_set: Path, database: int, databases: int) -> tuple[NotesEn
 
 
 def counting(progress: Progress, step: str, total: int) -> Callable[[int], None]:
-    """Return what tells `progress` of more bytes of a step."""
+    """Return a function that reports further bytes of a step to `progress`."""
     done = 0
 
     def count(size: int) -> None:

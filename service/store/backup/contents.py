@@ -1,4 +1,4 @@
-"""The notes in a data set: below which prefixes they lie, and at which log positions."""
+"""The notes in a data set, counted by the prefix of their keys, with their log positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.store.backup.manifest import NotesEntry
 from service.store.keys import TENANT_PATTERN
 
 PREFIX = rb"(\{[^}]*\}:" + TENANT_PATTERN + rb")"
-"""Prefix of the keys of one tenant, with any hash tag: that of another version may be another one."""
+"""Prefix of the keys of one tenant, with any hash tag: another version of the service may use another one."""
 NOTE_KEY = re.compile(PREFIX + b"note:")
 LOG_KEY = re.compile(PREFIX + b"log")
 IDENTITY_KEY = re.compile(PREFIX + b"identity")
@@ -54,7 +54,7 @@ def notes_of(client: Any) -> tuple[NotesEntry, ...]:
 
 
 def pages(client: Any) -> Iterator[list[bytes]]:
-    """Yield the keys of a database that nobody changes, some at a time, each once: SCAN may repeat one."""
+    """Yield the keys of a database that nobody changes, page by page, each once: SCAN may repeat a key."""
     cursor: int | None = None
     seen: set[bytes] = set()
     while cursor != 0:

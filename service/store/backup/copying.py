@@ -1,4 +1,4 @@
-"""Copying of all keys of one database into another, by commands that every Redis has, whatever its version.
+"""Copying all keys of one database into another, with commands that every version of Redis has.
 
 DUMP and RESTORE would be shorter, but an older server refuses what a newer one dumps.
 """
@@ -20,8 +20,8 @@ PAGE_KEYS = 200
 STREAM_ENTRIES = 1000
 """Entries of a stream that are copied in one round trip."""
 CUT_OFF, EARLIEST = "0-1", "0-2"
-"""Positions in a restored change log: of an entry that is written and removed at once, so that the log says that it was
-cut off; and the least one of its first entry."""
+"""Positions in a restored change log: that of an entry which is written and removed at once, so that the log counts as
+trimmed; and the lowest one that its first entry may have."""
 TENANTS = b"}:tenants"
 """End of the key that lists the identities of all tenants' stores."""
 READERS: dict[bytes, Callable[[Any, bytes], object]] = {
@@ -44,8 +44,8 @@ def copy_all(source: Any, target: Any, on_keys: Callable[[int], object]) -> None
     """Copy all keys of `source`, which nobody changes, into an empty database. Raises BackupError for a key of a type
     that no version of this service writes.
 
-    The copy is another store: it has a new identity, so that no replica takes its snapshot for one of it, and its
-    change logs begin anew at their last positions, so that positions go on rising.
+    The copy is a new store: it has a new identity, so that no replica uses its snapshot of the old store with it, and
+    its change logs begin at their last positions, so that positions keep rising.
     """
     names = {
         source.get(key): uuid4().hex.encode()
@@ -59,7 +59,7 @@ def copy_all(source: Any, target: Any, on_keys: Callable[[int], object]) -> None
 
 
 def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[bytes, bytes]) -> None:
-    """Copy some keys. `names`: the new identity for each one of the source."""
+    """Copy some keys. `names`: new identities by those in the source."""
     asking = source.pipeline(transaction=False)
     for key in keys:
         asking.type(key).pexpiretime(key)
@@ -105,13 +105,13 @@ def _expire(target: Any, key: bytes, expiry: int) -> None:
 
 
 def begin_of_log(last: str) -> str:
-    """Return the position at which the copy of a change log begins whose last position is `last`."""
+    """Return the first position in the copy of a change log whose last position is `last`."""
     return max(last, EARLIEST, key=position_key)
 
 
 def _begin_log(target: Any, key: bytes, last: str) -> None:
-    """Begin the copy of a change log with one entry: a follower that has come to the last position goes on from there.
-    An entry that is gone has the log say that it was cut off before."""
+    """Begin the copy of a change log with one entry at the last position: a follower that has reached this position
+    goes on from there. An entry that is removed at once makes the log count as trimmed before it."""
     entry: dict[Any, Any] = {"id": "", "op": RESTORE}
     target.xadd(key, entry, id=CUT_OFF)
     target.xdel(key, CUT_OFF)

@@ -1,4 +1,4 @@
-"""The whole data set of a running Redis at one moment: what it sends to a replica that joins.
+"""The whole data set of a running Redis at one moment, as the server sends it to a new replica.
 
 The server forks and writes its data as they were at the fork; writes go on meanwhile. So the copy has every write that
 was acknowledged before that moment, none that came after, and all databases and tenants at the same moment. This is
@@ -22,7 +22,7 @@ from service.store.clients import pool_of
 
 CHUNK_BYTES = 2**20
 MARK_BYTES = 40
-"""Length of the mark after data whose size the server does not know beforehand."""
+"""Length of the mark that ends data whose size the server does not know beforehand."""
 
 
 def receive_data_set(url: str, target: Path, on_bytes: OnBytes) -> None:
@@ -36,7 +36,7 @@ def receive_data_set(url: str, target: Path, on_bytes: OnBytes) -> None:
                 connection.read_response()
             connection.send_command("SYNC")
         with temporary_file(target) as append:
-            # From here on the answers are no longer those of the protocol that the client reads.
+            # From here on the server does not send answers of the protocol that the client parses.
             _copy(connection._sock, append, on_bytes)
     finally:
         connection.disconnect()
@@ -51,7 +51,8 @@ def _server_errors() -> Iterator[None]:
 
 
 def _copy(server: socket.socket, append: Callable[[bytes], None], on_bytes: OnBytes) -> None:
-    """Copy the data of one answer to SYNC: `$<size>`, or `$EOF:<mark>` before data that the mark ends."""
+    """Copy the data in the answer to SYNC. They follow a header: `$<size>`, or `$EOF:<mark>` where the mark ends
+    them."""
     header, data = _header(server)
     mark = header.removeprefix(b"$EOF:") if header.startswith(b"$EOF:") else b""
     left = 0 if mark else int(header[1:])

@@ -17,7 +17,7 @@ from service.store.backup.temporary import temporary_file
 CHUNK_BYTES = 2**20
 """Bytes that are copied at a time."""
 OnBytes = Callable[[int], object]
-"""Called with the number of bytes of each chunk that was copied."""
+"""Function called with the number of bytes of each chunk that was copied."""
 
 
 class BackupFolder:
@@ -45,7 +45,7 @@ class BackupFolder:
         return Manifest.decode(content)
 
     def refuse_unless_empty(self) -> None:
-        """Raise BackupError where the folder holds files of a backup: one is never written over another."""
+        """Raise BackupError where the folder is not empty: a backup is never written over another one."""
         with self._errors():
             if self._storage.exists(self._path) and self._storage.ls(self._path, detail=False):
                 raise BackupError(f"{self.address} is not empty; name a new folder for each backup")
@@ -69,8 +69,8 @@ class BackupFolder:
             _sync(writer)
 
     def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
-        """Copy a file out of the folder to the temporary one. Raises BackupError where it is not the one that was
-        written."""
+        """Copy a file of the folder to the temporary file `target`. Raises BackupError where its size or digest is not
+        that of `entry`."""
         digest, size = hashlib.sha256(), 0
         with self._errors(), self._open(entry.name, "rb") as reader, temporary_file(target) as append:
             for chunk in _chunks(reader):
@@ -100,7 +100,7 @@ class BackupFolder:
 
 
 def _sync(file: Any) -> None:
-    """Have what was written on disk, where the storage is one."""
+    """Flush what was written to the disk, where the storage is a disk."""
     with suppress(AttributeError, OSError):  # UnsupportedOperation, of a storage without files, is an OSError
         file.flush()
         os.fsync(file.fileno())

@@ -1,7 +1,7 @@
-"""Manifest of a backup: what it holds, from when, and the digests of its files.
+"""Manifest of a backup: what it contains, the time of the data, and the digests of its files.
 
-A backup is valid through its manifest, which is written last. The manifest has a digest of its own, so that one that
-was cut or changed is none.
+A backup is valid only with its manifest, which is written last. The manifest has a digest of its own, so that one that
+was truncated or changed is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FORMAT = 1
 """Version of manifest and files: raise it when older versions of this service could not restore them."""
 MANIFEST = "manifest.json"
 DATABASES = 16
-"""Databases of a server by default."""
+"""Default number of databases of a server."""
 
 
 class BackupError(RuntimeError):
@@ -37,10 +37,10 @@ class FileEntry(_Record):
 
 
 class NotesEntry(_Record):
-    """The notes below one key prefix, as they were at the log position `position`.
+    """The notes under one key prefix, as they were at the log position `position`.
 
-    `notes` counts all of them, `expiring` those that have a time of expiry: they may be fewer when they are restored.
-    `spaces` counts notes by vector space, of which each model has its own.
+    `notes` counts all of them, `expiring` those that have a time of expiry: fewer of these may be left when they are
+    restored. `spaces` counts notes by vector space, of which each model has its own.
     """
 
     prefix: str
@@ -51,8 +51,9 @@ class NotesEntry(_Record):
 
 
 class Manifest(_Record):
-    """`version` is the service's, `server` that of Redis, `database` the number of the database that holds the notes,
-    `databases` how many the server has, as far as it says; `created_at` is the time of the data."""
+    """Contents of a backup. `version` is that of the service, `server` the name and version of the Redis server,
+    `database` the number of the database that holds the notes, `databases` how many the server has, as far as it tells;
+    `created_at` is the time of the data."""
 
     format: int
     version: str

@@ -1,8 +1,7 @@
-"""Restoring a backup into the store of a Redis, in one step as services see it.
+"""Restoring a backup into the store of a Redis, in one step for the services that use it.
 
-The data are copied into a database of the server that nobody uses, and exchanged with the store's at the end
-(SWAPDB). Until then services have the store as it was. What a broken-off restore leaves is marked, and thrown away by
-the next one.
+The data are copied into an unused database of the server, which is exchanged with the store's at the end (SWAPDB).
+Until then services see the store as it was. What an interrupted restore leaves is marked, and removed by the next one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ from service.store.backup.scratch import loaded
 from service.store.clients import client_of, database_of
 
 MARK, ALIVE = "notellm:restore", "notellm:restore:runs"
-"""Keys of a database that a restore writes to: that it does, and, for a short time, that its process lives."""
+"""Keys in the database that a restore writes to: one that marks it, and one that expires soon, which says that the
+restore is running."""
 ALIVE_SECONDS = 60
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
@@ -53,8 +53,9 @@ return 1
 
 
 def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
-    """Restore the backup in `address` into the store of the Redis at `url`. `replace`: also where that holds something,
-    which is thrown away. Raises BackupError; then the store is as it was, unless the error says otherwise."""
+    """Restore the backup in `address` into the store of the Redis at `url`. `replace`: also where the store is not
+    empty; what it holds is removed. Raises BackupError; then the store is as it was, unless the error says
+    otherwise."""
     folder = BackupFolder(address)
     manifest = folder.manifest()
     try:
@@ -90,7 +91,7 @@ def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Pro
 
 
 def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> None:
-    """Copy all keys, and check that as many notes are there as the backup says."""
+    """Copy all keys, and check that there are as many notes as the manifest says."""
     total, done = int(source.dbsize()), 0
 
     def count(keys: int) -> None:
@@ -114,7 +115,8 @@ def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> 
 
 @contextlib.contextmanager
 def _staging(url: str) -> Iterator[Any]:
-    """Yield a client of an empty, marked database of the server. It is emptied again in the end. Raises BackupError."""
+    """Yield a client of an empty, marked database of the server. The database is emptied again at the end. Raises
+    BackupError."""
     with client_of(url, _free_database(url)) as staging:
         staging.flushdb()
         staging.set(ALIVE, "1", ex=ALIVE_SECONDS)
@@ -127,7 +129,7 @@ def _staging(url: str) -> Iterator[Any]:
 
 
 def _free_database(url: str) -> int:
-    """Return the number of a database that is empty, or that a restore was broken off in."""
+    """Return the number of a database that is empty, or that an interrupted restore has left."""
     free: list[int] = []
     with client_of(url) as client:
         count = database_count(client)
@@ -145,9 +147,9 @@ def _free_database(url: str) -> int:
 
 
 def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None:
-    """Exchange the staging database with the store's, in one step, and mark what was the store. Return once that is on
-    disk. Raises BackupError where the store was written to meanwhile, unless it is replaced; and where it was exchanged
-    and the disk took longer than DISK_MILLISECONDS."""
+    """Exchange the staging database with the store's, in one step, and mark the old store's data as disposable. Return
+    once that is on disk. Raises BackupError where the store was written to meanwhile, unless it is replaced; and where
+    it was exchanged and the disk took longer than DISK_MILLISECONDS."""
     number = staging.connection_pool.connection_kwargs["db"]
     keys = [] if replace else _keys_if_empty(store)
     try:

@@ -1,4 +1,4 @@
-"""A throw-away server that holds the data set of a backup, to look into it."""
+"""A temporary server that loads the data set of a backup, to inspect it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ STOP_SECONDS = 20.0
 @contextlib.contextmanager
 def loaded(data_set: Path, database: int, databases: int = DATABASES) -> Iterator[redis.Redis]:
     """Load an RDB file, and yield a client of one of its databases. `databases`: how many the file may have. Raises
-    BackupError where it cannot be loaded: a backup that does not load is none.
+    BackupError where the file cannot be loaded: such a backup is useless.
 
-    The server takes as much memory as the data, keeps its files in the folder of `data_set`, and writes none.
+    The server takes as much memory as the data. Its socket and log are in the folder of `data_set`; it writes no data.
     """
     folder = data_set.parent
     socket, log = socket_path(folder), folder / "scratch.log"

@@ -14,7 +14,7 @@ def temporary_file(path: Path) -> Iterator[Callable[[bytes], None]]:
     """Open a new file, and yield a function that appends bytes to it. The function and the opening raise BackupError
     where the disk does not take the file."""
     with _local_errors(path):
-        file = path.open("wb", buffering=0)  # what is buffered would fail at the end, among other errors
+        file = path.open("wb", buffering=0)  # buffered data would fail only at the end, among other errors
 
     def append(data: bytes) -> None:
         left = memoryview(data)
