@@ -52,7 +52,7 @@ def pairs(
     memory: Memory = DEFAULT_MEMORY,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compute related pairs of notes from clicks: s(A->B) is the sum over users of 1/N, with N notes of the user."""
+    """Compute related notes from clicks: s(A->B) is the sum over users of 1/N, N being the user's distinct notes."""
     from model.data.pairs import PairOptions, PairsError, related_pairs
 
     if notes and per_category is None:
