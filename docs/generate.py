@@ -230,13 +230,13 @@ def configuration_page() -> str:
 
 CONFIGURATION_INTRODUCTION = """# Configuration
 
-Settings are environment variables, read once at the start. Generated from `service/settings.py` by
+Settings are environment variables, read once at startup. Generated from `service/settings.py` by
 `python docs/generate.py`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
 
-The bounds that a request has to keep are published at `GET /limits`. Two variables are read by the command line alone:
-`NOTELLM_URL`, the service that `notellm ingest`, `similar` and the like talk to (by default that of `NOTELLM_HOST` and
-`NOTELLM_PORT`; for `keys`, `verify` and `import-notes` that of `NOTELLM_ADMIN_PORT`, where it is set), and
-`NOTELLM_API_KEY`, the key that they send."""
+`GET /limits` returns the limits for requests. Two variables are for the command line only: `NOTELLM_URL` is the URL of
+the service that commands such as `notellm ingest` and `similar` use (default: `NOTELLM_HOST` and `NOTELLM_PORT`; for
+`keys`, `verify` and `import-notes` `NOTELLM_ADMIN_PORT`, if set), and `NOTELLM_API_KEY` is the API key that they
+send."""
 
 
 def setting_type(spec: Json) -> str:

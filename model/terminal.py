@@ -36,7 +36,7 @@ REQUIREMENTS = {
 def check_names(what: str, names: Collection[str], known: Collection[str]) -> None:
     """End the command with an error if an option has an unknown name."""
     if unknown := sorted(set(names) - set(known)):
-        fail(f"there is no {what} {', '.join(unknown)}; known: {', '.join(known)}")
+        fail(f"unknown {what} {', '.join(unknown)}; available: {', '.join(known)}")
 
 
 def check_writable(path: Path) -> None:

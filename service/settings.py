@@ -33,235 +33,324 @@ class Settings(BaseSettings):
     # An error names the setting and not its value, which may hold a password.
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on. 0: any free port.")
     admin_port: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="a port for /metrics, /keys, /audit, /tenants, /verify and POST /notes/import, which are then 404 "
-        "on the other one; without it they are there",
+        description="Separate port for /metrics, /keys, /audit, /tenants, /verify and POST /notes/import, which "
+        "then return 404 on NOTELLM_PORT. Default: they are served on NOTELLM_PORT.",
     )
     readers: int = Field(
         0,
         ge=0,
         le=16,
-        description="further processes that answer reads on the same port, each on a core of its own; Linux alone",
+        description="Number of additional processes that answer reads on the same port, each using one core. "
+        "Linux only.",
     )
     tls_certificate: Path | None = Field(
-        None, description="a file with the certificate and its chain: HTTPS on every port; read again when it changes"
+        None,
+        description="PEM file with the TLS certificate, followed by its chain. Enables HTTPS on every port. "
+        "Reloaded when it changes.",
     )
-    tls_key: Path | None = Field(None, validate_default=True, description="a file with the key of this certificate")
+    tls_key: Path | None = Field(
+        None,
+        validate_default=True,
+        description="PEM file with the private key of NOTELLM_TLS_CERTIFICATE, without a password. Required with it.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="origins of web pages that may call the service, as https://example.org, separated by commas"
+        (),
+        description="Origins of web pages that may call the service, such as https://example.org, separated by commas.",
     )
     bootstrap_key: SecretStr | None = Field(
         None,
-        description="an API key with all scopes, of 32 or more characters, for example of `openssl rand -hex 32`; with "
-        "it every request needs a key",
+        description="API key with all scopes, 32 to 200 characters long, for example from `openssl rand -hex 32`. "
+        "If set, every request needs an API key.",
     )
-    bootstrap_key_file: Path | None = Field(None, description="a file that holds this key, instead")
+    bootstrap_key_file: Path | None = Field(
+        None, description="File that contains the bootstrap key. Use it instead of NOTELLM_BOOTSTRAP_KEY."
+    )
     insecure: bool = Field(
         False,
-        description="1: without a bootstrap key, listen on an address that other machines reach: for a service behind "
-        "a proxy that decides who may call",
+        description="1: allow a service without a bootstrap key to listen on an address that other machines can "
+        "reach, for example behind a proxy that authenticates callers.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="names in the Host header at which a service without keys answers, beside its addresses, localhost "
-        "and its `host`, separated by commas; * for any, where a proxy decides who may call",
+        description="Host names accepted in the Host header by a service without keys, in addition to IP "
+        "addresses, localhost and NOTELLM_HOST, separated by commas. Requests with other names get "
+        "403. *: accept any name, for a service behind a proxy that authenticates callers.",
     )
     data_dir: Path = Field(
-        Path("~/.local/share/notellm"), description="the embedded store's files, and snapshots of the index"
+        Path("~/.local/share/notellm"),
+        description="Folder for the files of the embedded server and the index snapshots.",
     )
-    cache_dir: Path = Field(Path("~/.cache/notellm"), description="converted weights; safe to delete")
-    redis_url: SecretStr | None = Field(None, description="a Redis to use; unset: the embedded server")
+    cache_dir: Path = Field(Path("~/.cache/notellm"), description="Folder for converted model weights. Safe to delete.")
+    redis_url: SecretStr | None = Field(
+        None, description="URL of the Redis or Valkey server that stores the notes. Default: the embedded server."
+    )
     store_memory_bytes: int | None = Field(
         None,
         ge=16 * 2**20,
-        description="memory of the embedded server, which refuses writes beyond; without it two fifths of the "
-        "machine's or container's; refused beside NOTELLM_REDIS_URL, whose server has a maxmemory of its own",
+        description="Maximum memory of the embedded server in bytes. When it is full, writes are refused. "
+        "Default: 40% of the memory of the machine or container. Cannot be combined with "
+        "NOTELLM_REDIS_URL: set maxmemory of that server instead.",
     )
     item_cache_bytes: int = Field(
         64 * 2**20,
         ge=0,
-        description="memory for what answers say of notes, which is kept until they change; 0: none is kept",
+        description="Maximum memory in bytes for cached notes of search results. A note is cached until it "
+        "changes. 0: no cache.",
     )
     neighbour_cache_bytes: int = Field(
         32 * 2**20,
         ge=0,
-        description="memory for lists of nearest notes and for the changes that they are compared with; a list is kept "
-        "until a change may alter it; 0: none is kept, and each read searches",
+        description="Maximum memory in bytes for cached lists of nearest notes and the recent changes that they "
+        "are checked against. A list is cached until a change may alter it. 0: no cache, so that each "
+        "read searches the index.",
     )
     checkpoint: str | None = Field(
-        None, description="checkpoint folder, backbone folder or hub name; without it the shipped checkpoint"
+        None,
+        description="Checkpoint folder, backbone folder or name on the model hub. Default: the checkpoint shipped "
+        "with the package.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of the model. auto: the GPU if there is one, otherwise the CPU."
+    )
     index_device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="where the index is searched; cuda needs a FAISS that is built for it"
+        "cpu", description="Device on which the index is searched. cuda requires a FAISS build with CUDA support."
     )
     runtime: Literal["auto", "openvino", "torch"] = Field(
-        "auto", description="what runs the model's layers; auto: OpenVINO on a CPU where it can, else PyTorch"
+        "auto",
+        description="Runtime of the model's layers. auto: OpenVINO on a CPU if it is installed and supports the "
+        "backbone, otherwise PyTorch.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="precision of the model; auto: that of an int8 export, else bfloat16 where "
-        "it is faster, else float32",
+        description="Precision of the model. auto: int8 for an int8 export; otherwise bfloat16 where it is "
+        "faster, except with PyTorch on a CPU; otherwise float32.",
     )
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="what a note's category is chosen from, separated by commas; without it the checkpoint's own"
+        (),
+        description="Categories from which a note's category is chosen, separated by commas. Default: the "
+        "checkpoint's own categories.",
     )
     min_category_probability: float = Field(
         0.3,
         ge=0,
         le=1,
-        description="least probability of a category that `?generate=category` gives a note; where the best is less "
-        "probable it gets none",
+        description="Minimum probability of a category stored by `?generate=category`. If the best category is "
+        "less probable, the note gets none.",
     )
     min_hashtag_score: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="least score of hashtags that `?generate=hashtags` gives a note, where `min_score` does not say",
+        description="Minimum score of hashtags stored by `?generate=hashtags`, if the request has no `min_score`.",
     )
     hashtag_policy: HashtagPolicy = Field(
-        "grounded", description="open, known or grounded: what generated hashtags may be, where a request does not say"
+        "grounded",
+        description="Default `policy` of generated hashtags. open: any text that the model writes; known: only "
+        "hashtags of stored notes; grounded: the best of the model's and of similar notes' hashtags.",
     )
     blocked_hashtags: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="hashtags that are never generated, separated by commas"
+        (), description="Hashtags that are never generated, separated by commas."
     )
     filter_attributes: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="names of notes' attributes, each of few values, that `attribute` of similar may ask about, "
-        "separated by commas; a name has no colon",
+        description="Names of note attributes that searches can filter by with `attribute`, separated by commas. "
+        "Meant for attributes with few distinct values. A name must not contain a colon.",
     )
     sample_notes: int | None = Field(
         None,
         ge=0,
-        description="sample notes to load on the first start; unset: all, or none where NOTELLM_REDIS_URL is set",
+        description="Number of sample notes to add on the first start. Default: all, or 0 if NOTELLM_REDIS_URL is set.",
     )
     snapshot_seconds: float = Field(
         60.0,
         ge=0,
-        description="least seconds between two snapshots of a changed index; longer where a snapshot takes long; 0: no "
-        "snapshots",
+        description="Minimum seconds between two snapshots of a changed index. The pause is at least 20 times as "
+        "long as a snapshot takes. 0: no snapshots.",
     )
     purge_seconds: float = Field(
         0.0,
         ge=0,
-        description="how often what was removed is purged from the files of store and snapshots, once for all "
-        "replicas; 0: only by `notellm purge`",
+        description="Seconds between automatic purges, which rewrite the store's files and the snapshots without "
+        "removed data. One replica purges the store for all. 0: only `notellm purge` does.",
     )
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="Format of log lines. auto: console on a terminal, otherwise json."
+    )
     log_sample: float = Field(
-        1.0, ge=0, le=1, description="share of the log lines of fast answers below 400 that are written; all others are"
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests with a status below 400 and a duration of less than 1 second that are "
+        "logged. All other requests are always logged.",
     )
 
-    batch_tokens: int = Field(1024, ge=1, description="most prompt tokens that begin with one step of the engine")
-    batch_notes: int = Field(32, ge=1, description="most notes that the engine reads at a time")
+    batch_tokens: int = Field(
+        1024,
+        ge=1,
+        description="Maximum prompt tokens of the notes that join the model's batch in one step. A single longer "
+        "note still joins.",
+    )
+    batch_notes: int = Field(32, ge=1, description="Maximum number of notes in the model's batch.")
     queue_notes: int = Field(
         2000,
         ge=1,
-        description="most notes waiting for the engine; of several tenants each has half of what is left",
+        description="Maximum number of notes waiting for the model; further requests get 429. With several "
+        "tenants, each may take at most half of the places that the others leave.",
     )
     queue_seconds: float = Field(
-        3.0, gt=0, description="most seconds of the engine's work waiting in the interactive lane; more get 429"
+        3.0,
+        gt=0,
+        description="Maximum expected wait for the model in the interactive lane, in seconds. Requests that would "
+        "wait longer get 429.",
     )
     interactive_seconds: float = Field(
-        10.0, gt=0, description="deadline of a request about one note that names none in X-Request-Timeout"
+        10.0,
+        gt=0,
+        description="Default deadline in seconds of a request with one note or text in the interactive lane. "
+        "X-Request-Timeout overrides it.",
     )
-    request_seconds: float = Field(60.0, gt=0, description="longest deadline of a request, and that of a list")
+    request_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Maximum deadline of a request in seconds, and the default deadline of lists and of requests "
+        "in the bulk lane.",
+    )
     drain_seconds: float = Field(
         5.0,
         ge=0,
-        description="how long requests are served after SIGTERM, while /readyz is 503: longer than a balancer's poll",
+        description="Seconds for which requests are still served after SIGTERM, while /readyz returns 503. Set it "
+        "longer than the health check interval of your load balancer.",
     )
-    shutdown_seconds: int = Field(30, ge=1, description="how long a shutdown waits for requests in flight")
+    shutdown_seconds: int = Field(
+        30,
+        ge=1,
+        description="Maximum seconds that a shutdown waits for requests in flight, and then for notes that wait "
+        "for the model.",
+    )
 
     log_seconds: float = Field(
         86_400.0,
         ge=0,
-        description="how long the change log is kept, up to about a million changes: the longest pause between two "
-        "reads of /changes, or between two exports of changes",
+        description="Seconds for which entries of the change log are kept, up to about 1,000,000 entries. After "
+        "a longer pause, GET /changes and an export of changes return 410.",
     )
     idempotency_seconds: float = Field(
-        3600.0, gt=0, description="how long a write is remembered by its Idempotency-Key, in about 700 bytes each"
+        3600.0,
+        gt=0,
+        description="Seconds for which an Idempotency-Key is remembered. Each takes about 700 bytes in the store.",
     )
     event_types: Annotated[tuple[str, ...], NoDecode] = Field(
         ("shown=0", "click=1", "like=1", "share=1", "hide=-1"),
-        description="types of events that are taken, each with its weight, separated by commas: above 0 it is a read "
-        "of the note, below 0 it takes the read back",
+        description="Accepted event types with their weights, separated by commas. A weight above 0 counts as a "
+        "read of the note; a weight below 0 cancels the user's read. `shown` is required.",
     )
     event_seconds: float = Field(
-        2_592_000.0, gt=0, description="how long an event is kept and counts; an older one is refused"
+        2_592_000.0, gt=0, description="Seconds for which an event is kept and counted. Older events are rejected."
     )
     event_bytes: int = Field(
-        256 * 2**20, ge=2**20, description="memory of the store for one tenant's events, of which the oldest go first"
+        256 * 2**20,
+        ge=2**20,
+        description="Maximum memory in bytes for the events of one tenant in the store. Beyond it the oldest "
+        "events are removed.",
     )
     event_id_seconds: float = Field(
-        3600.0, gt=0, description="how long an event is known by its event_id, so that it counts once"
+        3600.0,
+        gt=0,
+        description="Seconds for which an `event_id` is remembered. An event with a remembered ID is not counted "
+        "again.",
     )
     event_ids: int = Field(
         1_000_000,
         ge=2,
-        description="most ids of events that are remembered, in about 100 bytes each; the older half is forgotten when "
-        "there are so many",
+        description="Maximum number of remembered event IDs, about 100 bytes each. When it is reached, the older "
+        "half is forgotten.",
     )
     words_weight: float = Field(
-        WORDS_WEIGHT, ge=0, description="weight that `sources=auto` gives to words, where vectors have 1"
+        WORDS_WEIGHT,
+        ge=0,
+        description="Weight of word matches in searches with `sources=auto`, relative to 1 for vectors.",
     )
     behaviour_window: int = Field(
         0,
         ge=0,
-        description="steps between the two reads of a pair, at most, in the reader's order of distinct notes; 1: the "
-        "next note alone; 0: any number",
+        description="Maximum number of steps between the two notes of a pair in the reader's sequence of distinct "
+        "notes. 1: only the next note; 0: no maximum.",
     )
-    behaviour_lower: float = Field(0.01, ge=0, description="least score of a related note")
-    behaviour_upper: float = Field(30.0, ge=0, validate_default=True, description="greatest score of a related note")
+    behaviour_lower: float = Field(
+        0.01, ge=0, description="Minimum score of a related note. Notes with a lower score are left out."
+    )
+    behaviour_upper: float = Field(
+        30.0,
+        ge=0,
+        validate_default=True,
+        description="Maximum score of a related note. Notes with a higher score are left out.",
+    )
     behaviour_min_readers: int = Field(
         1,
         ge=1,
-        description="readers (a user and a session are two) who must have read the one note after the other: with 1 a "
-        "related note may tell what one did",
+        description="Minimum number of readers who read a related note after the given note. A user and a session "
+        "count as two readers. With 1, a related note can reveal what a single reader read.",
     )
-    behaviour_top: int = Field(100, ge=1, description="related notes of one note, at most")
+    behaviour_top: int = Field(100, ge=1, description="Maximum number of related notes of a note.")
     behaviour_half_life_seconds: float = Field(
-        0.0, ge=0, description="time after which a read counts half; 0: it always counts whole"
+        0.0,
+        ge=0,
+        description="Half-life of a read in seconds: after this time it counts half. 0: reads always count fully.",
     )
     behaviour_kappa: float = Field(
         4.0,
         gt=0,
-        description="number of readers who read a note after an example at which the source `behaviour` adds half of "
-        "its weight to the note's score",
+        description="Number of readers who read a note after an example at which the source `behaviour` adds half "
+        "of its weight to the note's score.",
     )
     behaviour_reads: int = Field(
-        2_000_000, ge=1000, description="reads of one tenant that are held in memory; those of idle readers go first"
+        2_000_000,
+        ge=1000,
+        description="Maximum number of reads of one tenant held in memory. Beyond it, the reads of the readers "
+        "inactive for longest are dropped.",
     )
     max_tenants: int = Field(
-        100, ge=1, description="most tenants, the default one included; a key of one more gets 403"
+        100,
+        ge=1,
+        description="Maximum number of tenants, including the default one. Requests with a key of a further "
+        "tenant get 403.",
     )
-    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest body")
+    max_body_bytes: int = Field(
+        16 * 2**20,
+        ge=1,
+        description="Maximum size of a request body in bytes. An NDJSON stream of notes has no maximum.",
+    )
     max_bodies_bytes: int | None = Field(
         None,
         ge=1,
-        description="most bytes of the bodies of all requests under way, without the first 64 KiB of each; a "
-        "stream of notes counts with its unfinished line alone; a body beyond the bound gets 429; 256 MiB by default, "
-        "or max_body_bytes where that is more",
+        description="Maximum bytes of all request bodies being processed, not counting the first 64 KiB of each. "
+        "For a stream of notes, only the unfinished line counts. Requests beyond it get 429. Default: "
+        "256 MiB, or NOTELLM_MAX_BODY_BYTES if larger.",
     )
     max_note_bytes: int = Field(
         512 * 2**10,
         ge=1,
         validate_default=False,  # the default may exceed max_body_bytes; note_bytes then takes that
-        description="largest note, as JSON; max_body_bytes where that is less and this is not set",
+        description="Maximum size of a note in bytes, as JSON. The default is lowered to NOTELLM_MAX_BODY_BYTES "
+        "if that is smaller.",
     )
-    max_batch_notes: int = Field(1000, ge=1, description="most notes in one list")
-    max_batch_events: int = Field(1000, ge=1, description="most events in one list")
-    max_k: int = Field(200, ge=1, description="most notes that similar returns")
+    max_batch_notes: int = Field(1000, ge=1, description="Maximum number of notes in one list.")
+    max_batch_events: int = Field(1000, ge=1, description="Maximum number of events in one list.")
+    max_k: int = Field(200, ge=1, description="Maximum number of related notes that a search returns (`k`).")
     page_seconds: float = Field(
-        600.0, gt=0, description="how long a list of related notes is kept for its next pages, in up to 256 KiB"
+        600.0,
+        gt=0,
+        description="Seconds for which a list of related notes is kept for its next pages. Each list takes up to "
+        "256 KiB in the store.",
     )
     scenarios: Path | None = Field(
-        None, description="a TOML or JSON file that binds names to defaults of the fields of similar"
+        None, description="TOML or JSON file with scenarios: named defaults for the fields of searches."
     )
 
     @field_validator(
@@ -291,7 +380,7 @@ class Settings(BaseSettings):
         """Refuse names with a colon: `a:b:c` would be value c of `a:b` and value b:c of `a`."""
         if wrong := [name for name in names if ":" in name]:
             raise PydanticCustomError(
-                "filter_attributes", "must be names without a colon, and has {names}", {"names": ", ".join(wrong)}
+                "filter_attributes", "must contain names without a colon, not {names}", {"names": ", ".join(wrong)}
             )
         return names
 
@@ -301,7 +390,8 @@ class Settings(BaseSettings):
         names = [match["name"] for entry in types if (match := EVENT_TYPE.fullmatch(entry))]
         if len(names) < len(types) or len(set(names)) < len(names) or "shown" not in names:
             raise PydanticCustomError(
-                "event_types", "must be distinct names with weights, as shown=0,click=1,finished=0.5, with shown"
+                "event_types",
+                "must be distinct names with weights, one of them shown, such as shown=0,click=1,finished=0.5",
             )
         return types
 
@@ -313,7 +403,7 @@ class Settings(BaseSettings):
         if url is None:
             return None
         if not url.get_secret_value():  # from a missing Secret or variable, for example
-            raise PydanticCustomError("redis_url", "is empty; unset it to have the embedded server")
+            raise PydanticCustomError("redis_url", "is empty; unset it to use the embedded server")
         try:
             parts = urlsplit(url.get_secret_value())
             valid = parts.scheme in ("redis", "rediss", "unix") and (parts.port or 1) > 0
@@ -321,7 +411,7 @@ class Settings(BaseSettings):
             valid = False
         if not valid:
             raise PydanticCustomError(
-                "redis_url", "must begin with redis://, rediss:// or unix://, its password percent-encoded"
+                "redis_url", "must begin with redis://, rediss:// or unix://, with the password percent-encoded"
             )
         return url
 
@@ -331,7 +421,7 @@ class Settings(BaseSettings):
         if size is not None and info.data.get("redis_url"):
             raise PydanticCustomError(
                 "store_memory_bytes",
-                "bounds the embedded server; that of NOTELLM_REDIS_URL has a maxmemory of its own",
+                "limits the embedded server only: unset it, and set maxmemory of the server of NOTELLM_REDIS_URL",
             )
         return size
 
@@ -339,21 +429,25 @@ class Settings(BaseSettings):
     @classmethod
     def _check_readers(cls, readers: int) -> int:
         if readers and sys.platform != "linux":
-            raise PydanticCustomError("readers", "must be 0: only Linux spreads the connections of a port")
+            raise PydanticCustomError(
+                "readers", "must be 0: only Linux distributes the connections of a port among processes"
+            )
         return readers
 
     @field_validator("allowed_hosts")
     @classmethod
     def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         if not all(map(HOST.fullmatch, hosts)):
-            raise PydanticCustomError("allowed_hosts", "must be host names as notes.example, without a port, or *")
+            raise PydanticCustomError("allowed_hosts", "must be host names such as notes.example, without a port, or *")
         return hosts
 
     @field_validator("cors_origins")
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         if not all(map(ORIGIN.fullmatch, origins)):
-            raise PydanticCustomError("cors_origins", "must be origins as https://example.org:8443, without a path")
+            raise PydanticCustomError(
+                "cors_origins", "must be origins such as https://example.org:8443, without a path"
+            )
         return origins
 
     @field_validator("tls_key")
@@ -389,7 +483,7 @@ class Settings(BaseSettings):
     def _check_bootstrap_key(cls, key: str | SecretStr | None) -> str | None:
         text = key.get_secret_value() if isinstance(key, SecretStr) else key
         if text and not BOOTSTRAP_KEY.fullmatch(text):
-            raise PydanticCustomError("bootstrap_key", "must be of 32 to 200 ASCII characters without spaces")
+            raise PydanticCustomError("bootstrap_key", "must have 32 to 200 ASCII characters and no spaces")
         return text or None
 
     @field_validator("bootstrap_key_file")
@@ -398,13 +492,13 @@ class Settings(BaseSettings):
         if path is None:
             return None
         if info.data.get("bootstrap_key"):
-            raise PydanticCustomError("bootstrap_key_file", "is one key too many: NOTELLM_BOOTSTRAP_KEY is set too")
+            raise PydanticCustomError("bootstrap_key_file", "must not be set together with NOTELLM_BOOTSTRAP_KEY")
         try:
             text = path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise PydanticCustomError("bootstrap_key_file", "must be a file that can be read") from error
+            raise PydanticCustomError("bootstrap_key_file", "must be a readable file") from error
         if not BOOTSTRAP_KEY.fullmatch(text):
-            raise PydanticCustomError("bootstrap_key_file", "must hold 32 to 200 ASCII characters without spaces")
+            raise PydanticCustomError("bootstrap_key_file", "must contain 32 to 200 ASCII characters and no spaces")
         return path
 
     @field_validator("data_dir", "cache_dir")

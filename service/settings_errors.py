@@ -47,11 +47,7 @@ def describe_unknown(variables: Iterable[str]) -> list[str]:
         prefix, name = variable[: len(PREFIX)].upper(), variable[len(PREFIX) :].upper()  # settings have any case
         if prefix == PREFIX and prefix + name not in OTHER_VARIABLES and name not in known:
             nearest = get_close_matches(name, known, 1)
-            hint = (
-                f"did you mean {PREFIX}{nearest[0]}?"
-                if nearest
-                else "see docs/configuration.md for those that there are"
-            )
+            hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else "see docs/configuration.md for all settings"
             lines.append(f"{variable} is not a setting; {hint}")
     return lines
 

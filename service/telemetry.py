@@ -34,243 +34,258 @@ class Telemetry:
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self.http_request = Histogram(
             "notellm_http_request_duration_seconds",
-            "HTTP requests, to the last byte of the answer",
+            "Duration of HTTP requests, until the last byte of the response",
             ("method", "route", "code"),
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
         self.degraded = Counter(
-            "notellm_degraded_answers", "Searches answered from the index alone: the store was away", registry=registry
+            "notellm_degraded_answers",
+            "Searches answered from the index only because the store was unavailable",
+            registry=registry,
         )
         self.loop_lag = Histogram(
             "notellm_loop_lag_seconds",
-            "How much too late the event loop wakes a task, ten times a second: what each request waits for others",
+            "Delay with which the event loop wakes a task, measured ten times a second; every request has this delay",
             buckets=LAG_BUCKETS,
             registry=registry,
         )
         self.rejected = Counter(
             "notellm_rejected",
-            "Requests refused, by the name of the problem, or by the status code of one without a name",
+            "Requests rejected with 413, 415, 422, 429, 503 or 504, by problem name, or by status code if it has none",
             ("reason",),
             registry=registry,
         )
         self.inner_problems = Counter(
             "notellm_answers_with_problems",
-            "Answers of 2xx with problems in a list or a stream: each answer once for each class of status codes (4xx, "
-            "5xx), under the highest",
+            "2xx responses that report problems of list items or in a stream. A response counts once for each class of "
+            "problem status codes (4xx, 5xx), with the highest code",
             ("method", "route", "status"),
             registry=registry,
         )
         self.refused = Counter(
             "notellm_access_refused",
-            "Requests refused for who sent them: no_key, malformed_key, unknown_key, expired_key (401), scope, host, "
-            "origin (403), quota (429)",
+            "Requests refused because of their caller: no_key, malformed_key, unknown_key, expired_key (401), scope, "
+            "host, origin (403), quota (429)",
             ("reason",),
             registry=registry,
         )
         self.refused_connections = Counter(
             "notellm_connections_refused",
-            "Connections refused with 503: as many as the process may have were open",
+            "Connections refused with 503 because the maximum number of connections was open",
             registry=registry,
         )
         self.ended_connections = Counter(
             "notellm_connections_ended",
-            "Connections that the service ended for what their caller sent or took: malformed (400), slow_head, "
-            "slow_body (408), head_too_large (431), slow_answer, body_not_taken (without an answer); failed (500): for "
-            "a failure of its own",
+            "Connections closed by the service because of the caller: malformed (400), slow_head, slow_body (408), "
+            "head_too_large (431), slow_answer, body_not_taken (no response); or because of an internal error: failed "
+            "(500)",
             ("reason",),
             registry=registry,
         )
         self.ended_connections.labels("failed")  # starts at 0: the alert sees no increase in a series that starts at 1
         self.uncounted = Counter(
             "notellm_quota_uncounted",
-            "Requests and uses of tokens that the store did not count against a quota in time: it was away, or late",
+            "Requests and token uses not counted against a quota because the store was unavailable or too slow",
             registry=registry,
         )
         self.ready = Gauge(
             "notellm_ready",
-            "1 where the process has started and does not drain, the store answers, all indexes follow it, the engine "
-            "moves, and the readers were started",
+            "1 if the process is ready: started, not draining, the store responds, all indexes follow the log, the "
+            "engine makes progress, and the readers were started; otherwise 0",
             registry=registry,
         )
 
     def _add_engine_metrics(self, registry: CollectorRegistry) -> None:
-        self.queue_depth = Gauge("notellm_queue_depth", "Notes that wait for the engine", ("lane",), registry=registry)
+        self.queue_depth = Gauge("notellm_queue_depth", "Notes waiting for the engine", ("lane",), registry=registry)
         self.queue_wait = Histogram(
             "notellm_queue_wait_seconds",
-            "From the request to the engine's first step with the note",
+            "Time from queueing a note to the engine's first step with it",
             ("lane",),
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
         self.expected_wait = Gauge(
             "notellm_expected_wait_seconds",
-            "Until a note that is admitted now begins, by the measured times of those before it",
+            "Expected time until the engine starts a note admitted now, from measured times of the notes before it",
             ("lane",),
             registry=registry,
         )
         self.dropped = Counter(
             "notellm_dropped_notes",
-            "Notes that were admitted and never reached the model, since nobody waited for them any more",
+            "Admitted notes dropped before they reached the model: their deadline passed or their caller disconnected",
             ("reason",),
             registry=registry,
         )
         self.tokenise = Histogram(
-            "notellm_tokenise_seconds", "Tokenising one request's notes", buckets=LATENCY_BUCKETS, registry=registry
-        )
-        self.inference = Histogram(
-            "notellm_inference_seconds", "One step of the engine", buckets=LATENCY_BUCKETS, registry=registry
-        )
-        self.batch_tokens = Histogram(
-            "notellm_batch_tokens",
-            "Prompt tokens that began with one step of the engine",
-            buckets=(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
-            registry=registry,
-        )
-        self.prompt_tokens = Counter("notellm_prompt_tokens", "Tokens given to the model", registry=registry)
-        self.generated_tokens = Counter("notellm_generated_tokens", "Tokens the model wrote", registry=registry)
-        self.first_token = Histogram(
-            "notellm_time_to_first_token_seconds",
-            "From a note's first step to its first generated token",
+            "notellm_tokenise_seconds",
+            "Duration of tokenising the notes of one request",
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
-        self.model_info = Gauge("notellm_model_info", "1", ("model", "digest", "state"), registry=registry)
+        self.inference = Histogram(
+            "notellm_inference_seconds", "Duration of one engine step", buckets=LATENCY_BUCKETS, registry=registry
+        )
+        self.batch_tokens = Histogram(
+            "notellm_batch_tokens",
+            "Prompt tokens of the notes that joined the batch in one engine step",
+            buckets=(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+            registry=registry,
+        )
+        self.prompt_tokens = Counter("notellm_prompt_tokens", "Prompt tokens read by the model", registry=registry)
+        self.generated_tokens = Counter(
+            "notellm_generated_tokens", "Tokens generated by the model, in all beams", registry=registry
+        )
+        self.first_token = Histogram(
+            "notellm_time_to_first_token_seconds",
+            "Time from the first engine step of a note to its first generated token",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.model_info = Gauge(
+            "notellm_model_info", "Model that serves; always 1", ("model", "digest", "state"), registry=registry
+        )
 
     def _add_index_metrics(self, registry: CollectorRegistry) -> None:
         self.searchable = Histogram(
             "notellm_ingest_to_searchable_seconds",
-            "From the acceptance of a write to its visibility in the index",
+            "Time from accepting a write until searches see it",
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
-        self.index_vectors = Gauge("notellm_index_vectors", "Rows of the index", ("state",), registry=registry)
-        self.index_segments = Gauge("notellm_index_segments", "Parts that a search goes through", registry=registry)
+        self.index_vectors = Gauge(
+            "notellm_index_vectors", "Rows of the index, live or deleted (tombstone)", ("state",), registry=registry
+        )
+        self.index_segments = Gauge("notellm_index_segments", "Index segments that a search reads", registry=registry)
         self.recall = Gauge(
             "notellm_index_recall_sampled",
-            "Share of what an exact search finds, over the last searches that were repeated; NaN: none was",
+            "Mean recall of the last sampled searches, compared with an exact search; NaN before the first sample",
             registry=registry,
         )
         self.other_space = Gauge(
             "notellm_notes_of_another_model",
-            "Stored notes whose vectors are of another model, so that they are not found",
+            "Stored notes with vectors of another model, which searches do not find",
             registry=registry,
         )
         self.quarantined = Gauge(
             "notellm_quarantined_notes",
-            "Notes that are left out because what the store holds of them cannot be read, of those that were met",
+            "Stored notes found to be unreadable, which are left out of responses",
             registry=registry,
         )
         self.snapshot_time = Gauge(
             "notellm_snapshot_timestamp_seconds",
-            "When the index was last written to disk, since the epoch; 0: never",
+            "Unix time of the last snapshot of the index; 0: none since the start",
             registry=registry,
         )
         self.snapshot_unsaved = Gauge(
             "notellm_snapshot_unsaved_seconds",
-            "How long the oldest change of any tenant waits to be written to disk; 0: none waits, or none ever is",
+            "Age of the oldest change of any tenant that is not in a snapshot; 0: none, or snapshots are off",
             registry=registry,
         )
         self.items = Counter(
             "notellm_items",
-            "Notes of answers about the nearest notes, by where they came from: memory, store",
+            "Notes in search results, by source: memory (cache) or store",
             ("source",),
             registry=registry,
         )
         self.item_bytes = Gauge(
-            "notellm_item_bytes", "Memory that notes of answers take, which are kept for the next", registry=registry
+            "notellm_item_bytes", "Memory used by the cache of notes for search results", registry=registry
         )
         self.neighbour_lists = Counter(
             "notellm_neighbour_lists",
-            "Lists of nearest notes, by where they came from: memory, index",
+            "Lists of nearest notes, by source: memory (cache) or index (a search)",
             ("source",),
             registry=registry,
         )
         self.neighbour_list_bytes = Gauge(
-            "notellm_neighbour_list_bytes", "Memory that lists of nearest notes take, which are kept", registry=registry
+            "notellm_neighbour_list_bytes", "Memory used by the cache of lists of nearest notes", registry=registry
         )
 
     def _add_store_metrics(self, registry: CollectorRegistry) -> None:
         self.store_errors = Counter(
-            "notellm_store_errors", "Calls of the store that failed: away, late, or refused to write", registry=registry
+            "notellm_store_errors",
+            "Failed store calls: store unavailable, too slow, or refusing writes",
+            registry=registry,
         )
         self.store_restarts = Counter(
-            "notellm_store_restarts", "Starts of the embedded store after it had died", registry=registry
+            "notellm_store_restarts", "Restarts of the embedded store after it died", registry=registry
         )
         self.store_durable = Gauge(
             "notellm_store_durable",
-            "0: a crash of Redis, or its eviction, would lose acknowledged writes; NaN: it has not answered yet",
+            "1 if acknowledged writes survive a crash of Redis; 0 if a crash or eviction could lose them; NaN: unknown",
             registry=registry,
         )
         self.store_durable.set(math.nan)
         self.store_memory_filled = Gauge(
             "notellm_store_memory_filled_ratio",
-            "Share of maxmemory of Redis that is in use; NaN: it has no maxmemory, or has not answered yet",
+            "Share of the maxmemory of Redis in use; NaN: no maxmemory, or not known yet",
             registry=registry,
         )
         self.store_memory_filled.set(math.nan)
         self.lost_writes = Gauge(
             "notellm_store_lost_writes",
-            "1: Redis has lost acknowledged writes since this process, or the snapshot that it read, knew them",
+            "1 if Redis has lost acknowledged writes that this process, or its snapshot, had seen; otherwise 0",
             registry=registry,
         )
         self.data_free = Gauge(
-            "notellm_data_free_ratio", "Share of the disk of NOTELLM_DATA_DIR that is free", registry=registry
+            "notellm_data_free_ratio", "Free share of the disk with NOTELLM_DATA_DIR", registry=registry
         )
         self.data_free.set(math.nan)
         self.purge_time = Gauge(
             "notellm_purge_timestamp_seconds",
-            "When the store was last purged by NOTELLM_PURGE_SECONDS, since the epoch; 0: never",
+            "Unix time of the last purge by NOTELLM_PURGE_SECONDS; 0: no schedule, or not known yet",
             registry=registry,
         )
         self.purge_overdue = Gauge(
             "notellm_purge_overdue_seconds",
-            "How long the purge by NOTELLM_PURGE_SECONDS is overdue; 0: it is not",
+            "Time by which the purge by NOTELLM_PURGE_SECONDS is overdue; 0: not overdue; NaN: not known yet",
             registry=registry,
         )
 
     def _add_behaviour_metrics(self, registry: CollectorRegistry) -> None:
         self.events = Counter(
             "notellm_events",
-            "Events that were sent: accepted, duplicate, unknown_note, invalid",
+            "Events received, by outcome: accepted, duplicate, unknown_note, invalid",
             ("outcome",),
             registry=registry,
         )
         self.event_stream_bytes = Gauge(
-            "notellm_event_stream_bytes", "Memory of the store that the events take", registry=registry
+            "notellm_event_stream_bytes", "Memory used by events in the store", registry=registry
         )
         self.event_stream_filled = Gauge(
             "notellm_event_stream_filled_ratio",
-            "Share of NOTELLM_EVENT_BYTES that the events of a tenant take; of the tenant with most",
+            "Share of NOTELLM_EVENT_BYTES used by the tenant with the most events",
             registry=registry,
         )
-        self.behaviour_reads = Gauge("notellm_behaviour_reads", "Reads of notes that are held", registry=registry)
-        self.behaviour_readers = Gauge("notellm_behaviour_readers", "Readers of these reads", registry=registry)
-        self.behaviour_notes = Gauge("notellm_behaviour_notes", "Notes of these reads", registry=registry)
+        self.behaviour_reads = Gauge("notellm_behaviour_reads", "Reads of notes held in memory", registry=registry)
+        self.behaviour_readers = Gauge(
+            "notellm_behaviour_readers", "Readers with reads held in memory", registry=registry
+        )
+        self.behaviour_notes = Gauge("notellm_behaviour_notes", "Notes with reads held in memory", registry=registry)
         self.behaviour_bytes = Gauge(
             "notellm_behaviour_bytes",
-            "About how much memory these reads and the counts of reports take",
+            "Approximate memory used by reads and by the counts of reports",
             registry=registry,
         )
 
     def _add_tenant_and_reader_metrics(self, registry: CollectorRegistry) -> None:
-        self.tenants = Gauge("notellm_tenants", "Tenants that are open", registry=registry)
+        self.tenants = Gauge("notellm_tenants", "Open tenants", registry=registry)
         self.tenants_failed = Gauge(
-            "notellm_tenants_failed", "Tenants that could not be opened, and are tried again", registry=registry
+            "notellm_tenants_failed", "Tenants that could not be opened; opening them is retried", registry=registry
         )
         self._open_tenants: set[str] = set()
         self.tenant_vectors = Gauge(
             "notellm_tenant_index_vectors",
-            "Rows of a tenant's index that can be found",
+            "Live rows of the index of a tenant",
             ("tenant",),
             registry=registry,
         )
         self.tenant_requests = Counter(
-            "notellm_tenant_requests", "Requests that came to a tenant", ("tenant",), registry=registry
+            "notellm_tenant_requests", "Requests of a tenant, including refused ones", ("tenant",), registry=registry
         )
-        self.readers = Gauge("notellm_readers", "Readers that are ready (NOTELLM_READERS)", registry=registry)
+        self.readers = Gauge("notellm_readers", "Reader processes that are ready (NOTELLM_READERS)", registry=registry)
         self.reader_restarts = Counter(
-            "notellm_reader_restarts", "Starts of a reader after it had died", registry=registry
+            "notellm_reader_restarts", "Restarts of reader processes after they died", registry=registry
         )
 
     def add_tenant(self, name: str, vectors: Callable[[], float]) -> None:

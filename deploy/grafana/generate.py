@@ -1,4 +1,4 @@
-"""Generates the Grafana board notellm.json from the panels listed below: `python deploy/grafana/generate.py`.
+"""Generates the Grafana dashboard notellm.json from the panels listed below: `python deploy/grafana/generate.py`.
 
 tests/deploy/test_monitoring.py fails if the board is out of date, or queries a metric that the service does not have.
 """
@@ -59,27 +59,27 @@ def each_replica(expression: str) -> tuple[str, str]:
 P99_BY_ROUTE = f"histogram_quantile(0.99, sum by (route, le) (rate({HTTP}_bucket{{{CALLS}}}[$__rate_interval])))"
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Requests": (
-        Panel("Requests a second", "reqps", (http_rate("route"),)),
+        Panel("Requests per second", "reqps", (http_rate("route"),)),
         Panel(
-            "Answers other than 2xx",
+            "Responses other than 2xx",
             "reqps",
             (http_rate("code", ', code!~"2.."'),),
-            "499: the caller left. 408: the caller was too slow. 429: a quota, a full queue, or as much at a time as "
-            "may run; Requests refused says which. 503: Redis or the engine; the log says which.",
+            "499: the caller disconnected. 408: the caller was too slow. 429: a quota, a full queue or another limit; "
+            "see Requests rejected. 503: Redis or the engine; see the log.",
         ),
         Panel(
-            "Answers of 2xx with problems within",
+            "2xx responses that report problems",
             "reqps",
             (total("notellm_answers_with_problems_total", "status"),),
-            "Lists and streams whose items, or last line, are problems of this status.",
+            "Responses with a list or stream in which an item or line is a problem with this status code.",
         ),
         Panel(
-            "Seconds to the last byte, p99",
+            "Response time until the last byte, p99",
             "s",
             ((P99_BY_ROUTE, "{{route}}"),),
         ),
         Panel(
-            "Error budget burnt: factor of what 30 days allow",
+            "Error budget burn rate, relative to the 30-day budget",
             "short",
             (
                 ('notellm:http_errors:ratio_rate1h{job="$job"} / 0.001', "errors, 1 h"),
@@ -88,163 +88,167 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ('notellm:similar_slow:ratio_rate1h{job="$job"} / 0.01', "slow searches, 1 h"),
                 ('notellm:similar_slow:ratio_rate6h{job="$job"} / 0.01', "slow searches, 6 h"),
             ),
-            "A page at 14.4 over an hour or 6 over six hours.",
+            "Alerts page at 14.4 over one hour or 6 over six hours.",
         ),
-        Panel("Requests refused, by the problem's name", "reqps", (total("notellm_rejected_total", "reason"),)),
-        Panel("Callers refused", "reqps", (total("notellm_access_refused_total", "reason"),)),
-        Panel("Connections that the service ended", "cps", (total("notellm_connections_ended_total", "reason"),)),
-        Panel("A write until it is found", "s", quantiles("notellm_ingest_to_searchable_seconds")),
+        Panel("Requests rejected, by problem", "reqps", (total("notellm_rejected_total", "reason"),)),
+        Panel("Requests refused because of their caller", "reqps", (total("notellm_access_refused_total", "reason"),)),
+        Panel("Connections closed by the service", "cps", (total("notellm_connections_ended_total", "reason"),)),
+        Panel("Time until a write is searchable", "s", quantiles("notellm_ingest_to_searchable_seconds")),
     ),
     "Model": (
         Panel(
-            "Notes that wait",
+            "Notes waiting for the model",
             "short",
             (('sum by (instance, lane) (notellm_queue_depth{job="$job"})', "{{instance}} {{lane}}"),),
         ),
         Panel(
-            "Wait for the model",
+            "Waiting time for the model",
             "s",
             quantiles("notellm_queue_wait_seconds", "lane"),
         ),
         Panel(
-            "Expected wait of a note that comes now",
+            "Expected wait of a new note",
             "s",
             (('max by (instance, lane) (notellm_expected_wait_seconds{job="$job"})', "{{instance}} {{lane}}"),),
-            "The autoscaler looks at the interactive lane. At NOTELLM_QUEUE_SECONDS notes are refused.",
+            "The autoscaler uses the interactive lane, which rejects requests above NOTELLM_QUEUE_SECONDS.",
         ),
-        Panel("Notes that nobody waited for any more", "short", (total("notellm_dropped_notes_total", "reason"),)),
         Panel(
-            "One step of the engine",
+            "Notes dropped before they reached the model", "short", (total("notellm_dropped_notes_total", "reason"),)
+        ),
+        Panel(
+            "Duration of an engine step, and of tokenising",
             "s",
             (*quantiles("notellm_inference_seconds"), *quantiles("notellm_tokenise_seconds")),
         ),
         Panel(
-            "Tokens a second",
+            "Tokens per second",
             "short",
             (
                 (total("notellm_prompt_tokens_total")[0], "read"),
                 (total("notellm_generated_tokens_total")[0], "written"),
             ),
         ),
-        Panel("Prompt tokens of one step", "short", quantiles("notellm_batch_tokens")),
-        Panel("To the first generated token", "s", quantiles("notellm_time_to_first_token_seconds")),
+        Panel("Prompt tokens per engine step", "short", quantiles("notellm_batch_tokens")),
+        Panel("Time to the first generated token", "s", quantiles("notellm_time_to_first_token_seconds")),
     ),
     "Index": (
         Panel(
             "Notes in the index",
             "short",
             (('notellm_index_vectors{job="$job"}', "{{instance}} {{state}}"),),
-            "Replicas that follow the log have the same number of live rows.",
+            "Replicas that have applied the whole log have the same number of live rows.",
         ),
-        Panel("Segments that a search goes through", "short", (each_replica('notellm_index_segments{job="$job"}'),)),
+        Panel("Index segments read by a search", "short", (each_replica('notellm_index_segments{job="$job"}'),)),
         Panel(
-            "Share of an exact search that is found",
+            "Recall, compared with an exact search",
             "percentunit",
             (each_replica('notellm_index_recall_sampled{job="$job"}'),),
-            "Below 0.95 something is wrong with the index.",
+            "Mean of the last 100 samples. Below 0.95 something is wrong with the index.",
         ),
         Panel(
             "Age of the snapshot",
             "s",
             (each_replica('time() - (notellm_snapshot_timestamp_seconds{job="$job"} > 0)'),),
-            "An index that does not change is not written again.",
+            "An unchanged index is not saved again.",
         ),
-        Panel("Notes of answers, by where they came from", "short", (total("notellm_items_total", "source"),)),
-        Panel("Memory of notes of answers", "bytes", (each_replica('notellm_item_bytes{job="$job"}'),)),
+        Panel("Notes in search results, by source", "short", (total("notellm_items_total", "source"),)),
+        Panel("Memory of the note cache", "bytes", (each_replica('notellm_item_bytes{job="$job"}'),)),
         Panel(
-            "Lists of nearest notes, by where they came from",
+            "Lists of nearest notes, by source",
             "short",
             (total("notellm_neighbour_lists_total", "source"),),
         ),
-        Panel("Memory of lists of nearest notes", "bytes", (each_replica('notellm_neighbour_list_bytes{job="$job"}'),)),
-        Panel("Notes that cannot be read", "short", (each_replica('notellm_quarantined_notes{job="$job"}'),)),
         Panel(
-            "Models that serve",
+            "Memory of the cache of nearest notes", "bytes", (each_replica('notellm_neighbour_list_bytes{job="$job"}'),)
+        ),
+        Panel("Unreadable stored notes", "short", (each_replica('notellm_quarantined_notes{job="$job"}'),)),
+        Panel(
+            "Replicas by model",
             "short",
             (('count by (model, digest) (notellm_model_info{job="$job"})', "{{model}} {{digest}}"),),
         ),
     ),
     "Store": (
         Panel(
-            "Lost writes, durable",
+            "Lost writes and durability",
             "short",
             (
                 ('max(notellm_store_lost_writes{job="$job"})', "lost writes"),
                 ('min(notellm_store_durable{job="$job"})', "durable"),
             ),
-            "0 and 1 are well. Durable: as Redis last said, at a /readyz or by itself after five seconds.",
+            "Expected: lost writes 0, durable 1. Redis is checked every five seconds and at each /readyz.",
         ),
         Panel(
-            "Share of the memory of Redis that is in use",
+            "Redis memory in use",
             "percentunit",
             (('max(notellm_store_memory_filled_ratio{job="$job"})', "of maxmemory"),),
-            "At 1 writes are refused. Nothing is shown without a maxmemory.",
+            "Share of maxmemory. At 1, writes are refused. Empty if Redis has no maxmemory.",
         ),
         Panel(
-            "Free share of the data folder's disk",
+            "Free share of the disk with the data folder",
             "percentunit",
             (each_replica('notellm_data_free_ratio{job="$job"}'),),
         ),
         Panel(
-            "Calls that failed",
+            "Failed store calls",
             "short",
             (total("notellm_store_errors_total"),),
-            "Away, late, or out of room.",
+            "Store unavailable, too slow, or out of memory.",
         ),
         Panel(
-            "What the store's absence cost",
+            "Effects of an unavailable store",
             "short",
             (
-                (total("notellm_degraded_answers_total")[0], "searches answered from the index alone"),
-                (total("notellm_quota_uncounted_total")[0], "uses that no quota counted"),
+                (total("notellm_degraded_answers_total")[0], "searches answered from the index only"),
+                (total("notellm_quota_uncounted_total")[0], "uses not counted against a quota"),
             ),
         ),
         Panel(
-            "Starts of the embedded store after it had died",
+            "Restarts of the embedded store",
             "short",
             (total("notellm_store_restarts_total", "instance"),),
         ),
         Panel(
-            "Readers that serve, and starts of those that had died",
+            "Ready reader processes, and their restarts",
             "short",
             (
-                ('sum by (instance) (notellm_readers{job="$job"})', "{{instance}} serve"),
-                (total("notellm_reader_restarts_total", "instance")[0], "{{instance}} starts a second"),
+                ('sum by (instance) (notellm_readers{job="$job"})', "{{instance}} ready"),
+                (total("notellm_reader_restarts_total", "instance")[0], "{{instance}} restarts per second"),
             ),
         ),
         Panel(
-            "Purge: overdue, and since the last one",
+            "Purge: time overdue, and time since the last purge",
             "s",
             (
                 ('min(notellm_purge_overdue_seconds{job="$job"})', "overdue"),
-                ('time() - (max(notellm_purge_timestamp_seconds{job="$job"}) > 0)', "since the last one"),
+                ('time() - (max(notellm_purge_timestamp_seconds{job="$job"}) > 0)', "since the last purge"),
             ),
-            "NOTELLM_PURGE_SECONDS is how often it should be.",
+            "NOTELLM_PURGE_SECONDS sets the interval.",
         ),
         Panel(
-            "Notes of another model, which are not found",
+            "Notes of another model (not found by searches)",
             "short",
             (each_replica('notellm_notes_of_another_model{job="$job"}'),),
         ),
     ),
     "Tenants and behaviour": (
         Panel(
-            "Tenants that are open, and that could not be opened",
+            "Open tenants, and tenants that could not be opened",
             "short",
             (
                 each_replica('notellm_tenants{job="$job"}'),
                 ('sum by (instance) (notellm_tenants_failed{job="$job"})', "{{instance}} failed"),
             ),
         ),
-        Panel("Requests a second by tenant", "reqps", (total("notellm_tenant_requests_total", "tenant"),)),
+        Panel("Requests per second by tenant", "reqps", (total("notellm_tenant_requests_total", "tenant"),)),
         Panel(
             "Notes by tenant",
             "short",
             (('max by (tenant) (notellm_tenant_index_vectors{job="$job"})', "{{tenant}}"),),
         ),
-        Panel("Events a second", "short", (total("notellm_events_total", "outcome"),)),
+        Panel("Events per second", "short", (total("notellm_events_total", "outcome"),)),
         Panel(
-            "Reads that relate notes",
+            "Reads held in memory to relate notes",
             "short",
             (
                 ('max(notellm_behaviour_reads{job="$job"})', "reads"),
@@ -257,25 +261,27 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "bytes",
             (
                 ('max(notellm_event_stream_bytes{job="$job"})', "in the store"),
-                ('max(notellm_behaviour_bytes{job="$job"})', "in each replica, about"),
+                ('max(notellm_behaviour_bytes{job="$job"})', "in each replica (approximate)"),
             ),
         ),
         Panel(
-            "Share of NOTELLM_EVENT_BYTES that is in use",
+            "Share of NOTELLM_EVENT_BYTES in use",
             "percentunit",
-            (('max(notellm_event_stream_filled_ratio{job="$job"})', "the tenant with most events"),),
-            "Near 1 the oldest events are dropped before their time.",
+            (('max(notellm_event_stream_filled_ratio{job="$job"})', "tenant with the most events"),),
+            "Near 1, the oldest events are dropped before NOTELLM_EVENT_SECONDS.",
         ),
     ),
     "Process": (
         Panel("Ready", "short", (each_replica('notellm_ready{job="$job"}'),)),
-        Panel("The event loop is late by", "s", quantiles("notellm_loop_lag_seconds")),
+        Panel("Event loop delay", "s", quantiles("notellm_loop_lag_seconds")),
         Panel("Resident memory", "bytes", (each_replica('process_resident_memory_bytes{job="$job"}'),)),
         Panel(
-            "Cores in use", "short", (each_replica('rate(process_cpu_seconds_total{job="$job"}[$__rate_interval])'),)
+            "CPU cores in use",
+            "short",
+            (each_replica('rate(process_cpu_seconds_total{job="$job"}[$__rate_interval])'),),
         ),
         Panel(
-            "File descriptors open",
+            "Open file descriptors",
             "percentunit",
             (each_replica('process_open_fds{job="$job"} / process_max_fds{job="$job"}'),),
         ),

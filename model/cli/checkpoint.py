@@ -11,21 +11,21 @@ import typer
 from model.cli.options import CACHE, Cache
 from model.terminal import check_changeable, exit_on, say, show
 
-DATA_WITH_CATEGORIES = "Folders with notes.jsonl.gz, or such files, whose notes have categories."
-DATA_WITH_HASHTAGS = "Folders with notes.jsonl.gz, or such files, whose notes have hashtags."
+DATA_WITH_CATEGORIES = "Folder with notes.jsonl.gz, or such a file, whose notes have categories; may be repeated."
+DATA_WITH_HASHTAGS = "Folder with notes.jsonl.gz, or such a file, whose notes have hashtags; may be repeated."
 TrainingNotes = Annotated[
-    int, typer.Option("--max-notes", min=1, help="Training notes read of each data set, drawn at random.")
+    int, typer.Option("--max-notes", min=1, help="Maximum training notes per data set, drawn at random.")
 ]
 ValidationNotes = Annotated[
-    int, typer.Option("--max-notes", min=1, help="Validation notes read of each data set, drawn at random.")
+    int, typer.Option("--max-notes", min=1, help="Maximum validation notes per data set, drawn at random.")
 ]
 
 
 def average(
-    checkpoint: Annotated[list[Path], typer.Option(help="Checkpoint folders of one run, two or more.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="The new checkpoint folder.")],
+    checkpoint: Annotated[list[Path], typer.Option(help="Checkpoint folder of the run; give two or more.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="New checkpoint folder.")],
 ) -> None:
-    """Write the mean of checkpoints of one run, or of a run and one that goes on from it."""
+    """Average the weights of several checkpoints of one training run, or of a run and its continuation."""
     from model.config import CheckpointError
     from model.training.average import average as average_checkpoints
 
@@ -35,20 +35,22 @@ def average(
 
 
 def whiten(
-    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose projection is changed.")],
-    data: Annotated[list[Path], typer.Option(help="Folders with notes.jsonl.gz, or such files, one a data set.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder; its projection is changed in place.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Folder with notes.jsonl.gz, or such a file, of one data set; may be repeated.")
+    ],
     dimension: Annotated[
         int | None,
         typer.Option(
-            help="Dimension of the vectors afterwards; by default 128, or the trained one less one for each data set, "
-            "if smaller.",
+            help="New dimension of the vectors; by default 128, or the trained dimension minus the number of data "
+            "sets, if that is smaller.",
             min=1,
         ),
     ] = None,
     max_notes: TrainingNotes = 2000,
     cache: Cache = CACHE,
 ) -> None:
-    """Remove from a checkpoint's vectors what all notes share, and cut them to the directions that tell notes apart."""
+    """Whiten a checkpoint's vectors: remove the mean vector of each data set, and reduce the dimension."""
     from model.training.whiten import whiten_by_training_notes
 
     check_changeable(checkpoint)
@@ -58,12 +60,12 @@ def whiten(
 
 
 def calibrate(
-    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder; its notellm.json is changed in place.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
     max_notes: ValidationNotes = 500,
     cache: Cache = CACHE,
 ) -> None:
-    """Fit the temperature of category probabilities on validation notes, and keep it in the checkpoint."""
+    """Fit the temperature of category probabilities on validation notes, and save it in the checkpoint."""
     from model.training.calibrate import calibrate as fit_temperature
 
     check_changeable(checkpoint)
@@ -73,12 +75,12 @@ def calibrate(
 
 
 def fit_categories(
-    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, which gets categories.safetensors.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, to which categories.safetensors is added.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_CATEGORIES)],
     max_notes: TrainingNotes = 10_000,
     cache: Cache = CACHE,
 ) -> None:
-    """Learn the categories of training notes from their vectors and words, to pool with what the model writes."""
+    """Fit a category head on the vectors and words of training notes. Its scores are combined with the model's."""
     from model.config import CONFIG_FILE, NoteLLMConfig
     from model.training.calibrate import fit_categories as fit_head
 
@@ -86,26 +88,26 @@ def fit_categories(
     with exit_on(ValueError, OSError):
         head = fit_head(checkpoint, data, max_notes, cache, say)
     for weights in sorted({tuple(head.exponents([name]).tolist()) for name in head.pooled_names}):
-        experts = zip(("what is written", "the vector", "words"), weights, strict=True)
+        experts = zip(("model", "vector", "words"), weights, strict=True)
         say("Pool weights: " + ", ".join(f"{expert} {weight:.2f}" for expert, weight in experts))
     show({"categories": len(head.names)}, as_json=False)
     if not head.covers(NoteLLMConfig.load(checkpoint).categories):
-        by_setting = f'serve it with NOTELLM_CATEGORIES="{", ".join(head.pooled_names)}", or '
+        by_setting = f'set NOTELLM_CATEGORIES="{", ".join(head.pooled_names)}", or '
         if any("," in name for name in head.pooled_names):
             by_setting = ""  # the setting is split at commas
         say(
-            f"This checkpoint chooses among others unless told. To choose among these, {by_setting}write them into "
-            f'"categories" of its {CONFIG_FILE}'
+            f"By default this checkpoint chooses among other categories. To choose among these, {by_setting}write them "
+            f'to "categories" of its {CONFIG_FILE}'
         )
 
 
 def fit_hashtags(
-    checkpoint: Annotated[Path, typer.Option(help="A checkpoint folder, whose notellm.json is changed.")],
+    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder; its notellm.json is changed in place.")],
     data: Annotated[list[Path], typer.Option(help=DATA_WITH_HASHTAGS)],
     max_notes: ValidationNotes = 500,
     cache: Cache = CACHE,
 ) -> None:
-    """Choose the least score of a written hashtag on validation notes, and keep it in the checkpoint."""
+    """Choose the minimum score of a generated hashtag on validation notes, and save it in the checkpoint."""
     from model.training.calibrate import fit_hashtags as fit_least_score
 
     check_changeable(checkpoint)
@@ -115,15 +117,21 @@ def fit_hashtags(
 
 
 def export(
-    out_folder: Annotated[Path, typer.Option("--out", help="The new folder, for NOTELLM_CHECKPOINT.")],
-    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint or a backbone; the shipped one if none.")] = None,
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="New folder for the export, to be used as NOTELLM_CHECKPOINT.")
+    ],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint or backbone; by default the shipped checkpoint.")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "int8"],
-        typer.Option(help="How weights are stored; bfloat16: as half floats, which run in bfloat16 or float32."),
+        typer.Option(
+            help="Format of the stored weights. bfloat16: stored as float16, computed in bfloat16 or float32."
+        ),
     ] = "bfloat16",
     cache: Cache = CACHE,
 ) -> None:
-    """Write a checkpoint as it is served on a CPU: a folder that needs neither PyTorch nor a cache."""
+    """Export a checkpoint for serving on a CPU: a folder that requires neither PyTorch nor a cache."""
     from model.config import CheckpointError
     from model.inference.openvino.exported import write_exported
     from model.weights import SHIPPED_CHECKPOINT

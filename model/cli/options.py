@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
-Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder of converted weights.")]
+Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder for converted model weights.")]
 CACHE = Path("~/.cache/notellm").expanduser()
-Memory = Annotated[str, typer.Option(help="Memory for the join; the rest goes to disk.")]
+Memory = Annotated[
+    str, typer.Option(help="Maximum memory for joining clicks, such as 1GB; the rest is spilled to disk.")
+]

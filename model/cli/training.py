@@ -21,24 +21,29 @@ if TYPE_CHECKING:
     from model.note import Note
     from model.training.trainer import Step, Trainer
 
-Changes = Annotated[list[str] | None, typer.Option("--set", help="name=value, in place of the recipe's value.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value of the recipe, as name=value; may be repeated.")
+]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EMBED_BATCH_SIZE = 1024
 """Notes per step of the progress bar of `notellm embed`: enough that notes of similar length are read together."""
 
 
 def train(
-    config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the log, curves, last state and best checkpoint.")],
+    config: Annotated[Path, typer.Option(help="Recipe (TOML file).")],
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder of the run: log, curves, last state and best checkpoint.")
+    ],
     change: Changes = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is a GPU, else cpu.")
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Device for training. auto: cuda if there is a GPU, otherwise cpu."),
     ] = "auto",
     cache: Cache = CACHE,
 ) -> None:
-    """Train by a recipe; the same command resumes after a break. Under torchrun it runs on several processes.
+    """Train a model by a recipe. Run the same command again to resume. torchrun can start it in several processes.
 
-    SIGTERM or Ctrl-C saves after the current step and ends the run, with exit status 1.
+    SIGTERM or Ctrl-C saves the state after the current step and stops the run with exit status 1.
     """
     import torch
 
@@ -57,7 +62,7 @@ def train(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: PyTorch finds no card here; leave the option out to train on the CPU")
+        fail("--device cuda: PyTorch finds no GPU; omit the option to train on the CPU")
     errors = (RecipeError, DatasetError, PairsError, CheckpointError, OSError)
     with exit_on(*errors), processes(device) as (rank, own_device):
         recipe = Recipe.load(config, dict(parse_change(text) for text in change or ()))
@@ -65,17 +70,21 @@ def train(
         progress = say if rank == 0 else silent
         trainer = Trainer(recipe, folder, cache=cache, device=own_device, progress=progress)
         if trainer.ended and (folder / BEST / CARD).is_file():
-            progress(f"the run in {folder} has ended at step {trainer.state.step}: name a new folder for another one")
+            progress(
+                f"the run in {folder} is complete at step {trainer.state.step}: choose a new folder for another run"
+            )
             return
         stop_on_signals(trainer.stop)
         run_with_progress_bar(trainer, quiet=rank > 0)
         if not trainer.ended:
-            fail(f"ended at step {trainer.state.step}, saved in {folder / LAST}: run the same command again to go on")
+            fail(
+                f"stopped at step {trainer.state.step}, saved in {folder / LAST}: run the same command again to resume"
+            )
         if rank == 0:
             draw_curves(folder)
             say(f"curves: {folder / CURVES}")
             if (folder / BEST).is_dir():
-                say(f"the best checkpoint: {folder / BEST}; its card: {write_card(trainer, sys.argv, commit)}")
+                say(f"best checkpoint: {folder / BEST}; model card: {write_card(trainer, sys.argv, commit)}")
 
 
 def run_with_progress_bar(trainer: Trainer, quiet: bool) -> None:
@@ -97,13 +106,13 @@ def description_of(step: Step) -> str:
 
 
 def train_encoder(
-    config: Annotated[Path, typer.Option(help="The recipe, TOML.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the log and the best encoder.")],
+    config: Annotated[Path, typer.Option(help="Recipe (TOML file).")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the run: log and best encoder.")],
     change: Changes = None,
 ) -> None:
-    """Fine-tune all-MiniLM-L6-v2, the strongest baseline, on the same pairs with the same contrastive loss.
+    """Fine-tune all-MiniLM-L6-v2, the strongest baseline, on the pairs of a recipe with the same contrastive loss.
 
-    With contrastive = false in the recipe it is trained on the notes' categories.
+    With contrastive = false in the recipe, it is trained on the categories of the notes instead.
     """
     from model.baselines.encoder import fine_tune
     from model.data.dataset import DatasetError
@@ -122,19 +131,19 @@ def train_encoder(
 
 
 def embed(
-    checkpoint: Annotated[str, typer.Option(help="A checkpoint, a backbone, an encoder's folder, or minilm.")],
-    notes: Annotated[Path, typer.Option(help="JSONL with id, title, content, hashtags.")],
-    out_file: Annotated[Path, typer.Option("--out", help="The .npz file to write.")],
+    checkpoint: Annotated[str, typer.Option(help="Checkpoint, backbone, folder of an encoder, or minilm.")],
+    notes: Annotated[Path, typer.Option(help="JSONL file of notes with id, title, content and hashtags.")],
+    out_file: Annotated[Path, typer.Option("--out", help=".npz file to write.")],
     split: Annotated[
-        Literal["train", "validation", "test"], typer.Option(help="The split whose notes are embedded.")
+        Literal["train", "validation", "test"], typer.Option(help="Split of the notes to embed.")
     ] = "train",
     whiten: Annotated[
         int | None,
-        typer.Option(help="Whiten by these notes to so many numbers; by default the vectors stay as they are.", min=1),
+        typer.Option(help="Whiten the vectors on these notes to this dimension; not whitened by default.", min=1),
     ] = None,
     cache: Cache = CACHE,
 ) -> None:
-    """Write the vectors of a split's notes, for the `teacher` of a recipe."""
+    """Compute the vectors of a split's notes and save them, for the `teacher` of a recipe."""
     from model.baselines.loading import load_embedder
     from model.config import CheckpointError
     from model.data.dataset import DatasetError, read_notes
@@ -146,7 +155,7 @@ def embed(
     with exit_on(CheckpointError, DatasetError, OSError):
         chosen = notes_of_split(read_notes(notes, say), split)
         if not chosen:
-            fail(f"{notes} has no note of the split {split}")
+            fail(f"{notes} has no notes of the split {split}")
         embedder = load_embedder(checkpoint, cache, say)
         vectors = embed_with_progress_bar(embedder, chosen)
         if whiten is not None:

@@ -283,9 +283,9 @@ def draw_note(rng: random.Random, category: str, theme: Theme) -> Note:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Write Chinese notes from templates.")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file")
-    parser.add_argument("--notes", type=int, default=2000)
+    parser = argparse.ArgumentParser(description="Generate Chinese notes from templates.")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
+    parser.add_argument("--notes", type=int, default=2000, help="maximum number of notes (default: %(default)s)")
     options = parser.parse_args(arguments)
     lines = [note_line(f"zh-{n}", note) for n, note in enumerate(islice(chinese_notes(), options.notes), 1)]
     options.out.write_text("".join(lines), "utf-8")

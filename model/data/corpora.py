@@ -240,9 +240,9 @@ def write_notes_file(path: Path, notes: Iterable[Note], name: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Make texts without labels to distil from.")
+    parser = argparse.ArgumentParser(description="Create a corpus of texts without labels for distillation.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
-    parser.add_argument("--max-notes", type=int, help="maximum of notes of each source, drawn at random")
+    parser.add_argument("--max-notes", type=int, help="maximum notes of each source, drawn at random; default: all")
     for source in SOURCES.values():
         parser.add_argument(f"--{source.name}", type=Path, metavar="PATH", help=f"{source.path}; {source.terms}")
     options = parser.parse_args(arguments)

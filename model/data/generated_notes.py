@@ -126,14 +126,16 @@ def examples_context(rng: random.Random, examples: Sequence[Note], max_words: in
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Let the base model write notes.")
-    parser.add_argument("--samples", type=Path, required=True, help="the project's sample notes")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL file that the notes are appended to")
-    parser.add_argument("--wordnet", type=Path, help="folder of WordNet's data files, for further topics")
-    parser.add_argument("--notes", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--backbone", default=PACKAGED_BACKBONE)
+    parser = argparse.ArgumentParser(description="Generate notes with the base model.")
+    parser.add_argument("--samples", type=Path, required=True, help="file of the project's sample notes")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file to which the notes are appended")
+    parser.add_argument("--wordnet", type=Path, help="folder of WordNet's data files, for additional topics")
+    parser.add_argument(
+        "--notes", type=int, default=10_000, help="number of notes in the file at the end (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=96, help="notes generated together (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--backbone", default=PACKAGED_BACKBONE, help="backbone folder or name on the model hub")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

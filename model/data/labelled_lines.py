@@ -327,8 +327,8 @@ def category_examples() -> Iterator[Note]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Write our labelled lines as notes to fit a category head to.")
-    parser.add_argument("file", type=Path, help="the notes file, JSONL")
+    parser = argparse.ArgumentParser(description="Write the project's labelled lines as notes, to fit a category head.")
+    parser.add_argument("file", type=Path, help="notes file to write, JSONL")
     file: Path = parser.parse_args(arguments).file
     with file.open("w", encoding="utf-8") as lines:
         for note in category_examples():

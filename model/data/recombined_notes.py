@@ -70,7 +70,7 @@ def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None
     notes = read_notes(notes_file)
     training_notes = [note for note in notes.values() if split_of(note.id) == "train"]
     if not training_notes:
-        raise DatasetError(f"{notes_file} has no note of the training split")
+        raise DatasetError(f"{notes_file} has no notes of the training split")
     rng = random.Random(seed)
     with whole_file(out) as packed, gzip.open(packed, "wt", encoding="utf-8") as file:
         file.writelines(note_line(note.id, note) for note in notes.values())
@@ -79,14 +79,16 @@ def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Make texts of the parts of a community's notes.")
-    parser.add_argument("--notes", type=Path, required=True, help="the community's notes, JSONL or .gz")
-    parser.add_argument("--out", type=Path, required=True, help="gzipped notes file for the notes and the texts")
-    parser.add_argument("--texts", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description="Create texts from parts of a community's notes.")
+    parser.add_argument("--notes", type=Path, required=True, help="notes file of the community, JSONL or .gz")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="gzipped notes file to write, with the notes and the texts"
+    )
+    parser.add_argument("--texts", type=int, default=20_000, help="number of texts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.out.suffix != ".gz":
-        parser.error(f"--out: {options.out} must end with .gz: the file is packed")
+        parser.error(f"--out: {options.out} must end in .gz: the file is compressed")
     try:
         write_with_texts(options.notes, options.out, options.texts, options.seed)
     except (DatasetError, OSError) as error:

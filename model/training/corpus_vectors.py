@@ -60,12 +60,12 @@ def checked_digest(folder: Path, source: str) -> str:
     digest, notes, path = _notes_digest(folder, source), notes_path(folder, source), digest_path(folder, source)
     if not path.is_file():
         raise DatasetError(
-            f"{folder} does not say of which notes the vectors of {source} are: if {notes.name} is as it was then, run "
-            f"`zcat {notes} | sha256sum > {path}`; else remove {source}.*.npy"
+            f"{folder} does not record from which notes the vectors of {source} were made. If {notes.name} has not "
+            f"changed since, run `zcat {notes} | sha256sum > {path}`; otherwise remove {source}.*.npy"
         )
     if path.read_text().split()[:1] != [digest]:
         raise DatasetError(
-            f"{notes} has changed since its vectors were made: remove {source}.*.npy and make them again"
+            f"{notes} has changed since its vectors were made: remove {source}.*.npy and create them again"
         )
     return digest
 
@@ -75,7 +75,7 @@ def refuse_other_encoder(folder: Path, source: str, encoder: str) -> None:
     named = encoder_name(folder, source)
     if UNNAMED not in (named, encoder) and named != encoder:
         raise DatasetError(
-            f"{folder} has vectors of {source} by {named}, not by {encoder}: remove {source}.*.npy, or name another "
+            f"{folder} has vectors of {source} by {named}, not by {encoder}: remove {source}.*.npy, or choose another "
             "folder"
         )
 
@@ -112,7 +112,9 @@ def write_corpus_vectors(
     notes = list(read_notes(notes_path(folder, source)).values())[:max_notes]
     first = shard_path(folder, source, 0)
     if notes and first.exists() and np.load(first, mmap_mode="r").shape[1] != embed(notes[:1]).shape[1]:
-        raise ValueError(f"{first} has vectors of another encoder: remove {source}'s shards, or name another folder")
+        raise ValueError(
+            f"{first} has vectors of another encoder: remove the shards of {source}, or choose another folder"
+        )
     embedded = 0
     for shard, start in enumerate(range(0, len(notes), SHARD_SIZE)):
         path = shard_path(folder, source, shard)
@@ -152,10 +154,10 @@ def read_corpus_vectors(folder: Path, source: str, encoder: str = UNNAMED) -> tu
 def teacher_parser(what: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all teachers' commands share. `what`: the command's description."""
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--source", action="append", help="may be repeated; all sources by default")
-    parser.add_argument("--max-notes", type=int, help="first notes of each source that are read; all by default")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("folder", type=Path, help="folder of the corpus, to which the vectors are added")
+    parser.add_argument("--source", action="append", help="source of the corpus; may be repeated; default: all")
+    parser.add_argument("--max-notes", type=int, help="maximum notes of each source, the first ones; default: all")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     return parser
 
 

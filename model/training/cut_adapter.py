@@ -52,14 +52,14 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
     """
     folder = checkpoint / ADAPTER_FOLDER
     if not (folder / ADAPTER_FILE).is_file():
-        raise CheckpointError(f"{checkpoint} has no adapter that could be cut")
+        raise CheckpointError(f"{checkpoint} has no adapter to cut")
     with loading_errors(folder):
         settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
         weights = load_file(folder / ADAPTER_FILE)
     if not 1 <= rank < settings["r"]:
-        raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: name a lower one, 1 or more")
+        raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: choose a lower rank, at least 1")
     if out.exists():
-        raise CheckpointError(f"{out} is there already: name a new folder")
+        raise CheckpointError(f"{out} already exists: choose a new folder")
     scale = settings["lora_alpha"] / settings["r"]  # factor of B A in LoRA, moved into B
     cut = {}
     for name in [name.removesuffix(A) for name in weights if name.endswith(A)]:
@@ -77,10 +77,10 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Cut a checkpoint's adapter to a lower rank.")
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the copy; it must not be there")
+    parser = argparse.ArgumentParser(description="Reduce the rank of a checkpoint's adapter.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder, which is not changed")
+    parser.add_argument("--rank", type=int, required=True, help="new rank")
+    parser.add_argument("--out", type=Path, required=True, help="new folder for the copy; it must not exist")
     options = parser.parse_args(arguments)
     try:
         cut_adapter(options.checkpoint, options.rank, options.out)

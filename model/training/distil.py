@@ -313,22 +313,39 @@ class Distiller:
 
 def option_parser() -> argparse.ArgumentParser:
     """Return the parser. Recipe options have the names of the recipe's fields, and are absent where not given."""
-    parser = argparse.ArgumentParser(description="Distil a generalist from texts without labels.")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of the texts and the teachers' vectors")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--recipe", type=Path, help="TOML file with fields of the recipe; options replace them")
-    parser.add_argument("--share", action="append", metavar="SOURCE=SHARE")
-    parser.add_argument("--data", type=Path, help="folder with the data sets of the held-out domains, to measure on")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="training time; without end by default")
+    parser = argparse.ArgumentParser(
+        description="Train a generalist model by distillation from teachers, on texts without labels."
+    )
+    parser.add_argument("--corpus", type=Path, required=True, help="folder with the texts and the teachers' vectors")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: states, log and measurements")
+    parser.add_argument("--recipe", type=Path, help="TOML file with fields of the recipe; options override them")
+    parser.add_argument(
+        "--share",
+        action="append",
+        metavar="SOURCE=SHARE",
+        help="share of a source in the training texts; may be repeated",
+    )
+    parser.add_argument("--data", type=Path, help="folder with the data sets of the held-out domains, for measurements")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        help="maximum training time of this command in minutes; unlimited by default",
+    )
     parser.add_argument(
         "--total-minutes",
         type=float,
         default=float("inf"),
-        help="training time of all commands in the folder together, after which a command does nothing",
+        help="maximum training time in minutes of all commands of the run together; later commands do nothing",
     )
-    parser.add_argument("--measure-first", action="store_true", help="measure before the first step, too")
-    parser.add_argument("--pause-file", type=Path, help="while this file exists, the run waits between steps")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: with --threads 1")
+    parser.add_argument("--measure-first", action="store_true", help="also measure before the first step")
+    parser.add_argument("--pause-file", type=Path, help="file that pauses the run between steps while it exists")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="training device (default: cpu); with cuda, use --threads 1",
+    )
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     recipe.add_argument("--backbone")
@@ -365,16 +382,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError, TypeError) as error:
         parser.error(f"the recipe: {error}")
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no card here; leave the option out to train on the CPU")
+        parser.error("--device cuda: PyTorch finds no GPU; omit the option to train on the CPU")
     if options.data and not any((options.data / name).is_dir() for name in POOL_SIZES):
-        parser.error(f"--data {options.data} has none of the folders {', '.join(POOL_SIZES)}")
+        parser.error(f"--data: {options.data} contains none of the folders {', '.join(POOL_SIZES)}")
     try:
         distiller = Distiller(recipe, options.corpus, options.out, options.cache, options.pause_file, options.device)
     except (CheckpointError, DatasetError, RecipeError, OSError) as error:
         parser.error(str(error))
     minutes_left = options.total_minutes - distiller.seconds / 60
     if minutes_left <= 0:
-        print(f"the run in {options.out} has had its {options.total_minutes:g} minutes, at step {distiller.step}")
+        print(
+            f"the run in {options.out} has used its {options.total_minutes:g} minutes and is at step {distiller.step}"
+        )
         return
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
     stop_on_signals(distiller.stop)

@@ -65,7 +65,7 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
         recipe = Distillation(**stored["recipe"])
         trained_weights, head = stored["masters"]["averages"], stored["head"]
     except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{state} is no state.<step>.pt of model.training.distil: {error}") from error
+        raise CheckpointError(f"{state} is not a state.<step>.pt of model.training.distil: {error}") from error
     if recipe.pooling != "read-out":
         raise CheckpointError(f"{state} was trained with pooling {recipe.pooling!r}: only 'read-out' can be served")
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
@@ -117,36 +117,52 @@ def whiten_by_corpus(
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(description="Make a checkpoint of a distillation's state.")
-    parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rank", type=int, default=RANK)
-    parser.add_argument("--name", default="distilled")
-    parser.add_argument("--licence", help="a line on the terms of the weights, which a start shows; the backbone's")
-    parser.add_argument("--windows", type=int, default=1, help="windows in which long content is read")
-    parser.add_argument("--script", action="append", default=[], help="Unicode script that is read; all without one")
-    parser.add_argument("--language", action="append", default=[], help="ISO 639 code of a language that it will write")
+    parser = argparse.ArgumentParser(description="Create a checkpoint from a state of a distillation.")
+    parser.add_argument("--state", type=Path, required=True, help="state.<step>.pt of model.training.distil")
+    parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
+    parser.add_argument("--rank", type=int, default=RANK, help="rank of the adapter (default: %(default)s)")
+    parser.add_argument("--name", default="distilled", help="name of the model (default: %(default)s)")
+    parser.add_argument(
+        "--licence", help="licence of the weights in one line, shown at startup; default: that of the backbone"
+    )
+    parser.add_argument(
+        "--windows", type=int, default=1, help="number of windows in which long content is read (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--script",
+        action="append",
+        default=[],
+        help="Unicode script that the model reads; may be repeated; default: all",
+    )
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        help="ISO 639 code of a language that the model writes; may be repeated",
+    )
     parser.add_argument(
         "--name-cosine-weight",
         type=float,
         default=NoteLLMConfig().name_cosine_weight,
-        help="weight of the cosine between a note and a category's name that training has not shown; %(default)s",
+        help="weight of the cosine between a note and the name of an untrained category (default: %(default)s)",
     )
     parser.add_argument(
         "--mean-share",
         type=float,
         default=NoteLLMConfig().mean_share,
-        help="share of the mean of all notes' vectors that queries by a note leave out; %(default)s",
+        help="share of the mean vector of all notes that is subtracted from queries by a note (default: %(default)s)",
     )
     parser.add_argument(
         "--title-mean-share",
         type=float,
         default=NoteLLMConfig().title_mean_share,
-        help="share of the mean of titles' vectors that queries by a title leave out; %(default)s",
+        help="share of the mean vector of titles that is subtracted from queries by a title (default: %(default)s)",
     )
-    parser.add_argument("--dimension", type=int, help="whiten the projection to so many numbers; needs --corpus")
-    parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, to whiten by")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the corpus is read")
+    parser.add_argument("--dimension", type=int, help="whiten the projection to this dimension; requires --corpus")
+    parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, used for whitening")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device that embeds the corpus (default: %(default)s)"
+    )
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     return parser
 
@@ -171,9 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser()
     options = parser.parse_args(arguments)
     if (options.dimension is None) != (options.corpus is None):
-        parser.error("--dimension and --corpus go together")
+        parser.error("--dimension and --corpus must be given together")
     if options.out.exists():
-        parser.error(f"{options.out} is there already: name a new folder")
+        parser.error(f"{options.out} already exists: choose a new folder")
     try:
         model, adapter, recipe = load_state(options.state, options.cache, options.rank)
         model.config = with_settings(model.config, options)

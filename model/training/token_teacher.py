@@ -99,9 +99,9 @@ def inverse_document_frequencies(texts: Iterable[Sequence[int]], vocabulary_size
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
-    parser = argparse.ArgumentParser(description="Make the teacher that knows words only.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--backbone", default=PACKAGED_BACKBONE)
+    parser = argparse.ArgumentParser(description="Create the teacher whose vectors depend on words only.")
+    parser.add_argument("folder", type=Path, help="folder of the corpus")
+    parser.add_argument("--backbone", default=PACKAGED_BACKBONE, help="backbone folder or name on the model hub")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     options = parser.parse_args(arguments)
     model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=torch.float32)

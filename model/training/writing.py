@@ -163,7 +163,9 @@ class GenerationTrainer:
         self.notes, self.mix = self._mix(training)
         self.validation, validation_mix = self._mix(read_sources(files, "validation"))
         if not self.validation:
-            raise DatasetError("no notes file has a note in the validation split, on which the loss is measured")
+            raise DatasetError(
+                "no notes file has notes in the validation split, which are required to measure the loss"
+            )
         self.measured = validation_mix.draw(0, MEASURED_NOTES)
         self.digests = {name: file_digest(path) for name, path in files.items()}
         self.trunk = CheckpointFiles.of(str(checkpoint), cache).trunk_digest()
@@ -318,7 +320,7 @@ class GenerationTrainer:
     def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
         if state.get("trunk", self.trunk) != self.trunk:  # older states have no trunk digest
             raise CheckpointError(
-                f"{self.folder} holds a run on another trunk than {self.checkpoint} has: choose a new folder"
+                f"{self.folder} contains a run with another trunk than that of {self.checkpoint}: choose a new folder"
             )
         refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
         refuse_other_files(self.folder, state.get("files", {}), self.digests)
@@ -350,19 +352,31 @@ def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM,
 
 def option_parser() -> argparse.ArgumentParser:
     """Return the parser. Recipe options have the names of the recipe's fields, and are absent where not given."""
-    parser = argparse.ArgumentParser(description="Teach a trunk to write hashtags and categories.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the trunk's checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument(
-        "--notes", action="append", required=True, metavar="FILE=SHARE", help="notes file with labels; may be repeated"
+    parser = argparse.ArgumentParser(
+        description="Train a generation adapter, with which a checkpoint writes hashtags and categories."
     )
     parser.add_argument(
-        "--lines", type=float, default=0.0, metavar="SHARE", help="share of model/data/labelled_lines.py"
+        "--checkpoint", type=Path, required=True, help="checkpoint folder of the trunk, which is not changed"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run: state, log and result")
+    parser.add_argument(
+        "--notes",
+        action="append",
+        required=True,
+        metavar="FILE=SHARE",
+        help="labelled notes file and its share of the training notes; may be repeated",
     )
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="training time; to the last step by default"
+        "--lines",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the labelled lines of model/data/labelled_lines.py (default: %(default)s)",
     )
-    parser.add_argument("--pause-file", type=Path, help="while this file exists, the run waits between steps")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="maximum training time in minutes; unlimited by default"
+    )
+    parser.add_argument("--pause-file", type=Path, help="file that pauses the run between steps while it exists")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     for name in ("rank", "seed", "threads", "batch", "steps"):
@@ -382,7 +396,7 @@ def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
         path, _, share = text.rpartition("=")
         name = Path(path).name.split(".")[0]
         if name in names:
-            raise ValueError(f"{path}: there is another source called {name}; give the file a name of its own")
+            raise ValueError(f"{path}: another source is already called {name}; rename the file")
         names.add(name)
         yield name, Path(path), float(share)
 
@@ -405,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (CheckpointError, DatasetError, RecipeError, OSError) as error:
         parser.error(str(error))
     if trainer.ended:
-        print(f"the run in {options.out} has ended at step {trainer.step}: name a new folder for another one")
+        print(f"the run in {options.out} is complete at step {trainer.step}: choose a new folder for another run")
         return
     print(f"{len(trainer.notes):,} notes; step {trainer.step}; {recipe}", flush=True)
     stop_on_signals(trainer.stop)

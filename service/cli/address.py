@@ -60,8 +60,8 @@ def _open(
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressUnavailable(
-                    f"{setting} is {port}, on which another process of {host} listens; it must be a free port, "
-                    "or 0 for any free one"
+                    f"{setting} is {port}, but another process already listens on this port of {host}; "
+                    "it must be a free port, or 0 for any free one"
                 ) from error
             failure = error  # one of several addresses, for example ::1 of localhost, may not exist here
         else:

@@ -13,15 +13,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from service.cli.store import describe_store, store_url
 from service.cli.terminal import FAILED, clean_up_when_ended, complain, err, files_for_owner_alone, read_settings, show
 
-AsJson = Annotated[bool, typer.Option("--json", help="The manifest, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")]
 
 
 def backup(
-    destination: Annotated[str, typer.Argument(help="A new folder: a path, or a URL such as s3://bucket/folder.")],
+    destination: Annotated[
+        str, typer.Argument(help="New folder for the backup: a path, or a URL such as s3://bucket/folder.")
+    ],
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Back up the store, all tenants of it, as it is at one moment, while services go on."""
+    """Back up the store with all tenants, as of one moment. Services can keep running."""
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
     clean_up_when_ended()  # no copy of the store stays in the temporary folder
@@ -31,12 +33,14 @@ def backup(
 
 
 def restore(
-    source: Annotated[str, typer.Argument(help="The folder of a backup.")],
+    source: Annotated[str, typer.Argument(help="Folder of a backup: a path or a URL.")],
     *,
-    replace: Annotated[bool, typer.Option("--replace", help="Throw away what the store holds.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the store's current data, which is lost.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Restore a backup into the store, in one step as services see it. Replicas then build their index anew."""
+    """Restore a backup into the store in one atomic step. Running services then rebuild their indexes."""
     from service.store.backup.restore import restore_backup
     from service.store.known_position import KnownPositions
 

@@ -43,7 +43,7 @@ class Certificate:
             self._load()  # on another context first: one that refuses a key has already lost its old one
             self.context.load_cert_chain(self._certificate, self._key)
         except (CertificateUnusable, OSError) as error:
-            log.error("certificate_not_reloaded", detail=f"{error}; the one before is still used")
+            log.error("certificate_not_reloaded", detail=f"{error}; the previous certificate is still used")
         else:
             log.info("certificate_reloaded", certificate=str(self._certificate))
 
@@ -63,7 +63,7 @@ class Certificate:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "the key has a password"
             raise CertificateUnusable(
                 f"NOTELLM_TLS_CERTIFICATE is {str(self._certificate)!r} and NOTELLM_TLS_KEY {str(self._key)!r}; they "
-                f"must be files of a certificate and its key without a password: {reason}"
+                f"must be files with a certificate and its private key without a password: {reason}"
             ) from error
         return context
 

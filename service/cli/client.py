@@ -39,8 +39,8 @@ Url = Annotated[
         envvar="NOTELLM_URL",
         callback=without_slash,
         default_factory=default_url,
-        show_default="where NOTELLM_HOST and NOTELLM_PORT say",
-        help="The running service.",
+        show_default="from NOTELLM_HOST and NOTELLM_PORT",
+        help="URL of the service.",
     ),
 ]
 AdminUrl = Annotated[
@@ -49,17 +49,17 @@ AdminUrl = Annotated[
         envvar="NOTELLM_URL",
         callback=without_slash,
         default_factory=default_admin_url,
-        show_default="where NOTELLM_HOST and NOTELLM_ADMIN_PORT, else NOTELLM_PORT, say",
-        help="The running service, at its admin port where it has one.",
+        show_default="from NOTELLM_HOST and NOTELLM_ADMIN_PORT, or NOTELLM_PORT",
+        help="URL of the service; with its admin port if it has one.",
     ),
 ]
 Key = Annotated[
     str | None,
     typer.Option(
-        "--api-key", envvar="NOTELLM_API_KEY", show_default=False, help="An API key, where the service needs one."
+        "--api-key", envvar="NOTELLM_API_KEY", show_default=False, help="API key, if the service requires one."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="The service's answer, for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the response as JSON.")]
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -71,7 +71,7 @@ def explain(answer: Any, status: int, separator: str = "\n  ") -> str:
     """Return the text of a problem: its detail, then each of its field errors after a separator. An answer that is not
     a problem, such as a proxy's, is described by its status."""
     if not isinstance(answer, dict) or "detail" not in answer:
-        return f"The answer, of status {status}, is not that of a NoteLLM service."
+        return f"The response with status {status} is not from a NoteLLM service."
     errors = [f"{error['pointer']}: {error['detail']}" for error in answer.get("errors") or ()]
     return separator.join([str(answer["detail"]), *errors])
 
@@ -102,7 +102,7 @@ def call(
         response = httpx2.request(method, url + path, params=params, json=body, headers=bearer(key), timeout=timeout)
         answer: Any = response.json() if response.content else None
     except (httpx2.HTTPError, ValueError) as error:
-        complain(f"{url} does not answer as a NoteLLM service: {error}")
+        complain(f"{url} does not respond like a NoteLLM service: {error}")
         raise typer.Exit(FAILED) from error
     if response.status_code not in accept:
         complain(explain(answer, response.status_code))

@@ -10,23 +10,31 @@ from rich.table import Column
 from service.cli.client import AsJson, Key, Url, call
 from service.cli.terminal import MISUSED, complain, out, show
 
-Hashtags = Annotated[list[str] | None, typer.Option(help="Notes with any of these.")]
+Category = Annotated[str | None, typer.Option(help="Notes of this category.")]
+Author = Annotated[str | None, typer.Option(help="Notes of this author.")]
+Hashtags = Annotated[
+    list[str] | None, typer.Option(help="Notes with this hashtag; if repeated, notes with any of them.")
+]
 
 
 def list_notes(
     *,
-    category: str | None = None,
-    author: str | None = None,
+    category: Category = None,
+    author: Author = None,
     hashtag: Hashtags = None,
-    created_after: Annotated[str | None, typer.Option(help="A time with its zone.")] = None,
-    updated_after: Annotated[str | None, typer.Option(help="Time of the last write, with its zone.")] = None,
-    limit: int = 100,
-    cursor: Annotated[str | None, typer.Option(help="What the page before says.")] = None,
+    created_after: Annotated[
+        str | None, typer.Option(help="Notes created after this time: ISO 8601 with a time zone.")
+    ] = None,
+    updated_after: Annotated[
+        str | None, typer.Option(help="Notes last written after this time: ISO 8601 with a time zone.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of notes in the page.")] = 100,
+    cursor: Annotated[str | None, typer.Option(help="Cursor of the next page, printed by the previous one.")] = None,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List notes in the order of their last writes, a page at a time."""
+    """List notes in the order of their last writes, one page at a time."""
     query = {"created_after": created_after, "updated_after": updated_after, "limit": limit, "cursor": cursor}
     answer = call(url, "GET", "/notes", key=api_key, params=_given(query | _conditions(category, author, hashtag)))
     columns = (Column("id", no_wrap=True), "title", "category", "author", "hashtags")
@@ -40,20 +48,24 @@ def list_notes(
 
 
 def delete_notes(
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids; without them, all notes that the options name.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="IDs of notes; if omitted, the options select the notes.")
+    ] = None,
     *,
-    category: str | None = None,
-    author: str | None = None,
+    category: Category = None,
+    author: Author = None,
     hashtag: Hashtags = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed, without removing it.")
+    ] = False,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove notes by their ids, or all of an author, a category or hashtags, and write the receipt."""
+    """Remove notes by ID, or all notes of an author, a category or hashtags, and print a receipt."""
     conditions = _conditions(category, author, hashtag)
     if bool(ids) == bool(conditions):
-        complain("Name either ids, or an --author, a --category or a --hashtag.")
+        complain("Give either IDs of notes, or at least one of --author, --category and --hashtag.")
         raise typer.Exit(MISUSED)
     what = {"ids": ids} if ids else {"filter": conditions}
     answer = call(url, "POST", "/notes/delete", key=api_key, body={**what, "dry_run": dry_run})
@@ -63,14 +75,14 @@ def delete_notes(
 
 def changes(
     *,
-    after: Annotated[str | None, typer.Option(help="A log position; by default the end of the log.")] = None,
-    limit: int = 100,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for a change.")] = 0.0,
+    after: Annotated[str | None, typer.Option(help="Log position; by default the current end of the log.")] = None,
+    limit: Annotated[int, typer.Option(help="Maximum number of changes.")] = 100,
+    wait: Annotated[float, typer.Option(help="Maximum seconds to wait for a change.")] = 0.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was written and removed after a log position."""
+    """List the notes written or removed after a log position."""
     answer = call(url, "GET", "/changes", key=api_key, params=_given({"after": after, "limit": limit, "wait": wait}))
     rows = [(change["log_position"], change["op"], change["id"], change["at"]) for change in answer["changes"]]
     show(answer, as_json, (Column("log position", no_wrap=True), "op", Column("id", no_wrap=True), "at"), rows)

@@ -20,12 +20,12 @@ PROBLEM_LINE = b'{"problem":'
 
 
 def export_events(
-    file: Annotated[Path, typer.Argument(help="The file to write: .jsonl or .jsonl.gz.")],
+    file: Annotated[Path, typer.Argument(help="File to write: .jsonl or .jsonl.gz.")],
     *,
     url: Url,
     api_key: Key = None,
 ) -> None:
-    """Write the reads that a running service counts as a file of clicks, for `notellm pairs` and for training."""
+    """Export the reads of notes that the service counts, as a clicks file for `notellm pairs` and for training."""
     if not file.name.endswith((".jsonl", ".jsonl.gz")):
         complain(f"{file} must end in .jsonl or .jsonl.gz")
         raise typer.Exit(MISUSED)
@@ -35,11 +35,11 @@ def export_events(
             clicks = _download(f"{url}/events/reads", api_key, part, packed=file.suffix == ".gz")
         os.replace(part, file)
     except (httpx2.HTTPError, OSError) as error:
-        complain(f"the events were not exported: {error}")
+        complain(f"the export of events failed: {error}")
         raise typer.Exit(FAILED) from error
     finally:
         part.unlink(missing_ok=True)
-    err.print(f"{clicks} clicks in {file}", highlight=False, markup=False)
+    err.print(f"{clicks} clicks written to {file}", highlight=False, markup=False)
 
 
 def _download(address: str, api_key: str | None, part: Path, *, packed: bool) -> int:
@@ -53,7 +53,7 @@ def _download(address: str, api_key: str | None, part: Path, *, packed: bool) ->
             for line in lines_of(response):
                 if line.startswith(PROBLEM_LINE):  # it is the last one, of a stream that was broken off
                     problem = orjson.loads(line)["problem"]
-                    complain(f"the service broke the export off: {explain(problem, problem['status'])}")
+                    complain(f"the service aborted the export: {explain(problem, problem['status'])}")
                     raise typer.Exit(FAILED)
                 out.write(line + b"\n")
                 clicks += 1
@@ -63,14 +63,16 @@ def _download(address: str, api_key: str | None, part: Path, *, packed: bool) ->
 def report(
     *,
     by: Annotated[
-        str, typer.Option(help="Some of scenario, variant, position and source, separated by commas.")
+        str, typer.Option(help="Dimensions to group by, separated by commas: scenario, variant, position, source.")
     ] = "scenario,variant",
-    since: Annotated[str | None, typer.Option(help="The first day, with its zone; a week ago by default.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="First day of the report, ISO 8601 with a time zone; by default a week ago.")
+    ] = None,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """How many of the notes that recommendations showed were clicked, with 95% intervals."""
+    """Show the click-through rates of recommended notes, with 95% confidence intervals."""
     params = {"by": by} | ({"since": since} if since else {})
     answer = call(url, "GET", "/reports/recommendations", key=api_key, params=params)
     rows = [
@@ -85,6 +87,8 @@ def report(
     ]
     show(answer, as_json, (*answer["by"], "shown", "clicked", "rate", "95% interval"), rows)
     if answer.get("left_out"):  # an older replica has no such field
-        complain(f"{answer['left_out']} more rates, of what was shown less, are left out: ask by fewer dimensions")
+        complain(
+            f"{answer['left_out']} more groups, which were shown less often, are left out: group by fewer dimensions"
+        )
     if not answer["complete"]:
-        complain("this replica still reads the events of before its start: the counts will grow")
+        complain("this replica is still reading events from before its start: the counts are incomplete")

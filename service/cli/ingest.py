@@ -67,7 +67,7 @@ class Ingest:
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
-                say(f"continuing after line {done}; --restart begins again")
+                say(f"resuming after line {done}; --restart starts at the first line")
             for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
                 self._add(client, batch, run, counts, rejects)
                 done = batch[-1].number
@@ -75,12 +75,12 @@ class Ingest:
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
         if done and not counts.total():
-            say(f"nothing was sent: this model has been sent all {done} lines before; --restart sends them again")
+            say(f"nothing was sent: all {done} lines were already sent to this model; --restart sends them again")
         for name, count in notes.ignored.items():
-            say(f"field {name!r} is not a note's and was left out of {count} notes")
+            say(f"field {name!r} is not a field of a note: it was left out of {count} notes")
         rejected = rejected_before + counts["rejected"]
         if rejected:
-            say(f"lines rejected: {rejected}; see {self._rejects_path()}")
+            say(f"rejected lines: {rejected}; see {self._rejects_path()}")
         seconds = time.monotonic() - started
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {
@@ -96,7 +96,7 @@ class Ingest:
         valid = [line for line in batch if line.note is not None]
         results = self._post(client, run, batch[0].number, valid) if valid else []
         if len(results) != len(valid):
-            raise TransferFailed(f"{self.url} answered {len(results)} results for {len(valid)} notes")
+            raise TransferFailed(f"{self.url} returned {len(results)} results for {len(valid)} notes")
         result_of = dict(zip((line.number for line in valid), results, strict=True))
         for line in batch:  # after the answer, so that rejects of a batch that is sent again are written once
             status, reason = "rejected", line.reason
@@ -125,7 +125,7 @@ class Ingest:
                     return self._post_halves(client, run, number, lines, response)
                 patience.after(response.status_code, response.content, response.headers)
             except (httpx2.TransportError, ValueError) as error:
-                patience.pause(f"{self.url} does not answer: {error}.")
+                patience.pause(f"{self.url} does not respond: {error}.")
 
     def _post_halves(
         self, client: httpx2.Client, run: str, number: int, lines: list[Line], refusal: httpx2.Response
@@ -167,13 +167,13 @@ class Ingest:
             try:
                 response = client.get("/readyz")
                 if response.status_code in HIDDEN:
-                    complain(f"GET /readyz got {response.status_code}: a change of the model would not be noticed")
+                    complain(f"GET /readyz returned {response.status_code}: a change of the model cannot be detected")
                     return ""
                 if space := response.json().get("space"):
                     return str(space)
-                patience.pause(f"{self.url} has not loaded its model.")
+                patience.pause(f"{self.url} has not loaded its model yet.")
             except (httpx2.TransportError, ValueError, AttributeError) as error:
-                patience.pause(f"{self.url} does not answer: {error}.")
+                patience.pause(f"{self.url} does not respond: {error}.")
 
     def _resumed(self, path: Path | None) -> tuple[str, int, int]:
         """Return the name of the run that this one resumes, its last acknowledged line, and its number of rejected
@@ -183,7 +183,7 @@ class Ingest:
                 state = json.loads(path.read_text())
                 return state.get("run") or uuid4().hex, int(state["line"]), int(state.get("rejected", 0))
             except (ValueError, KeyError, AttributeError):  # cut off by a power failure
-                complain(f"{path} cannot be read: beginning with the first line")
+                complain(f"{path} cannot be read: starting at the first line")
         return uuid4().hex, 0, 0
 
     def _remember(self, path: Path | None, run: str, line: int, rejected: int) -> None:

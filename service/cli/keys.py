@@ -12,24 +12,28 @@ from service.access.principal import Scope
 from service.cli.client import AdminUrl, AsJson, Key, call
 from service.cli.terminal import out, show
 
-app = typer.Typer(no_args_is_help=True, help="API keys of a running service.")
-Prefix = Annotated[str, typer.Argument(help="What stands between nlm_ and the secret.")]
+app = typer.Typer(no_args_is_help=True, help="Manage the API keys of a running service.")
+Prefix = Annotated[str, typer.Argument(help="Prefix of the key: the part between nlm_ and the secret.")]
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What it is for.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, to tell what it is used for.")],
     *,
-    scope: Annotated[list[Scope], typer.Option(help="What it may do; give it once for each.")],
-    tenant: Annotated[str | None, typer.Option(help="Whose notes; your own key's by default.")] = None,
-    days: Annotated[float | None, typer.Option(help="It expires after so many days.")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    scope: Annotated[list[Scope], typer.Option(help="Scope of the key; may be repeated.")],
+    tenant: Annotated[str | None, typer.Option(help="Tenant of the key; by default that of your own key.")] = None,
+    days: Annotated[float | None, typer.Option(help="Days until the key expires; never by default.")] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Maximum requests per minute; unlimited by default.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Maximum model tokens per minute; unlimited by default.")
+    ] = None,
     url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key, and write it: this once."""
+    """Create a key and print it. It cannot be displayed again."""
     expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
     quota = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     body = {"name": name, "scopes": scope, "tenant": tenant, "expires_at": expires_at, "quota": quota}
@@ -53,19 +57,19 @@ def list_keys(*, url: AdminUrl, api_key: Key = None, as_json: AsJson = False) ->
 def rotate(
     prefix: Prefix,
     *,
-    overlap: Annotated[float, typer.Option(min=0, help="Seconds for which the old secret is still accepted.")] = 3600,
+    overlap: Annotated[float, typer.Option(min=0, help="Seconds for which the old secret remains valid.")] = 3600,
     url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a key a new secret, and write it: this once."""
+    """Replace the secret of a key and print the new key. It cannot be displayed again."""
     body = {"overlap_seconds": overlap}
     show_new(call(url, "POST", f"/keys/{prefix}/rotate", key=api_key, body=body), as_json)
 
 
 @app.command()
 def revoke(prefix: Prefix, *, url: AdminUrl, api_key: Key = None) -> None:
-    """Revoke a key for ever."""
+    """Revoke a key permanently."""
     call(url, "DELETE", f"/keys/{prefix}", key=api_key, accept=(204,))
 
 

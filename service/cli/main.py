@@ -49,12 +49,12 @@ def notellm(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Related notes, hashtags and categories."""
+    """Recommendation service: related notes, hashtags and categories."""
 
 
 @app.command()
 def serve() -> None:
-    """Run the service; settings are the environment variables NOTELLM_*."""
+    """Run the service. It is configured by environment variables NOTELLM_* (docs/configuration.md)."""
     end_by_sigterm_as_first_process()
     settings = read_settings()
     with misused_where(AddressUnavailable, CertificateUnusable):
@@ -81,7 +81,7 @@ def serve() -> None:
 
 
 def say_where(url: str) -> None:
-    err.print(f"NoteLLM serves on {url}  (documentation: /docs, end: Ctrl-C)", highlight=False)
+    err.print(f"NoteLLM is running on {url}  (API documentation: /docs; stop with Ctrl-C)", highlight=False)
 
 
 def open_listeners(settings: Settings) -> list[socket.socket]:
@@ -95,8 +95,8 @@ def open_listeners(settings: Settings) -> list[socket.socket]:
         # The addresses are checked, since a host name may stand for any.
         if settings.bootstrap is None and not settings.insecure and not all(map(is_loopback, listeners)):
             raise AddressUnavailable(
-                f"NOTELLM_HOST is {settings.host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: "
-                "set it (openssl rand -hex 32), or NOTELLM_INSECURE=1 where a proxy decides who may call"
+                f"NOTELLM_HOST is {settings.host!r}, which other machines can reach, but NOTELLM_BOOTSTRAP_KEY is not "
+                "set: set it (openssl rand -hex 32), or set NOTELLM_INSECURE=1 if a proxy authenticates callers"
             )
         stack.pop_all()
     return listeners
@@ -104,20 +104,27 @@ def open_listeners(settings: Settings) -> list[socket.socket]:
 
 @app.command()
 def ingest(
-    file: Annotated[Path, typer.Argument(help="JSONL, plain or .gz; - for standard input.")],
+    file: Annotated[
+        Path, typer.Argument(help="JSONL file of notes, optionally compressed (.gz); - reads standard input.")
+    ],
     *,
     url: Url,
     api_key: Key = None,
-    generate: Annotated[str, typer.Option(help="hashtags,category: what to fill in from the same prefill.")] = "",
-    min_score: Annotated[float | None, typer.Option(help="Least score of hashtags that are filled in.")] = None,
-    rejects: Annotated[
-        Path | None, typer.Option(help="Where bad lines go; by default NAME.rejects.jsonl, in this folder.")
+    generate: Annotated[
+        str, typer.Option(help="Fields to generate for each note: hashtags, category or both, separated by a comma.")
+    ] = "",
+    min_score: Annotated[
+        float | None, typer.Option(help="Minimum score of generated hashtags; the service's setting by default.")
     ] = None,
-    restart: Annotated[bool, typer.Option(help="Begin at the first line, whatever was done before.")] = False,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    rejects: Annotated[
+        Path | None, typer.Option(help="File for rejected lines; by default NAME.rejects.jsonl in the current folder.")
+    ] = None,
+    restart: Annotated[bool, typer.Option(help="Start at the first line instead of resuming.")] = False,
+    patience: Annotated[float, typer.Option(help="Seconds to keep retrying while the service is unavailable.")] = 90.0,
     as_json: AsJson = False,
 ) -> None:
-    """Add a file of notes. Broken off, the same command goes on where it was; bad lines do not stop the rest."""
+    """Add the notes of a file. After an interruption, run the same command again to resume. Invalid lines are skipped
+    and written to a file."""
     job = Ingest(file, url, api_key, read_settings().data_dir, generate, min_score, rejects, restart, patience)
     with files_for_owner_alone():  # rejected lines are texts of notes
         show_report(lambda: job.run(err), as_json, rejected=REJECTED)
@@ -128,15 +135,17 @@ def hashtags(
     title: Annotated[str, typer.Argument()],
     content: Annotated[str, typer.Argument()] = "",
     *,
-    count: int = 5,
-    policy: Annotated[str | None, typer.Option(help="open, known or grounded; the service's own by default.")] = None,
-    block: Annotated[list[str] | None, typer.Option(help="A hashtag that is never told.")] = None,
-    min_score: Annotated[float, typer.Option(help="Hashtags with a lower score are left out.")] = 0.0,
+    count: Annotated[int, typer.Option(help="Maximum number of hashtags.")] = 5,
+    policy: Annotated[
+        str | None, typer.Option(help="open, known or grounded; by default the service's NOTELLM_HASHTAG_POLICY.")
+    ] = None,
+    block: Annotated[list[str] | None, typer.Option(help="Hashtag to exclude; may be repeated.")] = None,
+    min_score: Annotated[float, typer.Option(help="Minimum score of a hashtag, 0 to 1.")] = 0.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hashtags for a text."""
+    """Generate hashtags for a text, which is not stored."""
     body = {"title": title, "content": content, "count": count, "policy": policy, "blocked": block or []}
     body["min_score"] = min_score
     answer = call(url, "POST", "/generate/hashtags", key=api_key, body=body)
@@ -144,7 +153,7 @@ def hashtags(
         (hashtag["text"], f"{hashtag['score']:.3f}", ", ".join(hashtag.get("notes", [])))
         for hashtag in answer["hashtags"]
     ]
-    show(answer, as_json, ("hashtag", "score", "carried by"), rows)
+    show(answer, as_json, ("hashtag", "score", "used by notes"), rows)
     if not rows and not as_json:
         err.print(f"none: {answer['reason']}", highlight=False, markup=False)
 
@@ -154,14 +163,21 @@ def category(
     title: Annotated[str, typer.Argument()],
     content: Annotated[str, typer.Argument()] = "",
     *,
-    among: Annotated[list[str] | None, typer.Option(help="The closed set; the model's own by default.")] = None,
-    all_categories: Annotated[bool, typer.Option("--all-categories", help="Read each name of a large set.")] = False,
-    min_probability: Annotated[float, typer.Option(help="Below it the model abstains.")] = 0.0,
+    among: Annotated[
+        list[str] | None,
+        typer.Option(help="Category to choose from; may be repeated. Default: the service's categories."),
+    ] = None,
+    all_categories: Annotated[
+        bool, typer.Option("--all-categories", help="Score every category of a large set, not only the likeliest.")
+    ] = False,
+    min_probability: Annotated[
+        float, typer.Option(help="Minimum probability; if no category has it, the model abstains.")
+    ] = 0.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """The category of a text."""
+    """Choose the category of a text, which is not stored."""
     body = {
         "title": title,
         "content": content,
@@ -172,12 +188,12 @@ def category(
     answer = call(url, "POST", "/generate/category", key=api_key, body=body)
     chosen = [] if answer["abstain"] else [{"name": answer["category"], "probability": answer["probability"]}]
     rows = [(one["name"], f"{one['probability']:.4f}") for one in [*chosen, *answer["alternatives"]]]
-    show(answer, as_json, ("abstains; likeliest" if answer["abstain"] else "category", "probability"), rows)
+    show(answer, as_json, ("abstains; most probable" if answer["abstain"] else "category", "probability"), rows)
 
 
 @app.command()
 def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
-    """Whether the service is ready, and why not."""
+    """Show whether the service is ready, and which check fails."""
     answer = call(url, "GET", "/readyz", key=api_key, accept=(200, 503))
     if "checks" not in answer:  # refused before the probe could answer: draining, or too many connections
         complain(explain(answer, 503))
@@ -192,7 +208,7 @@ def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
 def verify(
     *,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Replace what differs in the index by what the store has.")
+        bool, typer.Option("--repair", help="Update differing entries of the index from the store.")
     ] = False,
     url: AdminUrl,
     api_key: Key = None,
@@ -208,7 +224,7 @@ def verify(
 
 @app.command()
 def openapi() -> None:
-    """The API's description, as docs/openapi.json has it."""
+    """Print the OpenAPI description of the API, as in docs/openapi.json."""
     from service.api.scenarios import ScenariosUnusable
     from service.wiring import build_app
 

@@ -35,34 +35,37 @@ GONE = 410
 
 
 def export_notes(
-    file: Annotated[Path, typer.Argument(help="A new file; packed where its name ends with .gz.")],
+    file: Annotated[Path, typer.Argument(help="New file to write (JSONL); compressed if its name ends in .gz.")],
     *,
-    vectors: Annotated[bool, typer.Option(help="With the vectors, so that an import need not call the model.")] = True,
-    after: Annotated[str | None, typer.Option(help="Only what changed after this log position.")] = None,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    vectors: Annotated[
+        bool, typer.Option(help="Include the vectors, so that an import does not need to run the model.")
+    ] = True,
+    after: Annotated[str | None, typer.Option(help="Export only changes after this log position.")] = None,
+    patience: Annotated[float, typer.Option(help="Seconds to keep retrying while the service is unavailable.")] = 90.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write all notes to a file. Broken off, the same command goes on where it was."""
+    """Export all notes to a file. After an interruption, run the same command again to resume."""
     with files_for_owner_alone():
         show_report(lambda: Download(file, url, api_key, vectors, after, patience).run(), as_json)
 
 
 def import_notes(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file of `notellm export-notes`.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="File written by `notellm export-notes`.")],
     *,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Also notes of ids that there are already; needed for a file of changes.")
+        bool, typer.Option("--replace", help="Replace notes that already exist. Required for an export of changes.")
     ] = False,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    patience: Annotated[float, typer.Option(help="Seconds to keep retrying while the service is unavailable.")] = 90.0,
     url: AdminUrl,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add the notes of an export. Vectors are kept where they are of the model that serves; else it reads the notes.
-    A file of `export-notes --after` is applied: its notes replace those of their ids, and what it removes is removed.
-    Broken off, the same command goes on. It needs a key with the scope admin; for removals notes.write, too."""
+    """Import notes from an export. Vectors computed by the service's model are kept; other notes are read by the model.
+    An export of changes (`export-notes --after`) replaces notes with the same IDs and removes the notes removed in it.
+    After an interruption, run the same command again. Requires an API key with the scope admin, and notes.write for
+    removals."""
     show_report(lambda: Upload(file, url, api_key, replace, patience).run(), as_json)
 
 
@@ -81,7 +84,7 @@ class Download:
         """Export the notes. Return the last line of the export, and the seconds taken. Raises TransferFailed,
         OSError."""
         if self.file.exists():
-            raise TransferFailed(f"{self.file} is there already: name a new file")
+            raise TransferFailed(f"{self.file} already exists: choose a new file")
         started, patience = time.monotonic(), Patience(self.patience)
         headers = bearer(self.api_key) | {"Accept-Encoding": "gzip"}
         with (
@@ -115,14 +118,14 @@ class Download:
                 if response.status_code == GONE and head is not None:
                     reason = explain_body(response.read(), response.status_code)
                     raise TransferFailed(
-                        f"the service cannot go on with {self._part}: {reason} Remove it to begin anew"
+                        f"the export cannot be resumed from {self._part}: {reason} Remove this file to start again"
                     )
                 if response.status_code != 200:
                     patience.after(response.status_code, response.read(), response.headers)
                     return None
                 return self._copy(response, part, bars, task, head, patience)
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            patience.pause(f"{self.url} does not answer: {error}.")
+            patience.pause(f"{self.url} does not respond: {error}.")
             return None
 
     def _copy(
@@ -139,11 +142,13 @@ class Download:
         for text in lines_of(response):
             line = orjson.loads(text)
             if "problem" in line:
-                patience.pause(f"the service broke the export off: {line['problem']['detail']}")
+                patience.pause(f"the service aborted the export: {line['problem']['detail']}")
                 return None
             if "export" in line:
                 if line["export"] != VERSION:
-                    raise TransferFailed(f"the service writes exports of version {line['export']}, not {VERSION}")
+                    raise TransferFailed(
+                        f"the service writes export format {line['export']}, but only format {VERSION} is supported"
+                    )
                 bars.update(task, total=line["notes_about"] or None)
                 if head is not None:
                     self._check_same(head, line)
@@ -155,7 +160,7 @@ class Download:
             part.write(text + b"\n")
             if "id" in line:
                 bars.advance(task)
-        patience.pause("the service broke the export off.")
+        patience.pause("the connection ended before the export was complete.")
         return None
 
     def _check_same(self, head: dict[str, Any], line: dict[str, Any]) -> None:
@@ -164,7 +169,9 @@ class Download:
         in_both = [name for name in ("tenant", "vectors") if name in head and name in line]
         if changed := [name for name in in_both if head[name] != line[name]]:
             differences = ", ".join(f"{name} {head[name]}, here {line[name]}" for name in changed)
-            raise TransferFailed(f"{self._part} is of another export ({differences}): remove it, or go on with that")
+            raise TransferFailed(
+                f"{self._part} belongs to another export ({differences}): remove it, or resume that export"
+            )
 
     def _append_end(self, part: IO[bytes], line: dict[str, Any]) -> dict[str, Any]:
         """Append the last line, with counts of the whole file."""
@@ -198,7 +205,7 @@ class Download:
             return None, None, 0
         if head["after"] != self.after:
             raise TransferFailed(
-                f"{self._part} is of another export, after {head['after']}: remove it, or go on with that"
+                f"{self._part} belongs to another export, after {head['after']}: remove it, or resume that export"
             )
         return head, last, notes
 
@@ -262,9 +269,7 @@ class Upload:
             if contents.after is not None:
                 counts["removed"] = self._remove(client, removed, patience)
         if vectors["read"]:
-            err.print(
-                f"{vectors['read']} notes were read by the model: their vectors are of another one, or not in the file"
-            )
+            err.print(f"{vectors['read']} notes were read by the model: the file has no vectors of this model for them")
         report = {**counts, "vectors_kept": vectors["kept"], "vectors_read": vectors["read"]}
         return {**report, "seconds": round(time.monotonic() - started, 1)}
 
@@ -279,7 +284,7 @@ class Upload:
             try:
                 line = orjson.loads(text)
                 if not isinstance(line, dict):
-                    raise TypeError("it is no JSON object")
+                    raise TypeError("not a JSON object")
                 head = head or line
                 if "removed" in line and "end" not in line:
                     counted["removed"] += 1
@@ -291,16 +296,16 @@ class Upload:
                     removed.discard(line["id"])
                 end = line if "end" in line else None
             except (orjson.JSONDecodeError, TypeError) as error:
-                raise TransferFailed(f"line {number} of {self.file} is none of an export: {error}") from error
+                raise TransferFailed(f"line {number} of {self.file} is not a line of an export: {error}") from error
         if head is None or head.get("export") != VERSION:
-            raise TransferFailed(f"{self.file} is no export of version {VERSION}")
+            raise TransferFailed(f"{self.file} is not an export of format {VERSION}")
         if head["after"] is not None and not self.replace:
             raise TransferFailed(
-                f"{self.file} has only what changed after {head['after']}: where the service has all before that, "
-                "--replace applies it, which replaces and removes notes; else import an export of all notes"
+                f"{self.file} contains only the changes after {head['after']}. If the service has all earlier changes, "
+                "apply it with --replace, which replaces and removes notes; otherwise import an export of all notes"
             )
         if end is None or (end["notes"], end["removed"]) != (counted["notes"], counted["removed"]):
-            raise TransferFailed(f"{self.file} is not whole: the export was broken off, or lines are missing")
+            raise TransferFailed(f"{self.file} is incomplete: the export was interrupted, or lines are missing")
         return Contents(head["after"], set(last.values()), removed)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
@@ -312,7 +317,7 @@ class Upload:
                         raise TransferFailed(f"line {number} of {self.file} is longer than {MAX_LINE_BYTES:,} bytes")
                     yield number, text
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise TransferFailed(f"{self.file} is not whole, or no gzip file: {error}") from error
+            raise TransferFailed(f"{self.file} is incomplete or not a gzip file: {error}") from error
 
     def _add(self, client: httpx2.Client, lines: set[int], patience: Patience) -> Iterator[dict[str, Any]]:
         """Add the notes of some lines; yield the result of each, with the note's id, which the service leaves out for a
@@ -326,7 +331,7 @@ class Upload:
         for batch in batches(notes, len, BATCH_SIZE):
             results = [result for answer in self._answers(batch, send, patience) for result in answer["results"]]
             if len(results) != len(batch):
-                raise TransferFailed(f"{self.url} answered {len(results)} results for {len(batch)} notes")
+                raise TransferFailed(f"{self.url} returned {len(results)} results for {len(batch)} notes")
             for text, result in zip(batch, results, strict=True):
                 yield result | {"id": result["id"] or orjson.loads(text)["id"]}
 
@@ -355,7 +360,7 @@ class Upload:
                     return [answer for half in halves for answer in self._answers(half, send, patience)]
                 patience.after(response.status_code, response.content, response.headers)
             except httpx2.TransportError as error:
-                patience.pause(f"{self.url} does not answer: {error}.")
+                patience.pause(f"{self.url} does not respond: {error}.")
 
 
 def lines_of(response: httpx2.Response) -> Iterator[bytes]:

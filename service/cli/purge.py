@@ -21,23 +21,27 @@ WAIT_SECONDS = 600.0
 
 def purge(
     *,
-    note_id: Annotated[list[str] | None, typer.Option("--id", help="A removed note's id to look for.")] = None,
-    tenant: Annotated[str, typer.Option(help="The tenant whose notes the ids are.")] = DEFAULT_TENANT,
+    note_id: Annotated[
+        list[str] | None, typer.Option("--id", help="ID of a removed note to search for; may be repeated.")
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Tenant of the notes given by --id.")] = DEFAULT_TENANT,
     text: Annotated[
-        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A file with a removed text to look for.")
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, help="File with a removed text to search for; may be repeated."),
     ] = None,
     folder: Annotated[
-        list[Path] | None, typer.Option(exists=True, file_okay=False, help="Data folder of a Redis of your own.")
+        list[Path] | None,
+        typer.Option(exists=True, file_okay=False, help="Data folder of your own Redis server; may be repeated."),
     ] = None,
     wait: Annotated[
-        float, typer.Option(help="Seconds for running services to make their snapshots anew.")
+        float, typer.Option(help="Maximum seconds to wait for running services to rewrite their snapshots.")
     ] = WAIT_SECONDS,
-    as_json: Annotated[bool, typer.Option("--json", help="The report, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Rewrite the store's files and the snapshots without what was removed, and search all of them for ids and texts.
+    """Rewrite the store's files and snapshots without removed data, then search them for the given IDs and texts.
 
-    Run it on each machine that runs the service or Redis. It ends with 1 where something is left, or could not be
-    searched.
+    Run it on each machine that runs the service or Redis. Exits with status 1 if removed data was found, or if files
+    could not be searched.
     """
     from service.erasure.purge import purge as purge_all
     from service.store.embedded_redis import EmbeddedRedisError
@@ -52,7 +56,7 @@ def purge(
         complain(f"a text cannot be read: {error}")
         raise typer.Exit(MISUSED) from error
     if empty := [name for name, content in texts if not content]:
-        complain(f"{empty[0]} is empty: there is no text to look for")
+        complain(f"{empty[0]} is empty: there is no text to search for")
         raise typer.Exit(MISUSED)
     try:
         with store_url(settings) as url:
@@ -79,12 +83,12 @@ def _rows(report: PurgeReport) -> list[tuple[str, str, str]]:
         ("FOUND", finding.needle, f"{finding.file} at byte {finding.offset}") for finding in report.search.findings
     ]
     rows += [("NOT SEARCHED", "not readable", reason) for reason in report.search.unread]
-    rows += [("LATE", "snapshot not made anew", path) for path in report.late]
+    rows += [("LATE", "snapshot not rewritten yet", path) for path in report.late]
     if not report.looked_for:
-        rows.append(("LOOKED FOR", "nothing", "name removed notes by --id, texts by --text"))
+        rows.append(("SEARCHED FOR", "nothing", "give removed notes with --id, texts with --text"))
     elif not report.store_searched:
-        reason = "name its own folder with --folder, on its machine; it must not compress its files (rdbcompression)"
+        reason = "give its data folder with --folder, on its machine; its files must not be compressed (rdbcompression)"
         rows.append(("NOT SEARCHED", "files of Redis", reason))
     if report.looked_for:
-        rows += [("NOT SEARCHED", "of before this purge, or compressed", path) for path in report.old_or_compressed]
+        rows += [("NOT SEARCHED", "older than this purge, or compressed", path) for path in report.old_or_compressed]
     return rows

@@ -38,19 +38,20 @@ def reread(
     generate: Annotated[
         list[str] | None,
         typer.Option(
-            help="category: written anew for each note that is read. hashtags: written anew, once all notes are read, "
-            "for all that have none of their author."
+            help="Fields to generate again; may be repeated. category: for each note that is read. hashtags: after all "
+            "notes are read, for all notes without hashtags by their author."
         ),
     ] = None,
-    together: Annotated[int, typer.Option(help="Notes that are read at a time.", min=1, max=64)] = 8,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for a service that does not answer.")] = 90.0,
+    together: Annotated[int, typer.Option(help="Number of notes read concurrently.", min=1, max=64)] = 8,
+    patience: Annotated[float, typer.Option(help="Seconds to keep retrying while the service is unavailable.")] = 90.0,
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have the model that serves read all notes that another one has read: after a change of the checkpoint no search
-    finds them until then. Texts and fields stay as they are, and so does what was generated. Broken off, the same
-    command goes on; the hashtags are begun again. It needs a key with the scopes notes.read and notes.write."""
+    """Compute new vectors for all notes read by another model. After a change of the checkpoint, searches do not find
+    these notes until then. Texts, fields and generated values are not changed, except those given by --generate. After
+    an interruption, run the same command again; only hashtags start from the beginning. Requires an API key with the
+    scopes notes.read and notes.write."""
     show_report(lambda: Reread(url, api_key, generate or [], together, patience).run(), as_json)
 
 
@@ -150,7 +151,7 @@ class Reread:
                     return answer
                 patience.after(answer.status_code, answer.content, answer.headers)
             except httpx2.TransportError as error:
-                patience.pause(f"{self.url} does not answer: {error}.")
+                patience.pause(f"{self.url} does not respond: {error}.")
 
 
 def _address(note: Listed) -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.table import Column
 
 from service.cli.client import AsJson, Key, Url, call
+from service.cli.collection import Author, Category, Hashtags
 from service.cli.terminal import MISUSED, complain, out, printable, show
 
 COLUMNS = ("no.", "score", Column("id", no_wrap=True), "title", "category", "author", "hashtags")
@@ -23,50 +24,87 @@ NOT_FIELDS = frozenset(
 
 def similar(
     ctx: typer.Context,
-    note_id: Annotated[str | None, typer.Argument(help="A stored note.")] = None,
+    note_id: Annotated[str | None, typer.Argument(help="ID of a stored note.")] = None,
     *,
-    title: Annotated[str, typer.Option(help="A text's title, instead of a note or beside it.")] = "",
-    content: Annotated[str, typer.Option(help="A text's content.")] = "",
-    positive: Annotated[list[str] | None, typer.Option(help="A stored note to be like; several times.")] = None,
-    negative: Annotated[list[str] | None, typer.Option(help="A stored note to be unlike; several times.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="average, best_score or sum_scores.")] = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many; 10, or what the scenario says.")] = None,
-    cursor: Annotated[str | None, typer.Option(help="* for the first page of a list; then what it says.")] = None,
-    category: str | None = None,
-    hashtag: Annotated[list[str] | None, typer.Option(help="Notes with any of these.")] = None,
-    all_hashtag: Annotated[list[str] | None, typer.Option(help="Notes with each of these.")] = None,
-    author: str | None = None,
-    attribute: Annotated[list[str] | None, typer.Option(help="name:value; several times.")] = None,
-    created_after: Annotated[str | None, typer.Option(help="A time with its zone.")] = None,
-    created_before: str | None = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="A note that must not come; several times.")] = None,
-    min_score: float | None = None,
-    diversity: Annotated[float | None, typer.Option(help="0 to 1: how much novelty decides the order.")] = None,
-    max_per_author: int | None = None,
-    max_per_category: int | None = None,
-    collapse_above: Annotated[float | None, typer.Option(help="The cosine from which two notes are one.")] = None,
-    sources: Annotated[str | None, typer.Option(help="content (default), or auto: words and behaviour too.")] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="A field of each note to show as well: content, ...; several times.")
+    title: Annotated[str, typer.Option(help="Title of a text, in place of a note or as a further example.")] = "",
+    content: Annotated[str, typer.Option(help="Content of the text.")] = "",
+    positive: Annotated[
+        list[str] | None, typer.Option(help="ID of a stored note that results should be similar to; may be repeated.")
     ] = None,
-    scenario: Annotated[str | None, typer.Option(help="Defaults that the service binds to this name.")] = None,
-    user: Annotated[str | None, typer.Option(help="Whom it is for: chooses the variant of the scenario.")] = None,
-    min_log_position: Annotated[str | None, typer.Option(help="That of a write which must be seen.")] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare with every note.")] = False,
+    negative: Annotated[
+        list[str] | None, typer.Option(help="ID of a stored note that results should differ from; may be repeated.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How several examples are combined: average, best_score or sum_scores.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", help="Number of results; 10 by default, or as set by the scenario.")
+    ] = None,
+    cursor: Annotated[
+        str | None, typer.Option(help="* for the first page of a list, then the cursor printed with each page.")
+    ] = None,
+    category: Category = None,
+    hashtag: Hashtags = None,
+    all_hashtag: Annotated[
+        list[str] | None, typer.Option(help="Notes with this hashtag; if repeated, notes with all of them.")
+    ] = None,
+    author: Author = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Notes with this attribute, as name:value; may be repeated.")
+    ] = None,
+    created_after: Annotated[
+        str | None, typer.Option(help="Notes created after this time: ISO 8601 with a time zone.")
+    ] = None,
+    created_before: Annotated[
+        str | None, typer.Option(help="Notes created before this time: ISO 8601 with a time zone.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="ID of a note to exclude; may be repeated.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Minimum score of a result.")] = None,
+    diversity: Annotated[
+        float | None, typer.Option(help="Weight of diversity against relevance in the order of results, 0 to 1.")
+    ] = None,
+    max_per_author: Annotated[int | None, typer.Option(help="Maximum number of results of one author.")] = None,
+    max_per_category: Annotated[int | None, typer.Option(help="Maximum number of results of one category.")] = None,
+    collapse_above: Annotated[
+        float | None, typer.Option(help="Minimum cosine at which notes are near-duplicates and shown as one result.")
+    ] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="content: vectors only (default); auto: also words and behaviour.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Further field of each note to print, such as content; may be repeated.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="Name of a scenario of the service, which sets defaults for the options.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="User ID; selects the variant of the scenario.")] = None,
+    min_log_position: Annotated[
+        str | None, typer.Option(help="Log position of a write that the search must include.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Search exactly: compare with every note.")] = False,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out examples that cannot be searched with.")
+        bool,
+        typer.Option(
+            "--skip-missing", help="Ignore examples that do not exist or have no usable vector, instead of failing."
+        ),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what made each note's place; takes a key with notes.read.")
+        bool,
+        typer.Option(
+            "--explain", help="Print how the score of each result was computed. Requires a key with notes.read."
+        ),
     ] = False,
     body: Annotated[
-        str, typer.Option(help="Further fields of POST /similar as JSON: filter, boost, examples with weights.")
+        str,
+        typer.Option(
+            help="JSON object with further fields of POST /similar, such as filter, boost or weighted examples."
+        ),
     ] = "{}",
     url: Url,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Notes related to a stored one, to a text, or to several examples."""
+    """Find notes related to a stored note, to a text, or to several examples."""
     text = {name: value for name, value in (("title", title), ("content", content)) if value}
     examples = {"positive": positive or [], "negative": negative or []}
     on_missing = {"on_missing": "skip"} if skip_missing else {}
@@ -94,7 +132,7 @@ def _search(
         name: [*fields.pop(name, []), *({"note_id": one} for one in ids)] for name, ids in examples.items()
     }
     if not (note_id or text or any(lists.values()) or fields.keys() & {"title", "content"}):
-        complain("Name a note, a --title or --content, or a --positive or --negative example.")
+        complain("Give a note ID, a --title or --content, or a --positive or --negative example.")
         raise typer.Exit(MISUSED)
     if not (note_id or any(lists.values())):
         return fields | text
@@ -111,7 +149,7 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(fields, dict) or not all(
         isinstance(fields.get(name, []), list) for name in ("positive", "negative")
     ):
-        complain("--body must be a JSON object; its positive and negative, where it has them, are lists.")
+        complain("--body must be a JSON object, in which positive and negative, if given, are lists.")
         raise typer.Exit(MISUSED)
     return fields
 
@@ -141,19 +179,22 @@ def _show_rest(answer: dict[str, Any]) -> None:
         included = [name for name in item if name not in SHOWN]
         lines += [f"{item['position']}. {name}: {json.dumps(item[name], ensure_ascii=False)}" for name in included]
         if duplicates := item.get("duplicates"):
-            lines.append(f"{item['position']}. stands for {', '.join(duplicates)} too")
+            lines.append(f"{item['position']}. near-duplicates: {', '.join(duplicates)}")
     if unread := answer.get("unread"):
-        lines.append(f"more than one answer holds; read with POST /notes/get: {', '.join(unread)}")
+        lines.append(
+            "included fields not read (too large together, or changed meanwhile); get them with POST /notes/get: "
+            + ", ".join(unread)
+        )
     if missing := answer.get("missing"):
-        lines.append(f"examples left out (no such note, unreadable, or of another model): {', '.join(missing)}")
+        lines.append(f"ignored examples (not found, unreadable, or embedded by another model): {', '.join(missing)}")
     if removed := answer.get("removed"):
-        lines.append("passed over: " + ", ".join(f"{name} {count}" for name, count in removed.items()))
+        lines.append("left out: " + ", ".join(f"{name} {count}" for name, count in removed.items()))
     if answer["degraded"]:
-        lines.append("degraded: the store is away, so that the notes were not checked")
+        lines.append("degraded: the store is unavailable, so removed or changed notes may be among the results")
     if answer.get("next_cursor"):
         lines.append(f"next page: --cursor {answer['next_cursor']}")
     if not answer["complete"]:
-        lines.append("not complete: there may be more notes")
+        lines.append("incomplete: there may be more matching notes")
     for line in lines:
         out.print(printable(line), markup=False, highlight=False)
 

@@ -29,8 +29,8 @@ def store_url(settings: Settings) -> Iterator[str]:
         server.stop()
         if joined:
             err.print(
-                "A service had begun to use the store, whose server has ended with this command. The service starts it "
-                "again, and answers 503 to what needs it until its data are loaded.",
+                "A service started using the store while this command ran. The store's server stops with this command; "
+                "the service restarts it, and returns 503 to requests that need it until its data is loaded.",
                 soft_wrap=True,
             )
 

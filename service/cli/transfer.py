@@ -41,7 +41,7 @@ class Patience:
         """Wait before the next attempt. Raises TransferFailed if the time would be over by then."""
         self._deadline = self._deadline or time.monotonic() + self._seconds
         if time.monotonic() + seconds > self._deadline:
-            raise TransferFailed(f"{reason} Run the same command again to go on.")
+            raise TransferFailed(f"{reason} Run the same command again to resume.")
         time.sleep(seconds)
 
     def after(self, status: int, body: bytes, headers: httpx2.Headers) -> None:
@@ -49,7 +49,7 @@ class Patience:
         when the time is over."""
         reason = explain_body(body, status)
         if status not in TRY_AGAIN:
-            raise TransferFailed(f"the service refused: {reason}")
+            raise TransferFailed(f"the service rejected the request: {reason}")
         try:
             seconds = float(headers.get("retry-after", RETRY_SECONDS))
         except ValueError:  # a date, from a proxy

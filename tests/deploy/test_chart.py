@@ -408,18 +408,18 @@ def test_rendering_twice_gives_the_same():
 # What is refused
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "replicas-embedded": ({"replicas": 2}, "need"),
-    "scaling-embedded": ({"autoscaling": {"enabled": True}}, "a store that they share"),
-    "embedded-without-volume": ({"persistence": {"enabled": False}}, "loses every note"),
+    "replicas-embedded": ({"replicas": 2}, "requires a shared store"),
+    "scaling-embedded": ({"autoscaling": {"enabled": True}}, "a shared store"),
+    "embedded-without-volume": ({"persistence": {"enabled": False}}, "loses all notes"),
     "two-stores": ({"valkey": {"enabled": True, "password": PASSWORD}, "redis": {"url": "redis://r/0"}}, "two stores"),
     "two-urls": ({"redis": {"url": "redis://r/0", "existingSecret": "r"}}, "keep one"),
     "memory-of-another-store": (
         {"redis": {"url": "redis://r/0"}, "settings": {"store_memory_bytes": 2**30}},
-        "bounds the embedded store",
+        "limits the embedded store",
     ),
     "memory-of-another-store-in-a-secret": (
         {"redis": {"existingSecret": "r"}, "secretSettings": {"store_memory_bytes": {"name": "s", "key": "m"}}},
-        "bounds the embedded store",
+        "limits the embedded store",
     ),
     "replicas-one-volume": ({"replicas": 2, "redis": {"existingSecret": "r"}}, "ReadWriteMany"),
     "valkey-without-password": ({"valkey": {"enabled": True}}, "valkey.password"),
@@ -445,9 +445,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "below minReplicas",
     ),
     "ingress-shut-out": ({"ingress": {"enabled": True, "hosts": ["notes.example"]}}, "no ingress controller"),
-    "load-balancer-shut-out": ({"service": {"type": "LoadBalancer"}}, "who may call from outside"),
+    "load-balancer-shut-out": ({"service": {"type": "LoadBalancer"}}, "callers from outside"),
     "tls-without-mount": ({"settings": {"tls_key": "/tls.key"}}, "tls_key cannot be set here"),
-    "tls-in-a-secret": ({"secretSettings": {"tls_certificate": {"name": "t", "key": "c"}}}, "Leave TLS to the ingress"),
+    "tls-in-a-secret": ({"secretSettings": {"tls_certificate": {"name": "t", "key": "c"}}}, "TLS at the ingress"),
     "ingress-without-host": ({"ingress": {"enabled": True}}, "ingress.hosts"),
     "two-checkpoints": ({"checkpoint": {"existingClaim": "m"}, "settings": {"checkpoint": "/m"}}, "two checkpoints"),
     "idle-gpu": ({"gpu": {"enabled": True}, "settings": {"device": "cpu"}}, "idle"),

@@ -89,7 +89,7 @@ def test_train_again_finds_nothing_to_do(trained: Path):
     before = files(trained / "out")
     result = run.invoke(app, again)
     assert result.exit_code == 0
-    assert "has ended at step 4: name a new folder" in " ".join(result.stderr.split())
+    assert "is complete at step 4: choose a new folder" in " ".join(result.stderr.split())
     assert files(trained / "out") == before
 
 
@@ -112,7 +112,7 @@ def test_train_saves_and_ends_at_a_signal_and_goes_on_with_the_same_command(
     for each, handler in handlers.items():
         signal.signal(each, handler)
     assert ended.exit_code == 1
-    assert "ended at step 3, saved in " in ended.stderr
+    assert "stopped at step 3, saved in " in ended.stderr
     assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3]
     assert run.invoke(app, command).exit_code == 0
     assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3, 4, 5]
@@ -148,7 +148,7 @@ def test_train_on_a_card_that_is_not_there_says_so_first(monkeypatch: pytest.Mon
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     result = run.invoke(app, ["train", "--config", "nothing.toml", "--out", "out", "--device", "cuda"])
     assert isinstance(result.exception, SystemExit)
-    assert (result.exit_code, "--device cuda: PyTorch finds no card here" in result.stderr) == (1, True)
+    assert (result.exit_code, "--device cuda: PyTorch finds no GPU" in result.stderr) == (1, True)
 
 
 def test_train_on_an_unknown_device_makes_no_folder(trained: Path, tmp_path: Path):
@@ -447,24 +447,24 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--part", "colours"], "no part colours; known: related, categories, hashtags"),
-        (["--protocol", "warm", "--protocol", "cold-all"], "no protocol warm; known: cold-cold, cold-all"),
+        (["--part", "colours"], "unknown part colours; available: related, categories, hashtags"),
+        (["--protocol", "warm", "--protocol", "cold-all"], "unknown protocol warm; available: cold-cold, cold-all"),
         (["--checkpoint", "nothing/there"], "nothing/there"),
         (["--data", "no/folder"], "no/folder"),
         (["--part", "categories", "--protocol", "cold-all"], "--protocol applies to related notes"),
         (["--part", "categories", "--max-history", "5"], "--max-history applies to related notes, which"),
         (["--part", "hashtags", "--no-hashtags"], "--hashtags applies to related notes and categories, which"),
         (["--part", "related", "--max-notes", "5"], "--max-notes applies to categories and hashtags, which"),
-        (["--part", "related", "--copy-tuned"], "--copy-tuned applies to hashtags, which --part leaves out"),
+        (["--part", "related", "--copy-tuned"], "--copy-tuned applies to hashtags, which --part excludes"),
         (["--part", "related", "--hashtag-policy", "grounded"], "--hashtag-policy applies to hashtags, which"),
         (["--checkpoint", "minilm", "--part", "categories", "--whiten", "8"], "--whiten applies to related notes and"),
         (["--checkpoint", "frequent", "--copy-tuned"], "nearest training notes; frequent hashtags finds none"),
-        (["--copy-hashtags", "--hashtag-policy", "grounded"], "--copy-tuned copy them"),
-        (["--copy-tuned", "--hashtag-policy", "known"], "--copy-tuned copy them"),
+        (["--copy-hashtags", "--hashtag-policy", "grounded"], "cannot be used with --copy-hashtags or --copy-tuned"),
+        (["--copy-tuned", "--hashtag-policy", "known"], "cannot be used with --copy-hashtags or --copy-tuned"),
         (["--whiten", "8"], "--whiten and --mean-share apply to sentence encoders; tf-idf is none"),
         (["--mean-share", "0.5"], "--whiten and --mean-share apply to sentence encoders; tf-idf is none"),
-        (["--dtype", "float32"], "checkpoints only; tf-idf is none"),
-        (["--hashtag-policy", "grounded"], "checkpoints only; tf-idf is none"),
+        (["--dtype", "float32"], "checkpoints only; tf-idf is not a checkpoint"),
+        (["--hashtag-policy", "grounded"], "checkpoints only; tf-idf is not a checkpoint"),
         (["--record", "."], "Is a directory"),
         (["--memory", "little"], "a memory of 'little'"),
         (["--max-history", "1"], "max_history must be a whole number of at least 2"),
@@ -770,7 +770,7 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
     replace(NoteLLMConfig.load(checkpoint), categories=(*SUBJECTS, "Another")).save(checkpoint)
     again = run.invoke(app, [*fit[:-1], str(folder / "notes.jsonl.gz")])  # the file, and a checkpoint that has a head
     assert again.exit_code == 0, again.output
-    assert "This checkpoint chooses among others unless told" in " ".join(again.stderr.split())
+    assert "By default this checkpoint chooses among other categories" in " ".join(again.stderr.split())
     assert files(checkpoint).keys() == after.keys()
 
 

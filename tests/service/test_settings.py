@@ -114,7 +114,7 @@ def test_memory_of_the_embedded_server_is_refused_beside_another_store(monkeypat
     monkeypatch.setenv("NOTELLM_STORE_MEMORY_BYTES", str(2**30))
     assert Settings.from_environment().store_memory_bytes == 2**30
     monkeypatch.setenv("NOTELLM_REDIS_URL", "redis://:hidden@r")
-    with pytest.raises(ValidationError, match="bounds the embedded server") as error:
+    with pytest.raises(ValidationError, match="limits the embedded server only") as error:
         Settings.from_environment()
     assert "hidden" not in str(error.value)
 
@@ -151,7 +151,7 @@ def test_filter_attributes_with_a_colon_are_refused_by_name(monkeypatch: pytest.
     monkeypatch.setenv("NOTELLM_FILTER_ATTRIBUTES", "language,a:b,region,c:")
     with pytest.raises(ValidationError) as refused:
         Settings.from_environment()
-    line = "NOTELLM_FILTER_ATTRIBUTES must be names without a colon, and has a:b, c:"
+    line = "NOTELLM_FILTER_ATTRIBUTES must contain names without a colon, not a:b, c:"
     assert describe_errors(refused.value) == [line]
 
 

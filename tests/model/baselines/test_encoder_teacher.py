@@ -101,7 +101,7 @@ def test_vectors_without_a_digest_are_taken_once_the_named_command_made_it(
 ) -> None:
     write_corpus_vectors(partial(embed_in_bfloat16, encoder), "minilm", folder, "own")
     (folder / "own.sha256").unlink()
-    with pytest.raises(DatasetError, match="does not say of which notes") as refused:
+    with pytest.raises(DatasetError, match="does not record from which notes") as refused:
         read_corpus_vectors(folder, "own")
     _, command, _ = str(refused.value).split("`")
     subprocess.run(["bash", "-c", command], check=True)

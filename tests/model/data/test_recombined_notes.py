@@ -67,8 +67,8 @@ def test_command_on_its_own_output_adds_further_texts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("notes", "out", "said"),
     [
-        ([note for note in NOTES if split_of(note.id) == "test"], "out.jsonl.gz", "no note of the training split"),
-        (NOTES, "out.jsonl", "must end with .gz"),
+        ([note for note in NOTES if split_of(note.id) == "test"], "out.jsonl.gz", "no notes of the training split"),
+        (NOTES, "out.jsonl", "must end in .gz"),
         (None, "out.jsonl.gz", "No such file"),
     ],
 )

@@ -87,7 +87,7 @@ def test_cut_checkpoint_keeps_the_projection_and_nothing_of_the_old_trunk(checkp
 @pytest.mark.parametrize("rank", [0, RANK])
 def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(checkpoint: Path, tmp_path: Path, rank: int) -> None:
     out = tmp_path / "cut"
-    with pytest.raises(CheckpointError, match="name a lower one"):
+    with pytest.raises(CheckpointError, match="choose a lower rank"):
         cut_adapter(checkpoint, rank, out)
     assert not out.exists()
 
@@ -97,7 +97,7 @@ def test_folder_that_is_there_is_refused_and_left_alone(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", str(checkpoint), "--rank", "1", "--out", str(tmp_path)])
-    assert f"{tmp_path} is there already: name a new folder" in capsys.readouterr().err
+    assert f"{tmp_path} already exists: choose a new folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -317,7 +317,7 @@ def test_command_that_had_its_total_minutes_does_nothing(
     assert len(first) == 1
     distil.main([*options, "--total-minutes", "1e-9"])
     assert lines(tmp_path / LOG) == first
-    assert f"the run in {tmp_path} has had its 1e-09 minutes, at step 1" in capsys.readouterr().out
+    assert f"the run in {tmp_path} has used its 1e-09 minutes and is at step 1" in capsys.readouterr().out
 
 
 def command_with_held_out(recipe: Distillation, corpus: Path, folder: Path, domain: Path) -> list[str]:
@@ -386,7 +386,7 @@ def test_card_that_is_not_there_ends_the_command(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
         distil.main(["--corpus", "c", "--out", "o", "--share", "long=1", "--device", "cuda"])
-    assert "finds no card" in capsys.readouterr().err
+    assert "finds no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.toml")), ids=lambda file: file.stem)

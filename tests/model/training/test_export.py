@@ -54,7 +54,7 @@ def test_negative_weight_of_a_names_cosine_is_refused() -> None:
 def test_export_into_a_folder_that_is_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--state", str(tmp_path / "state.pt"), "--out", str(tmp_path)])
-    assert f"{tmp_path} is there already: name a new folder" in capsys.readouterr().err
+    assert f"{tmp_path} already exists: choose a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no state", "of another run"])
@@ -68,5 +68,5 @@ def test_file_that_is_no_state_is_named(
         torch.save({"recipe": {"name": content}}, state)
     with pytest.raises(SystemExit):
         main(["--state", str(state), "--out", str(tmp_path / "out")])
-    assert f"{state} is no state.<step>.pt of model.training.distil" in capsys.readouterr().err
+    assert f"{state} is not a state.<step>.pt of model.training.distil" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -229,7 +229,7 @@ def test_run_on_another_trunk_or_recipe_is_not_resumed(tiny_checkpoint: Path, no
     other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
     weights = load_file(other / BACKBONE_FOLDER / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, other / BACKBONE_FOLDER / "model.safetensors")
-    with pytest.raises(CheckpointError, match="a run on another trunk"):
+    with pytest.raises(CheckpointError, match="a run with another trunk"):
         start(other, notes_file, tmp_path / "run", steps=1)
 
 
@@ -261,7 +261,7 @@ def test_trunk_that_no_adapter_fits_is_refused_before_training(
 @pytest.mark.parametrize(
     ("notes", "reason"),
     [
-        (["a/notes.jsonl=0.5", "b/notes.jsonl.gz=0.5"], "b/notes.jsonl.gz: there is another source called notes"),
+        (["a/notes.jsonl=0.5", "b/notes.jsonl.gz=0.5"], "b/notes.jsonl.gz: another source is already called notes"),
         (["a/lines.jsonl=1"], "another source called lines"),
         (["a/notes.jsonl"], "could not convert"),
     ],
@@ -323,4 +323,4 @@ def test_checkpoint_has_the_trunks_vectors_and_writes_anew(
     assert taught.space == trunk.space
     assert taught.embed([NOTE]) == pytest.approx(trunk.embed([NOTE]), abs=1e-6)
     main([*options, "--learning-rate", "0.01"])
-    assert "has ended at step 10: name a new folder" in capsys.readouterr().out
+    assert "is complete at step 10: choose a new folder" in capsys.readouterr().out

@@ -275,7 +275,7 @@ def test_exported_reads_are_the_clicks_that_training_takes(
     command = [str(Path(sys.executable).with_name("notellm")), "export-events", "clicks.jsonl.gz"]
     environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (0, "8 clicks in clicks.jsonl.gz")
+    assert (done.returncode, done.stderr.strip()) == (0, "8 clicks written to clicks.jsonl.gz")
     assert (tmp_path / "clicks.jsonl.gz").stat().st_mode & 0o077 == 0
     made = related_pairs(tmp_path / "clicks.jsonl.gz", tmp_path / "pairs.parquet")
     assert (made.users, made.clicks, made.notes) == (3, 8, 3)

@@ -81,7 +81,7 @@ def test_service_that_joined_the_store_of_a_command_is_told_of(
         with store_url(Settings.model_validate({"data_dir": short_folder})):
             if joined:
                 service.enter_context(contextlib.closing(KnownPositions(short_folder)))
-        assert ("The service starts it again" in capsys.readouterr().err) == joined
+        assert ("the service restarts it" in capsys.readouterr().err) == joined
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,9 @@ def test_help_offers_to_install_completion() -> None:
         (
             "NOTELLM_REDIS_URL",
             "http://:hidden@r",
-            "NOTELLM_REDIS_URL must begin with redis://, rediss:// or unix://, its password percent-encoded",
+            "NOTELLM_REDIS_URL must begin with redis://, rediss:// or unix://, with the password percent-encoded",
         ),
-        ("NOTELLM_REDIS_URL", "", "NOTELLM_REDIS_URL is empty; unset it to have the embedded server"),
+        ("NOTELLM_REDIS_URL", "", "NOTELLM_REDIS_URL is empty; unset it to use the embedded server"),
     ],
 )
 def test_wrong_setting_is_refused_in_one_line(command: str, variable: str, value: str, line: str) -> None:
@@ -94,7 +94,7 @@ def test_unknown_setting_is_refused_with_the_nearest_one(command: str) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines() == [
         "NOTELLM_CATEGORYS is not a setting; did you mean NOTELLM_CATEGORIES?",
-        "NOTELLM_ZZZ is not a setting; see docs/configuration.md for those that there are",
+        "NOTELLM_ZZZ is not a setting; see docs/configuration.md for all settings",
     ]
 
 
@@ -198,7 +198,7 @@ def test_error_page_of_a_proxy_is_told_by_its_status(
         result = run(*command, "out.jsonl", NOTELLM_URL=f"http://127.0.0.1:{proxy.server_port}")
         proxy.shutdown()
     assert result.exit_code == 1
-    assert "The answer, of status 502, is not that of a NoteLLM service." in result.stderr
+    assert "The response with status 502 is not from a NoteLLM service." in result.stderr
 
 
 class BrokenOff(ErrorPage):
@@ -218,7 +218,7 @@ def test_export_of_events_that_was_broken_off_writes_no_file(tmp_path: Path) -> 
         result = run("export-events", str(tmp_path / "clicks.jsonl"), NOTELLM_URL=url)
         server.shutdown()
     assert result.exit_code == 1
-    assert "broke the export off: This key is not valid." in " ".join(result.stderr.split())
+    assert "aborted the export: This key is not valid." in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -246,7 +246,7 @@ def test_export_of_notes_that_was_broken_off_is_told_and_gone_on_with(tmp_path: 
         url = f"http://127.0.0.1:{server.server_port}"
         broken = run("export-notes", str(file), "--no-vectors", "--patience", "0", NOTELLM_URL=url)
         assert broken.exit_code == 1
-        assert "broke the export off: The store is away. Run the same command" in " ".join(broken.stderr.split())
+        assert "aborted the export: The store is away. Run the same command" in " ".join(broken.stderr.split())
         assert (file.exists(), len(part.read_bytes().splitlines())) == (False, 2)
         ended = run("export-notes", str(file), "--no-vectors", "--patience", "0", "--json", NOTELLM_URL=url)
         server.shutdown()
@@ -276,7 +276,7 @@ def test_export_that_can_never_go_on_names_the_file_to_remove(tmp_path: Path) ->
         result = run("export-notes", str(tmp_path / "notes.jsonl"), "--no-vectors", NOTELLM_URL=url)
         server.shutdown()
     told = "".join(result.stderr.split())
-    assert (result.exit_code, f"{part}:Thelogbeginslater.Removeittobeginanew" in told) == (1, True)
+    assert (result.exit_code, f"{part}:Thelogbeginslater.Removethisfiletostartagain" in told) == (1, True)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
@@ -285,8 +285,8 @@ def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert line == (
-        f"NOTELLM_HOST is {host!r}, which other machines reach, and NOTELLM_BOOTSTRAP_KEY is not set: set it "
-        "(openssl rand -hex 32), or NOTELLM_INSECURE=1 where a proxy decides who may call"
+        f"NOTELLM_HOST is {host!r}, which other machines can reach, but NOTELLM_BOOTSTRAP_KEY is not set: set it "
+        "(openssl rand -hex 32), or set NOTELLM_INSECURE=1 if a proxy authenticates callers"
     )
 
 
@@ -295,12 +295,12 @@ def test_address_that_others_reach_is_refused_without_a_key(host: str) -> None:
     [
         (
             {"NOTELLM_BOOTSTRAP_KEY": "too-short"},
-            "NOTELLM_BOOTSTRAP_KEY must be of 32 to 200 ASCII characters without spaces",
+            "NOTELLM_BOOTSTRAP_KEY must have 32 to 200 ASCII characters and no spaces",
         ),
-        ({"NOTELLM_BOOTSTRAP_KEY_FILE": "/nowhere/key"}, "NOTELLM_BOOTSTRAP_KEY_FILE must be a file that can be read"),
+        ({"NOTELLM_BOOTSTRAP_KEY_FILE": "/nowhere/key"}, "NOTELLM_BOOTSTRAP_KEY_FILE must be a readable file"),
         (
             {"NOTELLM_BOOTSTRAP_KEY": "k" * 32, "NOTELLM_BOOTSTRAP_KEY_FILE": "/nowhere/key"},
-            "NOTELLM_BOOTSTRAP_KEY_FILE is one key too many: NOTELLM_BOOTSTRAP_KEY is set too",
+            "NOTELLM_BOOTSTRAP_KEY_FILE must not be set together with NOTELLM_BOOTSTRAP_KEY",
         ),
         ({"NOTELLM_INSECURE": "perhaps"}, "NOTELLM_INSECURE is 'perhaps'; it must be 1 or 0"),
     ],

@@ -112,7 +112,7 @@ def test_changes_since_an_export_are_applied_with_their_removals_however_often(
         report_of("import-notes", whole, "--url", other)
         before = contents(other)
         refused = run("import-notes", str(changes), "--url", other)
-        assert (refused.returncode, "--replace applies it" in " ".join(refused.stderr.split())) == (1, True)
+        assert (refused.returncode, "apply it with --replace" in " ".join(refused.stderr.split())) == (1, True)
         assert contents(other) == before
         report = report_of("import-notes", str(changes), "--replace", "--url", other)
         counts = report["created"], report["updated"], report["expired"], report["removed"]
@@ -154,7 +154,7 @@ def test_archive_that_is_broken_is_refused_by_its_name(tmp_path: Path, content: 
     file.write_bytes(content)
     result = run("import-notes", str(file), "--url", "http://127.0.0.1:9")
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
-    assert "notes.jsonl.gz is not whole, or no gzip file" in " ".join(result.stderr.split())
+    assert "notes.jsonl.gz is incomplete or not a gzip file" in " ".join(result.stderr.split())
 
 
 def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, start: Start, tmp_path: Path) -> None:
@@ -325,19 +325,19 @@ def test_file_that_is_there_is_not_overwritten(url: str, tmp_path: Path) -> None
     file.write_text("mine")
     result = run("export-notes", str(file), "--url", url)
     assert (result.returncode, file.read_text()) == (1, "mine")
-    assert "is there already" in result.stderr
+    assert "already exists" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda lines: lines[:-1], "is not whole"),
-        (lambda lines: lines[:3] + lines[4:], "is not whole"),
-        (lambda lines: lines[1:], "is no export"),
+        (lambda lines: lines[:-1], "is incomplete"),
+        (lambda lines: lines[:3] + lines[4:], "is incomplete"),
+        (lambda lines: lines[1:], "is not an export of format 1"),
         (lambda lines: [*lines[:3], "{", *lines[3:]], "line 4 of"),
-        (lambda lines: [json.dumps(json.loads(lines[0]) | {"after": "1-0"}), *lines[1:]], "only what changed"),
-        (lambda lines: [], "is no export"),
-        (lambda lines: ['[{"id": "a", "title": "soup"}]'], "it is no JSON object"),
+        (lambda lines: [json.dumps(json.loads(lines[0]) | {"after": "1-0"}), *lines[1:]], "only the changes"),
+        (lambda lines: [], "is not an export of format 1"),
+        (lambda lines: ['[{"id": "a", "title": "soup"}]'], "not a JSON object"),
     ],
 )
 def test_file_that_is_no_whole_export_is_refused(
@@ -399,12 +399,12 @@ def test_export_of_another_kind_is_not_gone_on_with(url: str, tmp_path: Path) ->
     result = run("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
     assert (
         result.returncode,
-        "is of another export (vectors None, here base64)" in " ".join(result.stderr.split()),
+        "belongs to another export (vectors None, here base64)" in " ".join(result.stderr.split()),
     ) == (1, True)
     head = json.dumps(json.loads(lines[0]) | {"tenant": "films"})
     (tmp_path / "notes.jsonl.part").write_text("\n".join([head, *lines[1:8]]) + "\n")
     result = run("export-notes", str(tmp_path / "notes.jsonl"), "--no-vectors", "--url", url)
     assert (
         result.returncode,
-        "is of another export (tenant films, here default)" in " ".join(result.stderr.split()),
+        "belongs to another export (tenant films, here default)" in " ".join(result.stderr.split()),
     ) == (1, True)
