@@ -67,36 +67,39 @@ API_INTRODUCTION = """# API
 Version {version}. Generated from [openapi.json](openapi.json) by `python docs/generate.py`; a running service shows the
 same at `/docs`.
 
-- Bodies are JSON in UTF-8; `POST /notes`, `/notes/import` and `/events` also take NDJSON. JSON is `application/json`,
-  or another `application/*+json`. Any other content type is a 415, and so are `application/merge-patch+json` and
-  `application/json-patch+json`: a PATCH replaces `attributes` as a whole. Answers are JSON, but for streams (NDJSON,
-  server-sent events) and `/metrics`.
-- An unknown field or query parameter is an error that names it. `GET /limits` has the bounds, but for those of
-  single fields, which the tables of the fields have. A number or a boolean may be sent as a text (`"5"`, `"true"`),
-  and no boolean as a number.
+- Request bodies are JSON in UTF-8; `POST /notes`, `/notes/import` and `/events` also take NDJSON. The content type of
+  JSON is `application/json`, or another `application/*+json`. Any other content type gets a 415, and so do
+  `application/merge-patch+json` and `application/json-patch+json`: a PATCH replaces `attributes` as a whole. Answers
+  are JSON, except streams (NDJSON, server-sent events) and `/metrics`.
+- An unknown field or query parameter is refused with an error that names it. `GET /limits` returns the limits, except
+  those of single fields, which are in the tables below. A number or a boolean may be sent as a string (`"5"`,
+  `"true"`), but not a boolean as a number.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
-- What to send again, how pages and versions work, and a client: [calling the API](guides/clients.md). What writes and
-  searches promise: [consistency](consistency.md). [Words](how-it-works/index.md#words-that-the-pages-use).
-- Times are ISO 8601 with their zone; numbers are taken too, as seconds since 1970, or beyond 20,000,000,000 as
-  milliseconds. Answers have UTC.
-- Every answer to a request that could be read carries `X-Request-Id`: the caller's own where it has 1 to 128 visible
-  ASCII characters, else one that is made.
-- Where the service has keys, a request sends one as `Authorization: Bearer nlm_...`: see
-  [keys](guides/keys.md). `401` is answered to no or no valid key, `403` to one without the scope.
-- A log position (`1795704909866-0`) orders all writes. In quotation marks that of a note is its ETag:
-  `If-Match: "1795704909866-0"`. A search waits for one that it names as `min_log_position`."""
+- For retries, paging, versions and an example client, see [calling the API](guides/clients.md). For what writes and
+  searches guarantee, see [consistency](consistency.md). Terms:
+  [words](how-it-works/index.md#words-that-the-pages-use).
+- Times are ISO 8601 with a time zone; numbers are also accepted, as seconds since 1970, or above 20,000,000,000 as
+  milliseconds. Answers use UTC.
+- Every answer to a request that could be read has the header `X-Request-Id`: the one that you sent if it has 1 to 128
+  visible ASCII characters, otherwise a generated one.
+- If the service has keys, send one as `Authorization: Bearer nlm_...`: see [keys](guides/keys.md). A request without a
+  valid key gets `401`, one whose key lacks the scope gets `403`.
+- A log position (`1795704909866-0`) orders all writes. The log position of a note in quotation marks is its ETag:
+  `If-Match: "1795704909866-0"`. To search an index that includes a write, send its log position as
+  `min_log_position`."""
 
 
 PROBLEMS_INTRODUCTION = f"""## Problems
 
-`detail` of a [Problem](#problem) says what the caller can do, and `errors`, where there are any, which fields are
-meant. `type` is `{TYPE_PREFIX}` with a name of this table behind it; no page is there. It is
-`about:blank` where the status says all: an unknown address (404) or method (405, with `Allow`), what is no HTTP (400),
-a connection or head beyond the [limits](#limitsout) (408, 431, 503), and 500, which is a fault of the service.
+`detail` of a [Problem](#problem) says what is wrong and what you can do; `errors`, if present, lists the invalid
+fields. `type` is `{TYPE_PREFIX}` followed by a name from this table; there is no page at this
+address. It is `about:blank` if the status says all: an unknown address (404) or method (405, with `Allow`), a
+request that is not valid HTTP (400), a connection or request head over a [limit](#limitsout) (408, 431, 503), and 500,
+an internal error.
 
-In the answer to a list, and in a stream, what is wrong with one item is a problem at its place. A line that is not JSON
-is such an item, and so is an item of a list in which only the contents of strings or numbers are no JSON. A list is
-refused as a whole where a quotation mark, comma or bracket is missing or too many, or where text follows its end."""
+In the answer to a list, and in a stream, an invalid item gets a problem as its result. A line that is not JSON is such
+an item, and so is an item of a list if only the content of its strings or numbers is not valid JSON. A list is refused
+as a whole if a quotation mark, comma or bracket is missing or superfluous, or if text follows its end."""
 
 ERROR = re.compile(r"^[ │]*[├└]── (?P<name>\w+) +(?P<meaning>.+)$", re.MULTILINE)
 """A line of the tree in the docstring of service/errors.py."""
@@ -117,7 +120,7 @@ def operation_section(title: str, operation: Json) -> str:
     """Return the section of one operation: description, parameters, body and answers."""
     parts = [f"### {title}", wrapped(operation.get("description", ""))]
     if scopes := [f"`{scope}`" for security in operation["security"] for scope in security.get("key", ())]:
-        parts.append(f"Needs the scope {' or '.join(scopes)}." if len(scopes) < len(Scope) else "Needs any key.")
+        parts.append(f"Requires the scope {' or '.join(scopes)}." if len(scopes) < len(Scope) else "Requires any key.")
     if parameters := operation.get("parameters"):
         rows = (
             (p["name"], p["in"], type_of(p["schema"]), default_of(p["schema"], p.get("required", False)), meaning_of(p))

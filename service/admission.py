@@ -27,7 +27,8 @@ of the estimate."""
 
 
 class Lane(StrEnum):
-    """Priority of a note: INTERACTIVE, where a person waits, goes before BULK, a list or a stream."""
+    """Priority of a note in the model's queue: `interactive`, for requests that a person waits for, goes before `bulk`,
+    for lists and streams."""
 
     INTERACTIVE = "interactive"
     BULK = "bulk"

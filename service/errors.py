@@ -1,40 +1,40 @@
 """Errors, named in the words of the layer that raises them. api/problems.py gives each its HTTP status code.
 
 NoteLLMError
-├── NoteNotFound          no such note, or it was deleted, or it has expired
-├── ExamplesNotFound      a search names notes that there are not; carries pointers to them
-├── ListExpired           the list of a cursor is no longer kept, or never was
-├── InvalidInput          well-formed, but not acceptable; carries pointers to the fields
-├── MalformedBody         not JSON, or not UTF-8
-├── UnsupportedMediaType  a body of a type or an encoding that the address does not take
-├── LimitExceeded         body, note or batch over its published bound
-├── MalformedHeader       a header of the request has no valid value, or asks for what the address cannot do
-├── KeyReused             the Idempotency-Key was that of another request
-├── TenantNotFound        there is no such tenant
-├── TenantRemoved         the tenant was removed while the request was under way
-├── TooManyTenants        the service has as many tenants as it may
-├── PreconditionFailed    the note changed since the caller read it
+├── NoteNotFound          no such note: it was never added, was deleted or has expired
+├── ExamplesNotFound      a search names notes that do not exist; carries pointers to them
+├── ListExpired           the list of a cursor is no longer kept, or never existed
+├── InvalidInput          the request is well-formed, but not valid; carries pointers to the fields
+├── MalformedBody         the body is not JSON, or not UTF-8
+├── UnsupportedMediaType  the address does not accept the body's type or encoding
+├── LimitExceeded         a body, note or batch is over its published limit
+├── MalformedHeader       a header has an invalid value, or asks for what the address does not support
+├── KeyReused             the Idempotency-Key was already used for another request
+├── TenantNotFound        no such tenant
+├── TenantRemoved         the tenant was removed during the request
+├── TooManyTenants        the service has reached its maximum number of tenants
+├── PreconditionFailed    the note does not meet If-Match or If-None-Match, for example since it changed
 ├── OtherSpace            the vector of a note is from another model; carries pointers to examples
-├── Unauthenticated       the request has no key that opens the service
-├── Forbidden             the key lacks the scope or tenant; or, without a key, another host or a foreign page's change
-├── ApiKeyNotFound        no such key, or none of the caller's tenant
-├── TooManyApiKeys        there are as many keys as there may be
-├── LogCut                the change log does not reach back to a position
-├── StoredNoteUnreadable  the store has the note in a form that cannot be read
+├── Unauthenticated       the request has no valid key
+├── Forbidden             the key lacks the scope or tenant; without a key: another host, or a foreign page's change
+├── ApiKeyNotFound        no such key, or not one of the caller's tenant
+├── TooManyApiKeys        the maximum number of keys is reached
+├── LogCut                the change log does not reach back to the requested position
+├── StoredNoteUnreadable  the stored form of the note cannot be read
 └── TryLater              a temporary state; carries the seconds to wait
-    ├── KeyInUse          an earlier request under the same Idempotency-Key has not ended
+    ├── KeyInUse          an earlier request with the same Idempotency-Key is still running
     ├── QuotaExceeded     the caller's key has used up its quota of requests or tokens
-    ├── QueueFull         the engine's queue is full, or too long for this caller
-    ├── TooManyWaiting    as many requests of a kind run or wait as may
-    ├── BodiesFull        the bodies of all requests take as much memory as they may
-    ├── VerifyRunning     a comparison of index and store is running already
-    ├── DeadlineExceeded  the request's time is over
+    ├── QueueFull         the model's queue is full, or too long for the caller's deadline
+    ├── TooManyWaiting    the maximum number of requests of this kind is running or waiting
+    ├── BodiesFull        the bodies of all requests take up all memory for bodies
+    ├── VerifyRunning     a comparison of index and store is already running
+    ├── DeadlineExceeded  the deadline of the request has passed
     ├── StoreUnavailable  Redis does not answer, or refuses to write
-    ├── IndexBehind       the index has not reached a log position in time
-    ├── NoteContended     others change a note all the time while a request changes it
-    ├── BehaviourBehind   the events of before the start, or a purge, are still being read
+    ├── IndexBehind       the index did not reach a log position in time
+    ├── NoteContended     others keep changing the note while the request changes it
+    ├── BehaviourBehind   the events from before the start, or a purge, are still being read
     ├── EngineFailed      the model failed on this batch
-    ├── TenantOpening     the caller's tenant is being opened, or could not be
+    ├── TenantOpening     the caller's tenant is being opened, or could not be opened
     ├── Starting          the service is not ready for requests yet
     └── Stopping          the service is shutting down
 
@@ -75,7 +75,7 @@ class InvalidInput(NoteLLMError):
     def __init__(self, errors: Sequence[FieldError], left_out: int = 0) -> None:
         self.errors = tuple(errors[:MAX_ERRORS])
         self.left_out = left_out + len(errors) - len(self.errors)
-        more = f" {self.left_out} more are left out." if self.left_out else ""
+        more = f" {self.left_out} more errors are left out." if self.left_out else ""
         super().__init__(f"The request is well-formed, but some of its fields are not valid; see errors.{more}")
 
     def under(self, prefix: str) -> InvalidInput:
@@ -95,7 +95,7 @@ class ExamplesNotFound(NoteLLMError):
         self.errors = tuple(errors)
         self.skipped = skipped
         super().__init__(
-            "These examples were left out; see errors. Without them too few examples are left to rank by: give others "
+            "These examples were left out; see errors. Without them too few examples are left to rank by: add others "
             "(with the strategy average, a positive one)."
             if skipped
             else "There are no such notes: they were never added, were deleted, or have expired; see errors. "
@@ -115,8 +115,8 @@ def _under(prefix: str, errors: Sequence[FieldError]) -> list[FieldError]:
 class ListExpired(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
-            "The list of this cursor is not kept any more: lists are kept for page_seconds of GET /limits, the newest "
-            'max_lists of them. Begin again with cursor "*".'
+            "The list of this cursor is no longer kept: lists are kept for page_seconds of GET /limits, and only the "
+            'newest max_lists of them. Begin again with cursor "*".'
         )
 
 
@@ -153,8 +153,8 @@ class MalformedHeader(NoteLLMError):
 class KeyReused(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
-            "This Idempotency-Key was that of another request: of another method, address, query, If-Match or body. "
-            "Use a new key for a new request."
+            "This Idempotency-Key was already used for another request: another method, address, query, If-Match or "
+            "body. Use a new key for a new request."
         )
 
 
@@ -165,7 +165,7 @@ class SnapshotRefused(Exception):
 class PreconditionFailed(NoteLLMError):
     def __init__(self, note_id: str) -> None:
         super().__init__(
-            f"Note {note_id!r} is not as If-Match or If-None-Match says; read it again and repeat the change."
+            f"Note {note_id!r} does not meet If-Match or If-None-Match; read it again and repeat the change."
         )
 
 
@@ -177,17 +177,16 @@ class TenantNotFound(NoteLLMError):
 class TenantRemoved(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
-            "All that belongs to this key's tenant was removed, or the store was emptied, while this request was under "
-            "way. Nothing of it is stored; repeated, it finds an empty tenant, or its key is "
-            "refused."
+            "All data of this key's tenant was removed, or the store was emptied, during this request. Nothing of "
+            "the request is stored; if you repeat it, it finds an empty tenant, or its key is refused."
         )
 
 
 class TooManyTenants(NoteLLMError):
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"This key's tenant is new, and the service has as many as it may: max_tenants = {limit} of GET /limits. "
-            "Whoever runs the service can raise NOTELLM_MAX_TENANTS, or remove another one."
+            "This key's tenant is new, and the service has reached its maximum number of tenants: max_tenants = "
+            f"{limit} of GET /limits. The operator can raise NOTELLM_MAX_TENANTS, or remove another tenant."
         )
 
 
@@ -203,9 +202,9 @@ class OtherSpace(NoteLLMError):
         # The message does not advise writing the note again: a replica of the old model would replace the new model's
         # vector.
         super().__init__(
-            f"Note {note_id!r} was read by another model than {model!r}, which serves here, and vectors of two models "
-            "are not compared. While the model is being changed, ask a replica of the other one, or try again once "
-            f"the change is complete.{all_examples if errors else ''}"
+            f"Note {note_id!r} was embedded by another model than {model!r}, which serves here, and vectors of two "
+            "models cannot be compared. While the model is being changed, ask a replica with the other model, or try "
+            f"again once the change is complete.{all_examples if errors else ''}"
         )
 
     def under(self, prefix: str) -> OtherSpace:
@@ -224,16 +223,16 @@ class LogCut(NoteLLMError):
             lack = f"has no entry at {position}" if last is None else f"ends at {last}, before {position}"
             reason = f"{lack}: the store was restored or lost writes, or the position is of another store"
         super().__init__(
-            f"The change log {reason}. Changes after that cannot be told one by one: read all notes again (GET "
-            "/notes/export), and go on from the position where that ends."
+            f"The change log {reason}. Later changes cannot be listed one by one: read all notes again (GET "
+            "/notes/export), and continue from the position where that ends."
         )
 
 
 class StoredNoteUnreadable(NoteLLMError):
     def __init__(self, note_id: str, reason: str) -> None:
         super().__init__(
-            f"Note {note_id!r} is in the store and cannot be read: {reason}. It is left out of all answers until you "
-            "POST or PUT it again, or DELETE it."
+            f"Note {note_id!r} is stored but cannot be read: {reason}. It is left out of all answers until you POST "
+            "or PUT it again, or DELETE it."
         )
 
 
@@ -257,12 +256,12 @@ class Forbidden(NoteLLMError):
 
 class ApiKeyNotFound(NoteLLMError):
     def __init__(self, prefix: str) -> None:
-        super().__init__(f"There is no key {prefix!r} that you may see; GET /keys lists those that there are.")
+        super().__init__(f"There is no key {prefix!r} that you may see; GET /keys lists the existing ones.")
 
 
 class TooManyApiKeys(NoteLLMError):
     def __init__(self, limit: int, name: str = "max_keys") -> None:
-        super().__init__(f"There are {name} = {limit} keys already; revoke those that nobody uses, see GET /keys.")
+        super().__init__(f"The maximum number of keys is reached: {name} = {limit}. Revoke unused ones; see GET /keys.")
 
 
 class TryLater(NoteLLMError):
@@ -275,8 +274,8 @@ class KeyInUse(TryLater):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            "An earlier request under this Idempotency-Key has not ended; repeat the request, and you get its answer. "
-            f"Where its process has died, the key is free again after {math.ceil(seconds)} s."
+            "An earlier request with this Idempotency-Key is still running; repeat the request to get its answer. If "
+            f"its process has died, the key is free again after {math.ceil(seconds)} s."
         )
 
 
@@ -286,8 +285,8 @@ class QuotaExceeded(TryLater):
     def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
         super().__init__(
-            f"Your key has used up its quota of requests or model tokens a minute; try again in {self.retry_after} s. "
-            "The headers RateLimit and RateLimit-Policy say what there is."
+            f"Your key has used up its quota of requests or model tokens per minute; try again in {self.retry_after} "
+            "s. The headers RateLimit and RateLimit-Policy have the details."
         )
 
 
@@ -298,9 +297,9 @@ class QueueFull(TryLater):
     def __init__(self, waiting: int, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
         super().__init__(
-            f"{waiting} notes of yours wait for the model in this lane already, and the next one would for about "
-            f"{seconds:.1f} s: too much of your time (X-Request-Timeout), or more than may wait (GET /limits); try "
-            f"again in {self.retry_after} s."
+            f"{waiting} of your notes already wait for the model in this lane, and the next one would wait for about "
+            f"{seconds:.1f} s: too long for your deadline (X-Request-Timeout), or more than may wait (GET /limits); "
+            f"try again in {self.retry_after} s."
         )
 
 
@@ -308,7 +307,9 @@ class TooManyWaiting(TryLater):
     """The maximum of requests of a kind is running or waiting. `bound`: the limit's name on GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
-        super().__init__(f"As many such requests run as may, {bound} = {limit} of GET /limits; try again.")
+        super().__init__(
+            f"The maximum number of such requests is running already, {bound} = {limit} of GET /limits; try again."
+        )
 
 
 class BodiesFull(TryLater):
@@ -316,8 +317,8 @@ class BodiesFull(TryLater):
 
     def __init__(self, free_bytes: int) -> None:
         super().__init__(
-            "The bodies of all requests under way take as much memory as they may (max_bodies_bytes); "
-            f"try again, or send fewer notes at a time: a body of {free_bytes} bytes is always read."
+            "The bodies of all current requests take up all memory for bodies (max_bodies_bytes); try again, or send "
+            f"fewer notes at a time: a body of {free_bytes} bytes is always accepted."
         )
 
 
@@ -325,34 +326,36 @@ class VerifyRunning(TryLater):
     retry_after = 10
 
     def __init__(self) -> None:
-        super().__init__("Index and store are being compared already; one comparison runs at a time. Try again later.")
+        super().__init__("Index and store are already being compared; one comparison runs at a time. Try again later.")
 
 
 class DeadlineExceeded(TryLater):
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"The answer was not ready after {seconds:g} s. What was stored of this request stays stored; try again, "
-            "with fewer notes at once, and with ids or an Idempotency-Key where it adds notes."
+            f"The answer was not ready after {seconds:g} s. What this request has stored stays stored; try again, "
+            "with fewer notes at once, and with ids or an Idempotency-Key if it adds notes."
         )
 
 
 class StoreUnavailable(TryLater):
     def __init__(self, detail: str) -> None:
-        super().__init__(f"The store does not answer: {detail}. Nothing of this request is promised; try again.")
+        super().__init__(
+            f"The store does not answer: {detail}. It is not certain whether this request took effect; try again."
+        )
 
 
 class IndexBehind(TryLater):
     def __init__(self, position: str, reached: str) -> None:
         super().__init__(
-            f"The index is at log position {reached}, not yet at {position}. What was stored stays stored; "
-            "repeat it, with ids or an Idempotency-Key where it adds notes."
+            f"The index is at log position {reached}, not yet at {position}. What this request has stored stays "
+            "stored; repeat it, with ids or an Idempotency-Key if it adds notes."
         )
 
 
 class NoteContended(TryLater):
     def __init__(self, note_id: str) -> None:
         super().__init__(
-            f"Others changed the note {note_id!r} again and again while this change was made, and nothing of it was "
+            f"Others kept changing note {note_id!r} while this request changed it, and nothing of the request was "
             "stored. Try again."
         )
 
@@ -362,16 +365,16 @@ class BehaviourBehind(TryLater):
 
     def __init__(self, reads: int) -> None:
         super().__init__(
-            f"This replica still reads the events of before its start, or of before a purge ({reads} reads so far); "
-            "try again."
+            f"This replica is still reading the events from before its start or from before a purge ({reads} reads so "
+            "far); try again."
         )
 
 
 class EngineFailed(TryLater):
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"The model failed: {detail}. What was stored of this request stays stored; repeat it, with ids or an "
-            "Idempotency-Key where it adds notes."
+            f"The model failed: {detail}. What this request has stored stays stored; repeat it, with ids or an "
+            "Idempotency-Key if it adds notes."
         )
 
 
@@ -389,7 +392,7 @@ class Starting(TryLater):
     know how many notes there are."""
 
     def __init__(self, step: str) -> None:
-        super().__init__(f"The service is starting ({step}); try again, GET /startupz tells when it has.")
+        super().__init__(f"The service is starting ({step}); try again. GET /startupz tells when it has started.")
 
 
 class Stopping(TryLater):

@@ -34,11 +34,11 @@ T = TypeVar("T")
 Kind = Literal["missing", "different", "stale", "duplicate", "broken", "unreadable"]
 KINDS: Mapping[Kind, str] = {
     "missing": "in the store and not in the index",
-    "different": "in both, with different vectors",
-    "stale": "in the index and not in the store, or there of another model",
+    "different": "in both, but with different vectors",
+    "stale": "in the index, but not in the store, or embedded by another model there",
     "duplicate": "twice in the index",
-    "broken": "its stored vector is missing or not finite: write the note again",
-    "unreadable": "its stored form cannot be read: write or delete the note",
+    "broken": "the stored vector is missing or not finite: write the note again",
+    "unreadable": "the stored form cannot be read: write or delete the note",
 }
 BEYOND_REPAIR: frozenset[Kind] = frozenset({"broken", "unreadable"})
 """Kinds that rebuilding the index does not repair, since the stored note itself is damaged."""

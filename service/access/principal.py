@@ -13,7 +13,7 @@ DEFAULT_TENANT = "default"
 
 
 class Scope(StrEnum):
-    """A permission of a key. None includes another."""
+    """A permission of a key. No scope includes another."""
 
     NOTES_READ = "notes.read"
     NOTES_WRITE = "notes.write"

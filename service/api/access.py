@@ -114,7 +114,10 @@ async def count_items(request: Request, items: int) -> None:
     QuotaExceeded; and InvalidInput for a list longer than the quota ever allows."""
     bound = request.state.principal.quota.requests_per_minute
     if bound is not None and items > max(1, bound):
-        detail = f"has {items} items, each of which counts as a request, and your key has {bound} a minute: send fewer"
+        detail = (
+            f"has {items} items, each of which counts as a request, but your key may send {bound} requests per minute: "
+            "send fewer items"
+        )
         raise InvalidInput([FieldError("", detail)])
     if items > 1:
         await count(request, items - 1, repeated=items)

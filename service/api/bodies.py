@@ -65,13 +65,13 @@ def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
     """Return the OpenAPI request body for one object of a schema, a JSON list of them, or NDJSON. `noun`: what one
     object is called."""
     one = {"$ref": f"#/components/schemas/{schema}"}
-    description = f"{noun}s; one that is not valid gets a problem of its own, at its place"
+    description = f"list of {noun}s; an invalid {noun} gets a problem as its result"
     many = {"type": "array", "description": description, "items": one}
     return {
         "required": True,
         "content": {
             "application/json": {"schema": {"anyOf": [one, many]}},
-            **lines(f"one {noun} a line"),
+            **lines(f"one {noun} per line"),
         },
     }
 
@@ -122,7 +122,7 @@ def check_containers(raw: bytes, pointer: str = "", max_containers: int = MAX_CO
     """Refuse JSON of more than `max_containers` lists and objects, before it is parsed. Raises InvalidInput."""
     # Brackets within strings do not count. Strings are removed only where the cheap count is too high.
     if _brackets(raw) > max_containers and _brackets(STRING.sub(b"", _unescaped(raw))) > max_containers:
-        raise InvalidInput([FieldError(pointer, f"must not hold more than {max_containers} lists and objects")])
+        raise InvalidInput([FieldError(pointer, f"must not contain more than {max_containers} lists and objects")])
 
 
 async def body_lines(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
@@ -244,7 +244,7 @@ async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
             if item_begin > opening.end() or last.strip():
                 yield last
             if body[window_begin + end + 1 :].strip():
-                raise MalformedBody("more follows the list")
+                raise MalformedBody("there is more after the end of the list")
             return
         window_begin += len(window)
         depth, quoted = int(depths[-1]), bool(inside[-1])

@@ -39,7 +39,7 @@ def check_search_options(options: RankingOptions, pointer: str, settings: Settin
     if options.k > limit:
         raise InvalidInput([FieldError(f"{pointer}/k", f"Input should be less than or equal to {limit}")])
     if options.min_score is not None and abs(options.min_score) > 1 and options.scores_like_cosines:
-        problem = "must be from -1 to 1, as a cosine is; scores of sum_scores and with other sources may lie beyond"
+        problem = "must be from -1 to 1, like a cosine; only scores of sum_scores or with other sources may lie beyond"
         raise InvalidInput([FieldError(f"{pointer}/min_score", problem)])
     check_flat_filter(options, pointer, settings)
     if isinstance(options, SearchDefaults) and options.filter is not None:
@@ -54,7 +54,7 @@ def check_flat_filter(conditions: FlatFilterIn, pointer: str, settings: Settings
 
 
 def _undeclared(known: Sequence[str], names: str) -> str:
-    return f"filters may ask about {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {names}"
+    return f"filters may use {', '.join(known) or 'none'} (NOTELLM_FILTER_ATTRIBUTES), not {names}"
 
 
 def check_filter(conditions: FilterIn, settings: Settings) -> None:

@@ -32,7 +32,7 @@ ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
 """An ETag of a note. A proxy that compresses answers makes it weak (W/); it still names the same version."""
 MAX_ETAGS = 16
 """Bound on the ETags of one header."""
-TIMEOUT_MEANING = "seconds that you wait for the answer, at most request_seconds of GET /limits"
+TIMEOUT_MEANING = "seconds within which you need the answer, at most request_seconds of GET /limits"
 TIMEOUT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 
@@ -77,8 +77,8 @@ async def get_generate(
     generate: Annotated[
         str,
         Query(
-            description="hashtags, category or both, with a comma: what to fill in that the author left out; up to "
-            f"{GENERATED_HASHTAGS} hashtags"
+            description="what to generate if the author left it out: `hashtags`, `category`, or both separated by a "
+            f"comma; at most {GENERATED_HASHTAGS} hashtags"
         ),
     ] = "",
     min_score: Annotated[
@@ -87,35 +87,36 @@ async def get_generate(
             ge=0,
             le=1,
             allow_inf_nan=False,
-            description="least score of hashtags that are generated; NOTELLM_MIN_HASHTAG_SCORE by default",
+            description="minimum score of generated hashtags; default: NOTELLM_MIN_HASHTAG_SCORE",
         ),
     ] = None,
 ) -> Generate:
     """Parse `?generate=hashtags,category&min_score=0.1`."""
     names = {part.strip() for part in generate.split(",")} - {""}
     if unknown := names - {"hashtags", "category"}:
-        raise InvalidInput([FieldError("/query/generate", f"knows hashtags and category, not {sorted(unknown)}")])
+        raise InvalidInput(
+            [FieldError("/query/generate", f"must be hashtags, category or both, not {sorted(unknown)}")]
+        )
     if min_score is not None and "hashtags" not in names:
         raise InvalidInput(
-            [FieldError("/query/min_score", "is the least score of generated hashtags; ask for these too")]
+            [FieldError("/query/min_score", "applies to generated hashtags; requires generate=hashtags")]
         )
     return Generate(GENERATED_HASHTAGS if "hashtags" in names else 0, "category" in names, min_score)
 
 
 async def get_condition(
     if_match: Annotated[
-        str | None, Header(description="ETags of which the note must have one, each in quotation marks, or *: any")
+        str | None,
+        Header(description="ETags in quotation marks, of which the note must have one; or *: the note must exist"),
     ] = None,
     if_none_match: Annotated[
         str | None,
-        Header(
-            description="ETags of which the note must have none, each in quotation marks, or *: there must be no note"
-        ),
+        Header(description="ETags in quotation marks, of which the note must have none; or *: the note must not exist"),
     ] = None,
 ) -> Condition | None:
     """Return the condition on the stored note, from If-Match or If-None-Match. Raises MalformedHeader."""
     if if_match is not None and if_none_match is not None:
-        raise MalformedHeader("If-None-Match", "cannot be honoured beside If-Match; send one of them")
+        raise MalformedHeader("If-None-Match", "cannot be combined with If-Match; send one of them")
     if if_match is not None:
         return Condition(_positions("If-Match", if_match))
     if if_none_match is not None:
@@ -161,13 +162,13 @@ async def get_requested_urgency(
         Header(
             gt=0,
             allow_inf_nan=False,
-            description=f"{TIMEOUT_MEANING}; the work ends with them, or is refused at once (429) where it would wait "
-            "too long",
+            description=f"{TIMEOUT_MEANING}; after that the work is cancelled; it is refused at once (429) if it "
+            "would wait too long",
         ),
     ] = None,
     x_request_priority: Annotated[
         Lane | None,
-        Header(description="lane of the model's queue; by default interactive for one note or text, bulk for more"),
+        Header(description="lane of the model's queue; default: interactive for one note or text, bulk for more"),
     ] = None,
 ) -> RequestedUrgency:
     return RequestedUrgency(request.state.arrived, x_request_timeout, x_request_priority)

@@ -16,8 +16,8 @@ KEY = re.compile(r"[\x21-\x7e]{1,255}")
 """Accepted keys: visible ASCII. Quotation marks, as in the draft of the header, are part of the key."""
 REPLAYED_HEADER = "Idempotent-Replayed"
 MEANING = (
-    "names this write, 1 to 255 visible ASCII characters: repeated under its key within `idempotency_seconds` of GET "
-    "/limits, the request is answered as before (`Idempotent-Replayed: true`) and nothing is written again"
+    "key of this write, 1 to 255 visible ASCII characters: repeated with the same key within `idempotency_seconds` "
+    "of GET /limits, a request gets the same answer (`Idempotent-Replayed: true`) and writes nothing"
 )
 
 

@@ -38,7 +38,7 @@ async def read_import(request: Request, service: Service) -> list[Item]:
     items = await read_list(body, turns, limit, parse, _rejected, MIN_ITEM_BYTES)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
-        raise InvalidInput([FieldError("", "names an id twice")])
+        raise InvalidInput([FieldError("", "contains an id twice")])
     return items
 
 
@@ -61,10 +61,12 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
                 items[number] = line
             elif "removed" in line and "end" not in line:
                 if items.pop(str(line["removed"]), None) is None:
-                    detail = "no earlier line of this body has such a note; DELETE /notes/{id} removes a stored one"
+                    detail = (
+                        "no earlier line of this body has this note; to remove a stored note, use DELETE /notes/{id}"
+                    )
                     items[number] = _rejected(InvalidInput([FieldError("/removed", detail)]), {"id": line["removed"]})
             elif line.get("export", VERSION) != VERSION:
-                detail = f"begins an export of another version than {VERSION}, which this service reads"
+                detail = f"begins an export of another version; this service reads version {VERSION}"
                 raise InvalidInput([FieldError("", f"line {number} {detail}")])
             if len(items) > max_notes:
                 raise LimitExceeded("max_batch_notes", max_notes)

@@ -111,7 +111,9 @@ class RequestContext:
             log.exception("request_failed", path=path_without_user(scope["path"]))
             if status:  # an answer has begun: it can only be cut off
                 raise
-            detail = "The service failed on this request; this is our fault. Tell us the instance."
+            detail = (
+                "The service failed on this request: an internal error. Report it with the `instance` of this problem."
+            )
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
             status = scope["state"].get("ended_status") or (499 if left else status)

@@ -26,8 +26,8 @@ SECURITY_SCHEME = {
     "type": "http",
     "scheme": "bearer",
     "bearerFormat": "nlm_<prefix>_<secret>",
-    "description": "An API key, where the service has any; see docs/guides/keys.md. Each address names the scopes of "
-    "which the key needs one.",
+    "description": "API key, required if the service has any keys; see docs/guides/keys.md. Each operation lists the "
+    "scopes of which the key needs one.",
 }
 
 REFUSALS = (400, 401, 403, 409, 422, 429, 503)
@@ -38,26 +38,26 @@ ALWAYS_SENT = ("LimitsOut", "UsageOut", "AddedOut", "ReadyOut", "ImportItem", "E
 HEADERS: dict[str, Any] = {
     name: {"description": description, "schema": {"type": "string"}}
     for name, description in {
-        "ETag": "the note's log position in quotation marks, for If-Match and If-None-Match",
-        "Idempotent-Replayed": "true where an earlier request under this Idempotency-Key had this answer; for a list, "
-        "where earlier requests wrote all notes that are not rejected",
+        "ETag": "log position of the note in quotation marks, for If-Match and If-None-Match",
+        "Idempotent-Replayed": "true if an earlier request with this Idempotency-Key had this answer; for a list, if "
+        "earlier requests wrote all notes that are not rejected",
         "Location": "address of the note",
-        "RateLimit": "what is left of the quota of the key, where it has one",
-        "RateLimit-Policy": "the quota of the key, where it has one",
-        "Retry-After": "seconds after which to try again, where that helps",
-        "WWW-Authenticate": "that a key is needed, or which scope it lacks",
-        "X-Request-Id": "names this request in the log of the service: the caller's own, or one that was made",
+        "RateLimit": "remaining quota of the key, if it has a quota",
+        "RateLimit-Policy": "quota of the key, if it has one",
+        "Retry-After": "seconds after which to try again, if that helps",
+        "WWW-Authenticate": "says that a key is required, or which scope the key lacks",
+        "X-Request-Id": "id of this request in the service's log: the one sent with the request, or a generated one",
     }.items()
 }
-SERVERS = [{"url": "/", "description": "the service that this description comes from"}]
+SERVERS = [{"url": "/", "description": "this service"}]
 TAGS = {
-    "similar": "Related notes: of a stored note, of a text, or of several examples.",
-    "notes": "One note: add, read, change, remove. `POST /notes` takes a list or a stream, too.",
-    "collection": "Many notes: lists, reads and removals by ids, the log of changes, export and import.",
-    "events": "What readers did with notes: it counts in what is related, and reports tell of it.",
-    "generate": "Vector, hashtags and category of a text that is not stored.",
-    "operations": "For those who run the service: probes, metrics, limits, comparison with the store, tenants.",
-    "keys": "API keys, and the audit log of what was done with the right to manage the service.",
+    "similar": "Find notes related to a stored note, to a text, or to several examples.",
+    "notes": "Add, read, change and remove single notes. `POST /notes` also takes a list or a stream.",
+    "collection": "Many notes at once: list, read and remove them, follow the change log, export and import.",
+    "events": "Record what readers did with notes. Events affect which notes are related, and count in reports.",
+    "generate": "Generate vector, hashtags and category of a text that is not stored.",
+    "operations": "For operators: probes, metrics, limits, comparison of index and store, tenants.",
+    "keys": "API keys, and the audit log of administrative acts.",
 }
 """Descriptions of the groups of operations, in the order in which they are shown."""
 HASHTAG_EVENTS = "events `hashtag` (a HashtagOut), then `done` (a HashtagsOut) or `problem` (a Problem)"
@@ -124,7 +124,7 @@ def _leave_out_bound_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> N
     request sends overrides what a scenario binds."""
     for name, schema in fields:
         if name in SearchDefaults.model_fields and (default := schema.pop("default", None)) not in (None, []):
-            words = f"{json.dumps(default)} by default, unless a scenario binds it"
+            words = f"default: {json.dumps(default)}, unless a scenario sets another"
             schema["description"] = f"{schema['description']}; {words}" if "description" in schema else words
 
 

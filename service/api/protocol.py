@@ -210,7 +210,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             if self.parser.get_method() == b"CONNECT":
-                self._end("malformed", 400, "This is no proxy.")
+                self._end("malformed", 400, "This service is not a proxy.")
             else:
                 head = self._head_without_upgrade()
                 self.parser = httptools.HttpRequestParser(self)
@@ -219,9 +219,9 @@ class BoundedProtocol(HttpToolsProtocol):
             return end
         except httptools.HttpParserCallbackError:
             log.exception("connection_failed")
-            self._end("failed", 500, "The service failed on this request; this is our fault.")
+            self._end("failed", 500, "The service failed on this request: an internal error.")
         except httptools.HttpParserError:
-            self._end("malformed", 400, "This is no valid HTTP/1.1 request.")
+            self._end("malformed", 400, "This is not a valid HTTP/1.1 request.")
         return len(piece)
 
     def _head_without_upgrade(self) -> bytes:
@@ -242,7 +242,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_as_full()
             return
         if not _has_path(self.url):
-            self._end("malformed", 400, "The target of the request has no path that can be read: send the path alone.")
+            self._end("malformed", 400, "The target of the request has no valid path: send the path only.")
             return
         self._in_head = False
         self._unparsed = 0
@@ -355,7 +355,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
             else:
                 part = "head" if self._in_head else "body"
-                self._end(f"slow_{part}", 408, f"The {part} of the request came too slowly.")
+                self._end(f"slow_{part}", 408, f"The {part} of the request arrived too slowly.")
         return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -415,4 +415,4 @@ class BoundedProtocol(HttpToolsProtocol):
             BoundedProtocol.said_full_at = now
             detail = f"more get 503; raise the bound on open files (ulimit -n) if it is below {self.needed_files}"
             log.error("connections_full", connections=self.max_connections, detail=detail)
-        self._refuse(503, "There are too many connections; try again.", retry_after=1)
+        self._refuse(503, "There are too many open connections; try again.", retry_after=1)

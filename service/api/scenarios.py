@@ -64,7 +64,7 @@ def _parse(path: Path) -> dict[str, Any]:
     text = path.read_text("utf-8")
     content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     if not isinstance(content, dict):
-        raise ValueError("it must be an object of scenarios by their names")
+        raise ValueError("the file must be an object of scenarios by name")
     return content
 
 
@@ -82,7 +82,7 @@ def _scenario(name: str, fields: Any, settings: Settings) -> Scenario:
     own = {key: value for key, value in fields.items() if key != VARIANTS}
     defaults, variants, listed = _checked(name, own, settings), [], fields.get(VARIANTS, {})
     if not isinstance(listed, dict):
-        raise ValueError(f"scenario {name!r}: /variants: must be an object of variants by their names")
+        raise ValueError(f"scenario {name!r}: /variants: must be an object of variants by name")
     for variant, changes in listed.items():
         place = f"{name}.{VARIANTS}.{_checked_name(variant)}"
         share = changes.get(SHARE) if isinstance(changes, dict) else None
@@ -99,7 +99,7 @@ def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
     """Validate one scenario. Raises ValueError, which names the scenario and the field."""
     try:
         if isinstance(fields, dict) and (unbound := [field for field in NOT_BOUND if field in fields]):
-            raise InvalidInput([FieldError(f"/{unbound[0]}", "belongs to one request, not to a scenario")])
+            raise InvalidInput([FieldError(f"/{unbound[0]}", "belongs to a single request; a scenario cannot set it")])
         try:
             defaults = SearchDefaults.model_validate(fields)
         except ValidationError as error:
@@ -116,14 +116,14 @@ def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> 
     that the caller gave wins. Raises InvalidInput at `pointer`."""
     if options.scenario is None:
         if options.user is not None:
-            raise InvalidInput(
-                [FieldError(f"{pointer}/user", "chooses a variant of a scenario; name the scenario too")]
-            )
+            raise InvalidInput([FieldError(f"{pointer}/user", "selects a variant of a scenario; requires `scenario`")])
         return options
     scenario = scenarios.get(options.scenario)
     if scenario is None:
         known = (
-            f"must be one of {', '.join(sorted(scenarios))}" if scenarios else "must be left out: no scenario is set"
+            f"must be one of {', '.join(sorted(scenarios))}"
+            if scenarios
+            else "must be omitted: no scenario is configured"
         )
         detail = f"{known} (NOTELLM_SCENARIOS)"
         raise InvalidInput([FieldError(f"{pointer}/scenario", detail)])

@@ -52,7 +52,7 @@ class StrictRoute(APIRoute):
             await self.admit(request, scopes)
             for header in unheeded:
                 if header in request.headers:
-                    raise MalformedHeader(header.title(), "cannot be honoured at this address; leave it out")
+                    raise MalformedHeader(header.title(), "is not supported at this address; omit it")
             if request.scope["query_string"]:
                 refuse_unknown(request.query_params.keys(), names)
                 refuse_repeated(request.query_params, lists)
@@ -81,7 +81,7 @@ def refuse_repeated(given: QueryParams, lists: Collection[str]) -> None:
     if len(given.multi_items()) == len(given):
         return
     counts = Counter(name for name, _ in given.multi_items() if name not in lists)
-    message = "is given {} times, and this address takes one value; leave the others out"
+    message = "is given {} times, but this address takes one value; omit the others"
     repeated = [FieldError(f"/query/{name}", message.format(count)) for name, count in counts.items() if count > 1]
     if repeated:
         raise InvalidInput(repeated)

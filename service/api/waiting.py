@@ -14,5 +14,5 @@ async def wait_for_position(position: str, pointer: str, service: Service, time_
     if position_key(position) <= position_key(service.index.position):
         return
     if position_key(position) > position_key((await time_left.wait(service.store.log_bounds())).last):
-        raise InvalidInput([FieldError(f"{pointer}/min_log_position", "no write has had this log position yet")])
+        raise InvalidInput([FieldError(f"{pointer}/min_log_position", "no write has this log position yet")])
     await service.index.wait_for(position, seconds)

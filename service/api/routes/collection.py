@@ -40,10 +40,10 @@ router = APIRouter(tags=["collection"], route_class=SearchRoute)
 )
 @needs(Scope.NOTES_READ)
 async def list_notes(request: Request, service: ServiceDep) -> ListOut:
-    """Notes page by page, in the order of their last writes.
+    """List notes page by page, in the order of their last writes.
 
-    A note that is not written while you read is in exactly one page. One that is written again may come again, in a
-    later page; one that was removed does not come any more.
+    A note that is not written while you page is on exactly one page. A note that is written again meanwhile may appear
+    again on a later page; a removed note no longer appears.
     """
     query = read_query(ListQuery, request)
     check_flat_filter(query, "/query", service.settings)
@@ -59,10 +59,10 @@ async def list_notes(request: Request, service: ServiceDep) -> ListOut:
 )
 @needs(Scope.NOTES_READ)
 async def get_notes_by_ids(body: GetIn, service: ServiceDep) -> Response:
-    """Some notes by their ids, with their vectors where you ask for them.
+    """Get notes by their ids, with their vectors if you ask for them.
 
-    Long notes, of more than `max_read_bytes` in all, do not fit into one answer: `unread` has the ids that are left, to
-    ask for next.
+    If the notes have more than `max_read_bytes` in total, they do not fit into one answer: `unread` lists the remaining
+    ids, to request next.
     """
     answer = await listing.get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
     turns, notes = Turns(), list[bytes]()
@@ -87,15 +87,16 @@ async def remove_notes(
     key: IdempotencyKeyDep,
     urgency: ListUrgencyDep,
 ) -> ReceiptOut:
-    """Remove notes by their ids, or all that pass a filter; `{"filter": {"author": "tom"}}` removes all of an author.
+    """Remove notes by their ids, or all that match a filter: `{"filter": {"author": "tom"}}` removes all notes of an
+    author.
 
-    After 200 no answer of any replica contains them. The answer is a receipt. A dry run by a filter needs the scope
-    `notes.read` too, since its receipt names the notes. What was removed before a deadline or a
-    failure stays removed: repeat the request, and it goes on.
+    After the 200, no answer of any replica contains them. The answer is a receipt. A dry run with a filter also
+    requires the scope `notes.read`, since its receipt names the notes. If a deadline or a failure ends the request
+    early, the notes removed so far stay removed; repeat the request to continue.
     """
     if body.filter is not None:
         if body.dry_run:  # its receipt says which notes match, and leaves them: that is reading
-            check_option(request, Scope.NOTES_READ, "a dry run by a filter")
+            check_option(request, Scope.NOTES_READ, "a dry run with a filter")
         check_filter(body.filter, service.settings)
     what = body.ids if body.filter is None else body.filter.as_filter()
     assert what is not None
@@ -117,10 +118,11 @@ async def remove_notes(
 async def get_changes(
     request: Request, service: ServiceDep, lifecycle: LifecycleDep, urgency: ListUrgencyDep
 ) -> ChangesOut:
-    """List the notes that were written or removed after a log position, for other systems. With `wait` the answer waits
-    for a change, and comes without one before the request's own deadline (X-Request-Timeout).
+    """List the notes that were written or removed after a log position, for other systems to follow. With `wait`, the
+    request waits for a change (long polling); if none comes, it is answered without one before its deadline
+    (X-Request-Timeout).
 
-    410 where the log does not have `after` and all that came later: read all notes again with GET /notes/export.
+    410 if the log no longer has all changes after `after`: read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
     left = seconds_left(urgency)

@@ -27,8 +27,8 @@ router = APIRouter(tags=["generate"], route_class=OpenAIRoute)
 async def embeddings(
     body: EmbeddingsIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> EmbeddingsOut:
-    """Vectors of texts that are not stored, in the form of OpenAI's API. They can be compared with those of stored
-    notes."""
+    """Embed texts, in the form of OpenAI's API. The texts are not stored; their vectors can be compared with those of
+    stored notes."""
     recommender = service.recommender
     check_model(body, recommender.engine)
     urgency: Urgency = (
@@ -42,9 +42,9 @@ def check_model(body: EmbeddingsIn, engine: Engine) -> None:
     """Refuse a model other than the one that serves, and a vector length other than its own. Raises InvalidInput."""
     errors = []
     if body.model != engine.name:
-        errors.append(FieldError("/model", f"must be {engine.name!r}, the model that serves"))
+        errors.append(FieldError("/model", f"must be {engine.name!r}, the serving model"))
     if body.dimensions not in (None, engine.dimension):
-        problem = f"must be {engine.dimension} or left out: vectors that are shortened compare with no stored one"
+        problem = f"must be {engine.dimension} or omitted: shortened vectors could not be compared with stored ones"
         errors.append(FieldError("/dimensions", problem))
     if errors:
         raise InvalidInput(errors)

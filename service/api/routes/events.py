@@ -30,9 +30,9 @@ from service.errors import FieldError, InvalidInput
 
 router = APIRouter(tags=["events"], route_class=StrictJsonRoute)
 EVENT_LINES = lines(
-    "one event a line: `type`, `note_id`, `at`, and the details that it was sent with; or a last `problem`"
+    "one event per line: `type`, `note_id`, `at`, and the details that were sent; or a last line with a `problem`"
 )
-READ_LINES = lines("one read a line: `user`, `note`, `time`, `rating`; or a last `problem`")
+READ_LINES = lines("one read per line: `user`, `note`, `time`, `rating`; or a last line with a `problem`")
 REPORT_SECONDS = 604_800.0
 """Seconds that a report covers by default: a week."""
 POST_BODY = one_list_or_stream("EventIn", "event")
@@ -45,14 +45,14 @@ POST_BODY = one_list_or_stream("EventIn", "event")
     openapi_extra={"requestBody": POST_BODY},
     responses={
         200: {
-            "description": "Accepted, or accepted before; for NDJSON results, one a line",
+            "description": "Accepted, now or before; for NDJSON, results, one per line",
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/EventOut"}},
-                **lines("one EventOut a line"),
+                **lines("one EventOut per line"),
             },
         },
         207: {
-            "description": "A list: each event's own result",
+            "description": "For a list: result of each event",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsOut"}}},
         },
         **documented(400, 404, 409, 413, 415, 422, 429, 503),
@@ -60,8 +60,8 @@ POST_BODY = one_list_or_stream("EventIn", "event")
 )
 @needs(Scope.EVENTS)
 async def post_events(request: Request, service: ServiceDep) -> Response:
-    """Tell what readers did with notes: one event, a list, or NDJSON. What is accepted is durable when it answers, and
-    counts once by its event_id. In a list or in NDJSON one bad event does not fail the rest."""
+    """Record what readers did with notes: one event, a list, or NDJSON. An event is durable when its result is sent,
+    and counts once, by its event_id. In a list or in NDJSON, an invalid event does not fail the others."""
     check_media_type(request.headers, NDJSON)
     body = await request.body()
     if media_type(request.headers) == NDJSON:
@@ -81,9 +81,9 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 )
 @needs(Scope.EVENTS)
 async def export_reads(request: Request, service: ServiceDep) -> Response:
-    """The reads that count at present, one a line, in the form that `notellm pairs` and training take: user (a
+    """Export the reads that count at present, one per line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight). A last line with a `problem` says that reads
-    are missing: the key was revoked meanwhile, say, or its tokens are used up."""
+    are missing, for example because the key was revoked meanwhile or its tokens are used up."""
     return NdjsonResponse(await started(lines_of_reads(request, service, Turns())))
 
 
@@ -95,10 +95,10 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """The stored events of a user, one a line, in the order in which they were taken in: requests as they arrived,
-    the events of one list, and of each thousand lines, by `at`. A line has type, note_id, at, and the details that
-    were sent. They answer a person who asks what is known of them. A last line with a `problem` says that events are
-    missing."""
+    """Export the stored events of a user, one per line, in the order in which they were stored: requests in the order
+    of their arrival; the events of a list, and of every thousand lines of NDJSON, by `at`. A line has type, note_id,
+    at, and the details that were sent. Use it to answer a person who asks which data is stored about them. A last line
+    with a `problem` says that events are missing."""
     return NdjsonResponse(await started(lines_of_reader(request, service, user_name(user))))
 
 
@@ -110,15 +110,15 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
-    """The stored events of a session, as those of a user."""
+    """Export the stored events of a session, in the same form as those of a user."""
     return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 
 @router.delete("/users/{user}/events", summary="Forget the events of a user", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Forget all events of a user so far, durably, with their weight in what is related. Safe to repeat. The removal
-    goes on if the caller disconnects; one runs at a time (429 beyond `max_erasures` of GET /limits)."""
+    """Delete all events of a user so far, durably, including their effect on related notes. Safe to repeat. The
+    deletion continues if the client disconnects. One runs at a time (429 beyond `max_erasures` of GET /limits)."""
     return await forget(user_name(user), service)
 
 
@@ -127,7 +127,7 @@ async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) ->
 )
 @needs(Scope.EVENTS)
 async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Forget all events of a session so far, as of a user."""
+    """Delete all events of a session so far, as for a user."""
     return await forget(session_name(session), service)
 
 
@@ -141,13 +141,15 @@ async def forget(reader: str, service: Service) -> ForgottenOut:
 @needs(Scope.EVENTS)
 async def report_recommendations(
     service: ServiceDep,
-    by: Annotated[str, Query(description=f"some of {', '.join(DIMENSIONS)}, separated by commas")] = "scenario,variant",
-    since: Annotated[Time | None, Query(description="the first day; a week ago by default")] = None,
+    by: Annotated[
+        str, Query(description=f"fields to group by, separated by commas: some of {', '.join(DIMENSIONS)}")
+    ] = "scenario,variant",
+    since: Annotated[Time | None, Query(description="first day of the report; default: a week ago")] = None,
 ) -> ReportOut:
-    """How many of the notes that recommendations showed were clicked."""
+    """Report which share of the recommended notes that were shown was clicked."""
     names = list(dict.fromkeys(part.strip() for part in by.split(",") if part.strip()))
     if unknown := sorted(set(names) - set(DIMENSIONS)):
-        raise InvalidInput([FieldError("/query/by", f"knows {', '.join(DIMENSIONS)}, not {unknown}")])
+        raise InvalidInput([FieldError("/query/by", f"must be some of {', '.join(DIMENSIONS)}, not {unknown}")])
     dimensions: list[Dimension] = [name for name in DIMENSIONS if name in names]
     begin = since.timestamp() if since else service.clock() - REPORT_SECONDS
     behaviour = service.behaviour

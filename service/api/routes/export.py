@@ -34,10 +34,13 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput, NoteLLMError
 
 EXPORT_LINES = (
-    "first a line with `export` (the version), `begin` and more; then on each a NoteWithVector, or `removed` (an id) "
-    "and `log_position`; last one with `end`, or `problem` where the export failed: docs/guides/notes-out.md#all-of-it"
+    "first a line with `export` (the version), `begin` and more; then one line per change: a NoteWithVector, or "
+    "`removed` (an id) and `log_position`; last a line with `end`, or `problem` if the export failed: "
+    "docs/guides/notes-out.md#all-of-it"
 )
-ReplaceQuery = Annotated[bool, Query(description="replace notes of the same ids; by default these stay as they are")]
+ReplaceQuery = Annotated[
+    bool, Query(description="true: replace stored notes that have the same ids; by default these stay as they are")
+]
 router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
 
 
@@ -46,23 +49,24 @@ router = APIRouter(tags=["collection"], route_class=StrictJsonRoute)
     summary="Export all notes, or what changed",
     response_class=Response,
     responses={
-        200: {"description": "One change a line", "content": lines(EXPORT_LINES)},
+        200: {"description": "One change per line", "content": lines(EXPORT_LINES)},
         **documented(410, 422, 429, 503),
     },
     openapi_extra={"parameters": query_parameters(ExportQuery)},
 )
 @needs(Scope.NOTES_READ)
 async def export_notes(request: Request, service: ServiceDep) -> Response:
-    """All notes, or what changed after a log position: a stream of lines, gzip where `Accept-Encoding` allows.
+    """Export all notes, or the changes after a log position, as a stream of lines; compressed with gzip if
+    `Accept-Encoding` allows it.
 
-    The first line names the position `begin`, the last one `end`. In between are notes and removals in the order of
-    their log positions. Applied in this order, they give the notes that the store has at `end`. A stream without a
-    last line was broken off: go on with `after`, the position of the last line that came, and `begin`, that of
-    the first line.
+    The first line has the log position `begin`, the last one has `end`. In between are notes and removals in the order
+    of their log positions; applied in this order, they give the notes of the store as of `end`. A stream without the
+    last line was broken off: to resume it, send the log position of the last line received as `after`, and the `begin`
+    of the first line.
     """
     query = read_query(ExportQuery, request)
     if query.begin and query.after is None:
-        raise InvalidInput([FieldError("/query/begin", "needs `after`, the position of the last line that came")])
+        raise InvalidInput([FieldError("/query/begin", "requires `after`, the log position of the last line received")])
     export = await Export.open(
         service.store, service.index, query.after, query.begin, with_vectors=query.vectors is not None
     )
@@ -104,7 +108,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
             "required": True,
             "content": {
                 "application/json": {"schema": {"type": "array", "items": {"$ref": "#/components/schemas/ImportIn"}}},
-                **lines("lines of an export, or one ImportIn a line"),
+                **lines("lines of an export, or one ImportIn per line"),
             },
         }
     },
@@ -116,11 +120,12 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
 async def import_notes(
     request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: ReplaceQuery = False
 ) -> Response:
-    """Add notes of an export, up to `max_batch_notes`, with their vectors where these are of the model that serves.
+    """Import notes of an export, up to `max_batch_notes`. Their vectors are kept if they are those of the serving
+    model.
 
-    A note of an id that there is stays as it is, unless you say `replace`. The body is a list of notes, or the lines
-    of GET /notes/export as they are: of a note that comes twice the last line counts, and one that a later line removes
-    is left out.
+    If a note with the same id is stored already, it stays as it is, unless you set `replace`. The body is a list of
+    notes, or the unchanged lines of GET /notes/export: if a note occurs more than once, its last line counts, and a
+    note that a later line removes is left out.
     """
     check_media_type(request.headers, NDJSON)
     turns, items = Turns(), await read_import(request, service)

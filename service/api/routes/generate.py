@@ -44,7 +44,7 @@ router = APIRouter(
 @needs(Scope.GENERATE)
 @needs_engine
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
-    """Hashtags of a text, up to `count`."""
+    """Generate up to `count` hashtags for a text."""
     generation = requested_hashtags(body, service)
     work = service.recommender.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
@@ -74,8 +74,9 @@ async def get_streamed_hashtags(body: HashtagsIn, service: ServiceDep, urgency: 
 async def stream_hashtags(
     service: ServiceDep, streamed: Annotated[StreamedHashtags, Depends(get_streamed_hashtags)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: one `hashtag` as soon as no later one can rank above it, then `done` with the whole answer
-    (its scores may be higher), or `problem`. Closing the connection cancels the work."""
+    """Stream the hashtags of a text as server-sent events: a `hashtag` as soon as no later one can rank above it, then
+    `done` with the whole answer (in which scores may be higher), or `problem`. Closing the connection cancels the
+    work."""
     try:
         async with (
             asyncio.timeout(seconds_left(streamed.urgency)),
@@ -96,7 +97,7 @@ async def stream_hashtags(
 @needs(Scope.GENERATE)
 @needs_engine
 async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
-    """The category of a text out of a closed set, and the probability of each name that was read."""
+    """Choose the category of a text from a closed set, with the probability of each scored name."""
     generation = service.recommender.generation_request(
         categories=closed_set(body, service), all_categories=body.all_categories
     )
@@ -109,7 +110,8 @@ async def category(body: CategoryIn, request: Request, service: ServiceDep, urge
 @needs(Scope.GENERATE)
 @needs_engine
 async def generate(body: GenerateIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> GenerateOut:
-    """Vector, hashtags and category of one text, from one prefill. POST /generate/hashtags takes a `count`."""
+    """Generate vector, hashtags and category of a text from one prefill. To set the number of hashtags, use `count` of
+    POST /generate/hashtags."""
     check_language(body, service)
     generation = service.recommender.generation_request(
         GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score, body.all_categories
@@ -124,7 +126,7 @@ def check_language(rules: HashtagRules, service: Service) -> None:
     languages = service.recommender.engine.languages
     if rules.language is not None and rules.language not in languages:
         written = f"in {', '.join(languages)}" if languages else "in languages that its checkpoint does not declare"
-        raise InvalidInput([FieldError("/language", f"the model that serves writes hashtags {written}; leave it out")])
+        raise InvalidInput([FieldError("/language", f"the serving model writes hashtags {written}; omit the field")])
 
 
 def requested_hashtags(body: HashtagsIn, service: Service) -> GenerationRequest:

@@ -38,7 +38,7 @@ router = APIRouter(tags=["keys"], route_class=StrictJsonRoute)
 @router.post("/keys", summary="Create a key", status_code=201, responses=documented(400, 409, 413, 415, 422, 503))
 @needs(Scope.KEYS_MANAGE)
 async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
-    """Create a key. Its secret is in this answer and nowhere else. It can have no scope that yours has not."""
+    """Create a key. Only this answer contains its secret. The key can only have scopes that your own key has."""
     key, token = await manager.create(
         principal,
         name=body.name,
@@ -53,7 +53,7 @@ async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) 
 @router.get("/keys", summary="List keys", responses=documented(503), response_model=KeysOut)
 @needs(Scope.KEYS_MANAGE)
 async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
-    """The keys of your tenant, or with the scope `admin` those of all tenants; the oldest first."""
+    """List the keys of your tenant or, with the scope `admin`, those of all tenants; oldest first."""
     turns, keys = Turns(), list[bytes]()
     for key in await manager.keys(principal):  # not a KeysOut: serialising all at once would hold the event loop
         keys.append(KeyOut.of(key).model_dump_json().encode())
@@ -64,7 +64,7 @@ async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
 @router.patch("/keys/{prefix}", summary="Change a key", responses=documented(400, 404, 413, 415, 422, 503))
 @needs(Scope.KEYS_MANAGE)
 async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, principal: PrincipalDep) -> KeyOut:
-    """Change name, expiry or quota."""
+    """Change name, expiry or quota of a key."""
     details = body.model_dump(mode="json", exclude_unset=True)
     return KeyOut.of(await manager.change(principal, prefix, body.merged, "keys.change", details))
 
@@ -74,9 +74,9 @@ async def change_key(prefix: KeyPrefix, body: KeyPatch, manager: ManagerDep, pri
 )
 @needs(Scope.KEYS_MANAGE)
 async def rotate_key(prefix: KeyPrefix, body: RotateIn, manager: ManagerDep, principal: PrincipalDep) -> NewKeyOut:
-    """Give a key a new secret, which is in this answer and nowhere else. The old one is accepted for the overlap.
-    Safe to repeat where the answer was lost: secrets that were replaced before are accepted as long as they were to be,
-    but no longer than the overlap of the last rotation."""
+    """Give a key a new secret. Only this answer contains it. The old secret is accepted for the overlap. Safe to repeat
+    if the answer was lost: earlier replaced secrets are accepted for as long as stated then, but no longer than the
+    overlap of the last rotation."""
     key, token = await manager.rotate(principal, prefix, body.overlap_seconds)
     return NewKeyOut.with_token(key, token)
 
@@ -84,17 +84,19 @@ async def rotate_key(prefix: KeyPrefix, body: RotateIn, manager: ManagerDep, pri
 @router.delete("/keys/{prefix}", summary="Revoke a key", status_code=204, responses=documented(404, 422, 503))
 @needs(Scope.KEYS_MANAGE)
 async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: PrincipalDep) -> None:
-    """Revoke a key for ever. Every replica refuses it within two seconds."""
+    """Revoke a key permanently. Every replica refuses it within two seconds."""
     await manager.revoke(principal, prefix)
 
 
-@router.get("/audit", summary="List acts of those who manage the service", responses=documented(422, 503))
+@router.get("/audit", summary="List administrative acts", responses=documented(422, 503))
 @needs(Scope.ADMIN)
 async def audit(
     manager: ManagerDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_ACTS, description="most acts of the answer")] = 100,
-    before: Annotated[str | None, POSITION, Query(description="`position` of the last act that you have")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_ACTS, description="maximum number of acts")] = 100,
+    before: Annotated[
+        str | None, POSITION, Query(description="list acts before this one: `position` of the last act that you have")
+    ] = None,
 ) -> AuditOut:
-    """The audit log: acts of those who manage the service, the newest first; fewer than `limit` are the last ones.
-    About 10,000 are kept."""
+    """List administrative acts from the audit log, newest first. An answer with fewer than `limit` acts is the last
+    one. About 10,000 acts are kept."""
     return AuditOut(acts=[ActOut.of(act) for act in await manager.acts(limit, before or "")])

@@ -53,11 +53,11 @@ def _content(model: str) -> dict[str, Any]:
     openapi_extra={"requestBody": POST_BODY},
     responses={
         200: {
-            "description": "Updated, or nothing to change; for NDJSON a stream of results, one a line",
-            "content": {**_content("AddedOut"), **lines("one BatchItem a line, with the `model` of BatchOut")},
+            "description": "Updated or unchanged; for NDJSON, a stream of results, one per line",
+            "content": {**_content("AddedOut"), **lines("one BatchItem per line, with the `model` of BatchOut")},
         },
         201: {"description": "Created", "content": _content("AddedOut")},
-        207: {"description": "A list: each note's own result", "content": _content("BatchOut")},
+        207: {"description": "For a list: result of each note", "content": _content("BatchOut")},
         **documented(400, 409, 412, 413, 415, 422, 429, 503, 504),
     },
 )
@@ -71,11 +71,11 @@ async def post_notes(
     key: IdempotencyKeyDep,
     requested: RequestedUrgencyDep,
 ) -> Response:
-    """Ingest one note, a list, or a stream: durable and searchable when it answers.
+    """Add one note, a list, or a stream. A note is durable and searchable when its result is sent.
 
-    `generate=hashtags,category` fills in what an author left out, from the same prefill. In a list or a stream one bad
-    note does not fail the rest. A note without an id is another note each time that it is sent: where you may have to
-    repeat a request, give ids or an Idempotency-Key.
+    `generate=hashtags,category` generates what the author left out, from the same prefill. In a list or a stream, an
+    invalid note does not fail the others. A note without an id is added as a new note each time it is sent: if you may
+    have to repeat a request, send ids or an Idempotency-Key.
     """
     check_media_type(request.headers, NDJSON)
     if is_note_stream(request.method, "/notes", request.headers):
@@ -115,7 +115,7 @@ def refuse_condition(condition: Condition | None, what: str) -> None:
     """Raise MalformedHeader if there is a condition on `what`, which is not one stored note."""
     if condition is not None:
         header = "If-None-Match" if condition.negated else "If-Match"
-        raise MalformedHeader(header, f"cannot be honoured for {what}; send one note with an id")
+        raise MalformedHeader(header, f"is not supported for {what}; send one note with an id")
 
 
 def answer_headers(added: Added) -> dict[str, str]:
@@ -127,13 +127,16 @@ def answer_headers(added: Added) -> dict[str, str]:
     "/notes/{note_id}",
     summary="Get a note",
     response_model=NoteOut,
-    responses={304: {"description": "It has an ETag of If-None-Match"}, **documented(400, 404, 409, 412, 422, 503)},
+    responses={
+        304: {"description": "Not modified: the note has an ETag of If-None-Match"},
+        **documented(400, 404, 409, 412, 422, 503),
+    },
 )
 @needs(Scope.NOTES_READ)
 async def get_note(
     note_id: NoteId, service: ServiceDep, condition: ConditionDep, response: Response
 ) -> NoteOut | Response:
-    """The note itself. ETag is its log position, for If-Match and If-None-Match."""
+    """Get a stored note. The ETag is its log position, for If-Match and If-None-Match."""
     return await answer_note(note_id, service.store, condition, response)
 
 
@@ -169,9 +172,9 @@ async def put_note(
     key: IdempotencyKeyDep,
     urgency: UrgencyDep,
 ) -> AddedOut:
-    """Create or replace the whole note."""
+    """Create a note, or replace all of it."""
     if body.id not in (None, note_id):
-        raise InvalidInput([FieldError("/id", "must be left out or equal the id of the address")])
+        raise InvalidInput([FieldError("/id", "must be omitted or equal the id in the path")])
     work = service.recommender.put(
         body.as_note(note_id), generate, condition, urgency, key.attempts(await request.body())
     )
@@ -198,11 +201,11 @@ async def patch_note(
     key: IdempotencyKeyDep,
     urgency: UrgencyDep,
 ) -> AddedOut:
-    """Change some fields. Only a changed title, content or hashtags costs model tokens, what `generate` asks for, and a
-    note that another model had read.
+    """Change some fields of a note. Model tokens are spent only if title, content or hashtags change, if `generate`
+    asks for something, or if the note was embedded by another model.
 
-    What was generated belongs to the text: an edit of title, content or hashtags drops it. `category: null` drops a
-    generated category alone, `hashtags: []` generated hashtags alone. `generate` writes them anew.
+    Generated hashtags and categories belong to the text: a change of title, content or hashtags drops them. `category:
+    null` drops only a generated category, `hashtags: []` only generated hashtags. `generate` generates them again.
     """
 
     def edit(note: Note) -> Note:
@@ -226,8 +229,8 @@ async def patch_note(
 async def delete_note(
     note_id: NoteId, recommender: RecommenderDep, condition: ConditionDep, key: IdempotencyKeyDep, response: Response
 ) -> RemovedOut:
-    """Remove a note. After 200 no answer of any replica contains it. The answer is a receipt; repeated under its
-    Idempotency-Key the request gets the same one."""
+    """Remove a note. After the 200, no answer of any replica contains it. The answer is a receipt; a repeated request
+    with the same Idempotency-Key gets the same receipt."""
     removed = await recommender.remove(note_id, condition, key.attempts(b""))
     response.headers.update(replay_headers(removed.replayed))
     return RemovedOut.of(note_id, removed)

@@ -24,28 +24,28 @@ from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
 from service.verify import verify
 
-RepairQuery = Annotated[bool, Query(description="have the index take what differs from the store")]
+RepairQuery = Annotated[bool, Query(description="true: repair the index from the store where they differ")]
 router = APIRouter(tags=["operations"], route_class=StrictRoute)
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez", summary="Tell whether the process answers")
+@router.get("/livez", summary="Check whether the process answers")
 @open_to_all()
 async def livez() -> dict[str, str]:
-    """200 as long as the process answers at all, whatever it depends on."""
+    """Liveness probe: 200 as long as the process answers at all, regardless of its dependencies."""
     return {"status": "alive"}
 
 
 @router.head("/startupz", include_in_schema=False)
 @router.get(
     "/startupz",
-    summary="Tell whether the process has started",
+    summary="Check whether the process has started",
     responses={503: {"model": StartOut, "description": "Not started yet"}},
 )
 @open_to_all()
 async def startupz(request: Request, lifecycle: LifecycleDep, response: Response) -> StartOut:
-    """200 once the process has started; until then 503, with what it is doing. Only a caller of the default tenant is
-    told how far it is."""
+    """Startup probe: 200 once the process has started; until then 503, with the current step. Only callers of the
+    default tenant see the progress of that step."""
     response.status_code = 200 if lifecycle.started else 503
     detail = "started" if lifecycle.started else progress_for(lifecycle, await recognise(request))
     return StartOut(started=lifecycle.started, detail=detail)
@@ -54,26 +54,28 @@ async def startupz(request: Request, lifecycle: LifecycleDep, response: Response
 @router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
-    summary="Tell whether the process is ready for requests",
-    responses={503: {"model": ReadyOut, "description": "Not ready; checks say why"}},
+    summary="Check whether the process is ready for requests",
+    responses={503: {"model": ReadyOut, "description": "Not ready; `checks` says why"}},
 )
 @open_to_all()
 async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) -> ReadyOut:
-    """200 when the process has started and does not drain, the store answers, the index follows it, the engine moves
-    and the readers were started; else 503, with the check that fails. Numbers of notes are those of the caller's
-    tenant."""
+    """Readiness probe: 200 if the process has started and is not draining, the store answers, the index follows it, the
+    engine makes progress and the reader processes were started; otherwise 503, with the check that fails. Numbers of
+    notes are those of the caller's tenant."""
     caller = await recognise(request)
     if lifecycle.started:
         tenants = await get_tenants(request)
         answer = await _readiness(tenants, tenants.find(caller.tenant) if caller else None)
         if (readers := get_readers(request)).count:
-            detail = f"{readers.ready} of {readers.count} are ready; one that died is started again"
+            detail = f"{readers.ready} of {readers.count} are ready; one that dies is restarted"
             answer.checks["readers"] = Check(ok=readers.tried, detail=detail)
             answer.ready &= readers.tried
     else:
         answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=progress_for(lifecycle, caller))})
     if lifecycle.draining:
-        answer.checks["drain"] = Check(ok=False, detail="requests are served and should go to another process")
+        answer.checks["drain"] = Check(
+            ok=False, detail="the process is stopping: requests are still served, but should go to another process"
+        )
         answer.ready = False
     response.status_code = 200 if answer.ready else 503
     return answer
@@ -109,13 +111,14 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
         durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {tenants.lost}")
     busy = service.batcher.busy_seconds
     engine = Check(
-        ok=not service.batcher.is_stuck, detail=f"{service.batcher.waiting} notes wait; at its batch for {busy:.1f} s"
+        ok=not service.batcher.is_stuck,
+        detail=f"{service.batcher.waiting} notes wait; the current engine step has taken {busy:.1f} s",
     )
     index = Check(ok=tenants.ready, detail=status.detail)
     if status.ready and not tenants.ready:
         index.detail = f"{tenants.count_ready()} of {len(tenants)} tenants follow the log"
     if own is not service:  # positions, numbers of notes and of tenants are hidden from others
-        index.detail = "follows the log" if index.ok else "does not follow the log yet, or not for all tenants"
+        index.detail = "follows the log" if index.ok else "does not follow the log yet for all tenants"
     return ReadyOut(
         ready=store.ok and index.ok and engine.ok,
         checks={"store": store, "index": index, "engine": engine},
@@ -136,7 +139,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
 )
 @needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
-    """Prometheus text. Metrics measured in a reader process have the label `reader`, its number."""
+    """Get metrics in Prometheus text format. Metrics of a reader process have the label `reader`, its number."""
     registry = await get_readers(request).add_metrics(request.app.state.telemetry.registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -146,8 +149,8 @@ async def metrics(request: Request) -> Response:
 async def verify_index(
     service: ServiceDep, manager: ManagerDep, principal: PrincipalDep, repair: RepairQuery = False
 ) -> VerifyOut:
-    """Compare all of the store with all of this replica's index: seconds for each 10,000 notes. With `repair` the index
-    takes what differs from the store. One comparison runs at a time: 409 while one does."""
+    """Compare the whole store with the whole index of this replica, which takes seconds per 10,000 notes. With
+    `repair`, the index is repaired from the store. One comparison runs at a time: 409 while one is running."""
     if service.verifying.locked():
         raise VerifyRunning
     async with service.verifying, manager.recorded(principal, "verify", repair=repair):
@@ -157,10 +160,10 @@ async def verify_index(
     return VerifyOut.of(report)
 
 
-@router.get("/limits", summary="Get the bounds of requests", responses=documented(503))
+@router.get("/limits", summary="Get the limits of requests", responses=documented(503))
 @needs(*Scope)
 async def limits(request: Request, service: ServiceDep) -> LimitsOut:
-    """Every bound that a request has to keep."""
+    """Get all limits that requests must keep."""
     settings, read_tokens = service.settings, service.recommender.engine.read_tokens
     return LimitsOut(
         max_body_bytes=settings.max_body_bytes,

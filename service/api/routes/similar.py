@@ -42,7 +42,7 @@ WAIT_HEADER = {
     "in": "header",
     "required": False,
     "schema": {"type": "number", "exclusiveMinimum": 0},
-    "description": "seconds to wait for min_log_position, at most request_seconds of GET /limits; 1 by default",
+    "description": "maximum seconds to wait for min_log_position, at most request_seconds of GET /limits; default: 1",
 }
 LIST_BODY = {
     "required": True,
@@ -50,7 +50,7 @@ LIST_BODY = {
         "application/json": {
             "schema": {
                 "type": "array",
-                "description": "searches; one that is not valid gets a problem of its own, at its place",
+                "description": "list of searches; an invalid search gets a problem as its result",
                 "items": {"$ref": "#/components/schemas/SimilarIn"},
             }
         }
@@ -70,7 +70,7 @@ router = APIRouter(tags=["similar"], route_class=SearchRoute)
 )
 @needs(Scope.SIMILAR)
 async def similar(note_id: NoteId, request: Request) -> Response:
-    """Notes related to a stored one, from its stored vector: no model call."""
+    """Find notes related to a stored note, by its stored vector. The model is not called."""
     # Not FastAPI dependencies: each of those costs a tenth of a millisecond (docs/log/reads.md).
     service, query = await get_service(request), read_query(SimilarQuery, request)
     options, timeout = read_options(query, request, service, "/query"), read_timeout(request)
@@ -98,7 +98,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
 async def similar_by_body(
     note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
-    """Notes related to a stored one and to further examples. Only texts among them cost a model call."""
+    """Find notes related to a stored note and to further examples. The model is called only if an example is a text."""
     options = read_options(body, request, service, "")
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, requested)
@@ -115,7 +115,7 @@ async def similar_by_body(
 async def similar_to_examples(
     body: SimilarIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
-    """Notes related to a text that is not stored and leaves no trace, or to several stored notes and texts."""
+    """Find notes related to a text, or to several stored notes and texts. The texts are not stored."""
     options = read_options(body, request, service, "")
     search = options.as_request(body.positives(), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, requested)
@@ -129,16 +129,17 @@ async def similar_to_examples(
     response_model=None,
     openapi_extra={"requestBody": LIST_BODY},
     responses={
-        207: {"description": "Each search's own result", "model": SearchResults},
+        207: {"description": "Result of each search", "model": SearchResults},
         **documented(400, 413, 415, 422, 429, 503, 504),
     },
 )
 @needs(Scope.SIMILAR)
 async def similar_batch(request: Request, service: ServiceDep, requested: RequestedUrgencyDep) -> Response:
-    """Up to `max_searches` searches, each as of POST /similar. All texts are read by the model in one batch.
+    """Answer up to `max_searches` searches, each as in POST /similar. The model reads all texts in one batch.
 
-    Where it cannot read them, since it fails or its queue is full, each search with texts has that problem, with
-    `retry_after`, and the others have their answers. Where every valid search has texts, the whole request gets it.
+    If the model cannot read them, because it fails or its queue is full, each search with texts gets this problem, with
+    `retry_after`, and the others get their answers. If every valid search has texts, the whole request gets the
+    problem.
     """
     urgency = requested.for_list(service.settings)
     check_media_type(request.headers)

@@ -28,14 +28,14 @@ class ListQuery(FlatFilterIn):
     """GET /notes. Several conditions all have to hold."""
 
     cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
-        None, description="`next_cursor` of the page before; with the same filters"
+        None, description="`next_cursor` of the previous page; send it with the same filters"
     )
-    limit: int = Field(100, ge=1, le=MAX_PAGE, description="most notes of the page")
+    limit: int = Field(100, ge=1, le=MAX_PAGE, description="maximum number of notes on the page")
     updated_after: Time | None = Field(
-        None, description="notes whose last write was after this time, by the store's clock"
+        None, description="only notes whose last write was after this time, by the store's clock"
     )
     updated_before: Time | None = Field(
-        None, description="notes whose last write was before this time, by the store's clock"
+        None, description="only notes whose last write was before this time, by the store's clock"
     )
 
     def as_filter(self) -> Filter:
@@ -52,14 +52,14 @@ class ListQuery(FlatFilterIn):
 
 
 class ListOut(BaseModel):
-    """A page of a list."""
+    """A page of notes."""
 
     notes: list[NoteOut] = Field(
-        description="in the order of their last writes; fewer than `limit`, or none, where long notes end the page at "
+        description="notes in the order of their last writes; fewer than `limit`, or none, if the page ends early at "
         "`max_read_bytes`"
     )
-    next_cursor: str | None = Field(description="`cursor` of the next page; null: this is the last one")
-    log_position: str = Field(description="this page and those before it have every write up to this position")
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last page")
+    log_position: str = Field(description="this page and the previous ones include every write up to this log position")
 
     @classmethod
     def of(cls, page: Page) -> Self:
@@ -73,7 +73,8 @@ class GetIn(Wire):
 
     ids: list[NoteId] = Field(min_length=1, max_length=MAX_IDS, description="ids of the notes")
     vectors: VectorForm | None = Field(
-        None, description="add `space` and `vector` to each note: as numbers, or as base64 of little-endian floats"
+        None,
+        description="add `space` and `vector` to each note. float: numbers; base64: little-endian 32-bit floats",
     )
 
 
@@ -82,10 +83,11 @@ class NoteWithVector(NoteOut):
 
     space: str | None = Field(
         None,
-        description="name of the vector space: vectors of two spaces cannot be compared; null: `vectors` was not given",
+        description="name of the vector space; only vectors of the same space can be compared; null if `vectors` was "
+        "not given",
     )
     vector: list[float] | str | None = Field(
-        None, description="of unit length, in the form that `vectors` names; null: it was not given"
+        None, description="vector of unit length, in the form that `vectors` requests; null if `vectors` was not given"
     )
 
     @classmethod
@@ -97,52 +99,53 @@ class NoteWithVector(NoteOut):
 
 
 class GetOut(BaseModel):
-    """Notes that were asked for by their ids."""
+    """Notes requested by their ids."""
 
-    notes: list[NoteWithVector] = Field(description="in the order of the ids")
-    missing: list[str] = Field(description="ids without a note")
+    notes: list[NoteWithVector] = Field(description="notes in the order of the requested ids")
+    missing: list[str] = Field(description="ids for which there is no note")
     unreadable: list[str] = Field(
-        description="ids of notes whose stored form cannot be read; a write or a removal heals them"
+        description="ids of notes whose stored form cannot be read; to repair one, write or delete the note"
     )
-    unread: list[str] = Field(description="the last ids, where the notes have more than `max_read_bytes`: ask again")
+    unread: list[str] = Field(
+        description="last ids of the request, not read because the notes exceed `max_read_bytes` in total; "
+        "request them again"
+    )
 
 
 class RemoveIn(Wire):
-    """Either `ids` or `filter`."""
+    """Notes to remove: either `ids` or `filter`."""
 
     ids: list[NoteId] | None = Field(
         None, min_length=1, max_length=MAX_REMOVED_IDS, description="ids of the notes to remove"
     )
-    filter: FilterIn | None = Field(None, description="notes to remove, by one condition or more")
-    dry_run: bool = Field(False, description="only say what would be removed")
+    filter: FilterIn | None = Field(None, description="filter for the notes to remove, with at least one condition")
+    dry_run: bool = Field(False, description="true: return the receipt without removing anything")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.ids is None) == (self.filter is None):
-            raise PydanticCustomError("one_of", "give either ids or filter")
+            raise PydanticCustomError("one_of", "must have either ids or filter")
         if self.filter is not None and not self.filter.as_filter().narrows:
-            raise PydanticCustomError("no_condition", "the filter has no condition; name one")
+            raise PydanticCustomError("no_condition", "the filter must have at least one condition")
         return self
 
 
 class ReceiptOut(BaseModel):
-    """Receipt of a removal, which is durable; of a dry run, what it would be."""
+    """Receipt of a durable removal; for a dry run, the receipt that the removal would have."""
 
     dry_run: bool = Field(description="true: nothing was removed")
-    count: int = Field(description="number of the removed notes")
-    ids: list[str] | None = Field(description="in the order of their removal; null where there are more than `max_ids`")
+    count: int = Field(description="number of removed notes")
+    ids: list[str] | None = Field(description="ids in the order of removal; null if there are more than `max_ids`")
     ids_sha256: str = Field(description="SHA-256 of all ids in this order, each followed by a line feed")
     log_position: str | None = Field(
-        description="log position of the last removal: a replica that has reached it has none of the notes; null where "
+        description="log position of the last removal: a replica that has reached it has none of the notes; null if "
         "nothing was removed"
     )
     matched_position: str | None = Field(
-        description="log position at which no note passed the filter any more; null: the notes were named by `ids`"
+        description="log position at which no note matched the filter any more; null if the notes were given by `ids`"
     )
-    missing: list[str] = Field(description="ids without a note")
-    unreadable: int = Field(
-        description="notes that are known to be stored and cannot be read, so that no filter finds them"
-    )
+    missing: list[str] = Field(description="ids for which there is no note")
+    unreadable: int = Field(description="number of stored notes known to be unreadable, so that no filter matches them")
 
     @classmethod
     def of(cls, receipt: Receipt) -> Self:
@@ -161,22 +164,25 @@ class ReceiptOut(BaseModel):
 class ChangesQuery(Wire):
     """GET /changes."""
 
-    after: LogPosition | None = Field(None, description="changes after it; by default those that come from now on")
-    limit: int = Field(100, ge=1, le=MAX_CHANGES, description="most changes of the answer")
+    after: LogPosition | None = Field(
+        None,
+        description="log position after which to list changes; default: now, so that only later changes are listed",
+    )
+    limit: int = Field(100, ge=1, le=MAX_CHANGES, description="maximum number of changes")
     wait: float = Field(
         0.0,
         ge=0,
         le=MAX_CHANGE_SECONDS,
-        description="seconds to wait for a change; less where the request's deadline comes first",
+        description="seconds to wait for a change if there is none yet; less if the request's deadline comes first",
         allow_inf_nan=False,
     )
 
 
 class ChangeOut(BaseModel):
-    """A note was written or removed."""
+    """A write or a removal of a note."""
 
     id: str = Field(description="id of the note")
-    op: Literal["put", "delete"] = Field(description="put: it was written; delete: it was removed")
+    op: Literal["put", "delete"] = Field(description="put: the note was written; delete: it was removed")
     log_position: str = Field(description="log position of the change")
     at: datetime = Field(description="time of the change, by the store's clock")
 
@@ -189,9 +195,9 @@ class ChangeOut(BaseModel):
 class ChangesOut(BaseModel):
     """Changes after a log position."""
 
-    changes: list[ChangeOut] = Field(description="in the order of their log positions")
-    log_position: str = Field(description="`after` of the next request")
-    more: bool = Field(description="there are later changes already")
+    changes: list[ChangeOut] = Field(description="changes in the order of their log positions")
+    log_position: str = Field(description="log position to send as `after` of the next request")
+    more: bool = Field(description="true if there are later changes already")
 
     @classmethod
     def of(cls, changes: Changes) -> Self:

@@ -40,7 +40,7 @@ def _check_range(time: datetime) -> datetime:
     if not FIRST_TIME <= time < END_TIME:
         raise PydanticCustomError("time_range", "must lie between the years 1970 and 2199")
     if FIRST_TIME.year <= time.timestamp() < END_TIME.year:  # a year; as seconds they are minutes in which nobody wrote
-        raise PydanticCustomError("year", "must be ISO 8601 with its zone: a number counts seconds since 1970")
+        raise PydanticCustomError("year", "must be ISO 8601 with a time zone: a number is read as seconds since 1970")
     return time
 
 
@@ -57,7 +57,7 @@ class Form:
         return core_schema.custom_error_schema(text, "text_form", custom_error_message=self.words)
 
 
-NOTE_ID_FORM = "1 to 128 of A-Z a-z 0-9 _ . : ~ -, not starting with . : -"
+NOTE_ID_FORM = "id of a note: 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, not starting with . : -"
 NoteId = Annotated[
     str,
     Form(
@@ -68,25 +68,27 @@ NoteId = Annotated[
 ]
 ReaderId = Annotated[
     str,
-    Form(r"^[^\s/.][^\s/]{0,127}$", "must have 1 to 128 characters without white space and /, and not start with ."),
-    Field(description="1 to 128 characters without white space and /, not starting with .", examples=["u-4711"]),
+    Form(
+        r"^[^\s/.][^\s/]{0,127}$", "must have 1 to 128 characters, none of them white space or /, and not start with ."
+    ),
+    Field(description="1 to 128 characters, none of them white space or /; must not start with .", examples=["u-4711"]),
 ]
 LogPosition = Annotated[
     str,
-    Form("^[0-9]{1,15}-[0-9]{1,15}$", "must be a log position of an answer, such as 1795704909866-0"),
+    Form("^[0-9]{1,15}-[0-9]{1,15}$", "must be a log position from an answer, such as 1795704909866-0"),
     Field(examples=["1795704909866-0"], description="log position"),
 ]
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 """Name of a scenario, of its variants and of a source: in the settings, in searches, and in the events that follow."""
-ModelName = Annotated[str, Field(description="name of the model that serves")]
+ModelName = Annotated[str, Field(description="name of the serving model")]
 Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
 Hashtags = Annotated[
     list[str],
     Field(
         max_length=MAX_HASHTAGS,
-        description=f"normalised: no '#', single spaces, cut after {MAX_HASHTAG_CHARS} characters; of equal ones the "
-        "first is kept, empty ones are dropped",
+        description=f"normalised: no '#', single spaces, cut after {MAX_HASHTAG_CHARS} characters; duplicates after "
+        "the first and empty ones are dropped",
     ),
 ]
 
@@ -111,7 +113,7 @@ class Wire(BaseModel):
         unknown = [name for name in value if name not in known]
         if len(unknown) > MAX_ERRORS:
             names = ", ".join(repr(name[:40]) for name in unknown[:3])
-            message = "has {count} fields that are not known, the first of them {names}"
+            message = "has {count} unknown fields, the first of them {names}"
             raise PydanticCustomError("unknown_fields", message, {"count": len(unknown), "names": names})
         if unknown:
             raise ValidationError.from_exception_data(cls.__name__, [_unknown_field(name, known) for name in unknown])
@@ -154,12 +156,13 @@ class Text(Wire):
     """A title and a content, at least one of them not blank."""
 
     title: str = Field(
-        "", description="may be blank where `content` is not", examples=["Three days in Kyoto on a small budget"]
+        "", description="title; may be blank if `content` is not", examples=["Three days in Kyoto on a small budget"]
     )
     content: str = Field(
         "",
         validate_default=True,
-        description="may be blank where `title` is not; the model reads up to `read_content_tokens` of GET /limits",
+        description="content; may be blank if `title` is not. The model reads at most `read_content_tokens` of GET "
+        "/limits",
         examples=["Buses all day for 700 yen, temples before eight."],
     )
 

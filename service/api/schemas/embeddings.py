@@ -21,7 +21,7 @@ def _as_texts(value: Any) -> Any:
     """Return a text as a list of one. Refuse tokens, as other services take them."""
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, int | float | list):
-        raise PydanticCustomError("tokens", "must be a text or a list of texts: this service takes no tokens")
+        raise PydanticCustomError("tokens", "must be a text or a list of texts: lists of tokens are not supported")
     return [value] if isinstance(value, str) else value
 
 
@@ -47,14 +47,17 @@ class EmbeddingsIn(Wire):
         ),
         BeforeValidator(_as_texts, json_schema_input_type=str | list[str]),
     ]
-    model: Annotated[str, StringConstraints(max_length=256)] = Field(description="the name of the model that serves")
+    model: Annotated[str, StringConstraints(max_length=256)] = Field(
+        description="name of the serving model; any other name is refused"
+    )
     encoding_format: VectorForm = Field(
-        "float", description="base64: of the little-endian 32-bit floats, a quarter of the bytes"
+        "float",
+        description="float: numbers; base64: little-endian 32-bit floats, a quarter of the bytes",
     )
     dimensions: int | None = Field(
-        None, ge=1, description="must be the length of the model's vectors: they are not shortened"
+        None, ge=1, description="must equal the length of the model's vectors, which cannot be shortened"
     )
-    user: Annotated[str, StringConstraints(max_length=256)] | None = Field(None, description="accepted, and not used")
+    user: Annotated[str, StringConstraints(max_length=256)] | None = Field(None, description="accepted and ignored")
 
     def as_notes(self) -> list[Note]:
         return [Note(content=text) for text in self.input]
@@ -63,12 +66,12 @@ class EmbeddingsIn(Wire):
 class EmbeddingOut(BaseModel):
     """Vector of one text."""
 
-    object: Literal["embedding"] = Field("embedding", description="as OpenAI's API has it")
-    index: int = Field(description="place of the text in `input`, from 0 on")
+    object: Literal["embedding"] = Field("embedding", description="constant, as in OpenAI's API")
+    index: int = Field(description="index of the text in `input`, starting at 0")
     embedding: list[float] | str = Field(description="vector of unit length, in the form of `encoding_format`")
     truncated: bool = Field(
         False,
-        description="true: the text is longer than the model reads; left out where it is not",
+        description="true if the text is longer than the model reads; omitted otherwise",
         exclude_if=lambda truncated: not truncated,
     )
 
@@ -77,14 +80,14 @@ class EmbeddingsUsage(BaseModel):
     """Tokens of all texts together."""
 
     prompt_tokens: int = Field(description="tokens that the model read")
-    total_tokens: int = Field(description="the same: nothing is generated")
+    total_tokens: int = Field(description="same as `prompt_tokens`, since nothing is generated")
 
 
 class EmbeddingsOut(BaseModel):
     """Vectors of texts, in the form of OpenAI's API."""
 
-    object: Literal["list"] = Field("list", description="as OpenAI's API has it")
-    data: list[EmbeddingOut] = Field(description="one for each text, in their order")
+    object: Literal["list"] = Field("list", description="constant, as in OpenAI's API")
+    data: list[EmbeddingOut] = Field(description="one vector for each text, in request order")
     model: ModelName
     usage: EmbeddingsUsage
 

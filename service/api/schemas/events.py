@@ -30,23 +30,44 @@ EventId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class EventIn(Wire):
-    """Act of a reader on a note. Reports group events by the recommendation that led to them: `scenario`, `variant`,
-    `position` and `source`."""
+    """Something that a reader did with a note. Reports group events by `scenario`, `variant`, `position` and `source`
+    of the recommendation that led to them."""
 
-    event_id: EventId = Field(description="identifies the event, so that it counts once", examples=["e-1"])
-    type: str = Field(max_length=64, description="a type of NOTELLM_EVENT_TYPES", examples=["click"])
-    note_id: NoteId
-    session: ReaderId | None = Field(None, description="names a reader who is not known; either this or `user`")
-    user: ReaderId | None = Field(
-        None, validate_default=True, description="names a reader who is known; either this or `session`"
+    event_id: EventId = Field(
+        description="unique id of the event; an event that is sent again with the same id is not counted again",
+        examples=["e-1"],
     )
-    recommendation_id: EventId | None = Field(None, description="of the answer in which the note was recommended")
+    type: str = Field(
+        max_length=64,
+        description="type of the event, one of `event_types` of GET /limits (NOTELLM_EVENT_TYPES)",
+        examples=["click"],
+    )
+    note_id: NoteId
+    session: ReaderId | None = Field(
+        None, description="id of an anonymous reader's session; either this or `user` is required"
+    )
+    user: ReaderId | None = Field(
+        None, validate_default=True, description="id of a known reader; either this or `session` is required"
+    )
+    recommendation_id: EventId | None = Field(
+        None, description="`recommendation_id` of the answer that recommended the note"
+    )
     position: int | None = Field(None, ge=1, le=MAX_POSITION, description="`position` of the note in that answer")
-    scenario: Label | None = Field(None, description="the place that the recommendation was for")
-    variant: Label | None = Field(None, description="`variant` of that answer, or that of an experiment of yours")
-    source: Label | None = Field(None, description="what the note was found by")
-    at: Time | None = Field(None, description="when it happened; now by default, and for a time ahead")
-    value: float | None = Field(None, allow_inf_nan=False, description="for example seconds, or a share that was read")
+    scenario: Label | None = Field(
+        None, description="name of the place where the recommendation was shown, such as the `scenario` of the search"
+    )
+    variant: Label | None = Field(None, description="`variant` of that answer, or of your own experiment")
+    source: Label | None = Field(None, description="name of the source that the note was found by")
+    at: Time | None = Field(
+        None,
+        description="time of the event; default: now. A time up to `max_event_ahead_seconds` of GET /limits in the "
+        "future counts as now",
+    )
+    value: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="a number about the event, such as the seconds or the share of the note that was read",
+    )
 
     @field_validator("user")
     @classmethod
@@ -54,7 +75,7 @@ class EventIn(Wire):
         if "session" in info.data and (user is None) == (info.data["session"] is None):
             given = "neither" if user is None else "both"
             raise PydanticCustomError(
-                "reader", "must be given, or else session: this event has {given}", {"given": given}
+                "reader", "exactly one of user and session must be given: this event has {given}", {"given": given}
             )
         return user
 
@@ -81,32 +102,34 @@ def session_name(session: str) -> str:
 
 
 class EventOut(BaseModel):
-    """Result of one event. A field that would be null is left out."""
+    """Result of one event. Fields that would be null are omitted."""
 
-    event_id: str | None = Field(None, description="id of the event; null: a refused one has none")
+    event_id: str | None = Field(None, description="id of the event; null if a refused event has none")
     status: Literal["accepted", "duplicate", "refused"] = Field(
-        description="accepted: it is durable now; duplicate: it was before; refused: see `problem`"
+        description="accepted: the event is now durable; duplicate: it was stored before; refused: see `problem`"
     )
-    problem: Problem | None = Field(None, description="why it is refused; null: it is not")
+    problem: Problem | None = Field(None, description="why the event was refused; null if it was not")
 
 
 class EventsOut(BaseModel):
     """Results of a list of events."""
 
-    results: list[EventOut] = Field(description="one for each event, in their order")
+    results: list[EventOut] = Field(description="one result for each event, in request order")
 
 
 class ForgottenOut(BaseModel):
-    """Receipt of a removal. Within moments no replica counts the events any more."""
+    """Receipt of a removal. Within moments, no replica counts the events any more."""
 
-    events: int = Field(description="number of the removed events")
+    events: int = Field(description="number of removed events")
 
 
-GROUPED = f'null: `by` does not name it, or the events do not say it; "{OTHER}": beyond the groups that are counted'
+GROUPED = (
+    f'null if `by` does not name it, or the events lack it; "{OTHER}" for events beyond the maximum number of groups'
+)
 
 
 class RateOut(BaseModel):
-    """Click rate of the notes that recommendations showed; each note of a recommendation counts once."""
+    """Click rate of recommended notes; a note counts once for each recommendation that showed it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -114,11 +137,11 @@ class RateOut(BaseModel):
     variant: str | None = Field(None, description=f"`variant` of the events; {GROUPED}")
     position: str | None = Field(None, description=f"`position` of the events, as text; {GROUPED}")
     source: str | None = Field(None, description=f"`source` of the events; {GROUPED}")
-    shown: int = Field(description="notes that were shown")
-    clicked: int = Field(description="of these, notes that were clicked")
+    shown: int = Field(description="number of notes that were shown")
+    clicked: int = Field(description="number of these notes that were clicked")
     rate: float = Field(description="`clicked` / `shown`")
-    low: float = Field(description="lower end of the rate's 95% interval (Wilson)")
-    high: float = Field(description="upper end of the rate's 95% interval (Wilson)")
+    low: float = Field(description="lower end of the rate's 95% confidence interval (Wilson)")
+    high: float = Field(description="upper end of the rate's 95% confidence interval (Wilson)")
 
     @classmethod
     def of(cls, rate: Rate) -> Self:
@@ -129,12 +152,12 @@ class RateOut(BaseModel):
 class ReportOut(BaseModel):
     """Click rates of recommendations."""
 
-    by: list[Dimension] = Field(description="fields of events that the rates are grouped by")
-    since: datetime = Field(description="time from whose day on events count; days are those of UTC")
-    complete: bool = Field(description="false: this replica still reads events of before its start")
-    unmatched: int = Field(description="clicks of notes for which no event says that they were shown")
-    rates: list[RateOut] = Field(description=f"at most {MAX_RATES:,}, of what was shown most")
-    left_out: int = Field(description="number of further rates, of what was shown less")
+    by: list[Dimension] = Field(description="event fields by which the rates are grouped")
+    since: datetime = Field(description="start of the report: events count from the beginning of this UTC day on")
+    complete: bool = Field(description="false if this replica is still reading events from before its start")
+    unmatched: int = Field(description="number of clicks on notes for which no event says that they were shown")
+    rates: list[RateOut] = Field(description=f"rates of the groups that were shown most, at most {MAX_RATES:,}")
+    left_out: int = Field(description="number of further rates left out, of groups that were shown less")
 
     @classmethod
     def make(

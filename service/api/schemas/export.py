@@ -32,12 +32,18 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 class ExportQuery(Wire):
     """GET /notes/export."""
 
-    after: LogPosition | None = Field(None, description="only what changed after it; by default all notes")
+    after: LogPosition | None = Field(
+        None, description="log position after which to export changes; default: all notes"
+    )
     begin: LogPosition | None = Field(
         None,
-        description="to go on with a broken-off export: its `begin`; with `after`, the position of its last line",
+        description="to resume an export that broke off: its `begin`; send the log position of its last line as "
+        "`after`",
     )
-    vectors: VectorForm | None = Field(None, description="add `vector` to each note")
+    vectors: VectorForm | None = Field(
+        None,
+        description="add `vector` to each note. float: numbers; base64: little-endian 32-bit floats",
+    )
 
 
 def first_line(export: Export, tenant: str, form: VectorForm | None, space: str, dimension: int, about: int) -> bytes:
@@ -91,37 +97,37 @@ def _generated(generated: Generated) -> dict[str, Any] | None:
 
 
 class ImportedHashtag(Wire):
-    """A hashtag of HashtagOut, as exports write it."""
+    """A generated hashtag of an exported note."""
 
-    text: Name = Field(description="the hashtag")
-    score: Annotated[float, Field(allow_inf_nan=False)] = Field(description="score that it was generated with")
+    text: Name = Field(description="text of the hashtag")
+    score: Annotated[float, Field(allow_inf_nan=False)] = Field(description="score with which it was generated")
 
 
 class ImportedCategory(Wire):
-    """A category of CategoryOut, as exports write it."""
+    """The generated category of an exported note."""
 
     name: Name = Field(description="name of the category")
-    probability: Probability = Field(description="probability that it was chosen with")
+    probability: Probability = Field(description="probability with which it was chosen")
 
 
 class ImportedGenerated(Wire):
     """Hashtags and category that the model generated for the note."""
 
     hashtags: list[ImportedHashtag] | None = Field(
-        None, max_length=MAX_HASHTAGS, description="the best first; null: not generated"
+        None, max_length=MAX_HASHTAGS, description="generated hashtags, best first; null if not generated"
     )
-    category: ImportedCategory | None = Field(None, description="null: not generated")
+    category: ImportedCategory | None = Field(None, description="generated category; null if not generated")
 
 
 class ImportIn(EarlierNoteIn):
-    """A note as GET /notes/export writes it."""
+    """A note as exported by GET /notes/export."""
 
     id: NoteId
-    revision: int | None = Field(None, description="ignored: the note gets another one")
-    log_position: LogPosition | None = Field(None, description="ignored: the note gets another one")
-    generated: ImportedGenerated | None = Field(None, description="what the model generated; null: nothing")
+    revision: int | None = Field(None, description="ignored: the imported note gets a new one")
+    log_position: LogPosition | None = Field(None, description="ignored: the imported note gets a new one")
+    generated: ImportedGenerated | None = Field(None, description="what the model generated; null if nothing")
     space: Annotated[str, StringConstraints(max_length=200)] | None = Field(
-        None, description="vector space of `vector`; where the model that serves has another one, it reads the note"
+        None, description="vector space of `vector`; if the serving model has another one, it reads the note again"
     )
     vector: (
         Annotated[list[float], Field(max_length=MAX_VECTOR)]
@@ -129,7 +135,8 @@ class ImportIn(EarlierNoteIn):
         | None
     ) = Field(
         None,
-        description="of unit length, as numbers or as base64 of little-endian floats; null: the model reads the note",
+        description="vector of unit length, as numbers or as little-endian 32-bit floats in base64; null: the model "
+        "reads the note",
     )
 
     def as_import(self) -> NoteToImport:
@@ -145,17 +152,19 @@ class ImportIn(EarlierNoteIn):
 
 
 class ImportItem(BaseModel):
-    """One note's result, at its place in the request."""
+    """Result of one note."""
 
-    id: str | None = Field(description="id of the note; null: a rejected one has none")
+    id: str | None = Field(description="id of the note; null if a rejected note has none")
     status: Literal["created", "updated", "unchanged", "exists", "expired", "rejected"] = Field(
-        description="exists: there is a note of this id, which stays as it is; expired: `expires_at` has passed, and "
+        description="exists: a note with this id exists and was not replaced; expired: `expires_at` has passed, and "
         "nothing was stored; rejected: see `problem`"
     )
     vector: Literal["kept", "read"] | None = Field(
-        None, description="kept: that of the export; read: the model read the note; null: nothing was stored"
+        None,
+        description="kept: the vector of the export is used; read: the model read the note again; null if nothing "
+        "was stored",
     )
-    problem: Problem | None = Field(None, description="why the note is rejected; null: it is not")
+    problem: Problem | None = Field(None, description="why the note was rejected; null if it was not")
 
     @classmethod
     def of(cls, outcome: Outcome) -> Self:
@@ -166,7 +175,7 @@ class ImportItem(BaseModel):
 class ImportOut(BaseModel):
     """Results of an import."""
 
-    results: list[ImportItem] = Field(description="one for each note, in their order")
+    results: list[ImportItem] = Field(description="one result for each note, in order")
 
 
 def _vector(value: list[float] | str | None) -> Vector | None:
@@ -178,4 +187,4 @@ def _vector(value: list[float] | str | None) -> Vector | None:
     try:
         return np.frombuffer(base64.b64decode(value, validate=True), "<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput([FieldError("/vector", "is no base64 of 32-bit floats")]) from error
+        raise InvalidInput([FieldError("/vector", "must be 32-bit floats in base64")]) from error

@@ -46,13 +46,13 @@ def _as_list(value: Any) -> Any:
 def _value_text(value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(attribute_text(value))
-    raise PydanticCustomError("attribute_value", "must be a text, a number, true or false")
+    raise PydanticCustomError("attribute_value", "must be a string, a number, true or false")
 
 
 def _bound_key(value: Any) -> OrderKey:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return order_key(str(attribute_text(value)))
-    raise PydanticCustomError("attribute_bound", "must be a number or a text")
+    raise PydanticCustomError("attribute_bound", "must be a number or a string")
 
 
 def _as_condition(value: Any) -> Any:
@@ -78,27 +78,27 @@ Values = Annotated[
 AttributeBound = Annotated[Any, PlainValidator(_bound_key, json_schema_input_type=float | str)]
 
 
-ATTRIBUTE_FORM = "`name:value`; a value that is not text as JSON writes it, such as `pinned:true`"
+ATTRIBUTE_FORM = "`name:value`, with numbers and booleans as in JSON (`pinned:true`)"
 Attributed = Annotated[
     str,
-    Form(r"^[^:]{1,128}:", "must be name:value, of at most 1200 characters", max_length=1200),
+    Form(r"^[^:]{1,128}:", "must be name:value, at most 1200 characters long", max_length=1200),
     Field(description=ATTRIBUTE_FORM, examples=["language:en"]),
 ]
 
 
 class FlatFilterIn(Wire):
-    """Conditions that all have to hold."""
+    """Conditions on notes; all must hold."""
 
-    category: Name | None = Field(None, description="notes of this category")
-    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry any of them")
-    all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="notes that carry each of them")
-    author: Name | None = Field(None, description="notes of this author")
-    created_after: Time | None = Field(None, description="notes created (`created_at`) after this time")
-    created_before: Time | None = Field(None, description="notes created (`created_at`) before this time")
+    category: Name | None = Field(None, description="only notes of this category")
+    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="only notes with any of these hashtags")
+    all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="only notes with all of these hashtags")
+    author: Name | None = Field(None, description="only notes by this author")
+    created_after: Time | None = Field(None, description="only notes with `created_at` after this time")
+    created_before: Time | None = Field(None, description="only notes with `created_at` before this time")
     attribute: list[Attributed] = Field(
         [],
         max_length=MAX_ATTRIBUTES,
-        description=f"notes that have all of these attributes, each as {ATTRIBUTE_FORM}; the name must be among "
+        description=f"only notes with all of these attributes, each as {ATTRIBUTE_FORM}; each name must be in "
         "`filter_attributes` of GET /limits",
     )
 
@@ -121,17 +121,17 @@ def name_and_value(attribute: str) -> tuple[str, str]:
 
 
 class TimesIn(Wire):
-    """A range of times: one bound or more."""
+    """A time range with at least one bound."""
 
     gt: Time | None = Field(None, description="after this time")
-    gte: Time | None = Field(None, description="at this time or after it")
+    gte: Time | None = Field(None, description="at or after this time")
     lt: Time | None = Field(None, description="before this time")
-    lte: Time | None = Field(None, description="at this time or before it")
+    lte: Time | None = Field(None, description="at or before this time")
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
         if not self.bounds:
-            raise PydanticCustomError("no_bound", "must have one of gt, gte, lt, lte")
+            raise PydanticCustomError("no_bound", "must have at least one of gt, gte, lt, lte")
         return self
 
     @property
@@ -143,22 +143,22 @@ class TimesIn(Wire):
 
 
 class AttributeIn(Wire):
-    """A condition on an attribute. Bounds that are numbers pass numbers, bounds that are texts pass other texts, in the
-    order of their code points."""
+    """A condition on an attribute. Numeric bounds match numbers only; string bounds match other strings only, ordered
+    by code point. A string that holds a JSON number counts as this number."""
 
-    in_: Values | None = Field(None, alias="in", description="values of which the attribute has one")
-    gt: AttributeBound | None = Field(None, description="above this number or text")
-    gte: AttributeBound | None = Field(None, description="this number or text, or above it")
-    lt: AttributeBound | None = Field(None, description="below this number or text")
-    lte: AttributeBound | None = Field(None, description="this number or text, or below it")
+    in_: Values | None = Field(None, alias="in", description="the attribute must equal one of these values")
+    gt: AttributeBound | None = Field(None, description="greater than this number or string")
+    gte: AttributeBound | None = Field(None, description="greater than or equal to this number or string")
+    lt: AttributeBound | None = Field(None, description="less than this number or string")
+    lte: AttributeBound | None = Field(None, description="less than or equal to this number or string")
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
         kinds = {key[0] for key in (self.gt, self.gte, self.lt, self.lte) if key is not None}
         if not kinds and self.in_ is None:
-            raise PydanticCustomError("no_condition", "must have one of in, gt, gte, lt, lte")
+            raise PydanticCustomError("no_condition", "must have at least one of in, gt, gte, lt, lte")
         if len(kinds) > 1:
-            raise PydanticCustomError("bounds_differ", "must have bounds that are all numbers, or all texts")
+            raise PydanticCustomError("bounds_differ", "must have bounds that are all numbers or all strings")
         return self
 
     def clauses(self, name: str) -> Iterator[Clause]:
@@ -179,36 +179,42 @@ AttributeCondition = Annotated[
 
 
 class ConditionsIn(Wire):
-    """Conditions that all have to hold. Where a condition on a field has several values, one of them suffices."""
+    """Conditions on notes; all must hold. If a field has several values, one of them must match; for `all_hashtag`, all
+    of them."""
 
     may_be_empty: ClassVar[bool] = False
 
-    category: Names | None = Field(None, description="notes of one of these categories")
-    author: Names | None = Field(None, description="notes of one of these authors")
-    hashtag: Names | None = Field(None, description="notes that carry any of them")
-    all_hashtag: Names | None = Field(None, description="notes that carry each of them")
+    category: Names | None = Field(None, description="only notes of one of these categories")
+    author: Names | None = Field(None, description="only notes by one of these authors")
+    hashtag: Names | None = Field(None, description="only notes with any of these hashtags")
+    all_hashtag: Names | None = Field(None, description="only notes with all of these hashtags")
     attribute: dict[Name, AttributeCondition] | None = Field(
         None,
         min_length=1,
         max_length=MAX_ATTRIBUTES,
-        description="by name, one of `filter_attributes` of GET /limits: a value, a list of which the note has one, or "
-        "an object with in, gt, gte, lt, lte",
+        description="conditions by attribute name, which must be in `filter_attributes` of GET /limits. Each is a "
+        "value, a list of values of which one must match, or an object with in, gt, gte, lt, lte",
         examples=[{"language": ["en", "zh"], "seats": {"gte": 2, "lt": 6}}],
     )
-    created_at: TimesIn | None = Field(None, description="time of creation of the note")
-    updated_at: TimesIn | None = Field(None, description="time of the last write, by the store's clock")
+    created_at: TimesIn | None = Field(None, description="range of the note's `created_at`")
+    updated_at: TimesIn | None = Field(
+        None, description="range of the time of the note's last write, by the store's clock"
+    )
     all: list[ConditionsIn] | None = Field(
-        None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups that must all hold"
+        None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups of conditions that must all hold"
     )
     any: list[ConditionsIn] | None = Field(
-        None, min_length=1, max_length=MAX_FILTER_CONDITIONS, description="groups of which one must hold"
+        None,
+        min_length=1,
+        max_length=MAX_FILTER_CONDITIONS,
+        description="groups of conditions, at least one of which must hold",
     )
-    not_: ConditionsIn | None = Field(None, alias="not", description="a group that must not hold")
+    not_: ConditionsIn | None = Field(None, alias="not", description="group of conditions that must not hold")
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
         if not self.may_be_empty and all(value is None for _, value in self):  # each group in it has a condition
-            raise PydanticCustomError("no_condition", "must have a condition")
+            raise PydanticCustomError("no_condition", "must have at least one condition")
         return self
 
     def clause(self) -> Clause | None:
@@ -249,12 +255,12 @@ class ConditionsIn(Wire):
 
 
 class FilterIn(ConditionsIn):
-    """Filter of a search: a note may be found that meets all conditions and is not in `exclude`. An empty filter lets
-    all notes pass."""
+    """A filter for notes: matches notes that meet all conditions and are not in `exclude`. An empty filter matches
+    every note."""
 
     may_be_empty: ClassVar[bool] = True
 
-    exclude: list[NoteId] = Field([], max_length=MAX_FILTER_EXCLUDED, description="ids never to return")
+    exclude: list[NoteId] = Field([], max_length=MAX_FILTER_EXCLUDED, description="ids of notes that never match")
 
     @model_validator(mode="before")
     @classmethod
@@ -265,10 +271,10 @@ class FilterIn(ConditionsIn):
             depth += 1
             conditions += sum(_count_conditions(group) for group in level)
             if depth > MAX_FILTER_DEPTH:
-                message = "must have at most max_filter_depth = {most} groups within each other"
+                message = "must nest groups at most max_filter_depth = {most} deep"
                 raise PydanticCustomError("too_deep", message, {"most": MAX_FILTER_DEPTH})
             if conditions > MAX_FILTER_CONDITIONS:
-                message = "must have at most max_filter_conditions = {most} conditions in all groups together"
+                message = "must have at most max_filter_conditions = {most} conditions in total"
                 raise PydanticCustomError("too_many_conditions", message, {"most": MAX_FILTER_CONDITIONS})
             level = [inner for group in level for inner in _inner_groups(group)]
         return value

@@ -27,23 +27,23 @@ MAX_BLOCKED = 1000
 """Bound on the hashtags that a request forbids."""
 
 
-TRUNCATED = "the text is longer than the model reads; GET /limits says how much"
-LANGUAGE_SUPPORTED = "false: the model does not read the script of the text, and generates nothing for it"
+TRUNCATED = "true if the text is longer than the model reads; see GET /limits"
+LANGUAGE_SUPPORTED = "false if the model does not support the script of the text, and so generates nothing for it"
 Truncated = Annotated[bool, Field(description=TRUNCATED)]
 LanguageSupported = Annotated[bool, Field(description=LANGUAGE_SUPPORTED)]
 
 
 class HashtagOut(BaseModel):
-    """A hashtag that the model generated."""
+    """A generated hashtag."""
 
     text: str = Field(description="the hashtag, without '#'")
     score: float = Field(
-        description="in (0, 1]: probability that the model writes it first; of grounded ones, that, how many of the "
-        "nearest notes carry it and whether the text names it, together"
+        description="in (0, 1]: probability that the model writes this hashtag first; with the policy grounded, this "
+        "probability combined with the share of the nearest notes that carry it and with whether the text names it"
     )
     notes: list[str] = Field(
         [],
-        description="of grounded ones: ids of the nearest notes that carry it, if any does",
+        description="with the policy grounded: ids of the nearest notes that carry this hashtag; omitted if none does",
         exclude_if=lambda notes: not notes,
     )
 
@@ -53,10 +53,10 @@ class HashtagOut(BaseModel):
 
 
 class CategoryOut(BaseModel):
-    """A name of a closed set, with its probability."""
+    """A category name with its probability."""
 
-    name: str = Field(description="as the closed set has it")
-    probability: float = Field(description="among the names that were read, whose probabilities sum to 1")
+    name: str = Field(description="name as written in the closed set")
+    probability: float = Field(description="probability among the scored names; these probabilities sum to 1")
 
     @classmethod
     def of(cls, category: CategoryProbability) -> Self:
@@ -64,17 +64,17 @@ class CategoryOut(BaseModel):
 
 
 class BelowMinOut(BaseModel):
-    """Hashtags and category that the answer leaves out: they are below a bound of the request or of the service."""
+    """Hashtags and category left out of the answer because they are below a bound of the request or of the service."""
 
     hashtags: list[HashtagOut] | None = Field(
         None,
-        description="with a score below `min_score`; of a note that is sent without it, below "
-        "NOTELLM_MIN_HASHTAG_SCORE; null: none",
+        description="hashtags with a score below `min_score`; for a note sent without it, below "
+        "NOTELLM_MIN_HASHTAG_SCORE; null if none",
     )
     category: CategoryOut | None = Field(
         None,
-        description="less probable than `min_probability`; of a note, than NOTELLM_MIN_CATEGORY_PROBABILITY; null: "
-        "none",
+        description="category less probable than `min_probability`; for a note, less probable than "
+        "NOTELLM_MIN_CATEGORY_PROBABILITY; null if none",
     )
 
     @classmethod
@@ -90,19 +90,19 @@ class BelowMinOut(BaseModel):
 BelowMin = Annotated[
     BelowMinOut | None,
     Field(
-        description="what is below a bound, and so left out; missing where nothing is",
+        description="results left out because they are below a bound; omitted if there are none",
         exclude_if=lambda below: below is None,
     ),
 ]
 
 
 class UsageOut(BaseModel):
-    """Tokens that the model read and wrote."""
+    """Tokens that the model read and generated."""
 
     prompt_tokens: int = Field(
         0,
-        description="read, each once, however much is made of it; the first text with a set of categories that the "
-        "model does not know also counts those of their names",
+        description="tokens that the model read, each counted once, however many results are computed from it; the "
+        "first text with a new set of categories also counts the tokens of their names",
     )
     generated_tokens: int = Field(0, description="tokens generated for hashtags, in all beams together")
 
@@ -112,40 +112,39 @@ class UsageOut(BaseModel):
 
 
 class HashtagRules(Wire):
-    """Rules for the hashtags that may be generated."""
+    """Options for the generated hashtags."""
 
     policy: HashtagPolicy | None = Field(
         None,
-        description="open: whatever the model writes; known: of that, only what authors of stored notes use; grounded: "
-        "the best of what it writes, of what near notes carry, by vectors and by words, and of what stored notes carry "
-        "and the text names; null: the service's own",
+        description="source of the hashtags. open: whatever the model writes; known: of that, only hashtags that "
+        "authors of stored notes use; grounded: the best of what the model writes, of what near notes carry (by "
+        "vectors and by words), and of hashtags of stored notes that the text names; null: the service's default",
     )
     blocked: list[Name] = Field(
-        [], max_length=MAX_BLOCKED, description="never returned, whatever their case and spacing"
+        [], max_length=MAX_BLOCKED, description="hashtags never to return, whatever their case and spacing"
     )
     min_score: float = Field(
-        0.0, ge=0, le=1, description="hashtags with a lower score are left out: fewer rather than worse ones"
+        0.0, ge=0, le=1, description="minimum score; hashtags below it are left out, so that there may be fewer"
     )
     language: Annotated[str, Form(r"^[a-z]{2,3}$", "must be an ISO 639 code, such as en")] | None = Field(
         None,
-        description="ISO 639 code of the language that you expect: 422 where the model does not write it, otherwise no "
+        description="ISO 639 code of the expected language; 422 if the model does not write it, otherwise without "
         "effect",
         examples=["en"],
     )
 
 
 class HashtagsIn(TaggedText, HashtagRules):
-    """A text, and the hashtags that it has already: the model reads these too, and they are never repeated in the
-    answer."""
+    """A text, with the hashtags that it already has: the model reads these too, and the answer never repeats them."""
 
-    count: int = Field(GENERATED_HASHTAGS, ge=1, le=MAX_GENERATED, description="most hashtags of the answer")
+    count: int = Field(GENERATED_HASHTAGS, ge=1, le=MAX_GENERATED, description="maximum number of hashtags")
 
 
 class HashtagsOut(BaseModel):
-    """Hashtags that the model generated for a text."""
+    """Hashtags generated for a text."""
 
-    hashtags: list[HashtagOut] = Field(description="the best first")
-    reason: str | None = Field(None, description="why there are no hashtags; null where there are")
+    hashtags: list[HashtagOut] = Field(description="hashtags, best first")
+    reason: str | None = Field(None, description="why there are no hashtags; null if there are any")
     below_min: BelowMin = None
     model: ModelName
     usage: UsageOut
@@ -166,20 +165,22 @@ class HashtagsOut(BaseModel):
 
 
 class CategoryIn(TaggedText):
-    """A text, and the closed set that its category is chosen from."""
+    """A text, and the closed set of categories to choose from."""
 
     categories: list[Name] = Field(
         [],
         max_length=MAX_CATEGORIES,
-        description="the closed set; empty: the service's own (NOTELLM_CATEGORIES)",
+        description="closed set of category names; empty: the service's own set (NOTELLM_CATEGORIES)",
         examples=[[]],
     )
     all_categories: bool = Field(
         False,
-        description=f"read each name of a closed set of more than {MAX_WHOLE_SET}; by default only the "
-        f"{CATEGORY_SHORTLIST} that are likeliest beforehand are read, and the others left out of the answer",
+        description=f"true: score every name of a closed set of more than {MAX_WHOLE_SET}; by default only the "
+        f"{CATEGORY_SHORTLIST} names preselected as likeliest are scored, and the others are not in the answer",
     )
-    min_probability: float = Field(0.0, ge=0, le=1, description="`category` is null below it")
+    min_probability: float = Field(
+        0.0, ge=0, le=1, description="minimum probability; `category` is null if no name reaches it"
+    )
 
     def chosen(self, output: GenerationOutput) -> CategoryProbability | None:
         """Most probable category; None where its probability is below `min_probability`, or the model has none."""
@@ -188,17 +189,19 @@ class CategoryIn(TaggedText):
 
 
 class GenerateIn(CategoryIn, HashtagRules):
-    """A text, rules for its hashtags, and the closed set of its category."""
+    """A text, options for its hashtags, and the closed set of categories to choose from."""
 
 
 class CategoryPrediction(BaseModel):
-    """The category of a text, out of a closed set."""
+    """The category of a text, chosen from a closed set."""
 
-    category: str | None = Field(description="the most probable name; null: `abstain` is true")
-    probability: float | None = Field(description="that of `category`, among all names that were read; null without it")
-    abstain: bool = Field(description="no name has `min_probability`, or the model read none")
+    category: str | None = Field(description="most probable name; null if `abstain` is true")
+    probability: float | None = Field(
+        description="probability of `category` among all scored names; null if `category` is null"
+    )
+    abstain: bool = Field(description="true if no name reaches `min_probability`, or the model scored none")
     alternatives: list[CategoryOut] = Field(
-        description="the other names that were read, the most probable first; all of them where the model abstains"
+        description="other scored names, most probable first; all scored names if `abstain` is true"
     )
     model: ModelName
     usage: UsageOut
@@ -222,10 +225,12 @@ class CategoryPrediction(BaseModel):
 class GenerateOut(BaseModel):
     """Vector, hashtags and category of one text."""
 
-    embedding: list[float] = Field(description="vector of unit length")
-    hashtags: list[HashtagOut] = Field(description=f"the best first, up to {GENERATED_HASHTAGS}")
-    reason: str | None = Field(None, description="why there are no hashtags; null where there are")
-    category: CategoryOut | None = Field(description="null: no name has `min_probability`, or the model read none")
+    embedding: list[float] = Field(description="vector of the text, of unit length")
+    hashtags: list[HashtagOut] = Field(description=f"hashtags, best first, at most {GENERATED_HASHTAGS}")
+    reason: str | None = Field(None, description="why there are no hashtags; null if there are any")
+    category: CategoryOut | None = Field(
+        description="most probable category; null if no name reaches `min_probability`, or the model scored none"
+    )
     below_min: BelowMin = None
     model: ModelName
     usage: UsageOut

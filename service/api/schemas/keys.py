@@ -20,27 +20,27 @@ OVERLAP_SECONDS = 3600
 
 KeyPrefix = Annotated[
     str,
-    Form("^[a-z2-7]{10}$", "must be the prefix of a key: its 10 characters of a-z 2-7 after nlm_"),
-    Field(description="prefix of a key: its 10 characters of a-z 2-7 after nlm_", examples=["abcdefghij"]),
+    Form("^[a-z2-7]{10}$", "must be the prefix of a key: the 10 characters of a-z 2-7 that follow nlm_"),
+    Field(description="prefix of a key: the 10 characters of a-z 2-7 that follow nlm_", examples=["abcdefghij"]),
 ]
 Tenant = Annotated[
     str,
     Form(f"^{TENANT.pattern}$", "must have 1 to 40 characters of a-z 0-9 -, and not start with -"),
-    Field(description="1 to 40 of a-z 0-9 -, not starting with -", examples=["films"]),
+    Field(description="name of a tenant: 1 to 40 characters of a-z 0-9 -, not starting with -", examples=["films"]),
 ]
 
 
 class QuotaFields(Wire):
-    """Bounds on the use of a key."""
+    """Quota of a key."""
 
     requests_per_minute: int | None = Field(
-        None, ge=1, le=10_000_000, description="most requests a minute; null: without bound"
+        None, ge=1, le=10_000_000, description="maximum number of requests per minute; null: unlimited"
     )
     tokens_per_minute: int | None = Field(
         None,
         ge=1,
         le=10_000_000_000,
-        description="most tokens a minute that the model reads and writes; null: without bound",
+        description="maximum number of tokens that the model reads and generates per minute; null: unlimited",
     )
 
     def as_quota(self) -> Quota:
@@ -55,7 +55,7 @@ class Expiring(Wire):
     """A body with the time from which on a key opens nothing."""
 
     expires_at: Time | None = Field(
-        None, description="from this time on the key opens nothing; null: it does not expire"
+        None, description="time from which on the key is refused; null: the key does not expire"
     )
 
     @property
@@ -66,19 +66,24 @@ class Expiring(Wire):
 class KeyIn(Expiring):
     """A key to create."""
 
-    name: Name = Field(description="says who or what uses the key", examples=["the website"])
+    name: Name = Field(description="name of the key, to tell who or what uses it", examples=["the website"])
     scopes: list[Scope] = Field(
-        min_length=1, max_length=len(Scope), description="what the key may do", examples=[["notes.read", "similar"]]
+        min_length=1,
+        max_length=len(Scope),
+        description="scopes of the key: what it may do",
+        examples=[["notes.read", "similar"]],
     )
-    tenant: Tenant | None = Field(None, description="without it that of your own key; another one takes `admin`")
+    tenant: Tenant | None = Field(
+        None, description="tenant of the key; default: that of your own key. Any other requires the scope `admin`"
+    )
     quota: QuotaFields = QuotaFields()
 
 
 class KeyPatch(Expiring):
-    """Changes of a key; a field that is left out stays as it is, also one of the quota."""
+    """Changes of a key. Omitted fields stay as they are, including those of `quota`."""
 
     # What is left out stays. A factory's default is not in the OpenAPI, where a client would take it for one to send.
-    name: Name = Field(default_factory=str, description="says who or what uses the key")
+    name: Name = Field(default_factory=str, description="name of the key, to tell who or what uses it")
     quota: QuotaFields = Field(default_factory=QuotaFields)
 
     def merged(self, key: ApiKey) -> ApiKey:
@@ -94,7 +99,7 @@ class KeyPatch(Expiring):
 
 
 class RotateIn(Wire):
-    """How a key gets its new secret."""
+    """Options of a key rotation."""
 
     overlap_seconds: float = Field(
         OVERLAP_SECONDS, ge=0, le=MAX_OVERLAP_SECONDS, description="seconds for which the old secret is still accepted"
@@ -104,15 +109,17 @@ class RotateIn(Wire):
 class KeyOut(BaseModel):
     """A key without its secret."""
 
-    prefix: str = Field(description="names the key at other addresses")
-    name: str = Field(description="says who or what uses the key")
-    tenant: str = Field(description="tenant whose notes the key opens")
-    scopes: list[Scope] = Field(description="what the key may do")
-    created_at: datetime = Field(description="time of its creation")
-    expires_at: datetime | None = Field(description="from this time on it opens nothing; null: it does not expire")
-    last_used_at: datetime | None = Field(description="time of its last use, to a minute; null: it was never used")
+    prefix: str = Field(description="prefix of the key, which identifies it in other requests")
+    name: str = Field(description="name of the key, to tell who or what uses it")
+    tenant: str = Field(description="tenant whose notes the key gives access to")
+    scopes: list[Scope] = Field(description="scopes of the key: what it may do")
+    created_at: datetime = Field(description="time when the key was created")
+    expires_at: datetime | None = Field(description="time from which on the key is refused; null if it does not expire")
+    last_used_at: datetime | None = Field(
+        description="time when the key was last used, accurate to a minute; null if never"
+    )
     old_secret_until: datetime | None = Field(
-        description="until when replaced secrets are accepted, at the latest; null: there is none"
+        description="latest time until which a replaced secret is accepted; null if there is none"
     )
     quota: QuotaFields
 
@@ -136,7 +143,7 @@ class KeyOut(BaseModel):
 class NewKeyOut(KeyOut):
     """A key with its secret."""
 
-    key: str = Field(description="the whole key, shown this once", examples=["nlm_abcdefghij_..."])
+    key: str = Field(description="the whole key; only this answer contains it", examples=["nlm_abcdefghij_..."])
 
     @classmethod
     def with_token(cls, key: ApiKey, token: str) -> Self:
@@ -146,19 +153,19 @@ class NewKeyOut(KeyOut):
 class KeysOut(BaseModel):
     """Keys without their secrets."""
 
-    keys: list[KeyOut] = Field(description="the oldest first")
+    keys: list[KeyOut] = Field(description="keys, oldest first")
 
 
 class ActOut(BaseModel):
-    """Act of somebody who manages the service."""
+    """Entry of the audit log: an administrative act."""
 
-    position: str = Field(description="place in the audit log: `before` of the next request")
+    position: str = Field(description="position in the audit log, to send as `before` of the next request")
     at: datetime = Field(description="time of the act")
-    by: str | None = Field(description="prefix of the key that it was done with; null: the service was open")
+    by: str | None = Field(description="prefix of the key that was used; null if the service had no keys")
     tenant: str = Field(description="tenant of that key")
-    act: str = Field(description="name of the act", examples=["keys.create"])
-    target: str = Field(description='prefix of a key or name of a tenant that was acted on; "": neither')
-    details: Mapping[str, Any] = Field(description="what was asked for, without secrets")
+    act: str = Field(description="type of the act", examples=["keys.create"])
+    target: str = Field(description='prefix of the key or name of the tenant that was acted on; "" if neither')
+    details: Mapping[str, Any] = Field(description="details of the request, without secrets")
 
     @classmethod
     def of(cls, act: Act) -> Self:
@@ -176,7 +183,7 @@ class ActOut(BaseModel):
 class AuditOut(BaseModel):
     """Part of the audit log."""
 
-    acts: list[ActOut] = Field(description="the newest first")
+    acts: list[ActOut] = Field(description="acts, newest first")
 
 
 def _time(seconds: float | None) -> Any:

@@ -44,185 +44,223 @@ MAX_REPORTED_IDS = 20
 """Bound on the ids of each kind that the answer of POST /verify names."""
 
 
-STARTING = "null: the process has not started"
-NO_TENANT = "null: the process has not started, the caller has no key where keys are needed, or its tenant is not open"
+STARTING = "null if the process has not started"
+NO_TENANT = "null if the process has not started, if the caller lacks a required key, or if its tenant is not open"
 
 
 class LimitsOut(BaseModel):
-    """The bounds, but for those of single fields of a body. A request beyond one gets 413 or 422, which names it, or
-    the status that is said here."""
+    """Limits of the service, except those of single fields of a body. A request over a limit gets 413 or 422 with the
+    name of the limit, unless another status is stated."""
 
-    max_head_bytes: int = Field(MAX_HEAD_BYTES, description="request line and headers; 431 beyond")
-    max_body_bytes: int = Field(description="bytes of one body; a stream of notes has no such bound")
+    max_head_bytes: int = Field(MAX_HEAD_BYTES, description="maximum bytes of request line and headers; 431 beyond")
+    max_body_bytes: int = Field(description="maximum bytes of one body; a stream of notes is not limited")
     max_bodies_bytes: int = Field(
-        description="memory for all request bodies together, 429 beyond; of a note stream only the line not yet "
-        "complete counts"
+        description="maximum bytes of memory for all request bodies together; 429 beyond. Of a stream of notes, only "
+        "the incomplete last line counts"
     )
-    max_note_bytes: int = Field(description="bytes of one note, and of every JSON body that is not a list")
-    max_import_bytes: int = Field(description="bytes of one note of POST /notes/import, its vector included")
-    max_batch_notes: int = Field(description="notes of one list or import; a stream has no such bound")
-    max_batch_events: int = Field(description="events of one list")
-    max_event_bytes: int = Field(MAX_EVENT_BYTES, description="bytes of one event as JSON")
-    max_event_lines: int = Field(MAX_EVENT_LINES, description="lines of events in one body of NDJSON")
+    max_note_bytes: int = Field(description="maximum bytes of one note, and of every JSON body that is not a list")
+    max_import_bytes: int = Field(description="maximum bytes of one note of POST /notes/import, including its vector")
+    max_batch_notes: int = Field(description="maximum notes of one list or import; a stream is not limited")
+    max_batch_events: int = Field(description="maximum events of one list")
+    max_event_bytes: int = Field(MAX_EVENT_BYTES, description="maximum bytes of one event as JSON")
+    max_event_lines: int = Field(MAX_EVENT_LINES, description="maximum lines of one NDJSON body of events")
     max_event_ahead_seconds: float = Field(
-        MAX_AHEAD_SECONDS, description="how far the time of an event may lie ahead; then it counts as now"
+        MAX_AHEAD_SECONDS,
+        description="maximum seconds by which the time of an event may lie in the future; such an event counts as now",
     )
-    max_event_position: int = Field(MAX_POSITION, description="`position` of an event")
-    event_types: list[str] = Field(description="names that `type` of an event may have")
-    event_seconds: float = Field(description="how long an event is kept and counts; an older one is refused")
-    event_bytes: int = Field(description="memory for a tenant's events; beyond it the oldest go")
-    event_id_seconds: float = Field(description="how long an event id is remembered to detect duplicates")
+    max_event_position: int = Field(MAX_POSITION, description="maximum `position` of an event")
+    event_types: list[str] = Field(description="allowed values of `type` of an event")
+    event_seconds: float = Field(description="seconds for which an event is kept and counts; an older event is refused")
+    event_bytes: int = Field(
+        description="maximum bytes of memory for a tenant's events; beyond it the oldest are removed"
+    )
+    event_id_seconds: float = Field(description="seconds for which an event id is remembered to detect duplicates")
     event_ids: int = Field(
-        description="event ids remembered to detect duplicates; the newest half is always remembered"
+        description="maximum event ids remembered to detect duplicates; beyond it the older half is forgotten"
     )
-    max_k: int = Field(description="`k`: notes of one answer or page of a search")
-    max_hashtags: int = Field(MAX_HASHTAGS, description="hashtags of a note, and of a filter")
-    max_generated_hashtags: int = Field(MAX_GENERATED, description="`count` of POST /generate/hashtags")
+    max_k: int = Field(description="maximum `k`: notes of one answer or page of a search")
+    max_hashtags: int = Field(MAX_HASHTAGS, description="maximum hashtags of a note, and of a filter")
+    max_generated_hashtags: int = Field(MAX_GENERATED, description="maximum `count` of POST /generate/hashtags")
     min_hashtag_score: float = Field(
-        description="least score of hashtags that `?generate` gives a note, without `min_score`"
+        description="minimum score of hashtags that `?generate` gives a note, unless the request sends `min_score`"
     )
-    min_category_probability: float = Field(description="least probability of a category that `?generate` gives a note")
-    max_categories: int = Field(MAX_CATEGORIES, description="names of a request's closed set")
-    max_category_tokens: int = Field(MAX_CATEGORY_TOKENS, description="tokens of all names of a closed set together")
-    max_blocked_hashtags: int = Field(MAX_BLOCKED, description="`blocked` of a request")
-    max_embedded: int = Field(MAX_EMBEDDED, description="texts of one POST /v1/embeddings")
+    min_category_probability: float = Field(
+        description="minimum probability of a category that `?generate` gives a note"
+    )
+    max_categories: int = Field(MAX_CATEGORIES, description="maximum names of a request's closed set of categories")
+    max_category_tokens: int = Field(
+        MAX_CATEGORY_TOKENS, description="maximum tokens of all names of a closed set together"
+    )
+    max_blocked_hashtags: int = Field(MAX_BLOCKED, description="maximum hashtags in `blocked` of a request")
+    max_embedded: int = Field(MAX_EMBEDDED, description="maximum texts of one POST /v1/embeddings")
     max_excluded: int = Field(
-        MAX_EXCLUDED, description="ids in `exclude` of a query string, and of a body beside `filter`"
+        MAX_EXCLUDED, description="maximum ids in `exclude` of a query string, and of a body (outside of `filter`)"
     )
-    max_filter_excluded: int = Field(MAX_FILTER_EXCLUDED, description="ids in `exclude` of a `filter`")
-    max_filter_depth: int = Field(MAX_FILTER_DEPTH, description="groups within each other, the outermost included")
-    max_filter_conditions: int = Field(MAX_FILTER_CONDITIONS, description="fields and attributes that all groups test")
-    max_filter_values: int = Field(MAX_FILTER_VALUES, description="values of one condition")
-    max_attributes: int = Field(MAX_ATTRIBUTES, description="attributes of a note, and of a filter")
-    filter_attributes: list[str] = Field(description="attributes that filters may ask about")
-    max_examples: int = Field(MAX_EXAMPLES, description="positive examples of one search, and as many negative ones")
-    max_boosts: int = Field(MAX_BOOSTS, description="boosts of one search")
-    max_weight: float = Field(MAX_WEIGHT, description="weight of an example, a boost or a source")
-    max_cap: int = Field(MAX_CAP, description="`max_per_author` and `max_per_category`")
-    max_searches: int = Field(MAX_SEARCHES, description="searches of one POST /similar/batch")
-    max_candidates: int = Field(MAX_DEPTH, description="notes that diversity, caps, collapse and boosts choose among")
-    max_list_notes: int = Field(MAX_LIST_NOTES, description="notes of a list that is kept for its pages")
-    max_list_bytes: int = Field(description="bytes of such a list as it is kept; a larger one is cut")
-    max_lists: int = Field(description="lists kept of one tenant; beyond it the oldest one goes")
-    page_seconds: float = Field(description="how long a list is kept")
-    scenarios: list[str] = Field(description="names that `scenario` of a search may have")
-    max_containers: int = Field(MAX_CONTAINERS, description="lists and objects of one note or body, itself included")
-    max_search_containers: int = Field(MAX_SEARCH_CONTAINERS, description="the same of a search, and of a filter")
-    max_ids: int = Field(MAX_IDS, description="ids of one request to read notes, and of a receipt")
-    max_removed_ids: int = Field(MAX_REMOVED_IDS, description="ids of one request to remove notes")
-    max_page: int = Field(MAX_PAGE, description="notes of a page of GET /notes")
+    max_filter_excluded: int = Field(MAX_FILTER_EXCLUDED, description="maximum ids in `exclude` of a `filter`")
+    max_filter_depth: int = Field(
+        MAX_FILTER_DEPTH, description="maximum nesting depth of groups of a filter, including the outermost"
+    )
+    max_filter_conditions: int = Field(
+        MAX_FILTER_CONDITIONS,
+        description="maximum conditions of a filter: fields and attributes in all groups together",
+    )
+    max_filter_values: int = Field(MAX_FILTER_VALUES, description="maximum values of one condition")
+    max_attributes: int = Field(MAX_ATTRIBUTES, description="maximum attributes of a note, and of a filter")
+    filter_attributes: list[str] = Field(description="attributes that filters may use")
+    max_examples: int = Field(
+        MAX_EXAMPLES, description="maximum positive examples of one search, and maximum negative ones"
+    )
+    max_boosts: int = Field(MAX_BOOSTS, description="maximum boosts of one search")
+    max_weight: float = Field(MAX_WEIGHT, description="maximum weight of an example, a boost or a source")
+    max_cap: int = Field(MAX_CAP, description="maximum value of `max_per_author` and `max_per_category`")
+    max_searches: int = Field(MAX_SEARCHES, description="maximum searches of one POST /similar/batch")
+    max_candidates: int = Field(
+        MAX_DEPTH,
+        description="maximum candidates among which diversity, boosts, `max_per_author`, `max_per_category` and "
+        "`collapse_above` select",
+    )
+    max_list_notes: int = Field(MAX_LIST_NOTES, description="maximum notes of a list that is kept for paging")
+    max_list_bytes: int = Field(description="maximum bytes of such a list as stored; a longer list is cut off")
+    max_lists: int = Field(description="maximum lists kept for a tenant; beyond it the oldest is removed")
+    page_seconds: float = Field(description="seconds for which a list is kept")
+    scenarios: list[str] = Field(description="allowed values of `scenario` of a search")
+    max_containers: int = Field(
+        MAX_CONTAINERS, description="maximum lists and objects within one note or body, including itself"
+    )
+    max_search_containers: int = Field(
+        MAX_SEARCH_CONTAINERS, description="maximum lists and objects within a search or a filter, including itself"
+    )
+    max_ids: int = Field(MAX_IDS, description="maximum ids of one request to read notes, and of a receipt")
+    max_removed_ids: int = Field(MAX_REMOVED_IDS, description="maximum ids of one request to remove notes")
+    max_page: int = Field(MAX_PAGE, description="maximum notes on a page of GET /notes")
     max_read_bytes: int = Field(
         MAX_READ_BYTES,
-        description="bytes of the notes of a page of GET /notes, and of an answer of POST /notes/get, as they are "
-        "stored (one note alone may have more); and of the fields that searches of one request `include`, as JSON",
+        description="maximum bytes of the notes on a page of GET /notes and in an answer of POST /notes/get, as "
+        "stored (a single note may have more); and of the `include` fields in the answer to one request, as JSON",
     )
-    max_changes: int = Field(MAX_CHANGES, description="changes of one answer of GET /changes")
+    max_changes: int = Field(MAX_CHANGES, description="maximum changes in one answer of GET /changes")
     max_change_seconds: float = Field(
         MAX_CHANGE_SECONDS,
-        description="`wait` of GET /changes, in seconds; the wait ends a second before the request's deadline, or "
-        "after half of the time left where less than two seconds are left",
+        description="maximum `wait` of GET /changes, in seconds; the wait ends a second before the request's "
+        "deadline, or after half of the remaining time if less than two seconds remain",
     )
     max_change_waiters: int = Field(
-        MAX_CHANGE_WAITERS, description="requests of a tenant that wait for changes at one process; 429 beyond"
+        MAX_CHANGE_WAITERS, description="maximum requests of a tenant that wait for changes in one process; 429 beyond"
     )
-    max_exports: int = Field(MAX_EXPORTS, description="exports of a tenant that run at one process; 429 beyond")
+    max_exports: int = Field(MAX_EXPORTS, description="maximum exports of a tenant that run in one process; 429 beyond")
     max_reader_exports: int = Field(
-        MAX_READER_EXPORTS, description="answers with a reader's events that one process sends for a tenant; 429 beyond"
+        MAX_READER_EXPORTS,
+        description="maximum answers with the events of a user or session that one process sends at a time for a "
+        "tenant; 429 beyond",
     )
     max_event_bodies: int = Field(
-        MAX_EVENT_BODIES, description="bodies of events as NDJSON that one process takes in for a tenant; 429 beyond"
+        MAX_EVENT_BODIES,
+        description="maximum NDJSON bodies of events that one process reads at a time for a tenant; 429 beyond",
     )
     max_erasures: int = Field(
-        MAX_ERASURES, description="removals of a reader's events that run at one process for a tenant; 429 beyond"
+        MAX_ERASURES,
+        description="maximum removals of the events of a user or session that run in one process for a tenant; 429 "
+        "beyond",
     )
-    log_seconds: float = Field(description="how long GET /changes reaches back, up to about a million changes")
+    log_seconds: float = Field(description="seconds for which GET /changes reaches back, up to about a million changes")
     queue_notes: int = Field(
-        description="notes that may wait for the model; 429 beyond. Of several tenants each has half of what is left"
+        description="maximum notes that may wait for the model; 429 beyond. With several tenants, each may take half "
+        "of the places that the others leave"
     )
     queue_seconds: float = Field(
-        description="seconds of the model's work that may wait in the interactive lane; 429 beyond"
+        description="maximum seconds that a note may have to wait for the model in the interactive lane; 429 beyond"
     )
     interactive_seconds: float = Field(
-        description="deadline of one note or text without X-Request-Timeout; lists have `request_seconds`"
+        description="default deadline, in seconds, of a request with one note or text; that of a list is "
+        "`request_seconds`"
     )
     request_seconds: float = Field(
-        description="longest deadline of a request, and that of a list without X-Request-Timeout; 504 beyond"
+        description="maximum deadline of a request (X-Request-Timeout), in seconds, and default deadline of a list; "
+        "504 beyond"
     )
-    head_seconds: float = Field(HEAD_SECONDS, description="seconds for the head of a request; 408 beyond")
-    body_seconds: float = Field(BODY_SECONDS, description="seconds of a pause within a body; 408 beyond")
-    min_body_rate: int = Field(MIN_BODY_RATE, description="bytes a second of a body, on average; 408 below")
-    idle_seconds: float = Field(IDLE_SECONDS, description="how long a connection is kept between two requests")
+    head_seconds: float = Field(
+        HEAD_SECONDS, description="maximum seconds until the head of a request is complete; 408 beyond"
+    )
+    body_seconds: float = Field(BODY_SECONDS, description="maximum seconds of a pause within a body; 408 beyond")
+    min_body_rate: int = Field(
+        MIN_BODY_RATE, description="minimum average rate at which a body arrives, in bytes per second; 408 below"
+    )
+    idle_seconds: float = Field(
+        IDLE_SECONDS, description="seconds for which an idle connection is kept between two requests"
+    )
     answer_seconds: float = Field(
-        ANSWER_SECONDS, description="how long a caller may take nothing of an answer; its connection ends then"
+        ANSWER_SECONDS,
+        description="maximum seconds for which a client may read nothing of an answer; then its connection is closed",
     )
     min_answer_rate: int = Field(
         MIN_ANSWER_RATE,
-        description="bytes a second at which a caller must take an answer, on average; its connection ends below. A "
-        "caller whose receive buffer grew to megabytes takes them in steps of up to 400 KB, and needs up to 16 KiB a "
-        "second",
+        description="minimum average rate at which a client must read an answer, in bytes per second; below it the "
+        "connection is closed. A client whose receive buffer has grown to megabytes reads in steps of up to 400 KB, "
+        "and needs up to 16 KiB per second",
     )
     max_unsent_bytes: int = Field(
         MAX_UNSENT_BYTES,
-        description="bytes of answers that wait for the callers of a process, without the first 128 KiB of each "
-        "connection; over it connections end on which more than 128 KiB have waited for a second",
+        description="maximum bytes of unsent answers of a process, not counting the first 128 KiB of each "
+        "connection; beyond it, connections are closed that have had more than 128 KiB unsent for a second",
     )
     max_tenants: int = Field(
-        description="tenants of the whole service, the default one included; a key of one more gets 403"
+        description="maximum tenants of the whole service, including the default one; a key of a further tenant gets "
+        "403"
     )
-    max_connections: int = Field(description="connections of one process; 503 beyond")
-    max_keys: int = Field(MAX_KEYS, description="API keys of all tenants together")
+    max_connections: int = Field(description="maximum connections of one process; 503 beyond")
+    max_keys: int = Field(MAX_KEYS, description="maximum API keys of all tenants together")
     max_keys_of_tenant: int = Field(
-        MAX_KEYS_OF_TENANT, description="API keys of a tenant; a key with the scope admin can make more"
+        MAX_KEYS_OF_TENANT, description="maximum API keys of a tenant; a key with the scope admin can create more"
     )
-    idempotency_seconds: float = Field(description="how long a write is remembered by its Idempotency-Key")
+    idempotency_seconds: float = Field(description="seconds for which a write is remembered by its Idempotency-Key")
     read_title_tokens: int = Field(
-        description="tokens of a title that the model reads; a token is about 0.8 words. More is stored and not read; "
-        "such an answer says `truncated: true`"
+        description="maximum tokens of a title that the model reads; a token is about 0.8 words. The rest is stored "
+        "but not read, and the answer has `truncated: true`"
     )
-    read_hashtag_tokens: int = Field(description="tokens of the hashtags of a note that the model reads")
-    read_content_tokens: int = Field(description="tokens of a content that the model reads")
+    read_hashtag_tokens: int = Field(description="maximum tokens of a note's hashtags that the model reads")
+    read_content_tokens: int = Field(description="maximum tokens of a content that the model reads")
 
 
 class Check(BaseModel):
     """State of one part of the service."""
 
-    ok: bool = Field(description="false: because of this part the process is not ready")
-    detail: str = Field(description="the state in words")
+    ok: bool = Field(description="true if this part is ready; if it is not, the process is not ready either")
+    detail: str = Field(description="description of the state")
 
 
 class StartOut(BaseModel):
-    """State of the start of a process."""
+    """Startup state of a process."""
 
-    started: bool = Field(description="false: other requests than probes get 503")
-    detail: str = Field(
-        description="the present step of the start, and for a caller of the default tenant how far it is"
-    )
+    started: bool = Field(description="true if the process has started; until then, all requests except probes get 503")
+    detail: str = Field(description="current step of the start; callers of the default tenant also see its progress")
 
 
 class ReadyOut(BaseModel):
-    """State of a process. Numbers of notes and the log position are those of the caller's tenant."""
+    """Readiness of a process. Numbers of notes and the log position are those of the caller's tenant."""
 
-    ready: bool = Field(description="true: each check is ok")
+    ready: bool = Field(description="true if every check is ok")
     checks: dict[Literal["store", "index", "engine", "readers", "start", "drain"], Check] = Field(
-        description="by part; only `start` before the process has started, and `drain` after it was asked to end"
+        description="checks by part; only `start` before the process has started, plus `drain` once it was told to stop"
     )
     durable: bool | None = Field(
-        None, description=f"an acknowledged note survives the death of Redis; {STARTING}, or the store does not answer"
+        None,
+        description=f"true if an acknowledged note survives a crash of Redis; {STARTING}, or if the store does not "
+        "answer",
     )
-    model: str | None = Field(None, description=f"name of the model that serves; {STARTING}")
+    model: str | None = Field(None, description=f"name of the serving model; {STARTING}")
     space: str | None = Field(None, description=f"name of the model's vector space; {STARTING}")
     log_position: str | None = Field(None, description=f"log position that the index has reached; {NO_TENANT}")
-    notes: int | None = Field(None, description=f"notes in the index; {NO_TENANT}")
+    notes: int | None = Field(None, description=f"number of notes in the index; {NO_TENANT}")
     notes_of_another_model: int | None = Field(
-        None, description=f"notes that another model embedded, so that no search finds them; {NO_TENANT}"
+        None, description=f"number of notes embedded by another model, which no search finds; {NO_TENANT}"
     )
 
 
 class Differing(BaseModel):
-    """Notes that differ in one way."""
+    """Notes with one kind of difference."""
 
-    count: int = Field(description="number of the notes")
-    ids: list[str] = Field(description=f"the first {MAX_REPORTED_IDS} of their ids")
+    count: int = Field(description="number of notes")
+    ids: list[str] = Field(description=f"first {MAX_REPORTED_IDS} of their ids")
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> Self:
@@ -232,11 +270,13 @@ class Differing(BaseModel):
 class VerifyOut(BaseModel):
     """Result of a comparison of the index with the store."""
 
-    well: bool = Field(description="nothing differs, or all that did is repaired")
-    repaired: bool = Field(description="the index took what differed from the store")
-    notes: int = Field(description="notes in the store")
-    rows: int = Field(description="notes in the index")
-    notes_of_another_model: int = Field(description="notes in the store that the index must not have")
+    well: bool = Field(description="true if nothing differs, or if all differences were repaired")
+    repaired: bool = Field(description="true if differences were found and, as far as the store allows, repaired")
+    notes: int = Field(description="number of notes in the store")
+    rows: int = Field(description="number of notes in the index")
+    notes_of_another_model: int = Field(
+        description="number of notes in the store that were embedded by another model, and so must not be in the index"
+    )
     differing: dict[Kind, Differing] = Field(description="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
 
     @classmethod

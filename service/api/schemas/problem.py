@@ -17,13 +17,13 @@ UNKNOWN_FIELD = "unknown_field"
 
 
 class FieldProblem(BaseModel):
-    """One field of a request that is wrong, and why."""
+    """An invalid field of a request, and what is wrong with it."""
 
     pointer: str = Field(
-        description="JSON pointer: /title in the body, /query/k in the query, /header/x-request-timeout, /path/name; "
-        "in an item of /similar/batch and /notes/import from the item on"
+        description="JSON pointer to the field, such as /title in the body, /query/k, /header/x-request-timeout or "
+        "/path/name; in an item of /similar/batch and /notes/import, it starts at the item"
     )
-    detail: str = Field(description="what the field must be")
+    detail: str = Field(description="what is wrong, or what the field must be")
 
 
 def _is_none(value: object) -> bool:
@@ -31,22 +31,27 @@ def _is_none(value: object) -> bool:
 
 
 class Problem(BaseModel):
-    """Error in the form of RFC 9457. A member that does not apply is left out, wherever the problem is."""
+    """Error in the form of RFC 9457 (problem details). Members that do not apply are omitted."""
 
-    type: str = Field(description="name of the problem as an address, or about:blank where `status` says all")
-    title: str = Field(description="the status in words")
-    status: int = Field(description="HTTP status of the answer, or of what the item of a list would have got alone")
-    detail: str = Field(description="what is wrong, and what the caller can do")
+    type: str = Field(description="URI that identifies the problem, or about:blank if `status` says all")
+    title: str = Field(description="standard phrase of the status")
+    status: int = Field(
+        description="HTTP status of the answer; in an item of a list, the status that the item would have had as "
+        "a request of its own"
+    )
+    detail: str = Field(description="what is wrong, and what you can do")
     instance: str | None = Field(
-        None, exclude_if=_is_none, description="the request's id; left out in an item of a list or a stream"
+        None,
+        exclude_if=_is_none,
+        description="id of the request (X-Request-Id); omitted in an item of a list or a stream",
     )
     errors: list[FieldProblem] | None = Field(
-        None, exclude_if=_is_none, description="the fields that are wrong; left out where none is"
+        None, exclude_if=_is_none, description="invalid fields; omitted if there are none"
     )
     retry_after: int | None = Field(
         None,
         exclude_if=_is_none,
-        description="seconds after which to try again, as in the header Retry-After; left out where that does not help",
+        description="seconds after which to try again, as in the header Retry-After; omitted if that does not help",
     )
 
 

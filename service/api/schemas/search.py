@@ -50,7 +50,7 @@ MIN_WEIGHT = 1e-6
 
 def _check_weight(weight: float) -> float:
     if 0 < weight < MIN_WEIGHT:
-        raise PydanticCustomError("weight", "must be 0, or {least} at least", {"least": f"{MIN_WEIGHT:g}"})
+        raise PydanticCustomError("weight", "must be 0, or at least {least}", {"least": f"{MIN_WEIGHT:g}"})
     return weight
 
 
@@ -58,17 +58,17 @@ Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False), After
 
 
 class ExampleIn(Wire):
-    """A stored note by its id, or a text that is not stored; never both."""
+    """An example: either the id of a stored note, or a text that is not stored."""
 
-    note_id: NoteId | None = Field(None, description="id of a stored note; null: the example is a text")
-    title: str = Field("", description="title of a text; may be blank where `content` is not")
-    content: str = Field("", description="content of a text; may be blank where `title` is not")
+    note_id: NoteId | None = Field(None, description="id of a stored note; null if the example is a text")
+    title: str = Field("", description="title of the text; may be blank if `content` is not")
+    content: str = Field("", description="content of the text; may be blank if `title` is not")
     hashtags: Hashtags = Field([])
     weight: Weight = Field(
         1.0,
-        description="relative to the other examples. With the strategy average only examples of the same side "
-        "(positive or negative) count, so the weight of a side's only example changes nothing; with others all count. "
-        "An example of weight 0 does not affect scores, but is left out of the answer",
+        description="weight relative to the other examples. With the strategy average, it counts only within one "
+        "side (positive or negative), so that the weight of a side's only example has no effect; otherwise it counts "
+        "across both sides. A note with weight 0 does not affect scores, but is still left out of the answer",
     )
 
     @model_validator(mode="after")
@@ -90,21 +90,23 @@ for MAX_ERRORS, would hold the event loop for longer than the search."""
 
 
 class DecayIn(Wire):
-    """Closeness of a number to a target: 1 at the target, less with the distance; 0 for a note without the number."""
+    """A value that falls with a note's distance from a target: 1 at the target, 0 for a note without the number."""
 
     curve: Curve = Field(
-        description="how the value falls with the distance: by the same factor each step (exp), slowly near the target "
-        "(gauss), or evenly down to 0 (linear)"
+        description="how the value falls. exp: by the same factor per unit of distance; gauss: slowly near the "
+        "target; linear: evenly down to 0"
     )
-    attribute: Name | None = Field(None, description="a numeric attribute; without it created_at")
+    attribute: Name | None = Field(None, description="name of a numeric attribute; `created_at` if omitted")
     target: float | None = Field(
-        None, description="a number for an attribute, 0 by default; else a time, the present one by default"
+        None,
+        description="where the value is 1: a number for an attribute (default: 0), or a time for `created_at` "
+        "(default: now)",
     )
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        description="distance from the target at which the value is `midpoint`; seconds for created_at"
+        description="distance from the target at which the value is `midpoint`; in seconds for `created_at`"
     )
     midpoint: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = Field(
-        0.5, description="value at the distance `scale`"
+        0.5, description="value at the distance `scale` from the target"
     )
 
     @field_validator("target", mode="plain", json_schema_input_type=float | Time | None)
@@ -117,7 +119,7 @@ class DecayIn(Wire):
         try:
             return TIME.validate_python(value).timestamp() if is_time else NUMBER.validate_python(value)
         except ValidationError as error:
-            message = "must be a time with its zone" if is_time else "must be a finite number, as the attribute is"
+            message = "must be a time with a time zone" if is_time else "must be a finite number, like the attribute"
             raise PydanticCustomError("target", message) from error
 
     def as_decay(self) -> Decay:
@@ -128,12 +130,12 @@ class DecayIn(Wire):
 
 
 class MatchIn(Wire):
-    """Fields that a note must have, all of those that are given."""
+    """Values that a note must have; all that are given must match."""
 
     category: Name | None = Field(None, description="category of the note")
-    hashtag: Name | None = Field(None, description="a hashtag that the note carries")
+    hashtag: Name | None = Field(None, description="hashtag of the note")
     author: Name | None = Field(None, description="author of the note")
-    attribute: Attributed | None = Field(None, description=f"an attribute of the note: {ATTRIBUTE_FORM}")
+    attribute: Attributed | None = Field(None, description=f"attribute of the note, as {ATTRIBUTE_FORM}")
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
@@ -147,13 +149,15 @@ class MatchIn(Wire):
 
 
 class BoostIn(Wire):
-    """Adds `weight` times a value from 0 to 1 to a note's relevance: that of either a decay or a match."""
+    """Adds `weight` times a value from 0 to 1 to a note's relevance. The value comes from either `decay` or `match`."""
 
     weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = Field(
-        description="relative to a cosine; below 0 it demotes"
+        description="weight relative to a cosine similarity; a negative weight demotes notes"
     )
-    decay: DecayIn | None = Field(None, description="value that falls with the distance from a number or a time")
-    match: MatchIn | None = Field(None, description="1 for a note that has all of these fields, else 0")
+    decay: DecayIn | None = Field(
+        None, description="value that falls with the distance of an attribute or of `created_at` from a target"
+    )
+    match: MatchIn | None = Field(None, description="value that is 1 for a note with all of these fields, else 0")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
@@ -169,14 +173,16 @@ class BoostIn(Wire):
 
 
 class SourcesIn(Wire):
-    """Weights of the sources of candidates, relative to each other."""
+    """Relative weights of the sources of candidates."""
 
     content: Annotated[float, Field(ge=MIN_CONTENT_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = Field(
-        1.0, description="weight of the vectors"
+        1.0, description="weight of vector similarity"
     )
-    words: Weight = Field(0.0, description="weight of the words that notes share")
+    words: Weight = Field(0.0, description="weight of shared words")
     behaviour: Weight = Field(
-        0.0, description="weight of what readers read after the positive examples that are stored notes"
+        0.0,
+        description="weight of reading behaviour: what readers read after those positive examples that are stored "
+        "notes",
     )
 
     def as_weights(self) -> SourceWeights:
@@ -205,11 +211,17 @@ class SearchDefaults(RankingOptions):
     conditions."""
 
     filter: FilterIn | None = Field(
-        None, description=f"conditions in groups, and up to {MAX_FILTER_EXCLUDED:,} ids to leave out"
+        None,
+        description=f"nested conditions, and up to {MAX_FILTER_EXCLUDED:,} ids to exclude; applies in addition to the "
+        "other conditions",
     )
-    boost: list[BoostIn] = Field([], max_length=MAX_BOOSTS, description="what else counts in the order")
+    boost: list[BoostIn] = Field(
+        [], max_length=MAX_BOOSTS, description="boosts that raise or lower notes in the ranking"
+    )
     sources: SourcesOrName = Field(  # type: ignore[assignment]  # a query string takes names alone
-        SourcesIn(), description="where candidates come from: a name, or weights"
+        SourcesIn(),
+        description="sources of candidates: a preset (content: vectors; auto: also shared words and reading "
+        "behaviour) or weights",
     )
 
     def as_filter(self) -> Filter:
@@ -230,10 +242,10 @@ class SearchDefaults(RankingOptions):
 
 
 class SearchBody(SearchDefaults):
-    """POST /notes/{id}/similar: further examples beside the note of the address, and all options."""
+    """Body of POST /notes/{id}/similar: search options, and examples in addition to the note in the path."""
 
-    positive: Examples = Field([], description="notes and texts to be like")
-    negative: Examples = Field([], description="notes and texts to be unlike")
+    positive: Examples = Field([], description="examples that results should resemble")
+    negative: Examples = Field([], description="examples that results should differ from")
 
     def positives(self) -> tuple[Example, ...]:
         return tuple(one.as_example(f"/positive/{i}") for i, one in enumerate(self.positive))
@@ -243,20 +255,27 @@ class SearchBody(SearchDefaults):
 
 
 class SimilarIn(SearchBody):
-    """POST /similar: either a text (title, content, hashtags) or examples, and all options."""
+    """Body of POST /similar: search options, and either a text (title, content, hashtags) or examples."""
 
     title: str = Field(
-        "", description="title of the text to be like", examples=["Three days in Kyoto on a small budget"]
+        "",
+        description="title of the text to find related notes for",
+        examples=["Three days in Kyoto on a small budget"],
     )
     content: str = Field(
-        "", description="content of the text to be like", examples=["Buses all day for 700 yen, temples before eight."]
+        "",
+        description="content of the text to find related notes for",
+        examples=["Buses all day for 700 yen, temples before eight."],
     )
     hashtags: Hashtags = Field([], examples=[["kyoto", "budget travel"]])
 
     @model_validator(mode="after")
     def _check_one_form(self) -> Self:
         if (self.positive or self.negative) and self._has_text:
-            message = "title, content and hashtags cannot stand beside positive and negative: make them one of positive"
+            message = (
+                "title, content and hashtags cannot be combined with positive and negative: make the text one of "
+                "positive"
+            )
             raise PydanticCustomError("both_forms", message)
         return self
 
@@ -281,14 +300,14 @@ def _as_note(text: ExampleIn | SimilarIn) -> Note:
 
 
 class SearchResult(BaseModel):
-    """One search's result, at its place in the request: an answer or a problem; the other one is left out."""
+    """Result of one search: either an answer or a problem. The other field is omitted."""
 
-    status: int = Field(description="the status code that the search alone would have got")
-    answer: SimilarOut | None = Field(None, description="the related notes")
-    problem: Problem | None = Field(None, description="why there are none")
+    status: int = Field(description="HTTP status code that the search would have had as a request of its own")
+    answer: SimilarOut | None = Field(None, description="answer with the related notes")
+    problem: Problem | None = Field(None, description="why the search failed")
 
 
 class SearchResults(BaseModel):
     """Results of a list of searches."""
 
-    results: list[SearchResult] = Field(description="one for each search, in their order")
+    results: list[SearchResult] = Field(description="one result for each search, in request order")

@@ -31,26 +31,27 @@ MAX_EXCLUDED = 1000
 MAX_CAP = 1000
 """Bound on max_per_author and max_per_category, published at GET /limits: a longer list than this is never kept."""
 
-K = Annotated[int, Field(ge=1, description="how many notes; the upper bound is max_k of GET /limits")]
+K = Annotated[int, Field(ge=1, description="number of notes to return, at most max_k of GET /limits")]
 Cap = Annotated[int, Field(ge=1, le=MAX_CAP)]
 SourcesPreset = Literal["content", "auto"]
 IncludedField = Literal["content", "created_at", "expires_at", "attributes", "generated", "revision", "log_position"]
 """Fields of a note that an item has where `include` names them."""
-INCLUDED = "only where `include` names it"
+INCLUDED = "only if `include` names it"
 DEGRADED = "null in a degraded answer"
 Score = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SearchOptions(FlatFilterIn):
-    """Options that a search takes in a query string and in a body: how many notes, and which may be returned."""
+    """Options that a search takes in a query string and in a body: number of notes, and conditions on them."""
 
     k: K = 10
-    exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids never to return")
+    exclude: list[NoteId] = Field([], max_length=MAX_EXCLUDED, description="ids of notes never to return")
     min_score: Score | None = Field(
         None,
-        description="least score; from -1 to 1, but for the strategy sum_scores and beside other sources than content",
+        description="minimum score; from -1 to 1, except with the strategy sum_scores or with sources other than "
+        "content",
     )
-    exact: bool = Field(False, description="compare with every note, however many there are")
+    exact: bool = Field(False, description="true: compare with every note (exact search), however many there are")
 
     def as_filter(self) -> Filter:
         return replace(super().as_filter(), exclude=frozenset(self.exclude), exact=self.exact)
@@ -64,45 +65,52 @@ class RankingOptions(SearchOptions):
     """The options of a search, and those of its order."""
 
     min_log_position: LogPosition | None = Field(
-        None, description="answer only from an index that has reached this log position"
+        None,
+        description="log position that the index must have reached; the search waits for it, or fails with 503",
     )
     diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
-        0.0, description="share of novelty in the order (maximal marginal relevance); 0: by score alone"
+        0.0, description="weight of novelty in the ranking (maximal marginal relevance); 0: rank by score alone"
     )
-    max_per_author: Cap | None = Field(None, description="most notes of one author")
-    max_per_category: Cap | None = Field(None, description="most notes of one category")
+    max_per_author: Cap | None = Field(None, description="maximum number of notes by one author")
+    max_per_category: Cap | None = Field(None, description="maximum number of notes of one category")
     collapse_above: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = Field(
-        None, description="notes whose cosine is this or more are one: the best stays, and names its `duplicates`"
+        None,
+        description="minimum cosine similarity of near-duplicates: of these only the best is returned, with the ids "
+        "of the others in its `duplicates`",
     )
     sources: SourcesPreset = Field(
-        "content", description="where candidates come from: content, the vectors; auto: also shared words and readers"
+        "content", description="sources of candidates. content: vectors; auto: also shared words and reading behaviour"
     )
     strategy: Strategy = Field(
         "average",
-        description="average: cosine to 2 mean(positive) - mean(negative), so that weights count among the examples of "
-        "one side alone; best_score: nearest positive against nearest negative; sum_scores: sum of cosines to positive "
-        "less those to negative, so that weights balance both sides",
+        description="average: cosine to 2 mean(positive) - mean(negative), weights count within one side only; "
+        "best_score: most similar positive against most similar negative example; sum_scores: sum of cosines to "
+        "positive minus those to negative examples, weights count across both sides",
     )
     on_missing: OnMissing = Field(
         "error",
-        description="an example that is no stored note (404), or that cannot be read or was embedded by another model "
-        "(409): refused, or left out and named in `missing`",
+        description="an example that does not exist (404), cannot be read or was embedded by another model (409): "
+        "error refuses the request; skip leaves it out and lists it in `missing`",
     )
     explain: bool = Field(
-        False, description="say of each note what made its place; takes the scope notes.read, as `include` does"
+        False,
+        description="true: explain the score of each item; requires the scope notes.read, as `include` does",
     )
     include: list[IncludedField] = Field(
         [],
         max_length=len(get_args(IncludedField)),
-        description="fields of the note that each item is to have as well, in `max_read_bytes` of GET /limits; takes "
+        description="additional note fields of each item, up to `max_read_bytes` of GET /limits in total; requires "
         "the scope notes.read",
     )
-    scenario: Label | None = Field(None, description="a name that binds defaults of all fields; GET /limits lists them")
+    scenario: Label | None = Field(
+        None, description="name of a scenario, which sets defaults for other fields; see GET /limits"
+    )
     user: ReaderId | None = Field(
-        None, description="whom the answer is for: chooses the variant of the scenario, and is not stored"
+        None, description="user that the answer is for; selects the variant of the scenario, and is not stored"
     )
     cursor: Annotated[str, StringConstraints(max_length=64)] | None = Field(
-        None, description='"*" begins a list that is kept for its pages; then `next_cursor` of the page before'
+        None,
+        description='"*" for the first page of a list that is kept for paging; then `next_cursor` of the previous page',
     )
 
     _variant: str | None = PrivateAttr(None)
@@ -156,8 +164,12 @@ class RankingOptions(SearchOptions):
 class SimilarQuery(RankingOptions):
     """GET /notes/{id}/similar: all that a query string can hold."""
 
-    positive: list[NoteId] = Field([], max_length=MAX_EXAMPLES, description="further stored notes to be like")
-    negative: list[NoteId] = Field([], max_length=MAX_EXAMPLES, description="stored notes to be unlike")
+    positive: list[NoteId] = Field(
+        [], max_length=MAX_EXAMPLES, description="ids of further stored notes that results should resemble"
+    )
+    negative: list[NoteId] = Field(
+        [], max_length=MAX_EXAMPLES, description="ids of stored notes that results should differ from"
+    )
 
     def examples(self, note_id: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
         """Return the positive examples, of which the note of the address is the first, and the negative ones."""
@@ -167,29 +179,30 @@ class SimilarQuery(RankingOptions):
 
 
 class ExplanationOut(BaseModel):
-    """Parts of the score that a note is ranked by."""
+    """Parts of the score by which a note is ranked."""
 
     positive: list[float | None] = Field(
-        description="cosines to the queries of the positive examples, in their order; null for a missing one"
+        description="cosine similarities to the query vectors of the positive examples, in request order; null for a "
+        "missing example"
     )
     negative: list[float | None] = Field(
-        description="cosines to the queries of the negative examples, in their order; null for a missing one"
+        description="cosine similarities to the query vectors of the negative examples, in request order; null for a "
+        "missing example"
     )
-    boosts: list[float] = Field(description="what each boost added, in their order")
-    relevance: float = Field(description="what comes of all parts, before diversity")
-    shared_hashtags: list[str] = Field(description="hashtags of the note that a positive example has, too")
+    boosts: list[float] = Field(description="amount that each boost added, in request order")
+    relevance: float = Field(description="relevance that results from all parts, before diversity")
+    shared_hashtags: list[str] = Field(description="hashtags of the note that a positive example also has")
     words: float | None = Field(
-        None, description="what the words shared with the positive examples added; null where words are no source"
+        None, description="amount that words shared with the positive examples added; null if words are not a source"
     )
-    shared_words: list[str] | None = Field(
-        None, description="the rarest of these words; null where words are no source"
-    )
+    shared_words: list[str] | None = Field(None, description="rarest of these words; null if words are not a source")
     behaviour: float | None = Field(
         None,
-        description="what the readers who read it after a positive example added; null where behaviour is no source",
+        description="amount that readers who read the note after a positive example added; null if behaviour is not "
+        "a source",
     )
     co_readers: float | None = Field(
-        None, description="number of these readers, each decayed with its age; null where behaviour is no source"
+        None, description="number of these readers, older reads counting less; null if behaviour is not a source"
     )
 
     @classmethod
@@ -208,27 +221,27 @@ class ExplanationOut(BaseModel):
 
 
 class SimilarItem(BaseModel):
-    """A related note. From `content` to `explanation` a field that does not apply is left out."""
+    """A related note. Fields from `content` to `explanation` are omitted if they do not apply."""
 
     id: str = Field(description="id of the note")
-    score: float = Field(description="cosine, or that of the strategy; higher is closer")
-    position: int = Field(description="place in the whole list, from 1 on")
-    title: str | None = Field(description=f"its first {KEPT_CHARACTERS:,} characters; {DEGRADED}")
+    score: float = Field(description="cosine similarity, or the score of the strategy; higher is more similar")
+    position: int = Field(description="rank in the whole list, starting at 1")
+    title: str | None = Field(description=f"first {KEPT_CHARACTERS:,} characters of the title; {DEGRADED}")
     hashtags: list[str] | None = Field(description=f"{HASHTAGS_MEANING}; {DEGRADED}")
-    category: str | None = Field(description=f"{CATEGORY_MEANING}, or the answer is degraded")
-    author: str | None = Field(description="null: none, or the answer is degraded")
+    category: str | None = Field(description=f"{CATEGORY_MEANING}, or if the answer is degraded")
+    author: str | None = Field(description="name of the author; null if none, or if the answer is degraded")
     content: str | None = Field(None, description=f"whole content; {INCLUDED}")
     created_at: datetime | None = Field(None, description=f"time of creation; {INCLUDED}")
-    expires_at: datetime | None = Field(None, description=f"never returned from this time on; {INCLUDED}")
-    attributes: dict[str, Attribute] | None = Field(None, description=f"values by name; {INCLUDED}")
+    expires_at: datetime | None = Field(None, description=f"time from which the note is no longer returned; {INCLUDED}")
+    attributes: dict[str, Attribute] | None = Field(None, description=f"attributes by name; {INCLUDED}")
     generated: GeneratedOut | None = Field(None, description=f"what the model generated; {INCLUDED}")
-    revision: int | None = Field(None, description=f"number of its last write; {INCLUDED}")
+    revision: int | None = Field(None, description=f"revision of the note; {INCLUDED}")
     log_position: str | None = Field(None, description=f"{LAST_WRITE}; {INCLUDED}")
     duplicates: list[str] | None = Field(
-        None, description="ids of the near-duplicates that it stands for; only with `collapse_above`"
+        None, description="ids of the near-duplicates that this note stands for; only with `collapse_above`"
     )
     explanation: ExplanationOut | None = Field(
-        None, description="what made its place; only with `explain`, where the index has the note"
+        None, description="explanation of the score; only with `explain`, and if the index still has the note"
     )
 
     @classmethod
@@ -251,39 +264,41 @@ class SimilarItem(BaseModel):
 
 
 class SimilarOut(BaseModel):
-    """Related notes. From `variant` on a field that does not apply is left out."""
+    """Related notes. Fields from `variant` on are omitted if they do not apply."""
 
-    note_id: str | None = Field(description="id of the address; null at an address without one")
-    recommendation_id: str = Field(description="names this answer; all pages of a list share it")
-    items: list[SimilarItem] = Field(description="the best first")
+    note_id: str | None = Field(description="id of the note in the path; null if the path has none")
+    recommendation_id: str = Field(description="id of this answer, the same on all pages of a list; send it in events")
+    items: list[SimilarItem] = Field(description="related notes, best first")
     complete: bool = Field(
-        description="true: there are `k` items, or no further note passes; false: some may be missing"
+        description="true: there are `k` items, or no further note matches; false: some may be missing"
     )
-    degraded: bool = Field(description="true: the store is away; only ids and scores are known, and were not checked")
+    degraded: bool = Field(
+        description="true: the store is unavailable; only ids and scores are known, and were not checked"
+    )
     model: ModelName
     log_position: str = Field(description="log position that the index had reached")
     variant: str | None = Field(
-        None, description="variant of the scenario that the user has; send it in events of this answer"
+        None, description="variant of the scenario that applies to the user; send it in events about this answer"
     )
     next_cursor: str | None = Field(
         None,
-        description="`cursor` of the next page; null at the end of the list. A degraded answer has null too, and is no "
-        "end: send the same `cursor` again",
+        description="`cursor` of the next page; null at the end of the list. It is also null in a degraded answer, "
+        "which does not end the list: send the same `cursor` again",
     )
     missing: list[str] | None = Field(
         None,
-        description="examples that were left out: there are no such notes, or they cannot be read or were embedded by "
+        description="ids of examples that were left out: they do not exist, cannot be read or were embedded by "
         "another model",
     )
     unread: list[str] | None = Field(
         None,
-        description="ids of items whose fields of `include` are null: beyond `max_read_bytes` in all, or changed "
-        "meanwhile; POST /notes/get has them",
+        description="ids of items whose `include` fields are null, because they exceed `max_read_bytes` in total or "
+        "changed meanwhile; read them with POST /notes/get",
     )
     removed: dict[str, int] | None = Field(
         None,
-        description="only with `explain`: numbers of notes that `filter` left out (all conditions), and of candidates "
-        "that `max_per_author`, `max_per_category` and `collapse_above` passed over, by these names",
+        description="only with `explain`: number of notes left out by `filter` (all conditions), and of candidates "
+        "left out by `max_per_author`, `max_per_category` and `collapse_above`, under these names",
     )
 
     @classmethod

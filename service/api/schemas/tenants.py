@@ -11,16 +11,18 @@ from service.tenants import Tenant
 
 
 class TenantOut(BaseModel):
-    """One tenant at this replica."""
+    """State of a tenant on this replica."""
 
     name: str = Field(description="name of the tenant")
     state: Literal["opening", "failed", "ready", "behind"] = Field(
-        description="opening: its index is being built, and its requests get 503; failed: it could not be opened, its "
-        "requests get 503, and it is tried again; behind: its index does not follow the store at the moment"
+        description="opening: its index is being built, and its requests get 503; failed: it could not be opened, "
+        "its requests get 503, and opening it is retried; ready: it serves requests; behind: its index does not "
+        "follow the store at the moment"
     )
-    detail: str = Field(description="the state in words")
+    detail: str = Field(description="description of the state")
     notes: int | None = Field(
-        description="number of notes in this replica's index, with those of another model; null: it is not open"
+        description="number of notes in this replica's index, including those of another model; null if the tenant "
+        "is not open"
     )
 
     @classmethod
@@ -35,6 +37,6 @@ class TenantOut(BaseModel):
 
 
 class TenantsOut(BaseModel):
-    """Tenants that this replica knows: open ones, and those that are opening or failed to."""
+    """Tenants on this replica: those that are open, are being opened, or could not be opened."""
 
-    tenants: list[TenantOut] = Field(description="by name")
+    tenants: list[TenantOut] = Field(description="tenants, sorted by name")

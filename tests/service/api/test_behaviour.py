@@ -313,7 +313,7 @@ def test_export_of_reads_ends_with_a_problem_where_a_purge_has_the_events_read_a
     [
         pytest.param(["export-events", "clicks.csv"], "must end in .jsonl", id="file-of-another-form"),
         pytest.param(["export-events", "nowhere/clicks.jsonl"], "not exported", id="no-folder"),
-        pytest.param(["report", "--by", "colour"], "knows scenario", id="unknown-dimension"),
+        pytest.param(["report", "--by", "colour"], "must be some of scenario", id="unknown-dimension"),
     ],
 )
 def test_a_command_about_events_says_what_is_wrong(

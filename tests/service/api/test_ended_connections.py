@@ -83,6 +83,6 @@ def test_failure_of_a_connection_is_logged_and_is_500(
     with structlog.testing.capture_logs() as lines, connected(url) as connection, monkeypatch.context() as patch:
         patch.setattr(BoundedProtocol, "_call_app", fail)
         connection.sendall(GET)
-        assert "our fault" in problem_in(connection, 500)
+        assert "internal error" in problem_in(connection, 500)
     assert ("connection_failed", True) in [(line["event"], line.get("exc_info")) for line in lines]
     assert ended(client, "failed") == before + 1

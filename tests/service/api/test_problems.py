@@ -46,7 +46,7 @@ def test_refused_method_is_answered_with_all_methods_of_the_address(
     [
         ("/notes", {"id": "a b", "title": "x"}, "/id", "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -"),
         ("/notes/get", {"ids": ["/"]}, "/ids/0", "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -"),
-        ("/similar", {"title": "x", "user": "a b"}, "/user", "must have 1 to 128 characters without white"),
+        ("/similar", {"title": "x", "user": "a b"}, "/user", "must have 1 to 128 characters, none of them white"),
         ("/similar", {"title": "x", "min_log_position": "5"}, "/min_log_position", "must be a log position"),
         ("/similar", {"title": "x", "attribute": ["en"]}, "/attribute/0", "must be name:value"),
         ("/generate/hashtags", {"title": "x", "language": "English"}, "/language", "must be an ISO 639 code"),
@@ -65,7 +65,7 @@ def test_text_of_a_wrong_form_is_answered_in_words(
 def test_year_in_the_place_of_a_time_is_refused(client: httpx2.Client) -> None:
     for address in ("/notes?created_after=2026", "/notes/sample-en-001/similar?created_before=2026"):
         (error,) = client.get(address).json()["errors"]
-        assert error["detail"] == "must be ISO 8601 with its zone: a number counts seconds since 1970"
+        assert error["detail"] == "must be ISO 8601 with a time zone: a number is read as seconds since 1970"
 
 
 @pytest.mark.parametrize("address", ["/notes/sample-en-001/similar", "/notes"])

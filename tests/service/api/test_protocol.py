@@ -174,7 +174,7 @@ def test_probes_and_metrics_are_answered_over_the_bound_and_all_else_is_counted(
         assert client.get(path).status_code == 200
     with connected(url) as connection:
         connection.sendall(2 * (POST + b"Content-Length: 2\r\n\r\n{}") + GET)
-        assert "too many connections" in problem_in(connection, 503)
+        assert "too many open connections" in problem_in(connection, 503)
     assert gauge(client, "notellm_connections_refused_total") == refused + 1
 
 
@@ -196,7 +196,7 @@ def test_connection_over_the_bound_waits_for_its_head_for_a_shorter_time(
     monkeypatch.setattr(protocol, "SPARE_HEAD_SECONDS", SHORT)
     with connected(url) as connection:
         connection.sendall(GET[:10])
-        assert "came too slowly" in problem_in(connection, 408)
+        assert "arrived too slowly" in problem_in(connection, 408)
 
 
 @pytest.mark.usefixtures("full")

@@ -117,7 +117,7 @@ def test_the_choice_of_a_user_is_for_ever() -> None:
             "[feed.variants.a]\nshare = 0.6\n[feed.variants.b]\nshare = 0.6", "more than 1", id="shares-above-one"
         ),
         pytest.param("[feed.variants.a]\nshare = 0.5\ncolour = 1", "'feed.variants.a': /colour", id="unknown-field"),
-        pytest.param("[feed.variants.a]\nshare = 0.5\nuser = 'u'", "belongs to one request", id="user"),
+        pytest.param("[feed.variants.a]\nshare = 0.5\nuser = 'u'", "belongs to a single request", id="user"),
         pytest.param("[feed]\nvariants = 3", "variants: must be", id="no-table"),
     ],
 )

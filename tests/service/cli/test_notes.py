@@ -360,7 +360,7 @@ def test_import_says_in_words_why_notes_are_rejected(start_with: StartWith, tmp_
     assert json.loads(result.stdout)["rejected"] == 2, result.stderr
     said = dict(line.split(": ", 1) for line in result.stderr.splitlines() if line.startswith(("large", "wrong")))
     assert said["large"].endswith("See GET /limits.")
-    assert said["wrong"].endswith("; /vector: is no base64 of 32-bit floats")
+    assert said["wrong"].endswith("; /vector: must be 32-bit floats in base64")
 
 
 def test_notes_that_are_too_large_for_one_request_together_are_sent_in_parts(

@@ -282,7 +282,7 @@ def test_text_without_hashtags_is_told_why(shared: Process) -> None:
 
 def test_ingest_that_is_refused_says_which_option_is_wrong(shared: Process, notes_file: Path) -> None:
     result = shared.call("ingest", str(notes_file), "--generate", "hashtag")
-    assert (result.exit_code, "/query/generate: knows hashtags and category" in result.stderr) == (1, True)
+    assert (result.exit_code, "/query/generate: must be hashtags, category or both" in result.stderr) == (1, True)
 
 
 def test_ingest_reads_notes_from_standard_input(shared: Process) -> None:

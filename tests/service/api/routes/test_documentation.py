@@ -102,13 +102,13 @@ def test_each_address_that_needs_a_key_documents_how_it_refuses(described: Json)
 
 
 def test_options_of_a_search_have_the_same_defaults_in_a_query_string_and_in_a_body(described: Json) -> None:
-    default = re.compile(r"\S+ by default, unless a scenario binds it")
+    default = re.compile(r"default: .+, unless a scenario sets another")
     body = described["components"]["schemas"]["SimilarIn"]["properties"]
     query = parameters(described["paths"]["/notes/{note_id}/similar"]["get"])
     stated = {name: default.findall(field.get("description", "")) for name, field in body.items()}
     named = {name: default.findall(query[name]["description"]) for name in query if stated.get(name)}
     assert {"k", "exact", "diversity", "strategy", "on_missing", "explain"} <= named.keys()
-    assert named.pop("sources") == ['"content" by default, unless a scenario binds it']  # a body takes weights, too
+    assert named.pop("sources") == ['default: "content", unless a scenario sets another']  # a body takes weights, too
     assert {name: stated[name] for name in named} == named
 
 

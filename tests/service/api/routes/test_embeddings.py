@@ -64,8 +64,8 @@ def test_text_beyond_what_the_model_reads_says_truncated(client: httpx2.Client) 
 @pytest.mark.parametrize(
     ("body", "pointer", "says"),
     [
-        ({"input": [1, 2, 3]}, "/input", "takes no tokens"),
-        ({"input": [[1, 2], [3]]}, "/input", "takes no tokens"),
+        ({"input": [1, 2, 3]}, "/input", "tokens are not supported"),
+        ({"input": [[1, 2], [3]]}, "/input", "tokens are not supported"),
         ({"input": []}, "/input", "at least 1 item"),
         ({"input": ["text"] * 257}, "/input", "at most 256 items"),
         ({"input": None}, "/input", "valid list"),
@@ -73,7 +73,7 @@ def test_text_beyond_what_the_model_reads_says_truncated(client: httpx2.Client) 
         ({"input": ["text", " \n"]}, "/input/1", "must not be empty"),
         ({"input": ["text", 1]}, "/input/1", "valid string"),
         ({"model": "text-embedding-3-small"}, "/model", "must be 'tiny'"),
-        ({"dimensions": 3}, "/dimensions", "or left out"),
+        ({"dimensions": 3}, "/dimensions", "or omitted"),
         ({"dimensions": 0}, "/dimensions", "greater than or equal to 1"),
         ({"encoding_format": "hex"}, "/encoding_format", "'float' or 'base64'"),
         ({"colour": "red"}, "/colour", "is not a known field"),

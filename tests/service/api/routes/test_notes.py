@@ -250,7 +250,7 @@ def test_bad_input_is_refused_with_a_pointer(
 
 @pytest.mark.parametrize(
     ("field", "how"),
-    [("title", '""'), ("content", '""'), ("hashtags", "[]"), ("attributes", "{}"), ("created_at", "leave it out")],
+    [("title", '""'), ("content", '""'), ("hashtags", "[]"), ("attributes", "{}"), ("created_at", "omit it")],
 )
 def test_patch_with_null_for_a_field_it_does_not_clear_says_how_to(client: httpx2.Client, field: str, how: str) -> None:
     post(client, NOTE)
@@ -258,7 +258,7 @@ def test_patch_with_null_for_a_field_it_does_not_clear_says_how_to(client: httpx
     assert answer.status_code == 422, answer.text
     (error,) = answer.json()["errors"]
     assert error["pointer"] == f"/{field}"
-    assert error["detail"].startswith("null clears category, author and expires_at alone")
+    assert error["detail"].startswith("null clears only category, author and expires_at")
     assert how in error["detail"]
 
 
@@ -287,7 +287,7 @@ def test_attribute_that_is_a_number_beyond_what_is_kept_exactly_is_refused(clien
         assert answer.status_code == 422, answer.text
         (error,) = answer.json()["errors"]
         assert error["pointer"] == "/attributes/seq"
-        assert error["detail"].endswith("send a text")
+        assert error["detail"].endswith("send it as a string")
 
 
 def test_attributes_that_are_the_largest_numbers_are_kept_exactly(client: httpx2.Client) -> None:

@@ -81,6 +81,6 @@ def test_language_that_the_model_does_not_write_is_refused(
         assert "problem" not in answer.text
     refused = reader.post(route, json=SHORT | {"language": "zh"})
     assert refused.status_code == 422
-    assert "the model that serves writes hashtags in en, de; leave it out" in refused.text
+    assert "the serving model writes hashtags in en, de; omit the field" in refused.text
     assert "does not declare" in client.post(route, json=SHORT | {"language": "en"}).text
     assert reader.post(route, json=SHORT | {"language": "English"}).status_code == 422

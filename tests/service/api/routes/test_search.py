@@ -264,7 +264,7 @@ def test_unknown_examples_are_skipped_and_named(client: httpx2.Client) -> None:
 
 
 def test_search_with_too_few_examples_left_says_so(client: httpx2.Client) -> None:
-    too_few = "too few examples are left to rank by: give others (with the strategy average, a positive one)."
+    too_few = "too few examples are left to rank by: add others (with the strategy average, a positive one)."
     for negative in ([], examples("s1")):
         for on_missing, remedy in (("skip", too_few), ("error", "are left out.")):
             body = {"positive": examples("nobody"), "negative": negative, "on_missing": on_missing}
