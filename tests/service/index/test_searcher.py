@@ -152,8 +152,8 @@ def test_filtered_search_finds_note_that_passes_before_and_after_a_change_betwee
     monkeypatch: pytest.MonkeyPatch, owner: type, step: str, where: Filter, seed: int
 ) -> None:
     """The change comes after the first call of `step` in a search. The note keeps its row, unless `seed` gives it
-    another vector; its seats are new to the index, its hashtag is not. After `read`, the tags that it had are forgotten.
-    Where the note keeps its row, `passing` must find it as well."""
+    another vector; its seats are new to the index, its hashtag is not. After `read`, its old tags are forgotten. Where
+    the note keeps its row, `passing` must find it as well."""
 
     def version(hashtag: str, seats: int = 10, seed: int = 1) -> StoredNote:
         created_at = 9.0 if hashtag == "odd" else 1.0
