@@ -224,7 +224,7 @@ async def test_list_that_began_with_few_places_takes_more_when_others_leave(
             "put_each": lambda: recommender.put_each([(note, GENERATE_NOTHING) for note in notes], None, urgency),
             "embed": lambda: recommender.embed(notes, urgency),
         }
-        with batcher.admit(88, VECTOR_ONLY, PATIENT):  # of 90 places that a bulk list may take
+        with batcher.admit(88, VECTOR_ONLY, PATIENT):  # leaves 2 of the 90 places that a bulk list may take
             late = group.create_task(use_cases[use_case]())
             await eventually(lambda: engine.live and batcher.waiting == 1)
         engine.steps.release(2)

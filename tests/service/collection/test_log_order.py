@@ -25,7 +25,7 @@ ANY = Filter()
 
 
 class BusyStore(GatedStore):
-    """A store in which a note is rewritten, or removed, between the look at the index and the read of the notes."""
+    """A store in which a note is rewritten, or removed, between the look-up in the index and the read of the notes."""
 
     rewritten = ""
     removed = ""

@@ -1,4 +1,4 @@
-"""Connection: errors of the client become StoreUnavailable if Redis is away, and nothing else does."""
+"""Connection: which errors of the client become StoreUnavailable, and connections after a failover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers say about notes that the model reads only in part, or whose script it does not read."""
+"""Answers about notes that the model reads only in part, or whose script it does not read."""
 
 from __future__ import annotations
 
