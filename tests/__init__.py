@@ -1,1 +1,1 @@
-"""The tests, in the folders of what they test."""
+"""Tests, in folders named like those of the code that they test."""

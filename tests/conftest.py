@@ -30,7 +30,7 @@ from model.inference.engine import Engine
 from model.notellm import NoteLLM
 from model.weights import resolve
 
-torch.set_num_threads(1)  # on a busy machine with two cores, two threads wait for each other: ten times slower
+torch.set_num_threads(1)  # two threads on two busy cores wait for each other, which is ten times slower
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("repeatable")  # examples have no deadline, and every run has the same ones
@@ -80,7 +80,7 @@ FAMILIES: dict[str, PreTrainedConfig] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files of LONGEST first; the others keep their order."""
+    """Run the files of LONGEST first; the others keep their order."""
     tests = Path(__file__).parent
     places = {tests / name: place for place, name in enumerate(LONGEST)}
     assert all(map(Path.is_file, places)), "LONGEST names a file that is not there"
@@ -89,8 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def process_settings() -> Iterator[None]:
-    """Restore what a command run in the test's process sets for the whole process: PyTorch's number of threads, and the
-    handler of SIGTERM."""
+    """Restore the process-wide settings that a command run in the test's process may change: PyTorch's number of
+    threads and the SIGTERM handler."""
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     yield
     if torch.get_num_threads() != threads:

@@ -8,6 +8,6 @@ import pytest
 
 
 def require(present: bool, reason: str) -> None:
-    """Skip the test if what it needs is not present. In CI the test fails instead: .ci/run installs everything."""
+    """Skip the test unless its requirement is `present`. In CI the test fails instead: .ci/run installs everything."""
     if not present:
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)

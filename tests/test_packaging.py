@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it runs from another folder than the checkout."""
+"""Tests of the wheel: its contents, and that it runs outside the checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel of this checkout, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
-    # A copy, since the build writes into the folder that it builds.
+    # Build from a copy, since the build writes into its source folder.
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{ROOT}", folder / "source"], check=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(folder / "source")], check=True)
@@ -51,5 +51,5 @@ def test_installed_wheel_describes_the_same_api(wheel: Path, tmp_path: Path):
         text=True,
         check=True,
     )
-    assert result.stderr.startswith(str(target))  # and not the checkout, which the environment knows too
+    assert result.stderr.startswith(str(target))  # not from the checkout, which the environment can import as well
     assert result.stdout == (ROOT / "docs" / "openapi.json").read_text()

@@ -1,4 +1,4 @@
-"""The benchmark of the blend: the order of its replay, what a query knew, and what it says of made clicks."""
+"""Tests of the blend benchmark: the replay order, the clicks known to each query, and results on synthetic clicks."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_a_note_is_a_hit_among_the_first_hundred_without_the_query() -> None:
 
 
 def test_behaviour_counts_once_there_is_some_and_content_before() -> None:
-    """Content finds nothing but the target of every tenth user; behaviour finds what all others click."""
+    """Content never finds the target; behaviour finds it, since every user clicks the same two notes."""
 
     def content(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         scores = np.zeros((len(rows), len(NOTES)))
-        scores[:, 150:350] = 0.5  # what hides the target from content
+        scores[:, 150:350] = 0.5  # more than 100 notes that outrank the target
         return scores
 
     clicks = [

@@ -1,4 +1,4 @@
-"""From hand-made records to rows with a value, a comparison and a verdict."""
+"""Tests of claims: hand-made records become rows with a value, a comparison and a verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECALL = Contest("Recall@100", MICROLENS, partial(hits, COLD_COLD), RIVAL, MinRa
 
 
 def test_contest_row_says_ratio_and_whether_target_is_met(tmp_path: Path):
-    # 80 of 100 against 40 of 100, a query each, ours never behind.
+    # 80 hits of 100 against 40 of 100; each pair has its own query, and ours is never behind.
     ours, rival = [1] * 80 + [101] * 20, [100] * 40 + [1000] * 60
     row = RECALL.row(read_runs(write_records(tmp_path, a=record(OURS, ours), b=record(RIVAL, rival))))
     assert (row["what"], row["value"], row["unit"]) == ("microlens50k, Recall@100", 80.0, "%")
@@ -42,7 +42,7 @@ def test_deficit_target_counts_points_behind_the_rival(tmp_path: Path):
 
 @pytest.mark.parametrize("shared", ["queries", "targets"])
 def test_pairs_of_one_query_or_target_count_as_one_observation(shared: str, tmp_path: Path):
-    # Of twenty queries or targets one makes the difference, with twenty pairs.
+    # The whole difference comes from one of 21 queries or targets, which has twenty of the forty pairs.
     ours, rival = [1] * 40, [1] * 20 + [500] * 20
     same = {shared: [*range(20), *[20] * 20]}
     row = RECALL.row(read_runs(write_records(tmp_path, a=record(OURS, ours, **same), b=record(RIVAL, rival, **same))))

@@ -1,4 +1,4 @@
-"""The GPU kit without a card: what is packed is joined and runs, and each step ends and says what it left out."""
+"""Tests of the GPU kit without a card: packed parts join and run, and each step ends and reports what it skipped."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_exit_status_tells_failures_before_what_was_left_out() -> None:
     [
         (JUNIT.format(failures=0), 0, "7 passed", True),
         (JUNIT.format(failures=3), 1, "4 passed", False),
-        ("", -11, "0 passed", False),  # a process that ended by a signal wrote no report
+        ("", -11, "0 passed", False),  # a process that was ended by a signal wrote no report
     ],
 )
 def test_contract_row_counts_tests_and_is_met_where_none_failed(

@@ -1,4 +1,4 @@
-"""Distillation by the GPU kit, rehearsed without a card: packed, run in goes, stopped, and exported in parts."""
+"""Tests of the GPU kit's distillation without a card: pack, run in several goes, stop, and export in parts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def steps(log: Path) -> list[int]:
 def test_packed_distillation_goes_on_and_its_checkpoint_serves(
     recipe: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run of the same command does a step more. The machine with the card has no DuckDB."""
+    """Each run of the same command does one more step. DuckDB is made unavailable, as on the machine with the card."""
     lacking = tmp_path / "lacking"
     lacking.mkdir()
     (lacking / "duckdb.py").write_text("raise ModuleNotFoundError(name='duckdb')")

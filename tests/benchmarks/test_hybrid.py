@@ -1,4 +1,4 @@
-"""Pools of words beside vectors, whose ties the ids do not decide."""
+"""Tests of the hybrid benchmark: candidate pools of words and vectors, where ties are not broken by ids."""
 
 from __future__ import annotations
 

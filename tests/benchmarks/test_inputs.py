@@ -1,4 +1,4 @@
-"""Synthetic vectors of the benchmarks: as long as those of the shipped checkpoint, and near to their bases."""
+"""Tests of the benchmarks' synthetic vectors: the shipped checkpoint's dimension, and near to their bases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmark of two replicas looks for afterwards."""
+"""Tests of the checks in the two-replica benchmark: secrets in logs, lost notes, and its balancer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From result files to the tables of docs/benchmarks.md."""
+"""Tests of the report: result files become the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that make a record again, and their order."""
+"""Tests of the commands that reproduce a record, and of their order."""
 
 from __future__ import annotations
 

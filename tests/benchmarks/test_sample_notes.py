@@ -1,4 +1,4 @@
-"""Sample notes that are measured."""
+"""Tests of which sample notes the benchmark measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load scenarios: their files are read, and ask for what the API has. tests/deploy runs one against a service."""
+"""Tests of load scenarios: files are read and use existing API operations. tests/deploy runs one on a service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service of a benchmark ends with it."""
+"""Tests of ServiceProcess: a benchmark's service ends with the benchmark, and lists its notes over all pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_service_ends_where_its_benchmark_fails(tiny_checkpoint: Path) -> None:
             pids.append(service.pid)
             raise RuntimeError("the benchmark failed")
 
-    with tempfile.TemporaryDirectory(prefix="nl-") as folder:  # short: a unix socket's path is limited
+    with tempfile.TemporaryDirectory(prefix="nl-") as folder:  # short, since a unix socket's path has a length limit
         with pytest.raises(RuntimeError, match="the benchmark failed"):
             benchmark(folder)
         with pytest.raises(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""From hand-made records to the tables and plots of docs/results.md."""
+"""Tests of the tables and plots of docs/results.md, made from hand-made records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.benchmarks.handmade import RIVAL, record, record_with_hashtags, write
 
 
 def cells(markdown: str) -> list[dict[str, str]]:
-    """Rows of a Markdown table by title."""
+    """Rows of a Markdown table, as cells by column title."""
     titles, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in markdown.splitlines()]
     return [dict(zip(titles, row, strict=True)) for row in rows]
 
@@ -33,8 +33,8 @@ def test_each_record_has_a_row_and_lacking_figures_are_empty(tmp_path: Path):
     (related,) = cells(table(runs, RELATED))
     assert related["cold-cold R@10 / 100 / 1000"] == "100.0 / 100.0 / 100.0"
     assert related["cold-all R@10 / 100 / 1000"] == ""
-    assert results(runs).count("| y |") == 1  # where it comes from; it has no figure
-    assert results(runs).count("| x-seed3 |") == 4  # that, related notes, by exposure, hashtags
+    assert results(runs).count("| y |") == 1  # only in the table of origins: it has no figures
+    assert results(runs).count("| x-seed3 |") == 4  # origins, related notes, by exposure, hashtags
 
 
 def test_record_of_an_earlier_version_is_refused_by_name(tmp_path: Path):

@@ -1,1 +1,1 @@
-"""Tests of what is in deploy/."""
+"""Tests of deploy/."""

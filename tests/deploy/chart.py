@@ -1,4 +1,4 @@
-"""The Helm chart as Helm's own engine renders it."""
+"""Helpers that render the Helm chart with Helm's own engine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.deploy import helm
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "notellm"
 SPANS_SECONDS = 10
-"""Bound on the seconds that the exporter takes to send the last spans."""
+"""Seconds that the exporter takes at most to send the last spans."""
 EXAMPLES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
 CLEANUP_SECONDS = STOP_SECONDS + SPANS_SECONDS
-"""Seconds that a process may take to end after it has answered all requests and emptied the queue: in this time the
-embedded store stops, and spans are sent."""
+"""Seconds that a process may take to end after it has answered all requests and emptied the queue: the embedded store
+stops, and the last spans are sent."""
 RELEASE, NAMESPACE = "shop", "prod"
 PASSWORD = "correct-horse-battery-staple"
 

@@ -1,5 +1,5 @@
-"""Helm's engine, in its own process: its Go runtime replaces signal handlers, and has crashed processes in which
-OpenVINO and PyTorch were loaded, too."""
+"""Helm's engine, run in a separate process: its Go runtime replaces signal handlers, and has crashed processes that had
+also loaded OpenVINO and PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class HelmError(ValueError):
-    """Helm refuses the values or the chart; the message is Helm's."""
+    """Helm refused the values or the chart; the message is Helm's."""
 
 
 def render(chart: Path, values: dict[str, Any], *, release: str, namespace: str) -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""deploy/audit.sh passes, fails or says NOT AUDITED, by what pip-audit answers. A script takes the place of pip-audit,
-since these tests reach no vulnerability service."""
+"""Tests of deploy/audit.sh: it passes, fails or prints NOT AUDITED, depending on pip-audit's output. A script stands in
+for pip-audit, since these tests cannot reach a vulnerability service."""
 
 from __future__ import annotations
 

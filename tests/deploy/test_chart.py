@@ -1,4 +1,4 @@
-"""The Helm chart: rendered by Helm's engine, valid for Kubernetes, safe in each set of values, or refused."""
+"""Tests of the Helm chart, rendered by Helm's engine: each set of values is valid and safe, or refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.service.process import wait_until
 KUBERNETES = ("1.27", "1.34")
 """The oldest version that Chart.yaml allows, and a recent one."""
 CUSTOM_RESOURCES = ("ServiceMonitor", "PrometheusRule", "ScaledObject")
-"""Kinds of operators, whose schemas Kubernetes does not have."""
+"""Kinds that operators define; Kubernetes itself has no schemas for them."""
 each_set = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 
 
@@ -73,7 +73,7 @@ def test_names_are_unique_in_their_kind():
 
 
 def check_hardened(pod: dict[str, Any]) -> None:
-    """Assert what the restricted pod security standard asks for, and more."""
+    """Assert that the pod meets the restricted pod security standard, and has resource bounds."""
     spec = pod["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
@@ -127,7 +127,7 @@ def test_any_values_are_refused_or_hardened(values: dict[str, Any]):
 
 
 def check_keys_are_needed(objects: list[dict[str, Any]], insecure: bool) -> None:
-    """Assert that the service has a bootstrap key, or is told to do without; and that those who ask it have it too."""
+    """Assert that the service and its clients in the chart have the bootstrap key, or that keys are switched off."""
     variables = environment(chart.api(objects))
     assert ("NOTELLM_BOOTSTRAP_KEY" in variables) is not insecure
     assert (variables.get("NOTELLM_INSECURE") == "1") is insecure
@@ -140,7 +140,7 @@ def check_keys_are_needed(objects: list[dict[str, Any]], insecure: bool) -> None
 
 
 def check_replicas_share_their_store(objects: list[dict[str, Any]]) -> None:
-    """Assert that only a pod with a Redis has others beside it, now or by an autoscaler."""
+    """Assert that without an external Redis there is exactly one replica and no autoscaler."""
     (deployment,) = of_kind(objects, "Deployment")
     if "NOTELLM_REDIS_URL" not in environment(chart.api(objects)):
         assert deployment["spec"]["replicas"] == 1
@@ -149,7 +149,7 @@ def check_replicas_share_their_store(objects: list[dict[str, Any]]) -> None:
 
 
 def check_secrets_stay_in_secrets(objects: list[dict[str, Any]]) -> None:
-    """Assert that a password is in no object but a Secret: in no argument, variable, annotation or file."""
+    """Assert that only Secrets contain the password: no argument, variable, annotation or file has it."""
     for document in objects:
         if document["kind"] != "Secret":
             assert PASSWORD not in json.dumps(document)
@@ -201,7 +201,7 @@ def test_network_policy_covers_pods_that_listen(values: dict[str, Any]):
             assert [policy["policyTypes"] for policy in covering] == [["Ingress", "Egress"]]
 
 
-# What the service is told
+# Settings of the service
 
 
 @each_set
@@ -247,7 +247,7 @@ def test_pod_outlives_drain_and_shutdown(values: dict[str, Any]):
     pod = chart.api(documents({**values, "drainSeconds": 40, "shutdownSeconds": 90}))
     variables = environment(pod)
     assert (variables["NOTELLM_DRAIN_SECONDS"], variables["NOTELLM_SHUTDOWN_SECONDS"]) == ("40", "90")
-    # Requests in flight may take the time of a shutdown, and the notes that still wait for the model as long again.
+    # In-flight requests may take the whole shutdown time, and notes still queued for the model as long again.
     assert pod["terminationGracePeriodSeconds"] > 40 + 2 * 90 + chart.CLEANUP_SECONDS
 
 
@@ -283,7 +283,7 @@ def test_gpu_takes_its_image_and_device():
     assert environment(pod)["NOTELLM_INDEX_DEVICE"] == "cuda"
 
 
-# What must fit together
+# References between objects
 
 
 def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
@@ -310,7 +310,7 @@ def test_store_of_the_chart_is_where_the_service_looks():
     (service,) = [s for s in of_kind(objects, "Service") if s["metadata"]["name"] == f"{RELEASE}-valkey"]
     port = service["spec"]["ports"][0]["port"]
     assert variables["NOTELLM_REDIS_URL"] == f"redis://:$(VALKEY_PASSWORD)@{service['metadata']['name']}:{port}/0"
-    # Kubernetes replaces $(NAME) only by a variable that comes before.
+    # Kubernetes expands $(NAME) only if that variable is defined earlier in the list.
     assert list(variables).index("VALKEY_PASSWORD") < list(variables).index("NOTELLM_REDIS_URL")
     assert variables["VALKEY_PASSWORD"] == environment(valkey["spec"]["template"]["spec"])["REDISCLI_AUTH"]
 
@@ -320,12 +320,12 @@ def test_scalers_scale_the_deployment():
         objects = documents(VALUES[name])
         (deployment,), (scaler,) = of_kind(objects, "Deployment"), of_kind(objects, kind)
         assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-        assert "replicas" not in deployment["spec"]  # else each upgrade would undo what the scaler has done
+        assert "replicas" not in deployment["spec"]  # otherwise each upgrade would reset the autoscaler's count
         assert of_kind(objects, "PodDisruptionBudget")
 
 
 def test_one_replica_has_no_disruption_budget():
-    assert of_kind(documents({}), "PodDisruptionBudget") == []  # it would keep the node from being drained
+    assert of_kind(documents({}), "PodDisruptionBudget") == []  # a budget for one replica would block draining its node
 
 
 @pytest.mark.parametrize("values", [{}, {"redis": {"existingSecret": "r"}}], ids=["embedded", "shared"])
@@ -405,7 +405,7 @@ def test_rendering_twice_gives_the_same():
     assert render(VALUES["everything"]) == render(VALUES["everything"])
 
 
-# What is refused
+# Refused values
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "replicas-embedded": ({"replicas": 2}, "requires a shared store"),
@@ -468,12 +468,12 @@ def test_values_that_cannot_work_are_refused(values: dict[str, Any], reason: str
         render(copy.deepcopy(values))
 
 
-# What runs
+# Running the chart's commands
 
 
 @pytest.fixture
 def socket_folder() -> Iterator[Path]:
-    """A folder whose path leaves room for a socket's name, which tmp_path may not."""
+    """A folder with a path short enough for a unix socket; that of tmp_path may be too long."""
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:
         yield Path(folder)
 

@@ -1,4 +1,4 @@
-"""The Compose files: every container is bounded and without rights, and told only what the service knows."""
+"""Tests of the Compose files: every container is bounded and unprivileged, and gets only settings that exist."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_container_may_have_the_threads_of_hundreds_of_tenants(service: dict[str
 
 @each_of_ours
 def test_every_folder_that_is_written_is_a_volume(service: dict[str, Any]):
-    """/cache is one by the image's VOLUME."""
+    """/cache is not listed here: the image declares it with VOLUME."""
     mounts = {volume.split(":")[1] for volume in service["volumes"]} | set(service["tmpfs"])
     assert {"/data", "/tmp"} <= mounts
 
@@ -70,7 +70,7 @@ def test_password_is_in_no_argument(service: dict[str, Any]):
 
 
 def options_of(command: list[str]) -> set[str]:
-    """Lines of the configuration that a Valkey's command gives it."""
+    """Lines of the configuration in a Valkey container's command, without maxmemory."""
     lines = command[-1].replace("$$", "$").splitlines()
     return {line for line in lines if not line.startswith("maxmemory ")}
 
@@ -117,7 +117,7 @@ def test_service_has_a_key_or_this_machine_alone(service: dict[str, Any]):
 
 @pytest.mark.parametrize("path", [QUICK, FULL], ids=["quick", "full"])
 def test_secret_is_a_file_that_is_mounted(path: Path):
-    """Compose copies a secret of a variable into the root of the container, and fails where that is read-only."""
+    """Compose copies a secret from a variable into the container's root file system, and fails if that is read-only."""
     compose = yaml.safe_load(path.read_text())
     for name in {secret for service in compose["services"].values() for secret in service.get("secrets", ())}:
         assert set(compose["secrets"][name]) == {"file"}

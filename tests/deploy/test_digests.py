@@ -1,4 +1,4 @@
-"""Images of others: each is named by its full version and its digest, the same one everywhere."""
+"""Tests of third-party images: each is pinned by full version and digest, the same digest everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPOSE = ("docker-compose.yml", "deploy/compose/compose.yaml")
 
 
 def images() -> Iterator[tuple[str, str]]:
-    """Each image that is not built here, with the file that names it."""
+    """Yield the file that names it and the reference of each image that is not built here."""
     dockerfile = (ROOT / "Dockerfile").read_text()
     stages = set(re.findall(r"^FROM \S+ AS (\S+)$", dockerfile, re.MULTILINE))
     yield from (

@@ -1,4 +1,4 @@
-"""The image: what its Dockerfile installs, copies and sets, and its bill of materials."""
+"""Tests of the image: what its Dockerfile installs, copies and sets, and its bill of materials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.deploy.chart import ROOT
 
 
 class Alive(BaseHTTPRequestHandler):
-    """Answers the liveness probe alone."""
+    """Answers only the liveness probe."""
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/livez" else 404)
@@ -29,7 +29,7 @@ LOCKS = {path.stem: path.read_text() for path in (ROOT / "locks").glob("*.txt")}
 
 
 def locked(lock: str) -> set[str]:
-    """Names and versions of a lock."""
+    """Pinned packages of a lock file, as name==version."""
     return set(re.findall(r"^([\w.-]+==[\w.]+)", LOCKS[lock], re.MULTILINE))
 
 
@@ -50,7 +50,7 @@ def stages() -> dict[str, str]:
 
 def test_image_of_the_cpu_holds_no_torch():
     cpu = stages()["cpu"]
-    assert list(stages())[-1] == "cpu"  # the default
+    assert list(stages())[-1] == "cpu"  # the last stage is the default target
     assert "locks/serve.txt" in cpu
     assert "TORCH" not in cpu
     assert "COPY --from=export /model /model" in cpu

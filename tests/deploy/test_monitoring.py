@@ -1,4 +1,4 @@
-"""Rules, runbooks and board: they hold together, ask for metrics that a service has, and promtool agrees."""
+"""Tests of rules, runbooks and dashboard: they agree with each other, with the service's metrics and with promtool."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RULES: list[dict[str, Any]] = [
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDS = {rule["record"] for rule in RULES if "record" in rule}
 SELECTOR = re.compile(r"\b(notellm[\w:]*|process_\w+|up)\b(?:\{([^}]*(?:\{[^}]*\}[^}]*)*)\})?")
-"""A metric of an expression and its label matchers; a route among them has braces of its own."""
+"""Matches a metric in an expression and its label matchers; a route in a matcher may contain braces."""
 MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")
 PROMTOOL = (
     ("check", "rules", "rules.yaml"),
@@ -47,7 +47,7 @@ SCRAPED = {"job", "instance"}
 
 
 def load_generator() -> ModuleType:
-    """deploy/grafana/generate.py, which belongs to no package."""
+    """Import deploy/grafana/generate.py, which is not part of a package."""
     spec = importlib.util.spec_from_file_location("grafana_generate", ROOT / "deploy" / "grafana" / "generate.py")
     assert spec
     assert spec.loader
@@ -62,7 +62,7 @@ grafana = load_generator()
 
 @cache
 def exported() -> dict[str, set[str]]:
-    """Every series that /metrics may have, with its labels."""
+    """Label names of every series that /metrics may export."""
     telemetry = Telemetry()
     for metric in vars(telemetry).values():
         if labels := getattr(metric, "_labelnames", ()):
@@ -75,7 +75,7 @@ def exported() -> dict[str, set[str]]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Every expression of rules and board, with where it stands."""
+    """Yield the alert, record or panel and the expression of each query in the rules and the dashboard."""
     for rule in RULES:
         yield rule.get("alert") or rule["record"], rule["expr"]
     for panels in grafana.ROWS.values():
@@ -114,7 +114,7 @@ def test_buckets_that_rules_name_exist():
     }
     named = {le for rule in RULES for le in re.findall(r'le="([^"]+)"', rule["expr"])}
     assert named
-    # A histogram with labels has no series yet: they all share these bounds.
+    # A histogram with labels has no series yet; all of them share these bounds.
     assert named <= buckets
 
 

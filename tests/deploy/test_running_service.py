@@ -67,7 +67,7 @@ def test_check_of_something_else_says_its_answer(url: str):
     ],
 )
 def test_check_that_fails_half_way_deletes_its_notes(failing: str, failure: str):
-    """A service that refuses the second note, or every search, or answers something else than a service does."""
+    """The service refuses the second note, refuses every search, or sends an answer without `log_position`."""
     stored: dict[str, Any] = {}
     added: list[dict[str, Any]] = []
 
@@ -75,7 +75,7 @@ def test_check_that_fails_half_way_deletes_its_notes(failing: str, failure: str)
         def do_POST(self) -> None:
             note = json.loads(self.rfile.read(int(self.headers["content-length"])))
             added.append(note)
-            stored[note["id"]] = note  # also where the answer is a 503: the write may have taken place
+            stored[note["id"]] = note  # even if the answer is 503: the write may have succeeded
             answer = {} if failing == "position" else {"log_position": "1-0"}
             self.answer(503 if failing == "POST" and len(added) == 2 else 201, answer)
 

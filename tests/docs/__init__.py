@@ -1,1 +1,1 @@
-"""The documentation: its generated pages, its links, its form."""
+"""Tests of the documentation: generated pages, links, form, and code blocks that run."""

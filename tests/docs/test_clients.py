@@ -1,4 +1,4 @@
-"""The client of docs/guides/clients.md runs as it is printed, against a live service that it reaches badly."""
+"""Tests that the client of docs/guides/clients.md runs as printed, against a live service with failing requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = "the-bootstrap-key-of-these-tests"
 
 
 def blocks() -> tuple[str, str]:
-    """Return the guide's client, and how it is used."""
+    """Return the guide's two code blocks: the client and its use."""
     client, usage = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     return client, usage
 
@@ -49,7 +49,7 @@ def unreliable_request(*arguments, **options):
 
 service.request = unreliable_request
 """
-"""Code that is run between the client and its use: the first attempts fail, the third one after the note was stored."""
+"""Code run between the client and its use: the first attempts fail, the third one after the note was stored."""
 CHECKS = """
 assert [path for _, path in sent] == ["/notes"] * 5 + [f"/notes/{note['id']}/similar"]
 assert pauses == [1, 7, 4, 8]
@@ -74,7 +74,7 @@ service.request = request
 gone = call("DELETE", f"/notes/{note['id']}", once=True, headers={"If-Match": f'"{note["log_position"]}"'})
 assert gone.status_code == 200
 """
-"""Code that is run after its use: the note was stored once, and what cannot succeed, or not soon, is not sent again."""
+"""Code run after the use: the note was stored once, and a request that cannot succeed, or not soon, is not retried."""
 
 
 @pytest.mark.slow

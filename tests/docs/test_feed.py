@@ -1,4 +1,4 @@
-"""The walk-through of docs/guides/feed.md runs as it is printed, against a live service."""
+"""Tests that the walk-through of docs/guides/feed.md runs as printed, against a live service."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refuse_at_first(client, path, **options):
 
 httpx.Client.post = refuse_at_first
 """
-"""Code that is run before the guide's block: it refuses the first searches."""
+"""Code run before the guide's block: the first searches are refused."""
 EXPIRY = """
 import redis
 store = redis.Redis(unix_socket_path=f"{os.environ['NOTELLM_DATA_DIR']}/redis.sock")
@@ -59,7 +59,7 @@ def pages_around_an_expiry(size):
 read[:] = ["ramen-1"]
 pages_around_an_expiry(2)
 """
-"""Code that is run after the guide's block: it removes the list from the store between two pages."""
+"""Code run after the guide's block: it removes the ranked list from the store between two pages."""
 LONG_HISTORY = """
 titles = [f"Ramen at midnight in Fukuoka, bowl {i}" for i in range(120)]
 old = [{"id": f"old-{i}", "title": title, "author": f"reader-{i}"} for i, title in enumerate(titles)]
@@ -73,8 +73,8 @@ shown = pages_around_an_expiry(1)
 assert len(shown) > 1 and not shown & {*read, *hidden}
 assert not refusals
 """
-"""Code that is run after that: for a reader of more notes than a search takes, who has hidden one of them. The nearest
-note stands for others, and the store does not answer at first."""
+"""Code run after EXPIRY: a feed for a reader of more notes than a search accepts, who has hidden one of them. The
+nearest note represents duplicates, and the store does not answer at first."""
 
 
 @pytest.mark.slow

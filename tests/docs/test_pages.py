@@ -1,4 +1,4 @@
-"""Claims of the documentation about itself: generated parts are current, links lead somewhere, nothing is a wall."""
+"""Tests of the pages: generated ones are current, links resolve, and no line is too long to read."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SOURCE_FILE = re.compile(r"`((?:model|service|benchmarks|tests|docs|deploy)/[\w.
 TEST_FILE = re.compile(r"`([\w/]*test_\w+\.py)`")
 DOCUMENT_IN_CODE = re.compile(r"docs/[\w/-]+\.md")
 MAX_LINE = 400
-"""Characters of a line of Markdown; most are wrapped at 120, rows of tables cannot be."""
+"""Most characters in a line of Markdown; most lines are wrapped at 120, but table rows cannot be."""
 MAX_README_LINES = 150
 NO_ENTRIES = ("index.md", "shortfalls.md")
 
 
 def load_generator() -> ModuleType:
-    """docs/generate.py, which belongs to no package."""
+    """Import docs/generate.py, which is not part of a package."""
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
     assert spec
     assert spec.loader
@@ -49,7 +49,7 @@ def name(path: Path) -> str:
 
 
 def prose(page: Path) -> str:
-    """A page without its code blocks."""
+    """Text of a page without its code blocks."""
     return CODE_BLOCK.sub("", page.read_text("utf-8"))
 
 
@@ -58,7 +58,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def broken_links(page: Path) -> list[str]:
-    """Relative links of a page whose file or anchor is not there."""
+    """Relative links of a page to a missing file or anchor."""
     broken = []
     for link in LINK.findall(prose(page)):
         if re.match(r"[a-z]+:", link):
@@ -119,7 +119,7 @@ def test_api_page_has_every_problem():
 
 
 def test_menu_has_every_page():
-    """`make docs` checks it too, which needs packages that the tests do not."""
+    """`make docs` checks this too, but needs packages that the tests do without."""
     named = set(re.findall(r"[\w/.-]+\.md\b", (ROOT / "mkdocs.yml").read_text("utf-8")))
     assert named == {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
 
@@ -135,6 +135,6 @@ def test_tests_that_a_page_names_exist(page: str):
     "page", [page for page in PAGES if "log" not in page.parts and "CHANGELOG" not in page.name], ids=name
 )
 def test_files_that_a_page_names_exist(page: Path):
-    """The log and the changelog tell of files as they were."""
+    """The log and the changelog are excluded: they name files of earlier versions."""
     named = set(SOURCE_FILE.findall(prose(page)))
     assert [file for file in sorted(named) if not (ROOT / file).exists()] == []

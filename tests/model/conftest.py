@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def normalised_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of the texts that were brought into a normal form of Unicode since the test began."""
+    """Lengths of the texts that the test has passed to unicodedata.normalize so far."""
     lengths: list[int] = []
     normalize = unicodedata.normalize
 

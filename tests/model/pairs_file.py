@@ -1,4 +1,4 @@
-"""A file of pairs such as another program may write, for tests."""
+"""Helper that writes a file of pairs as another program might."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def load_backbone(folder: str) -> NoteLLM:
-    """Load a backbone as a training does, with a projection and the short prompt."""
+    """Load a backbone as training does, with a projection and the short prompt."""
     loaded = NoteLLM.load(folder, cache=Path(folder), device=torch.device("cpu"), dtype=torch.float32)
     config = NoteLLMConfig(name="own", backbone=folder, dimension=32, adapter=True, prompt_version="note-first/2")
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def states(model: NoteLLM, notes: int = 3) -> torch.Tensor:
 
 
 def train_adapter(model: NoteLLM) -> tuple[object, float, float]:
-    """Train a LoRA for a few steps to tell three notes apart; returns it, and the first and the last loss."""
+    """Train a LoRA for a few steps to tell three notes apart; return it with the first and the last loss."""
     adapter = model.add_adapter(4)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     losses = []
@@ -74,7 +74,7 @@ def test_family_is_trained_exported_and_served_as_pytorch_runs_it(
     save_generation_adapter(writer, checkpoint, tmp_path)
     reference = load(str(checkpoint), tmp_path, runtime="torch")
     np.testing.assert_allclose(reference.embed(FEW_NOTES[:3]), vectors, atol=1e-4)
-    if family == "gemma2":  # a cap on scores, which OpenVINO's paged attention lacks: PyTorch serves it
+    if family == "gemma2":  # OpenVINO's paged attention lacks its cap on scores: PyTorch serves it
         served = load(str(checkpoint), tmp_path, runtime="auto")
         assert not isinstance(served.runtime, OpenVinoRuntime)
         return

@@ -34,7 +34,7 @@ def labelled_vectors(names: tuple[str, ...], per_name: int = 40, seed: int = 0) 
 
 
 def labelled_notes(truth: list[str]) -> list[Note]:
-    """Return a note for each of the names, whose words tell which."""
+    """Return a note for each name of `truth`, with words that identify the name."""
     titles = dict(zip(NAMES, ("lemon soup", "a lamp for the hall", "a train to Kyoto"), strict=True))
     return [Note(title=titles[name]) for name in truth]
 
@@ -45,7 +45,7 @@ def pooled(head: CategoryHead) -> CategoryHead:
 
 
 def experts(*log_probs: np.ndarray) -> np.ndarray:
-    """Return what each expert (N, K) says of each note, shape (N, E, K)."""
+    """Stack the log probabilities of E experts, each (N, K), into shape (N, E, K)."""
     return np.stack(log_probs, axis=1)
 
 
@@ -80,7 +80,7 @@ def test_names_with_few_training_notes_are_not_covered() -> None:
     assert pooled(CategoryHead.fit(*many)).covers(NAMES)
     assert not pooled(CategoryHead.fit(*few)).covers(NAMES)
     mixed = pooled(CategoryHead.fit(np.concatenate([few[0], many[0]]), [*few[1], *("Pets" for _ in many[1])]))
-    assert mixed.covers(("Pets", "Food"))  # enough on the average
+    assert mixed.covers(("Pets", "Food"))  # enough notes on average
     assert not mixed.covers(("Home", "Food"))
 
 
@@ -213,7 +213,7 @@ def test_fit_pool_weights_gives_0_to_what_contradicts_the_truth() -> None:
 
 
 def test_engine_pools_only_where_the_head_covers_all_names(tiny_engine: Engine) -> None:
-    """Elsewhere it answers as without a head."""
+    """For other closed sets it answers as without a head."""
     vectors = tiny_engine.embed(NOTES)
     fitted = CategoryHead.fit(np.concatenate([vectors, vectors]), 2 * NAMES, 2 * NOTES)
     exponents = np.array([0.5, 0.7, 0.4])

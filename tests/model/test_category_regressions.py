@@ -19,7 +19,7 @@ UNSEEN = Note("A train with salt", "salt, salt, and an elephant")
 
 @pytest.mark.parametrize("truth", [TRUTH, [0, 0, 1, 1, 2, 2]])
 def test_log_odds_are_those_of_scikit_learn(truth: list[int]) -> None:
-    """The words are ours, all else of the reference is scikit-learn's."""
+    """The reference uses our tokenizer; everything else in it is scikit-learn's."""
     vectorizer = TfidfVectorizer(analyzer=words_and_characters, sublinear_tf=True, min_df=2)
     features = vectorizer.fit_transform(RECIPES + TRIPS)
     reference = LogisticRegression(C=INVERSE_PENALTY).fit(features, truth)
@@ -27,7 +27,7 @@ def test_log_odds_are_those_of_scikit_learn(truth: list[int]) -> None:
     for note in (*RECIPES, *TRIPS, UNSEEN):
         logits = regression.logits(note, sorted(set(truth)))
         expected = reference.predict_log_proba(vectorizer.transform([note]))[0]
-        assert np.diff(logits) == pytest.approx(np.diff(expected), rel=2e-3, abs=2e-3)  # weights have 11 bits
+        assert np.diff(logits) == pytest.approx(np.diff(expected), rel=2e-3, abs=2e-3)  # weights are rounded to 11 bits
 
 
 def test_columns_are_returned_in_the_order_that_is_asked_for() -> None:

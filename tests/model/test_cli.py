@@ -243,7 +243,7 @@ def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(checkpoint: Path | str, data: Path, *options: str) -> dict[str, Any]:
-    """Run `notellm evaluate --json` and return what it prints to standard output, which is nothing but JSON."""
+    """Run `notellm evaluate --json` and return its standard output, which must be JSON and nothing else."""
     result = run.invoke(
         app, ["evaluate", "--checkpoint", str(checkpoint), "--data", str(data), "--split", "test", "--json", *options]
     )
@@ -256,7 +256,7 @@ def test_evaluate_json_has_the_agreed_names(folder: Path, tiny_checkpoint: Path)
     summary = evaluated(tiny_checkpoint, folder)
     assert summary["recall"].keys() == summary["mrr"].keys() == summary["pairs"].keys() == {"cold-cold", "cold-all"}
     assert summary["recall"]["cold-cold"].keys() == {"10", "100", "1000"}
-    assert summary["recall"]["cold-cold"]["100"] == 1  # there are fewer test notes
+    assert summary["recall"]["cold-cold"]["100"] == 1  # there are fewer than 100 test notes
     assert summary["pairs"]["cold-cold"] == summary["pairs"]["cold-all"] > 0
     assert 0 < summary["mrr"]["cold-all"] < summary["mrr"]["cold-cold"] < 1
     assert summary["category"].keys() >= {"accuracy_free", "accuracy_constrained", "macro_f1", "illusory", "ece"}
@@ -285,7 +285,7 @@ def test_evaluate_without_clicks_says_that_related_notes_are_not_measured(bare: 
 
 
 def test_evaluate_says_how_many_pairs_count(folder: Path, tmp_path: Path):
-    """Notes of the folder, and clicks on them as well as on one that is missing, or on others alone."""
+    """The clicks are on known notes and a missing one, then on missing notes only."""
     known = [str(i) for i in range(150) if split_of(str(i)) == "validation"][:2]
     shutil.copy(folder / "notes.jsonl.gz", tmp_path)
     command = ["evaluate", "--checkpoint", "tf-idf", "--data", str(tmp_path), "--protocol", "cold-all"]
@@ -343,7 +343,7 @@ def test_evaluate_tf_idf_finds_related_notes_and_copies_tags(folder: Path):
     summary = evaluated("tf-idf", folder)
     assert summary["category"] is None
     assert summary["recall"]["cold-cold"]["10"] > 0.5
-    assert summary["hashtags"]["f1@1"] > 0.5  # the subject, since no word belongs to two subjects
+    assert summary["hashtags"]["f1@1"] > 0.5  # the subject is found, since no word belongs to two subjects
 
 
 def test_evaluate_frequent_measures_hashtags_alone(folder: Path):
@@ -354,7 +354,7 @@ def test_evaluate_frequent_measures_hashtags_alone(folder: Path):
         [str(note.category) for i, note in notes.items() if split_of(i) == split] for split in ("train", "test")
     )
     first = min(SUBJECTS, key=lambda name: (-train.count(name), name))
-    # Where it is right, it is 1 hit of 1 predicted and 2 true hashtags.
+    # F1 of a right hashtag: 1 hit among 1 predicted and 2 true hashtags.
     assert summary["hashtags"]["f1@1"] == pytest.approx(2 / 3 * test.count(first) / len(test))
 
 
@@ -388,7 +388,7 @@ def test_evaluate_of_a_part_that_cannot_be_measured_ends_with_its_reason(
     assert result.exit_code == 1
     assert f"{part} cannot be measured: {message}" in " ".join(result.stderr.split())
     assert result.stdout == ""
-    assert run.invoke(app, options).exit_code == 0  # nobody asked for this part
+    assert run.invoke(app, options).exit_code == 0  # the part was not requested by name
 
 
 @pytest.mark.parametrize("part", ["categories", "hashtags"])
@@ -546,7 +546,7 @@ def test_command_without_an_extra_says_what_to_install(
     after_make_serve: dict[str, tuple[int, str, str]], module: str, requirement: str
 ):
     status, output, errors = after_make_serve[module]
-    *_, last = errors.splitlines()  # after the progress
+    *_, last = errors.splitlines()  # the lines before it show progress
     assert (status, output) == (1, "")
     assert last.startswith("this command needs ")
     assert last.endswith(f", which is not installed: pip install '{requirement}'")
@@ -589,7 +589,7 @@ def test_embed_writes_a_teacher_that_train_reads(folder: Path, tiny_checkpoint: 
     assert whitened.exit_code == 0, whitened.output
     by_id = read_vectors(tmp_path / "whitened.npz")
     assert {vector.shape for vector in by_id.values()} == {(4,)}
-    assert np.linalg.norm(np.mean(list(by_id.values()), axis=0)) < 0.2  # the mean of all notes is out
+    assert np.linalg.norm(np.mean(list(by_id.values()), axis=0)) < 0.2  # the mean of all notes is removed
     refused = run.invoke(app, [*embed, "--whiten", "999"])
     assert (refused.exit_code, "fewer than 999" in "".join(refused.stderr.split("\n"))) == (1, True)
     vectors.write_bytes(b"")
@@ -654,7 +654,7 @@ def test_average_of_a_runs_checkpoints_is_served(trained: Path, tmp_path: Path):
 
 
 def test_average_on_a_full_disk_ends_with_the_reason_and_no_folder(trained: Path, tmp_path: Path):
-    """The command's module is imported above: the limit would also cut short the file that Python compiles it to."""
+    """The command's module is imported above: the limit would also truncate the file that Python compiles it to."""
     steps = [part for name in (BEST, FINAL) for part in ("--checkpoint", str(trained / "out" / name))]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
@@ -721,7 +721,7 @@ def test_whiten_without_a_dimension_leaves_what_the_projection_has(checkpoint: P
     write(tmp_path, "notes", [{"id": a + b, "title": f"{a} {b}"} for a, b in itertools.permutations(words, 2)])
     result = run.invoke(app, ["whiten", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert json.loads((checkpoint / CONFIG_FILE).read_text())["dimension"] == 31  # of 32, without the mean
+    assert json.loads((checkpoint / CONFIG_FILE).read_text())["dimension"] == 31  # 32 without the direction of the mean
 
 
 def test_calibrate_changes_one_number_of_a_checkpoint(
@@ -734,9 +734,9 @@ def test_calibrate_changes_one_number_of_a_checkpoint(
     categories = [names[1] if i % 4 == 0 else names[0] for i, names in enumerate(likely)]
     notes = [replace(note, category=category) for note, category in zip(originals, categories, strict=True)]
     write(tmp_path, "notes", [{"id": n.id, "category": n.category, **shown(n)} for n in notes])
-    engine = Engine.load(str(checkpoint), cache=tmp_path / "cache", device="cpu")  # of the command's precision
+    engine = Engine.load(str(checkpoint), cache=tmp_path / "cache", device="cpu")  # in the command's precision
     fitted = category_temperature(EngineSystem(engine), [read_notes(tmp_path / "notes.jsonl.gz")], 500)
-    assert 1.05 < fitted < 50  # neither its first value nor a limit
+    assert 1.05 < fitted < 50  # neither the initial value nor a limit
 
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
     calibrate = ["calibrate", "--checkpoint", str(checkpoint), "--data", str(tmp_path)]
@@ -768,7 +768,9 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
         accuracies.append(np.mean([name == note.category for name, note in zip(chosen, notes, strict=True)]))
     assert accuracies[0] < 0.7 < 0.9 < accuracies[1]
     replace(NoteLLMConfig.load(checkpoint), categories=(*SUBJECTS, "Another")).save(checkpoint)
-    again = run.invoke(app, [*fit[:-1], str(folder / "notes.jsonl.gz")])  # the file, and a checkpoint that has a head
+    again = run.invoke(
+        app, [*fit[:-1], str(folder / "notes.jsonl.gz")]
+    )  # a file instead of its folder, and a checkpoint that has a head
     assert again.exit_code == 0, again.output
     assert "By default this checkpoint chooses among other categories" in " ".join(again.stderr.split())
     assert files(checkpoint).keys() == after.keys()
@@ -777,7 +779,7 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
 def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
     checkpoint: Path, folder: Path, tiny_engine: Engine, tmp_path: Path
 ):
-    """Beside the names of a large one they have enough notes on the average."""
+    """Averaged with the names of a large data set, they have enough notes."""
     poems = [{"id": f"p{i}", "title": f"rhyme {i}", "category": ("Poems", "Letters")[i % 2]} for i in range(20)]
     write(tmp_path, "notes", poems)
     result = run.invoke(
@@ -815,7 +817,7 @@ def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoin
 def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     checkpoint: Path, folder: Path, tiny_engine: Engine, tmp_path: Path
 ):
-    """Each author's hashtag is the first that the model writes, and the least score was one that told none of them."""
+    """Each note's hashtag is the first that the model writes; the initial minimum score of 0.99 would drop it."""
     notes = [replace(note, hashtags=()) for note in read_notes(folder / "notes.jsonl.gz").values()]
     outputs = tiny_engine.generate(notes, GenerationRequest(5))
     written = [output.hashtags or () for output in outputs]

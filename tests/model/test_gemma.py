@@ -1,4 +1,4 @@
-"""The command that fetches Gemma: nothing without its terms, the expected file or nothing in the cache."""
+"""Tests of fetching Gemma: nothing without accepted terms, and only the expected file enters the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACCEPTED = "--accept-gemma-terms"
 
 
 def unpack(folder: Path, content: bytes, parts: int = gemma.PARTS) -> None:
-    """Lay out `content` as the packages do."""
+    """Write `content` in parts, laid out like the installed packages."""
     size = -(-len(content) // gemma.PARTS)
     for part in range(parts):
         data = folder / f"{gemma.PACKAGE}_part{part + 1}" / "data"
@@ -30,7 +30,7 @@ def unpack(folder: Path, content: bytes, parts: int = gemma.PARTS) -> None:
 
 
 def run(cache: Path, *options: str) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     with pytest.raises(SystemExit) as end:
         sys.exit(gemma.main(["--cache", str(cache), *options]))
     return int(end.value.code or 0)
@@ -75,7 +75,7 @@ def test_backbone_that_was_not_fetched_names_the_command(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_fetched_weights_are_a_backbone_with_their_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the packaged model's file in the place of Gemma's."""
+    """The packaged model's file stands in for Gemma's."""
     digest = file_digest(packaged_gguf())
     monkeypatch.setattr(weights, "GEMMA_SHA256", digest)
     monkeypatch.setattr(gemma, "FILE", replace(gemma.FILE, sha256=digest))

@@ -1,4 +1,4 @@
-"""Tests of NoteLLM: a saved model loads back, broken files are refused, and the space names all that shapes vectors."""
+"""Tests of NoteLLM: saved models load back, broken files are refused, and `space` covers all that shapes vectors."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_weights_broken_are_refused(content: bytes, copied: Path) -> None:
 
 
 def test_weights_that_lack_a_layer_are_refused(copied: Path) -> None:
-    """transformers fills such a layer with random numbers, and only logs it."""
+    """transformers would initialise the missing layer at random, and only log it."""
     path = copied / "backbone" / "model.safetensors"
     weights = load_file(path)
     del weights["model.layers.1.mlp.up_proj.weight"]

@@ -59,7 +59,7 @@ PIECES = [
     "\ud83d",
 ]
 ASSIGNED = st.characters(exclude_categories=["Cn"])
-"""Surrogates too, but no unassigned characters: the packaged tokenizer has no token for some of their bytes."""
+"""Assigned characters, surrogates included: for some bytes of unassigned ones the packaged tokenizer has no token."""
 ANY_TEXT = st.lists(st.text(ASSIGNED, max_size=12) | st.sampled_from(PIECES), max_size=8).map("".join)
 """Text with lone surrogates, control characters, and pieces that would break a careless prompt."""
 INSTRUCTION = "Extract the note as JSON, compress it into one word for recommendation and write "
@@ -93,7 +93,7 @@ def bos_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def version(request: pytest.FixtureRequest) -> str:
-    """Each prompt version: all have the same properties."""
+    """Each prompt version in turn: all have the tested properties."""
     return str(request.param)
 
 
@@ -144,7 +144,7 @@ def fields_of(prompt: Prompt, ids: list[int], count: int = 0) -> dict[str, Any]:
 
 
 def unescaped(text: str) -> str:
-    """Read the inside of a JSON string."""
+    """Decode the inside of a JSON string."""
     return str(json.loads(f'"{text}"'))
 
 
@@ -223,7 +223,7 @@ def test_note_within_the_bounds_reads_back_whole(prompt: Prompt, text: str) -> N
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS.keys())
 def test_windows_hold_all_of_a_long_content(prompt: Prompt, text: str) -> None:
-    """Each window is a whole prompt of its own, and no character but a blank end is lost or read twice between them."""
+    """Each window is a complete prompt. Together they have each character once; only a blank end may be missing."""
     bounds = replace(prompt.config, max_title_tokens=300, max_content_tokens=20, max_content_windows=100)
     narrow = Prompt(prompt.tokenizer, bounds)
     note = Note(text[:90], text[:400], ("food",))
@@ -357,7 +357,7 @@ def test_input_hashtags_are_exactly_the_tokens_of_the_hashtags(tight: Prompt, wi
         if last:
             assert text_of(prompt, ids[: span.start]).endswith("Where to eat\n#")
             assert ids[span.stop :] == prompt.tokenizer(prompt.template.compress, add_special_tokens=False).input_ids
-        # Where not all hashtags fit, only those that are shown have positions.
+        # If not all hashtags fit, only those shown have positions.
         many = replace(note, hashtags=tuple(f"street food {i}" for i in range(9)))
         shown = text_of(prompt, [prompt.note(many)[position] for position in prompt.input_hashtags(many)])
         assert shown == ("street food 0 #street food 1" if last else "")
@@ -399,7 +399,7 @@ def test_input_hashtags_are_kept_whole_or_not_at_all(tight: Prompt) -> None:
 
 
 def test_hashtag_cut_inside_a_character_is_not_kept(tight: Prompt) -> None:
-    """Without its last character it would fit, but it would be another hashtag."""
+    """Cut before its last character it would fit, but it would be another hashtag."""
     assert "hashtags" not in fields_of(tight, tight.note(Note("t", "c", ("my 🧿🧿龘", "food"))))
 
 
@@ -514,7 +514,7 @@ def test_character_cut_in_the_middle_is_not_read(prompt: Prompt) -> None:
 
 
 def test_added_tokens_are_found_among_thousands() -> None:
-    """Gemma's tokenizer has 6,400 of them, and a text is compared with all."""
+    """Gemma's tokenizer has 6,400 added tokens, and each text is searched for all of them."""
     names = ["\n\n", "[x]", *(f"<unused{n}>" for n in range(6000))]
     tokenizer: Any = SimpleNamespace(added_tokens_decoder=dict(enumerate(SimpleNamespace(content=t) for t in names)))
     added = AddedTokens(tokenizer)

@@ -15,7 +15,7 @@ from model.weights import SHIPPED_CHECKPOINT
 pytestmark = pytest.mark.slow
 
 MAX_BYTES = 40_000_000
-"""Bound on all its files: it is part of the package and of every clone."""
+"""Bound on the size of all its files, which are in the package and in every clone."""
 
 SENTENCE = "We walked along the lake until the rain came over the hills. "
 """Twelve words."""

@@ -92,7 +92,7 @@ def test_code_in_a_checkpoint_never_runs(model_type: str, tiny_checkpoint: Path,
         stored = json.loads((folder / name).read_text())
         stored |= {"auto_map": classes} | ({"model_type": model_type} if name == "config.json" else {})
         (folder / name).write_text(json.dumps(stored))
-    if model_type == "llama":  # transformers has its own class: that one is used
+    if model_type == "llama":  # transformers' own class for this type is used
         assert type(load(folder, tmp_path).backbone).__module__.startswith("transformers.")
     else:
         with pytest.raises(CheckpointError):

@@ -1,4 +1,4 @@
-"""Files that have their name only when they are complete."""
+"""Tests of whole_file: a file gets its name only when it is complete."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tests of what the words of a note are."""
+"""Tests of splitting notes into words."""
 
 from __future__ import annotations
 

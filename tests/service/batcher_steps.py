@@ -11,7 +11,7 @@ from service.batcher import Batcher
 from tests.service.conftest import WordEngine, eventually
 
 ANSWER_SECONDS = 5.0
-"""Bound on the wait for an answer, after which a test fails: the batcher has forgotten the request."""
+"""Seconds to wait for an answer, after which a test fails: the batcher has lost the request."""
 
 
 def note(name: str, words: int = 1) -> Note:

@@ -61,7 +61,7 @@ PASSWORD = "correct-horse-battery"
 
 
 async def eventually(condition: Callable[[], object | Awaitable[object]], seconds: float = WAIT_SECONDS) -> None:
-    """Wait until `condition` (plain or async) holds; AssertionError if it does not in time."""
+    """Wait until `condition` (plain or async) holds. Raises AssertionError if it does not in time."""
     deadline = time.monotonic() + seconds
     while True:
         held = condition()
@@ -294,7 +294,7 @@ class GatedStore(RedisNoteStore):
         self._gate.clear()
 
     async def hold(self) -> None:
-        """Make reads of the log wait; return once one does."""
+        """Make reads of the log wait; return once one is waiting."""
         self.shut()
         await eventually(lambda: self._parked)
 
@@ -385,7 +385,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder whose path leaves room for a socket's name, which tmp_path may not."""
+    """A folder with a path short enough for a unix socket; that of tmp_path may be too long."""
     folder = Path(tempfile.mkdtemp(prefix="notellm-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)

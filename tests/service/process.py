@@ -34,7 +34,7 @@ def cache_of(checkpoint: Path) -> Path:
 
 
 class Process:
-    """A `notellm serve` that can die and start again on the same data."""
+    """A `notellm serve` that can be killed and started again on the same data."""
 
     def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,7 +1,7 @@
 """Comparable answers for the tests of isolation, which compare two tenants of one service with a separate service each.
 
-No two services have the same log positions, generated ids and times. The first two are replaced by the number of their
-first appearance, and times are left out, so that answers to the same requests are equal.
+No two services have the same log positions, generated ids and times. Positions and ids are replaced by the number of
+their first appearance, and times are left out, so that answers to the same requests are equal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXEMPT = {
     "POST /keys/{prefix}/rotate": "across tenants: api/routes/test_keys.py",
     "GET /audit": "for those who run the service, of all tenants",
 }
-"""Operations that the tests of isolation do not call under keys of their tenants, each with the reason."""
+"""Operations that the tests of isolation do not call with their tenants' keys, each with the reason."""
 
 
 def operation_of(method: str, path: str, templates: Iterable[str]) -> str:
@@ -77,7 +77,7 @@ class Caller:
         return max(positions, key=lambda text: tuple(map(int, text.split("-"))), default="")
 
     def position_of(self, number: str) -> str:
-        """Return the log position with a number; for an unknown number, a position that no write has."""
+        """Return the log position that has the number; for an unknown number, a position that no write has."""
         return next((text for text, name in self.numbers.items() if name == number), "1-1")
 
     def plain(self, value: Any) -> Any:

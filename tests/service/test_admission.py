@@ -12,7 +12,7 @@ def test_long_notes_loaded_in_bulk_are_not_taken_for_the_length_of_texts_searche
     seconds = EngineSeconds()
     for _ in range(100):
         seconds.measure(Lane.BULK, VECTOR_ONLY, 10 * FIRST_ESTIMATE)
-    seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 2 * FIRST_ESTIMATE)  # the first one, alone in its step
+    seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 2 * FIRST_ESTIMATE)  # the first note, alone in its step
     burst = [Admission(Lane.INTERACTIVE, VECTOR_ONLY, 1, 1, "acme") for _ in range(32)]
     assert seconds.wait(burst, Lane.INTERACTIVE, "acme") < 1.25 * 32 * FIRST_ESTIMATE
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""The batcher: what shares a batch, who goes first, who is refused; and everybody gets an answer."""
+"""The batcher: which notes share a batch, which go first, which are refused; and every caller gets an answer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_vector_does_not_wait_for_the_hashtags_of_another_note(engine: W
         await vector
         assert not long.done()
         long.cancel()
-        await eventually(lambda: not engine.live)  # and its work ends with it
+        await eventually(lambda: not engine.live)  # the work of the cancelled request ends too
 
 
 async def test_what_the_engine_has_no_room_for_waits_its_turn(engine: WordEngine) -> None:
@@ -227,7 +227,7 @@ async def test_generated_tokens_of_a_caller_that_leaves_are_counted(engine: Word
     def hold(hashtag: Hashtag) -> None:
         hashtags.append(hashtag.text)
         if len(hashtags) == 3:
-            engine.gate.clear()  # the next step waits
+            engine.gate.clear()  # the next step will wait
 
     async with batching(engine) as batcher:
         stages = begin_request(None)
@@ -263,7 +263,7 @@ async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: W
         engine.gate.set()
         await eventually(lambda: batcher.waiting == 0)
         unborn = start_request(batcher, *map(note, "abc"))
-        await asyncio.sleep(0)  # admitted, and being tokenised
+        await asyncio.sleep(0)  # lets it be admitted and begin tokenising
         unborn.cancel()
         await asyncio.gather(left, unborn, return_exceptions=True)
         engine.failure = RuntimeError()
@@ -304,7 +304,7 @@ async def test_stop_finishes_what_runs_and_what_waits(engine: WordEngine) -> Non
 
 
 async def stopped_while_stuck(engine: WordEngine) -> tuple[object, object]:
-    """The answers of a note in a batch that did not end in time, and of one that waited behind it."""
+    """Return the answers of a note in a batch that did not end in time, and of a note queued behind it."""
     batcher = Batcher(engine, Telemetry(), max_tokens=100, max_notes=1, max_queue=10)
     batcher.start()
     running, waiting = await plug(engine, batcher), await queue(batcher, note("a"))

@@ -1,4 +1,4 @@
-"""Tenants in the batcher: they take turns, and none takes the places of the others."""
+"""Tenants in the batcher: they take turns, and none uses up the places of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def queue_for(batcher: Batcher, tenant: str, *notes: Note) -> asyncio.Task[list[GenerationOutput]]:
-    """One bulk request of a tenant, in the queue on return."""
+    """Start a bulk request of a tenant, and return its task once it is in the queue."""
     before = batcher.waiting
     pairs = [(n, VECTOR_ONLY) for n in notes]
     task = asyncio.create_task(batcher.generate_all(pairs, Urgency(Lane.BULK), tenant=tenant))
@@ -87,7 +87,7 @@ async def test_bulk_load_of_the_only_tenant_leaves_places_to_interactive_notes(e
 
 
 def take_all_places(held: ExitStack, batcher: Batcher, tenant: str) -> int:
-    """Have bulk notes of a tenant admitted until `held` is left, as many as may be; return their number."""
+    """Admit as many bulk notes of a tenant as the batcher allows, until `held` ends; return their number."""
     places = 0
     while batcher.refusal(IN_BACKGROUND, tenant) is None:
         held.enter_context(batcher.admit(1, VECTOR_ONLY, IN_BACKGROUND, tenant=tenant))

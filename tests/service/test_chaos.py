@@ -1,8 +1,8 @@
-"""SIGKILL of the service, of its Redis, or of both, at random moments under mixed load; then every acknowledged
-operation is checked. And three replicas of which one is stopped now and then. `make chaos` does it 1,000 times and
-prints what it did; here it is done a few times.
+"""Chaos tests: SIGKILL of the service, of its Redis, or of both, at random moments under mixed load, after which every
+acknowledged operation is checked; and three replicas, one of which is stopped now and then. `make chaos` runs 1,000
+rounds and prints what it did; here there are few.
 
-Heads are small and snapshots frequent, so that segments are sealed, merged and written all the time.
+Growing segments are small and snapshots frequent, so that segments are sealed, merged and written all the time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ State = str | None
 
 
 class Fragile(Process):
-    """A service with small heads and frequent snapshots."""
+    """A service with small growing segments and frequent snapshots."""
 
     def __init__(self, folder: Path, checkpoint: Path, **settings: str) -> None:
         super().__init__(folder, checkpoint)
@@ -73,14 +73,14 @@ class Fragile(Process):
         self.process.send_signal(how)
 
     def events(self, name: str) -> int:
-        """How often the log tells of it."""
+        """Return the number of log lines with an event."""
         return (self.folder / "log").read_text().count(f'"event": "{name}"')
 
 
 @dataclass
 class Writer:
-    """One client, with notes of its own. `known`: what was acknowledged of each; `open`: what else it may be, since
-    answers never came, or are on their way."""
+    """One client with its own notes. `known`: the acknowledged state of each; `open`: further states that it may have,
+    after writes whose answers never came or are on their way."""
 
     name: str
     url: str
@@ -90,7 +90,7 @@ class Writer:
     done: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     key: str = ""
-    """API key of its client; "" for none."""
+    """API key of the client; "" for none."""
 
     def work(self, stop: threading.Event) -> None:
         with self.client() as client:
@@ -103,7 +103,7 @@ class Writer:
         return httpx2.Client(base_url=self.url, timeout=60, headers=headers)
 
     def step(self, client: httpx2.Client) -> bool:
-        """Whether it was answered."""
+        """Send one random request, and return whether it was answered."""
         note_id = f"{self.name}-{self.chance.randrange(NOTES_EACH)}"
         kind = self.chance.choice(["put", "put", "put", "patch", "delete", "similar"])
         title = " ".join([note_id, *self.chance.choices(WORDS, k=6)])
@@ -131,7 +131,7 @@ class Writer:
         return True
 
     def look(self, answer: httpx2.Response) -> None:
-        """Record each item of `answer` that is a removed note of this writer, which does not write meanwhile."""
+        """Record each item of `answer` that is a removed note of this writer. The writer does not write meanwhile."""
         self.done["similar"] += answer.is_success
         if answer.is_success and not answer.json()["degraded"]:
             ids = {item["id"] for item in answer.json()["items"]} - self.open.keys()
@@ -139,7 +139,7 @@ class Writer:
             self.wrong += [f"{i} came back" for i in own if self.known.get(i) is GONE]
 
     def settle(self, client: httpx2.Client) -> Iterator[str]:
-        """Yield each note that is not as its last acknowledged write left it."""
+        """Yield a problem for each note that is not in an allowed state; then take the states found as known."""
         yield from self.wrong
         for note_id in self.known.keys() | self.open.keys():
             answer = client.get(f"/notes/{note_id}")
@@ -153,7 +153,8 @@ class Writer:
 
 
 def hurt(service: Fragile, what: str, loading: float) -> None:
-    """Return when all is well again. `loading`: seconds of its start after which it is killed once more; 0: not."""
+    """Kill `what`, and return once the service is ready again. `loading`: seconds into its start after which it is
+    killed once more; 0 for never."""
     redis = service.redis_pid()
     if what in ("redis", "both"):
         with contextlib.suppress(ProcessLookupError):
@@ -163,20 +164,20 @@ def hurt(service: Fragile, what: str, loading: float) -> None:
         wait_until(lambda: not alive(redis))
         if loading:
             service.begin()
-            time.sleep(loading)  # the random moment
+            time.sleep(loading)  # a random moment
             service.end(signal.SIGKILL)
         service.start()
     wait_until(service.ready)
 
 
 def answer_of(response: httpx2.Response) -> Any:
-    """Return the body of a response, which must have the status 200."""
+    """Return the body of a response, which must have status 200."""
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def check(client: httpx2.Client, writers: list[Writer], chance: random.Random) -> list[str]:
-    """Problems of the service, looked for once nobody writes."""
+    """Return all problems of the service. Nobody may write meanwhile."""
     problems = [problem for writer in writers for problem in writer.settle(client)]
     there = {note_id: title for writer in writers for note_id, title in writer.known.items() if title is not GONE}
     report = answer_of(client.post("/verify"))
@@ -207,7 +208,7 @@ def test_acknowledged_changes_survive_kills_of_service_and_redis(
                 threads = [threading.Thread(target=writer.work, args=(stop,)) for writer in writers]
                 for thread in threads:
                     thread.start()
-                time.sleep(chance.uniform(0.02, 1.0))  # the random moment
+                time.sleep(chance.uniform(0.02, 1.0))  # a random moment
                 what = chance.choice(["service", "redis", "both"])
                 hurts[what] += 1
                 loading = chance.choice([0, 0, chance.uniform(0.1, 3.0)])
@@ -236,7 +237,7 @@ def test_acknowledged_changes_of_each_tenant_survive_kills(tiny_checkpoint: Path
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder:
         service = Fragile(Path(folder), tiny_checkpoint, bootstrap_key=BOOTSTRAP_KEY)
         service.start()
-        writers = [Writer("w", service.url, random.Random(SEED + n)) for n in range(TENANTS)]  # all with the same ids
+        writers = [Writer("w", service.url, random.Random(SEED + n)) for n in range(TENANTS)]  # all use the same ids
         try:
             with httpx2.Client(base_url=service.url, timeout=60, headers=root) as admin:
                 for n, writer in enumerate(writers):
@@ -247,7 +248,7 @@ def test_acknowledged_changes_of_each_tenant_survive_kills(tiny_checkpoint: Path
                     threads = [threading.Thread(target=writer.work, args=(stop,)) for writer in writers]
                     for thread in threads:
                         thread.start()
-                    time.sleep(chance.uniform(0.1, 1.0))  # the random moment
+                    time.sleep(chance.uniform(0.1, 1.0))  # a random moment
                     hurt(service, chance.choice(["service", "redis", "both"]), 0)
                     wait_until(lambda: all_tenants_ready(admin))
                     stop.set()
@@ -281,14 +282,14 @@ def summary(done: Counter[str], hurts: Counter[str], events: dict[str, int], beg
 
 @pytest.fixture
 def replicas(tiny_checkpoint: Path, debian_redis: DebianRedis) -> Iterator[list[Fragile]]:
-    """Three on one Redis."""
+    """Three replicas on one Redis."""
     with contextlib.ExitStack() as stack:
         made = []
         for _ in range(3):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp"))
             made.append(Fragile(Path(folder), tiny_checkpoint, redis_url=debian_redis.url))
             made[-1].start()
-            stack.callback(made[-1].end, signal.SIGKILL)  # also one that is stopped
+            stack.callback(made[-1].end, signal.SIGKILL)  # SIGKILL also ends a stopped process
         yield made
 
 
@@ -318,7 +319,7 @@ def test_replica_asked_for_a_position_never_answers_with_older(
         last = {"k": 200, "min_log_position": position}
         items = [client.get("/notes/anchor/similar", params=last).json()["items"] for client in clients]
     for item in (item for answer_items in items for item in answer_items):
-        item["score"] = round(item["score"], 5)  # the last bits depend on the segments
+        item["score"] = round(item["score"], 5)  # the last bits depend on how rows are spread over segments
     by_id = [sorted(answer_items, key=lambda item: item["id"]) for answer_items in items]
     assert by_id[0] == by_id[1] == by_id[2]
     with capsys.disabled():
@@ -326,7 +327,7 @@ def test_replica_asked_for_a_position_never_answers_with_older(
 
 
 def write(client: httpx2.Client, note_id: str, there: set[str]) -> str:
-    """Put a note, or delete it where it is there; the log position of that."""
+    """Put a note, or delete it if it exists; return a log position that is not before this change."""
     if note_id not in there:
         there.add(note_id)
         written = client.put(f"/notes/{note_id}", json={"title": f"{note_id} soup"})

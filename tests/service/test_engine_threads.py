@@ -1,4 +1,4 @@
-"""Threads of the engine are nicer than those that answer requests, and so are the threads that they start."""
+"""Threads of the engine, and threads that they start, have a higher niceness than those that answer requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers that leave, lie or nest: what a real process then says, in its log and in its answers."""
+"""Callers that disconnect, lie or nest too deeply: what a real process says in its log and in its answers."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ LEFT = 'code="499"'
 
 @pytest.fixture
 def guarded(guarded_redis: DebianRedis, tiny_checkpoint: Path) -> Iterator[Process]:
-    """A service whose store wants a password."""
+    """A service whose store requires a password."""
     with running(tiny_checkpoint, NOTELLM_REDIS_URL=guarded_redis.url) as process:
         yield process
 
 
 def leave(process: Process, path: str, content_type: str, body: bytes) -> None:
-    """Send a part of a body, wait until its first line is answered where it has a whole one, and close."""
+    """Send a part of a body and close; if the part has a complete line, wait for its answer before."""
     address = httpx2.URL(process.url)
     with socket.create_connection((address.host, address.port or 80), timeout=60) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: 100000\r\n"
         connection.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
-        answer = connection.recv(1024)  # the body is being waited for: 100, or a stream's 200
+        answer = connection.recv(1024)  # the service waits for the body: status 100, or 200 for a stream
         connection.sendall(body)
         while b"\n" in body and b'"created"' not in answer:
             answer += connection.recv(1024)
 
 
 def departures(process: Process) -> int:
-    """Requests that the metrics count as 499."""
+    """Return the number of requests that the metrics count as 499."""
     lines = httpx2.get(f"{process.url}/metrics").text.splitlines()
     return sum(int(float(line.split()[-1])) for line in lines if LEFT in line and "_count{" in line)
 
 
 def hostile_answers(url: str) -> list[str]:
-    """Texts of the answers to bodies that are refused."""
+    """Return the texts of the answers to bodies that are refused."""
     deep = b"[" * 300 + b"]" * 300
     bodies = [
         (b'{"title": "%s", "colour": %s}' % (TEXT.encode(), deep), "application/json"),
@@ -119,7 +119,7 @@ def test_keys_are_in_no_output_but_the_answer_that_made_them(guarded_redis: Debi
 
 
 def test_malformed_redis_url_is_refused_without_its_password(tiny_checkpoint: Path) -> None:
-    url = f"redis://:{PASSWORD}/@127.0.0.1:6379"  # the slash ends what names the host
+    url = f"redis://:{PASSWORD}/@127.0.0.1:6379"  # the slash ends the part of the URL that names the host
     with pytest.raises(AssertionError) as failure, running(tiny_checkpoint, NOTELLM_REDIS_URL=url):
         pass
     assert PASSWORD not in str(failure.value)

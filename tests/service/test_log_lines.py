@@ -1,4 +1,4 @@
-"""Log lines: all come, in their order, and a disk or a reader that takes none costs nothing but lines."""
+"""Log lines: all are written in order, and a full disk or a blocked reader loses lines but stops nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_line_is_written_without_further_calls(pipe: tuple[int, int], tell: obje
     lines = LineWriter(pipe[1])
     assert callable(tell)
     tell(lines, "said")
-    assert os.read(pipe[0], 100) == b"said\n"  # waits until it comes
+    assert os.read(pipe[0], 100) == b"said\n"  # waits for the line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no full disk to offer")
@@ -45,18 +45,18 @@ def test_full_disk_loses_lines_and_the_writer_lives_on(pipe: tuple[int, int]) ->
     lines = LineWriter(full)
     lines.warning("lost")
     lines.write()
-    os.dup2(pipe[1], full)  # there is room again
+    os.dup2(pipe[1], full)  # the disk has room again
     lines.info("kept")
-    assert os.read(pipe[0], 100) == b"kept\n"  # by the thread, which lives
+    assert os.read(pipe[0], 100) == b"kept\n"  # written by the thread, which lives on
     os.close(full)
 
 
 def test_lines_that_nobody_reads_stay_within_the_bound(pipe: tuple[int, int]) -> None:
     lines = LineWriter(pipe[1])
-    for _ in range(3 * MAX_WAITING_LINES):  # more than the pipe takes; it would wait here for ever
+    for _ in range(3 * MAX_WAITING_LINES):  # more than the pipe takes: a blocking write would never return
         lines.info("x" * 100)
     assert len(lines._waiting) <= MAX_WAITING_LINES
-    lines._waiting.clear()  # its thread lives on, and would write them to whatever file gets the pipe's number
+    lines._waiting.clear()  # its thread lives on, and would write them to the next file with the pipe's number
 
 
 def test_stream_without_a_file_has_no_line_writer() -> None:

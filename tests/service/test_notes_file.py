@@ -1,4 +1,4 @@
-"""Files of notes: what is a note, what is not and why, and where one goes on."""
+"""Files of notes: which lines are notes, why others are not, and where reading resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = {"id": "a", "title": "京都 🚌", "hashtags": ["x"], "created_at": "202
 
 
 def jsonl(*lines: object) -> bytes:
-    """Each line as JSON; bytes are taken as they are."""
+    """Return each line as JSON; bytes are taken as they are."""
     return b"".join((one if isinstance(one, bytes) else json.dumps(one).encode()) + b"\n" for one in lines)
 
 

@@ -1,4 +1,4 @@
-"""More notes than the engine can take, by a clock that only its steps move: who is admitted, who is refused."""
+"""Overload of the engine, by a clock that only its steps move: which callers are admitted, and which are refused."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ QUEUE_SECONDS = 3.0
 
 
 async def give_way_until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until `condition` holds: the batcher sets no event that could be awaited instead."""
+    """Let other tasks run until `condition` holds: the batcher has no event that could be awaited instead."""
     while not condition():  # noqa: ASYNC110 - nothing to await: see above; each turn runs all tasks that are ready
         await asyncio.sleep(0)
 
 
 class TimedEngine(WordEngine):
-    """An engine of which a note takes NOTE_SECONDS, or `cost` times that with hashtags. It makes a step when the test
-    says so, and the clock of `now` moves by the time of the step."""
+    """An engine in which a note takes NOTE_SECONDS, or `cost` times that with hashtags. It makes a step when the test
+    releases one, and `now`, its clock, advances by the time of the step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class TimedEngine(WordEngine):
         self.cost = 10
         self.steps = threading.Semaphore(0)
         self.ended = 0
-        """Steps that ended."""
+        """Number of steps that ended."""
 
     def step(self) -> list[tuple[Any, Any]]:
         assert self.steps.acquire(timeout=60), "the test never let the engine go on"
         for request in self.live:
             self.now += NOTE_SECONDS * (self.cost if request.request.hashtags else 1)
-        self.live = dict.fromkeys(self.live, 1)  # whatever is asked, one step does it
+        self.live = dict.fromkeys(self.live, 1)  # one step is enough for any request
         outputs = super().step()
         self.ended += 1
         return outputs
@@ -62,7 +62,7 @@ class TimedEngine(WordEngine):
 
 @dataclass
 class Overload:
-    """Callers of one batcher, and what came of their notes."""
+    """Callers of one batcher, and counts of what became of their notes."""
 
     engine: TimedEngine
     batcher: Batcher
@@ -72,7 +72,7 @@ class Overload:
     refused: list[QueueFull] = field(default_factory=list)
 
     def call(self, seconds: float, lane: Lane = Lane.INTERACTIVE, request: GenerationRequest = VECTOR_ONLY) -> None:
-        """Have one more caller ask for a note, whom `seconds` are left."""
+        """Start one more caller with a note, whose deadline is in `seconds`."""
         urgency = Urgency(lane, seconds, self.engine.now)
         self.tasks.append(asyncio.create_task(self._call(urgency, request)))
 
@@ -92,15 +92,15 @@ class Overload:
         return sum(not task.done() for task in self.tasks)
 
     async def settle(self) -> None:
-        """Return once each open call waits in the queue or in the engine."""
+        """Return once each open call is in the queue or in the engine."""
         await give_way_until(self._settled)
 
     def _settled(self) -> bool:
-        running = len(self.batcher._running)  # nothing public says it
+        running = len(self.batcher._running)  # there is no public count
         return self.batcher.waiting + running == self.open and (running > 0 or not self.batcher.waiting)
 
     async def step(self) -> None:
-        """Let the engine make one step, and return once its notes are answered."""
+        """Let the engine make one step; return once its notes are answered."""
         await self.settle()
         if not self.open:
             self.engine.now += NOTE_SECONDS
@@ -108,11 +108,11 @@ class Overload:
         ended = self.engine.ended
         self.engine.steps.release()
         await give_way_until(lambda: self.engine.ended != ended and not self.batcher.busy_seconds)
-        for _ in range(5):  # the answers pass through the callers' tasks
+        for _ in range(5):  # lets the answers pass through the callers' tasks
             await asyncio.sleep(0)
 
     async def run(self, seconds: float, rate: float, patience: float) -> None:
-        """Have callers arrive at `rate` for `seconds`."""
+        """Let callers arrive at `rate` for `seconds`."""
         begin, calls = self.engine.now, 0
         while self.engine.now < begin + seconds:
             while calls < rate * (self.engine.now - begin):
@@ -121,7 +121,7 @@ class Overload:
             await self.step()
 
     async def drain(self) -> float:
-        """Run until nobody waits, and return the seconds that it took."""
+        """Run until no call is open, and return the seconds that it took."""
         begin = self.engine.now
         while self.open:
             await self.step()
@@ -155,7 +155,7 @@ async def test_recovery_from_overload_takes_less_than_5_seconds() -> None:
 async def test_retry_after_is_right_within_a_factor_of_two(hashtags: int) -> None:
     request = GenerationRequest(hashtags=hashtags)
     async with overload() as callers:
-        for _ in range(3):  # the rate is measured while the queue is filled, and held when it is full
+        for _ in range(3):  # the rate is measured while the queue fills, and kept while it is full
             for _ in range(400):
                 callers.call(60, request=request)
             await callers.settle()
@@ -224,7 +224,7 @@ async def test_list_that_began_with_few_places_takes_more_when_others_leave(
             "put_each": lambda: recommender.put_each([(note, GENERATE_NOTHING) for note in notes], None, urgency),
             "embed": lambda: recommender.embed(notes, urgency),
         }
-        with batcher.admit(88, VECTOR_ONLY, PATIENT):  # of 90 places that a bulk list may take
+        with batcher.admit(88, VECTOR_ONLY, PATIENT):  # leaves 2 of the 90 places that a bulk list may take
             late = group.create_task(use_cases[use_case]())
             await eventually(lambda: engine.live and batcher.waiting == 1)
         engine.steps.release(2)

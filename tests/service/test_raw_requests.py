@@ -1,4 +1,4 @@
-"""Fuzzing of a real process with raw bytes: no failure, no hang, no growth, and each connection answered or closed.
+"""Fuzzing of a real process with raw bytes: no failure, hang or growth, and each connection is answered or closed.
 
 2,000 requests here; `make fuzz` sends 100,000. A failure prints the seed and the number of its request.
 """
@@ -29,11 +29,11 @@ Outcome = Callable[[int, str], Awaitable[None]]
 
 
 async def outcome(port: int, request: RawRequest, stay: bool) -> str:
-    """Send a request; return the status of the answer, "closed", or "hang". `stay`: keep the sending side open, as the
-    caller of a complete request does."""
+    """Send a request; return the status of the answer, "closed", "hang" or "junk". `stay`: keep the sending side open,
+    as the caller of a complete request does."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        with contextlib.suppress(OSError):  # it may be refused before all of it is sent
+        with contextlib.suppress(OSError):  # the request may be refused before all of it is sent
             for part in request.parts:
                 writer.write(part)
                 await writer.drain()
@@ -51,7 +51,7 @@ async def outcome(port: int, request: RawRequest, stay: bool) -> str:
 
 
 async def fuzz(port: int, numbers: range) -> tuple[Counter[str], list[tuple[int, str, RawRequest]]]:
-    """Send the requests of these numbers; return their outcomes, and those that must not be."""
+    """Send the requests with these numbers; return counts of the outcomes, and the requests with a forbidden one."""
     outcomes: Counter[str] = Counter()
     wrong: list[tuple[int, str, RawRequest]] = []
     left = iter(numbers)

@@ -1,4 +1,4 @@
-"""Readers: what becomes of processes that do not start. What they serve is tested in api/test_readers.py."""
+"""Readers: processes that do not start, or do not answer. What they serve is tested in api/test_readers.py."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ for line in sys.stdin:
     if not mute:
         print('[%d, {"notellm_items": []}]' % int(line), flush=True)
 """
-"""Program of a reader: the first process answers each line, all later ones none, until they are to end. The first of
-each kind writes its process id to a file."""
+"""Program of a reader: the first process answers each line, later ones answer none, until they are told to stop. The
+first process of each kind writes its id to a file."""
 
 
 async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monke
 async def test_reader_that_answers_no_more_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two readers run: one answers each line, the other lives and answers none."""
+    """Of two running readers, one answers each line, the other answers none."""
     (tmp_path / "half_mute.py").write_text(HALF_MUTE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("FOLDER", str(tmp_path))
@@ -107,7 +107,7 @@ async def test_questions_are_answered_as_soon_as_the_event_loop_runs(monkeypatch
 
 @contextlib.asynccontextmanager
 async def reader_of(program: str) -> AsyncIterator[Reader]:
-    """A reader whose process runs this program, and is killed at the end."""
+    """Run a reader with this program while the block lasts; kill it at the end."""
     reader = Reader(1)
     running = asyncio.create_task(reader.run([sys.executable, "-c", program], os.environ))
     await eventually(lambda: reader.ready)
@@ -119,7 +119,7 @@ async def reader_of(program: str) -> AsyncIterator[Reader]:
 
 
 async def test_reader_that_answers_late_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.readers.METRICS_SECONDS", 0.0)  # each answer comes after its question was given up
+    monkeypatch.setattr("service.readers.METRICS_SECONDS", 0.0)  # each question is given up before its answer comes
     monkeypatch.setattr("service.readers.MAX_UNANSWERED", 4)
     answered = tmp_path / "answered"
     with structlog.testing.capture_logs() as lines:

@@ -21,18 +21,18 @@ pytestmark = pytest.mark.slow
 CALLERS = 4
 POLL_SECONDS = 0.05
 DRAIN_SECONDS = "10"
-"""Many polls: the machine of the tests may be busy."""
+"""Long enough for many polls, since the machine of the tests may be busy."""
 
 
 class Balancer:
-    """Sends each call to a process that was ready when it was asked last, over kept connections."""
+    """Sends each call to a process that was ready at the last poll, over keep-alive connections."""
 
     def __init__(self, processes: list[Process]) -> None:
         self._processes = processes
         self._ready: list[Process] = []
         self._ending = threading.Event()
         self.answers: list[int] = []
-        """Status of each call; 0 where the connection was refused or broke off."""
+        """Status of each call; 0 if the connection was refused or broken."""
 
     def knows(self, *ready: Process) -> bool:
         return set(self._ready) == set(ready)

@@ -1,4 +1,4 @@
-"""Sample notes: into a store that never held a note, all of them, and never again."""
+"""Sample notes: a store that never held a note gets all of them once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WANTED = 3 * BATCH_SIZE
 
 
 class Killed(BaseException):
-    """Ends a loading as a signal would: nothing comes after it."""
+    """Ends the loading of samples as a signal would."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def service(embedded_store: GatedStore, recommender: Recommender) -> Service:
 
 
 async def load(service: Service) -> int:
-    """Count of notes in the store after a start."""
+    """Load the samples as a start does, and return the number of notes in the store."""
     await load_samples(service, lambda message: None)
     return len([note async for notes in service.store.scan() for note in notes if isinstance(note, StoredNote)])
 

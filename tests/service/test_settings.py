@@ -133,7 +133,7 @@ def test_bootstrap_key_comes_from_the_environment_or_a_file(tmp_path: Path, monk
     monkeypatch.setenv("NOTELLM_BOOTSTRAP_KEY", "b" * 32)
     assert Settings().bootstrap == "b" * 32
     assert "b" * 32 not in repr(Settings())
-    monkeypatch.setenv("NOTELLM_BOOTSTRAP_KEY", "")  # what Compose makes of a variable that is not set
+    monkeypatch.setenv("NOTELLM_BOOTSTRAP_KEY", "")  # Compose passes an unset variable as the empty string
     assert Settings().bootstrap is None
 
 

@@ -1,4 +1,4 @@
-"""A question that many ask is asked once, and after all who share it came."""
+"""SharedProbe: callers that share one question are answered by one that was sent after all of them had come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Series of metrics that come and go."""
+"""Telemetry: series that begin and end with a tenant."""
 
 from __future__ import annotations
 

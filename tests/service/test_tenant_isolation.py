@@ -1,7 +1,7 @@
-"""No call of one tenant can observe another: random calls of two tenants of one service, with the same ids, texts and
-keys, get the answers that they get from services which have one tenant each.
+"""Tests that no call of one tenant can observe another: random calls of two tenants of one service, with the same ids,
+texts and keys, get the same answers as from services with one tenant each.
 
-The service of both has two replicas. It is restarted and its store killed on the way; the others rest.
+The service of both tenants has two replicas. It is restarted, or its store is killed, on the way; the others are not.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ HASHTAGS = st.lists(st.sampled_from(["soup", "hiking", "knitting", "rain"]), max
 KEYS = st.sampled_from([None, None, "k0", "k1"])
 """Idempotency keys; mostly none."""
 MATCHES = st.none() | st.integers(0, 9)
-"""Numbers of log positions for If-Match; mostly of those that no note has."""
+"""Numbers of log positions for If-Match; most of them are of no note."""
 PHASES = (Phase.explicit, Phase.generate)
-"""No shrinking: with its restarts it would take minutes."""
+"""Phases without shrinking, which would take minutes because of the restarts."""
 EXAMPLES, STEPS = 12, 20
-"""Enough to fail for each of the parts that were shared on purpose to try it; two minutes in all beside other work."""
+"""Enough to fail for each part of the service that was shared on purpose as a trial; two minutes on a busy machine."""
 YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="minutes")[:16]
-"""A minute of yesterday, in which events happened: both services have to say the same time."""
+"""A minute of yesterday for the times of events, so that both services report the same times."""
 DIMENSION = 32
-"""Numbers of a vector of the tiny checkpoint."""
+"""Dimension of the tiny checkpoint's vectors."""
 
 
 class Host:
@@ -75,7 +75,7 @@ class Host:
         self._stack.close()
 
     def kill_store(self) -> None:
-        """Kill the embedded server; return once every tenant of every replica follows the next one."""
+        """Kill the embedded server; return once every tenant of every replica follows its successor."""
         with redis.Redis(unix_socket_path=str(self.folder / "redis.sock")) as store:
             pid = int(store.info("server")["process_id"])
         os.kill(pid, signal.SIGKILL)
@@ -106,14 +106,14 @@ def root(url: str) -> httpx2.Client:
 
 
 class Pair:
-    """One tenant: as one of two on the service of both, and alone on a service of its own."""
+    """One tenant twice: on the service of both tenants, and alone on its own service."""
 
     def __init__(self, name: str, shared: Host, own: Host) -> None:
         self.name = name
         self._hosts = shared, own
         self._callers = [Caller([]) for _ in self._hosts]
         self.called: set[tuple[str, str]] = set()
-        """Method and path of each call."""
+        """Method and path of each call so far."""
         self.create_keys()
 
     def _create_key(self, url: str) -> str:
@@ -134,7 +134,7 @@ class Pair:
         self.close()
         for caller, host, token in zip(self._callers, self._hosts, self._tokens, strict=True):
             caller.clients = [under(url, token) for url in host.urls]
-            for client in caller.clients:  # 503 while a replica opens the tenant
+            for client in caller.clients:  # a replica answers 503 while it opens the tenant
                 eventually_true(lambda client=client: client.get("/notes/nobody").status_code == 404)
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Pair:
             caller.close()
 
     def call(self, replica: int, method: str, path: str, **request: Any) -> Any:
-        """Send the same request to both; their answers must be equal. A write is then waited for on all replicas."""
+        """Send the same request to both services; their answers must be equal. After a write, wait for all replicas."""
         answers = self._call_both(replica, method, path, request)
         assert answers[0] == answers[1], f"{self.name}: {method} {path} {request}"
         if path.startswith("/notes") and method != "GET":
@@ -150,7 +150,7 @@ class Pair:
         return answers[0]
 
     def call_in_the_end(self, replica: int, method: str, path: str, **request: Any) -> None:
-        """Send the same request to both until their answers are equal: a replica hears of events a moment later."""
+        """Send the same request to both services until the answers are equal: replicas follow events with a delay."""
 
         def are_equal() -> bool:
             answers = self._call_both(replica, method, path, request)
@@ -168,7 +168,7 @@ class Pair:
         vector = [float(place == number) for place in range(DIMENSION)]
         note = {"id": note_id, "title": title, "space": space, "vector": vector}
         self.call(replica, "POST", "/notes/import", json=[note, {"id": "no note"}], params={"replace": replaces})
-        self.call(replica, "GET", f"/notes/{note_id}")  # its answer has the position that is waited for
+        self.call(replica, "GET", f"/notes/{note_id}")  # its answer has the position to wait for
         self._settle()
 
     def _call(self, caller: Caller, replica: int, method: str, path: str, request: dict[str, Any]) -> Any:
@@ -178,14 +178,14 @@ class Pair:
         return caller.call(replica, method, path, headers=headers, **request)
 
     def _settle(self) -> None:
-        """Return once all replicas have come to the last write that this tenant made."""
+        """Return once all replicas have applied the last write of this tenant."""
         for caller in self._callers:
             if caller.last_position:
                 for client in caller.clients:
                     client.get("/notes/nobody/similar", params={"min_log_position": caller.last_position})
 
     def look(self, replica: int, title: str) -> None:
-        """Make each call that only reads."""
+        """Make each call that only reads, and compare the answers."""
         for note_id in "abcd":
             self.call(replica, "GET", f"/notes/{note_id}")
             self.call(replica, "GET", f"/notes/{note_id}/similar", params={"k": 50})
@@ -228,7 +228,7 @@ class TwoTenants(RuleBasedStateMachine):
     shared: Host
     own: tuple[Host, Host]
     called: ClassVar[set[tuple[str, str]]] = set()
-    """Method and path of each call of all runs."""
+    """Method and path of each call in all examples."""
     examples = count()
 
     @initialize()
@@ -273,7 +273,7 @@ class TwoTenants(RuleBasedStateMachine):
 
     @rule(tenant=tenant, replica=replica, of=st.sampled_from(TENANTS), key=KEYS)
     def delete_of_author(self, tenant: int, replica: int, of: int, key: str | None) -> None:
-        """Remove all notes of an author, whom only the other tenant may have."""
+        """Remove all notes of an author, who may be one of the other tenant only."""
         headers = {} if key is None else {"Idempotency-Key": key}
         body = {"filter": {"author": f"author {of}"}}
         self.pairs[tenant].call(replica, "POST", "/notes/delete", json=body, headers=headers)
@@ -308,7 +308,7 @@ class TwoTenants(RuleBasedStateMachine):
 
     @rule(replica=replica, title=TEXTS)
     def look(self, replica: int, title: str) -> None:
-        """Everything that reads, for both tenants."""
+        """Make each call that only reads, for both tenants."""
         for pair in self.pairs:
             pair.look(replica, title)
 
@@ -320,7 +320,7 @@ class TwoTenants(RuleBasedStateMachine):
     @precondition(lambda self: self.restarts < 1)
     @rule(kills=st.booleans())
     def disturb(self, kills: bool) -> None:
-        """Kill the store of both, or restart their service: nothing of either is lost."""
+        """Kill the store of both tenants, or restart their service: nothing of either is lost."""
         self.restarts += 1
         if kills:
             self.shared.kill_store()

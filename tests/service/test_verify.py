@@ -1,4 +1,4 @@
-"""verify: what differs between store and index is named, what was only on its way is not, and repair sets it right."""
+"""verify: differences between store and index are named, changes in flight are not, and repair removes differences."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_a_row_that_is_there_twice_is_found_out(
     (head,) = filled._index.all_segments
     assert isinstance(head, GrowingSegment)
     head.append(stored_note("n4"), note_vector(stored_note("n4").note))
-    head.alive[4] = True  # what the second one replaced
+    head.alive[4] = True  # revives the row that the second one replaced
     head.dead -= 1
     head._row_of["n4"] = 4
     await check(embedded_store, filled, clock, {"duplicate": ("n4",)})

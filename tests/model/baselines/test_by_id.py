@@ -1,4 +1,4 @@
-"""The order of ids as an answer to every query."""
+"""Tests of OrderOfIds, which answers every query with the notes in id order."""
 
 from model.baselines.by_id import OrderOfIds
 from model.evaluation.ranking import rank_pairs

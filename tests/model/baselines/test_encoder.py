@@ -1,4 +1,4 @@
-"""The encoder that NoteLLM is compared with: its vectors, its training, and its category head."""
+"""Tests of the encoder that NoteLLM is compared with: its vectors, its training, and its category head."""
 
 import json
 from dataclasses import replace
@@ -152,9 +152,9 @@ def test_trained_head_beats_the_majority_class(trained_head: Path):
     steps = logged(trained_head)
     assert [step["validation"] is not None for step in steps] == [i % 6 == 0 for i in range(1, 13)]
     assert steps[-1]["loss"] < steps[0]["loss"]
-    assert steps[-1]["validation"] < 1  # the category that training never showed
+    assert steps[-1]["validation"] < 1  # because of the category that training never showed
     head = CategoryEncoder.load(trained_head / BEST)
-    assert head.categories == tuple(sorted(SUBJECTS))  # those of the training split
+    assert head.categories == tuple(sorted(SUBJECTS))  # only those of the training split
     notes = [Note(title=words) for words in SUBJECTS.values()]
     log_probs = head.category_log_probs(notes, list(SUBJECTS))
     assert log_probs.argmax(1).tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""The command that labels a corpus: whole notes files with hashtags, categories by source, nothing without labels."""
+"""Tests of the command that labels a corpus, and of drawing notes balanced by category."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wordnet(tmp_path: Path) -> Path:
 
 
 def write_corpus(folder: Path, encoder_name: str) -> None:
-    """Write NOTES with MiniLM's vectors, which the folder says are by `encoder_name`."""
+    """Write NOTES with MiniLM's vectors, recorded as those of `encoder_name`."""
     encoder = SentenceEncoder()
     for source, notes in NOTES.items():
         write_notes_file(folder / f"{source}.jsonl.gz", notes, source)

@@ -1,4 +1,4 @@
-"""A teacher's vectors of a corpus: those of the encoder, in shards that are made once."""
+"""Tests of a teacher's vectors of a corpus: they equal the encoder's, in shards that are written once."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_shard_that_fewer_notes_cut_short_is_written_again(folder: Path, encoder
     notes, vectors = read_corpus_vectors(folder, "own")
     assert [note.title for note in notes] == [note.title for note in NOTES]
     assert (vectors.astype(np.float32) * encoder.embed(NOTES)).sum(1).min() > 0.995
-    assert write_corpus_vectors(embed, "minilm", folder, "own", max_notes=2) == 0  # fewer than there are
+    assert write_corpus_vectors(embed, "minilm", folder, "own", max_notes=2) == 0  # the shards already have more
 
 
 def test_short_shard_before_another_is_refused(folder: Path, encoder: SentenceEncoder) -> None:
@@ -85,7 +85,7 @@ def test_source_that_was_not_embedded_is_refused(folder: Path) -> None:
 def test_vectors_of_a_notes_file_that_was_made_anew_are_refused(folder: Path, encoder: SentenceEncoder) -> None:
     embed = partial(embed_in_bfloat16, encoder)
     write_corpus_vectors(embed, "minilm", folder, "own")
-    write_notes_file(folder / "own.jsonl.gz", NOTES, "own")  # the same notes, packed at another time
+    write_notes_file(folder / "own.jsonl.gz", NOTES, "own")  # the same notes, compressed at another time
     assert len(read_corpus_vectors(folder, "own")[0]) == 4
     write_notes_file(folder / "own.jsonl.gz", NOTES[::-1], "own")
     for use in (partial(write_corpus_vectors, embed, "minilm"), read_corpus_vectors):

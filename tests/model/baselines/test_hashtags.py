@@ -1,4 +1,4 @@
-"""Copied and frequent hashtags against rankings worked out by hand."""
+"""Tests of copied and frequent hashtags against rankings worked out by hand."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from model.note import Note
 
 
 class ByTitle:
-    """Scores by 1 / (1 + distance) of titles that are numbers, and keeps the notes that it was shown."""
+    """Scores notes by 1 / (1 + distance) of their numeric titles, and records the notes it was given."""
 
     name = "by title"
 
@@ -28,7 +28,7 @@ class ByTitle:
 
 
 KNOWN = [
-    Note(id="a", title="1", hashtags=("x", "Y")),  # 1/2 from a query at 0
+    Note(id="a", title="1", hashtags=("x", "Y")),  # score 1/2 for a query at 0
     Note(id="b", title="2", hashtags=("z",)),  # 1/3
     Note(id="c", title="3", hashtags=("y", "w")),  # 1/4
     Note(id="d", title="9", hashtags=("z",)),  # 1/10
@@ -38,10 +38,10 @@ KNOWN = [
 
 def test_copied_hashtags_rank_by_the_scores_of_their_neighbours():
     query = Note(id="q", title="0")
-    # Y and y are one: 1/2 + 1/4. x: 1/2. z: 1/3 + 1/10. w: 1/4.
+    # Y and y are one hashtag: 1/2 + 1/4. x: 1/2. z: 1/3 + 1/10. w: 1/4.
     assert CopiedHashtags(ByTitle(), KNOWN).hashtags([query], 9) == [("Y", "x", "z", "w")]
     assert CopiedHashtags(ByTitle(), KNOWN).hashtags([query], 2) == [("Y", "x")]
-    # With one neighbour both weigh the same: the smaller key is first.
+    # With one neighbour both hashtags weigh the same, so the smaller key is first.
     assert CopiedHashtags(ByTitle(), KNOWN, neighbours=1).hashtags([query], 9) == [("x", "Y")]
 
 
@@ -54,7 +54,7 @@ def test_copied_hashtags_are_never_the_notes_own():
 
 def test_copied_hashtags_with_a_power_trust_near_notes_more():
     query = Note(id="q", title="0")
-    # Y: 1/4 + 1/16, x: 1/4, z: 1/9 + 1/100, w: 1/16; by the scores themselves z of b and d comes before x of a.
+    # Squared scores: Y 1/4 + 1/16, x 1/4, z 1/9 + 1/100 + 1/25. Plain scores: z 1/3 + 1/10 + 1/5 is before x 1/2.
     far = [*KNOWN, Note(id="f", title="4", hashtags=("z",))]
     assert CopiedHashtags(ByTitle(), far).hashtags([query], 3) == [("Y", "z", "x")]
     assert CopiedHashtags(ByTitle(), far, power=2).hashtags([query], 3) == [("Y", "x", "z")]
@@ -81,7 +81,7 @@ def test_record_of_a_copier_says_that_hashtags_are_copied():
     assert sources == ["written", "copied", "copied, tuned"]
     assert record.hashtags is None
     assert copied.hashtags is not None
-    assert copied.hashtags.recall == [[0.0, 1.0, 1.0]]  # Y, then x
+    assert copied.hashtags.recall == [[0.0, 1.0, 1.0]]  # predicted: Y, then x
 
 
 def test_copied_hashtags_of_many_queries_are_their_own():

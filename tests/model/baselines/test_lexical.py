@@ -1,4 +1,4 @@
-"""Scores of TF-IDF and BM25 against values worked out by hand."""
+"""Tests of TF-IDF and BM25 scores against values worked out by hand."""
 
 import math
 

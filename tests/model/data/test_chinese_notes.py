@@ -1,4 +1,4 @@
-"""Chinese notes from templates: every category, no repeats, no slot left open."""
+"""Tests of Chinese notes from templates: every category occurs, no text repeats, and no slot stays unfilled."""
 
 from __future__ import annotations
 

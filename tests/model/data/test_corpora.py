@@ -1,4 +1,4 @@
-"""Sources of texts without labels: what a record of each becomes, how texts are cut, and the command."""
+"""Tests of unlabelled text sources: how records become notes, how texts are cut, and the command."""
 
 from __future__ import annotations
 

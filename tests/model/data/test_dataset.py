@@ -1,4 +1,4 @@
-"""The task that a note gets, what its forward sees, and the batches of a run."""
+"""Tests of training data: the task of each note, the tokens of its forward, and the batches of a run."""
 
 import gzip
 import itertools
@@ -35,7 +35,7 @@ TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 @pytest.fixture(params=["tiny_engine", "tiny_short", "tiny_task_first"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """An engine of each prompt version."""
+    """An engine for each prompt version in turn."""
     engine: Engine = request.getfixturevalue(request.param)
     return engine
 
@@ -47,12 +47,12 @@ def prompt(engine: Engine) -> Prompt:
 
 @pytest.fixture
 def hashtags_last(tiny_short: Engine) -> Prompt:
-    """The prompt version that shows hashtags last."""
+    """Prompt of the version that shows hashtags last."""
     return tiny_short.prompt
 
 
 def output(example: Example) -> list[int]:
-    """Ids that CSFT predicts."""
+    """Token ids that the generative loss (CSFT) predicts."""
     return [example.ids[position] for position in example.targets]
 
 
@@ -180,7 +180,7 @@ def paired(tmp_path: Path) -> PairedNotes:
 
 
 def pairs_of(batches: list[list[Note]]) -> list[tuple[str, str]]:
-    """Pairs of batches by their ids, in the order of the batches."""
+    """Id pairs of all batches, in order."""
     return [(a.id, b.id) for batch in batches for a, b in zip(batch[::2], batch[1::2], strict=True)]
 
 
@@ -198,7 +198,7 @@ def test_pairs_are_seen_equally_often(paired: PairedNotes):
         for a, b in zip(batch[::2], batch[1::2], strict=True)
     ]
     times = [seen.count(pair) for pair in paired.pairs]
-    assert max(times) - min(times) <= 2  # pairs of one epoch may wait while the next begins
+    assert max(times) - min(times) <= 2  # a pair may be postponed into the next epoch
 
 
 def test_batches_of_disjoint_pairs_follow_the_shuffles(tmp_path: Path):
@@ -211,7 +211,7 @@ def test_batches_of_disjoint_pairs_follow_the_shuffles(tmp_path: Path):
 
 
 def test_batches_stay_full_where_one_note_has_most_pairs(tmp_path: Path):
-    """The pairs of a hub come one a batch, so that most of them wait when those of the other notes are used up."""
+    """A batch takes at most one pair of the hub, so most of its pairs are left when all others are used up."""
     hub, *others = TRAIN
     histories = [[hub, other] for other in others] + [others[i : i + 2] for i in range(0, 24, 2)]
     paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, histories))
@@ -280,7 +280,7 @@ def test_pair_has_the_higher_score_of_its_two_directions(tmp_path: Path):
     expected = {
         tuple(sorted(pair)): score for pair, score in [((a, b), 1), ((c, d), 1 / 3), ((c, a), 1 / 3), ((d, a), 1 / 3)]
     }
-    assert paired.scores == pytest.approx(expected)  # pairs that are not trained on have theirs too
+    assert paired.scores == pytest.approx(expected)  # pairs below min_score, which are not trained on, have scores too
 
 
 def test_batches_without_pairs_hold_notes_that_have_a_target(tmp_path: Path):
@@ -370,7 +370,7 @@ def test_notes_are_read_plain_or_gzipped_with_normalised_tags(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"not packed", "gzip"), (gzip.compress(b'{"id": "1"}' * 1000)[:-9], "gzip"), (gzip.compress(b"\xff"), "UTF-8")],
-    ids=["not-packed", "cut-off", "not-utf-8"],  # packed bytes hold the time
+    ids=["not-packed", "cut-off", "not-utf-8"],  # gzip output contains the time, so it cannot be part of an id
 )
 def test_broken_file_is_named(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "n.jsonl.gz").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Generated notes: how a generated line is read, what is drawn as a topic, and that the command goes on."""
+"""Tests of generated notes: parsing of generated lines, drawing of topics, and resuming of the command."""
 
 from __future__ import annotations
 

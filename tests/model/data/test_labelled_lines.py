@@ -1,4 +1,4 @@
-"""Our labelled lines as notes to fit a category head to."""
+"""Tests of our labelled lines, read as notes for fitting a category head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Related pairs: the scores of paper section 3, what the options drop, and the forms of a file of clicks."""
+"""Tests of related pairs: the scores of paper section 3, what the options drop, and the file formats of clicks."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_clicks_of_several_users_may_be_mixed(tmp_path: Path) -> None:
     assert scores_of(tmp_path, clicks) == {("a", "b"): 0.5, ("b", "a"): 0.5}
 
 
-# What the options drop
+# Options
 
 
 def test_window_counts_steps_between_distinct_notes(tmp_path: Path) -> None:
@@ -170,14 +170,14 @@ def test_category_of_a_note_is_that_of_its_last_line(tmp_path: Path) -> None:
     lines = [("a", "A"), ("a", "\tB "), ("b", "B"), ("c", "C"), ("d", "C"), ("d", " ")]
     notes = write_clicks(tmp_path / "notes.jsonl", ({"id": i, "category": category} for i, category in lines))
     scores = scores_of(tmp_path, histories(u="ac", v="bc", w="bd"), PairOptions(per_category=1), notes=notes)
-    assert set(scores) == {("a", "c"), ("b", "d")}  # b -> c is of the categories of a -> c, and d has none
+    assert set(scores) == {("a", "c"), ("b", "d")}  # b -> c has the same categories as a -> c, and d has none
 
 
 def test_max_history_bounds_the_pairs_and_not_the_weight(tmp_path: Path) -> None:
     assert scores_of(tmp_path, histories(u="aabcd"), PairOptions(max_history=2)) == {("a", "b"): 0.25}
 
 
-# Against plain Python, and the other engine
+# Comparison with plain Python and with Spark
 
 
 def random_clicks(seed: int) -> list[dict[str, Any]]:
@@ -231,7 +231,7 @@ OPTIONS = [
     PairOptions(per_category=3, min_rating=4, window=6, max_history=9, lower=0.1, top=2),
 ]
 SPARK_OPTIONS = [OPTIONS[0], OPTIONS[3], OPTIONS[5], OPTIONS[8]]
-"""Every option is among them. Spark takes five seconds for each, and has the SQL that DuckDB has."""
+"""Subset of OPTIONS that has every option: Spark takes five seconds for each, and runs the same SQL as DuckDB."""
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def spark() -> Iterable[None]:
     sql = pytest.importorskip("pyspark.sql", reason="the extra `spark` is not installed")
     os.environ.update(SPARK_LOCAL_IP="127.0.0.1", PYSPARK_PYTHON=sys.executable)
     builder = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-    # Compiling thoroughly takes more time than it saves these small tables.
+    # Full JIT compilation takes more time than it saves on these small tables.
     builder = builder.config("spark.driver.extraJavaOptions", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
     session = builder.config("spark.sql.shuffle.partitions", "2").getOrCreate()
     yield
@@ -329,7 +329,7 @@ FILES = ["c.jsonl", "c.jsonl.gz", "c.csv", "c.csv.gz", "c.parquet"]
 
 
 def check_parts(folder: Path, engine: Any) -> None:
-    """Part files, as a folder and as a pattern, give the pairs of one file with all their clicks."""
+    """Assert that part files, given as a folder or as a pattern, yield the same pairs as one file of all clicks."""
     records = [click | {"time": time} for time, click in enumerate(histories(u="ab", v="bca", w="ab"))]
     expected = scores_of(folder, records)
     parts = folder / "parts"

@@ -1,4 +1,4 @@
-"""Labels for texts without any: which tags are candidates, which are chosen, and when there is a category."""
+"""Tests of labels for unlabelled texts: candidate tags, chosen tags, and when a category is given."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_vocabulary_takes_common_concrete_nouns_of_wordnet(tmp_path: Path) -> No
         "00000003": ("07", "shininess"),  # abstract
         "00000004": ("15", "Windhoek"),  # a name
         "00000005": ("04", "fetch"),  # mostly a verb
-        "00000006": ("04", "thing"),  # says nothing
+        "00000006": ("04", "thing"),  # too general
     }
     lines = [f"{key} {topic} n 01 {word} 0 000 | a meaning" for key, (topic, word) in synsets.items()]
     (tmp_path / "data.noun").write_text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Texts made of the parts of notes: of training notes alone, and the same for the same seed."""
+"""Tests of recombined texts: made from parts of training notes only, and repeatable for a seed."""
 
 from __future__ import annotations
 

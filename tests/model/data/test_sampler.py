@@ -1,4 +1,4 @@
-"""The sampler: its logits are those of each row alone, and its draws follow the probabilities."""
+"""Tests of the sampler: batched logits equal those of each row alone, and draws follow the probabilities."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_logits_with_shared_context_equal_each_row_alone(sampler: Sampler) -> No
 
 
 def test_draws_follow_the_probabilities(sampler: Sampler) -> None:
-    logits = torch.log(torch.tensor([[0.6, 0.3, 0.1, 1e-4]])).expand(4000, 4) * 0.9  # undoes the temperature
+    logits = torch.log(torch.tensor([[0.6, 0.3, 0.1, 1e-4]])).expand(4000, 4) * 0.9  # cancels the sampler's temperature
     shares = torch.bincount(sampler._draw(logits), minlength=4) / 4000
     assert shares == pytest.approx(torch.tensor([0.6, 0.3, 0.1, 0.0]), abs=0.03)
 

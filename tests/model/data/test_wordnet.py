@@ -1,4 +1,4 @@
-"""WordNet: how an entry is read, and which notes and topics it becomes."""
+"""Tests of WordNet: parsing of entries, and the notes and topics made from them."""
 
 from __future__ import annotations
 

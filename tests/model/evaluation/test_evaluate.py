@@ -1,4 +1,4 @@
-"""An evaluation on data made by hand: which notes and pairs count, what a system is shown, and what is kept."""
+"""Tests of an evaluation on hand-made data: which notes and pairs count, what a system is shown, what is recorded."""
 
 from collections.abc import Mapping, Sequence
 
@@ -33,7 +33,7 @@ def data_of(
 
 
 class ByLength:
-    """Scores a note by how close its title's length is to the query's, so that ranks can be told by hand."""
+    """Scores a note by how close its title's length is to the query's, so that ranks can be worked out by hand."""
 
     name = "by-length"
 
@@ -56,9 +56,9 @@ def test_pool_is_the_split_in_cold_cold_and_all_in_cold_all():
     x, y = OTHERS[:2]
     notes = notes_of({a: 10, b: 14, c: 11, x: 13, y: 40})
     record = evaluate(ByLength(), data_of(notes, in_both((a, b), (a, x), (x, a), (x, y))))
-    assert record.related["cold-cold"].ranks == [2]  # c stands before b
+    assert record.related["cold-cold"].ranks == [2]  # c ranks before b
     by_id = dict(zip(sorted((b, x)), record.related["cold-all"].ranks, strict=True))
-    assert by_id == {b: 3, x: 2}  # c, x, b
+    assert by_id == {b: 3, x: 2}  # order: c, x, b
     assert record.related["cold-all"].queries == [0, 0]
     assert record.split == "test"
 
@@ -124,7 +124,7 @@ def test_related_notes_show_hashtags_only_if_told_to(shown: bool):
 
 
 class ByRule:
-    """Answers from tables by the title of a note, and keeps the notes that it was shown."""
+    """Answers from tables by note title, and records the notes it was given."""
 
     name = "by-rule"
 
@@ -151,7 +151,8 @@ class Writer(ByRule):
 
 
 def with_categories() -> dict[str, Note]:
-    """Six training notes, with Food more frequent than Art and Travel, and four test notes, of which two count."""
+    """Six training notes, with Food more frequent than Art and Travel, and four test notes, two of which have a trained
+    category."""
     trained = dict(zip(TRAIN, ["Food", "Art", "Travel", "Food", None, ""], strict=False))
     asked = dict(
         zip(sorted(TEST[:4]), [("a", "Travel"), ("b", "Art"), ("c", "Never trained"), ("d", None)], strict=True)
@@ -191,9 +192,9 @@ def test_category_summary_is_as_by_hand():
         "notes": 2,
         "accuracy_free": 0.5,
         "accuracy_constrained": 0.5,
-        "macro_f1": pytest.approx(1 / 3),  # of Food 0, of Art 0, of Travel 1
+        "macro_f1": pytest.approx(1 / 3),  # F1 of Food 0, Art 0, Travel 1
         "illusory": 0.5,
-        "ece": pytest.approx((0.2 + 0.9) / 2),  # 0.8 and right, 0.9 and wrong
+        "ece": pytest.approx((0.2 + 0.9) / 2),  # confidence 0.8 is right, 0.9 is wrong
     }
 
 
@@ -232,7 +233,7 @@ def test_hashtag_scores_are_as_by_hand():
     record = evaluate(ByRule({}, WRITTEN), data_of(tagged()), parts=["hashtags"])
     hashtags = record.hashtags
     assert hashtags is not None
-    # a: 1 of 1, 2 of 3 and 2 of 5 are right, which are 1, 2 and 2 of its 2. b: nothing is right.
+    # a has 1, 2 and 2 hits among the first 1, 3 and 5, of 2 true hashtags. b has no hits.
     assert hashtags.precision == [pytest.approx([1, 2 / 3, 2 / 5]), [0, 0, 0]]
     assert hashtags.recall == [pytest.approx([1 / 2, 1, 1]), [0, 0, 0]]
     assert hashtags.f1 == [pytest.approx([2 / 3, 4 / 5, 4 / 7]), [0, 0, 0]]

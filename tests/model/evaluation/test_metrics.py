@@ -102,7 +102,7 @@ def test_recall_at_less_than_one_is_refused() -> None:
 def test_exposure_groups_are_equal_thirds_by_clicks_then_by_id() -> None:
     clicks = np.array([5, 1, 5, 9, 1, 0])
     targets = np.array([3, 2, 0, 4, 1, 4])
-    # Ascending: 1 (1 click), 4, 4 (1), 0 (5), 2 (5), 3 (9).
+    # Targets by clicks, then by id: 1 (1 click), 4 and 4 (1), 0 (5), 2 (5), 3 (9).
     assert exposure_groups(targets, clicks).tolist() == [2, 2, 1, 0, 0, 1]
 
 
@@ -129,8 +129,8 @@ def test_exposure_of_mismatched_arrays_is_refused() -> None:
 
 
 def two_equal_systems(generator: np.random.Generator) -> tuple[Scores, Scores, Numbers, Numbers]:
-    """Hits of two equally good systems by pair, with the query and the target of each: each system finds targets that
-    the other does not, whatever the query."""
+    """Hits of two equally good systems, with the query and target of each pair. Which pairs a system finds depends on
+    the target and on chance, not on the query."""
     queries, targets = (generator.integers(0, 60, 600) for _ in range(2))
     a, b = (generator.normal(0, 1, 60)[targets] + generator.normal(0, 1, 600) for _ in range(2))
     return (a > 0).astype(float), (b > 0).astype(float), queries, targets
@@ -186,7 +186,7 @@ def test_interval_of_the_ratio_holds_the_true_ratio_as_often_as_it_says() -> Non
 
 
 def test_variance_is_at_least_that_of_either_clustering() -> None:
-    # Units of one query cancel each other, and units of one target too: the sum less that by both is below 0.
+    # Deviations partly cancel within each query and each target: variance by query + by target - by both is below 0.
     a, b = np.array([2.0, 0.0, 0.0, 0.0]), np.array([0.0, 1.0, 1.0, 0.0])
     queries, targets = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     comparison = compare(a, b, queries, targets)
@@ -244,7 +244,7 @@ def test_accuracy_and_macro_f1_are_as_by_hand() -> None:
     truth = ["food", "food", "pets", "film"]
     predicted = ["food", "pets", "pets", "home"]
     assert accuracy(predicted, truth) == 0.5
-    # food 2/(1+2), pets 2/(2+1), film 0, home 0 although no note is of it
+    # food 2/(1+2), pets 2/(2+1), film 0, home 0: it counts although it is no note's category
     assert macro_f1(predicted, truth) == pytest.approx((2 / 3 + 2 / 3 + 0 + 0) / 4)
 
 
@@ -270,7 +270,7 @@ def test_calibration_error_is_zero_when_confidence_is_accuracy() -> None:
 
 
 def test_calibration_error_is_as_by_hand() -> None:
-    # Of two bins: (0, 0.5] holds 0.2 and 0.5, one right; (0.5, 1] holds 0.9 and 0.9, one right.
+    # Two bins: (0, 0.5] has 0.2 and 0.5, one right; (0.5, 1] has 0.9 and 0.9, one right.
     confidence = np.array([0.2, 0.5, 0.9, 0.9])
     correct = np.array([True, False, True, False])
     assert expected_calibration_error(confidence, correct, bins=2) == pytest.approx((abs(0.7 - 1) + abs(1.8 - 1)) / 4)
@@ -278,8 +278,10 @@ def test_calibration_error_is_as_by_hand() -> None:
 
 def test_calibration_bin_holds_its_upper_edge_and_the_first_zero() -> None:
     right = np.array([False, True])
-    assert expected_calibration_error(np.array([0.0, 0.5]), right, bins=2) == pytest.approx(0.25)  # one bin
-    assert expected_calibration_error(np.array([0.5, 0.51]), right, bins=2) == pytest.approx((0.5 + 0.49) / 2)  # two
+    assert expected_calibration_error(np.array([0.0, 0.5]), right, bins=2) == pytest.approx(0.25)  # both in one bin
+    assert expected_calibration_error(np.array([0.5, 0.51]), right, bins=2) == pytest.approx(
+        (0.5 + 0.49) / 2
+    )  # one in each bin
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_calibration_of_invalid_probabilities_is_refused(confidence: list[float]
 def test_fitted_temperature_recovers_the_one_that_made_the_truth(temperature: float) -> None:
     generator = np.random.default_rng(0)
     logits = generator.normal(scale=2, size=(20_000, 5))
-    drawn = np.argmax(logits + generator.gumbel(size=logits.shape), axis=1)  # of softmax(logits)
+    drawn = np.argmax(logits + generator.gumbel(size=logits.shape), axis=1)  # draws from softmax(logits)
     sharpened = apply_temperature(logits * temperature, 1).astype(np.float32)
     assert fit_temperature(sharpened, drawn) == pytest.approx(temperature, rel=0.03)
 
@@ -323,7 +325,7 @@ def test_applied_temperature_is_as_by_hand() -> None:
     assert np.exp(apply_temperature(log_probs, 1)) == pytest.approx(np.array([[0.8, 0.2]]))
     assert np.exp(apply_temperature(log_probs, 2)) == pytest.approx(
         np.array([[2 / 3, 1 / 3]])
-    )  # of square roots, 2 : 1
+    )  # sqrt(0.8) : sqrt(0.2) is 2 : 1
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def test_temperature_that_is_not_above_zero_is_refused(temperature: float) -> No
 
 def test_hashtag_scores_are_means_over_notes() -> None:
     scores = hashtag_prf([["a", "b", "c"], ["x"]], [["a", "c", "d", "e"], ["y"]], k=2)
-    # First note: 1 hit of 2 asked for, of 4 true ones, F1 2/(2+4). Second: nothing.
+    # First note: 1 hit among 2 predicted and 4 true hashtags, F1 2/(2+4). Second note: no hit.
     assert (scores.precision, scores.recall, scores.f1) == pytest.approx((1 / 4, 1 / 8, 1 / 6))
 
 
@@ -407,7 +409,7 @@ def test_words_and_chinese_characters_are_tokens(text: str, tokens: list[str]) -
     [
         ("a b c", "A B C", (1, 1, 1)),
         ("a b c d", "a c b", (6 / 7, 0, 4 / 7)),
-        ("a a a", "a", (2 / 4, 0, 2 / 4)),  # clipped: one a of three
+        ("a a a", "a", (2 / 4, 0, 2 / 4)),  # clipped: only one of the three counts
         ("a b a b", "a b", (4 / 6, 2 / 4, 4 / 6)),
         ("上海咖啡", "上海 美食 咖啡", (8 / 10, 2 * 2 / (3 + 5), 8 / 10)),
         ("a", "a", (1, 0, 1)),  # no bigram in either

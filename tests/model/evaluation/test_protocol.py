@@ -1,4 +1,4 @@
-"""Pairs of the protocols: their notes, and the options of each data set."""
+"""Tests of the protocols' pairs: their notes, and the options of each data set."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def ends(folder: Path, protocol: str) -> set[tuple[str, str]]:
 
 
 def test_cold_cold_pairs_are_the_best_among_the_split(tmp_path: Path):
-    """Eleven training notes go with `a` more often than `b` does, and ten pairs of each note are kept."""
+    """`a` is read more often with each of eleven training notes than with `b`, and ten pairs of each note are kept."""
     a, b = TEST[:2]
     folder = write(tmp_path / "data", read_by([a, b], *[[a, x] for x in TRAIN[:11] for _ in range(2)]))
     assert ends(folder, COLD_COLD) == {(a, b)}
@@ -80,7 +80,7 @@ def test_unreadable_clicks_are_named(tmp_path: Path):
 def test_microlens_pair_of_one_user_counts_if_few_clicks(tmp_path: Path):
     a, b, c, d, e = TEST[:5]
     clicks = read_by([a, b, c, d], [e, a, b])  # 1/4 from the first user, 1/3 from the second
-    expected = {(e, a), (e, b), (a, b)}  # and 1/4 + 1/3
+    expected = {(e, a), (e, b), (a, b)}  # only (a, b) has a click of both users: 1/4 + 1/3
     assert ends(write(tmp_path / "microlens50k", clicks), COLD_COLD) == expected
     assert ends(write(tmp_path / "another", clicks), COLD_COLD) > expected
 
@@ -96,7 +96,7 @@ def test_films_are_paired_by_good_ratings_within_a_window(tmp_path: Path):
 
 
 def test_folder_reached_by_a_link_is_known_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = write(tmp_path / "microlens50k", read_by([*TEST[:4]]))  # 1/4: below the bound of this data set
+    folder = write(tmp_path / "microlens50k", read_by([*TEST[:4]]))  # scores of 1/4, below the bound of this data set
     monkeypatch.chdir(folder)
     assert ends(Path(), COLD_COLD) == set()
     (tmp_path / "link").symlink_to(folder)

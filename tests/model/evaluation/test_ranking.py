@@ -1,4 +1,4 @@
-"""Ranks of pairs in small pools, told by hand."""
+"""Tests of ranks of pairs in small pools, worked out by hand."""
 
 import numpy as np
 

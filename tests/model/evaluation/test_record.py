@@ -1,4 +1,4 @@
-"""The summary of a record: its figures, and the names that programs read."""
+"""Tests of a record's summary: its figures, and the names that programs read."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A checkpoint under evaluation answers as it serves."""
+"""Tests of EngineSystem: in an evaluation, a checkpoint answers as in serving."""
 
 import numpy as np
 import pytest

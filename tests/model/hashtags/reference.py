@@ -1,5 +1,4 @@
-"""A reference for the lexical index, which compares notes one by one, and a lexical index whose rows are addressed by
-note ids."""
+"""Reference for the lexical index that compares notes one by one, and a lexical index addressed by note ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GroundedRanking: what bounds settle, and that they never change the answer."""
+"""Tests of GroundedRanking: which candidates bounds close, and that bounds never change the answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_bound_on_the_probability_closes_a_candidate() -> None:
     ranking = GroundedRanking(CANDIDATES, 1, WRITTEN_WEIGHT, 0.0)
     ranking.score({"hot": 0.9})
     assert ranking.open_candidates() == ["soup"]
-    ranking.bound({"soup": 1e-6, "hot": 1e-9})  # the bound of a scored one is of no use
+    ranking.bound({"soup": 1e-6, "hot": 1e-9})  # the bound of a scored candidate is ignored
     assert ranking.open_candidates() == []
 
 
@@ -47,7 +47,9 @@ def test_candidate_whose_bound_makes_no_difference_is_closed() -> None:
     ranking = GroundedRanking(CANDIDATES, 5, WRITTEN_WEIGHT, 0.0)
     ranking.bound({"soup": MIN_WRITTEN_PROBABILITY / 2, "hot": 2 * MIN_WRITTEN_PROBABILITY})
     assert ranking.open_candidates() == ["hot", "cold"]
-    ranking.score({"soup": MIN_WRITTEN_PROBABILITY / 4, "hot": 1e-3, "cold": 1e-3})  # an exact one may follow
+    ranking.score(
+        {"soup": MIN_WRITTEN_PROBABILITY / 4, "hot": 1e-3, "cold": 1e-3}
+    )  # an exact probability may follow a bound
     assert [hashtag.text for hashtag in ranking.ranked([])] == ["soup", "hot", "cold"]
 
 
@@ -82,7 +84,9 @@ def test_answer_equals_that_of_all_probabilities(seed: int, written_weight: floa
     candidates = {f"tag{i}": Candidate(f"tag {i}", w / sum(weights), rng.random() < 0.5) for i, w in enumerate(weights)}
     exact = {key: 10 ** -rng.uniform(0, 12) for key in candidates}
     written = [Hashtag(f"new {i}", 10 ** -rng.uniform(0, 4)) for i in range(5)]
-    written += [Hashtag(f"Tag {i}", 10 ** -rng.uniform(0, 4)) for i in rng.sample(range(30), 5)]  # other spellings
+    written += [
+        Hashtag(f"Tag {i}", 10 ** -rng.uniform(0, 4)) for i in rng.sample(range(30), 5)
+    ]  # other spellings of candidates
     ranking = GroundedRanking(candidates, 5, written_weight, min_probability)
     ranking.score({key: exact[key] for key in list(candidates)[:6]})
     ranking.bound({key: min(1.0, 10 * p) for key, p in exact.items()})

@@ -181,7 +181,7 @@ def test_neighbours_found_in_one_way_have_all_the_weight() -> None:
 
 
 def test_candidate_weighs_as_much_as_the_notes_that_carry_it() -> None:
-    """The heaviest note that carries it is named first."""
+    """The carrying note with the largest weight is the first in `notes`."""
     soup = Neighbour("a", 0.5, ("Soup", "hot"))
     soups = Neighbour("b", 0.2, ("soups",))
     cold = Neighbour("c", 0.1, ("cold",))

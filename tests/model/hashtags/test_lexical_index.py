@@ -18,7 +18,7 @@ WORDS = ("soup", "lemon", "hike", "kyoto", "yarn")
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=4).map(" ".join)
 IDS = st.sampled_from("abcdef")
 WRITES = st.lists(st.one_of(st.tuples(IDS, TEXTS), IDS), min_size=4, max_size=24)
-"""An id with a text is added, an id alone is removed."""
+"""Sequences of writes: an id with a text adds a note, an id alone removes it."""
 
 
 @settings(deadline=None)
@@ -44,7 +44,7 @@ def test_nearest_after_any_writes_equals_comparing_all_notes(writes: list[tuple[
 
 @pytest.mark.parametrize("words_of_query", [1, 4, 30])
 def test_best_of_many_notes_of_any_length_equal_comparing_all_notes(words_of_query: int) -> None:
-    """Notes are scored only where a bound of their score reaches that of the best ones, and all such notes are."""
+    """Exactly those notes are scored whose score bound reaches the best scores."""
     rng = random.Random(words_of_query)
     notes = {}
     for number in range(400):

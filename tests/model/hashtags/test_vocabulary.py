@@ -76,6 +76,6 @@ def test_uses_are_of_all_spellings_under_the_most_frequent_one() -> None:
 
 
 def written_at_random(hashtag: str) -> str:
-    """Return a spelling of the hashtag but for its last letter, which chooses among three."""
+    """Return `hashtag` without its last letter, which selects one of three spellings."""
     text, choice = hashtag[:-1] or "a", hashtag[-1]
     return {"a": text, "b": text.upper(), "c": " ".join(text)}[choice]

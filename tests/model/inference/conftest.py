@@ -44,7 +44,7 @@ def activated_writer(tokenizer: PreTrainedTokenizerBase) -> Engine:
 @pytest.fixture(params=["note_first", "task_first", "activated_writer"])
 def writer(request: pytest.FixtureRequest) -> Engine:
     """Three random writers in turn: one that reads the note first, one that reads the task first, and one with the
-    prompt of `short` whose decoder has other weights than its trunk."""
+    short prompt and a decoder whose weights differ from the trunk's."""
     engine: Engine = request.getfixturevalue(request.param)
     return engine
 

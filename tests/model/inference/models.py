@@ -51,7 +51,7 @@ def random_model(
     config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, version: str = DEFAULT_PROMPT
 ) -> NoteLLM:
     """Return a random float32 model of any family with the real tokenizer."""
-    config = copy.deepcopy(config)  # tests share it, and a model changes its configuration
+    config = copy.deepcopy(config)  # tests share the configuration, and creating a model changes it
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 2
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def bigram_engine(tokenizer: PreTrainedTokenizerBase, bigrams: Mapping[str, Mapp
     """Return an engine whose next token depends only on the last one. `bigrams[last]` are the probabilities of the next
     tokens, `bigrams[""]` those of a hashtag's first token. All other tokens have probability 0."""
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
-    for layer in engine.runtime.model.backbone.base_model.layers:  # each layer passes its input on
+    for layer in engine.runtime.model.backbone.base_model.layers:  # makes each layer the identity
         nn.init.zeros_(layer.self_attn.o_proj.weight)
         nn.init.zeros_(layer.mlp.down_proj.weight)
     embedding = engine.runtime.model.backbone.get_input_embeddings().weight
@@ -138,7 +138,7 @@ def bigram_engine(tokenizer: PreTrainedTokenizerBase, bigrams: Mapping[str, Mapp
         embedding.data[last_token, feature] = 1e3
         for text, probability in next_tokens.items():
             weights[texts.index(text), feature] = math.log(probability)
-    return writes_only(engine, texts, weights / 8)  # the final norm scales the one feature that is not 0 to 8
+    return writes_only(engine, texts, weights / 8)  # the final norm scales the only non-zero feature to 8
 
 
 def vocabulary_of(engine: Engine, hashtags: Sequence[str]) -> Vocabulary:

@@ -104,7 +104,7 @@ def searched_hashtags(engine: Engine, note: Note, count: int) -> tuple[list[tupl
             if length:
                 beam_tokens += 1
                 finished.append((probability * float(next_token[ends].sum()), ids))
-            top = next_token.topk(width + len(ends))  # at least `width` of them are no end tokens
+            top = next_token.topk(width + len(ends))  # at least `width` of them are not end tokens
             extensions += [
                 (probability * p, [*ids, token])
                 for p, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)

@@ -32,12 +32,12 @@ from tests.model.inference.reference import all_hashtags, assert_hashtags_match_
 from tests.model.inference.samples import FEW_NOTES, HASHTAGS, NOTES
 
 UNTAGGED = [replace(note, hashtags=()) for note in FEW_NOTES]
-"""Notes without hashtags of their own, which would not be told again."""
+"""Notes without their own hashtags, since an answer leaves those out."""
 
 pytestmark = pytest.mark.slow
 
 ENDED = {" #": 1.0}
-"""Next token of a word that is a whole hashtag."""
+"""Next-token probabilities after a word that completes a hashtag."""
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -54,7 +54,7 @@ def test_search_through_the_cache_matches_reference(writer: Engine, count: int) 
     ("words", "count"),
     [
         ([" coffee", " river", " cat", " lamp"], 3),
-        ([" coffee", " Coffee", " river", "s"], 100),  # more than there are, so that the search stops at its bound
+        ([" coffee", " Coffee", " river", "s"], 100),  # more than exist, so that the search stops at its bound
     ],
 )
 def test_search_with_enough_beams_finds_the_best_of_all(
@@ -229,7 +229,7 @@ def test_on_hashtag_is_called_once_each_in_answer_order(writer: Engine, grounded
         (output,) = generate(writer, [note], request)
         assert [hashtag.text for hashtag in announced] == texts(output.hashtags)
         for hashtag, score in zip(announced, scores(output.hashtags), strict=True):
-            assert hashtag.score <= score + 1e-9  # later spellings add to it
+            assert hashtag.score <= score + 1e-9  # later spellings add to the score of the answer
     engine, announced = fresh_engine(writer), []
     engine.add_request(engine.tokenize(UNTAGGED[0], GenerationRequest(4, on_hashtag=announced.append)))
     before_the_end = 0

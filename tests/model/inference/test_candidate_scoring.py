@@ -1,4 +1,4 @@
-"""Hashtags of a note's neighbours: exact probabilities, of as few of them as the answer needs."""
+"""Tests of candidate scoring: exact probabilities, for as few of the neighbours' hashtags as the answer needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CARRIED = Neighbours([Neighbour("n", 1.0, HASHTAGS)])
 
 
 def random_neighbours(seed: int) -> Neighbours:
-    """Neighbours with random weights, whose hashtags have one to three words and often begin alike."""
+    """Neighbours with random weights, whose hashtags have one to three words and often share their first words."""
     rng = random.Random(seed)
     found = []
     for i in range(8):
@@ -48,7 +48,7 @@ def plain_hashtags(engine: Engine, place: int, count: int) -> tuple[Hashtag, ...
 
 
 def reference_hashtags(engine: Engine, note: Note, count: int, neighbours: Neighbours) -> tuple[Hashtag, ...]:
-    """Answer of a search to its end and of all candidates, each scored with a forward of its own."""
+    """Answer computed from a complete search and from all candidates, each scored in its own forward."""
     candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
     exact = {key: hashtag_probability(engine, note, count, candidate.text) for key, candidate in candidates.items()}
     return rerank(
@@ -82,7 +82,7 @@ def test_candidates_that_nothing_written_can_pass_take_no_search(
     with record_forwards(writer) as forwards:
         outputs = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS, find_neighbours=lambda *_: CARRIED))
     plain = generate(writer, FEW_NOTES, GenerationRequest(3, FOODS))
-    assert len(forwards) == 2  # the notes, and all tasks with the candidates
+    assert len(forwards) == 2  # one for the notes, one for all tasks and candidates
     assert decode_steps(forwards) == 0
     assert sum(output.usage.prompt_tokens for output in outputs) == sum(map(len, prefills(forwards)))
     assert_same_categories(outputs, plain)
@@ -100,7 +100,7 @@ def test_candidates_that_the_model_has_not_met_are_not_scored(writer: Engine, mo
     with record_forwards(writer) as forwards:
         request = GenerationRequest(3, find_neighbours=lambda *_: CARRIED)
         (output,) = generate(writer, FEW_NOTES[:1], request)
-    assert len(forwards) == 2  # the note, and its tasks with the first candidate
+    assert len(forwards) == 2  # one for the note, one for its tasks and the first candidate
     assert set(texts(output.hashtags) or ()) < set(HASHTAGS)
 
 

@@ -59,7 +59,7 @@ def test_unseen_names_are_scored_less_their_prior(fixture: str, request: pytest.
     names = [Note(title=name) for name in FOODS]
     prior = torch.stack([category_log_probs(partly_trained, name, FOODS) for name in names]).mean(0)
     cosines = torch.from_numpy(partly_trained.embed(FEW_NOTES) @ partly_trained.embed(names).T)
-    generate(partly_trained, FEW_NOTES[:1], for_foods)  # reads the names, which are kept then
+    generate(partly_trained, FEW_NOTES[:1], for_foods)  # reads the names, which are then cached
     outputs = generate(partly_trained, FEW_NOTES, for_foods)
     for note, cosine, output in zip(FEW_NOTES, cosines, outputs, strict=True):
         weighted_cosine = NoteLLMConfig().name_cosine_weight * cosine
@@ -138,7 +138,7 @@ def test_run_ends_beside_a_request_that_computes_the_same_prior(partly_trained: 
 
 @pytest.fixture
 def read_names(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Number of names that are read of a closed set of three and more."""
+    """Number of names that are read from a closed set of three or more, lowered to 2."""
     monkeypatch.setattr("model.inference.category_scoring.MAX_WHOLE_SET", 2)
     monkeypatch.setattr("model.inference.category_scoring.CATEGORY_SHORTLIST", 2)
     return 2
@@ -190,7 +190,7 @@ def test_large_closed_set_of_trained_names_is_read_whole_without_a_head(tiny_eng
 def test_large_closed_set_that_the_head_knows_is_scored_as_when_all_names_are_read(
     tiny_engine: Engine, read_names: int
 ) -> None:
-    """The head chooses the names, and has its say although it knows the chosen ones from too few notes alone."""
+    """The head chooses the names and is pooled, although it was fitted to too few notes of the chosen names alone."""
     rare = replace(random_head(LARGE, tiny_engine.dimension), counts=np.array([1, 1, 1, 1, 5 * MIN_NOTES_PER_CATEGORY]))
     assert not rare.covers(LARGE[:4])
     engine = Engine(tiny_engine.runtime, rare)
@@ -212,7 +212,7 @@ def test_closed_set_at_the_bound_is_read_whole(
 
 
 def random_head(names: tuple[str, ...], dimension: int) -> CategoryHead:
-    """Return a head that knows these names, from vectors and notes that nobody has seen."""
+    """Return a head for these names with random weights and enough notes for each."""
     rng = np.random.default_rng(0)
     counts = np.full(len(names), MIN_NOTES_PER_CATEGORY)
     weights = rng.normal(scale=4, size=(len(names), dimension)).astype(np.float32)
@@ -227,7 +227,7 @@ def test_no_other_request_waits_for_a_prior(partly_trained: Engine) -> None:
     first, second = (engine.add_request(engine.tokenize(note, request)) for note in FEW_NOTES[:2])
     vector = engine.add_request(engine.tokenize(FEW_NOTES[2]))
     assert [running for running, _ in engine.step()] == [vector]
-    engine.abort(first)  # it was reading the names, which the other request now takes over
+    engine.abort(first)  # it was reading the names; the second request now takes over
     finished = []
     while not finished:
         finished = engine.step()

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 def assert_three_in_one(engine: Engine) -> None:
-    """One request for everything reads what a request for each part reads."""
+    """Assert that one request for everything gives the outputs of a separate request for each part."""
     outputs = generate(engine, FEW_NOTES, GenerationRequest(2, FOODS))
     assert_same_vectors(outputs, generate(engine, FEW_NOTES))
     assert_same_hashtags(outputs, generate(engine, FEW_NOTES, GenerationRequest(hashtags=2)))
@@ -77,7 +77,7 @@ def test_vector_does_not_depend_on_its_batch(tiny_engine: Engine) -> None:
 
 
 def test_different_notes_have_different_vectors(tiny_engine: Engine) -> None:
-    """Otherwise batch invariance would show nothing."""
+    """Otherwise the tests of batch invariance would prove nothing."""
     rows = vectors(generate(tiny_engine, NOTES))
     assert (rows @ rows.T - np.eye(len(NOTES))).max() < 0.9999
 
@@ -234,7 +234,7 @@ def test_eager_attention_as_in_training_matches_reference(family: str, tokenizer
     engine = random_engine(config, tokenizer)
     engine.runtime.model.backbone.set_attn_implementation("eager")
     assert_outputs_match_reference(engine)
-    assert config._attn_implementation != "eager"  # other tests share it
+    assert config._attn_implementation != "eager"  # other tests share the configuration
 
 
 def test_real_backbone_vectors_do_not_depend_on_the_batch(backbone_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Exported checkpoints: the vectors and words of the checkpoint they were made from, without PyTorch."""
+"""Tests of exported checkpoints: vectors and words equal those of the original checkpoint, without PyTorch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(engine.space, len(engine.generate([Note(title="bread")])[0].vector))
 
 @pytest.fixture(scope="module")
 def served(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint, exported with half floats."""
+    """The tiny checkpoint, exported in bfloat16."""
     folder = tmp_path_factory.mktemp("served") / "tiny"
     write_exported(str(tiny_checkpoint), folder, cache=tmp_path_factory.mktemp("cache"), precision="bfloat16")
     return folder

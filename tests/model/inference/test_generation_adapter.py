@@ -1,6 +1,6 @@
 """Generation adapter: it changes what is written after a note, and neither the vector nor the number of forwards.
 
-The tests of the `writer` fixture run with one as well.
+Tests that use the `writer` fixture also run with a decoder that differs from the trunk.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_model(checkpoint: Path) -> NoteLLM:
 
 
 def assert_only_the_vectors_are_the_same(engine: Engine, plain: Engine) -> None:
-    """Vectors bit for bit, whatever else is requested; no hashtags and probabilities."""
+    """Assert that vectors are equal bit for bit, whatever else is requested, and hashtags and probabilities differ."""
     assert engine.space == plain.space
     expected = vectors(generate(plain, FEW_NOTES))
     np.testing.assert_array_equal(vectors(generate(engine, FEW_NOTES)), expected)
@@ -75,7 +75,7 @@ def test_family_with_adapter_matches_reference(family: str, backbone_folder: Pat
 
 @torch.inference_mode()
 def test_decoder_reads_as_peft_with_the_adapter_active(activated_checkpoint: Path) -> None:
-    """peft keeps the adapter beside the weights, and switches it off for the note."""
+    """The reference applies the adapter through peft, switched off for the note and on for the task."""
     model = load_model(activated_checkpoint)
     backbone = AutoModelForCausalLM.from_pretrained(activated_checkpoint / BACKBONE_FOLDER)
     with quiet_peft():
@@ -179,7 +179,7 @@ def test_saved_trunk_has_no_generation_adapter(activated_checkpoint: Path, tmp_p
 
 
 def test_adapter_switched_off_leaves_the_trunk_as_it_was(activated_checkpoint: Path) -> None:
-    """A training computes the note so, and the tasks with the adapter."""
+    """Training computes notes with the adapter switched off, and tasks with it."""
     model, trained = load_model(activated_checkpoint), load_model(activated_checkpoint)
     adapter = trained.add_adapter(4)
     trainable = [name for name, parameter in trained.named_parameters() if parameter.requires_grad]

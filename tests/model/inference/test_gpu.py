@@ -1,7 +1,7 @@
-"""The GPU path of the PyTorch runtime.
+"""Tests of the GPU path of the PyTorch runtime.
 
-With a GPU, it reads what the CPU reads. Without one, PyTorch's meta device, which knows only shapes, shows that all
-tensors are on the device, and that nothing waits for it before a forward is computed.
+With a GPU, outputs equal those of the CPU. Without one, PyTorch's meta device, whose tensors have shapes but no values,
+shows that all tensors are on the device, and that nothing waits for the device before a forward is computed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REQUEST = GenerationRequest(3, ("Food", "Travel", "Home and garden"))
 
 @pytest.fixture
 def engine_on(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
-    """Loads the tiny checkpoint on a device."""
+    """Return a function that loads the tiny checkpoint on a device."""
 
     def load(device: str) -> Engine:
         cache = tmp_path_factory.getbasetemp()
@@ -45,7 +45,7 @@ def engine_on(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def noise(values: Tensor) -> Any:
-    """Random stand-in for the values of a tensor without any. Token ids are small."""
+    """Random values for a tensor that has none; integers are valid token ids, below 100."""
     random = np.random.default_rng(values.numel())
     if values.dtype.is_floating_point:
         return -random.random(values.shape, np.float32)

@@ -42,7 +42,7 @@ def test_forks_share_the_blocks_of_their_common_beginning() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["grow", "fork", "cut", "close"]), st.integers(0, 9)), max_size=40))
 def test_sequences_read_back_what_was_written_into_them(actions: list[tuple[str, int]]) -> None:
-    """The model is a list of tokens for each sequence, which shares nothing."""
+    """The reference is a separate list of tokens for each sequence, without sharing."""
     pool = BlockPool(200, block_size=4)
     slots: dict[tuple[int, int], int] = {}
     sequences = [(BlockTable(pool), list[int]())]

@@ -1,4 +1,4 @@
-"""Loading: the model's name and number format, and a CPU where there is no GPU."""
+"""Tests of loading: the model's name, precision and licence, and the fallback to the CPU if there is no GPU."""
 
 from __future__ import annotations
 

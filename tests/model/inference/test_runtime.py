@@ -1,4 +1,4 @@
-"""Spans and what they ask: batches of queries ask, together, what all spans ask."""
+"""Tests of packed spans: batches of their logit queries, groups for attention, and splits at the read-out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_batches_hold_every_query_and_its_tokens(count: int) -> None:
 
 
 def cells_by_group(shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans and cells of attention of each group for spans of `shapes`: (tokens cached before, own tokens)."""
+    """Number of spans and of attention-mask cells in each group, for spans of `shapes`: (cached tokens, own tokens)."""
     pool = BlockPool(5000, 32)
     spans = []
     for past, count in shapes:
@@ -75,7 +75,7 @@ def test_few_cells_stay_in_a_group_beside_the_decode_steps() -> None:
 
 
 def test_span_is_split_after_its_read_out() -> None:
-    """The second part is the tree below the read-out, which it follows."""
+    """The second part is the token tree that follows the read-out."""
     table = BlockTable(BlockPool(10, 4))
     table.grow(3 + 5)
     queries = (LogitQuery(3, 2), LogitQuery(4, tokens=(9,)))

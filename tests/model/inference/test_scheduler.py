@@ -113,7 +113,7 @@ def test_note_does_not_wait_for_a_long_closed_set(writer: Engine, monkeypatch: p
 
 
 def test_cache_size_and_token_budget_change_no_hashtag(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers of hashtags that other notes of the batch ask for change none either."""
+    """Nor do the hashtag counts that other notes of the batch request."""
     notes = NOTES[:16]
     requests = [GenerationRequest(i % 5) for i in range(len(notes))]
     alone = generate_alone(writer, notes, requests)

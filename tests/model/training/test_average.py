@@ -1,4 +1,4 @@
-"""The mean of checkpoints: each weight is the mean, and what was fitted to one of them is left out."""
+"""Tests of averaging checkpoints: each weight is the mean, and parts fitted to a single checkpoint are left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from model.weights import (
 
 @pytest.fixture
 def doubled(tmp_path: Path) -> Path:
-    """The shipped checkpoint with twice its projection."""
+    """The shipped checkpoint with its projection doubled."""
     folder = Path(shutil.copytree(SHIPPED_CHECKPOINT, tmp_path / "doubled"))
     head = load_file(folder / HEAD_FILE)
     save_file(head | {"projection": 2 * head["projection"]}, folder / HEAD_FILE)

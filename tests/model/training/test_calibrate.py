@@ -1,5 +1,5 @@
-"""Fits to a finished checkpoint: `category_temperature` finds the temperature by which probabilities were sharpened,
-`least_hashtag_score` the highest bound that leaves out next to no right hashtag."""
+"""Tests of fits to a finished checkpoint: `category_temperature` recovers the temperature by which probabilities were
+sharpened, `least_hashtag_score` finds the highest bound that drops hardly any right hashtag."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 
 
 class EmptyRows:
-    """A classifier that is asked about no notes."""
+    """A classifier that gives every category the same score; the test passes it no notes."""
 
     name = "empty"
 
@@ -36,7 +36,7 @@ class EmptyRows:
 
 
 class Sharpened:
-    """Gives `times` the log probabilities of the distribution from which the truth is drawn."""
+    """A classifier whose logits are `times` those of the distribution that the truth is drawn from."""
 
     name = "sharpened"
 
@@ -94,7 +94,7 @@ def test_temperature_without_validation_categories_is_refused():
 @pytest.mark.parametrize(
     ("scores_of_right_ones", "expected"),
     [
-        ([0.9] * 100, 0.05),  # the highest there is
+        ([0.9] * 100, 0.05),  # the highest bound that is tried
         ([0.9] * 50 + [0.012] * 50, 0.01),
         ([0.9] * 97 + [0.004] * 3, 0.003),
         ([0.9] * 98 + [0.004] * 2, 0.05),  # two of a hundred may be lost

@@ -1,4 +1,4 @@
-"""A batch is compared with its own notes, and with those that the memory holds beyond it."""
+"""Tests of the contrastive objective: a batch is compared with its own notes and with the other notes in memory."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ TRAIN = [str(i) for i in range(100) if split_of(str(i)) == "train"]
 READ = [TRAIN[start : start + 2] for start in range(0, 8, 2)]
 """Four pairs, the first two of which are the batch of these tests."""
 ACROSS = [TRAIN[0], TRAIN[6]]
-"""One more pair: a note of the batch with one beyond it."""
+"""One more pair: a note of the batch and one outside it."""
 NOTES = TRAIN[:12]
 TAU = torch.tensor(1.5)
 
@@ -49,7 +49,7 @@ def batch(paired: PairedNotes) -> list[Note]:
 
 @pytest.fixture(scope="module")
 def plain(data: Data) -> Recipe:
-    """A recipe with a memory and without all other options."""
+    """A recipe with a memory and no other option."""
     return Recipe(name="r", data=(data,), memory=True, mask_false_negatives=False)
 
 
@@ -96,7 +96,9 @@ def test_related_note_in_memory_is_masked_if_the_recipe_says_so(paired: PairedNo
         by_masking[mask] = objective.loss(batch, vectors, TAU).contrastive
     rows = beyond(objective, batch)
     known = torch.zeros(4, 4 + len(rows), dtype=torch.bool)
-    known[0, 4 + [objective.notes[row].id for row in rows].index(ACROSS[1])] = True  # the only pair beyond the batch
+    known[0, 4 + [objective.notes[row].id for row in rows].index(ACROSS[1])] = (
+        True  # the only pair with a note outside the batch
+    )
     torch.testing.assert_close(by_masking[True], contrastive_loss(vectors, TAU, known, memory[rows]))
     torch.testing.assert_close(by_masking[False], contrastive_loss(vectors, TAU, None, memory[rows]))
     assert by_masking[True] < by_masking[False]
@@ -186,7 +188,7 @@ def test_memory_gets_no_gradient_and_the_batch_does(paired: PairedNotes, plain: 
     earlier = unit(12, 1).requires_grad_()
     objective.update_memory(objective.notes, earlier)
     loss = objective.loss(batch, vectors, tau).total
-    objective.update_memory(batch, vectors)  # as training does, before the backward
+    objective.update_memory(batch, vectors)  # before the backward pass, as in training
     loss.backward()
     assert objective.memory is not None
     assert not objective.memory.requires_grad

@@ -1,4 +1,4 @@
-"""An adapter cut to a lower rank: the best approximation of each product, and nothing that belongs to the old trunk."""
+"""Tests of cutting an adapter to a lower rank: best approximation of each product, and no files of the old trunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole distillation on a tiny model: it learns, resumes, waits while it is paused, and becomes a checkpoint."""
+"""Tests of a whole distillation on a tiny model: it learns, resumes, can be paused, and becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_run_on_another_token_teacher_is_not_resumed(
     start(recipe, corpus, tmp_path / "run").save()
     token_teacher.main(command)
     assert start(recipe, corpus, tmp_path / "run").step == 0
-    notes_path(corpus, "lists").rename(tmp_path / "lists.jsonl.gz")  # the token counts of `long` alone are others
+    notes_path(corpus, "lists").rename(tmp_path / "lists.jsonl.gz")  # the token counts of `long` alone differ
     token_teacher.main(command)
     (tmp_path / "lists.jsonl.gz").rename(notes_path(corpus, "lists"))
     with pytest.raises(RecipeError, match=r"^tokens\.npz changed since"):
@@ -321,7 +321,7 @@ def test_command_that_had_its_total_minutes_does_nothing(
 
 
 def command_with_held_out(recipe: Distillation, corpus: Path, folder: Path, domain: Path) -> list[str]:
-    """Write the data of a held-out domain, and return the options of a command in `folder` that is measured on it."""
+    """Write the data of a held-out domain, and return the options of a command in `folder` that is evaluated on it."""
     write_data(domain, [str(n) for n in range(40)])
     options = ["--corpus", str(corpus), "--out", str(folder), "--cache", str(folder), "--share", "long=1"]
     options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
@@ -432,9 +432,9 @@ def test_exported_checkpoint_serves_the_same_vectors(
         "note-first/2",
     )
     served = Engine.load(str(out), cache=tmp_path, device="cpu", runtime="torch").embed(NOTES)
-    with run.master_weights.averaged():  # the head is the last one that was solved for
+    with run.master_weights.averaged():  # averaged weights, with the head that was solved for last
         expected = run.student.embed(NOTES, run.master_weights.pool)
-    assert (served * expected).sum(1).min() > 0.999  # the adapter is in bfloat16
+    assert (served * expected).sum(1).min() > 0.999  # the exported adapter is in bfloat16
     whitened = tmp_path / "white"
     smaller = ["--rank", "8", "--dimension", "6", "--corpus", str(corpus)]
     export.main(["--state", str(state), "--out", str(whitened), *smaller, "--cache", str(tmp_path)])

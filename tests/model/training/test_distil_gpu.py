@@ -1,5 +1,5 @@
-"""Distillation on a GPU, without one: PyTorch's meta device, which knows only shapes, refuses tensors of two devices in
-one operation."""
+"""Test of distillation on a GPU, without one: PyTorch's meta device, whose tensors have shapes but no values, refuses
+operations on tensors of two devices."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unless_meta(method: Callable[[Tensor], Any], stand_in: Callable[[Tensor], An
 
 @pytest.fixture
 def with_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give what a distillation reads from the device a value, and leave out what the meta device lacks."""
+    """Return stand-in values where a distillation reads from the device, and replace what the meta device lacks."""
     monkeypatch.setattr(Tensor, "cpu", unless_meta(Tensor.cpu, lambda values: torch.zeros(values.shape)))
     monkeypatch.setattr(Tensor, "__float__", unless_meta(Tensor.__float__, lambda values: 0.5))
     monkeypatch.setattr(masking_utils, "_ignore_causal_mask_sdpa", lambda *_, **__: False)

@@ -1,4 +1,4 @@
-"""Two processes train exactly as one does."""
+"""Tests that two processes train exactly as one does."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def recipe_of(recipe: Recipe, way: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train each way with two processes under torchrun; a folder for each way."""
+    """Train in each of WAYS with two processes under torchrun; the folder has a subfolder for each way."""
     folder = tmp_path_factory.mktemp("two")
     recipes = {}
     for way in WAYS:
@@ -88,7 +88,7 @@ def two_processes(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def one_process(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Train a way with one process, which shards nothing: a function from its name to the folder."""
+    """Return a function that trains in one of WAYS with one process, without sharding, and returns its folder."""
 
     @cache
     def trained(way: str) -> Path:

@@ -1,4 +1,4 @@
-"""Settings of an export, as `make checkpoint` gives them. Its weights are tested in test_distil.py."""
+"""Tests of export settings, as `make checkpoint` passes them. Exported weights are tested in test_distil.py."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_make_checkpoint_ends_with_the_settings_of_the_shipped_one() -> None:
         f"whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension {shipped.dimension} "
         in MAKEFILE.read_text("utf-8")
     )
-    # which the step that teaches to write sets
+    # the step that trains writing sets these two
     assert (shipped.min_hashtag_score, shipped.written_weight) == (MIN_HASHTAG_SCORE, WRITTEN_WEIGHT)
 
 

@@ -1,4 +1,4 @@
-"""Held-out domains: validation notes and their pairs, and a smaller pool of them for a cheap look."""
+"""Tests of held-out domains: validation notes and their pairs, and smaller pools for cheap evaluations."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_only_validation_notes_are_read_and_pairs_kept(tmp_path: Path, monkeypat
     assert {note.id for note in domain.notes} == {i for i in ids if split_of(i) == "validation"}
     assert domain.pairs
     assert all(split_of(i) == "validation" for pair in domain.pairs for i in pair)
-    monkeypatch.setattr(held_out, "evaluation_pairs", None)  # they are not made again
+    monkeypatch.setattr(held_out, "evaluation_pairs", None)  # the pairs come from the cache
     assert HeldOutDomain.load(tmp_path / "films", tmp_path / "cache") == domain
 
 

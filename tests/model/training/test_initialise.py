@@ -1,4 +1,4 @@
-"""The start of a run: weights in bfloat16, projections and memories before the first step."""
+"""Tests of the start of a run: weights in bfloat16, projections and memories before the first step."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def states_around(mean: torch.Tensor, notes: int = 40) -> torch.Tensor:
 
 
 def test_projection_starts_as_the_principal_components():
-    """The states vary by 16, 4 and 1 in three directions, around a mean that is larger than all of these."""
+    """The states have variances 16, 4 and 1 in three directions, around a mean that is larger than all of these."""
     directions, _ = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)))
     mean = torch.tensor([100.0, -50.0, 20.0])
     states = states_around(torch.zeros(3)) * torch.tensor([4.0, 2.0, 1.0]) @ directions + mean
@@ -71,7 +71,7 @@ def test_projection_of_a_linear_teacher_gives_its_cosines():
     to_teacher[0] = 0  # the teacher ignores the direction of the mean
     teacher = states @ to_teacher
     start = projection_start(states, 5, teacher)
-    assert start.shape == (3, 8)  # the teacher has no more directions
+    assert start.shape == (3, 8)  # the teacher has only three directions
     assert start.norm(dim=1).square().mean().item() == pytest.approx(1)
     torch.testing.assert_close(cosines(states @ start.T), cosines(teacher), atol=1e-4, rtol=0)
 

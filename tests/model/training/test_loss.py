@@ -107,12 +107,12 @@ def test_distillation_loss_of_three_notes_is_as_by_hand():
     e = math.exp
     near = e(2) / (
         e(2) + 1
-    )  # the teacher of 0 and 1 has cosines 1 and 0, divided by the temperature; of 2 it has two equal ones
+    )  # teacher of notes 0 and 1: cosines 1 and 0, over the temperature; of note 2: two equal cosines
     by_hand = [
-        # The student of 0: cosines 0 with 1 and -1 with 2, times e^tau = 2.
+        # Student of note 0: cosine 0 with note 1 and -1 with note 2, times e^tau = 2.
         -near * math.log(1 / (1 + e(-2))) - (1 - near) * math.log(e(-2) / (1 + e(-2))),
-        -near * math.log(1 / 2) - (1 - near) * math.log(1 / 2),  # of 1: 0 with both
-        -0.5 * math.log(e(-2) / (1 + e(-2))) - 0.5 * math.log(1 / (1 + e(-2))),  # of 2: -1 with 0 and 0 with 1
+        -near * math.log(1 / 2) - (1 - near) * math.log(1 / 2),  # of note 1: 0 with both
+        -0.5 * math.log(e(-2) / (1 + e(-2))) - 0.5 * math.log(1 / (1 + e(-2))),  # of note 2: -1 with 0 and 0 with 1
     ]
     assert loss.item() == pytest.approx(sum(by_hand) / 3)
 
@@ -150,7 +150,7 @@ def test_distillation_of_fewer_than_two_known_notes_is_zero(known: int):
 
 
 def test_distillation_over_others_is_as_by_hand():
-    """The values are those of three notes, but the third, beyond the batch, has no row of its own."""
+    """The values are those of three notes, but the third is outside the batch and has no row."""
     loss = distillation_loss(
         unit(EAST, NORTH),
         torch.tensor(math.log(2.0)),
@@ -174,7 +174,9 @@ def test_others_unknown_to_the_teacher_do_not_count():
     loss = distillation_loss(vectors, tau, teacher, 0.3, others, others_teacher)
     without = distillation_loss(vectors, tau, teacher, 0.3, others[1:2], others_teacher[1:2])
     assert loss.item() == pytest.approx(without.item())
-    assert loss.item() != pytest.approx(distillation_loss(vectors, tau, teacher, 0.3).item())  # the second one counts
+    assert loss.item() != pytest.approx(
+        distillation_loss(vectors, tau, teacher, 0.3).item()
+    )  # the one that the teacher knows counts
 
 
 def test_one_false_negative_note_and_others_are_enough_to_distil():
@@ -188,7 +190,7 @@ def test_one_false_negative_note_and_others_are_enough_to_distil():
     loss.backward()
     assert vectors.grad is not None
     assert vectors.grad.any(1).tolist() == [True, False, False, False]
-    # One other leaves nothing to choose, and without a known note there is no row: neither is an error.
+    # A single other note leaves nothing to choose from, and without a known note there is no row: neither is an error.
     for known, others in ((teacher, unit(WEST)), (torch.zeros(4, 2), unit(WEST, NORTH))):
         nothing = distillation_loss(vectors, tau, known, 1.0, others, others)
         assert nothing.item() == 0

@@ -1,4 +1,4 @@
-"""A run that was broken off goes on as if it had not been."""
+"""Tests of resuming: an interrupted run continues as if it had not been interrupted."""
 
 from __future__ import annotations
 

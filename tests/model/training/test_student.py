@@ -1,4 +1,4 @@
-"""The student: it reads the states that serving reads, and the same alone as in a batch."""
+"""Tests of the student: its states equal those of serving, and do not depend on the batch."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def paired(tmp_path: Path) -> PairedNotes:
 
 
 def test_cosine_of_two_sources_is_their_mean(paired: PairedNotes, tmp_path: Path):
-    read = {TRAIN[0]: (1.0, 0.0), TRAIN[1]: (0.6, 0.8), TRAIN[4]: (0.0, 2.0)}  # any length: only the angle counts
+    read = {TRAIN[0]: (1.0, 0.0), TRAIN[1]: (0.6, 0.8), TRAIN[4]: (0.0, 2.0)}  # of any length: only the angle counts
     write_vectors(tmp_path / "read.npz", list(read), np.array(list(read.values())))
     ids = list(read)
     teacher = Teacher(paired, tmp_path / "read.npz").vectors([Note(id=i) for i in ids]).numpy()
@@ -129,7 +129,7 @@ def test_written_vectors_are_read_back_at_unit_length(tmp_path: Path, name: str)
 
 
 def broken(folder: Path) -> dict[str, Path]:
-    """Make files that hold no vectors, each for another reason."""
+    """Write files without readable vectors, each broken in another way."""
     paths = {name: folder / name for name in ("missing", "empty", "text", "cut", "array", "others", "flat", "none")}
     write_vectors(paths["cut"], ["1", "2"], np.eye(2))
     paths["cut"].write_bytes(paths["cut"].read_bytes()[:-40])

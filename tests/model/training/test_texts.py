@@ -1,4 +1,4 @@
-"""The stream of texts: shares, epochs, batches of like length, and resuming at any batch."""
+"""Tests of the stream of texts: shares, epochs, batches of similar length, and resuming at any batch."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_source_without_vectors_is_named(corpus: Path, tmp_path: Path) -> None:
 
 
 def write_named(folder: Path, *encoders: str) -> None:
-    """Write the corpus of `distillation`, with vectors of its two sources by `encoders`."""
+    """Write the corpus of `distillation`, with `encoders` recorded as the encoders of its two sources."""
     write_corpus(folder)
     for source, encoder in zip(SHARES, encoders, strict=True):
         write_digest(folder, source, encoder)

@@ -1,4 +1,4 @@
-"""The token teacher: rare words count most, in upper or lower case, and words of no text count too."""
+"""Tests of the token teacher: rare words count most, in any case, and so do words that occur in no text."""
 
 from __future__ import annotations
 

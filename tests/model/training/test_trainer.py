@@ -92,7 +92,7 @@ def test_gradients_beyond_gcl_equal_one_backward(
     notes, _, objective = batch_of(trainer)
     objective.update_memory(objective.notes, random_vectors(len(objective.notes)))
     if objective.teacher_vectors is not None:
-        objective.teacher_vectors[objective.rows([notes[3]])] = 0  # a note that the teacher does not know
+        objective.teacher_vectors[objective.rows([notes[3]])] = 0  # a note without a teacher's vector
     check_gradients(trainer)
 
 
@@ -229,7 +229,7 @@ def test_categories_of_notes_that_are_never_drawn_count_as_unseen(recipe: Recipe
         (("Earlier",), False, 0.01, {"Earlier", "Bread"}),
         (("",), False, 0.0, {""}),
         (("",), False, 0.01, {"Bread"}),
-        ((), False, 0.0, set()),  # nothing is known
+        ((), False, 0.0, set()),  # () stands for all names
         ((), False, 0.01, {"Bread"}),
         (("Earlier",), True, 0.0, {""}),  # the writing adapter is not taken over
     ],
@@ -252,7 +252,7 @@ def test_categories_that_the_start_was_trained_on_stay_so(
 
 
 def test_validation_recall_of_a_small_pool_is_at_a_tenth_of_it(recipe: Recipe, tmp_path: Path):
-    """At 100, every note of the pool would be counted, and the first evaluation be the best for ever."""
+    """At 100, every note of the pool would count as a hit, and the first evaluation would stay the best."""
     steps = list(Trainer(replace(recipe, steps=3), tmp_path, cache=tmp_path).run())
     assert (steps[-1].recall_at, recipe.validation_notes) == (4, 40)
     assert 0 < steps[-1].recall < 1
@@ -275,7 +275,7 @@ def test_checkpoint_that_cannot_be_written_leaves_the_earlier_one(recipe: Recipe
     before = {path: path.read_bytes() for path in (tmp_path / BEST).rglob("*") if path.is_file()}
     trainer.model.config = replace(trainer.model.config, backbone="another")
     trainer.adapter = None
-    trainer.model.tokenizer = None  # which is written after the weights
+    trainer.model.tokenizer = None  # it is written after the weights
     with pytest.raises(AttributeError):
         trainer._save_checkpoint(BEST)
     assert {path: path.read_bytes() for path in (tmp_path / BEST).rglob("*") if path.is_file()} == before
@@ -289,7 +289,7 @@ def test_batch_of_fewer_pairs_than_processes_is_refused(recipe: Recipe, tmp_path
 
 
 def hub_of(folder: Path, notes: Path, hubs: int) -> Data:
-    """Pairs in which each of a few training and validation notes is related to five others: a batch has `hubs`."""
+    """Write pairs that relate each of `hubs` notes of a split to five others: a batch has at most `hubs` pairs."""
     ids = list(read_notes(notes))
     rows = []
     for split in ("train", "validation"):

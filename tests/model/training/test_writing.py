@@ -1,4 +1,4 @@
-"""Teaching to write on a tiny model: the trunk stays, a tree costs what its outputs cost, and a run resumes."""
+"""Tests of training to write: the trunk is unchanged, a tree's loss equals that of its outputs, and a run resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Authenticator: whom it lets in, what that costs, and what it does while the store is away."""
+"""Authenticator: whom it lets in, what that costs, and what it does while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def sent(authenticator: Authenticator, token: str) -> Principal:
 
 
 async def refused(authenticator: Authenticator, authorization: str | None) -> str:
-    """Reason for which a header is refused."""
+    """Return the reason for which a header is refused."""
     with pytest.raises(Unauthenticated) as refusal:
         await authenticator.authenticate(authorization)
     return refusal.value.reason
@@ -98,7 +98,7 @@ async def refused(authenticator: Authenticator, authorization: str | None) -> st
 
 async def test_service_without_keys_is_open(authenticator: Authenticator) -> None:
     assert await authenticator.authenticate(None) is ANONYMOUS
-    assert await authenticator.authenticate("Basic dXNlcjpwYXNz") is ANONYMOUS  # a proxy's
+    assert await authenticator.authenticate("Basic dXNlcjpwYXNz") is ANONYMOUS  # credentials for a proxy
 
 
 async def test_key_of_ours_is_unknown_to_an_open_service(authenticator: Authenticator) -> None:
@@ -302,7 +302,7 @@ async def test_keys_are_read_again_before_authenticate_nowait_would_return_none(
     for _ in range(10):
         now.seconds += AHEAD_SECONDS
         assert [authenticator.authenticate_nowait(f"Bearer {token}") for _ in range(3)] != [None] * 3
-        await asyncio.sleep(0)  # the reading takes its turn
+        await asyncio.sleep(0)  # lets the read run
         await asyncio.sleep(0)
     assert keys.reads == 11
 

@@ -1,4 +1,4 @@
-"""Quotas: the window that slides, the headers that say what is left, and what happens while the store is away."""
+"""Quotas: the sliding window, the headers that say what is left, and requests while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_exceeded_quota_says_when_to_come_back(meter: Meter, store: Store)
     assert usage is not None
     assert not usage.allowed
     refusal = QuotaExceeded(usage.seconds_to_wait(BOTH))
-    assert refusal.retry_after == 31  # the minute's end, and until 99 of 100 are left
+    assert refusal.retry_after == 31  # 30 s to the end of the minute, and until the window has 99 of 100
     assert dict(rate_limit_headers(usage, BOTH))[b"ratelimit"].startswith(b'"requests";r=0;')
 
 
@@ -155,7 +155,7 @@ async def test_request_goes_on_uncounted_while_the_store_is_away(meter: Meter, s
     store.away = True
     assert await meter.take(PRINCIPAL) is None
     store.away = False
-    assert await meter.take(PRINCIPAL) is None  # the store is not asked for each request
+    assert await meter.take(PRINCIPAL) is None  # the store is not tried again for each request
     assert (uncounted(meter), store.counted) == (2, [])
     now.seconds += RETRY_SECONDS
     assert await meter.take(PRINCIPAL) is not None
@@ -240,7 +240,7 @@ async def test_nothing_is_counted_before_there_is_a_store() -> None:
 async def test_tokens_that_the_store_did_not_count_are_told(meter: Meter, store: Store) -> None:
     store.away = True
     meter.charge(PRINCIPAL, 7)
-    await asyncio.sleep(0)  # the count takes its turn
+    await asyncio.sleep(0)  # lets the count run
     await asyncio.sleep(0)
     assert uncounted(meter) == 1
     meter.charge(PRINCIPAL, 7)

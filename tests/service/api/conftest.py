@@ -37,7 +37,7 @@ def serving(
     more_listeners: Sequence[socket.socket] = (),
     make_server: Callable[[uvicorn.Config], uvicorn.Server] = uvicorn.Server,
 ) -> Iterator[str]:
-    """Run a service in a thread while the block lasts; yield its address. `wait`: wait until it has started."""
+    """Run a service in a thread while the block lasts, and yield its address. `wait`: whether to wait for its start."""
     lifecycle = Lifecycle()
     with socket.create_server((settings.host, 0)) as listener:
         server = make_server(http_config(build_app(settings, lifecycle, tracer), settings.shutdown_seconds))
@@ -56,8 +56,8 @@ def serving(
 
 @pytest.fixture(scope="session")
 def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
-    """Start a service with the tiny checkpoint; any setting can be given."""
-    folder = Path(tempfile.mkdtemp(prefix="nl-"))  # short: a unix socket's path is limited
+    """Return a function that starts a service with the tiny checkpoint and any settings."""
+    folder = Path(tempfile.mkdtemp(prefix="nl-"))  # short, since a unix socket's path has a length limit
 
     def start(
         wait: bool = True,
@@ -78,7 +78,7 @@ def serve(tiny_checkpoint: Path) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def url(serve: Serve) -> Iterator[str]:
-    """The service that most tests share."""
+    """Address of the service that most tests share."""
     limits = {"max_note_bytes": 2**18, "max_body_bytes": 2**20, "max_batch_notes": 50, "max_k": 50, "queue_notes": 45}
     with serve(sample_notes=SAMPLES, filter_attributes=("language", "seats"), **limits) as address:
         yield address
@@ -86,8 +86,8 @@ def url(serve: Serve) -> Iterator[str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def patient_reads() -> Iterator[None]:
-    """Let reads wait a minute for the store, so that no answer is degraded on a busy machine; a test of the bound sets
-    it itself."""
+    """Let reads wait up to a minute for the store, so that no answer is degraded on a busy machine. Tests of this bound
+    set it themselves."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.read_time.READ_SECONDS", 60.0)
         yield
@@ -95,8 +95,8 @@ def patient_reads() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a tenant's first request wait 30 s until the tenant is open, for slow machines; a test of the bound sets it
-    itself."""
+    """Let a tenant's first request wait up to 30 s until the tenant is open, for slow machines. Tests of this bound set
+    it themselves."""
     monkeypatch.setattr("service.tenants.OPEN_SECONDS", 30.0)
 
 
@@ -123,7 +123,7 @@ def eventually_true(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def sizes_written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list to which the number of bytes of each further write to a caller is appended."""
+    """Return a list that collects the number of bytes of each further write to a caller."""
     sizes: list[int] = []
     write = BoundedProtocol.write
 
@@ -136,7 +136,7 @@ def sizes_written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def gauge(client: httpx2.Client, name: str) -> float:
-    """Return the value of a metric. `name`: its name and labels as /metrics writes them."""
+    """Return the value of a metric. `name`: its name and labels as in /metrics."""
     values = [line.split()[-1] for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
     return float(values[0])
 
@@ -147,7 +147,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Add the operation to the id of each of schemathesis's tests. Their ids would all be the same, and pytest-xdist
-    runs only one of the tests that share an id."""
+    """Add the operation to the id of each of schemathesis's tests. Otherwise they would share one id, and pytest-xdist
+    would run only one of them."""
     if operation := getattr(item, "operation_label", None):
         item._id = item.id.parse(f"{item.nodeid}[{operation}]")  # pytest has no public way to name an item

@@ -1,4 +1,4 @@
-"""Raw sockets connected to the service, which the tests of connections share."""
+"""Helpers of the tests of connections: raw sockets connected to the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests with raw bodies, which the tests of the API share."""
+"""Requests with raw bodies that the tests of the API share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Access to routes: each declares who may call it, and lets in nobody else."""
+"""Access to routes: each declares the scopes of its callers, and refuses all others."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ GUARDED = [(method, path, scopes) for method, path, scopes in ROUTES if scopes]
 
 @pytest.fixture(scope="module")
 def closed_url(serve: Serve) -> Iterator[str]:
-    """A service that needs keys."""
+    """Address of a service that requires keys."""
     with serve(bootstrap_key=BOOTSTRAP_KEY) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def closed(closed_url: str) -> Iterator[httpx2.Client]:
-    """A client of it without a key."""
+    """A client of that service without a key."""
     with httpx2.Client(base_url=closed_url, timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def keys(closed: httpx2.Client) -> dict[frozenset[Scope], dict[str, str]]:
-    """Headers of a key for each set of scopes that the tests use."""
+    """Authorization headers of a key for each set of scopes that the tests use."""
     sets = {frozenset(scopes) for _, _, scopes in GUARDED} | {frozenset([scope]) for scope in Scope}
     sets |= {frozenset(Scope) - scopes for scopes in sets} - {frozenset()}
     headers = {}
@@ -61,14 +61,14 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def call(client: httpx2.Client, method: str, path: str, headers: dict[str, str]) -> httpx2.Response:
-    """Call a route with a body that it refuses, so that no call changes anything."""
+    """Call a route with a body that it refuses, so that the call changes nothing."""
     address = path.format(note_id="nobody", prefix="aaaaaaaaaa", name="nobody", user="nobody", session="nobody")
     body = None if method in ("GET", "DELETE") else {"colour": "red"}
     return client.request(method, address, json=body, headers=headers)
 
 
 async def handler() -> None:
-    """Declare no scope."""
+    """A route function that declares no scope."""
 
 
 def test_route_without_a_scope_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The app: its description is the one in docs/."""
+"""The app's OpenAPI description: equal to the one in docs/, and complete for concurrent callers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_openapi_equals_the_documented_one() -> None:
 
 
 def test_openapi_is_whole_for_whoever_asks_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    settled = threading.Event()  # the second waits for the whole, or has an answer already
+    settled = threading.Event()  # set once the second thread waits for the whole description, or has an answer already
     described: list[str] = []
 
     class AnnouncedLock:
-        """Lock that tells when the second thread is about to wait for it."""
+        """Lock that announces that the second thread is about to wait for it."""
 
         def __init__(self) -> None:
             self._lock = threading.Lock()

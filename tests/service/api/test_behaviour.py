@@ -1,4 +1,4 @@
-"""Stored events: after restarts, removals of notes and readers, and restores, and within the bounds of the stream."""
+"""Stored events after restarts, removals of notes and readers, and restores, and the bounds of their stream."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Eventually = Callable[[Callable[[], bool]], None]
 
 
 def kept(client: httpx2.Client) -> tuple[float, float, float]:
-    """Reads, readers and notes that the service holds."""
+    """Return the numbers of reads, readers and notes that the service holds."""
     reads, readers, notes = (gauge(client, f"notellm_behaviour_{name}") for name in ("reads", "readers", "notes"))
     return reads, readers, notes
 
 
 def arrival_of(store: redis.Redis) -> int:
-    """Second in which the first entry of the stream was written."""
+    """Return the second in which the first entry of the stream was written."""
     return int(store.xrange("{notes}:events", count=1)[0][0].split(b"-")[0]) // 1000
 
 
@@ -242,7 +242,7 @@ def test_a_read_whose_events_were_cut_counts_no_more(
         client.post("/events", json=event(user="late"))
         eventually(lambda: kept(client) == (2, 2, 1))
         last = int(store.xrevrange("{notes}:events", count=1)[0][0].split(b"-")[0]) // 1000
-        while arrival_of(store) < last + 2:  # the bound is kept by whole seconds
+        while arrival_of(store) < last + 2:  # the bound cuts whole seconds only
             client.post("/events", json=[event(type="shown", recommendation_id="r" * 120) for _ in range(1000)])
         eventually(lambda: kept(client) == (0, 0, 0))
         client.post("/events", json=event(user="now"))
@@ -394,9 +394,11 @@ def test_a_removed_tenant_leaves_no_events(serve: Serve, tmp_path: Path, eventua
         body = {"name": "all", "tenant": "acme", "scopes": ["notes.write", "events"]}
         own = {"Authorization": f"Bearer {root.post('/keys', json=body).json()['key']}"}
         note = {"id": "a", "title": "a"}
-        eventually(lambda: root.post("/notes", json=note, headers=own).status_code == 201)  # 503 while it is opened
+        eventually(
+            lambda: root.post("/notes", json=note, headers=own).status_code == 201
+        )  # 503 while the tenant is opened
         assert root.post("/events", json=event(), headers=own).json()["status"] == "accepted"
-        assert root.post("/events", json=event()).status_code == 404  # the note is not one of this tenant
+        assert root.post("/events", json=event()).status_code == 404  # the default tenant has no such note
         events = {key for key in store.scan_iter() if b"acme:events" in key}
         assert len(events) == 3
         assert root.delete("/tenants/acme").status_code == 204

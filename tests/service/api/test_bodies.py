@@ -1,4 +1,4 @@
-"""Lists are taken apart as a parser would, and between two turns of the event loop little is done."""
+"""Bodies with lists: they are split as a parser would, with little work between two turns of the event loop."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_lines_are_those_that_are_not_blank(lines: list[bytes]) -> None:
 
 
 class Counting(Turns):
-    """Counts the turns, and the most bytes that were worked on in one of them."""
+    """Counts the turns of the event loop, and records the most bytes of work between two of them."""
 
     def __init__(self) -> None:
         super().__init__()

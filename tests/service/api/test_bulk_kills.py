@@ -1,5 +1,5 @@
-"""SIGKILL of the service within POST /notes/import and POST /notes/delete: nothing that was acknowledged is lost, and
-the repeated call does the rest."""
+"""SIGKILL of the service during POST /notes/import and POST /notes/delete: no acknowledged change is lost, and a
+repeated call does the rest."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client_of(process: Process) -> httpx2.Client:
 
 
 def batches(client: httpx2.Client, author: str) -> list[list[dict[str, Any]]]:
-    """Notes of an author to import, with vectors of the space that the service has."""
+    """Return batches of an author's notes to import, with vectors of the service's space."""
     head = orjson.loads(client.get("/notes/export").text.splitlines()[0])
     vectors = np.random.default_rng(0).normal(size=(NOTES, head["dimension"]))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -45,7 +45,7 @@ def batches(client: httpx2.Client, author: str) -> list[list[dict[str, Any]]]:
 
 
 def kill_within(process: Process, path: str, body: Any) -> None:
-    """Send a request, and kill the service once the first change that it makes is in the log."""
+    """Send a request, kill the service once the request's first change is in the log, and start it again."""
 
     def send() -> None:
         with contextlib.suppress(httpx2.TransportError), client_of(process) as own:
@@ -63,7 +63,7 @@ def kill_within(process: Process, path: str, body: Any) -> None:
 
 
 def count(client: httpx2.Client, author: str) -> int:
-    """Notes of an author that a removal would remove."""
+    """Return the number of an author's notes that a removal would remove."""
     body = {"filter": {"author": author}, "dry_run": True}
     found: int = client.post("/notes/delete", json=body).json()["count"]
     return found

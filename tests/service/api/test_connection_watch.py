@@ -1,4 +1,4 @@
-"""ConnectionWatch: each connection is looked at once a second, and few of them in one turn of the event loop."""
+"""ConnectionWatch: each connection is checked once a second, few of them in one turn of the event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.api.connection_watch import CHECK_SECONDS, COLLECTED_CONNECTIONS, T
 
 
 class Turns:
-    """Event loop that runs a turn when it is told to. `seconds`: the pauses between the turns together."""
+    """Event loop that runs a turn when the test says so. `seconds`: sum of the pauses between turns."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -78,7 +78,7 @@ def test_young_objects_of_connections_that_come_and_go_are_few() -> None:
     kept: deque[list[list[object]]] = deque([[] for _ in range(objects)] for _ in range(1000))
     gc.collect()
     for _ in range(1000):
-        kept.popleft()  # as many objects as the next one has are freed
+        kept.popleft()  # frees as many objects as the next append creates
         kept.append([[] for _ in range(objects)])
         watch.add(Connection())
     young = [*gc.get_objects(generation=0), *gc.get_objects(generation=1)]

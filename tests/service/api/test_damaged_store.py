@@ -1,4 +1,4 @@
-"""A store that is away, full, or lost writes: what log and readiness say."""
+"""A store that is unavailable, full, or has lost writes: what the log and /readyz say."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def readiness(url: str) -> dict[str, Any]:
 
 
 def log_file(folder: Path) -> Path:
-    """The append-only file of an embedded store that holds its writes."""
+    """Return the append-only file that has the writes of an embedded store."""
     (file,) = (folder / "appendonlydir").glob("*.incr.aof")
     return file
 
 
 @pytest.fixture
 def filled(short_folder: Path, serve: Serve) -> Path:
-    """Data folder of a service that was stopped, with a snapshot of all of its notes."""
+    """Data folder of a stopped service, with a snapshot of all its notes."""
     with serve(data_dir=short_folder / "d") as url:
         for n in range(NOTES):
             assert httpx2.post(f"{url}/notes", json={"title": f"note {n}"}).status_code == 201

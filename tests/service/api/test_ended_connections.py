@@ -1,4 +1,4 @@
-"""Connections that the service ends: how they are counted, and with which status their requests are logged."""
+"""Connections that the service ends: how they are counted, and the status in the log lines of their requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service without keys answers at addresses alone: a web page may have its own name resolved to this machine."""
+"""A service without keys answers to IP addresses only: a web page may have its own name resolved to this machine."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_names_that_the_settings_have_are_allowed() -> None:
     ],
 )
 def test_request_without_a_key_to_a_foreign_host_is_403(client: httpx2.Client, method: str, path: str) -> None:
-    for _ in range(2):  # the second one may take the short path
+    for _ in range(2):  # the second request may take the short path
         answer = client.request(method, path, headers={"Host": "evil.example"})
         assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (403, "forbidden")
         assert "evil.example" not in answer.text
@@ -83,7 +83,7 @@ def test_request_to_an_address_is_answered(client: httpx2.Client, host: str) -> 
 def test_names_of_the_setting_are_answered_and_no_others(serve: Serve) -> None:
     with serve(allowed_hosts="notes.example") as url, httpx2.Client(base_url=url) as client:
         assert client.put("/notes/a", json={"title": "soup"}).status_code == 201
-        for path in ("/notes/a", "/notes/a/similar", "/notes/a/similar"):  # the last one from memory
+        for path in ("/notes/a", "/notes/a/similar", "/notes/a/similar"):  # the last one is answered from memory
             statuses = [
                 client.get(path, headers={"Host": host}).status_code for host in ("notes.example:8000", FOREIGN[0])
             ]
@@ -93,7 +93,7 @@ def test_names_of_the_setting_are_answered_and_no_others(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("origin", "site", "allowed"),
     [
-        (None, None, True),  # no browser
+        (None, None, True),  # not a browser
         ("http://127.0.0.1:8000", None, True),
         ("https://127.0.0.1:8000", "same-origin", True),
         ("https://proxied.example", "same-origin", True),

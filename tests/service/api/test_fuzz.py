@@ -22,23 +22,23 @@ from service.wiring import build_app
 from tests.service.api.conftest import Serve
 
 KEY = "the-bootstrap-key-of-these-tests"
-"""Every request has it: else the first key that one creates would close the service to those that follow."""
+"""Sent with every request: otherwise the first key that a request creates would close the service to the next."""
 MAX_WAIT = 0.01
-"""Seconds for which a request may wait for a change: the bound of the service would make the test take an hour."""
+"""Seconds that a request may wait for a change: under the bound of the service the test would take an hour."""
 description = build_app(Settings()).openapi()
 for operation in (one for methods in description["paths"].values() for one in methods.values()):
-    operation.pop("security", None)  # each request gets KEY: keys that are drawn would never be sent
+    operation.pop("security", None)  # each request has KEY, so generated keys would never be sent
 schema = schemathesis.openapi.from_dict(description)
 
 
 def no_server_error_but_an_asked_deadline(context: Any, response: Any, case: Case) -> bool | None:
-    """Accept 504 from a caller who named its own, tiny deadline."""
+    """Accept 504 if the request itself set a deadline, which may be tiny."""
     if response.status_code == 504 and "x-request-timeout" in {name.lower() for name in case.headers or {}}:
         return None
     return not_a_server_error(context, response, case)
 
 
-# Not: that every request which fits the schema is accepted. "Title and content not both empty" is no matter of schema.
+# No check that every valid request is accepted: the schema does not express "title and content are not both empty".
 CHECKS = [
     no_server_error_but_an_asked_deadline,
     status_code_conformance,
@@ -50,7 +50,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def fuzzed_url(serve: Serve) -> Iterator[str]:
-    """A service of its own: nothing that it stores is safe here."""
+    """Address of a separate service, since these requests may remove anything that is stored."""
     with serve(sample_notes=3, bootstrap_key=KEY) as address:
         yield address
 

@@ -1,4 +1,4 @@
-"""A Redis that accepts connections and answers nothing: one bound for all that a read waits, whatever it asks for."""
+"""A Redis that accepts connections and answers nothing: one bound on all waits of a read, whatever it asks for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.store.redis_store import RedisNoteStore
 from tests.service.api.conftest import Serve, eventually_true, gauge
 
 FOR_EVER = 600.0
-"""The store's own time-out, so that a read with no other bound does not answer before the client gives up."""
+"""Seconds of the store's own time-out, so long that a read with no other bound is not answered in time."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def patient_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def short_reads() -> Iterator[None]:
-    """Give reads a tenth of a second for the store while the block lasts."""
+    """Let reads wait a tenth of a second for the store while the block lasts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.read_time.READ_SECONDS", 0.1)
         yield

@@ -41,7 +41,7 @@ def notes(client: httpx2.Client) -> int:
 
 @pytest.fixture
 def redis_service(debian_redis: DebianRedis, serve: Serve) -> Iterator[tuple[httpx2.Client, redis.Redis]]:
-    """A service that keeps keys for KEPT_SECONDS, and its Redis."""
+    """Clients of a service that keeps idempotency keys for KEPT_SECONDS, and of its Redis."""
     with (
         serve(redis_url=debian_redis.url, idempotency_seconds=KEPT_SECONDS) as url,
         httpx2.Client(base_url=url, timeout=60) as client,
@@ -273,13 +273,13 @@ def test_write_whose_claim_was_lost_stores_nothing(redis_service: tuple[httpx2.C
 
 @pytest.mark.slow
 def test_post_repeated_after_a_kill_stores_once(tiny_checkpoint: Path) -> None:
-    """The first answer is lost with the process, at whatever moment."""
+    """The first answer is lost with the process, whenever that is killed."""
     with running(tiny_checkpoint) as process:
         for pause in (0.0, 0.005, 0.02, 0.1):
             key = fresh_key()
             lost = threading.Thread(target=post_and_lose, args=(process, key))
             lost.start()
-            time.sleep(pause)  # a random moment; each is right
+            time.sleep(pause)  # any moment will do
             assert process.process is not None
             process.process.kill()
             process.process.wait(60)
@@ -297,7 +297,7 @@ def post_and_lose(process: Process, key: dict[str, str]) -> None:
 
 
 def repeat(url: str, key: dict[str, str]) -> httpx2.Response:
-    """Repeat a request as its caller should: 409 is waited for."""
+    """Repeat a request as a caller should, who waits after each 409."""
     while (answer := httpx2.post(f"{url}/notes", json=NOTE, headers=key, timeout=60)).status_code == 409:
         time.sleep(float(answer.headers["retry-after"]))
     return answer

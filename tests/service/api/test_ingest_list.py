@@ -1,4 +1,4 @@
-"""A list of notes: every note has its own result, and no list holds up other requests."""
+"""Lists of items: every item has its own result, and no list holds up other requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.service.api.conftest import Serve
 from tests.service.api.requests import DEPTHS, NO_JSON, UNCERTAIN_LISTS, nested, send
 
 LISTS = ["/notes", "/notes/import", "/events", "/similar/batch"]
-"""Addresses that take a list."""
+"""Addresses that accept a list."""
 
 
 def test_list_with_invalid_notes_adds_the_valid_ones(client: httpx2.Client) -> None:
@@ -58,7 +58,7 @@ def test_list_with_an_item_that_cannot_be_read_rejects_it_alone(client: httpx2.C
     ids=["notes", "import", "events"],
 )
 def test_result_of_a_refused_item_repeats_its_whole_id_or_none(client: httpx2.Client, path: str, field: str) -> None:
-    """The first characters of an id that is too long may be the id of another item."""
+    """A too long id is not cut: its first characters may be the id of another item."""
     longest = "x" * MAX_ECHOED_ID
     results = client.post(path, json=[{field: one, "unknown": 1} for one in (longest, longest + "x", 7)]).json()[
         "results"

@@ -1,4 +1,4 @@
-"""Bodies that routes take: media types and encodings, bounds, nesting, and that no body holds up the others."""
+"""Bodies that routes accept: media types and encodings, bounds and nesting; and no body holds up the others."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_deeply_nested_body_is_422(client: httpx2.Client, method: str, path: str
 def test_note_with_many_errors_lists_20_and_counts_the_rest(client: httpx2.Client) -> None:
     problem = client.post("/notes", json={"title": 1, "hashtags": [1] * 30}).json()
     assert len(problem["errors"]) == 20
-    assert "11 more" in problem["detail"]  # of 30 hashtags and the title
+    assert "11 more" in problem["detail"]  # 31 errors: 30 hashtags and the title
 
 
 @pytest.mark.parametrize("path", ["/notes", "/similar", "/generate"])

@@ -1,4 +1,4 @@
-"""SIGKILL of the service, of its store, or of both: what was acknowledged before holds after it."""
+"""SIGKILL of the service, of its store, or of both: acknowledged operations hold afterwards."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ KEY = {"Idempotency-Key": "a-removal"}
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """A client of a service that was killed, and what it answered before: the whole list and the first page of SEARCH,
-    and the receipt of REMOVAL. `store_went_on`: the store was not killed."""
+    """A client of a service after a kill, and its earlier answers: the whole list and the first page of SEARCH, and the
+    receipt of REMOVAL. `store_went_on`: the store was not killed."""
 
     store_went_on: bool
     client: httpx2.Client
@@ -41,8 +41,8 @@ class Survivor:
 def survivor(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Survivor]:
-    """A service that was killed; the store too, or an embedded one, which ends with its service, in place of which this
-    test has one of its own."""
+    """A Survivor of the kill of a service, its store, or both. An embedded store ends with its service, so the service
+    that is killed alone uses a server of the test's own."""
     with contextlib.ExitStack() as stack:
         store_goes_on, environment = request.param == "service", dict[str, str]()
         if store_goes_on:
@@ -63,7 +63,7 @@ def survivor(
 
 
 def kill(process: Process, victim: str) -> None:
-    """Kill the service, its store or both; return once it is ready again."""
+    """Kill the service, its store or both; return once the service is ready again."""
     if victim in ("store", "both"):
         os.kill(process.redis_pid(), signal.SIGKILL)
     if victim in ("service", "both"):

@@ -1,5 +1,5 @@
-"""No request within the published limits holds the event loop: the processor time of its thread between two of its
-turns, beside the largest bodies and answers of each route."""
+"""No request within the published limits holds the event loop: the CPU time of its thread between two turns is bounded
+under the largest bodies and answers of each route."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.service.api.conftest import Serve, eventually_true
 
 pytestmark = pytest.mark.slow
 MAX_HELD_SECONDS = 0.05
-"""Bound on the processor time of the event loop's thread between two turns."""
+"""Bound on the CPU time of the event loop's thread between two turns."""
 ATTEMPTS = 3
-"""Attempts of which one must keep the bound: a collection of garbage or a busy neighbour adds to some of them, what a
-request costs is in all."""
+"""Attempts, of which one must keep the bound: garbage collection or a busy neighbour adds to some of them, the cost of
+a request to all."""
 TURN_SECONDS = 0.001
 """Pause between two measurements."""
 NOTES, LARGE_NOTES, LARGE_CHARACTERS = 1000, 68, 120_000
@@ -47,7 +47,7 @@ WORDS = [f"word{number}" for number in range(3000)]
 NOBODY = [f"{'z' * 30}{number}" for number in range(10_000)]
 """Ids of notes that are not stored."""
 NUMBERED = [str(number) for number in range(10_000)]
-"""Shorter ones: a hundred searches that exclude all of them fit into a body."""
+"""Shorter ids of no stored notes: a hundred searches that exclude all of them fit into a body."""
 
 
 def text(characters: int) -> str:
@@ -76,7 +76,7 @@ def events(count: int) -> list[dict[str, str]]:
 
 
 UNKNOWN_FIELDS = {f"unknown {number}": number for number in range(20)}
-"""As many as are named one by one."""
+"""As many unknown fields as are reported one by one."""
 NUMBERS = {"content": b'[{"id":"a","title":"b","vector":[' + b"1," * 7_000_000 + b"1]}]"}
 FILTER = {
     "any": [
@@ -84,7 +84,7 @@ FILTER = {
         for group in range(25)
     ]
 }
-"""Filter with as many conditions and values as it may have."""
+"""Filter with as many conditions and values as are allowed."""
 RANKING = {"k": 200, "explain": True, "diversity": 0.5, "sources": "auto"}
 EXAMPLES = {"positive": examples(ids(100)), "negative": examples(ids(200)[100:])}
 LARGE = {"title": "large", "content": text(480_000)}
@@ -180,7 +180,7 @@ EXEMPT = {
 
 
 class TimedServer(uvicorn.Server):
-    """Measures how long its event loop computes between two turns."""
+    """Server that measures how long its event loop computes between two turns."""
 
     held_seconds = 0.0
     turns = 0
@@ -213,7 +213,7 @@ class Measured:
         """Return the longest time for which the loop computed without a turn, while a request was answered."""
         method, path = operation.replace("{note_id}", "large-1").split()
         app = self._server.config.app
-        app.openapi_schema = app.state.openapi_json = None  # else only the first attempt makes it
+        app.openapi_schema = app.state.openapi_json = None  # otherwise only the first attempt would build it
 
         def send() -> None:
             answer = self.client.request(method, path, **request)
@@ -222,7 +222,7 @@ class Measured:
         return self.held_by(send)
 
     def held_by(self, work: Callable[[], None]) -> float:
-        """Return the longest time for which the loop computed without a turn, during some work of this thread."""
+        """Return the longest time for which the loop computed without a turn, while this thread did `work`."""
         self._turn()
         self._server.held_seconds = 0.0
         work()
@@ -230,17 +230,17 @@ class Measured:
         return self._server.held_seconds
 
     def _turn(self) -> None:
-        """Return once the loop has measured all that it did so far."""
+        """Return once the loop has measured all its work so far."""
         turns = self._server.turns
         eventually_true(lambda: self._server.turns > turns + 1)
 
 
 def imported(note_id: str, author: str, characters: int) -> dict[str, Any]:
-    """A note for an import, which keeps its vector if it has the space of the model."""
+    """Return a note to import, which keeps its vector once it has the space of the model."""
     vector = np.random.default_rng(len(note_id)).normal(size=DIMENSION).astype(np.float32)
     vector /= np.linalg.norm(vector)
     hashtags = [f"tag {rng.randrange(100)} {number}" for number in range(30)]
-    content = base64.b64encode(rng.randbytes(3 * characters // 4)).decode()  # it takes long to compress
+    content = base64.b64encode(rng.randbytes(3 * characters // 4)).decode()  # random text, which takes long to compress
     note = {"id": note_id, "title": text(60), "content": content, "hashtags": hashtags, "author": author or None}
     return note | {"vector": base64.b64encode(vector.tobytes()).decode()}
 
@@ -254,7 +254,7 @@ def store_notes(client: httpx2.Client) -> None:
 
 
 def store_keys(client: httpx2.Client, folder: Path) -> None:
-    """Copy a key under almost as many names as there may be keys."""
+    """Copy a key under other prefixes, until there are almost as many keys as allowed."""
     prefix = client.post("/keys", json={"name": "one of many", "scopes": ["similar"]}).json()["prefix"]
     with redis.Redis(unix_socket_path=str(folder / "redis.sock")) as store:
         document = store.hget("{access}:keys", prefix)
@@ -275,13 +275,13 @@ def measured(serve: Serve) -> Iterator[Measured]:
     settings: dict[str, Any] = {"bootstrap_key": KEY, "filter_attributes": ("language",)}
     headers = {"Authorization": f"Bearer {KEY}"}
     with (
-        tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder,  # short, for a unix socket's path
+        tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder,  # a short path, for a unix socket
         serve(make_server=make_server, data_dir=Path(folder), **settings) as url,
         httpx2.Client(base_url=url, timeout=60, headers=headers) as client,
     ):
         store_notes(client)
         store_keys(client, Path(folder))
-        exempt_imports()  # as `notellm serve` does: the tests have imported much more than the service
+        exempt_imports()  # as `notellm serve` does; the tests have imported much more than the service
         yield Measured(servers[0], client)
     gc.unfreeze()
     gc.set_threshold(*thresholds)
@@ -328,7 +328,7 @@ def test_pipelined_requests_do_not_hold_the_event_loop(measured: Measured) -> No
 
 
 def send_pipelined(client: httpx2.Client, count: int) -> None:
-    """Send many requests at once behind one whose answer takes a second, so that they are read together; read all
+    """Send many requests at once behind one whose answer takes a second, so that they are parsed together, and read all
     answers."""
     first = f"GET /changes?wait=1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
     with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=60) as connection:
@@ -343,12 +343,12 @@ def send_pipelined(client: httpx2.Client, count: int) -> None:
 
 
 def check_turns(operation: str, request: Request, measured: Measured) -> None:
-    """Check that the event loop keeps the bound in one of some attempts at a request."""
+    """Check that the event loop keeps the bound in at least one of ATTEMPTS attempts at a request."""
     check_attempts(lambda: measured.held_seconds(operation, request))
 
 
 def check_attempts(attempt: Callable[[], float]) -> None:
-    """Check that one of some attempts, which return the seconds for which the loop was held, keeps the bound."""
+    """Check that at least one of ATTEMPTS attempts keeps the bound. Each returns the seconds that the loop was held."""
     held = []
     for _ in range(ATTEMPTS):
         held.append(attempt())

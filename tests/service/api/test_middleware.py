@@ -1,4 +1,4 @@
-"""Middleware: every request has an id, and no body exceeds its bound, whatever its type or length header says."""
+"""Middleware: every request has an id, and no body exceeds its bound, whatever its headers say of type and length."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_endless_body_of_any_media_type_is_refused(client: httpx2.Client, method
 
     def endless() -> Iterator[bytes]:
         nonlocal sent
-        for _ in range(2**12):  # 256 MiB, of which 1 MiB may come, beside what the sockets hold
+        for _ in range(2**12):  # 256 MiB, of which 1 MiB is accepted, besides what the socket buffers hold
             sent += 1
             yield b" " * 2**16
 
     body: Any = endless()
-    with contextlib.suppress(httpx2.TransportError):  # the service may close while it is being sent
+    with contextlib.suppress(httpx2.TransportError):  # the service may close while the body is sent
         assert send(client, method, path, body, kind).status_code in (413, 415)
     assert sent < 2**10
 
@@ -59,7 +59,7 @@ def test_note_of_unknown_length_over_the_bound_is_413(client: httpx2.Client) -> 
 
 
 def test_bodies_that_are_held_back_are_bounded_together(serve: Serve) -> None:
-    """A large body is refused while others have what there is; small ones never are."""
+    """A large body is refused while others use up the bound; small ones are never refused."""
     large = b'[{"title": "large", "content": "%s"}]' % (b"a" * 200_000)
     head = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with (
@@ -114,7 +114,7 @@ def test_unfinished_lines_of_streams_count_as_bodies(serve: Serve) -> None:
 
 
 async def break_off(draining: bool) -> list[Message]:
-    """Cancel a request as uvicorn does with those that its shutdown has waited for in vain; return what was sent."""
+    """Cancel a request as uvicorn does at the end of its shutdown time-out; return what was sent."""
 
     async def hang(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.Event().wait()

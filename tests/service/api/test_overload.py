@@ -1,4 +1,4 @@
-"""Overload over HTTP, with an engine that the test holds: 429 in time, deadlines, priority, and lists in parts."""
+"""Overload over HTTP, with an engine that the test stops: early 429, deadlines, priority, and lists in parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUEUE_SECONDS = (WAITING - 0.5) * FIRST_ESTIMATE
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[WordEngine]:
-    """The engine of a service that is started after this."""
+    """Engine that services started after this use."""
     engine = WordEngine()
     monkeypatch.setattr("service.wiring.Engine.load", lambda *arguments, **options: engine)
     yield engine
@@ -32,7 +32,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[WordEngine]:
 
 
 class Callers:
-    """Callers of a service whose engine is at a note that does not end before `release`."""
+    """Callers of a service whose engine is busy with one note until `release`."""
 
     def __init__(
         self, url: str, engine: WordEngine, threads: ThreadPoolExecutor, headers: dict[str, str] | None = None
@@ -48,7 +48,7 @@ class Callers:
         return self._threads.submit(self.post, {"id": note_id, "title": note_id}, **headers)
 
     def queue(self, note_id: str, **headers: str) -> Future[httpx2.Response]:
-        """Call; return once the note waits."""
+        """Start a call; return once its note is queued."""
         before = self.waiting()
         answer = self.call(note_id, **headers)
         eventually_true(lambda: self.waiting() > before)
@@ -59,7 +59,7 @@ class Callers:
         return self.client.post("/notes", json=body, headers=named)
 
     def leave(self, body: Any) -> None:
-        """Call and close the connection while the note waits; return once the service has seen that."""
+        """Call, and close the connection while the note is queued; return once the service has noticed."""
         before = self.waiting()
         text = json.dumps(body).encode()
         head = (
@@ -73,7 +73,7 @@ class Callers:
         eventually_true(lambda: 'code="499"' in self.client.get("/metrics").text)
 
     def waiting(self) -> float:
-        """Notes that wait for the engine."""
+        """Return the number of notes that wait for the engine."""
         lines = self.client.get("/metrics").text.splitlines()
         return sum(float(line.split()[1]) for line in lines if line.startswith("notellm_queue_depth{"))
 
@@ -90,7 +90,7 @@ def held(serve: Serve, engine: WordEngine, headers: dict[str, str] | None = None
             yield callers
         finally:
             engine.gate.set()
-            threads.shutdown()  # the callers get their answers before their client is closed
+            threads.shutdown()  # lets the callers get their answers before their client is closed
             callers.client.close()
 
 
@@ -132,8 +132,8 @@ def full(serve: Serve, engine: WordEngine, headers: dict[str, str] | None = None
 
 
 def exchange(callers: Callers, *requests: bytes) -> bytes:
-    """Send raw requests on one connection, one at a time; return what comes until the service closes it, or until each
-    has an answer."""
+    """Send raw requests on one connection, one at a time; return all bytes received until the service closes it, or
+    until each request has an answer."""
     received = b""
     address = (callers.client.base_url.host, callers.client.base_url.port or 80)
     with socket.create_connection(address, timeout=30) as connection:
@@ -160,7 +160,9 @@ def note_request(version: str = "1.1", body: bytes = b'{"title": "a"}', **header
 
 def test_stream_of_hashtags_is_refused_before_it_begins(serve: Serve, engine: WordEngine) -> None:
     with full(serve, engine) as callers:
-        headers = {"Origin": "https://a.example"}  # of a web page: the early refusal leaves it to the app
+        headers = {
+            "Origin": "https://a.example"
+        }  # from a web page, for which the app answers instead of the early refusal
         refused = callers.client.post("/generate/hashtags/stream", json={"title": "a"}, headers=headers)
     assert (refused.status_code, refused.json()["type"].rpartition("/")[2]) == (429, "queue-full")
     assert int(refused.headers["retry-after"]) >= 1

@@ -1,4 +1,4 @@
-"""Requests that are passed on to another process, and their answers: nothing is lost, added or kept waiting."""
+"""Requests that are passed on to another process, and their answers: nothing is lost, added or delayed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LINES = 2000
 
 @contextlib.contextmanager
 def passing_on(path: Path) -> Iterator[str]:
-    """The address of a reader that knows no tenant, and so passes everything on to a unix socket."""
+    """Run a reader that knows no tenant, and so passes everything on to a unix socket; yield its address."""
     settings, telemetry, lifecycle = Settings(), Telemetry(), Lifecycle()
 
     @contextlib.asynccontextmanager
@@ -89,7 +89,7 @@ def test_answer_that_is_passed_on_is_that_of_the_service(
 ) -> None:
     headers = {**options.pop("headers", {}), "X-Request-Id": "mine"}
     direct, passed = (client.request(method, path, headers=headers, **options) for client in clients)
-    again = clients[1].get("/livez")  # over the same connection, if that was kept
+    again = clients[1].get("/livez")  # over the same connection, if it was kept open
     assert again.status_code == 200
     assert passed.status_code == direct.status_code
     assert [name for name, _ in passed.headers.multi_items()].count("date") == 1
@@ -111,7 +111,7 @@ def test_change_of_a_foreign_page_is_refused_behind_a_reader_too(
 
 
 def begin_stream(connection: socket.socket) -> Callable[[int], None]:
-    """Begin to POST a stream of notes; return a function that sends the line of a number."""
+    """Begin to POST a stream of notes; return a function that sends the line with a number."""
     head = "POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
     connection.sendall(f"{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode())
 
@@ -123,7 +123,7 @@ def begin_stream(connection: socket.socket) -> Callable[[int], None]:
 
 
 def test_stream_is_passed_on_in_both_directions(urls: tuple[str, str]) -> None:
-    """Results are read while lines are sent: together they are more than all buffers on their way hold."""
+    """Results must be read while lines are sent, since together they exceed all buffers on the way."""
     address = httpx2.URL(urls[1])
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
         send = begin_stream(connection)

@@ -1,4 +1,4 @@
-"""If-Match and If-None-Match: honoured, or refused with 400 where they cannot be."""
+"""If-Match and If-None-Match: honoured, or refused with 400 where they are malformed or not supported."""
 
 from __future__ import annotations
 

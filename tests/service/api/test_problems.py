@@ -115,7 +115,7 @@ def test_boolean_in_the_place_of_a_boolean_is_taken(client: httpx2.Client) -> No
 def test_probe_by_head_has_the_status_and_no_body(client: httpx2.Client, probe: str) -> None:
     answer = client.head(probe)
     assert (answer.status_code, answer.content) == (200, b"")
-    assert client.get(probe).status_code == 200  # the connection goes on
+    assert client.get(probe).status_code == 200  # the connection can still be used
 
 
 def test_attribute_without_a_name_has_a_pointer_to_the_attributes(client: httpx2.Client) -> None:

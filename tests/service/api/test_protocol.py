@@ -149,7 +149,7 @@ def test_request_on_which_an_early_answer_fails_is_answered_by_the_app(
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the services of this process have as many connections as they may."""
+    """Make the services of this process act as if they had the most connections allowed."""
     monkeypatch.setattr(BoundedProtocol, "said_full_at", 0.0)
     monkeypatch.setattr(BoundedProtocol, "max_connections", 0)
 
@@ -286,7 +286,7 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
 
 @pytest.fixture
 def waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests of its connection waited when each one was handed to the app or queued."""
+    """Records the length of a connection's pipeline after each of its requests is handed to the app or queued."""
     counts: list[int] = []
     call_app = BoundedProtocol._call_app
 
@@ -299,7 +299,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def send_and_receive(connection: socket.socket, requests: bytes) -> bytes:
-    """Send requests in a thread of its own, and return all that comes until the service ends the connection."""
+    """Send requests in another thread, and return all bytes received until the service ends the connection."""
     sending = threading.Thread(target=connection.sendall, args=(requests,))
     sending.start()
     received = bytearray()
@@ -323,7 +323,7 @@ def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, waiting
 @pytest.mark.parametrize("headers", [b"", b"Upgrade:a\r\nConnection:upgrade\r\n"], ids=["plain", "upgrades"])
 def test_requests_in_one_piece_with_a_body_wait_unparsed(url: str, waiting: list[int], headers: bytes) -> None:
     count, request = 1300, b"GET /livez HTTP/1.1\r\n" + headers + b"\r\n"
-    body = b'{"title": "before them all%s"}' % (b" " * PIECE_BYTES)  # it ends in another piece than its head
+    body = b'{"title": "before them all%s"}' % (b" " * PIECE_BYTES)  # the body ends in another piece than its head
     first = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     with connected(url) as connection:

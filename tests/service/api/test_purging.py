@@ -1,4 +1,4 @@
-"""NOTELLM_PURGE_SECONDS: a running service purges its store by itself."""
+"""NOTELLM_PURGE_SECONDS: a running service purges its store on schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers as processes: each answer is that of the one process, whichever the system hands a connection to."""
+"""Readers as processes: answers equal those of a single process, whichever reader the system gives a connection to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 KEY = "the-bootstrap-key-of-these-tests"
 READERS, COUNT = 2, 60
 CONNECTIONS = 40
-"""Connections of a test: that some of three processes gets none of them is as likely as 1 in 3 million."""
+"""Connections of a test; the probability that one of three processes gets none of them is 1 in 3 million."""
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def service(tiny_checkpoint: Path) -> Iterator[Process]:
 
 
 def call(service: Process, method: str, path: str, key: str = KEY, **options: Any) -> httpx2.Response:
-    """Send a request over a connection of its own."""
+    """Send a request over a new connection."""
     headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
     return httpx2.request(method, service.url + path, headers=headers, timeout=60, verify=NO_CERTIFICATES, **options)
 
 
 def read_everywhere(service: Process, path: str, **options: Any) -> list[httpx2.Response]:
-    """Send a request over so many connections that each process gets some."""
+    """Send a request over CONNECTIONS connections, so that each process gets some."""
     return [call(service, "GET", path, **options) for _ in range(CONNECTIONS)]
 
 
 def requests_by_reader(service: Process, route: str) -> dict[str, int]:
-    """Requests of a route that were answered, by the number of the reader; "" stands for the service itself."""
+    """Return the number of answered requests of a route by reader number; "" stands for the service itself."""
     counts: dict[str, int] = {}
     for family in text_string_to_metric_families(call(service, "GET", "/metrics").text):
         for sample in family.samples:
@@ -59,12 +59,12 @@ def requests_by_reader(service: Process, route: str) -> dict[str, int]:
 
 
 def lists_by_reader(service: Process) -> dict[str, float]:
-    """Lists of nearest notes that came from memory, by the number of the reader; "" stands for the service itself."""
+    """Return the number of neighbour lists from memory by reader number; "" stands for the service itself."""
     return {reader: lists for (reader, source), lists in searches_by_reader(service).items() if source == "memory"}
 
 
 def searches_by_reader(service: Process) -> dict[tuple[str, str], float]:
-    """Lists of nearest notes that a search asked for, by the number of the reader and by where they came from."""
+    """Return the number of neighbour lists of searches by reader number and source (memory or index)."""
     return {
         (sample.labels.get("reader", ""), sample.labels["source"]): sample.value
         for family in text_string_to_metric_families(call(service, "GET", "/metrics").text)
@@ -108,7 +108,7 @@ def test_read_has_the_same_answer_from_each_process(service: Process, route: str
 
 
 def without_id(answer: httpx2.Response) -> str:
-    """Return an answer without the number that each has for itself."""
+    """Return the body of an answer without the ids that differ between equal answers."""
     body = answer.json()
     body.pop("recommendation_id", None)
     body.pop("instance", None)
@@ -182,7 +182,7 @@ def test_export_is_the_export_at_each_process_beside_a_note_of_this_id(service: 
 
 
 def test_change_is_seen_by_each_process_at_once(service: Process) -> None:
-    """Notes are added and removed over any connection; no answer of another one is older than that."""
+    """Notes are added and removed over any connection; no later answer over another one is older than the change."""
     rng = random.Random(1)
     for number in range(30):
         note_id = f"short-{number}"
@@ -242,7 +242,7 @@ def test_readers_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: 
     with socket.create_server(("127.0.0.1", 0)) as free:
         admin_port = str(free.getsockname()[1])
     settings = {"NOTELLM_READERS": "1", "NOTELLM_ADMIN_PORT": admin_port, "NOTELLM_DRAIN_SECONDS": "600"}
-    settings["NOTELLM_STORE_MEMORY_BYTES"] = str(2**28)  # the parent's alone: beside an address it is refused
+    settings["NOTELLM_STORE_MEMORY_BYTES"] = str(2**28)  # for the parent only: with a Redis address it would be refused
     with running(tiny_checkpoint, **settings) as service:
         assert {answer.status_code for answer in read_everywhere(service, "/metrics")} == {404}
         assert call(service, "PUT", "/notes/n1", json={"title": "soup"}).status_code == 201
@@ -256,11 +256,11 @@ def test_readers_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: 
 
 
 def check_drain(service: Process) -> None:
-    """Send SIGTERM: whichever process has a connection answers over it, and says that it is the last time."""
+    """Send SIGTERM, and check that every process still answers, with `Connection: close`."""
     assert service.process is not None
     service.process.send_signal(signal.SIGTERM)
     wait_until(lambda: call(service, "GET", "/readyz").status_code == 503)
     answers = read_everywhere(service, "/notes/n1/similar")
     assert {(answer.status_code, answer.headers.get("connection")) for answer in answers} == {(200, "close")}
-    service.process.send_signal(signal.SIGTERM)  # whoever does not want to wait
+    service.process.send_signal(signal.SIGTERM)  # a second signal ends the drain
     assert service.process.wait(60) == -signal.SIGTERM

@@ -1,4 +1,4 @@
-"""The log line of a request: what it says, what it never says, and which are left out."""
+"""The log line of a request: what it says, what it never says, and which requests have none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT = "the secret of the lemon tart"
 
 @pytest.fixture
 def lines(eventually: Callable[[Callable[[], bool]], None]) -> Iterator[Lines]:
-    """Return the lines of requests, once there are so many."""
+    """Return a function that returns the log lines of requests, once there are at least `count`."""
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as captured:
 
         def requests(count: int) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def lines(eventually: Callable[[Callable[[], bool]], None]) -> Iterator[Lines]:
 
 @pytest.fixture(scope="module")
 def unlogged_url(serve: Serve) -> Iterator[str]:
-    """A service that logs no fast answer below 400."""
+    """Address of a service that does not log fast answers with a status below 400."""
     with serve(log_sample=0) as address:
         yield address
 
@@ -47,7 +47,7 @@ def test_line_of_a_write_has_its_stages_and_tokens(client: httpx2.Client, lines:
         "request_id": "mine",
     }
     stages = [line[f"{stage}_ms"] for stage in ("store", "queue", "engine", "index")]
-    assert 0 < sum(stages) <= line["ms"] + 0.1  # rounded to 0.01 each
+    assert 0 < sum(stages) <= line["ms"] + 0.1  # each is rounded to 0.01
     assert line["prompt_tokens"] > 0
     assert "generated_tokens" not in line
     assert "trace_id" not in line

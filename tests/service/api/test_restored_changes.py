@@ -1,5 +1,5 @@
-"""Followers of GET /changes after a restore or a loss of writes: those that the log cannot serve are told at once to
-begin again."""
+"""Followers of GET /changes after a restore or a loss of writes: those that the log cannot serve get 410 at once, and
+have to begin again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_followers_that_a_restored_log_cannot_serve_get_410_at_once(
     with (
         running_embedded(short_folder / "d") as server,
         serve(redis_url=server.url) as url,
-        httpx2.Client(base_url=url, timeout=25) as client,  # less than the follower below would wait
+        httpx2.Client(base_url=url, timeout=25) as client,  # shorter than the follower below would wait
         ThreadPoolExecutor() as threads,
     ):
         before, last = write(client, "a"), write(client, "b")
@@ -55,7 +55,7 @@ def test_followers_that_a_restored_log_cannot_serve_get_410_at_once(
         for after in (before, lost, ahead):
             assert is_told_to_begin_again(changes(client, after, wait=30)), after
             assert is_told_to_begin_again(client.get("/notes/export", params={"after": after})), after
-        assert changes(client, last).json()["changes"] == []  # it has what the backup has
+        assert changes(client, last).json()["changes"] == []  # this follower has exactly the notes of the backup
         assert is_told_to_begin_again(waiting.result())
 
         eventually_true(lambda: client.get("/readyz").status_code == 200)

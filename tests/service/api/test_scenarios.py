@@ -93,7 +93,7 @@ def test_field_of_the_request_wins(client: httpx2.Client) -> None:
 def test_scenario_and_request_tell_the_name_of_sources_from_its_weights(
     client: httpx2.Client, method: str, fields: dict[str, str], words_count: bool | None
 ) -> None:
-    """`auto` leaves words out for a note that shares one of fourteen with another note."""
+    """`auto` leaves words out for a note that shares only one of its fourteen words with another note."""
     options = {**fields, "explain": True}
     given: dict[str, Any] = {"params": options} if method == "GET" else {"json": options}
     answer = client.request(method, "/notes/long/similar", **given)

@@ -1,4 +1,4 @@
-"""Related notes that are answered before FastAPI has the request: nothing of them tells that from the route's own."""
+"""Related notes answered by the short path, before FastAPI gets the request: answers equal those of the route."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUERY = [parameter["name"] for parameter in PARAMETERS if parameter["in"] == "qu
 NOTE = "sample-en-001"
 ADDRESS = f"/notes/{NOTE}/similar"
 BY_FASTAPI = {"x-request-timeout": "1"}
-"""A header that the short path leaves to the route. It bears on nothing of a request without min_log_position."""
+"""A header that the short path leaves to the route. Without min_log_position it has no effect on the answer."""
 RENDER = "service.api.short_path.render_nearest"
 """Name of the function by which the short path renders its answers."""
 KEY = "the-bootstrap-key-of-these-tests"
@@ -33,7 +33,7 @@ KEY = "the-bootstrap-key-of-these-tests"
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of the notes for which the short path had an answer. Keys stay at hand, however slow the machine is."""
+    """Ids of the notes for which the short path had an answer. Keys stay cached, however slow the machine is."""
     note_ids: list[str] = []
 
     def recorded(nearest: Nearest, note_id: str, model: str) -> bytes:
@@ -47,7 +47,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def closed(serve: Serve) -> Iterator[httpx2.Client]:
-    """A service under keys with two notes, and a client under the bootstrap key."""
+    """Client with the bootstrap key of a service with keys and two notes."""
     with serve(bootstrap_key=KEY) as url, client_under(url, KEY) as root:
         for note_id in ("a", "b"):
             assert root.put(f"/notes/{note_id}", json={"title": note_id}).status_code == 201
@@ -59,7 +59,7 @@ def client_under(url: str, key: str) -> httpx2.Client:
 
 
 def key_of(root: httpx2.Client, **fields: Any) -> tuple[str, httpx2.Client]:
-    """Make a key; return its prefix, and a client under it."""
+    """Create a key; return its prefix, and a client with it."""
     created = root.post("/keys", json={"name": "n", "scopes": ["similar", "notes.write"], **fields})
     assert created.status_code == 201, created.text
     return created.json()["prefix"], client_under(str(root.base_url), created.json()["key"])
@@ -90,7 +90,7 @@ def test_line_and_metrics_are_those_of_the_route(
         return sum(float(value) for name, value in values if 'code="200"' in name and series in name)
 
     def own_lines() -> list[Any]:
-        return [line for line in captured if line.get("request_id") == "mine"]  # not a late one of another request
+        return [line for line in captured if line.get("request_id") == "mine"]  # without late lines of other requests
 
     before = counted()
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as captured:
@@ -109,7 +109,7 @@ def test_line_and_metrics_are_those_of_the_route(
 def test_documented_parameter_is_read(client: httpx2.Client, name: str) -> None:
     answer = client.get(ADDRESS, params={name: "\0"})
     assert answer.status_code in (200, 422), answer.text
-    if answer.status_code == 200:  # a name may be any text; no note has this one
+    if answer.status_code == 200:  # a name may be any text, but no note has this one
         assert answer.json()["items"] == []
     else:
         (error,) = answer.json()["errors"]
@@ -197,7 +197,7 @@ def test_note_that_was_removed_is_looked_for_once_and_then_asked_of_the_store(
     assert client.delete("/notes/short-lived").status_code == 200
     assert client.get("/notes/short-lived/similar").status_code == 404
     assert answered == ["short-lived"]
-    assert found == [False]  # the first was found without waiting
+    assert found == [False]  # the first request was answered without waiting, and not by `find`
 
 
 def request_of(path: str, *headers: str) -> bytes:
@@ -206,8 +206,7 @@ def request_of(path: str, *headers: str) -> bytes:
 
 
 def exchange(url: str, sent: bytes) -> list[tuple[int, bytes]]:
-    """Send some requests in one piece, of which the last one ends the connection; return status and body of all
-    answers."""
+    """Send requests in one piece, the last of which ends the connection; return status and body of each answer."""
     address = httpx2.URL(url)
     answers = []
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -222,7 +221,7 @@ def exchange(url: str, sent: bytes) -> list[tuple[int, bytes]]:
 def test_pipelined_requests_are_answered_in_their_order(url: str, client: httpx2.Client, answered: list[str]) -> None:
     asked = [NOTE, "sample-en-002"] * (2 * EARLY_IN_TURN)
     for note_id in {*asked}:
-        assert client.get(f"/notes/{note_id}/similar").status_code == 200  # keeps the items
+        assert client.get(f"/notes/{note_id}/similar").status_code == 200  # puts the items into memory
     paths = [f"/notes/{note_id}/similar" for note_id in asked]
     paths[3:3] = ["/notes/nobody/similar", f"/notes/{NOTE}"]
     answers = exchange(url, b"".join(map(request_of, paths)) + request_of("/livez", "Connection: close"))

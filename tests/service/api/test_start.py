@@ -1,4 +1,4 @@
-"""Requests while the service starts: the port is open, probes say what is being done, all else is 503."""
+"""Requests while the service starts: the port is open, probes name the step of the start, all else is 503."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REQUESTS = [
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """What a start waits for."""
+    """Event that a start waits for."""
     gate = threading.Event()
     yield gate
     gate.set()
@@ -44,7 +44,7 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def slow_model(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is loaded once the gate opens."""
+    """Load the model only once the gate opens."""
     load: Callable[..., Engine] = Engine.load
 
     def load_behind_gate(*arguments: Any, **options: Any) -> Engine:
@@ -55,7 +55,7 @@ def slow_model(gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def starting(client: httpx2.Client, step: str) -> None:
-    """Return once both probes say this of the start."""
+    """Return once both probes name this step of the start."""
     eventually_true(lambda: client.get("/startupz").json()["detail"] == step)
     probes = client.get("/startupz"), client.get("/readyz")
     assert [probe.status_code for probe in probes] == [503, 503]
@@ -122,14 +122,14 @@ def test_requests_during_a_start_are_503_with_retry_after(serve: Serve, gate: th
 def test_service_can_be_ended_while_it_starts(serve: Serve, gate: threading.Event) -> None:
     with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
         starting(client, "Loading the model")
-        threading.Timer(0.5, gate.set).start()  # the thread that loads the model is waited for
+        threading.Timer(0.5, gate.set).start()  # the end waits for the thread that loads the model
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{url}/livez")
 
 
 @pytest.fixture
 def slowly_read_redis(serve: Serve, guarded_redis: Any, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Address of a store with three notes, from which an index is built once the gate opens."""
+    """Address of a store with three notes, whose scan for the index ends once the gate opens."""
     with serve(redis_url=guarded_redis.url) as url:
         for i in range(3):
             assert httpx2.post(f"{url}/notes", json={"id": f"n{i}", "title": f"note {i}"}).status_code == 201

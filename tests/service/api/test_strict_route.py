@@ -1,4 +1,4 @@
-"""Query parameters that would be ignored are refused: unknown ones, and values beside the one that is read."""
+"""Query parameters that would be ignored are refused: unknown ones, and repeated values of a single one."""
 
 from __future__ import annotations
 

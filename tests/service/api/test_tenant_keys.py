@@ -1,4 +1,4 @@
-"""Keys of tenants: what each sees, and what is left of them with their tenant."""
+"""Keys of tenants: what each can see, and what remains of them after their tenant is removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tenants over HTTP: what one does, another never sees."""
+"""Tenants over HTTP: what one tenant does is never visible to another."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def tenant_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller's tenant is that of a header."""
+    """Take the caller's tenant from a header."""
 
     async def admit(request: Request, scopes: tuple[Scope, ...]) -> None:
         tenant = request.headers.get("x-tenant", DEFAULT_TENANT)
@@ -196,7 +196,7 @@ def test_tenant_made_anew_while_the_removed_one_is_being_closed_waits_for_that(
 def test_removed_tenant_is_in_no_answer_from_memory_on_one_data_folder(
     serve: Serve, store: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.tenants.FOLLOW_SECONDS", 3600.0)  # the other process does not hear of the removal
+    monkeypatch.setattr("service.tenants.FOLLOW_SECONDS", 3600.0)  # the other process does not follow the removal
     folder = store.socket.parent
     with contextlib.ExitStack() as stack:
         urls = [stack.enter_context(serve(data_dir=folder)) for _ in range(2)]
@@ -263,7 +263,7 @@ def test_tenant_that_is_being_opened_holds_up_no_other(
             assert acme.put(f"/notes/n{i}", json={"title": f"note {i}"}).status_code == 201
     with redis.Redis.from_url(store.url) as admin:
         known = admin.hgetall("{notes}:tenants")
-        admin.delete("{notes}:tenants")  # so that it is not known at the start
+        admin.delete("{notes}:tenants")  # so that the tenant is not known at the start
     gate, scan = threading.Event(), RedisNoteStore.scan
 
     async def scan_behind_gate(own: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
@@ -303,7 +303,7 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
             with as_tenant(url, name) as client:
                 assert client.put("/notes/a", json={"title": "a"}).status_code == 201
     known = admin.hgetall("{notes}:tenants")
-    admin.delete("{notes}:tenants")  # a start that cannot read it knows no tenants, either
+    admin.delete("{notes}:tenants")  # as if the start could not read it: it knows no tenants
     gate, scan = threading.Event(), RedisNoteStore.scan
 
     async def scan_behind_gate(own: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
@@ -332,7 +332,7 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
 
 @contextlib.contextmanager
 def failing_to_open(name: str) -> Iterator[None]:
-    """Have no process open a tenant, for want of files, while the block lasts."""
+    """Make every attempt to open a tenant fail with "too many open files" while the block lasts."""
     identity = RedisNoteStore.identity
 
     async def fail(own: RedisNoteStore) -> str:

@@ -43,7 +43,7 @@ def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def written(replicas: list[httpx2.Client]) -> str:
-    """Notes that each replica wrote a third of, and the log position of the last one."""
+    """Write COUNT notes, a third by each replica, and return the log position of the last one."""
     positions = []
     for number, client in enumerate(replicas):
         notes = [

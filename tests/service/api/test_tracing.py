@@ -1,4 +1,4 @@
-"""Tracing: the spans of requests, the caller's trace, and nothing of it where no endpoint is configured."""
+"""Tracing: the spans of requests, the caller's trace, and no tracing if no endpoint is configured."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def traced_url(serve: Serve, exporter: InMemorySpanExporter) -> Iterator[str]:
 
 @pytest.fixture
 def traced(traced_url: str, exporter: InMemorySpanExporter, eventually: Eventually) -> Iterator[httpx2.Client]:
-    """A client of a service with tracing. The exporter has no spans of earlier tests."""
+    """A client of a service with tracing, whose exporter has no spans of earlier tests."""
     exporter.clear()
     with httpx2.Client(base_url=traced_url, timeout=60) as opened:
         yield opened
 
 
 def spans_of(exporter: InMemorySpanExporter, eventually: Eventually, request: str) -> dict[str, Any]:
-    """All spans by name, once that of `request` has ended; the last of a name."""
+    """Return the last span of each name, once that of `request` has ended."""
 
     def spans() -> dict[str, Any]:
         return {span.name: span for span in exporter.get_finished_spans()}
@@ -87,7 +87,7 @@ def test_post_of_a_note_gives_its_spans_below_the_request(
     assert f"{request.parent.span_id:016x}" == CALLER_SPAN
     assert request.attributes["http.route"] == "/notes"
     assert request.attributes["http.response.status_code"] == 201
-    spans.pop("store load keys", None)  # the keys are looked at once a second, by the request that comes then
+    spans.pop("store load keys", None)  # once a second, some request also loads the keys
     assert set(spans) == {"store get", "queue wait", "engine prefill", "store write", "index wait"}
     assert {f"{span.context.trace_id:032x}" for span in (request, *spans.values())} == {TRACE_ID}
     assert {span.parent.span_id for span in spans.values()} == {request.context.span_id}
@@ -181,7 +181,7 @@ def test_missing_extra_is_logged_and_no_failure(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, Sequence[tuple[str, bytes]]]]:
-    """The address of a collector, and the paths and bodies of what it was sent."""
+    """Run a trace collector; yield its address, and the paths and bodies of the requests to it."""
     received: list[tuple[str, bytes]] = []
 
     class Collector(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Answers whose callers take them slowly, or not at all."""
+"""Answers that their callers read slowly, or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.service.api.conftest import eventually_true
 from tests.service.api.connections import GET, connected, ended
 
 ASSET = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
-"""Request whose answer has more than a megabyte."""
+"""Request with an answer of more than a megabyte."""
 
 
 @pytest.mark.usefixtures("impatient")
@@ -67,7 +67,7 @@ DESCRIPTIONS = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50
 def test_answer_that_is_taken_slowly_comes_only_above_the_least_rate(
     url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, rate: int, seconds: float, all_comes: bool
 ) -> None:
-    """The caller takes 64 KiB in 0.2 s, in steps of 95 to 400 KB, and so never takes nothing for ANSWER_SECONDS."""
+    """The caller reads 64 KiB in 0.2 s, seen in steps of 95 to 400 KB, so it is never idle for ANSWER_SECONDS."""
     monkeypatch.setattr(unsent_answers, "ANSWER_SECONDS", seconds)
     monkeypatch.setattr(unsent_answers, "MIN_ANSWER_RATE", rate)
     asset_bytes = len(client.get("/docs/swagger-ui-bundle.js").content)
@@ -113,7 +113,7 @@ def test_answers_that_wait_for_all_callers_are_bounded_together(
 
 
 class Caller(asyncio.Transport):
-    """Connection of a caller for whom `left` bytes wait, at first all that was written."""
+    """Connection of a caller for whom `left` bytes are unsent, at first all that was written."""
 
     def __init__(self, left: int) -> None:
         super().__init__({"socket": socket.socket()})
@@ -134,7 +134,7 @@ def test_over_the_bound_of_all_no_more_connections_end_than_needed_and_none_that
     small, fast, slow, slower = callers = [Caller(left) for left in (100, 250, 250, 250)]
     assert not any(caller.answers.check(1.0) for caller in callers)
     assert UnsentAnswers.beyond_free == 450
-    fast.answers.written(250)  # it has taken what waited, and asked for as much again
+    fast.answers.written(250)  # this caller has read all its bytes, and as many are unsent again
     assert [caller.answers.check(2.0) for caller in (small, fast, slow, slower)] == [False, False, True, False]
     assert UnsentAnswers.beyond_free == 300
     for caller in callers:
@@ -144,8 +144,8 @@ def test_over_the_bound_of_all_no_more_connections_end_than_needed_and_none_that
 
 
 def bytes_left(connection: socket.socket, seconds_each: float = 0.0) -> int:
-    """Count what still comes from a connection until it ends. `seconds_each`: pause of a caller who takes 64 KiB at a
-    time."""
+    """Count the bytes that still come from a connection until it ends. `seconds_each`: pause of a caller who reads
+    64 KiB at a time."""
     count = 0
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(2**16 if seconds_each else 2**20):

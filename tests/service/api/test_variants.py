@@ -1,4 +1,4 @@
-"""Variants of a scenario: stable shares of the users, whose names answers say."""
+"""Variants of a scenario: each gets a stable share of the users, and answers name the variant."""
 
 from __future__ import annotations
 

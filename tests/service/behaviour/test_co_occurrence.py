@@ -28,7 +28,7 @@ CLICKS = st.lists(
 )
 Pairs = dict[tuple[str, str], tuple[float, int]]
 FIXED = [HealthCheck.function_scoped_fixture]
-"""Hypothesis warns of fixtures that are made once for all examples, as is meant here."""
+"""Health check to suppress: fixtures are made once for all examples, which is intended here."""
 
 
 def offline(clicks: Iterable[Click], folder: Path, **options: Any) -> Pairs:
@@ -76,7 +76,7 @@ def test_pairs_equal_those_of_the_offline_command(options: dict[str, Any], tmp_p
 
 @pytest.fixture(params=[0, 1000], ids=["at once", "one by one"])
 def compared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have readers taken out of the list of a note in each way."""
+    """Remove readers from the list of a note in each of the two ways."""
     monkeypatch.setattr("service.behaviour.co_occurrence.MAX_COMPARED_ONE_BY_ONE", request.param)
 
 

@@ -1,4 +1,4 @@
-"""RecommendationCounts: each note of a recommendation counts once, in whatever order it is told."""
+"""RecommendationCounts: each note of a recommendation counts once, in whatever order its events come."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_clicks_without_a_showing_push_out_no_note_that_was_shown(monkeypatch: p
         tell(counts, "click", recommendation=f"unknown {number}")
     tell(counts, "click")
     assert (totals(counts), counts.unmatched()) == ((1, 1), 5)
-    for number in range(5):  # the first two are not remembered any more
+    for number in range(5):  # the first two clicks are forgotten by now
         tell(counts, "shown", recommendation=f"unknown {number}")
     assert (totals(counts), counts.unmatched()) == ((6, 4), 2)
 

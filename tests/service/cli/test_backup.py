@@ -28,7 +28,7 @@ def service(tiny_checkpoint: Path) -> Iterator[Process]:
 
 
 def answers(service: Process) -> list[object]:
-    """The notes, and what is found near them."""
+    """Return the notes, and the items similar to each of them."""
     with httpx2.Client(base_url=service.url, timeout=60) as client:
         notes = [client.get(f"/notes/{note['id']}").json() for note in NOTES]
         return [*notes, *(client.get(f"/notes/{note['id']}/similar").json()["items"] for note in NOTES)]

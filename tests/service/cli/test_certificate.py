@@ -1,4 +1,4 @@
-"""HTTPS of a real process: its certificate is exchanged without a restart, and files that do not fit are refused."""
+"""HTTPS of a real process: its certificate is replaced without a restart, and files that do not match are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.service.process import Process, running, wait_until
 
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a certificate of 127.0.0.1 that signs itself, with `name` as its common name, and its key."""
+    """Make a self-signed certificate for 127.0.0.1, with `name` as its common name, and its key."""
     certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
     command = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name}"
     extensions = ["-addext", "subjectAltName=IP:127.0.0.1"]
@@ -32,7 +32,7 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def put(source: tuple[Path, Path], certificate: Path, key: Path) -> None:
-    """Write a certificate and its key to the files of another, as a renewal does."""
+    """Replace the files of another certificate and its key, as a renewal does."""
     for file, target in zip(source, (certificate, key), strict=True):
         fresh = target.with_suffix(".new")
         fresh.write_bytes(file.read_bytes())
@@ -148,7 +148,7 @@ def test_older_version_of_tls_than_1_2_is_refused(process: Process) -> None:
     for version in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.set_ciphers("DEFAULT@SECLEVEL=0")  # else this side would refuse the old version
+        context.set_ciphers("DEFAULT@SECLEVEL=0")  # otherwise the client would refuse the old version
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             context.minimum_version = context.maximum_version = version

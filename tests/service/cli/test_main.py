@@ -1,4 +1,4 @@
-"""The command line without a service: version, completion, and settings that are refused in a line."""
+"""The command line without a service: version, completion, and settings that are refused in one line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CLIENT_COMMANDS = [
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
-    """Fails a test whose command, run in this process, leaves another umask: later tests create files under it."""
+    """Fail a test whose command leaves another umask in this process, under which later tests create files."""
     before = os.umask(0o022)
     yield
     assert os.umask(before) == 0o022
@@ -119,7 +119,7 @@ def test_serve_without_its_checkpoint_says_so_in_one_line(tmp_path: Path) -> Non
         "NOTELLM_PORT": "0",
     }
     result = subprocess.run([NOTELLM, "serve"], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 3  # uvicorn's, for a start that failed
+    assert result.returncode == 3  # uvicorn's status for a failed start
     assert "Traceback" not in result.stderr
     assert f"{tmp_path} holds no .safetensors file" in result.stderr
 
@@ -174,7 +174,7 @@ def test_command_for_those_who_run_the_service_talks_to_the_admin_port(arguments
 
 
 class ErrorPage(BaseHTTPRequestHandler):
-    """Answers as a proxy whose service is away."""
+    """Answers like a proxy whose service is unavailable."""
 
     def do_GET(self) -> None:
         page = b"<html><h1>502 Bad Gateway</h1></html>"
@@ -202,7 +202,7 @@ def test_error_page_of_a_proxy_is_told_by_its_status(
 
 
 class BrokenOff(ErrorPage):
-    """Answers as a service that ends a stream of reads when its key is revoked."""
+    """Answers like a service that ends a stream of reads when its key is revoked."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -223,7 +223,7 @@ def test_export_of_events_that_was_broken_off_writes_no_file(tmp_path: Path) -> 
 
 
 class BrokenOffOnce(ErrorPage):
-    """Answers as a service whose store goes away in the middle of an export of notes, and is back for the next."""
+    """Answers like a service whose store fails in the middle of an export of notes, and works for the next request."""
 
     head = b'{"export":1,"tenant":"default","after":null,"begin":"0-0","notes_about":2}\n'
 
@@ -257,7 +257,7 @@ def test_export_of_notes_that_was_broken_off_is_told_and_gone_on_with(tmp_path: 
 
 
 class Gone(ErrorPage):
-    """Answers as a service whose log begins behind the position that is asked for."""
+    """Answers like a service whose log begins after the requested position."""
 
     def do_GET(self) -> None:
         problem = b'{"status":410,"detail":"The log begins later."}'

@@ -35,7 +35,7 @@ StartWith = Callable[..., contextlib.AbstractContextManager[str]]
 
 @pytest.fixture
 def start_with(short_folder: Path, tiny_checkpoint: Path) -> StartWith:
-    """Start a service with some settings."""
+    """Return a function that starts a service with given settings."""
 
     def open_service(**more: object) -> contextlib.AbstractContextManager[str]:
         settings = {"data_dir": short_folder / "z", "cache_dir": cache_of(tiny_checkpoint), "sample_notes": 0}
@@ -46,7 +46,7 @@ def start_with(short_folder: Path, tiny_checkpoint: Path) -> StartWith:
 
 @pytest.fixture
 def start(start_with: StartWith, short_folder: Path) -> Start:
-    """Start a service with the notes of a name."""
+    """Return a function that starts a service on the data folder of a name."""
     return lambda name: start_with(data_dir=short_folder / name)
 
 
@@ -59,7 +59,7 @@ def url(start: Start) -> Iterator[str]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own: the service's log lines are on this one's output."""
+    """Run the command in a new process, since the service writes its log lines to this process's output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NOTELLM_")}
     return subprocess.run([NOTELLM, *arguments], env=clean, capture_output=True, text=True, check=False)
 
@@ -72,7 +72,7 @@ def report_of(*arguments: str) -> dict[str, Any]:
 
 
 def contents(url: str) -> dict[str, Any]:
-    """Return what is stored, by id, but for what each store counts itself."""
+    """Return the stored notes by id, without the fields that each store counts itself."""
     lines = map(json.loads, httpx2.get(f"{url}/notes/export", params={"vectors": "base64"}).text.splitlines())
     own = ("revision", "log_position")
     return {line["id"]: {n: v for n, v in line.items() if n not in own} for line in lines if "id" in line}
@@ -207,7 +207,7 @@ def test_hashtags_are_generated_anew_from_notes_that_are_read_later(
     bare = [{"id": f"bare{n}", "title": text, "content": str(n)} for n in range(3)]
     tagged = [{"id": f"tagged{n}", "title": text, "content": str(n), "hashtags": ["lentils"]} for n in range(3)]
     with start_with(data_dir=folder) as url:
-        for notes in (bare, tagged):  # the bare ones are read first, of either model
+        for notes in (bare, tagged):  # either model reads the bare ones first
             answer = httpx2.post(f"{url}/notes", json=notes, params={"generate": "hashtags"}, timeout=60)
             assert answer.status_code == 207
 
@@ -286,7 +286,7 @@ def test_line_without_an_end_is_refused_by_its_number(tmp_path: Path, monkeypatc
 
 @contextlib.contextmanager
 def cutting(url: str, sizes: list[int]) -> Iterator[str]:
-    """A way to a service on which each of the first connections ends after so many bytes of the answer."""
+    """Run a proxy to a service that ends each of its first connections after one of `sizes` bytes of the answer."""
     port = int(url.rpartition(":")[2])
     listener = socket.create_server(("127.0.0.1", 0))
 

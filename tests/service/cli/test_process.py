@@ -42,7 +42,7 @@ def shared(tiny_checkpoint: Path) -> Iterator[Process]:
 
 @pytest.fixture
 def notes_file(tmp_path: Path) -> Path:
-    """150 notes, gzip; lines 10 and 20 are bad, and all have a field that notes do not have."""
+    """A gzip file of 150 notes: lines 10 and 20 are invalid, and the others have an unknown field."""
     lines = [json.dumps({"id": f"n{i}", "title": f"note {i}", "caption": "extra"}) for i in range(1, 151)]
     lines[9], lines[19] = "{broken", json.dumps({"id": "n20", "title": ""})
     path = tmp_path / "notes.jsonl.gz"
@@ -81,7 +81,7 @@ def test_sigterm_is_told_by_readyz_while_requests_are_served(tiny_checkpoint: Pa
         added = client.post("/notes", json={"title": "in time"})
         assert (added.status_code, added.headers["connection"]) == (201, "close")
         assert client.get("/livez").status_code == 200
-        service.process.send_signal(signal.SIGTERM)  # whoever does not want to wait
+        service.process.send_signal(signal.SIGTERM)  # a second signal ends the drain
         service.process.wait(60)
 
 
@@ -342,7 +342,7 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
 def test_similar_takes_weights_of_sources_as_they_are(shared: Process) -> None:
     words = [f"w{i}x" for i in range(24)]
     titles = {"s0": " ".join(words[:12]), "s1": " ".join(words[11:])}  # they share one word
-    titles |= {f"other{i}": f"other {i}" for i in range(4)}  # a word of all notes would count for nothing
+    titles |= {f"other{i}": f"other {i}" for i in range(4)}  # a word that all notes have would weigh nothing
     for note_id, title in titles.items():
         assert httpx2.post(f"{shared.url}/notes", json={"id": note_id, "title": title}).status_code == 201
     body = json.dumps({"sources": {"content": 1, "words": 0.5, "behaviour": 1}})
@@ -360,8 +360,7 @@ def test_least_score_of_hashtags_is_an_option(shared: Process, tmp_path: Path) -
 
 
 def test_similar_takes_every_field_of_a_search(shared: Process) -> None:
-    """Each field of POST /similar has an option, but those that --body is for; and each option does what its field
-    does."""
+    """Each field of POST /similar has an option or is left to --body, and each option does what its field does."""
     schema = httpx2.get(f"{shared.url}/openapi.json").json()["components"]["schemas"]["SimilarIn"]
     shown = shared.call("similar", "--help").stdout
     options = {"k": "-k", "on_missing": "--skip-missing", "hashtags": "--body", "filter": "--body", "boost": "--body"}

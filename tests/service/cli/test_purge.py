@@ -89,7 +89,7 @@ def test_purge_that_is_ended_leaves_the_settings_of_the_server_as_they_were(
     variables = {"NOTELLM_REDIS_URL": debian_redis.url, "NOTELLM_DATA_DIR": str(tmp_path)}
     with redis.Redis.from_url(debian_redis.url, decode_responses=True) as admin:
         admin.mset({f"key {number}": "" for number in range(100)})
-        admin.config_set("rdb-key-save-delay", 1_000_000)  # microseconds: the file is written for longer than the test
+        admin.config_set("rdb-key-save-delay", 1_000_000)  # microseconds: writing the file takes longer than the test
         with subprocess.Popen([NOTELLM, "purge"], env=os.environ | variables) as purging:
             wait_until(lambda: bool(admin.info("persistence")["aof_rewrite_in_progress"]))
             assert admin.config_get("rdbcompression") == {"rdbcompression": "no"}

@@ -1,4 +1,4 @@
-"""What the commands write for people."""
+"""Output of the commands for people, and their end by a hang-up signal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ os.kill(os.getpid(), signal.SIGHUP)
 """
 
 
-@pytest.mark.parametrize(("before", "status"), [("SIG_DFL", 129), ("SIG_IGN", 0)])  # nohup has the signal ignored
+@pytest.mark.parametrize(
+    ("before", "status"), [("SIG_DFL", 129), ("SIG_IGN", 0)]
+)  # nohup makes a command ignore the signal
 def test_hangup_ends_a_command_that_cleans_up_but_not_under_nohup(before: str, status: int) -> None:
     command = [sys.executable, "-c", HANG_UP.format(before=before)]
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == status

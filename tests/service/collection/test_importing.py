@@ -1,4 +1,4 @@
-"""Import of notes: what a note is given where its line does not say it, and lists longer than the queue."""
+"""Import of notes: values for fields that a line leaves out, and lists longer than the queue."""
 
 from __future__ import annotations
 

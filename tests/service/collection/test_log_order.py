@@ -1,4 +1,4 @@
-"""LogOrderReader: what it reads while the store changes between the index's answer and the store's."""
+"""LogOrderReader: what it reads if the store changes between the answer of the index and that of the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANY = Filter()
 
 
 class BusyStore(GatedStore):
-    """A store in which a note is rewritten, or removed, between the look at the index and the read of the notes."""
+    """A store in which a note is rewritten, or removed, between the look-up in the index and the read of the notes."""
 
     rewritten = ""
     removed = ""
@@ -115,7 +115,7 @@ async def test_index_tells_that_it_has_a_note_newer_than_its_position(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another replica rewrites a note before the index takes in its first form, which it reads in the second one."""
+    """Another replica rewrites a note before the index applies the first write, for which it then reads the second."""
     monkeypatch.setattr("service.index.log_follower.READ_BATCH_SIZE", 1)
     await embedded_store.hold()
     other = BusyStore(embedded.url, clock=clock)
@@ -136,7 +136,7 @@ async def test_index_tells_that_it_has_a_note_newer_than_its_position(
 async def test_list_ends_with_every_note_beside_changes_all_the_time(
     embedded_store: BusyStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside each free scan a note is rewritten; the last scan holds changes up."""
+    """A note is rewritten during each scan that lets changes pass; the last scan makes them wait."""
     await add(embedded_store, "a", "b", author="tom")
     await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
 

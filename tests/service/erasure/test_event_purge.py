@@ -1,5 +1,5 @@
-"""A purge of the stream of events, beside a service that follows it: what removed notes and forgotten readers left is
-in no file any more, and what else is related stays."""
+"""A purge of the stream of events beside a service that follows it: no file keeps anything of removed notes and
+forgotten readers, and all other relations stay."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ async def test_purge_leaves_nothing_of_removed_notes_and_forgotten_readers(
             ("-purge", ""),
         ]
         await behaviour.add(clicks(clock, ["again-1"], "u2"), clock())
-        await eventually(lambda: behaviour.status().reads == 5)  # of the new state: the one before takes nothing in
+        await eventually(
+            lambda: behaviour.status().reads == 5
+        )  # in the new state; the one before it takes in nothing more
         assert [one.id for one in await behaviour.candidates(["kept-1"])] == ["kept-2", "again-1"]
 
 
@@ -348,7 +350,9 @@ async def test_a_store_that_was_emptied_is_followed_anew(
 async def test_events_that_are_too_old_are_not_read_in(
     embedded: EmbeddedRedis, embedded_store: RedisNoteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.behaviour.follower.EXPIRE_SECONDS", 1e9)  # once, before there are any
+    monkeypatch.setattr(
+        "service.behaviour.follower.EXPIRE_SECONDS", 1e9
+    )  # so that events expire once, before there are any
     await embedded_store.put([Write(stored_note(note)) for note in ("old", "new")])
     async with behaving(embedded.url, clock) as behaviour:
         await eventually(lambda: behaviour.status().ready)

@@ -74,7 +74,7 @@ async def test_purge_leaves_no_byte_of_removed_notes(
         await index.wait_for((await embedded_store.log_bounds()).last, 10)
         await index.save()
         report = await purged(embedded.url, folder, [])
-        assert (found(report), report.done) == ({"appendonly"}, False)  # they are still stored
+        assert (found(report), report.done) == ({"appendonly"}, False)  # the notes are still stored
         await embedded_store.put(notes(KEPT, "something else"))
         for note_id in GONE:
             await embedded_store.delete(note_id)
@@ -89,7 +89,7 @@ async def test_purge_leaves_no_byte_of_removed_notes(
         assert not any(remnant.encode() in content(folder) for remnant in REMNANTS)
         assert sorted(await index.ids()) == KEPT
         assert index.status().tombstones == 0
-        assert None in told  # so that nothing that is kept for answers has them either
+        assert None in told  # None empties the caches of answers
         hits = await index.search(word_vector("lemon", "kept-0007"), 3, Filter(author="by kept-0007"))
         assert [hit.id for hit in hits] == ["kept-0007"]
     snapshots.close()
@@ -141,7 +141,9 @@ async def test_snapshots_of_processes_that_ended_are_removed(
         await embedded_store.delete(note_id)
     assert list(parent.glob("0/*.npz"))
     report = await purged(embedded.url, folder, wait=0)
-    assert [Path(path).name for path in report.late] == ["0"]  # its process lives, and makes none any more
+    assert [Path(path).name for path in report.late] == [
+        "0"
+    ]  # its process still has the folder, but saves no more snapshots
     assert not report.proved
     snapshots.close()
     assert (await purged(embedded.url, folder, wait=0)).proved
@@ -223,7 +225,7 @@ async def test_compressed_file_of_another_redis_is_written_plain(
         assert client.config_get("rdbcompression") == {"rdbcompression": "yes"}
         assert (await purged(debian_redis.url, short_folder)).proved
         assert client.config_get("rdbcompression") == {"rdbcompression": "yes"}
-    assert repeated.encode() in content(short_folder)  # else the search could miss what is there
+    assert repeated.encode() in content(short_folder)  # otherwise the search could miss texts in the file
     await store.close()
 
 

@@ -27,7 +27,7 @@ DAY = 86_400.0
 
 @pytest.fixture(autouse=True)
 def no_followers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A purge waits for the indexes that follow the log: here is none."""
+    """Skip the wait of a purge for the indexes that follow the log, since here are none."""
     monkeypatch.setattr("service.store.purge.FOLLOW_SECONDS", 0)
 
 
@@ -39,7 +39,7 @@ def written(embedded_admin: redis.Redis) -> redis.Redis:
 
 
 def purges(client: Any) -> int:
-    """Purges that the server has seen: each rewrites its file."""
+    """Return the number of purges that the server has had: each rewrites its append-only file."""
     return int(client.info("persistence")["aof_rewrites"])
 
 
@@ -99,7 +99,7 @@ def test_store_is_purged_on_schedule_where_the_server_forbids_config_set_alone(d
         assert purge_store_if_due(url, DAY, 1000.0) == (1000.0, False)
         assert purge_store_if_due(url, DAY, 1000.0 + DAY) == (1000.0 + DAY, True)
         assert admin.keys() == [LAST]
-        admin.set(COMPRESSION, "yes")  # left by a purge that was broken off, which the server still allowed it
+        admin.set(COMPRESSION, "yes")  # left by an interrupted purge that could still use CONFIG SET
         with structlog.testing.capture_logs() as lines:
             assert purge_store_if_due(url, DAY, 1001.0 + DAY) == (1000.0 + DAY, False)
         assert [line["event"] for line in lines] == ["compression_not_restored"]
@@ -167,7 +167,7 @@ def test_log_is_cut_once_per_interval_while_the_file_cannot_be_rewritten(
 
 
 def save_snapshot(folder: Path, store: str, position: str) -> Path:
-    """Leave a snapshot that no process has; return its manifest."""
+    """Save a snapshot that no process owns, and return the path of its manifest."""
     owner = SnapshotFolder(folder)
     owner.save(SnapshotOrigin(store, "space"), position, [])
     owner.close()

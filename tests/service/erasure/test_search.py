@@ -1,4 +1,4 @@
-"""The search of files for what must not be in them."""
+"""The search of files for texts that must not be in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from service.erasure.search import CHUNK_BYTES, Needle, search_folders
 
 NOBODY = 65_534
-"""User id of nobody."""
+"""Id of the user `nobody`."""
 TEXT = 'Rest the dough for an hour; then say "Ü" twice.\nThe lemon waits.'
 
 
@@ -67,7 +67,7 @@ def test_search_follows_links_and_ends_where_they_go_round(tmp_path: Path) -> No
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Give up the rights of root, whom no folder is closed to, while the block lasts."""
+    """Give up the rights of root, who can list every folder, while the block lasts."""
     own = os.geteuid()
     os.seteuid(own or NOBODY)
     try:
@@ -78,7 +78,7 @@ def as_nobody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def closed_to_all(folder: Path, *names: str) -> Iterator[None]:
-    """Have folders that nobody may list while the block lasts, beside a file with TEXT."""
+    """Make folders that no user may list while the block lasts, beside a file with TEXT."""
     folder.chmod(0o755)
     (folder / "open").write_text(TEXT)
     for name in names:

@@ -1,5 +1,5 @@
-"""A reference index, which is a dict searched by brute force, and the rows, filters and steps that tests try on it and
-on the real index."""
+"""Reference index, a dict searched by brute force, and the rows, filters and steps that tests apply to it and to the
+real index."""
 
 from __future__ import annotations
 
@@ -203,8 +203,8 @@ CLUSTERS = 40
 
 @cache
 def clustered(n: int) -> StoredNote:
-    """Return note c<n> with a vector of 16 dimensions in one of CLUSTERS clusters; its hashtags say in which shares of
-    these notes it is."""
+    """Return note c<n> with a vector of 16 dimensions in one of CLUSTERS clusters. A half, a tenth, ... of these notes
+    have a hashtag of that name."""
     rng = np.random.default_rng(n)
     centre = np.random.default_rng(10_000 + n % CLUSTERS).normal(size=16)
     vector = centre + 0.8 * rng.normal(size=16)

@@ -24,7 +24,7 @@ def index_of(notes: list[StoredNote], share: float = SHARE) -> SegmentedIndex:
 
 
 def leaning(count: int, seed: int = 0, lean: float = 2.0) -> list[StoredNote]:
-    """Notes whose vectors lean to the first axis."""
+    """Notes whose vectors lean towards the first axis."""
     directions = np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
     directions[:, 0] += lean
     units = directions / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -91,7 +91,7 @@ def test_centre_stays_where_notes_change_and_their_mean_hardly_moves():
         changed = [stored_note(old.note.id, vector=new.vector) for old, new in zip(notes, others, strict=True)]
         index.upsert(changed)
     assert index.centre is before
-    index.drop_tombstones()  # a purge leaves nothing of what was
+    index.drop_tombstones()  # as a purge does: it recomputes the centre
     np.testing.assert_allclose(index.centre.vector, SHARE * mean_of(changed), atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What an index forgets of notes that were removed: names of authors and hashtags, and ids."""
+"""Tests that an index forgets removed notes: names of authors and hashtags, and ids."""
 
 from __future__ import annotations
 

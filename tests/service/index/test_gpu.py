@@ -18,7 +18,7 @@ from tests.service.index.reference import (
 
 
 def copies_on(card: Gpu) -> int:
-    """Count the copies of inverted files that the card holds, once what nobody needs is freed."""
+    """Count the copies of inverted files that the card holds after unused ones are freed."""
     with card._exclusive():
         return sum(not isinstance(index, swig.IndexShards) for index in card._indexes.values())
 

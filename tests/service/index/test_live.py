@@ -1,4 +1,4 @@
-"""LiveIndex on a real store: waiting for writes, neighbours, the vocabulary, and its end."""
+"""LiveIndex on a real store: waiting for writes, neighbours, the vocabulary, and stopping."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_neighbours_rare_hashtags_are_found_among_bare_notes(
 
 @pytest.fixture
 def small_engine(tiny_checkpoint: Path, tmp_path: Path) -> Engine:
-    """An Engine on the tiny checkpoint with vectors of DIMENSION numbers, as `live_index` takes them."""
+    """An Engine on the tiny checkpoint with vectors of DIMENSION numbers, the dimension of `live_index`."""
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "small")
     head = load_file(folder / HEAD_FILE)
     save_file(head | {"projection": head["projection"][:DIMENSION].contiguous()}, folder / HEAD_FILE)
@@ -58,7 +58,7 @@ def small_engine(tiny_checkpoint: Path, tmp_path: Path) -> Engine:
 async def test_neighbours_are_those_of_an_evaluation_on_the_same_notes(
     embedded_store: GatedStore, live_index: LiveIndex, small_engine: Engine
 ) -> None:
-    """Half of the notes that are read are stored ones."""
+    """Half of the queries are stored notes."""
     dishes, places = ("lemon soup", "warm bread", "cold noodles"), ("here", "in town", "by the river", "on an island")
     titles = [f"{dish} {place}" for dish in dishes for place in places]
     tagged = [Note(title, id=f"n{n}", hashtags=("Soup" if n % 3 else "soup",)) for n, title in enumerate(titles)]
@@ -145,7 +145,7 @@ async def test_neighbours_by_words_follow_text_and_expiry(
     passing = replace(passing, note=replace(passing.note, expires_at=clock() + 60))
     await live_index.wait_for(await put(embedded_store, passing), WAIT)
     assert await neighbours() == (["v0", "v1"], ["one"])
-    clock.offset += 61  # at once, before it is removed
+    clock.offset += 61  # it is hidden at once, before its row is removed
     assert await neighbours() == (["v0", "v1"], [])
 
 
@@ -198,8 +198,8 @@ async def test_stop_leaves_no_task_behind(embedded_store: GatedStore, clock: Clo
 
 
 class SwallowingStore(GatedStore):
-    """A store whose first cancelled read returns as if it had not been cancelled, as redis-py's may: before Python 3.12
-    asyncio.wait_for, with which it sends, drops a cancellation that meets the end of the send."""
+    """A store whose first cancelled read returns as if it had not been cancelled. That can happen with redis-py, which
+    sends with asyncio.wait_for: before Python 3.12 that drops a cancellation that comes at the end of the send."""
 
     swallowed = False
 

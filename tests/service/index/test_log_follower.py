@@ -157,7 +157,7 @@ async def test_follower_of_a_log_that_lost_its_end_and_went_on_tells_of_lost_wri
     await live_index.wait_for(lost, WAIT)
     assert live_index.status().lost == ""
     await embedded_store.hold()
-    embedded_admin.xdel(LOG, lost)  # as after a failover to a server that never had it
+    embedded_admin.xdel(LOG, lost)  # as after a failover to a server that never had the entry
     embedded_admin.delete(f"{NOTE}lost")
     position = await put(embedded_store, stored_note("new"))
     embedded_store.release()

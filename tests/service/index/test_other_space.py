@@ -1,4 +1,4 @@
-"""Notes of another vector space: what is written between two positions, whatever happened to the notes before."""
+"""OtherSpaceNotes: the notes written between two positions, after any history of writes and removals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from service.records import position_key
 def test_notes_are_found_by_their_last_writes_in_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_space, "MIN_STALE", 10)
     chance = random.Random(seed)
-    expected = {f"n{number}": f"{chance.randrange(1, 500)}-{number}" for number in range(60)}  # as a scan has them
+    expected = {
+        f"n{number}": f"{chance.randrange(1, 500)}-{number}" for number in range(60)
+    }  # positions as from a scan
     notes = OtherSpaceNotes(expected)
     for step in range(400):
         note_id = f"n{chance.randrange(80)}"
@@ -38,9 +40,9 @@ def test_notes_are_found_by_their_last_writes_in_order(seed: int, monkeypatch: p
 
 def test_notes_that_expire_leave_at_their_time() -> None:
     notes = OtherSpaceNotes({"a": "1-0", "b": "2-0", "c": "3-0"}, {"a": 10.0, "b": 10.0})
-    notes.put({"b": "4-0"}, {"b": 20.0})  # written anew, with another expiry
+    notes.put({"b": "4-0"}, {"b": 20.0})  # rewritten with another expiry
     notes.put({"d": "5-0"}, {"d": 5.0})
-    notes.put({"d": "6-0"})  # written anew, without one
+    notes.put({"d": "6-0"})  # rewritten without an expiry
     assert (notes.expire(9.0), notes.expire(10.0), notes.expire(10.0)) == (False, True, False)
     assert notes.positions().keys() == {"b", "c", "d"}
     assert notes.expiries() == {"b": 20.0}

@@ -48,7 +48,9 @@ def test_measured_lists_and_candidates_find_the_neighbours(monkeypatch: pytest.M
     monkeypatch.setattr("service.index.probing.CANDIDATES_PER_NEIGHBOUR", (10, 20, 40, 60, 80, 100, 120))
     rows, lists, dimension = 10_000, 100, 64
     rng = np.random.default_rng(1)
-    turned, _ = np.linalg.qr(rng.standard_normal((dimension, dimension)))  # so that all numbers vary alike
+    turned, _ = np.linalg.qr(
+        rng.standard_normal((dimension, dimension))
+    )  # a rotation, so that all components vary alike
     vectors = (rng.standard_normal((rows, dimension)) / np.arange(1, dimension + 1)) @ turned
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     ivf = trained_ivf(vectors, lists)

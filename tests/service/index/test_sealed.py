@@ -34,7 +34,7 @@ SEALED_ROWS = 6000
 
 @pytest.fixture(scope="module", params=["processor", "card"])
 def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
-    """An index of one large segment with an inverted file, whose rows are in clusters, as the topics of a community."""
+    """An index of one large segment with an inverted file, whose rows form clusters, like the topics of a community."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.building.IVF_ROWS", 1000)
         patch.setattr("service.index.sealed.MAX_EXACT_ROWS", 20)
@@ -48,7 +48,7 @@ def sealed(request: pytest.FixtureRequest) -> Iterator[SegmentedIndex]:
 
 @pytest.fixture(scope="module")
 def spread_rows() -> Iterator[SegmentedIndex]:
-    """An index of one large segment and a small one, whose rows lie in many lists, so that searches go by codes."""
+    """An index of one large segment and a small one, with neighbours in many lists, so that searches use codes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.building.IVF_ROWS", 1000)
         index = SegmentedIndex(32, growing_rows=4000)
@@ -176,7 +176,7 @@ def test_ivf_removed_row_is_hidden_at_once(sealed: SegmentedIndex) -> None:
 
 
 def test_search_nearest_are_tombstones_returns_k(sealed: SegmentedIndex) -> None:
-    """The one call for all segments finds too few living rows, so that each is searched with its tombstones masked."""
+    """The joint search finds too few living rows, so that each segment is searched with its tombstones masked."""
     query = queries()[3]
     nearest = [hit.id for hit in sealed.search(query, 100, ANY, 0.0)]
     sealed.remove(nearest[:90])

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def threads_take_turns_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have the interpreter switch threads at nearly every instruction, and two of them share a search with a filter."""
+    """Make the interpreter switch threads at nearly every instruction, and two threads share each filtered search."""
     monkeypatch.setattr("service.index.searcher.MIN_SHARED_ROWS", 0)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -48,7 +48,7 @@ def threads_take_turns_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def beside(search: Callable[[int], None], write: Callable[[int], None], searches: int, turns: int) -> None:
-    """Run `search(thread)` in two threads while this one runs `write(turn)`, each at least so many times."""
+    """Run `search(thread)` in two threads while this one runs `write(turn)`, at least `searches` and `turns` times."""
     stop, searched = threading.Event(), [0, 0]
 
     def search_on(thread: int) -> None:
@@ -82,7 +82,7 @@ def beside(search: Callable[[int], None], write: Callable[[int], None], searches
     ],
 )
 def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
-    """Notes that stay or are replaced are always found; one that is removed for good is not found after that."""
+    """Notes that stay or are replaced are always found; a removed one is not found after its removal."""
     index = SegmentedIndex(DIMENSION, growing_rows=16)
     stay = [row(f"stay{n}", n, hashtags=("stays", "even")) for n in range(60)]
     index.upsert(stay)
@@ -105,7 +105,7 @@ def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
 
     def write(turn: int) -> None:
         index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays", "even"))])
-        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays", "odd"))])  # in the row that it has
+        index.upsert([row(f"stay{turn % 60}", turn, hashtags=("stays", "odd"))])  # replaced in its row
         index.upsert([row(f"go{turn}", turn, hashtags=("goes",))])
         index.remove([f"go{turn - 5}"])
         if turn >= 5:
@@ -117,7 +117,7 @@ def test_search_beside_writes_misses_nothing_that_stays(where: Filter) -> None:
 
 
 def after_each_call(patch: pytest.MonkeyPatch, owner: type, name: str, then: Callable[[], None]) -> None:
-    """Have `then` called after each call of a method."""
+    """Call `then` after each call of a method."""
     method = getattr(owner, name)
 
     @wraps(method)
@@ -151,9 +151,9 @@ EARLY_EVEN_OR_LATE_ODD = AnyOf(tuple(map(AllOf, zip((EARLY, LATE), EVEN_OR_ODD.p
 def test_filtered_search_finds_note_that_passes_before_and_after_a_change_between_its_steps(
     monkeypatch: pytest.MonkeyPatch, owner: type, step: str, where: Filter, seed: int
 ) -> None:
-    """The change comes after the first time that the search does `step`. The note keeps its row, unless `seed` gives it
-    another vector; its seats are new to the index, its hashtag is not. After `read` the tags that it had are forgotten.
-    `passing` finds a note that keeps its row, too."""
+    """The change comes after the first call of `step` in a search. The note keeps its row, unless `seed` gives it
+    another vector; its seats are new to the index, its hashtag is not. After `read`, its old tags are forgotten. Where
+    the note keeps its row, `passing` must find it as well."""
 
     def version(hashtag: str, seats: int = 10, seed: int = 1) -> StoredNote:
         created_at = 9.0 if hashtag == "odd" else 1.0
@@ -182,7 +182,7 @@ def test_filtered_search_finds_note_that_passes_before_and_after_a_change_betwee
         return index.passing(["changes"], where, 0.0)
 
     for ask in (searched, passing) if seed == 1 else (searched,):
-        # Both ways, since the order in which a search reads two tags is its own.
+        # Change the note in both directions, since the test does not know in which order a search reads the two tags.
         found = found_by(ask, "even", "odd"), found_by(ask, "odd", "even")
         assert found == (["changes"], ["changes"]), ask.__name__
 
@@ -208,7 +208,7 @@ def test_filtered_search_beside_changes_at_any_of_its_steps_misses_nothing(
     changes_left = 0
 
     def changed(number: int) -> StoredNote:
-        """Return a note that has the vector that it had, mostly, and seats that no note had before, often."""
+        """Return a version of a note, mostly with its old vector, and often with seats that no note has had."""
         hashtag = chance.choice(["even", "odd"])
         return row(
             f"stay{number}",
@@ -244,7 +244,7 @@ def test_filtered_search_beside_changes_at_any_of_its_steps_misses_nothing(
         after_each_call(monkeypatch, owner, step, change_now_and_then)
     expected = {f"stay{number}" for number in range(12)}
     for search in range(300):
-        # One more might fall into a read that makes writers wait, and this is the thread that reads.
+        # One more change might come during a read that makes writers wait: this thread would wait for itself.
         changes_left = FREE_READS
         found = [hit.id for hit in index.search(direction(search), 20, where, 0.0)]
         assert (set(found), len(found)) == (expected, len(expected)), f"search {search}"
@@ -254,7 +254,7 @@ def test_filtered_search_beside_changes_at_any_of_its_steps_misses_nothing(
 
 @pytest.mark.usefixtures("threads_take_turns_often")
 def test_search_note_being_replaced_is_nearest_to_itself() -> None:
-    """The one call for all segments asks for enough rows that tombstones do not fill its answer."""
+    """The joint search of all segments asks for so many rows that tombstones cannot fill its answer."""
     index = SegmentedIndex(DIMENSION, growing_rows=16)
     index.upsert([row("stays", 7), *rows(200, first=1000)])
     where = Filter(exclude=frozenset({"n1000"}))
@@ -275,7 +275,7 @@ def test_search_note_being_replaced_is_nearest_to_itself() -> None:
 
 
 def recall_of(index: SegmentedIndex, notes: list[StoredNote], k: int, excluded: int = 0) -> float:
-    """Return the recall of searches for 40 of the notes, each of which excludes its `excluded` nearest notes."""
+    """Return the recall@k of searches for 40 of the notes, each without its `excluded` nearest notes."""
     matrix = np.stack([vector_of(note) for note in notes])
     found, queries = 0, notes[:: len(notes) // 40][:40]
     for query in map(vector_of, queries):
@@ -311,7 +311,7 @@ def test_search_with_exclusions_keeps_recall(excluded: int) -> None:
 @pytest.mark.usefixtures("lists_of_few_rows")
 @pytest.mark.parametrize("k", [10, 50, 200])
 def test_search_neighbours_in_smallest_segment_keeps_recall(k: int) -> None:
-    """All neighbours are in the smallest segment, of which one call searches fewer lists than of the others."""
+    """All neighbours are in the smallest segment, where the joint search scans fewer lists than in the others."""
     old, new = [spread(n) for n in range(16_000)], [spread(20_000 + n, topic=1) for n in range(1601)]
     index = SegmentedIndex(16, growing_rows=400)
     for begin in range(0, 16_000, 400):
@@ -327,7 +327,7 @@ def test_search_neighbours_in_smallest_segment_keeps_recall(k: int) -> None:
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("tags", [(), ("half",)])
 def test_search_cuts_equal_scores_by_id(tags: tuple[str, ...], exact: bool) -> None:
-    """Copies of one note lie in all segments, in the order of no id."""
+    """Copies of one note are in all segments, in an order that is not that of their ids."""
     twins = [row(f"t{n:02}", hashtags=tags if n % 2 else ()) for n in range(60)]
     others = [row(f"n{n}", n, hashtags=tags) for n in range(1, 3001)]
     order = np.random.default_rng(0).permutation(len(twins) + len(others)).tolist()
@@ -378,5 +378,7 @@ def test_search_for_more_than_a_card_selects_is_made_by_segments(monkeypatch: py
     expected = index.search(direction(3), 20, ANY, 0.0)
     monkeypatch.setattr("service.index.searcher.MAX_GPU_K", 10)
     monkeypatch.setattr(index._searcher, "_on_card", True)
-    monkeypatch.setattr("service.index.joint_search.JointIndex.search", None)  # as FAISS raises on a card
+    monkeypatch.setattr(
+        "service.index.joint_search.JointIndex.search", None
+    )  # a call fails, as it does in FAISS on a card
     assert index.search(direction(3), 20, ANY, 0.0) == expected

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 @contextlib.contextmanager
 def pairs_merge() -> Iterator[None]:
-    """Have two segments merged, not four, and few rows searched by two threads, while the block lasts."""
+    """Merge two segments at a time, not four, and let two threads search few rows, while the block lasts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.index.segmented.MERGE_FACTOR", 2)
         patch.setattr("service.index.merging.MERGE_FACTOR", 2)
@@ -69,7 +69,7 @@ def test_search_at_any_point_of_a_merge_equals_brute_force(
     index, model = SegmentedIndex(DIMENSION, growing_rows=2, attributes=ATTRIBUTE_NAMES), Model()
     job: MergeJob | None = None
     for step, argument in history:
-        if step == "work":  # the next of planning, running and finishing
+        if step == "work":  # the next step of a merge: plan, run or finish
             if job is None:
                 job = index.plan()
             elif job.merged is None and job.rows:

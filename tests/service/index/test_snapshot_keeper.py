@@ -93,7 +93,7 @@ async def test_start_by_newer_version_reads_undecoded_notes(
 
 
 async def no_more_saves() -> None:
-    """Stands in for LiveIndex.save: as if the process had been killed."""
+    """Stand in for LiveIndex.save and save nothing, as if the process had been killed."""
 
 
 async def test_stop_leaves_snapshot_of_everything(
@@ -102,7 +102,7 @@ async def test_stop_leaves_snapshot_of_everything(
     async with started(embedded_store, clock, folder) as index:
         await index.wait_for(await put(embedded_store, *notes(7)), WAIT)
     monkeypatch.setattr(embedded_store, "scan", None)
-    embedded_store.shut()  # nor is the log read
+    embedded_store.shut()  # the log cannot be read either
     async with started(embedded_store, clock, folder) as index:
         assert await find_ids(index) == ids_of(notes(7))
 

@@ -34,7 +34,7 @@ HASHTAGS = st.lists(st.sampled_from(("soup", "红烧肉", "hike")), max_size=2, 
 EXPIRY = st.sampled_from((None, 10.0, 20.0))
 UPSERT = st.tuples(IDS, TEXTS, HASHTAGS, EXPIRY)
 STEPS = st.lists(st.one_of(UPSERT, UPSERT, UPSERT, IDS, st.sampled_from((do_jobs, None))), max_size=40)
-"""A note is written, the one of an id is removed, jobs are done, or (None) the process is started again."""
+"""Steps: a note is written, the note of an id is removed, jobs are run, or (None) the process is restarted."""
 
 
 def new_texts(growing_rows: int = GROWING_ROWS) -> LiveTexts:
@@ -46,7 +46,7 @@ def saved(texts: LiveTexts) -> Mapping[str, Arrays]:
 
 
 def restored(texts: LiveTexts) -> LiveTexts:
-    """Texts that start from a snapshot of these."""
+    """Return texts that are restored from a snapshot of these."""
     new = new_texts()
     new.restore(saved(texts).__getitem__)
     return new
@@ -75,7 +75,7 @@ def filled() -> LiveTexts:
 
 
 def check(texts: LiveTexts, living: Mapping[str, Note]) -> None:
-    """Check that the texts are those of some notes and of no others."""
+    """Check that the texts are exactly those of the notes `living`."""
     for now in (0.0, 10.0, 20.0):
         shown = {note.id for note in living.values() if note.expires_at is None or note.expires_at > now}
         for query in (QUERY, Note(id="a", title="lemon hike soup")):
@@ -164,7 +164,7 @@ def test_merge_that_failed_is_planned_again_after_all_others() -> None:
 
 
 def test_segments_stay_few_and_tombstones_a_small_share() -> None:
-    """However many notes are written, and however often each is changed."""
+    """This holds however many notes are written, and however often each is changed."""
     texts = new_texts()
     for turn in range(4):
         for n in range(0, 500, 10):
@@ -177,7 +177,7 @@ def test_segments_stay_few_and_tombstones_a_small_share() -> None:
 
 
 def test_snapshot_after_few_changes_writes_few_notes(tmp_path: Path) -> None:
-    """Notes of a sealed segment are written once, whatever becomes of them."""
+    """Notes of a sealed segment are written to disk once, whatever happens to them later."""
     origin = SnapshotOrigin("store", "space")
 
     def save(folder: SnapshotFolder, texts: LiveTexts) -> int:

@@ -1,4 +1,4 @@
-"""Work that two threads share, calls that change an index one at a time, and reads between two changes."""
+"""Work shared by two threads, calls that change an index one at a time, and reads between two changes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def test_results_come_in_the_order_of_the_items() -> None:
 
 
 def test_two_threads_work_at_once() -> None:
-    both = threading.Barrier(2, timeout=30)  # passes where two calls wait for each other
+    both = threading.Barrier(2, timeout=30)  # passes only if two calls wait at the same time
     assert len(map_in_two_threads(lambda _: both.wait(), range(2))) == 2
 
 
 def test_caller_gets_through_while_no_other_thread_is_free() -> None:
-    """A call inside a call: the threads beside are taken by those that wait."""
+    """In nested calls, all helper threads may be busy with outer calls that wait."""
 
     def outer(number: int) -> list[int]:
         return map_in_two_threads(lambda inner: 10 * number + inner, range(4))
@@ -68,7 +68,7 @@ async def test_short_call_waits_for_the_call_that_runs(writer: IndexWriter) -> N
     running = asyncio.create_task(writer.run(long_call))
     await began.wait()
     short = asyncio.create_task(writer.run_short(lambda: calls.append("short")))
-    await asyncio.sleep(0)  # the short call has seen that another one runs
+    await asyncio.sleep(0)  # lets the short call see that another one runs
     go_on.set()
     await asyncio.gather(running, short)
     assert calls == ["long", "short"]

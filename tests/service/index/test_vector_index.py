@@ -1,4 +1,4 @@
-"""The contract of VectorIndex, against a dict and brute force. Another backend is one more entry of BACKENDS."""
+"""The contract of VectorIndex, tested against a dict and brute force. To test another backend, add it to BACKENDS."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 class Maintained(SegmentedIndex):
-    """An index that does every job at once."""
+    """An index that runs every job as soon as it is planned."""
 
     def upsert(self, notes: Sequence[StoredNote]) -> None:
         super().upsert(notes)
@@ -133,8 +133,7 @@ def test_search_after_any_history_equals_brute_force(
 
 
 def check_rows(found: tuple[list[Hit], IndexRows], hits: list[Hit], model: Model) -> None:
-    """A search with rows finds what the search found, and its rows are those that the index has of these notes, also
-    after some of them were taken."""
+    """Check that a search with rows has the hits of a plain search, and the rows of these notes, also after `take`."""
     assert found[0] == hits
     assert found[1].ids == [hit.id for hit in hits]
     check_fields(found[1], model)
@@ -144,7 +143,7 @@ def check_rows(found: tuple[list[Hit], IndexRows], hits: list[Hit], model: Model
 
 
 def check_fields(rows: IndexRows, model: Model) -> None:
-    """Rows have the fields that the notes were written with."""
+    """Check that rows have the fields that the notes were written with."""
     for place, note_id in enumerate(rows.ids):
         stored = model.notes[note_id]
         np.testing.assert_array_equal(rows.vectors[place], stored.vector)

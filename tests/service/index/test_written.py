@@ -17,7 +17,7 @@ ENDLESS: PositionKey = (2**62, 0)
 
 
 def position(number: int) -> str:
-    """Several positions share a millisecond, as in a log."""
+    """Return a log position; each three share a millisecond, as happens in a log."""
     return f"{1_700_000_000_000 + number // 3}-{number % 3}"
 
 

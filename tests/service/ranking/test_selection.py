@@ -16,7 +16,7 @@ COUNT, DIMENSION = 40, 6
 
 
 def rows_of(hits: Sequence[Hit], vectors: np.ndarray | None = None) -> IndexRows:
-    """The rows of candidates, in the category "all", by authors who are named by the last character of the id."""
+    """Return rows of candidates in the category "all"; the last character of an id names the author."""
     ids = [hit.id for hit in hits]
     vectors = np.zeros((len(ids), DIMENSION), np.float32) if vectors is None else vectors
     names = ["all", *(note_id[-1] for note_id in ids)]
@@ -36,7 +36,7 @@ def candidates(seed: int) -> tuple[list[Hit], np.ndarray]:
 
 
 def maximal_marginal_relevance(hits: list[Hit], vectors: np.ndarray, diversity: float, count: int) -> list[str]:
-    """The definition, without any saving."""
+    """Return the choice by the definition, computed without optimisation."""
     chosen: list[int] = []
     while len(chosen) < count:
         left = [i for i in range(len(hits)) if i not in chosen]

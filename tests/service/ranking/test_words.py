@@ -1,4 +1,4 @@
-"""How much words count beside vectors."""
+"""The weight of words beside vectors."""
 
 from __future__ import annotations
 

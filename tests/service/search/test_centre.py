@@ -1,4 +1,4 @@
-"""Searches by a note where the model has a share of the mean left out: every path has the same query."""
+"""Searches by a note with a model that subtracts a share of the mean: every path has the same query."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def put(store: GatedStore, index: LiveIndex, vectors: np.ndarray) -> None:
 
 @pytest.fixture
 async def index(embedded_store: GatedStore, clock: Clock) -> AsyncIterator[LiveIndex]:
-    """The notes of VECTORS."""
+    """An index of the notes of VECTORS."""
     async with following(embedded_store, clock, mean_share=SHARE) as index:
         await put(embedded_store, index, VECTORS)
         yield index
@@ -58,7 +58,7 @@ def search(
 
 
 def nearest_to(query: Vector, own: int) -> list[tuple[str, float]]:
-    """The K notes of VECTORS with the highest cosine to `query`, without one of them."""
+    """Return the K notes of VECTORS with the highest cosine to `query`, without row `own`."""
     scores = VECTORS @ (query / np.linalg.norm(query))
     rows = [row for row in np.argsort(-scores).tolist() if row != own][:K]
     return [(f"n{row}", pytest.approx(float(scores[row]), abs=1e-5)) for row in rows]

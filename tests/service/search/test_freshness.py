@@ -35,7 +35,7 @@ def a_note(note_id: str, title: str = "soup") -> StoredNote:
 
 
 async def changed(freshness: Freshness) -> Set[str] | None:
-    """Ids of the notes whose changes the index misses; None where the log does not tell."""
+    """Return the ids of the notes whose changes the index lacks; None if the log cannot tell."""
     tail = await freshness.changes(ReadTime())
     return tail and tail.ids
 
@@ -49,7 +49,7 @@ def cache(embedded_store: GatedStore, live_index: LiveIndex) -> ItemCache:
 
 async def test_index_at_the_end_of_the_log_misses_no_change(embedded_store: GatedStore, live_index: LiveIndex) -> None:
     freshness = Freshness(embedded_store, live_index)
-    assert await changed(freshness) == set()  # of an empty log
+    assert await changed(freshness) == set()  # the log is empty
     (written,) = await embedded_store.put([Write(a_note("n"))])
     assert written
     await live_index.wait_for(written.position, 5)
@@ -98,7 +98,7 @@ async def test_store_is_asked_only_where_the_index_does_not_come_to_the_known_po
         store = AskedStore(embedded.url, clock=clock, known=known)
         async with following(store, clock) as index:
             freshness = Freshness(store, index)
-            for n in range(20):  # the index is mostly not there yet when the write returns
+            for n in range(20):  # the index has mostly not applied a write when it returns
                 await store.put([Write(a_note(f"n{n}"))])
                 assert await changed(freshness) == set()
                 assert index.vector(f"n{n}") is not None
@@ -119,7 +119,7 @@ async def test_log_that_may_lack_changes_does_not_tell(
     (written,) = await embedded_store.put([Write(a_note("old"))])
     assert written
     await live_index.wait_for(written.position, 5)
-    await embedded_store.hold()  # else the index may have noticed
+    await embedded_store.hold()  # otherwise the index might notice the damage
     await embedded_store.put([Write(a_note("new"))])
     if damage == "emptied":
         embedded_admin.flushall()
@@ -132,7 +132,7 @@ async def test_log_that_may_lack_changes_does_not_tell(
 
 
 class CountedStore(GatedStore):
-    """A store that counts questions for the end of its log, and holds their answers back while `gate` is shut."""
+    """A store that counts queries for the end of its log, and holds their answers back while the gate is shut."""
 
     questions = 0
 
@@ -191,7 +191,7 @@ async def test_note_that_changes_while_it_is_read_is_not_kept(embedded_store: Ga
             self, ids: Sequence[str], *, with_vectors: bool = False, max_bytes: int | None = None
         ) -> list[StoredNote | Unreadable | None]:
             notes = await super().get(ids, with_vectors=with_vectors, max_bytes=max_bytes)
-            cache.apply({"n": None})  # as the log does meanwhile
+            cache.apply({"n": None})  # as a log entry does that arrives during the read
             return notes
 
     await embedded_store.put([Write(a_note("n"))])

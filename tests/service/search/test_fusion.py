@@ -125,8 +125,8 @@ SEEN = [f"seen{number}" for number in range(1100)]
 
 @pytest.fixture
 def much_read(clock: Clock) -> LiveBehaviour:
-    """Behaviour in which all of SEEN were read more often after n0 than n29 was."""
-    stream: Any = None  # nothing is read from one
+    """Behaviour in which each note of SEEN is more strongly related to n0 than n29 is."""
+    stream: Any = None  # the test reads nothing from it
     options = CoOccurrenceOptions(lower=0.0, top=2000)
     behaviour = LiveBehaviour(stream, options, {"click": 1.0}, 60.0, Telemetry(), clock)
     histories = [SEEN[begin : begin + 100] for begin in range(0, len(SEEN), 100)] + [[*SEEN[:200], "n29"]]
@@ -183,7 +183,7 @@ class MissingContent:
 
 async def test_first_notes_are_the_same_where_a_deeper_search_finds_what_the_pool_missed() -> None:
     content: Any = MissingContent()
-    index: Any = None  # nothing but evidence asks it for rows
+    index: Any = None  # only evidence, which is empty, would ask it for rows
     source = fusion.FusedSource(index, content, [], await fusion.find_nearest(content, Filter()))
     deep = await source.find(400, Filter())
     assert len(deep.hits) == 400

@@ -31,7 +31,7 @@ def item(stored: StoredNote) -> RenderedItem:
 
 @pytest.fixture
 async def nearest(embedded_store: GatedStore, live_index: LiveIndex, clock: Clock) -> NearestNotes:
-    """The nearest notes of NAMES, of which "soup bread" expires in a minute."""
+    """A NearestNotes on the notes of NAMES, of which "soup bread" expires in a minute."""
     items = ItemCache(embedded_store, item, SharedLru(10_000), Telemetry())
     live_index.on_change(items.apply)
     expiring = stored_note("soup bread", expires_at=time.time() + 60)
@@ -67,7 +67,7 @@ async def test_note_that_expired_by_the_clock_of_the_process_is_in_no_answer(
 ) -> None:
     assert await ids(nearest) == ["soup bread tea", "soup bread", "yarn"]
     clock.offset = 61.0
-    assert await ids(nearest) is None  # the list that was kept has it; the whole search answers this time
+    assert await ids(nearest) is None  # the cached list still has it, so the whole search answers this time
     assert await ids(nearest) == ["soup bread tea", "yarn"]
     assert await ids(nearest, "soup bread") is None
 
@@ -100,7 +100,7 @@ async def test_change_that_the_index_misses_leaves_answers_with_its_note_to_the_
 async def test_reader_answers_with_every_acknowledged_note_or_not_at_all(
     nearest: NearestNotes, embedded_store: GatedStore, live_index: LiveIndex, embedded: EmbeddedRedis, clock: Clock
 ) -> None:
-    """A new note, and so in no list yet, is written by another process while the index stands still."""
+    """Another process writes a new note, which no cached list has, while the index cannot read the log."""
     caches = nearest._neighbours, nearest._items
     reader = NearestNotes(live_index, Freshness(embedded_store, live_index), *caches, clock, beside_writer=True)
     await embedded_store.hold()

@@ -1,4 +1,4 @@
-"""NeighbourCache on a real store and index: a kept list is what a search would find, and is kept as long as that."""
+"""NeighbourCache on a real store and index: a cached list equals what a search would find, or is dropped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLAIN = Filter()
 
 
 class Cache:
-    """A NeighbourCache of three notes to a list, and how many lists it took from memory and from the index."""
+    """A NeighbourCache with lists of three notes, and counts of the lists from memory and from the index."""
 
     def __init__(self, store: GatedStore, index: LiveIndex, max_bytes: int = 2**20) -> None:
         self.store, self.index = store, index
@@ -67,14 +67,14 @@ class Cache:
 
 @pytest.fixture
 async def cache(embedded_store: GatedStore, live_index: LiveIndex) -> Cache:
-    """The notes n0 to n5, each a tenth of a radian farther from n0 than the one before."""
+    """A Cache of the notes n0 to n5, each a tenth of a radian farther from n0 than the one before."""
     made = Cache(embedded_store, live_index)
     await made.put(**{f"n{number}": at_angle(number / 10) for number in range(6)})
     return made
 
 
 def at_angle(radians: float) -> Vector:
-    """The unit vector at an angle to the first axis."""
+    """Return the unit vector at an angle to the first axis."""
     vector = np.zeros(DIMENSION, np.float32)
     vector[:2] = np.cos(radians), np.sin(radians)
     return vector
@@ -146,7 +146,7 @@ async def test_lists_are_dropped_where_the_index_is_built_anew(cache: Cache) -> 
     assert await cache.ids() == ["n1", "n2", "n3"]
     without_changes = cache.lists.used
     cache.cached.apply({"far": stored_note("far", vector=at_angle(3.0))})
-    assert cache.lists.used >= without_changes + DIMENSION * 4  # the changes count, too
+    assert cache.lists.used >= without_changes + DIMENSION * 4  # the recorded changes take memory, too
     cache.cached.apply(None)
     assert cache.lists.used == 0
     assert await cache.ids() == ["n1", "n2", "n3"]
@@ -164,7 +164,7 @@ async def test_change_during_a_search_is_compared_with_what_it_found(
         await cache.put(new=at_angle(0.05))
         return hits
 
-    monkeypatch.setattr("service.index.live.MAX_ROWS_IN_LOOP", 0)  # a search at once has nothing beside it
+    monkeypatch.setattr("service.index.live.MAX_ROWS_IN_LOOP", 0)  # nothing can come between a search in the event loop
     monkeypatch.setattr(live_index, "search", beside_a_change)
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert await cache.ids() == ["new", "n1", "n2"]
@@ -216,7 +216,7 @@ async def test_list_that_is_older_than_the_known_changes_is_searched_again(
         await cache.put(**{f"far{number}": at_angle(3.0)})
     assert await cache.ids() == ["n1", "n2", "n3"]
     assert cache.taken_from("index") == 2
-    await cache.put(**{f"far{number}": at_angle(2.9) for number in range(5)})  # more than are known at a time
+    await cache.put(**{f"far{number}": at_angle(2.9) for number in range(5)})  # more changes than are remembered
     assert cache.lists.used == 0
 
 

@@ -107,7 +107,7 @@ async def test_a_note_of_another_space_is_refused_and_never_returned(
 async def gone_behind_the_index(
     recommender: Recommender, store: GatedStore, gone: Sequence[str], how: str, clock: Clock
 ) -> None:
-    """The index still has these notes; the store has not, or not for this filter."""
+    """Keep these notes in the index, while the store has deleted them, let them expire or changed their category."""
     await store.hold()
     notes = [note for note in await store.get(gone, with_vectors=True) if note is not None]
     if how == "deleted":

@@ -1,4 +1,4 @@
-"""SharedLru: whose values go first, and that every byte is given back."""
+"""SharedLru: whose values are evicted first, and that every byte is released."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ for number in range(1000):
     assert lru.get(owner, f"key {number}") == "value"
 print(len(gc.get_objects(generation=0)))
 """
-"""Program that prints how many objects a thousand reads leave to the garbage collector. In a process of its own, since
-the threads of other tests make objects, too."""
+"""Program that prints how many objects a thousand reads leave to the garbage collector. It has its own process, since
+the threads of other tests create objects, too."""
 
 
 def test_reads_make_no_objects_that_the_garbage_collector_goes_through() -> None:

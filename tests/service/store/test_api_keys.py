@@ -1,4 +1,4 @@
-"""RedisKeyStore on each Redis: what is written is read again, and changes that come between are noticed."""
+"""RedisKeyStore on each Redis: keys read back as written, and concurrent changes are noticed."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ async def test_documents_of_keys_that_have_not_changed_are_not_decoded_again(key
     others = [dataclasses.replace(KEY, prefix=f"bbbbbbbbb{letter}") for letter in "abc"]
     for key in (KEY, *others):
         await keys.replace(key.prefix, None, key, ACT)
-    _decode.cache_clear()  # the whole process shares it
+    _decode.cache_clear()  # the cache is shared by the whole process
     await keys.load(None, {})
     decoded = _decode.cache_info().misses
     renamed = dataclasses.replace(KEY, name="another")
@@ -199,7 +199,7 @@ async def test_last_use_is_kept_and_goes_with_the_key(keys: RedisKeyStore, admin
     await keys.revoke([(KEY, ACT)])
     assert await keys.find(KEY.prefix) is None
     assert admin.hlen("{access}:used") == 0
-    await keys.load(None, {KEY.prefix: 1235.5})  # a use that another replica noted before it knew
+    await keys.load(None, {KEY.prefix: 1235.5})  # a use that another replica recorded before it heard of the removal
     assert admin.hlen("{access}:used") == 0
 
 

@@ -1,4 +1,4 @@
-"""Connection: what the client raises when Redis goes away, in our words."""
+"""Connection: which errors of the client become StoreUnavailable, and connections after a failover."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def ping(connection: Connection) -> None:
 
 
 async def ping_over_connection_that_is_reset(url: str) -> None:
-    """Have a pooled connection be reset after the pool has looked at it, before the command is sent on it."""
+    """Reset a pooled connection after the pool has checked it and before the command is sent."""
     connection = Connection(url)
     await ping(connection)
     (pooled,) = connection.redis.connection_pool._available_connections
@@ -48,7 +48,9 @@ async def ping_over_connection_that_is_reset(url: str) -> None:
 
 
 def test_connection_that_is_reset_before_it_is_written_to_is_an_outage(embedded: EmbeddedRedis) -> None:
-    uvloop.run(ping_over_connection_that_is_reset(embedded.url))  # asyncio's own loop reports it otherwise
+    uvloop.run(
+        ping_over_connection_that_is_reset(embedded.url)
+    )  # uvloop reports the reset in another way than asyncio's own loop
 
 
 async def fail_within_call(url: str) -> None:

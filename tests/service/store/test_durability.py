@@ -39,11 +39,11 @@ from tests.service.conftest import (
 )
 
 COMMANDS = 5000
-"""Commands in the file of a server that loads for long: it answers others after each 1024 of them."""
+"""Commands in the file of a server that loads slowly; while loading, it answers clients after each 1024 of them."""
 SLOW_LOAD = ("--appendfsync", "everysec", "--key-load-delay", "200")
-"""Options of a server that waits so many microseconds after each command that it loads."""
+"""Options of a server that waits 200 microseconds after each command that it loads."""
 LATE = pytest.mark.parametrize("server", ["redis-server"], indirect=True)
-"""Mark of tests that need a server whose WAITAOF answers after the fsync: writes wait with appendfsync everysec."""
+"""Runs a test on a server whose WAITAOF answers after the fsync: writes then wait under appendfsync everysec."""
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
@@ -142,7 +142,7 @@ async def test_write_that_another_one_brought_about_is_not_acknowledged_before_t
         await events.add([click])
 
         async def repeat_all() -> list[object]:
-            """Make writes that change nothing, since they were made before."""
+            """Repeat earlier writes, which change nothing now."""
             return await asyncio.gather(
                 recommender.put(note, GENERATE_NOTHING),
                 recommender.put(note, GENERATE_NOTHING, attempts=[attempt]),
@@ -154,7 +154,7 @@ async def test_write_that_another_one_brought_about_is_not_acknowledged_before_t
             )
 
         assert not any(isinstance(answer, Exception) for answer in await repeat_all())
-        admin.config_set("appendfsync", "no")  # from now on nothing comes to the disk
+        admin.config_set("appendfsync", "no")  # from now on nothing is written to the disk
         assert [type(answer) for answer in await repeat_all()] == [StoreUnavailable] * 6
 
         other = Attempt("other", "fingerprint")
@@ -166,7 +166,7 @@ async def test_write_that_another_one_brought_about_is_not_acknowledged_before_t
 
 @pytest.fixture
 def loading(tmp_path: Path) -> Iterator[DebianRedis]:
-    """A server that reads its file, for about a second."""
+    """A server that loads its file for about a second."""
     server = DebianRedis(tmp_path)
     server.start()
     with redis.Redis.from_url(server.url) as client:
@@ -206,7 +206,7 @@ async def test_write_under_way_is_answered_where_the_server_turns_out_to_fsync_l
     await store.durability()
     admin.client_pause(60_000, all=False)
     removing = asyncio.create_task(store.delete("b"))
-    await asyncio.sleep(0)  # it begins, and waits for the server
+    await asyncio.sleep(0)  # lets the removal begin and wait for the server
     admin.config_set("appendfsync", "everysec")
     assert "WAITAOF" in (await store.durability()).detail
     admin.client_unpause()
@@ -214,7 +214,7 @@ async def test_write_under_way_is_answered_where_the_server_turns_out_to_fsync_l
 
 
 def waits_for_disk(admin: redis.Redis) -> int:
-    """How often a client of the server has waited for its disk."""
+    """Return how often clients of the server have waited for its disk."""
     return int(admin.info("commandstats").get("cmdstat_waitaof", {"calls": 0})["calls"])
 
 
@@ -264,9 +264,9 @@ async def test_write_that_was_under_way_when_the_server_was_lost_waits_where_it_
     pool = store.connection.redis.connection_pool
     connection = await pool.get_connection()
     writing = asyncio.create_task(store.put([Write(stored_note("b"))]))
-    await asyncio.sleep(0)  # it knows that it need not wait for the disk, and waits for the connection
+    await asyncio.sleep(0)  # lets the write decide not to wait for the disk, and wait for the connection
     admin.config_set("appendfsync", "everysec")
-    server.forget_policy()  # another pool has lost its connections
+    server.forget_policy()  # as if another pool had lost its connections
     await pool.release(connection)
     await writing
     assert waits_for_disk(admin) == 1
@@ -274,7 +274,7 @@ async def test_write_that_was_under_way_when_the_server_was_lost_waits_where_it_
 
 
 def times_asked(admin: redis.Redis) -> int:
-    """How often a client of the server has asked how it writes."""
+    """Return how often clients of the server have read its settings."""
     return int(admin.info("commandstats").get("cmdstat_config|get", {"calls": 0})["calls"])
 
 
@@ -314,7 +314,7 @@ async def test_answer_of_a_server_that_was_lost_meanwhile_is_not_kept(
         monkeypatch.undo()
         policy = await probe_write_policy(client)
         admin.config_set("appendfsync", "everysec")
-        server.forget_policy()  # another pool has lost its connections
+        server.forget_policy()  # as if another pool had lost its connections
         return policy
 
     monkeypatch.setattr("service.store.connection.probe_write_policy", probe_before_another_server)

@@ -28,11 +28,11 @@ from tests.service.conftest import eventually
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COMMANDS = 10_000
-"""Commands in the file of a server that loads for long: it answers others after each 1024 of them."""
+"""Commands in the file of a server that loads slowly; while loading, it answers clients after each 1024 of them."""
 SLOW_LOAD = ("--key-load-delay", "200")
-"""Options of a server that waits so many microseconds after each command that it loads."""
+"""Options of a server that waits 200 microseconds after each command that it loads."""
 
-# Starts the server of a folder, prints its pid (or None), and stops it when told "stop". Ctrl-C is told, too.
+# Starts the server of a folder, prints its pid (or None), and stops it after a line of input. Prints SIGINT, too.
 PROCESS = """
 import os
 import signal
@@ -50,7 +50,7 @@ server.stop()
 
 
 class OtherProcess:
-    """Another process with the server of `folder`, in a process group of its own."""
+    """Another process that uses the server of `folder`, in its own process group."""
 
     def __init__(self, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -66,7 +66,7 @@ class OtherProcess:
         return self.process.stdout.readline().strip()
 
     def server_pid(self) -> int | None:
-        """Pid of the server that the process owns, from the first line that it prints; None where it owns none."""
+        """Return the pid of the process's own server, from the first line that it prints; None if it owns none."""
         said = self.line()
         return None if said == "None" else int(said)
 
@@ -110,7 +110,7 @@ async def kept_alive(server: EmbeddedRedis) -> AsyncIterator[None]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that is dead and not yet waited for does not."""
+    """Return whether the process runs; a zombie does not."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -123,7 +123,7 @@ def answers(server: EmbeddedRedis) -> bool:
 
 
 def is_refused(server: EmbeddedRedis) -> bool:
-    """Whether the server refuses a write."""
+    """Return whether the server refuses a write."""
     try:
         write(server, "another", "value")
     except redis.OutOfMemoryError:
@@ -316,7 +316,9 @@ def test_it_is_on_disk_at_every_write_and_never_evicts(embedded: EmbeddedRedis) 
 def test_a_server_that_cannot_run_is_an_error_that_names_its_log(
     short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_redis, "START_SECONDS", 3.0)  # long enough for a busy machine to let it say why
+    monkeypatch.setattr(
+        embedded_redis, "START_SECONDS", 3.0
+    )  # long enough for the server to log the reason on a busy machine
     (short_folder / "appendonlydir").mkdir()
     (short_folder / "appendonlydir" / "appendonly.aof.manifest").write_text("not a manifest\n")
     with pytest.raises(EmbeddedRedisError) as error, started(short_folder):
@@ -340,7 +342,7 @@ def test_server_that_loads_its_data_has_as_long_as_it_takes(
             if owner.loaded_percent:
                 break
             time.sleep(pause)
-        monkeypatch.setattr(embedded_redis, "START_SECONDS", 0.0)  # any silence is too long
+        monkeypatch.setattr(embedded_redis, "START_SECONDS", 0.0)  # a server that does not answer is given up at once
         with started(short_folder) as adopter:
             assert read(adopter, "key") == str(COMMANDS - 1)
     finally:

@@ -83,7 +83,7 @@ async def test_one_event_does_not_wait_for_lists_and_no_list_waits_for_ever(
     connection, call = Connection(redis_url, timeout_seconds=0.5), Connection.call
     arrived, release = asyncio.Semaphore(0), asyncio.Event()
     impatient = RedisEventStore(connection, BOUNDS)
-    await impatient.add([click(0)])  # it reads the salt
+    await impatient.add([click(0)])  # reads the salt once
 
     @contextlib.asynccontextmanager
     async def held(connection: Connection, operation: str) -> AsyncIterator[None]:
@@ -107,7 +107,7 @@ async def test_one_event_does_not_wait_for_lists_and_no_list_waits_for_ever(
 
 async def test_a_removed_note_is_told_in_the_stream(events: RedisEventStore, store: RedisNoteStore) -> None:
     await store.delete("b")
-    assert await events.last() == ORIGIN  # nobody uses events
+    assert await events.last() == ORIGIN  # a store without events has no stream
     await events.add([click(1)])
     await store.delete("a")
     entries, _ = await events.read(ORIGIN, 10, 0.01)
@@ -137,7 +137,7 @@ async def test_old_events_leave_the_stream(events: RedisEventStore, admin: redis
         admin.xadd(EVENTS, {"type": "click", "note": "a", "reader": "r", "at": 0, "more": ""}, id=f"{number + 1}-0")
     await events.add([click(1)])
     used, first = await events.trim()
-    assert admin.xlen(EVENTS) < 150  # whole blocks are cut
+    assert admin.xlen(EVENTS) < 150  # the server cuts whole blocks only
     assert used > 0
     assert first == admin.xrange(EVENTS, count=1)[0][0]
     admin.delete(EVENTS)

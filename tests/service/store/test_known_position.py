@@ -1,4 +1,4 @@
-"""KnownPosition: what processes of one data folder know of the log, and by which answers of the store they hear."""
+"""KnownPosition: what the processes of one data folder know of the log, and which answers of the store tell them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from tests.service.conftest import DIMENSION, SPACE, stored_note
 from tests.service.process import wait_until
 
 RAISED = 2000
-"""Positions that each of two processes raises a file to."""
+"""Number of positions to which each of two processes raises a file."""
 STOPS = 200
-"""How often another process is stopped at any moment."""
+"""Number of times that another process is stopped at a random moment."""
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: 
 
 
 def raise_by_one(known: KnownPosition) -> int:
-    """Raise a position to the next millisecond; return that."""
+    """Raise a position to the next millisecond, and return the millisecond."""
     milliseconds = 1 + position_key(known.read() or "")[0]
     known.raise_to(f"{milliseconds}-0")
     return milliseconds
@@ -129,7 +129,7 @@ def raise_for_ever(data_folder: Path) -> None:
 
 
 def test_process_that_is_stopped_stops_no_other(tmp_path: Path) -> None:
-    """A process that does nothing but raise the position is stopped at STOPS moments."""
+    """Another process raises the position all the time, and is stopped with SIGSTOP at STOPS moments."""
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
         other = get_context("spawn").Process(target=raise_for_ever, args=(tmp_path,))
         other.start()
@@ -178,7 +178,7 @@ def test_positions_of_tenants_are_apart_and_end_one_by_one(positions: KnownPosit
     with positions.open("acme", "1") as acme, positions.open("acme", "2") as anew, positions.open("default", "") as own:
         acme.raise_to("7-0")
         positions.end("acme", "1")
-        positions.end("acme", "3")  # which nobody has opened
+        positions.end("acme", "3")  # a position that nobody has opened
         assert [one.read() for one in (acme, anew, own)] == [None, ORIGIN, ORIGIN]
 
 
@@ -208,7 +208,7 @@ def test_process_that_is_alone_begins_anew(tmp_path: Path, left: str) -> None:
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
         known.raise_to("7-1")
         first = place_of(tmp_path)
-        if left != "nothing":  # the process is killed
+        if left != "nothing":  # keep the files, as if the process were killed
             place, kept = tmp_path / PLACE, tmp_path / "kept"
             shutil.copytree(first, kept)
     assert not first.exists()
@@ -251,7 +251,7 @@ def test_closed_position_is_not_known(path: Path) -> None:
 
 def test_process_that_does_not_see_the_place_of_another_is_refused(positions: KnownPositions, tmp_path: Path) -> None:
     seen = place_of(tmp_path)
-    hidden = seen.rename(seen.with_name(f"{seen.name}-hidden"))  # as in another container
+    hidden = seen.rename(seen.with_name(f"{seen.name}-hidden"))  # as if it were in another container
     with pytest.raises(EmbeddedRedisError, match="NOTELLM_REDIS_URL"):
         KnownPositions(tmp_path)
     hidden.rename(seen)
@@ -267,7 +267,7 @@ def test_without_files_in_memory_the_data_folder_is_the_place(tmp_path: Path, mo
 
 @pytest.fixture
 async def stores(embedded: EmbeddedRedis, path: Path, clock: Clock) -> AsyncIterator[list[RedisNoteStore]]:
-    """Two stores on one server. The first writes and dies before anybody hears of it; the second has the file."""
+    """Two stores on one server. The first has no file, so nobody hears of its writes; the second has the file."""
     with closing(KnownPosition(path)) as known:
         pair = [
             RedisNoteStore(embedded.url, clock=clock, dimensions={SPACE: DIMENSION}, known=one) for one in (None, known)
@@ -314,7 +314,7 @@ async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
     attempt = Attempt("key", "fingerprint")
     (claim,) = await dying.claim([attempt], 60, 60)
     after = await put(dying, stored_note("b", "soup"), Remembered(claim, b"answer"))
-    assert store.known_position == before  # nobody was told of the other's write
+    assert store.known_position == before  # the other's write is not known yet
     match answer:
         case "note":
             await store.get(["b"])

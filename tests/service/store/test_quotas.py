@@ -1,4 +1,4 @@
-"""RedisQuotaStore on each Redis: one count for all replicas, which costs no write to the disk."""
+"""RedisQuotaStore on each Redis: all replicas share one count, which is not written to the disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def quotas(redis_url: str) -> AsyncIterator[RedisQuotaStore]:
 async def test_requests_are_allowed_up_to_the_quota(quotas: RedisQuotaStore) -> None:
     usages = [await quotas.count("a", Quota(3), 1, 0) for _ in range(5)]
     assert [usage.allowed for usage in usages] == [True, True, True, False, False]
-    assert usages[-1].requests.before + usages[-1].requests.present == 3  # what is refused is not counted
+    assert usages[-1].requests.before + usages[-1].requests.present == 3  # refused requests are not counted
     assert (await quotas.count("b", Quota(3), 1, 0)).allowed
 
 
@@ -47,7 +47,7 @@ async def test_tokens_beyond_the_quota_are_remembered(quotas: RedisQuotaStore) -
     await quotas.count("a", quota, 0, 1000)
     usage = await quotas.count("a", quota, 1, 0)
     assert (usage.allowed, usage.tokens.before + usage.tokens.present) == (False, 1000)
-    assert usage.seconds_to_wait(quota) > 9 * 60 - 1  # 901 of 1,000 must be out of the window, 100 a minute
+    assert usage.seconds_to_wait(quota) > 9 * 60 - 1  # 901 of the 1,000 must leave the window, at 100 a minute
 
 
 async def test_use_of_the_minute_before_counts_by_its_share(quotas: RedisQuotaStore, admin: redis.Redis) -> None:

@@ -508,7 +508,7 @@ async def test_a_reader_that_waits_when_the_server_goes_is_told(
 async def test_a_server_that_answers_too_late_is_a_store_that_is_away(
     server: Server, admin: redis.Redis, clock: Clock
 ) -> None:
-    """A write that was sent and not answered takes place later, as it may."""
+    """A write that was sent and not answered may still take place, and does so later."""
     store = RedisNoteStore(server.url, clock=clock, timeout_seconds=1.0)
     await put(store, stored_note("a", "old"))
     pid = admin.info("server")["process_id"]
@@ -614,7 +614,7 @@ async def test_log_that_lost_its_tail_does_not_reach_a_lost_position(store: Redi
     (kept,), (lost,) = [await store.put([Write(stored_note(name))]) for name in ("kept", "lost")]
     assert kept is not None
     assert lost is not None
-    admin.xdel(LOG, lost.position)  # as after a failover to a server that never had it
+    admin.xdel(LOG, lost.position)  # as after a failover to a server that never had the entry
     await store.put([Write(stored_note("newer"))])
     assert await reaches(store, kept.position)
     assert not await reaches(store, lost.position)

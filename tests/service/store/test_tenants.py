@@ -22,7 +22,7 @@ KEYS = Keys("acme")
 
 @contextlib.asynccontextmanager
 async def directory(url: str) -> AsyncIterator[RedisTenants]:
-    """The tenants of a store, as one replica sees them."""
+    """Open the tenants of a store as one replica does, while the block lasts."""
     connection = Connection(url)
     yield RedisTenants(connection, max_tenants=10)
     await connection.close()
@@ -36,7 +36,7 @@ async def test_tenant_made_anew_behind_one_of_two_removals_is_left_alone_by_the_
     async with directory(embedded.url) as quick, directory(embedded.url) as slow:
         await quick.open("acme")
         embedded_admin.hset(f"{KEYS.note}old", "document", "{}")
-        if removal == "finish_removal":  # the slow one finds a removal that was broken off
+        if removal == "finish_removal":  # the slow one finds an interrupted removal
             embedded_admin.hset(TENANTS, "acme", REMOVING + str(embedded_admin.getdel(KEYS.identity)))
         scan = slow._connection.redis.scan
 

@@ -1,1 +1,1 @@
-"""The HTTP interface, against a service that really runs."""
+"""Tests of service/api/routes/, against a running service."""

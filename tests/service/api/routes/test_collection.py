@@ -226,7 +226,7 @@ def test_note_that_rests_is_in_exactly_one_page_while_others_are_written(notes: 
 
 @contextlib.contextmanager
 def racing(client: httpx2.Client, ids: list[str]) -> Iterator[list[int]]:
-    """Rewrite and remove these notes in another thread while the block lasts; its value grows with each write."""
+    """Rewrite and remove these notes in a thread while the block lasts; yield a list that grows with each write."""
     ending, rounds = threading.Event(), list[int]()
 
     def write() -> None:
@@ -451,7 +451,7 @@ def test_changes_that_the_log_has_no_more_are_410(serve: Serve) -> None:
 def test_changes_are_kept_as_long_as_the_setting_says(serve: Serve) -> None:
     with serve(log_seconds=3600, snapshot_seconds=0.05) as url, httpx2.Client(base_url=url, timeout=60) as client:
         (first,) = add(client, "a")
-        for number in range(3):  # each snapshot lets the log be cut
+        for number in range(3):  # the log may be cut after each snapshot
             last = snapshot_time(client)
             client.patch("/notes/a", json={"author": f"{number}"})
             eventually_true(lambda last=last: snapshot_time(client) > last)

@@ -1,4 +1,4 @@
-"""The documentation for people: it needs nothing of the internet."""
+"""The documentation for people, which loads nothing from the internet, and the API's description."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_documentation_names_no_other_host(client: httpx2.Client) -> None:
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert re.findall(r"""(?:src|href|url)\s*[=:]\s*["'](?:https?:)?//[^"']*""", page.text) == []
-    assert '"validatorUrl": null' in page.text  # else the page asks another host what it thinks of the API
+    assert '"validatorUrl": null' in page.text  # otherwise the page sends the API to another host for validation
 
 
 def test_every_asset_of_the_documentation_is_served(client: httpx2.Client) -> None:
@@ -64,7 +64,7 @@ def test_unknown_documentation_path_is_404(client: httpx2.Client, path: str) -> 
 
 @pytest.fixture
 def described(client: httpx2.Client) -> Json:
-    """The API's description."""
+    """The API's OpenAPI description."""
     document: Json = client.get("/openapi.json").json()
     return document
 
@@ -79,7 +79,7 @@ def operations(described: Json) -> dict[str, Json]:
 
 
 def contents(operation: Json) -> Iterator[tuple[str, Json]]:
-    """Yield media type and schema of each body that an operation takes or answers with."""
+    """Yield media type and schema of each request and response body of an operation."""
     for body in (operation.get("requestBody", {}), *operation["responses"].values()):
         for media_type, content in body.get("content", {}).items():
             yield media_type, content.get("schema", {})
@@ -108,7 +108,7 @@ def test_options_of_a_search_have_the_same_defaults_in_a_query_string_and_in_a_b
     stated = {name: default.findall(field.get("description", "")) for name, field in body.items()}
     named = {name: default.findall(query[name]["description"]) for name in query if stated.get(name)}
     assert {"k", "exact", "diversity", "strategy", "on_missing", "explain"} <= named.keys()
-    assert named.pop("sources") == ['default: "content", unless a scenario sets another']  # a body takes weights, too
+    assert named.pop("sources") == ['default: "content", unless a scenario sets another']  # a body also takes weights
     assert {name: stated[name] for name in named} == named
 
 
@@ -135,7 +135,9 @@ def test_description_suits_generated_clients(client: httpx2.Client, described: J
     summaries = [operation["summary"] for operation in operations(described).values()]
     assert len(set(names)) == len(names)
     assert len(set(summaries)) == len(summaries)
-    assert not set(summaries) & {name.replace("_", " ").title() for name in names}  # FastAPI's, where a route has none
+    assert not set(summaries) & {
+        name.replace("_", " ").title() for name in names
+    }  # FastAPI's default for a route without a summary
     assert {"post_notes", "similar", "read_user_events", "generate", "list_notes", "get_notes_by_ids"} <= set(names)
     schemas = described["components"]["schemas"]
     assert set(schemas["LimitsOut"]["required"]) == set(client.get("/limits").json())

@@ -1,4 +1,4 @@
-"""POST /events: what is taken in, once, and what is refused."""
+"""POST /events: which events are accepted, each once, and which are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 
 def event(note_id: str = "a", user: str = "u1", type: str = "click", **fields: Any) -> dict[str, Any]:
-    """An event with an id of its own."""
+    """Return an event with a new id."""
     return {"event_id": f"e{next(NUMBERS)}", "type": type, "note_id": note_id, "user": user} | fields
 
 

@@ -1,4 +1,4 @@
-"""GET /notes/export and POST /notes/import, against a service that others write to meanwhile."""
+"""GET /notes/export and POST /notes/import, on a service with concurrent writers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export(client: httpx2.Client, **query: Any) -> Lines:
 
 
 def applied(lines: Lines, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return by id the notes that an export gives, applied to the notes `before`."""
+    """Return the notes by id after an export is applied to the notes `before`."""
     notes = dict(before or {})
     for line in lines[1:-1]:
         if "removed" in line:
@@ -150,7 +150,7 @@ def test_export_that_was_broken_off_is_gone_on_with(client: httpx2.Client) -> No
     add(client, *[f"n{n}" for n in range(10)])
     full = export(client)
     begin, seen = full[0]["begin"], full[:6]  # the first line and five notes
-    client.delete("/notes/n1")  # seen already
+    client.delete("/notes/n1")  # one of the notes already seen
     client.patch("/notes/n2", json={"author": "tom"})
     client.delete("/notes/n9")
     rest = export(client, after=seen[-1]["log_position"], begin=begin)
@@ -201,8 +201,8 @@ def test_export_whose_store_goes_away_ends_with_a_problem_and_is_gone_on_with(
 
 @contextlib.contextmanager
 def writers(client: httpx2.Client, count: int = 2) -> Iterator[dict[str, list[tuple[str, str | None]]]]:
-    """Write and remove notes while the block lasts; its value has by id each change that was acknowledged: the log
-    position, and the author that it gave, None for a removal."""
+    """Write and remove notes while the block lasts. Yield the acknowledged changes by id: log position and new author,
+    None for a removal."""
     ending, history = threading.Event(), dict[str, list[tuple[str, str | None]]]()
 
     def write(name: int) -> None:
@@ -234,7 +234,7 @@ def writers(client: httpx2.Client, count: int = 2) -> Iterator[dict[str, list[tu
 
 
 def expected_at(history: dict[str, list[tuple[str, str | None]]], end: str) -> dict[str, tuple[str, str]]:
-    """Return by id position and author of the notes that there were at a log position."""
+    """Return position and author, by id, of the notes that existed at a log position."""
     state = {}
     for note_id, changes in history.items():
         before = [change for change in changes if key(change[0]) <= key(end)]

@@ -35,7 +35,7 @@ def ask(client: httpx2.Client, filter: Any, **options: Any) -> httpx2.Response:
 
 
 def numbers(client: httpx2.Client, filter: dict[str, Any], **options: Any) -> list[int]:
-    """Numbers of the notes that pass, among those that these tests stored."""
+    """Return the numbers of the notes that pass, among those of these tests."""
     answer = ask(client, {"all": [filter, {"hashtag": "tree"}]} if filter else filter, hashtag=["tree"], **options)
     assert answer.status_code == 200, answer.text
     assert answer.json()["complete"]

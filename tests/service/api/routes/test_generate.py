@@ -190,7 +190,7 @@ def test_large_closed_set_is_read_in_part_unless_all_names_are_asked_for(
         def told(path: str, **asked: object) -> Any:
             return client.post(path, json=TEXT | {"categories": names} | asked).raise_for_status().json()
 
-        first = told("/generate/category")  # it has the names read, too, and pays for that
+        first = told("/generate/category")  # it also reads the names, which its usage counts
         some, every = told("/generate/category"), told("/generate/category", all_categories=True)
         assert first["usage"]["prompt_tokens"] > 10 * some["usage"]["prompt_tokens"]
         assert [1 + len(answer["alternatives"]) for answer in (some, every)] == [CATEGORY_SHORTLIST, len(names)]
@@ -222,7 +222,7 @@ def test_stored_note_gets_its_category_out_of_a_large_closed_set(
 def test_words_tell_the_category_where_a_head_has_learnt_them(
     serve: Serve, tiny_checkpoint: Path, tiny_engine: Engine, tmp_path: Path
 ) -> None:
-    """The head's vector says nothing, so that the words decide."""
+    """The head was fitted to zero vectors, so that the words decide."""
     names = [f"{kind} {number}" for kind in ("Soups", "Trains") for number in range(35)]
     titles = [name.lower() for name in names]
     notes = [Note(title) for title in titles for _ in range(MIN_NOTES_PER_CATEGORY)]

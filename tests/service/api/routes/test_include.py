@@ -1,4 +1,4 @@
-"""`include`: fields of the notes beside those that items of a search always have."""
+"""`include`: further fields of the notes in the items of a search."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def client(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[h
 
 
 def answers(client: httpx2.Client, include: Any = None, **options: Any) -> list[Any]:
-    """Answers to one search about i0, by every way of asking it."""
+    """Return the answers to one search for i0 from every route that can answer it."""
     asked = options if include is None else options | {"include": include}
     by_ids = {"positive": [{"note_id": "i0"}]} | asked
     batch = client.post("/similar/batch", json=[by_ids, by_ids])

@@ -1,4 +1,4 @@
-"""Keys through HTTP: their life, who may manage whose, and the record of it."""
+"""Keys over HTTP: their life cycle, who may manage which, and the audit log."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ READER = {"name": "reader", "scopes": ["notes.read"]}
 
 @pytest.fixture(scope="module")
 def closed_url(serve: Serve) -> Iterator[str]:
-    """A service that needs keys."""
+    """Address of a service that requires keys."""
     with serve(bootstrap_key=BOOTSTRAP_KEY) as address:
         yield address
 
 
 @pytest.fixture
 def root(closed_url: str) -> Iterator[httpx2.Client]:
-    """A client under the bootstrap key."""
+    """A client with the bootstrap key."""
     with under(closed_url, BOOTSTRAP_KEY) as client:
         yield client
 
@@ -55,7 +55,7 @@ def create(client: httpx2.Client, **fields: object) -> dict[str, Any]:
 
 
 def listed(client: httpx2.Client) -> dict[str, dict[str, Any]]:
-    """Keys that the client sees, by prefix."""
+    """Return the keys that the client can list, by prefix."""
     return {key["prefix"]: key for key in client.get("/keys").json()["keys"]}
 
 
@@ -256,7 +256,7 @@ def test_acts_are_recorded_and_logged_without_secrets(root: httpx2.Client, close
     audit = [line for line in lines if line["event"] == "audit"]
     assert [line["act"] for line in audit] == [act["act"] for act in reversed(acts)]
     for secret in (created["key"], rotated["key"], BOOTSTRAP_KEY):
-        assert secret.split("_", 2)[-1] not in json.dumps(acts) + repr(lines)  # a secret may have an underscore
+        assert secret.split("_", 2)[-1] not in json.dumps(acts) + repr(lines)  # a secret may contain an underscore
 
 
 def test_acts_are_recorded_with_their_outcome(root: httpx2.Client) -> None:
@@ -309,7 +309,7 @@ def test_quota_of_requests_is_429_with_what_is_left(root: httpx2.Client, closed_
     metrics = root.get("/metrics").text
     assert 'notellm_access_refused_total{reason="quota"} 1.0' in metrics
     assert 'notellm_rejected_total{reason="quota-exceeded"} 1.0' in metrics
-    assert 'reason="queue-full"' not in metrics  # this service has enough to do, and not too much
+    assert 'reason="queue-full"' not in metrics  # the queue was never full
 
 
 def test_requests_refused_for_quota_or_scope_are_counted_for_their_tenant(root: httpx2.Client, closed_url: str) -> None:
@@ -363,7 +363,7 @@ def test_key_of_a_tenant_sees_its_tenant_alone(root: httpx2.Client, closed_url: 
 
 
 def begin_slowly(url: str, key: str, method: str, path: str, size: int) -> socket.socket:
-    """Send all of a request but its body, once the service has let it in; the answer's line 100 says so."""
+    """Send the head of a request, and return once the service has authorised it, which its status 100 shows."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
     head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"

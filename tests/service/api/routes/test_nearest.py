@@ -1,4 +1,4 @@
-"""The short path of GET /notes/{id}/similar: answers from memory that are as new as the store, on three replicas."""
+"""The short path of GET /notes/{id}/similar: answers from memory that are as fresh as the store, on three replicas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.store.embedded_redis import EmbeddedRedis
 from tests.service.api.conftest import Serve, eventually_true, gauge
 
 ROUNDS = int(os.environ.get("NOTELLM_RACE_ROUNDS", "100"))
-"""Notes that each of three writers puts and removes while readers ask; `make race` does more of them."""
+"""Notes that each of three writers puts and removes beside readers; `make race` uses more."""
 REPLICAS = 3
 NOTES = [
     {"id": "plain", "title": "soup with noodles"},
@@ -34,7 +34,7 @@ NOTES = [
 def replicas(
     request: pytest.FixtureRequest, serve: Serve, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[httpx2.Client]]:
-    """Three replicas on one store: by its address, or by its data folder, where they share what they know of it."""
+    """Three replicas on one store, given by its address, or by its data folder, where they share its log position."""
     folder = tmp_path_factory.mktemp("n") / "data"
     server = EmbeddedRedis(folder)
     server.start()
@@ -54,23 +54,23 @@ def read(client: httpx2.Client, note_id: str = "plain", **params: Any) -> httpx2
 
 
 def titles(client: httpx2.Client, note_id: str) -> list[str]:
-    """Titles that an answer has for a note: one or none. A degraded answer promises nothing of removed notes."""
+    """Return the titles that an answer has for a note: one or none. A degraded answer may have removed notes: none."""
     answer = read(client, k=40).json()
     return [] if answer["degraded"] else [item["title"] for item in answer["items"] if item["id"] == note_id]
 
 
 def answered_from(client: httpx2.Client, source: str) -> float:
-    """Notes of answers of the short path that came from a source, memory or store."""
+    """Return the number of notes in answers of the short path that came from `source`, memory or store."""
     return gauge(client, f'notellm_items_total{{source="{source}"}}')
 
 
 def kept_bytes(client: httpx2.Client) -> float:
-    """Bytes of the notes that are kept in memory."""
+    """Return the bytes of the notes that are cached in memory."""
     return gauge(client, "notellm_item_bytes")
 
 
 def notes_read(admin: redis.Redis) -> int:
-    """Reads of a note that the server has done."""
+    """Return the number of notes that the server has read."""
     return int(admin.info("commandstats")["cmdstat_hmget"]["calls"])
 
 
@@ -94,7 +94,7 @@ def test_answer_has_the_bytes_of_the_whole_search(
 ) -> None:
     for _ in range(2):  # the first answer puts its notes into memory
         short = read(replicas[0], note_id, **params)
-    whole = read(replicas[0], note_id, **params, diversity=0)  # says an option of the order, so asks the whole search
+    whole = read(replicas[0], note_id, **params, diversity=0)  # an option of the order leads to the whole search
     one, other = (answer.json()["recommendation_id"].encode() for answer in (short, whole))
     assert one != other
     assert short.content.replace(one, other) == whole.content
@@ -112,7 +112,7 @@ def test_whole_search_reads_notes_from_the_store_and_keeps_none(serve: Serve, em
     with serve(redis_url=embedded.url) as url:
         assert httpx2.post(f"{url}/notes", json=NOTES, timeout=60).status_code == 207
     with (
-        serve(redis_url=embedded.url) as url,  # one that has seen no note written keeps none yet
+        serve(redis_url=embedded.url) as url,  # a new service that has seen no note written caches none yet
         httpx2.Client(base_url=url, timeout=60) as client,
         redis.Redis.from_url(embedded.url) as admin,
     ):
@@ -151,8 +151,8 @@ def test_example_removed_at_one_replica_is_404_at_every_other(replicas: list[htt
 @pytest.mark.slow
 @pytest.mark.timeout(120 + ROUNDS)
 def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas: list[httpx2.Client]) -> None:
-    """Each writer puts and removes a note of its own, and asks every replica after each answer; readers keep the
-    notes in every replica's memory meanwhile."""
+    """Each writer puts and removes its own note at random replicas, and searches at a random one after each answer.
+    Meanwhile readers keep the notes in every replica's memory."""
     leaked: list[str] = []
     found: list[str] = []
     ended = threading.Event()
@@ -164,7 +164,7 @@ def test_removed_note_is_in_no_answer_to_a_later_request_of_any_replica(replicas
             for n in range(ROUNDS):
                 title = f"soup {number} {n}"
                 clients[chance.randrange(3)].put(f"/notes/{note_id}", json={"title": title}).raise_for_status()
-                # A replica that is far behind may not have found it yet, but never says of it what was before.
+                # A replica that is far behind may not find the note yet, but never answers with an earlier version.
                 told = titles(chance.choice(clients), note_id)
                 (found if told == [title] else leaked).extend(told)
                 clients[chance.randrange(3)].delete(f"/notes/{note_id}").raise_for_status()
@@ -204,7 +204,7 @@ def test_note_that_expires_leaves_all_answers_of_every_replica(replicas: list[ht
     assert replicas[0].put("/notes/brief", json=note).status_code == 201
     for client in replicas:
         eventually_true(partial(is_told, client, note["title"]))
-        read(client, k=40)  # in memory by now
+        read(client, k=40)  # now the note is in memory
         assert client.get("/notes/brief/similar").status_code == 200
     for client in replicas:
         eventually_true(partial(is_gone, client))

@@ -68,7 +68,7 @@ def test_generate_fills_only_what_was_left_out_from_one_prefill(client: httpx2.C
     assert both["category"] == both["generated"]["category"]["name"]
     assert both["generated"]["hashtags"] is not None
     suffixes = client.post("/generate", json={"title": "A bowl of noodles"}).json()["usage"]["prompt_tokens"] - alone
-    assert alone < both["usage"]["prompt_tokens"] < 2 * alone + suffixes  # a second prefill would take `alone` more
+    assert alone < both["usage"]["prompt_tokens"] < 2 * alone + suffixes  # a second prefill would add `alone` tokens
     assert (kept["hashtags"], kept["category"], kept["generated"]) == (NOTE["hashtags"], "Travel", None)
 
 
@@ -367,7 +367,7 @@ def test_patch_whose_whole_note_is_over_the_bound_changes_nothing(client: httpx2
 
 
 def test_patch_with_what_the_note_has_writes_nothing(client: httpx2.Client) -> None:
-    for number in range(5):  # their times of arrival differ in the last digits
+    for number in range(5):  # several, since the rounding of their times of arrival differs
         added = client.post("/notes", json={"title": "soup", "author": f"a{number}"})
         patched = client.patch(added.headers["location"], json={"author": f"a{number}"})
         assert patched.headers["etag"] == added.headers["etag"]

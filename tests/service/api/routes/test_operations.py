@@ -1,4 +1,4 @@
-"""Probes, metrics, limits, request ids, the documented API, and what happens when a part is away."""
+"""Probes, metrics, limits, request ids, the documented API, and what happens while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_limits_name_the_deadline_that_a_note_gets_where_that_of_requests_is_sho
 
 
 def metric(client: httpx2.Client, line: str) -> float:
-    """Value of a metric, named with its labels as /metrics writes it."""
+    """Return the value of a metric. `line`: its name and labels as in /metrics."""
     lines = [text for text in client.get("/metrics").text.splitlines() if text.startswith(f"{line} ")]
     return float(lines[0].split()[-1]) if lines else 0.0
 
@@ -217,7 +217,7 @@ def test_loop_lag_is_measured_beside_the_worst_list(
     worst = [{f"unknown {i}": i for i in range(300)} for _ in range(50)]
     assert client.post("/notes", json=worst).status_code == 207
     eventually_true(lambda: lags()[0] > count)
-    # Reported, not asserted: the machine of the tests may be busy with something else.
+    # Reported, not asserted, since the machine of the tests may be busy with something else.
     record_property("loop lags over 50 ms", (lags()[0] - count) - (lags()[1] - short))
 
 
@@ -310,7 +310,7 @@ def test_verify_of_equal_index_and_store_is_well(serve: Any) -> None:
 def test_verify_runs_one_at_a_time(serve: Any, debian_redis: Any) -> None:
     pid = debian_redis._process.pid
     with serve(redis_url=debian_redis.url) as url, ThreadPoolExecutor(8) as threads:
-        os.kill(pid, signal.SIGSTOP)  # a comparison that has begun waits for its store
+        os.kill(pid, signal.SIGSTOP)  # the first comparison now waits for its store
         try:
             answers = list(threads.map(lambda _: httpx2.post(f"{url}/verify", timeout=60), range(8)))
         finally:

@@ -25,7 +25,7 @@ MAX_K = 100
 
 @pytest.fixture(scope="module")
 def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[httpx2.Client]]:
-    """Three replicas on one store, which choose among blocks of a few candidates: a list has several."""
+    """Three replicas on one store, whose ranking takes blocks of 8 candidates, so that a list has several blocks."""
     patch = pytest.MonkeyPatch()
     patch.setattr("service.search.ranker.BLOCK_SIZE", 8)
     folder = tmp_path_factory.mktemp("p")
@@ -67,7 +67,7 @@ def post(client: httpx2.Client, **body: Any) -> Any:
 
 
 def pages(clients: list[httpx2.Client], k: int, **body: Any) -> list[Any]:
-    """All pages of one list, each from the next replica."""
+    """Return all pages of one list, each from the next replica."""
     answers, cursor = [], "*"
     while cursor is not None:
         client = clients[len(answers) % len(clients)]

@@ -1,4 +1,4 @@
-"""What answers say of notes that the model reads in part, or whose script it does not read."""
+"""Answers about notes that the model reads only in part, or whose script it does not read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHINESE = {"title": "京都三日游", "content": "春天的寺庙与面条"}
 
 @pytest.fixture(scope="module")
 def reader(serve: Serve, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """A service whose model reads 4 windows of 50 tokens, and Latin script alone."""
+    """A client of a service whose model reads 4 windows of 50 tokens, and only Latin script."""
     folder = tmp_path_factory.mktemp("reader") / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
     config = replace(NoteLLMConfig.load(folder), max_content_tokens=50, max_content_windows=4, scripts=("LATIN",))

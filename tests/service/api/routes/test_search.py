@@ -60,7 +60,7 @@ def test_blank_content_of_a_text_counts_as_empty(client: httpx2.Client) -> None:
 
 
 def refused(client: httpx2.Client, status: int = 422, path: str = "/similar", **body: Any) -> list[str]:
-    """Pointers of the problem that a body gets."""
+    """Return the pointers of the problem with which a body is refused."""
     answer = client.post(path, json=body)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -275,7 +275,7 @@ def test_search_with_too_few_examples_left_says_so(client: httpx2.Client) -> Non
 
 @pytest.fixture
 def aliens(client: httpx2.Client, serve: Serve, guarded_redis: Any) -> Iterator[httpx2.Client]:
-    """Client of a service with the notes a, b and c, and two whose vectors are of another model: x and y."""
+    """Client of a service with the notes a, b and c, and with x and y, whose vectors are of another model."""
     with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=60) as opened:
         for note_id in "abcxy":
             assert opened.post("/notes", json={"id": note_id, "title": f"note {note_id}"}).status_code == 201

@@ -1,4 +1,4 @@
-"""Behaviour as a source of a search: what was read after the examples comes first, as far as it was asked for."""
+"""Behaviour as a source of a search: notes read after the examples come first if behaviour has a weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 40
 
 @pytest.fixture(scope="module")
 def client(serve: Serve) -> Iterator[httpx2.Client]:
-    """A service whose readers all read n0, then the note that is farthest from it, and then n5."""
+    """Client of a service whose readers all read n0, then the note that is farthest from it, and then n5."""
     with serve() as url, httpx2.Client(base_url=url, timeout=60) as opened:
         notes = [
             {"id": f"n{i}", "title": f"note {i} of {i * i} and {i**3}", "category": "Food" if i % 2 else "Travel"}
@@ -33,7 +33,7 @@ def client(serve: Serve) -> Iterator[httpx2.Client]:
 
 
 def last(client: httpx2.Client) -> str:
-    """The note that is farthest from n0."""
+    """Return the id of the note that is farthest from n0."""
     found = client.post("/similar", json={"positive": [{"note_id": "n0"}], "k": COUNT}).json()
     name: str = found["items"][-1]["id"]
     return name

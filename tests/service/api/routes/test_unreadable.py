@@ -1,4 +1,4 @@
-"""A note that the store holds and that cannot be decoded: it is left out, said, and healed; all else is served."""
+"""A stored note that cannot be decoded: it is left out and reported, can be healed, and all others are served."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def admin(store: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="module")
 def client(store: EmbeddedRedis, serve: Serve) -> Iterator[httpx2.Client]:
-    """Client of one service for all damages, with two good notes. It keeps no items in memory: damage without an entry
-    of the log would not change them (docs/decisions/0031-reads.md)."""
+    """Client of one service for all kinds of damage, with two good notes. It caches no items: damage that has no entry
+    in the log would not change them (docs/decisions/0031-reads.md)."""
     with serve(redis_url=store.url, item_cache_bytes=0) as url, httpx2.Client(base_url=url, timeout=30) as opened:
         for note_id in ("good", "better"):
             assert post(opened, note_id).status_code == 201
@@ -58,7 +58,7 @@ def quarantined(client: httpx2.Client) -> int:
 
 @pytest.fixture
 def bad(client: httpx2.Client, admin: redis.Redis, damage: Damage) -> Iterator[str]:
-    """Id of a note that the index has and that was damaged since."""
+    """Id of a note that was damaged after the index had read it."""
     assert post(client, "bad").status_code in (200, 201)
     damage(admin, "bad")
     yield "bad"

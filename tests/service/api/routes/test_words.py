@@ -60,7 +60,7 @@ def test_auto_leaves_words_out_that_no_note_shares_many_of(client: httpx2.Client
 
 
 WEIGHTS = {"content": 1, "words": 0.5, "behaviour": 1}
-"""Those that `auto` has by default."""
+"""The weights that `auto` has by default."""
 
 
 def test_weights_that_auto_has_too_are_taken_as_they_are(client: httpx2.Client) -> None:

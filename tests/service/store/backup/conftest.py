@@ -28,7 +28,7 @@ class Interrupted(BaseException):
 
 
 def interrupt(during: str) -> Any:
-    """Return a progress callback that ends the work at a step, as killing the process would."""
+    """Return a progress callback that interrupts the work at a step, as if the process were killed."""
 
     def progress(step: str, done: int, total: int) -> None:
         if step == during:

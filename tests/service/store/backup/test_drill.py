@@ -56,7 +56,7 @@ class Writers:
         self._stopped = True
 
     def state_at(self, position: str) -> dict[bytes, Mapping[bytes, bytes]]:
-        """Fields of each note by its key, after all changes up to `position`."""
+        """Return the fields of each note by its key, after all changes up to `position`."""
         state = {
             f"{NOTE}{note_id}".encode(): fields
             for place, note_id, fields in sorted(self.changes, key=lambda change: change[0])

@@ -314,7 +314,7 @@ def test_full_temporary_folder_is_named(
     }
     step = steps[command]
     bounds = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, bounds[1]))  # growing beyond is an error, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, bounds[1]))  # writing beyond it is an error, as on a full disk
     try:
         with pytest.raises(BackupError, match=r"the temporary folder .* does not take the data: .*TMPDIR"):
             step()

@@ -1,4 +1,4 @@
-"""A backup in S3, as s3fs speaks it."""
+"""Backups in S3, through s3fs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.service.store.backup.s3 import Objects, serving_s3
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Objects]:
-    """A server of S3 that the environment names."""
+    """An S3 server to which the environment variables point."""
     require(importlib.util.find_spec("s3fs") is not None, "s3fs is not installed")
     with serving_s3() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
@@ -33,7 +33,7 @@ def test_backup_goes_to_s3_and_comes_back(
     source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, s3: Objects
 ) -> None:
     fill(source)
-    source.set("large", os.urandom(60 * 2**20))  # more than one part of an upload
+    source.set("large", os.urandom(60 * 2**20))  # larger than one part of an upload
     back_up(embedded.url, "s3://bucket/notes/today")
     assert s3.objects.keys() == {f"/bucket/notes/today/{name}" for name in (DATA_SET, MANIFEST)}
     restore("s3://bucket/notes/today", other.url)
