@@ -6,8 +6,8 @@ Prints hashtags and category of 20 notes, to be judged by eye, and writes how of
 the checkpoint's own names and from twelve unseen ones. Notes in a script that the checkpoint does not read are left
 out.
 
-The distillation of the shipped checkpoint read 196 of the 200 English sample notes, without their categories. Notes of the
-training split taught it hashtags and categories, and notes of the validation split selected the weights of what was
+The distillation of the shipped checkpoint read 196 of the 200 English sample notes, without their categories. Notes of
+the training split taught it hashtags and categories, and notes of the validation split selected the weights of what was
 fitted to it afterwards, so only the test split is measured.
 """
 
