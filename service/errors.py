@@ -3,7 +3,7 @@
 NoteLLMError
 ├── NoteNotFound          the note does not exist, was deleted or has expired
 ├── ExamplesNotFound      examples of a search do not exist; `errors` points to them
-├── ListExpired           the result list of a cursor has expired
+├── ListExpired           the result list of a cursor has expired, or never existed
 ├── InvalidInput          well-formed, but fields are not valid; `errors` points to them
 ├── MalformedBody         the body is not valid UTF-8 JSON
 ├── UnsupportedMediaType  the address does not accept the body's media type or encoding
