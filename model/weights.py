@@ -99,7 +99,7 @@ class CheckpointFiles:
         """
         if self.generation and self.config.generation_trunk not in ("", self.trunk_digest()):
             raise CheckpointError(
-                f"{self.generation} was trained on another trunk than this checkpoint has; train it again "
+                f"{self.generation} was trained on another trunk than that of this checkpoint; train it again "
                 f"(docs/guides/writing.md), or set generation_adapter to false in {CONFIG_FILE}"
             )
         digests = [folder_digest(self.weights)]
@@ -138,7 +138,7 @@ def needs_conversion(checkpoint: str, cache: Path) -> bool:
 def _require(path: Path, part: str) -> None:
     """Raise CheckpointError if `path`, the file of a `part` in the configuration, is missing."""
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing, but the configuration has {part}")
+        raise CheckpointError(f"{path} is missing, but {CONFIG_FILE} says that the checkpoint has {part}")
 
 
 def space_of(config: NoteLLMConfig, digest: str, dimension: int) -> str:
@@ -167,7 +167,7 @@ def resolve(backbone: str, cache: Path, progress: Progress = silent) -> Path:
     if not folder.is_dir():
         folder = download(backbone, progress)
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{backbone} holds no .safetensors file; other weight formats are not loaded")
+        raise CheckpointError(f"{backbone} has no .safetensors file; other formats of weights are not supported")
     return folder
 
 
@@ -181,9 +181,9 @@ def adaptable(backbone: str) -> str:
     if not (folder / CONFIG_FILE).is_file():
         return str(folder.absolute()) if folder.is_dir() else backbone
     own = NoteLLMConfig.load(folder).backbone
-    advice = f"{own}, and in a recipe the folder as `start`"
+    advice = f"{own}, and set `start` to the checkpoint in a recipe"
     raise CheckpointError(
-        f"{backbone} is a checkpoint, and an adapter is trained on a bare backbone: name "
+        f"{backbone} is a checkpoint, but an adapter is trained on a bare backbone: use "
         f"{folder / BACKBONE_FOLDER if own == BACKBONE_FOLDER else advice}"
     )
 
@@ -193,11 +193,13 @@ def download(name: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    progress(f"Fetching {name} from the model hub")
+    progress(f"Downloading {name} from the model hub")
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{name!r} is neither a folder nor a model that the hub would give: {error}") from error
+        raise CheckpointError(
+            f"{name!r} is neither a folder nor a model that can be downloaded from the hub: {error}"
+        ) from error
 
 
 def packaged_gguf() -> Path:
@@ -209,7 +211,7 @@ def packaged_gguf() -> Path:
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise CheckpointError(
-            "the packaged weights are missing: `make serve` installs them, or name a checkpoint with NOTELLM_CHECKPOINT"
+            "the packaged weights are missing: install them with `make serve`, or set NOTELLM_CHECKPOINT"
         )
     return files[0]
 
@@ -228,7 +230,9 @@ def fetched_gemma(cache: Path) -> Path:
     """Return the folder of GEMMA_BACKBONE. Raises CheckpointError where it was not fetched."""
     folder = gemma_folder(cache)
     if not folder.is_dir():
-        raise CheckpointError(f"{GEMMA_BACKBONE} is not there: `python -m model.gemma` names its terms and fetches it")
+        raise CheckpointError(
+            f"{GEMMA_BACKBONE} is not downloaded: `python -m model.gemma` shows its terms and downloads it"
+        )
     return folder
 
 

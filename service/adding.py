@@ -106,7 +106,7 @@ class Plan:
 def expired_error(pointer: str = "") -> InvalidInput:
     """Return the error for a note that expired before it was written. `pointer`: JSON pointer to the note in its
     body."""
-    return InvalidInput([FieldError(f"{pointer}/expires_at", "must lie in the future")])
+    return InvalidInput([FieldError(f"{pointer}/expires_at", "must be in the future")])
 
 
 def _without_notes(hashtags: tuple[Hashtag, ...] | None) -> tuple[Hashtag, ...] | None:

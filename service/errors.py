@@ -1,41 +1,41 @@
 """Errors, named in the words of the layer that raises them. api/problems.py gives each its HTTP status code.
 
 NoteLLMError
-├── NoteNotFound          no such note: it was never added, was deleted or has expired
-├── ExamplesNotFound      a search names notes that do not exist; carries pointers to them
-├── ListExpired           the list of a cursor is no longer kept, or never existed
-├── InvalidInput          the request is well-formed, but not valid; carries pointers to the fields
-├── MalformedBody         the body is not JSON, or not UTF-8
-├── UnsupportedMediaType  the address does not accept the body's type or encoding
-├── LimitExceeded         a body, note or batch is over its published limit
-├── MalformedHeader       a header has an invalid value, or asks for what the address does not support
-├── KeyReused             the Idempotency-Key was already used for another request
-├── TenantNotFound        no such tenant
+├── NoteNotFound          the note does not exist, was deleted or has expired
+├── ExamplesNotFound      examples of a search do not exist; `errors` points to them
+├── ListExpired           the result list of a cursor has expired, or never existed
+├── InvalidInput          well-formed, but fields are not valid; `errors` points to them
+├── MalformedBody         the body is not valid UTF-8 JSON
+├── UnsupportedMediaType  the address does not accept the body's media type or encoding
+├── LimitExceeded         the body, note or batch exceeds a limit of GET /limits
+├── MalformedHeader       a request header is not valid, or the address does not support it
+├── KeyReused             the Idempotency-Key was used for a different request
+├── TenantNotFound        the tenant does not exist
 ├── TenantRemoved         the tenant was removed during the request
-├── TooManyTenants        the service has reached its maximum number of tenants
-├── PreconditionFailed    the note does not meet If-Match or If-None-Match, for example since it changed
-├── OtherSpace            the vector of a note is from another model; carries pointers to examples
-├── Unauthenticated       the request has no valid key
-├── Forbidden             the key lacks the scope or tenant; without a key: another host, or a foreign page's change
-├── ApiKeyNotFound        no such key, or not one of the caller's tenant
-├── TooManyApiKeys        the maximum number of keys is reached
-├── LogCut                the change log does not reach back to the requested position
-├── StoredNoteUnreadable  the stored form of the note cannot be read
+├── TooManyTenants        the maximum number of tenants is reached
+├── PreconditionFailed    the note does not match If-Match or If-None-Match
+├── OtherSpace            a note's vector is from another model; `errors` points to the examples
+├── Unauthenticated       the API key is missing, invalid, expired or revoked
+├── Forbidden             the key lacks a scope; or, without keys, the Host or the Origin is not allowed
+├── ApiKeyNotFound        the API key does not exist, or belongs to another tenant
+├── TooManyApiKeys        the maximum number of API keys is reached
+├── LogCut                the change log does not contain all changes after the position
+├── StoredNoteUnreadable  the stored note cannot be decoded
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request with the same Idempotency-Key is still running
-    ├── QuotaExceeded     the caller's key has used up its quota of requests or tokens
-    ├── QueueFull         the model's queue is full, or too long for the caller's deadline
-    ├── TooManyWaiting    the maximum number of requests of this kind is running or waiting
-    ├── BodiesFull        the bodies of all requests take up all memory for bodies
+    ├── QuotaExceeded     the API key's quota of requests or tokens is used up
+    ├── QueueFull         the model's queue is full, or the wait would be too long for this request
+    ├── TooManyWaiting    the maximum number of concurrent requests of this kind is reached
+    ├── BodiesFull        the memory for request bodies is used up
     ├── VerifyRunning     a comparison of index and store is already running
-    ├── DeadlineExceeded  the deadline of the request has passed
+    ├── DeadlineExceeded  the request took longer than its timeout
     ├── StoreUnavailable  Redis does not answer, or refuses to write
     ├── IndexBehind       the index did not reach a log position in time
-    ├── NoteContended     others keep changing the note while the request changes it
-    ├── BehaviourBehind   the events from before the start, or a purge, are still being read
+    ├── NoteContended     concurrent requests kept changing the note
+    ├── BehaviourBehind   events from before the start, or from before a purge, are still being read
     ├── EngineFailed      the model failed on this batch
-    ├── TenantOpening     the caller's tenant is being opened, or could not be opened
-    ├── Starting          the service is not ready for requests yet
+    ├── TenantOpening     the caller's tenant is being opened, or opening it failed
+    ├── Starting          the service is still starting
     └── Stopping          the service is shutting down
 
 SnapshotRefused is not one of them: the index answers it by rebuilding from the store, so that no caller sees it.
@@ -75,8 +75,8 @@ class InvalidInput(NoteLLMError):
     def __init__(self, errors: Sequence[FieldError], left_out: int = 0) -> None:
         self.errors = tuple(errors[:MAX_ERRORS])
         self.left_out = left_out + len(errors) - len(self.errors)
-        more = f" {self.left_out} more errors are left out." if self.left_out else ""
-        super().__init__(f"The request is well-formed, but some of its fields are not valid; see errors.{more}")
+        more = f" {self.left_out} more are not listed." if self.left_out else ""
+        super().__init__(f"Some fields of the request are not valid; see `errors`.{more}")
 
     def under(self, prefix: str) -> InvalidInput:
         """Return the same error with pointers below `prefix`."""
@@ -95,11 +95,11 @@ class ExamplesNotFound(NoteLLMError):
         self.errors = tuple(errors)
         self.skipped = skipped
         super().__init__(
-            "These examples were left out; see errors. Without them too few examples are left to rank by: add others "
-            "(with the strategy average, a positive one)."
+            "The examples in `errors` were skipped, and too few are left to rank by. Send other examples (the strategy "
+            "average needs a positive one)."
             if skipped
-            else "There are no such notes: they were never added, were deleted, or have expired; see errors. "
-            'With "on_missing": "skip" they are left out.'
+            else "Some examples do not exist: their notes were never added, were deleted, or have expired; see "
+            '`errors`. Set "on_missing": "skip" to skip them.'
         )
 
     def under(self, prefix: str) -> ExamplesNotFound:
@@ -115,8 +115,8 @@ def _under(prefix: str, errors: Sequence[FieldError]) -> list[FieldError]:
 class ListExpired(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
-            "The list of this cursor is no longer kept: lists are kept for page_seconds of GET /limits, and only the "
-            'newest max_lists of them. Begin again with cursor "*".'
+            "The result list of this cursor has expired: the newest max_lists lists are kept, for page_seconds each "
+            '(GET /limits). Start again with cursor "*".'
         )
 
 
@@ -131,7 +131,7 @@ class UnsupportedMediaType(NoteLLMError):
     `accepted`: the values that it may have, in words."""
 
     def __init__(self, header: str, value: str, accepted: str) -> None:
-        super().__init__(f"The body's {header} is {value[:100]!r}; this address takes {accepted}.")
+        super().__init__(f"The body's {header} is {value[:100]!r}; this address accepts {accepted}.")
         self.header = header
         self.accepted = accepted
 
@@ -140,7 +140,7 @@ class LimitExceeded(NoteLLMError):
     """A request is over a bound. `bound`: its name on GET /limits."""
 
     def __init__(self, bound: str, limit: int) -> None:
-        super().__init__(f"The request is over the bound {bound} = {limit}; split or shorten it. See GET /limits.")
+        super().__init__(f"The request exceeds the limit {bound} = {limit}; split or shorten it. See GET /limits.")
         self.bound = bound
         self.limit = limit
 
@@ -153,8 +153,8 @@ class MalformedHeader(NoteLLMError):
 class KeyReused(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
-            "This Idempotency-Key was already used for another request: another method, address, query, If-Match or "
-            "body. Use a new key for a new request."
+            "This Idempotency-Key was used for a different request: the method, path, query, Content-Type, If-Match, "
+            "If-None-Match or body differs. Use a new key for a new request."
         )
 
 
@@ -165,28 +165,28 @@ class SnapshotRefused(Exception):
 class PreconditionFailed(NoteLLMError):
     def __init__(self, note_id: str) -> None:
         super().__init__(
-            f"Note {note_id!r} does not meet If-Match or If-None-Match; read it again and repeat the change."
+            f"Note {note_id!r} does not match If-Match or If-None-Match; read it again, then repeat the change."
         )
 
 
 class TenantNotFound(NoteLLMError):
     def __init__(self, name: str) -> None:
-        super().__init__(f"There is no tenant {name!r}: it was never used, or was removed.")
+        super().__init__(f"There is no tenant {name!r}: none of its keys was ever used, or it was removed.")
 
 
 class TenantRemoved(NoteLLMError):
     def __init__(self) -> None:
         super().__init__(
-            "All data of this key's tenant was removed, or the store was emptied, during this request. Nothing of "
-            "the request is stored; if you repeat it, it finds an empty tenant, or its key is refused."
+            "This key's tenant was removed, or the store was emptied, during this request, and nothing of the request "
+            "is stored. If you repeat it, the tenant is empty, or the key is refused."
         )
 
 
 class TooManyTenants(NoteLLMError):
     def __init__(self, limit: int) -> None:
         super().__init__(
-            "This key's tenant is new, and the service has reached its maximum number of tenants: max_tenants = "
-            f"{limit} of GET /limits. The operator can raise NOTELLM_MAX_TENANTS, or remove another tenant."
+            f"The tenant of this key cannot be created: the service has reached max_tenants = {limit} of GET /limits. "
+            "Ask the operator to raise NOTELLM_MAX_TENANTS or to remove another tenant."
         )
 
 
@@ -198,13 +198,13 @@ class OtherSpace(NoteLLMError):
         self.note_id = note_id
         self.model = model
         self.errors = tuple(errors)
-        all_examples = ' `errors` names all such examples; with "on_missing": "skip" they are left out.'
+        all_examples = ' `errors` lists all such examples; set "on_missing": "skip" to skip them.'
         # The message does not advise writing the note again: a replica of the old model would replace the new model's
         # vector.
         super().__init__(
-            f"Note {note_id!r} was embedded by another model than {model!r}, which serves here, and vectors of two "
-            "models cannot be compared. While the model is being changed, ask a replica with the other model, or try "
-            f"again once the change is complete.{all_examples if errors else ''}"
+            f"The vector of note {note_id!r} is from another model than {model!r}, the serving model, and vectors of "
+            "two models cannot be compared. During a change of the model, use a replica that serves the other model, "
+            f"or try again after the change.{all_examples if errors else ''}"
         )
 
     def under(self, prefix: str) -> OtherSpace:
@@ -218,21 +218,21 @@ class LogCut(NoteLLMError):
 
     def __init__(self, position: str, *, first: str | None = None, last: str | None = None) -> None:
         if first is not None:
-            reason = f"begins at {first} and does not reach back to {position}"
+            reason = f"starts at {first}, after {position}"
         else:
             lack = f"has no entry at {position}" if last is None else f"ends at {last}, before {position}"
-            reason = f"{lack}: the store was restored or lost writes, or the position is of another store"
+            reason = f"{lack}: the store was restored or lost writes, or the position is from another store"
         super().__init__(
-            f"The change log {reason}. Later changes cannot be listed one by one: read all notes again (GET "
-            "/notes/export), and continue from the position where that ends."
+            f"The change log {reason}. Changes since {position} cannot be listed one by one: read all notes again (GET "
+            "/notes/export), then continue from the position at the end of the export."
         )
 
 
 class StoredNoteUnreadable(NoteLLMError):
     def __init__(self, note_id: str, reason: str) -> None:
         super().__init__(
-            f"Note {note_id!r} is stored but cannot be read: {reason}. It is left out of all answers until you POST "
-            "or PUT it again, or DELETE it."
+            f"Note {note_id!r} is in the store but cannot be decoded: {reason}. Answers omit it until you write it "
+            "again (POST or PUT) or DELETE it."
         )
 
 
@@ -240,7 +240,7 @@ class Unauthenticated(NoteLLMError):
     """No valid key was sent. `reason`: label for metrics. `offered`: whether the request has a key."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{detail} Send a valid key as Authorization: Bearer <key>.")
+        super().__init__(f"{detail} Send a valid key in the header Authorization: Bearer <key>.")
         self.reason = reason
         self.offered = reason != "no_key"
 
@@ -256,12 +256,14 @@ class Forbidden(NoteLLMError):
 
 class ApiKeyNotFound(NoteLLMError):
     def __init__(self, prefix: str) -> None:
-        super().__init__(f"There is no key {prefix!r} that you may see; GET /keys lists the existing ones.")
+        super().__init__(f"There is no key {prefix!r}, or your key may not see it; GET /keys lists the keys.")
 
 
 class TooManyApiKeys(NoteLLMError):
     def __init__(self, limit: int, name: str = "max_keys") -> None:
-        super().__init__(f"The maximum number of keys is reached: {name} = {limit}. Revoke unused ones; see GET /keys.")
+        super().__init__(
+            f"The maximum number of keys, {name} = {limit}, is reached; revoke unused keys (GET /keys lists them)."
+        )
 
 
 class TryLater(NoteLLMError):
@@ -275,7 +277,7 @@ class KeyInUse(TryLater):
     def __init__(self, seconds: float) -> None:
         super().__init__(
             "An earlier request with this Idempotency-Key is still running; repeat the request to get its answer. If "
-            f"its process has died, the key is free again after {math.ceil(seconds)} s."
+            f"the process of the earlier request has died, the key is free again after {math.ceil(seconds)} s."
         )
 
 
@@ -285,8 +287,8 @@ class QuotaExceeded(TryLater):
     def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
         super().__init__(
-            f"Your key has used up its quota of requests or model tokens per minute; try again in {self.retry_after} "
-            "s. The headers RateLimit and RateLimit-Policy have the details."
+            "Your key has used up its quota of requests or model tokens per minute; try again in "
+            f"{self.retry_after} s. See the headers RateLimit and RateLimit-Policy."
         )
 
 
@@ -297,9 +299,9 @@ class QueueFull(TryLater):
     def __init__(self, waiting: int, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))
         super().__init__(
-            f"{waiting} of your notes already wait for the model in this lane, and the next one would wait for about "
-            f"{seconds:.1f} s: too long for your deadline (X-Request-Timeout), or more than may wait (GET /limits); "
-            f"try again in {self.retry_after} s."
+            f"{waiting} of your notes wait for the model in this lane, and the next one would wait for about "
+            f"{seconds:.1f} s: the queue has no room for this request (queue_notes of GET /limits), or the wait is too "
+            f"long for it (X-Request-Timeout, queue_seconds of GET /limits). Try again in {self.retry_after} s."
         )
 
 
@@ -308,7 +310,7 @@ class TooManyWaiting(TryLater):
 
     def __init__(self, bound: str, limit: int) -> None:
         super().__init__(
-            f"The maximum number of such requests is running already, {bound} = {limit} of GET /limits; try again."
+            f"The maximum number of concurrent requests of this kind, {bound} = {limit}, is reached; try again."
         )
 
 
@@ -317,8 +319,8 @@ class BodiesFull(TryLater):
 
     def __init__(self, free_bytes: int) -> None:
         super().__init__(
-            "The bodies of all current requests take up all memory for bodies (max_bodies_bytes); try again, or send "
-            f"fewer notes at a time: a body of {free_bytes} bytes is always accepted."
+            "The memory for the bodies of concurrent requests is used up (max_bodies_bytes of GET /limits); try again, "
+            f"or send fewer notes at a time: a body of at most {free_bytes} bytes is always accepted."
         )
 
 
@@ -326,37 +328,38 @@ class VerifyRunning(TryLater):
     retry_after = 10
 
     def __init__(self) -> None:
-        super().__init__("Index and store are already being compared; one comparison runs at a time. Try again later.")
+        super().__init__(
+            "A comparison of index and store is already running, and only one runs at a time; try again later."
+        )
 
 
 class DeadlineExceeded(TryLater):
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"The answer was not ready after {seconds:g} s. What this request has stored stays stored; try again, "
-            "with fewer notes at once, and with ids or an Idempotency-Key if it adds notes."
+            f"The answer was not ready after {seconds:g} s. What this request has stored stays stored. Try again with "
+            "fewer notes; to add notes, send ids or an Idempotency-Key, so that none is added twice."
         )
 
 
 class StoreUnavailable(TryLater):
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"The store does not answer: {detail}. It is not certain whether this request took effect; try again."
+            f"The store is unavailable: {detail}. Writes of this request may or may not be stored; try again."
         )
 
 
 class IndexBehind(TryLater):
     def __init__(self, position: str, reached: str) -> None:
         super().__init__(
-            f"The index is at log position {reached}, not yet at {position}. What this request has stored stays "
-            "stored; repeat it, with ids or an Idempotency-Key if it adds notes."
+            f"The index has reached log position {reached}, but not yet {position}. What this request has stored stays "
+            "stored. Try again; to add notes, send ids or an Idempotency-Key, so that none is added twice."
         )
 
 
 class NoteContended(TryLater):
     def __init__(self, note_id: str) -> None:
         super().__init__(
-            f"Others kept changing note {note_id!r} while this request changed it, and nothing of the request was "
-            "stored. Try again."
+            f"Concurrent requests kept changing note {note_id!r}, so this change was not stored. Try again."
         )
 
 
@@ -365,16 +368,16 @@ class BehaviourBehind(TryLater):
 
     def __init__(self, reads: int) -> None:
         super().__init__(
-            f"This replica is still reading the events from before its start or from before a purge ({reads} reads so "
-            "far); try again."
+            "This replica is still reading the events from before its start or before a purge "
+            f"({reads} reads of notes so far); try again."
         )
 
 
 class EngineFailed(TryLater):
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"The model failed: {detail}. What this request has stored stays stored; repeat it, with ids or an "
-            "Idempotency-Key if it adds notes."
+            f"The model failed: {detail}. What this request has stored stays stored. Try again; to add notes, send ids "
+            "or an Idempotency-Key, so that none is added twice."
         )
 
 
@@ -384,7 +387,7 @@ class TenantOpening(TryLater):
 
     def __init__(self, progress: str, seconds: float = 1.0) -> None:
         self.retry_after = max(1, math.ceil(seconds))
-        super().__init__(f"The tenant of this key is not open yet ({progress}); try again.")
+        super().__init__(f"The tenant of this key is not ready yet ({progress}); try again.")
 
 
 class Starting(TryLater):
@@ -392,9 +395,9 @@ class Starting(TryLater):
     know how many notes there are."""
 
     def __init__(self, step: str) -> None:
-        super().__init__(f"The service is starting ({step}); try again. GET /startupz tells when it has started.")
+        super().__init__(f"The service is starting ({step}); try again when GET /startupz returns 200.")
 
 
 class Stopping(TryLater):
     def __init__(self) -> None:
-        super().__init__("The service is shutting down; try again, another replica may answer.")
+        super().__init__("This process is shutting down; try again, another replica may answer.")

@@ -29,6 +29,6 @@ class ReadTime:
             async with asyncio.timeout(self.seconds):
                 return await answer
         except TimeoutError as error:
-            raise StoreUnavailable(f"it did not answer within {READ_SECONDS:g} s") from error
+            raise StoreUnavailable(f"no answer within {READ_SECONDS:g} s") from error
         finally:
             self.seconds = max(0.0, self.seconds - (time.monotonic() - began))

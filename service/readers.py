@@ -143,7 +143,7 @@ class Reader:
         self._unanswered = 0 if self._answered else self._unanswered + 1
         self._answered = False
         if self._unanswered >= MAX_UNANSWERED:
-            log.error("reader_hangs", reader=self.number, detail="its event loop does not run: it is killed")
+            log.error("reader_hangs", reader=self.number, detail="its event loop does not respond: killing it")
             self.send_signal(signal.SIGKILL)
 
     async def samples(self) -> Samples:
@@ -253,7 +253,7 @@ class Readers:
                 was_ready, status, reader.tried = False, repr(error), True
             if self._ending:
                 return
-            log.error("reader_gone", reader=reader.number, status=status, detail="starting it again")
+            log.error("reader_gone", reader=reader.number, status=status, detail="restarting it")
             on_restart()
             pause = RESTART_SECONDS[0] if was_ready else min(2 * pause, RESTART_SECONDS[1])
             await asyncio.sleep(pause)
@@ -265,7 +265,7 @@ class Readers:
             try:
                 await asyncio.gather(*(reader.check() for reader in self._readers))
             except Exception:  # the task must not end unnoticed: readers that hang would no longer be restarted
-                log.exception("readers_not_checked", detail="tried again at the next check")
+                log.exception("readers_not_checked", detail="will be tried again at the next check")
             await asyncio.sleep(CHECK_SECONDS)
 
     async def add_metrics(self, registry: CollectorRegistry) -> ReaderMetrics:

@@ -33,4 +33,4 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
             await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Urgency(Lane.BULK))
         await service.store.mark_samples_loaded()
     except StoreUnavailable:
-        progress("The store is away: no sample notes")
+        progress("The store is unavailable: no sample notes are added")

@@ -79,8 +79,8 @@ class Tenant(Generic[S]):
     def detail(self) -> str:
         """Progress of its index, as a text."""
         if self.failed:
-            return f"it could not be opened, and is tried again {self.retry_seconds:g} s after the last attempt"
-        return self.service.index.status().detail if self.service else "not begun yet"
+            return f"it could not be opened; the next attempt is {self.retry_seconds:g} s after the last one"
+        return self.service.index.status().detail if self.service else "opening has not started yet"
 
 
 class Tenants(Generic[S]):
@@ -158,7 +158,7 @@ class Tenants(Generic[S]):
         """Remove a tenant and all its data: durably from the store, and from this process and its disk. Other replicas
         close it within FOLLOW_SECONDS. Raises InvalidInput for the default one, and TenantNotFound."""
         if name == DEFAULT_TENANT:
-            raise InvalidInput([FieldError("/name", "cannot be that of the default tenant, which is always there")])
+            raise InvalidInput([FieldError("/name", "must not be the default tenant, which cannot be removed")])
         await self._directory.remove(name)
         if tenant := self._tenants.get(name):
             await self._close(tenant, removed=True)
@@ -317,7 +317,7 @@ class Tenants(Generic[S]):
             except StoreUnavailable:
                 continue
             except Exception:
-                log.exception("tenants_failed", detail="tried again in a second")
+                log.exception("tenants_failed", detail="will be tried again in a second")
 
     async def _follow_once(self) -> None:
         first, open_before = not self._listed, list(self)
@@ -332,8 +332,8 @@ class Tenants(Generic[S]):
         """Close a tenant that the store no longer has, or has created anew."""
         known = await self._directory.known()
         if tenant.name not in known and not await self._directory.was_removed(tenant.name):
-            self._lost = "a tenant is gone, and nobody removed it: the store was emptied or exchanged"
+            self._lost = "a tenant has disappeared without being removed: the store was emptied or replaced"
             log.error("store_lost_writes", tenant=tenant.name, detail=self._lost)
         else:
-            log.info("tenant_gone", tenant=tenant.name, detail="it was removed, or made anew")
+            log.info("tenant_gone", tenant=tenant.name, detail="it was removed or created anew")
         await self._close(tenant, removed=True)

@@ -94,7 +94,7 @@ def open_tracer() -> Tracer | None:
     try:
         return Tracer()
     except ImportError as error:
-        log.warning("no_tracing", detail=f"{error}; an endpoint is configured: install notellm[otel]")
+        log.warning("no_tracing", detail=f"an OTLP endpoint is configured, but {error}: pip install 'notellm[otel]'")
         return None
 
 

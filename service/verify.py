@@ -36,7 +36,7 @@ KINDS: Mapping[Kind, str] = {
     "missing": "in the store and not in the index",
     "different": "in both, but with different vectors",
     "stale": "in the index, but not in the store, or embedded by another model there",
-    "duplicate": "twice in the index",
+    "duplicate": "more than once in the index",
     "broken": "the stored vector is missing or not finite: write the note again",
     "unreadable": "the stored form cannot be read: write or delete the note",
 }

@@ -326,7 +326,7 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
     )
     engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # fails now, not at the first note
     engine.keep_closed_set(settings.categories)
-    progress("Running the model once")
+    progress("Warming up the model")
     engine.generate([FIRST_NOTE], GenerationRequest(hashtags=1, categories=settings.categories))
     return engine
 
@@ -340,7 +340,7 @@ async def _open_embedded(
     lifecycle.report("Starting the embedded store", lambda: f"{embedded.loaded_percent:.0f}% of its data loaded")
     await embedded.start_in_loop()
     if embedded.pid is None:
-        lifecycle.report(f"Joining the store of {settings.data_dir}, which another process runs")
+        lifecycle.report(f"Using the store of {settings.data_dir}, which another process runs")
     _run_until_left(stack, embedded.keep_alive(), "keep-embedded-redis")
     return embedded.url
 

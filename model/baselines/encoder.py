@@ -201,12 +201,12 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
     ModuleNotFoundError where the published weights are not installed.
     """
     if (folder / LOG).exists():
-        raise RecipeError(f"{folder} holds a run, and that of an encoder is not resumed: choose a new folder")
+        raise RecipeError(f"{folder} holds a run, and runs of an encoder cannot be resumed: choose a new folder")
     if without_effect := [name for name in UNUSED_FIELDS if getattr(recipe, name)]:
         names = ", ".join(without_effect)
-        raise RecipeError(f"{names}: no effect on an encoder, which begins from the published weights")
+        raise RecipeError(f"{names}: has no effect on an encoder, which starts from the published weights")
     if len(recipe.data) > 1:
-        raise RecipeError(f"data: an encoder is trained on one [[data]], and the recipe has {len(recipe.data)}")
+        raise RecipeError(f"data: an encoder is trained on one [[data]], but the recipe has {len(recipe.data)}")
     lock = FolderLock(folder, progress)
     torch.manual_seed(recipe.seed)
     steps = _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder, progress)
@@ -253,7 +253,7 @@ def _fit_categories(recipe: Recipe, folder: Path, progress: Progress) -> Trainin
     train = [note for note_id, note in labelled.items() if split_of(note_id) == "train"]
     validation = [note for note_id, note in labelled.items() if split_of(note_id) == "validation"]
     if not train or not validation:
-        raise DatasetError(f"{data.notes} has no note with a category in the train or in the validation split")
+        raise DatasetError(f"{data.notes} has no note with a category in the training split or in the validation split")
     sample = random.Random(recipe.seed).sample(validation, min(len(validation), recipe.validation_notes))
     encoder = CategoryEncoder(sorted({str(note.category) for note in train}))
     column: dict[str | None, int] = {category: i for i, category in enumerate(encoder.categories)}

@@ -19,7 +19,9 @@ def _word_matrix(vectorizer: Any, notes: Sequence[Note]) -> Any:
     try:
         return vectorizer.fit_transform([plain_text(note) for note in notes])
     except ValueError as error:  # "empty vocabulary"
-        raise DatasetError(f"{len(notes):,} notes have no word of two letters or more to compare them by") from error
+        raise DatasetError(
+            f"none of {len(notes):,} notes has a word of two letters or more, by which notes are compared"
+        ) from error
 
 
 class TfIdf:

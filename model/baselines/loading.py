@@ -60,7 +60,7 @@ def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:
     """Load a system that gives vectors. Raises CheckpointError for one that does not."""
     system = load_system(name, (), cache, "auto", progress)
     if not isinstance(system, Embedder):
-        raise CheckpointError(f"{name} gives no vectors")
+        raise CheckpointError(f"{name} does not produce vectors: name a sentence encoder or a checkpoint")
     return system
 
 
@@ -68,7 +68,7 @@ def adapted_encoder(system: System, known: Sequence[Note], dimension: int | None
     """Return an encoder with whitened vectors or centred queries. Raises CheckpointError for any other system, since
     our checkpoints have their own whitening and mean share, and where the encoder cannot be whitened to `dimension`."""
     if not isinstance(system, SentenceEncoder):
-        raise CheckpointError(f"--whiten and --mean-share apply to sentence encoders; {system.name} is none")
+        raise CheckpointError(f"--whiten and --mean-share apply to sentence encoders only; {system.name} is not one")
     try:
         return AdaptedEncoder(system, known, dimension, mean_share)
     except ValueError as error:
@@ -85,7 +85,8 @@ def hashtag_copier(system: System, known: Sequence[Note], always: bool, tuned: b
     if not isinstance(system, Retriever):
         if always or tuned:
             raise CheckpointError(
-                f"--copy-hashtags and --copy-tuned copy from the nearest training notes; {system.name} finds none"
+                f"--copy-hashtags and --copy-tuned copy from the nearest notes, but {system.name} does not find "
+                "related notes"
             )
         return None
     if tuned:

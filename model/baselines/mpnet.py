@@ -46,7 +46,7 @@ def fetch(cache: Path, progress: Progress) -> Path:
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mpnet.", dir=cache) as folder:
-        progress("Fetching the weights, 405 MB")
+        progress("Downloading the weights (405 MB)")
         with zipfile.ZipFile(FILE.fetch(Path(folder))) as archive:
             archive.extractall(folder)
         if not target.is_dir():  # otherwise another process was first, with the same result

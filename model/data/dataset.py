@@ -76,11 +76,11 @@ def read_notes(path: Path, progress: Callable[[str], None] | None = None) -> dic
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} is no whole gzip file: {error}") from error
+        raise DatasetError(f"{path} is not a complete gzip file: {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}, line {number}, is no note: {error!r}") from error
+        raise DatasetError(f"{path}, line {number}, is not a note: {error!r}") from error
     if not file.whole:
-        raise DatasetError(f"{path} is an export that was broken off: run `notellm export-notes` again")
+        raise DatasetError(f"{path} is an incomplete export: run `notellm export-notes` again")
     if file.notes and not any(map(_has_text, file.notes.values())):
         raise DatasetError(f"no note of {path} has a title or content{file.unread_keys()}")
     if progress:
@@ -115,7 +115,9 @@ class _NotesFile:
             self.notes[note.id] = note
         elif "export" in record:
             if record["export"] != EXPORT_VERSION:
-                raise ValueError(f"it begins an export of version {record['export']}; {EXPORT_VERSION} can be read")
+                raise ValueError(
+                    f"it begins an export of version {record['export']}, but only {EXPORT_VERSION} can be read"
+                )
             self.exported, self.whole = True, False
         elif self.exported and "end" in record:
             self.whole = True
@@ -127,7 +129,7 @@ class _NotesFile:
     def unread_keys(self) -> str:
         """Return a clause that names the keys that are not read; "" if there are none, and for an export (many)."""
         keys = sorted(self.keys - NOTE_KEYS)
-        return f"; not read: {', '.join(keys)}" if keys and not self.exported else ""
+        return f"; ignored keys: {', '.join(keys)}" if keys and not self.exported else ""
 
     def summary(self) -> str:
         """Return the number of notes with each field, the keys that are not read, and the number of replaced notes."""
@@ -149,13 +151,13 @@ def _note(record: Mapping[str, Any]) -> Note:
     """Return the note of a line; null stands for a missing field. Raises TypeError for fields of a wrong type, and
     ValueError for a category of more than MAX_CATEGORY_CHARS characters."""
     if not isinstance(record["id"], str | int):
-        raise TypeError("id must be text or a whole number")
+        raise TypeError("id must be a string or an integer")
     for name in ("title", "content", "category"):
         if not isinstance(record.get(name), str | None):
-            raise TypeError(f"{name} must be text")
+            raise TypeError(f"{name} must be a string")
     hashtags = record.get("hashtags") or []
     if not isinstance(hashtags, list) or not all(isinstance(hashtag, str) for hashtag in hashtags):
-        raise TypeError("hashtags must be a list of texts")
+        raise TypeError("hashtags must be a list of strings")
     category = (record.get("category") or "").strip()
     if len(category) > MAX_CATEGORY_CHARS:
         raise ValueError(
@@ -278,9 +280,9 @@ class PairedNotes:
         self.pairs = sorted(ids for ids, score in self.scores.items() if score >= min_score)
         if pairs and not self.pairs:
             name = "validation_min_score" if split == "validation" else "min_score"
-            highest = f"the highest is {max(self.scores.values()):.3g}" if self.scores else "there is no pair at all"
+            highest = f"the highest is {max(self.scores.values()):.3g}" if self.scores else "there are no pairs at all"
             if self.counts.unknown:
-                highest += f"; of {self.counts.read:,} pairs {self.counts.unknown:,} have a note that is not in {notes}"
+                highest += f"; of {self.counts.read:,} pairs {self.counts.unknown:,} name a note that is not in {notes}"
             raise DatasetError(
                 f"{pairs} has no pair of {split} notes of {notes} with a score of {min_score} or more ({name}): "
                 f"{highest}"

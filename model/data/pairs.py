@@ -80,13 +80,13 @@ class PairOptions:
         for name, minimum in (("window", 1), ("top", 1), ("per_category", 1), ("max_history", 2)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < minimum):
-                raise PairsError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+                raise PairsError(f"{name} must be an integer of at least {minimum}, not {value!r}")
         if self.top is None:
-            raise PairsError("top must be a number; give a large one to keep every pair")
+            raise PairsError("top must be a number; use a large one to keep every pair")
         if not 0 <= self.lower <= self.upper:
-            raise PairsError(f"the scores' bounds must be 0 <= lower <= upper, not {self.lower} and {self.upper}")
+            raise PairsError(f"lower and upper must satisfy 0 <= lower <= upper, not {self.lower} and {self.upper}")
         if self.min_rating is not None and not math.isfinite(self.min_rating):
-            raise PairsError(f"min_rating must be a number, not {self.min_rating}")
+            raise PairsError(f"min_rating must be a finite number, not {self.min_rating}")
         if self.split not in ("all", *get_args(Split)):
             raise PairsError(f"split must be all, train, validation or test, not {self.split!r}")
 
@@ -194,7 +194,7 @@ SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FIL
        count(*) FILTER (score IS NULL OR NOT isfinite(score))
 FROM ({STORED_PAIRS})
 """
-PAIR_FAULTS = ("lack an id", "have one note twice", "have no score or one that is not finite")
+PAIR_FAULTS = ("lack an id", "have the same note twice", "have no finite score")
 """Faults of pairs, in the order of the columns of UNUSABLE_PAIRS after the first."""
 SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
 SCORES = f"""
@@ -230,7 +230,7 @@ def related_pairs(
     """
     started = time.perf_counter()
     if options.per_category is not None and notes is None:
-        raise PairsError("per_category balances the notes' categories: give the notes file too")
+        raise PairsError("per_category balances the categories of the notes, so it requires the notes file")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
         folder = Path(name)
@@ -265,12 +265,12 @@ def read_pairs(path: Path) -> Iterator[Pair]:
             lines, *unusable = connection.sql(UNUSABLE_PAIRS, params=[str(path)]).fetchall()[0]
             for count, fault in zip(unusable, PAIR_FAULTS, strict=True):
                 if count:
-                    raise PairsError(f"{count:,} of {lines:,} pairs in {path} {fault}: complete or remove them")
+                    raise PairsError(f"{count:,} of {lines:,} pairs in {path} {fault}: correct or remove them")
             rows = connection.execute(STORED_PAIRS, [str(path)])
             while some := rows.fetchmany(FETCHED_PAIRS):
                 yield from map(Pair._make, some)
     except duckdb.Error as error:
-        raise PairsError(f"{path} holds no pairs; write it with related_pairs: {error}") from error
+        raise PairsError(f"{path} is not a file of pairs; make it with `notellm pairs`: {error}") from error
 
 
 def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), memory: str = DEFAULT_MEMORY) -> dict[str, int]:
@@ -339,22 +339,22 @@ def _read_clicks(
         tables.read(files, kind, CLICK_COLUMNS, "click_lines")
         lines, users, notes, times, numbers, timestamps, ratings = tables.rows(HEALTH)[0]
     if not lines:
-        raise PairsError(f"{path} holds no clicks")
+        raise PairsError(f"{path} has no clicks")
     for column, filled in (("user", users), ("note", notes)):
         if not filled:
-            raise PairsError(f"{path} has no column {column!r}: a click needs user and note")
+            raise PairsError(f"{path} has no column {column!r}: each click requires user and note")
         if filled < lines:
-            raise PairsError(f"{lines - filled} of {lines} clicks in {path} have no {column}: complete or remove them")
+            raise PairsError(f"{lines - filled} of {lines} clicks in {path} have no {column}: correct or remove them")
     if times and lines not in (numbers, timestamps):
-        raise PairsError(f"{path} must give every click a time, as a number or as ISO 8601 text, or none at all")
+        raise PairsError(f"{path} must have a time for every click, as a number or in ISO 8601, or for none")
     if not times and len(files) > 1:
-        raise PairsError(f"{path} is {len(files)} files, whose lines have no order: give every click a time")
+        raise PairsError(f"{path} is {len(files)} files, which have no order: add a time to every click")
     if unused := _unused_columns(files, kind):
-        progress(f"Columns of {path.name} that are not read: {', '.join(unused)}")
+        progress(f"Ignored columns of {path.name}: {', '.join(unused)}")
     if not times:
-        progress(f"No click of {path.name} has a time: a user's clicks count in the order of the lines")
+        progress(f"No click of {path.name} has a time: the clicks of a user are taken in the order of the lines")
     if options.min_rating is not None and not ratings:
-        raise PairsError(f"{path} has no ratings: leave min_rating out, or add the column 'rating'")
+        raise PairsError(f"{path} has no ratings: omit min_rating, or add the column 'rating'")
     with _explained(tables, f"{path} could not be ordered by user and time"):
         tables.keep("clicks", CLICKS)
 
@@ -370,7 +370,7 @@ def _read_categories(tables: Tables, path: Path | None) -> None:
         tables.keep("categories", CATEGORIES)
         categories = tables.rows("SELECT count(DISTINCT category) FROM categories WHERE id IS NOT NULL")[0][0]
     if not categories:
-        raise PairsError(f"{path} gives no note an id and a category: leave per_category out")
+        raise PairsError(f"{path} has no note with an id and a category: omit per_category")
 
 
 def _unused_columns(files: Sequence[Path], kind: str) -> list[str]:
@@ -408,4 +408,4 @@ def _format(path: Path) -> str:
     for suffix, kind in FORMATS.items():
         if path.name.lower().endswith(suffix):
             return kind
-    raise PairsError(f"{path} is of no known format; its name must end in one of {', '.join(FORMATS)}")
+    raise PairsError(f"{path} has an unknown format; its name must end in one of {', '.join(FORMATS)}")

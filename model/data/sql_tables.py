@@ -64,7 +64,7 @@ class DuckDBTables:
                 config={"memory_limit": memory, "temp_directory": str(folder / "spill"), "threads": threads},
             )
         except duckdb.Error as error:
-            raise TablesError(f"DuckDB did not start with a memory of {memory!r}: {error}") from error
+            raise TablesError(f"DuckDB did not start with a memory limit of {memory!r}: {error}") from error
         for name, function in functions.items():
             self._connection.create_function(name, function, ["VARCHAR"], "VARCHAR")
         # Spark's name for the type of times with an offset. In both engines, a time without an offset is UTC.

@@ -55,7 +55,7 @@ class EvaluationData:
         DatasetError, PairsError, FileNotFoundError.
         """
         if folder.is_file():
-            raise DatasetError(f"{folder} is a file: name the folder that has {NOTES_FILE}")
+            raise DatasetError(f"{folder} is a file: name the folder that contains {NOTES_FILE}")
         notes = read_notes(folder / NOTES_FILE, progress)
         if not protocols:
             return cls(folder.resolve().name, notes, {}, {})
@@ -135,15 +135,15 @@ def check_parts(
     whole, notes = notes_of_split(data.notes, split), notes_of_split(data.notes, split, max_notes)
     none = f"no {split} note" if len(notes) == len(whole) else f"none of the {len(notes)} {split} notes drawn"
     if "related" in parts and not isinstance(system, Retriever):
-        raise NothingToMeasure(f"related notes cannot be measured: {system.name} finds none")
+        raise NothingToMeasure(f"related notes cannot be measured: {system.name} does not find related notes")
     if "categories" in parts and not isinstance(system, Classifier):
-        raise NothingToMeasure(f"categories cannot be measured: {system.name} chooses none")
+        raise NothingToMeasure(f"categories cannot be measured: {system.name} does not choose categories")
     if "categories" in parts and not set(closed_set(data.notes)).intersection(note.category or "" for note in notes):
-        raise NothingToMeasure(f"categories cannot be measured: {none} has one that a training note has")
+        raise NothingToMeasure(f"categories cannot be measured: {none} has the category of a training note")
     if "hashtags" in parts and copier is None and not isinstance(system, Tagger):
-        raise NothingToMeasure(f"hashtags cannot be measured: {system.name} gives none")
+        raise NothingToMeasure(f"hashtags cannot be measured: {system.name} does not predict hashtags")
     if "hashtags" in parts and not any(note.hashtags for note in notes):
-        raise NothingToMeasure(f"hashtags cannot be measured: {none} has any")
+        raise NothingToMeasure(f"hashtags cannot be measured: {none} has hashtags")
 
 
 def notes_of_split(notes: Mapping[str, Note], split: Split, max_notes: int | None = None) -> list[Note]:
@@ -181,7 +181,7 @@ def evaluate_related(
     pool = [note for note_id, note in sorted(data.notes.items()) if all_notes or split_of(note_id) == split]
     if not with_hashtags:
         pool = [replace(note, hashtags=()) for note in pool]
-    progress(f"{system.name}: reading {len(pool):,} notes")
+    progress(f"{system.name}: embedding {len(pool):,} notes")
     started = time.perf_counter()
     score = system.related(pool)
     seconds = (time.perf_counter() - started) / len(pool)
@@ -247,7 +247,7 @@ def evaluate_hashtags(
     tagged = [note for note in notes if note.hashtags]
     if not tagged:
         return None
-    progress(f"Hashtags of {len(tagged):,} notes")
+    progress(f"Predicting the hashtags of {len(tagged):,} notes")
     predicted = tagger.hashtags([replace(note, hashtags=()) for note in tagged], max(HASHTAG_CUTOFFS))
     truth = [note.hashtags for note in tagged]
     used = {hashtag_key(hashtag) for note in known for hashtag in note.hashtags}

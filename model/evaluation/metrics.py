@@ -286,7 +286,7 @@ def _keys(hashtags: Sequence[str]) -> list[str]:
 
 def _prf(predicted: list[str], truth: list[str], k: int) -> tuple[float, float, float]:
     if not truth:
-        raise ValueError("a note without true hashtags cannot be scored: leave it out")
+        raise ValueError("a note without true hashtags cannot be scored: omit it")
     hits = len(set(predicted) & set(truth))
     return hits / k, hits / len(truth), 2 * hits / (k + len(truth))
 

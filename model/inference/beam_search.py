@@ -92,7 +92,7 @@ class HashtagBeamSearch:
     def reason_for_none(self) -> str:
         """Reason for an answer without hashtags."""
         if self._is_likely_refused:
-            return "likely hashtags are all blocked, among the text's own, or in a script that the text does not use"
+            return "all likely hashtags are blocked, already given, or in a script that the text does not use"
         if self._vocabulary is None and self._min_probability:
             return "no hashtag is likely enough"
         if self._vocabulary is None:

@@ -12,7 +12,7 @@ from model.weights import Progress, is_exported, silent
 CUDA_DRIVERS = tuple(map(Path, ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")))
 """Device files of GPU drivers: NVIDIA on Linux, WSL, Jetson, and AMD. On other systems NOTELLM_DEVICE=cuda makes
 PyTorch look for a GPU."""
-EXPORT = "pip install 'notellm[torch]', or name a folder that `notellm export` has made with NOTELLM_CHECKPOINT"
+EXPORT = "run pip install 'notellm[torch]', or set NOTELLM_CHECKPOINT to a folder made by `notellm export`"
 
 
 def load_runtime(
@@ -31,7 +31,7 @@ def load_runtime(
     """
     device = device_for(device, progress)
     if runtime == "openvino" and device != "cpu":
-        raise CheckpointError(f"OpenVINO runs on a CPU here, not on {device}")
+        raise CheckpointError(f"OpenVINO runs on a CPU only, not on {device}: set NOTELLM_DEVICE=cpu")
     if runtime == "openvino" or (runtime == "auto" and device == "cpu"):
         try:
             from model.inference.openvino import load as openvino_load
@@ -41,8 +41,8 @@ def load_runtime(
             )
         except (ImportError, CheckpointError) as error:
             if runtime == "openvino" or is_exported(checkpoint) or not torch_installed():
-                raise CheckpointError(f"OpenVINO cannot run this: {reason_of(error)}") from error
-            progress(f"PyTorch runs the model, since OpenVINO cannot: {error}")
+                raise CheckpointError(f"OpenVINO cannot run this checkpoint: {reason_of(error)}") from error
+            progress(f"PyTorch runs the model, because OpenVINO cannot: {error}")
     return _load_torch(checkpoint, cache=cache, device=device, dtype=dtype, progress=progress)
 
 
@@ -61,8 +61,8 @@ def reason_of(error: Exception) -> str:
 def _load_torch(checkpoint: str, *, cache: Path, device: str, dtype: str, progress: Progress) -> Runtime:
     if is_exported(checkpoint):
         raise CheckpointError(
-            f"{checkpoint} was exported and runs in OpenVINO on a CPU alone: set NOTELLM_DEVICE=cpu and no other "
-            "NOTELLM_RUNTIME than auto or openvino, or name the checkpoint that it was made from"
+            f"{checkpoint} is exported and only runs in OpenVINO on a CPU: set NOTELLM_DEVICE=cpu and NOTELLM_RUNTIME "
+            "to auto or openvino, or use the checkpoint that it was exported from"
         )
     if not torch_installed():
         raise CheckpointError(f"PyTorch is not installed: {EXPORT}")
@@ -72,7 +72,7 @@ def _load_torch(checkpoint: str, *, cache: Path, device: str, dtype: str, progre
     from model.notellm import NoteLLM
 
     if dtype == "int8":
-        raise CheckpointError("int8 is there with OpenVINO alone")
+        raise CheckpointError("int8 is only supported by OpenVINO: choose another NOTELLM_DTYPE")
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     model = NoteLLM.load(
@@ -90,12 +90,12 @@ def device_for(requested: str, progress: Progress = silent) -> str:
     if requested == "cpu" or (requested == "auto" and not any(driver.exists() for driver in CUDA_DRIVERS)):
         return "cpu"
     if not torch_installed():
-        progress("The CPU runs the model: PyTorch, which a GPU needs, is not installed")
+        progress("The model runs on the CPU: PyTorch, which a GPU requires, is not installed")
         return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
-    progress(f"The CPU runs the model: PyTorch {torch.__version__} finds no GPU, and {built}")
+    progress(f"The model runs on the CPU: PyTorch {torch.__version__} finds no GPU, and {built}")
     return "cpu"

@@ -41,20 +41,20 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     incompatible ones, and where `out` exists; OSError where it cannot be written, which leaves no partial `out`.
     """
     if len(checkpoints) < 2:
-        raise CheckpointError("an average needs two checkpoints or more")
+        raise CheckpointError("an average requires at least two checkpoints")
     if out.exists():
-        raise CheckpointError(f"{out} exists; name a new folder")
+        raise CheckpointError(f"{out} already exists: choose a new folder")
     first = checkpoints[0]
     config = NoteLLMConfig.load(first)
     trained = ADAPTER_FOLDER if config.adapter else BACKBONE_FOLDER
     if not config.adapter and config.backbone != BACKBONE_FOLDER:
-        raise CheckpointError(f"{first} has neither an adapter nor a backbone of its own: there is nothing to average")
+        raise CheckpointError(f"{first} has neither an adapter nor its own backbone, so there is nothing to average")
     for checkpoint in checkpoints[1:]:
         if changed := differences(first, checkpoint):
             raise CheckpointError(f"{checkpoint} differs from {first} in {', '.join(changed)}")
     weights = sorted(f"{trained}/{path.name}" for path in (first / trained).glob("*.safetensors"))
     if not weights:
-        raise CheckpointError(f"{first / trained} holds no weights")
+        raise CheckpointError(f"{first / trained} has no .safetensors files")
     means = {name: mean_of(checkpoints, name) for name in (*weights, HEAD_FILE)}
     with whole_folder(out) as unfinished:
         shutil.copytree(first / trained, unfinished / trained, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -93,5 +93,7 @@ def mean_of(checkpoints: Sequence[Path], name: str) -> dict[str, Tensor]:
     shapes = [{key: tensor.shape for key, tensor in file.items()} for file in files]
     for checkpoint, other in zip(checkpoints, shapes, strict=True):
         if other != shapes[0]:
-            raise CheckpointError(f"{checkpoint / name} has other weights than {checkpoints[0] / name}")
+            raise CheckpointError(
+                f"{checkpoint / name} has tensors of other names or shapes than {checkpoints[0] / name}"
+            )
     return {key: torch.stack([file[key].float() for file in files]).mean(0) for key in files[0]}

@@ -75,8 +75,8 @@ def _load_unfitted(checkpoint: Path, data: Sequence[Mapping[str, Note]], cache: 
     if 2 * unread > len(drawn):
         read = ", ".join(engine.prompt.config.scripts)
         raise ValueError(
-            f"{unread:,} of {len(drawn):,} validation notes are in a script that {checkpoint} does not read: where it "
-            f"should, name the script in `scripts` of its {CONFIG_FILE}, which has {read}"
+            f"{unread:,} of {len(drawn):,} validation notes are in a script that {checkpoint} does not read. If it "
+            f"should read the script, add it to `scripts` of its {CONFIG_FILE}, which has {read}"
         )
     return engine
 
@@ -104,12 +104,12 @@ def category_temperature(
         rows.append(log_probs)
         truth += [categories.index(note.category) for note in labelled if note.category is not None]
     if not truth:
-        raise ValueError("no validation note has a category that training notes have")
+        raise ValueError("no validation note has the category of a training note")
     temperature = fit_temperature(np.concatenate(rows), np.array(truth, np.int64))
     if any(math.isclose(temperature, limit) for limit in TEMPERATURE_LIMITS):
         raise ValueError(
-            f"no temperature fits {len(truth):,} validation notes: the likeliest one is {temperature:g}, a limit. More "
-            "notes are needed, of two categories or more, some of which the model gets wrong"
+            f"no temperature fits {len(truth):,} validation notes: the best one is {temperature:g}, a limit of the "
+            "search. Add notes: they must have at least two categories, and the model must get some of them wrong"
         )
     return temperature
 
@@ -148,10 +148,13 @@ def category_head(
         categories = closed_set(notes)
         names = tuple(name for name in categories if name in head.names)
         if missing := set(categories) - set(names):
-            progress(f"None was drawn of these, so sets with them are not helped: {', '.join(sorted(missing))}")
+            progress(
+                "No note drawn has these categories, so closed sets with them are not improved: "
+                f"{', '.join(sorted(missing))}"
+            )
         validation = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
         if not validation or not head.has_enough_notes(names):
-            progress(f"Too few notes to learn {len(names)} categories from: left to what the model writes")
+            progress(f"Too few notes to learn {len(names)} categories: the language model alone scores them")
             if validation and (advice := _advice_to_read_more(notes, max_notes)):
                 progress(advice)
             continue
@@ -159,7 +162,7 @@ def category_head(
         head = _with_fitted_pool_weights(head, engine, names, validation)
         pooled = True
     if not pooled:
-        raise ValueError("no data set has enough training notes of its categories, and validation notes of them")
+        raise ValueError("no data set has both enough training notes of its categories and validation notes of them")
     return head
 
 
@@ -172,8 +175,8 @@ def _advice_to_read_more(notes: Mapping[str, Note], max_notes: int) -> str:
     if not max_notes < enough <= available:
         return ""
     return (
-        f"{max_notes:,} training notes are too few to learn {len(categories)} categories from, and there are "
-        f"{available:,}: --max-notes {enough} is enough"
+        f"{max_notes:,} of {available:,} training notes are too few to learn {len(categories)} categories: set "
+        f"--max-notes {enough}"
     )
 
 
@@ -243,6 +246,7 @@ def least_hashtag_score(written: Sequence[Sequence[Hashtag]], truth: Sequence[Se
 
     if not (f1_of_all := f1(0.0)):
         raise ValueError(
-            f"no hashtag written for {len(truth):,} notes is their author's: teach the checkpoint to write first"
+            f"none of the hashtags written for {len(truth):,} notes is one of its author: train the checkpoint to "
+            "write first"
         )
     return next((least for least in MIN_HASHTAG_SCORES if f1(least) >= KEPT_F1 * f1_of_all), 0.0)

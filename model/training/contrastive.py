@@ -34,8 +34,8 @@ def check_batches(paired: PairedNotes, name: str, recipe: Recipe, progress: Prog
     pairs = len(next(paired.batches(recipe.batch_pairs, recipe.seed))) // 2
     if new_run and pairs == 1 and not (recipe.memory or recipe.unpaired_notes):
         raise DatasetError(
-            f"{name}: a batch has one pair, so that there is no other note to tell its two from: more pairs without a "
-            "note in common, a larger batch_pairs, or memory = true are needed"
+            f"{name}: a batch has only one pair, so it has no negatives: add pairs that share no note, raise "
+            "batch_pairs, or set memory = true"
         )
     if pairs < recipe.batch_pairs:
         progress(f"{name}: a batch has {pairs} pairs that share no note, fewer than batch_pairs = {recipe.batch_pairs}")

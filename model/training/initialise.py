@@ -54,7 +54,7 @@ def build_model(
     loaded = NoteLLM.load(source, cache=cache, device=device, dtype=torch.float32, progress=progress)
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
     if recipe.start and not full and not origin.adapter:
-        raise CheckpointError(f"{recipe.start} has no adapter to go on from: set lora_rank = 0")
+        raise CheckpointError(f"{recipe.start} has no adapter to continue from: set lora_rank = 0")
     if recipe.start and not full and origin.backbone != backbone_name:
         _refuse_other_weights(recipe.start, origin.backbone, backbone_name, progress)
     if recipe.start:
@@ -115,21 +115,21 @@ def _refuse_other_weights(start: Path, trained_on: str, backbone: str, progress:
     former, folder = Path(trained_on), Path(backbone)
     moved = former.is_absolute() and folder.is_absolute()
     if not moved or (former.is_dir() and folder_digest(former) != folder_digest(folder)):
-        raise CheckpointError(f"{start} has an adapter of {trained_on}: name that as `backbone`, not {backbone}")
+        raise CheckpointError(f"{start} has an adapter for {trained_on}: set `backbone` to that, not to {backbone}")
     if not former.is_dir():
-        progress(f"{start} has an adapter of {former}, which is gone: {folder} must have the same weights")
+        progress(f"{start} has an adapter for {former}, which no longer exists: {folder} must have the same weights")
 
 
 def _report_inherited_settings(start: Path, origin: NoteLLMConfig, progress: Progress) -> None:
     """Report which settings of the starting checkpoint limit the new one, and what is not copied."""
     if origin.generation_adapter:
         progress(
-            f"The writing adapter of {start} is not taken over: teach the new checkpoint to write once it is trained"
+            f"The generation adapter of {start} is not copied: teach the new checkpoint to write after this training"
         )
     if origin.scripts:
-        progress(f"As {start}, the new checkpoint will read notes in {', '.join(origin.scripts)} (`scripts`) alone")
+        progress(f"Like {start}, the new checkpoint will only read notes in {', '.join(origin.scripts)} (`scripts`)")
     if origin.languages:
-        progress(f"As {start}, the new checkpoint will name its `languages`: {', '.join(origin.languages)}")
+        progress(f"Like {start}, the new checkpoint will declare the `languages` {', '.join(origin.languages)}")
 
 
 def store_in_bfloat16(model: NoteLLM) -> None:
@@ -170,8 +170,8 @@ def initialise(
     if model.projection is not None and started_with != recipe.prompt_version:
         if started_with:
             progress(
-                f"{recipe.start} was trained with another prompt than {recipe.prompt_version}: a new projection is "
-                f'fitted. To keep its own, set prompt_version = "{started_with}"'
+                f"{recipe.start} was trained with another prompt than {recipe.prompt_version}, so a new projection is "
+                f'fitted. To keep its projection, set prompt_version = "{started_with}"'
             )
         pool = with_teacher[0].notes if with_teacher else [note for paired in data for note in paired.notes.values()]
         notes = _sample(pool, recipe.seed)

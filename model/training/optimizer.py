@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.training.recipe import Recipe, RecipeError
 
-LOWER_RATES = "lower learning_rate or head_learning_rate, in a new folder"
+LOWER_RATES = "lower learning_rate or head_learning_rate, and train in a new folder"
 """Advice at the end of the error of a diverged run whose rates are those of a Recipe."""
 
 Schedule = torch.optim.lr_scheduler.LRScheduler

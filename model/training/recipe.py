@@ -42,12 +42,12 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.pairs is None and (self.teacher or self.min_score):
-            raise RecipeError(f"teacher and min_score are of pairs, and {self.notes} has none: name its `pairs`")
+            raise RecipeError(f"teacher and min_score require `pairs`, which the [[data]] of {self.notes} lacks")
         if not 0 <= self.share < math.inf:
-            raise RecipeError(f"share must be 0 or more, and finite, not {self.share} as that of {self.notes}")
+            raise RecipeError(f"share must be 0 or more and finite, not {self.share} (of {self.notes})")
         for category, names in self.category_names.items():
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-                raise RecipeError(f"category_names: {category} must have a list of names")
+                raise RecipeError(f"category_names: {category} must be a list of names, not empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,31 +128,35 @@ class Recipe:
         )
         for name in positive:
             if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1")
+                raise RecipeError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("hashtag_share", "hide_hashtags", "warmup", "distillation"):
             if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} must be between 0 and 1")
+                raise RecipeError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
         if not self.data or sum(d.share for d in self.data) <= 0:
-            raise RecipeError("data: at least one [[data]] with a share above 0 is needed")
+            raise RecipeError("data: at least one [[data]] with a share above 0 is required")
         if self.contrastive and not any(d.pairs for d in self.data):
-            raise RecipeError("data: contrastive training needs pairs; make them with `notellm pairs`")
+            raise RecipeError("data: contrastive training requires pairs; make them with `notellm pairs`")
         if not self.alpha and not (self.contrastive and all(d.pairs for d in self.data)):
-            raise RecipeError("alpha: with 0 only pairs are learnt from, by contrastive = true; a [[data]] has none")
+            raise RecipeError(
+                "alpha: 0 requires contrastive = true and pairs in every [[data]], since nothing else is trained on"
+            )
         if not self.distillation and any(d.teacher for d in self.data):
-            raise RecipeError("teacher: its vectors are used where distillation is above 0")
+            raise RecipeError("teacher: its vectors are only used if distillation is above 0")
         if self.reread_notes < 0 or (self.reread_notes and not self.memory):
-            raise RecipeError("reread_notes: 0 or more, and 0 where memory is false")
+            raise RecipeError("reread_notes must be 0 or more, and 0 without memory = true")
         if self.unpaired_notes < 0 or (self.unpaired_notes and not (self.contrastive and self.distillation)):
-            raise RecipeError("unpaired_notes: 0 or more, and 0 without contrastive training or distillation")
+            raise RecipeError(
+                "unpaired_notes must be 0 or more, and 0 without contrastive = true and a distillation above 0"
+            )
         if self.validation_notes < MIN_VALIDATION_NOTES:
             raise RecipeError(f"validation_notes must be at least {MIN_VALIDATION_NOTES}")
         if self.distillation_temperature <= 0:
             raise RecipeError("distillation_temperature must be above 0")
         if self.lora_rank < 0:
-            raise RecipeError("lora_rank cannot be negative")
+            raise RecipeError("lora_rank must be 0 or more")
         check_rates(self, ("alpha", "learning_rate", "head_learning_rate", "weight_decay"))
         if not self.contrastive and (self.distillation or self.memory):
-            raise RecipeError("distillation and memory: their losses are of pairs, for which contrastive must be true")
+            raise RecipeError("distillation and memory require contrastive = true, since their losses are of pairs")
 
     @property
     def teaches_categories(self) -> bool:
@@ -186,9 +190,9 @@ def check_rates(recipe: Any, names: Sequence[str] = ("learning_rate", "weight_de
     recipe of any trainer."""
     for name in names:
         if not 0 <= getattr(recipe, name) < math.inf:
-            raise RecipeError(f"{name} must be 0 or more, and finite")
+            raise RecipeError(f"{name} must be 0 or more and finite, not {getattr(recipe, name)}")
     if not recipe.clip > 0:
-        raise RecipeError("clip must be above 0: it bounds the norm of the gradient")
+        raise RecipeError(f"clip, the maximum norm of the gradient, must be above 0, not {recipe.clip}")
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -228,5 +232,5 @@ def _expanded(name: str, value: str) -> str:
     """Replace $NAMES by environment variables. Raises RecipeError, with the field's `name`, where one is not set."""
     expanded = os.path.expandvars(value)
     if "$" in expanded:
-        raise RecipeError(f"{name}: {value} names an environment variable that is not set")
+        raise RecipeError(f"{name}: {value} contains an environment variable that is not set")
     return expanded

@@ -99,7 +99,7 @@ def read_run(folder: Path, recipe: Recipe, files: Mapping[str, str], progress: P
     try:
         state = _read_state(path)
     except DamagedStateError as error:
-        raise RecipeError(f"{error}: put back a copy of the file, or begin anew in a new folder") from error
+        raise RecipeError(f"{error}: restore a copy of the file, or start again in a new folder") from error
     defaults = {column.name: str(column.default) for column in fields(Recipe)}  # older states lack newer fields
     refuse_other_recipe(folder, defaults | state["recipe"], _fields_as_text(recipe))
     refuse_other_inputs(path, state.get("files", {}), files, progress)
@@ -111,7 +111,9 @@ def refuse_other_recipe(
 ) -> None:
     """Raise RecipeError, naming the fields, where a recipe differs from the saved one in fields outside of `free`."""
     if changed := sorted(name for name in fields if name not in free and fields[name] != saved.get(name)):
-        raise RecipeError(f"{folder} holds a run of another recipe ({', '.join(changed)}): choose a new folder")
+        raise RecipeError(
+            f"{folder} holds a run with another recipe (different: {', '.join(changed)}): choose a new folder"
+        )
 
 
 def refuse_other_files(folder: Path, saved: Mapping[str, str], files: Mapping[str, str]) -> None:
@@ -127,7 +129,7 @@ def refuse_other_inputs(path: Path, saved: Mapping[str, str], inputs: Mapping[st
     checked, because the state is from an earlier version and has no digest of them. The recipe must name all inputs, so
     that an input without a saved digest cannot be a new one."""
     if unknown := ", ".join(sorted(inputs.keys() - saved.keys())):
-        tell(f"{path} is of an earlier version: whether {unknown} changed since the run began is not checked")
+        tell(f"{path} is from an earlier version: it is not checked whether {unknown} changed since the run began")
     refuse_other_files(path.parent, {**inputs, **saved}, inputs)
 
 
@@ -170,7 +172,7 @@ def restore_log(log: Path, step: int, tell: Progress) -> None:
         except (ValueError, KeyError, TypeError):
             broken += entry == line
     if broken:
-        tell(f"{log}: {broken} broken lines are removed")
+        tell(f"{log}: removed {broken} damaged lines")
     if kept != lines:
         with whole_file(log) as file:
             file.write("".join(kept).encode())
@@ -208,7 +210,7 @@ def newest_state(folder: Path) -> Path | None:
 def lower_rate_in(folder: Path) -> str:
     """Return advice for a diverged run in `folder` that may resume with another learning rate."""
     newest = newest_state(folder)
-    return "lower learning_rate" + (f": the same command then goes on from {newest.name}" if newest else "")
+    return "lower learning_rate" + (f": the same command then resumes from {newest.name}" if newest else "")
 
 
 def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any]] | None:
@@ -226,11 +228,11 @@ def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any
             continue
         for other, damage in damaged.items():
             other.rename(other.with_name(other.name + DAMAGED))
-            tell(f"{damage} and has {DAMAGED} at the end of its name now: going on from {path.name}")
+            tell(f"{damage} and was renamed with {DAMAGED} at the end: resuming from {path.name}")
         return path, state
     if damaged:
         messages = "; ".join(map(str, damaged.values()))
-        raise RecipeError(f"{messages}: put back a copy of a file, or begin anew in a new folder")
+        raise RecipeError(f"{messages}: restore a copy of a file, or start again in a new folder")
     return None
 
 

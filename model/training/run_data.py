@@ -14,11 +14,11 @@ from model.weights import Progress
 def check_unpaired_notes(recipe: Recipe, data: Sequence[PairedNotes], ranks: int) -> None:
     """Raise RecipeError where processes cannot share the unpaired notes evenly, or a data set has too few notes."""
     if recipe.unpaired_notes % ranks:
-        raise RecipeError(f"unpaired_notes must be a multiple of the {ranks} processes")
+        raise RecipeError(f"unpaired_notes must be a multiple of the number of processes, {ranks}")
     fewest = min((len(paired.notes) for paired in data if paired.has_pairs), default=0)
     if recipe.unpaired_notes and recipe.unpaired_notes + 2 * recipe.batch_pairs > fewest:
         raise RecipeError(
-            f"unpaired_notes: a data set has {fewest} notes, too few for a step's pairs and unpaired notes"
+            f"unpaired_notes: a data set has {fewest} notes, too few for the pairs and unpaired notes of a step"
         )
 
 
@@ -51,10 +51,10 @@ def report_pairs(
             counts = paired.counts
             between = f"{counts.in_split:,} between training notes"
             left_out = (
-                f", {counts.unknown:,} left out: a note of theirs is not in {row.notes}" if counts.unknown else ""
+                f", {counts.unknown:,} left out, since a note of theirs is not in {row.notes}" if counts.unknown else ""
             )
             progress(f"{row.pairs}: {counts.read:,} pairs, {between}{left_out}")
         if row.teacher and (known := known_share(row.teacher, paired.notes)) < 1:
-            progress(f"{row.teacher}: vectors of {100 * known:.1f}% of the training notes")
+            progress(f"{row.teacher}: has vectors for {100 * known:.1f}% of the training notes")
     if validation:
         progress(f"{validation.counts.in_split:,} pairs between validation notes")

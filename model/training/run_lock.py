@@ -32,6 +32,6 @@ class FolderLock:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 self.close()
-                held = f"another process trains in {folder}: wait for its end, or choose a new folder"
+                held = f"another process trains in {folder}: wait until it has ended, or choose a new folder"
                 raise RecipeError(held) from error
-            tell(f"{folder} cannot be locked against a second process that trains in it: {error}")
+            tell(f"{folder} cannot be locked, so do not start a second process that trains in it: {error}")

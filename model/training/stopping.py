@@ -17,7 +17,8 @@ def stop_on_signals(stop: Callable[[], None]) -> None:
     def handle(number: int, _: object) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            print("the run saves after this step, and ends; Ctrl-C again ends it without", file=sys.stderr, flush=True)
+            said = "stopping after this step, with a saved state; Ctrl-C again stops without saving"
+            print(said, file=sys.stderr, flush=True)
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):

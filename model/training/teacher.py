@@ -42,8 +42,9 @@ class Teacher:
             read = read_vectors(vectors_file)
             if read.keys().isdisjoint(paired.notes):
                 raise DatasetError(
-                    f"{vectors_file} has the vector of none of {len(paired.notes):,} training notes: it has "
-                    f"{next(iter(read))!r}, the notes have {next(iter(paired.notes))!r}. Make it of the same notes file"
+                    f"{vectors_file} has vectors for none of {len(paired.notes):,} training notes: it has ids such as "
+                    f"{next(iter(read))!r}, the notes have {next(iter(paired.notes))!r}. Make it from the same notes "
+                    "file"
                 )
             self._sources.append(read)
 
@@ -105,7 +106,7 @@ def read_vectors(path: Path) -> Vectors:
     with _vectors_file(path) as stored:
         vectors = dict(zip(stored["ids"].tolist(), unit(stored["vectors"]), strict=True))
     if not vectors:
-        raise DatasetError(f"{path} holds the vectors of no note")
+        raise DatasetError(f"{path} has no vectors")
     return vectors
 
 
@@ -124,4 +125,4 @@ def _vectors_file(path: Path) -> Iterator[Any]:
         with path.open("rb") as file, np.load(file) as stored:
             yield stored
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        raise DatasetError(f"{path} holds no vectors; make it with `notellm embed`: {error}") from error
+        raise DatasetError(f"{path} is not a file of vectors; make it with `notellm embed`: {error}") from error

@@ -129,7 +129,7 @@ class Trainer:
         self.saved_step: int | None = None
         """Step of the state in last.pt; None before the first save."""
         if saved is not None:
-            progress(f"Going on from {folder / LAST}")
+            progress(f"Resuming from {folder / LAST}")
             for name in (BEST, FINAL):
                 restore_replaced(folder / name)
             self.state.restore(saved)
@@ -137,7 +137,7 @@ class Trainer:
             if self.rank == 0:
                 restore_log(folder / LOG, self.state.step, progress)
         else:
-            progress("Starting from the notes' states")
+            progress("Starting a new run: initialising from the states of the notes")
             initialise(self.model, recipe, self.data, self.objectives, self._read_states, progress)
 
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Schedule]:
@@ -206,7 +206,7 @@ class Trainer:
         if not paired:
             raise DatasetError(
                 f"a batch has {len(notes) // 2} pairs that share no note, fewer than the {self.ranks} processes: start "
-                "fewer of them"
+                "fewer processes"
             )
         notes = notes[:paired]
         objective = self.objectives[index]
@@ -243,7 +243,7 @@ class Trainer:
 
     def _remedy(self) -> str:
         """Return advice for a run that diverged, with the step of its saved state."""
-        saved = "" if self.saved_step is None else f"; {self.folder / LAST} is of step {self.saved_step}"
+        saved = "" if self.saved_step is None else f"; {self.folder / LAST} has the state of step {self.saved_step}"
         return LOWER_RATES + saved
 
     def _related_loss(

@@ -43,8 +43,8 @@ def max_dimension(width: int, data_sets: int) -> int:
 def too_large(width: int, available: int, dimension: int) -> str:
     """Return the error message for a `dimension` that vectors of `width` cannot give."""
     return (
-        f"vectors of {width} numbers have {available} directions without the mean of each data set, fewer than "
-        f"{dimension}: ask for {available} or fewer, or train with a larger dimension"
+        f"vectors of {width} numbers have only {available} directions without the mean of each data set, fewer than "
+        f"{dimension}: choose a dimension of at most {available}, or train with a larger one"
     )
 
 
@@ -57,7 +57,7 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
     remain, either of K without the means or of those that the notes span.
     """
     if min(map(len, vectors)) < 2:
-        raise ValueError("a data set has fewer than two training notes to whiten by")
+        raise ValueError("whitening requires at least two training notes of each data set")
     width, available = vectors[0].shape[1], max_dimension(vectors[0].shape[1], len(vectors))
     if dimension > available:
         raise ValueError(too_large(width, available, dimension))
@@ -71,7 +71,7 @@ def whitening(vectors: Sequence[Floats], dimension: int, power: float = POWER) -
     if dimension > spanned:
         notes = ", ".join(f"{len(of_set):,}" for of_set in vectors)
         raise ValueError(
-            f"the vectors of {notes} notes fill {spanned} directions, fewer than {dimension}: read more notes"
+            f"the vectors of {notes} notes span only {spanned} directions, fewer than {dimension}: use more notes"
         )
     principal = slice(None, -dimension - 1, -1)  # eigenvalues ascend
     scaled: npt.NDArray[np.floating] = (directions[:, principal] / variances[principal] ** power).T @ remove_means
@@ -112,7 +112,7 @@ def whiten(checkpoint: Path, vectors: Sequence[Floats], dimension: int, power: f
     config = NoteLLMConfig.load(checkpoint)
     path = checkpoint / HEAD_FILE
     if config.dimension is None:
-        raise CheckpointError(f"{checkpoint} has no projection that could be changed")
+        raise CheckpointError(f"{checkpoint} has no projection to whiten")
     with loading_errors(path):
         head = load_file(path)
         projection = head["projection"]

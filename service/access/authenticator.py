@@ -38,7 +38,7 @@ USED_SECONDS = 60.0
 """How often the last use of a key is recorded."""
 
 
-KEYS_NOT_OPEN = "the store of the keys is not open yet"
+KEYS_NOT_OPEN = "the store of the API keys is not open yet"
 
 
 class Authenticator:
@@ -93,8 +93,8 @@ class Authenticator:
             if not (self._bootstrap or table.closes):
                 return ANONYMOUS
             if authorization is None:
-                raise Unauthenticated("no_key", "This service needs an API key.")
-            raise Unauthenticated("malformed_key", "This is no API key of this service.")
+                raise Unauthenticated("no_key", "This service requires an API key.")
+            raise Unauthenticated("malformed_key", "This is not an API key of this service (nlm_<prefix>_<secret>).")
         prefix, digest = parsed
         key = table.opened_by(prefix, digest, self.clock())
         if key is None:
@@ -142,7 +142,7 @@ class Authenticator:
         table = await self._current(CACHE_SECONDS)
         if principal.key is None:
             if self._bootstrap or table.closes:
-                raise Unauthenticated("no_key", "This service needs an API key since this request began.")
+                raise Unauthenticated("no_key", "API keys became required during this request.")
             return principal
         key = table.opened_by(principal.key, principal.digest, self.clock())
         if key is None:
@@ -155,7 +155,8 @@ class Authenticator:
 
     def _refuse_expired(self, key: ApiKey) -> None:
         if key.expired(self.clock()):
-            raise Unauthenticated("expired_key", "This API key has expired; whoever manages keys can prolong it.")
+            detail = "This API key has expired; a key with the scope keys.manage can extend it."
+            raise Unauthenticated("expired_key", detail)
 
     async def refresh(self) -> None:
         """Read the keys again after a change. If the store is away, they are read later."""
@@ -173,7 +174,7 @@ class Authenticator:
                 await asyncio.wait({self._reading}, timeout=WAIT_SECONDS)
                 self._hangs = not self._reading.done()
         if self._table is None and self._reading and not self._reading.done():
-            raise Starting("the API keys are being read")
+            raise Starting("loading the API keys")
         if self._table is None or (self._table.closes and now - self._read_at > STALE_SECONDS):
             raise StoreUnavailable("the API keys cannot be read")
         return self._table
@@ -233,4 +234,4 @@ def _bearer_token(authorization: str | None) -> str:
 
 
 def _unknown_key() -> Unauthenticated:
-    return Unauthenticated("unknown_key", "There is no such API key, or it was revoked or replaced.")
+    return Unauthenticated("unknown_key", "This API key does not exist, or was revoked or replaced.")

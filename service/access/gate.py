@@ -88,9 +88,9 @@ class Gate:
         if not self.allows_host(principal, host):
             self._refused.labels("host").inc()
             raise Forbidden(
-                "A service without keys answers at an IP address or localhost, and not at the name in your Host "
-                "header, which a web page could have chosen. Use http://127.0.0.1, name the host in "
-                "NOTELLM_ALLOWED_HOSTS, or set NOTELLM_BOOTSTRAP_KEY."
+                "Without API keys, the service accepts only requests to an IP address, localhost or a host in "
+                "NOTELLM_ALLOWED_HOSTS, since a web page could have chosen the name in your Host header. Use "
+                "http://127.0.0.1, add the host to NOTELLM_ALLOWED_HOSTS, or set NOTELLM_BOOTSTRAP_KEY."
             )
 
     def allows_host(self, principal: Principal, host: str) -> bool:
@@ -111,8 +111,8 @@ class Gate:
         if principal is ANONYMOUS and not self._allows_origin(host, origin, site):
             self._refused.labels("origin").inc()
             raise Forbidden(
-                "A service without keys takes no changes from a web page of another origin. Name its origin in "
-                "NOTELLM_CORS_ORIGINS, or set NOTELLM_BOOTSTRAP_KEY."
+                "Without API keys, the service refuses changes from web pages of other origins. Add the page's origin "
+                "to NOTELLM_CORS_ORIGINS, or set NOTELLM_BOOTSTRAP_KEY."
             )
 
     def _allows_origin(self, host: str, origin: str | None, site: str | None) -> bool:
@@ -131,8 +131,8 @@ class Gate:
         if principal.scopes.isdisjoint(scopes):
             self._refused.labels("scope").inc()
             names = sorted(scopes)
-            takes = f"{option} takes: use a key that has it" if option else "this takes"
-            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which {takes}.", names)
+            requires = f"{option or 'this request'} requires; use a key that has it"
+            raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which {requires}.", names)
 
     async def count(self, principal: Principal, requests: int = 1) -> Usage | None:
         """Count requests. Return the usage of their key, which says whether its quota allows them; None for a key

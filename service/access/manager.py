@@ -79,13 +79,13 @@ class Manager:
         tenant = tenant or by.tenant
         key = ApiKey(prefix, digest, name, tenant, frozenset(scopes), self._clock(), expires_at, quota)
         if tenant != by.tenant and Scope.ADMIN not in by.scopes:
-            raise Forbidden(f"A key of another tenant takes the scope {Scope.ADMIN}.", [Scope.ADMIN])
+            raise Forbidden(f"Creating a key for another tenant requires the scope {Scope.ADMIN}.", [Scope.ADMIN])
         check_reach(by, key)
         if by.key is None and Scope.KEYS_MANAGE not in key.scopes:
-            detail = f"must hold {Scope.KEYS_MANAGE}: the first key closes this service, and nobody could make another"
+            detail = f"must include {Scope.KEYS_MANAGE}: with the first key, keys become required to create others"
             raise InvalidInput([FieldError("/scopes", detail)])
         if key.expired(self._clock()):
-            raise InvalidInput([FieldError("/expires_at", "must lie in the future")])
+            raise InvalidInput([FieldError("/expires_at", "must be in the future")])
         details: dict[str, object] = {
             "name": name,
             "tenant": tenant,
@@ -114,7 +114,7 @@ class Manager:
             edited = edit(key)
             if edited == key or await self._replace(by, prefix, key, edited, act, details):
                 return edited
-        raise StoreUnavailable("the key is being changed by others")
+        raise StoreUnavailable("concurrent requests keep changing the key")
 
     async def rotate(self, by: Principal, prefix: str, overlap_seconds: float) -> tuple[ApiKey, str]:
         """Give a key a new secret, and return the key with its token. See ApiKey.rotated for how long replaced secrets
@@ -133,7 +133,7 @@ class Manager:
         for _ in range(MAX_ATTEMPTS):
             if await self._revoke(by, [await self._find(by, prefix)]):
                 return
-        raise StoreUnavailable("the key is being changed by others")
+        raise StoreUnavailable("concurrent requests keep changing the key")
 
     async def revoke_all(self, by: Principal, tenant: str) -> int:
         """Remove the keys of a tenant repeatedly until it has none, since one of them may create another meanwhile;
@@ -151,7 +151,7 @@ class Manager:
             for start in range(0, len(keys), KEYS_TOGETHER):
                 await self._revoke(by, keys[start : start + KEYS_TOGETHER])
             count += len(keys)
-        raise StoreUnavailable("keys of the tenant are being made again and again")
+        raise StoreUnavailable("new keys of the tenant keep being created")
 
     @contextlib.asynccontextmanager
     async def recorded(self, by: Principal, act: str, target: str = "", **details: object) -> AsyncIterator[None]:
@@ -226,8 +226,8 @@ def check_reach(by: Principal, key: ApiKey) -> None:
     missing = sorted(key.scopes - by.scopes)
     if missing:
         detail = (
-            f"The key has scopes that yours lacks: {', '.join(missing)}. Only a key with all scopes of another one can "
-            "make, change or revoke it."
+            f"The key has scopes that yours lacks: {', '.join(missing)}. Only a key with all scopes of another key can "
+            "create, change or revoke it."
         )
         raise Forbidden(detail, missing)
 

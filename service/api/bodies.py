@@ -96,7 +96,7 @@ def check_media_type(headers: Headers, *others: str) -> None:
         raise UnsupportedMediaType("Content-Encoding", encoding, "identity")
     body_type = media_type(headers)
     if not body_type:
-        raise MalformedBody(f"send it with Content-Type: {JSON}")
+        raise MalformedBody(f"it has no media type; send Content-Type: {JSON}")
     is_json = body_type == JSON or (body_type.startswith("application/") and body_type.endswith("+json"))
     if body_type in PATCH_TYPES or (not is_json and body_type not in others):
         raise UnsupportedMediaType("Content-Type", body_type, ", ".join((JSON, *others)))
@@ -249,4 +249,4 @@ async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
         window_begin += len(window)
         depth, quoted = int(depths[-1]), bool(inside[-1])
         await turns.work(len(window))
-    raise MalformedBody("the list has no end")
+    raise MalformedBody("the end of the list is missing")

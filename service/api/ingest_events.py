@@ -56,7 +56,7 @@ class EventParser:
             raise InvalidInput([FieldError(f"{pointer}/type", f"must be one of {names} (NOTELLM_EVENT_TYPES)")])
         if not self._first <= event.at <= self.now + MAX_AHEAD_SECONDS:
             seconds = self._service.settings.event_seconds
-            problem = f"must not be older than {seconds:,.0f} s, nor more than {MAX_AHEAD_SECONDS:.0f} s ahead of now"
+            problem = f"must be at most {seconds:,.0f} s in the past or {MAX_AHEAD_SECONDS:.0f} s in the future"
             raise InvalidInput([FieldError(f"{pointer}/at", problem)])
         return event
 

@@ -58,7 +58,7 @@ class PassedOn(Response):
 
 
 def _unreachable() -> Response:
-    problem = plain_problem(503, "The process with the model does not answer; try again.", retry_after=1)
+    problem = plain_problem(503, "The main process, which runs the model, does not answer; try again.", retry_after=1)
     return problem_response(problem, {"Retry-After": "1"})
 
 

@@ -201,7 +201,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._unparsed += len(piece)
             view = view[self._feed(piece) :]
             if self._unparsed > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._end("head_too_large", 431, f"The head of the request is over max_head_bytes = {MAX_HEAD_BYTES}.")
+                detail = f"The request line and headers exceed max_head_bytes = {MAX_HEAD_BYTES} of GET /limits."
+                self._end("head_too_large", 431, detail)
 
     def _feed(self, piece: memoryview) -> int:
         """Parse a piece up to its end, or to the end of a head that asks for an upgrade; return the number of bytes

@@ -125,7 +125,7 @@ class EventFollower:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
             except Exception:
-                log.exception("behaviour_failed", detail="building it anew from the stream of events")
+                log.exception("behaviour_failed", detail="rebuilding behaviour from its events")
                 await asyncio.sleep(RETRY_SECONDS[1])
                 if self.state is self._filling:
                     self._forget_everything()
@@ -169,7 +169,7 @@ class EventFollower:
         block_seconds = BLOCK_SECONDS if self.complete else 0.001
         entries, identity = await self._store.read(self.position, READ_SIZE, block_seconds)
         if self._identity not in ("", identity):  # the store was restored, emptied or exchanged
-            log.warning("events_exchanged", detail="building behaviour anew")
+            log.warning("events_exchanged", detail="the store was replaced: rebuilding behaviour from its events")
             self._forget_everything()
             return
         self._identity = identity

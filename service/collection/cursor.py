@@ -28,10 +28,10 @@ def decode_cursor(cursor: str, where: Filter, begin: str) -> str:
         text = ""
     match = CURSOR.fullmatch(text)
     if match is None:
-        raise InvalidInput([FieldError("/query/cursor", "must be `next_cursor` of the page before")])
+        raise InvalidInput([FieldError("/query/cursor", "must be `next_cursor` of the previous page")])
     if match[2] != _digest(where, begin):
         raise InvalidInput(
-            [FieldError("/query/cursor", "is the cursor of a list with other filters; begin without a cursor")]
+            [FieldError("/query/cursor", "is from a list with other filters; start again without a cursor")]
         )
     return match[1]
 

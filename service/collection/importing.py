@@ -57,9 +57,9 @@ class Importer:
             return
         vector, dimension = note.vector, self._recommender.engine.dimension
         if vector is None or vector.shape != (dimension,):
-            raise InvalidInput([FieldError("/vector", f"must have {dimension} numbers, as its space has")])
+            raise InvalidInput([FieldError("/vector", f"must have {dimension} numbers, the dimension of its space")])
         if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > UNIT_TOLERANCE:
-            raise InvalidInput([FieldError("/vector", "must have the length 1")])
+            raise InvalidInput([FieldError("/vector", "must be finite and have the Euclidean norm 1")])
 
     async def add(self, notes: Sequence[NoteToImport], replaces: bool, urgency: Urgency) -> list[Outcome]:
         """Add notes with distinct ids, which must have passed `check`. On return they are durable and searchable at

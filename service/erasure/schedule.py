@@ -59,7 +59,7 @@ class PurgeSchedule:
             remove_unused(self._data_dir, logs_of_store(url))
             self._tidied = self._last
         if purged:
-            log.info("store_purged", detail="its files were rewritten without what was removed")
+            log.info("store_purged", detail="the files of the store were rewritten without removed data")
 
     def _overdue(self) -> float:
         """Return the seconds since a purge was due; NaN until the store was asked, since the alert's minimum over all

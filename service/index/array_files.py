@@ -99,7 +99,7 @@ def _headers(file: BinaryIO) -> dict[str, _Header]:
             lengths = struct.unpack("<HH", file.read(4))
             with archive.open(member) as stream:
                 if npy.read_magic(stream) != (1, 0):  # others are of arrays with many named fields
-                    raise ValueError(f"{member.filename} is of an unknown version")
+                    raise ValueError(f"{member.filename} has an unknown version of the .npy format")
                 shape, in_columns, dtype = npy.read_array_header_1_0(stream)
                 begin = member.header_offset + LOCAL_HEADER + sum(lengths) + stream.tell()
             headers[member.filename.removesuffix(".npy")] = _Header(shape, in_columns, dtype, begin)

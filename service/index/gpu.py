@@ -59,7 +59,7 @@ class Gpu:
             try:
                 copied = swig.index_cpu_to_gpu(self._resources, 0, index)
             except RuntimeError as error:
-                log.warning("gpu_copy_failed", rows=index.ntotal, detail=f"searched by the processor: {error}")
+                log.warning("gpu_copy_failed", rows=index.ntotal, detail=f"these rows are searched on the CPU: {error}")
                 return None
             copied.nprobe = min(lists, MAX_GPU_LISTS)
             return self._register(copied)
@@ -97,5 +97,5 @@ def find_gpu() -> Gpu | None:
     """Return the card, or None with a warning where FAISS has none."""
     if swig.get_num_gpus():
         return Gpu()
-    log.warning("no_gpu", detail="FAISS has none here: the index is searched by the processor")
+    log.warning("no_gpu", detail="FAISS finds no GPU: the index is searched on the CPU")
     return None

@@ -58,7 +58,7 @@ class Readiness:
         """Record that the index is at `position` of a log that ends at `log_end`."""
         self.target = self.target or log_end
         self.ready = self.ready or position_key(position) >= position_key(self.target)
-        self.detail = "follows the log" if self.ready else f"at {position} of {self.target} of the log"
+        self.detail = "follows the log" if self.ready else f"at log position {position} of {self.target}"
 
 
 class LogFollower:
@@ -105,7 +105,7 @@ class LogFollower:
             async with asyncio.timeout(seconds):
                 await self._applying.acquire()
         except TimeoutError:
-            raise IndexBehind("the end of a batch of changes", self._state.position) from None
+            raise IndexBehind("the end of the current batch of changes", self._state.position) from None
         try:
             yield
         finally:
@@ -141,9 +141,9 @@ class LogFollower:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
             except Exception:
-                log.exception("index_failed", detail="rebuilding from the store")
+                log.exception("index_failed", detail="rebuilding the index from the store")
                 self._state.built = False
-                self.readiness.mark_unready("rebuilding after a failure, which the log line index_failed tells")
+                self.readiness.mark_unready("rebuilding after a failure; see index_failed in the log")
                 await asyncio.sleep(RETRY_SECONDS[1])
 
     async def expire(self) -> None:
@@ -176,7 +176,7 @@ class LogFollower:
             await self._store.identity()  # raises TenantRemoved: a store that was removed has lost nothing
             state.check_log(state.position, bounds)
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last, exchanged=exchanged)
-            reason = "the store was restored or exchanged" if exchanged else "the log does not reach back to this index"
+            reason = "the store was restored or replaced" if exchanged else "the log lacks changes since this index"
             self.readiness.mark_unready(f"rebuilding: {reason}")
             await self._rebuild()
             state.unlogged_changes += exchanged  # so that a snapshot of the new store is made

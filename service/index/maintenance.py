@@ -47,7 +47,7 @@ class Maintainer:
         try:
             return await self.run_jobs(self._state.notes)
         except Exception:  # the task must not end unseen: nothing would be merged any more
-            log.exception("index_maintenance_failed", detail="tried again after the next write")
+            log.exception("index_maintenance_failed", detail="will be tried again after the next write")
             return False
 
     async def run_jobs(self, notes: IndexedNotes) -> bool:
@@ -65,7 +65,7 @@ class Maintainer:
             await self._writer.run(partial(part.finish, job))
             self._state.unlogged_changes += 1  # so that a snapshot is made of what was merged
         except Exception:
-            log.exception("index_job_failed", detail="tried again after the next write")
+            log.exception("index_job_failed", detail="will be tried again after the next write")
             await self._writer.run(partial(part.give_up, job))
         frees_much = job.rows >= TRIM_HEAP_ROWS
         del job  # it refers to the old segments

@@ -54,7 +54,7 @@ def exact_search(vectors: Vectors, query: Vector, k: int, rows: Bits | None = No
     query = np.ascontiguousarray(query, np.float32)
     count, dimension = base.shape
     if query.shape != (dimension,):
-        raise ValueError(f"a vector of {query.shape} cannot be compared with vectors of {dimension}")
+        raise ValueError(f"a query of shape {query.shape} cannot be compared with vectors of dimension {dimension}")
     scores, places = np.empty(k, np.float32), np.empty(k, np.int64)
     selector = () if rows is None else (row_selector(rows),)
     swig.knn_inner_product(

@@ -45,7 +45,7 @@ class Purger:
             try:
                 await self._purge()
             except Exception:  # the task must not end unseen: no snapshot would be made any more
-                log.exception("index_purge_failed", detail=f"tried again in {RETRY_SECONDS:g} s")
+                log.exception("index_purge_failed", detail=f"will be tried again in {RETRY_SECONDS:g} s")
                 self.request()
                 await asyncio.sleep(RETRY_SECONDS)
 

@@ -239,7 +239,9 @@ class SegmentedIndex:
         note), or if the segments were replaced.
         """
         if vector.shape != (self._dimension,):
-            raise ValueError(f"a vector of {vector.shape} cannot be compared with rows of {self._dimension}")
+            raise ValueError(
+                f"a vector of shape {vector.shape} cannot be compared with rows of {self._dimension} numbers"
+            )
         while True:
             searcher = self._searcher
             row_hits = searcher.search(vector, k, where, now, recall_k)

@@ -82,7 +82,7 @@ class SnapshotFolder:
         for number in range(MAX_PROCESSES):
             with suppress(BlockingIOError):
                 return cls(parent / str(number))
-        raise OSError(f"{MAX_PROCESSES} processes keep their snapshots in {parent} already")
+        raise OSError(f"{MAX_PROCESSES} processes, the maximum, already keep snapshots in {parent}")
 
     def close(self) -> None:
         """Unlock the folder, so that another process may use it."""
@@ -223,7 +223,7 @@ class Snapshot:
             entry = self._entries[part]
             path = self._folder / entry["file"]
             if self._digests[part].result() != entry["sha256"]:
-                raise SnapshotRefused(f"{path.name} is damaged")
+                raise SnapshotRefused(f"its file {path.name} is damaged: the digest differs")
             return self._load(path)
         except (OSError, KeyError) as error:
             raise SnapshotRefused(f"its part {part} cannot be read: {error}") from error
@@ -240,12 +240,12 @@ def _read_manifest(folder: Path, origin: SnapshotOrigin) -> dict[str, Any] | Non
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SnapshotRefused(f"its manifest cannot be read: {error}") from error
     if digest != _digest_of(body):
-        raise SnapshotRefused("its manifest is damaged")
+        raise SnapshotRefused("its manifest is damaged: the digest differs")
     if body["version"] != VERSION:
-        raise SnapshotRefused(f"it is of version {body['version']}, and this service has {VERSION}")
+        raise SnapshotRefused(f"it has version {body['version']}, but this service reads version {VERSION}")
     expected = orjson.loads(orjson.dumps(asdict(origin)))  # tuples become lists, as in the manifest
     if differing := [name for name, value in expected.items() if value != body["origin"][name]]:
-        raise SnapshotRefused(f"it differs from this service in: {', '.join(differing)}")
+        raise SnapshotRefused(f"it was made with another {', '.join(differing)}")
     return dict(body)
 
 

@@ -90,7 +90,7 @@ class SnapshotKeeper:
             try:
                 await self._save_or_keep_log()
             except Exception:  # the task must not end unseen: no snapshot would be made any more
-                log.exception("snapshots_failed", detail="tried again at the next interval")
+                log.exception("snapshots_failed", detail="will be tried again at the next interval")
             pause = max(self._seconds, MIN_PAUSE_FACTOR * (time.monotonic() - began))
 
     async def _save_or_keep_log(self) -> None:
@@ -161,7 +161,7 @@ class SnapshotKeeper:
             bounds = await self._store.log_bounds(snapshot.position)
             self._state.check_log(snapshot.position, bounds)
             if not bounds.reach(snapshot.position):
-                raise SnapshotRefused("the log does not reach back to it")
+                raise SnapshotRefused("the log lacks changes since it was made")
             notes.other_space, unreadable = await self._writer.run(
                 partial(restore, snapshot.read, notes.index, notes.texts)
             )
@@ -169,8 +169,8 @@ class SnapshotKeeper:
         except StoreUnavailable:
             raise
         except Exception as error:  # whatever it is, the store can be read instead
-            reason = str(error) if isinstance(error, SnapshotRefused) else f"its parts do not fit together: {error!r}"
-            log.warning("snapshot_refused", reason=reason, detail="building from the store")
+            reason = str(error) if isinstance(error, SnapshotRefused) else f"its parts are inconsistent: {error!r}"
+            log.warning("snapshot_refused", reason=reason, detail="building the index from the store")
             return None
         self._saved = snapshot.position, self._state.unlogged_changes
         return RestoredSnapshot(snapshot.position, identity, bounds.last)

@@ -62,7 +62,7 @@ class IndexedNotes:
         vector is missing or not finite is left out and logged."""
         broken = {note.note.id for note in notes if note.vector is None or not np.isfinite(note.vector).all()}
         if broken:
-            log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="these notes cannot be found")
+            log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="searches do not find these notes")
         ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
         others = {note.note.id: note.position for note in notes if note.space != self._space}
         gone = {*removed, *broken}
@@ -180,7 +180,7 @@ class IndexState:
         """Record that the store has lost writes, if its log has lost `position`, which it had reached: its files were
         truncated or exchanged, or it failed over to a replica that was behind."""
         if bounds.lost(position):
-            self.lost = f"the log ends at {bounds.last} without {position}, which it had: acknowledged writes are lost"
+            self.lost = f"the log ends at {bounds.last} and no longer has {position}: acknowledged writes are lost"
             log.error("store_lost_writes", detail=self.lost)
 
     async def publish(self, notes: IndexedNotes, store_identity: str, position: str) -> None:

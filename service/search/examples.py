@@ -29,7 +29,7 @@ from service.search.title_centre import TitleCentre
 UnusableExample = StoredNote | Unreadable | None
 """Content of the store under the id of an example that a search cannot use: a note whose vector is from another model,
 a note that cannot be decoded, or nothing."""
-OTHER_MODEL = "is of another model"
+OTHER_MODEL = "has a vector from another model"
 FEW_IDS = 4
 """Maximum number of vectors that are looked up one by one; more are faster together."""
 
@@ -52,17 +52,17 @@ class Examples:
 def check_examples(request: SearchRequest) -> None:
     """Refuse examples that contradict each other. Raises InvalidInput."""
     if not request.examples:
-        raise InvalidInput([FieldError("/positive", "must not be empty where negative is empty too")])
+        raise InvalidInput([FieldError("/positive", "must not be empty if `negative` is empty")])
     if request.strategy == "average" and not request.positive:
-        detail = "takes at least one positive example; best_score and sum_scores take negative ones alone"
+        detail = "average requires a positive example; best_score and sum_scores also work with only negative ones"
         raise InvalidInput([FieldError("/strategy", detail)])
     for name, examples in (("positive", request.positive), ("negative", request.negative)):
         if examples and not any(example.weight for example in examples):
-            raise InvalidInput([FieldError(f"/{name}", "must have a weight that is not 0")])
+            raise InvalidInput([FieldError(f"/{name}", "must have an example with a weight other than 0")])
     positive = {(example.note_id, example.text) for example in request.positive}
     wrong = [example for example in request.negative if (example.note_id, example.text) in positive]
     if wrong:
-        detail = "is a positive example too; leave out one of them"
+        detail = "is also a positive example; remove one of them"
         raise InvalidInput([FieldError(example.pointer, detail) for example in wrong])
 
 
@@ -150,7 +150,7 @@ def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample], mod
 def _what_is_wrong(note_id: str, stored: UnusableExample) -> str:
     if stored is None:
         return f"there is no note {note_id!r}"
-    return f"the note {note_id!r} " + ("cannot be read" if isinstance(stored, Unreadable) else OTHER_MODEL)
+    return f"the note {note_id!r} " + ("cannot be decoded" if isinstance(stored, Unreadable) else OTHER_MODEL)
 
 
 def query_of(request: SearchRequest, examples: Examples) -> Query:

@@ -36,7 +36,7 @@ class Cursor:
         """Parse a cursor. Raises InvalidInput."""
         if match := CURSOR.fullmatch(text):
             return cls(match[1], int(match[2]))
-        raise InvalidInput([FieldError("/cursor", 'must be "*", or `next_cursor` of an answer')])
+        raise InvalidInput([FieldError("/cursor", 'must be "*" or `next_cursor` from an answer')])
 
 
 class Pages:
@@ -63,7 +63,7 @@ class Pages:
         if ranked is None:
             raise ListExpired
         if ranked.fingerprint != request.fingerprint:
-            detail = 'is the cursor of another request; repeat that request with it, or begin with "*"'
+            detail = 'is from a different request; repeat that request with this cursor, or start again with "*"'
             raise InvalidInput([FieldError("/cursor", detail)])
         return await self._page(request, ranked, cursor.start, notes, time_left)
 

@@ -208,7 +208,7 @@ class NoteSearch:
         try:
             return ContentSource(self._index, query_of(request, examples))
         except NoDirection as error:
-            detail = "and the negative examples cancel out; change the weights, or use the strategy best_score"
+            detail = "the positive and negative examples cancel out; change the weights or use the strategy best_score"
             raise InvalidInput([FieldError("/positive", detail)]) from error
 
     async def _list(self, search: PreparedSearch, ranking: Ranking) -> RankedList:

@@ -160,9 +160,9 @@ class RedisKeyStore:
             [Command(script, (KEYS, VERSION, USED, AUDIT, OLDER_SECRETS), arguments)]
         )
         if answer == b"revoked":
-            raise Unauthenticated("unknown_key", "Your API key was revoked while this request was under way.")
+            raise Unauthenticated("unknown_key", "Your API key was revoked during this request.")
         if answer == b"closed":
-            raise Unauthenticated("no_key", "This service has keys since this request began.")
+            raise Unauthenticated("no_key", "API keys became required during this request.")
         return answer
 
     async def record(self, act: Act) -> None:
@@ -233,7 +233,7 @@ def _decode(prefix: bytes, document: bytes, older_secrets: bytes | None) -> ApiK
             "key_unreadable",
             key=repr(prefix),
             reason=type(error).__name__,
-            detail="it opens nothing, and keeps the service closed",
+            detail="it gives no access; the service still requires keys",
         )
         return None
 

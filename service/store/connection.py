@@ -99,7 +99,7 @@ class ServerState:
         if pool in self._failing:
             self._failing.discard(pool)
             if not self._failing:
-                log.warning("store_available", detail="it answers again")
+                log.warning("store_available", detail="the store answers again")
 
     def leave(self, pool: _Pool) -> None:
         """Unregister a pool that makes no more calls, which says nothing about the server."""
@@ -178,7 +178,7 @@ class Connection:
         answered, the next calls of all pools reconnect: the address may lead to another server by now. The block is
         traced as a stage of its request."""
         if self._closed:
-            raise StoreUnavailable("it was closed")
+            raise StoreUnavailable("its connection was closed")
         self._calls += 1
         try:
             with stage("store", operation):
@@ -286,9 +286,9 @@ async def _read_answer(connection: Any) -> Any:
 def _reason(error: Exception) -> str:
     """Return the cause of an error for callers: Redis's own words, or else a text without the server's address."""
     if isinstance(error, TimeoutError | RedisTimeoutError):
-        return "no answer in time"
+        return "no answer within the timeout"
     if isinstance(error, OSError | RuntimeError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
-        return "there is no connection to it"
+        return "no connection to it"
     if isinstance(error, OutOfMemoryError):
-        return "it has no room: its memory, or for the embedded server its disk, is full"
+        return "its memory is full, or, for the embedded server, its disk"
     return str(error) or type(error).__name__

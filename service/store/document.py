@@ -91,9 +91,9 @@ def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> S
         raise UndecodableNote(_incomplete(row))
     document, space, revision, position, vector = row
     if not revision.isdigit() or len(revision) > MAX_REVISION_DIGITS:
-        raise UndecodableNote("its revision is no number")
+        raise UndecodableNote("its revision is not a number")
     if not POSITION.fullmatch(position):
-        raise UndecodableNote("its position is none of a log")
+        raise UndecodableNote("its position is not a log position")
     try:
         space_name = space.decode()
     except UnicodeDecodeError:
@@ -106,7 +106,7 @@ def decode(note_id: str, row: Sequence[Any], dimensions: Mapping[str, int]) -> S
 def _incomplete(row: Sequence[Any]) -> str:
     """Return the reason why a row is not complete."""
     if not row:
-        return "its key holds something else than a hash"
+        return "its key is not a hash"
     return f"it has no {' and no '.join(name for name, value in zip(FIELDS, row, strict=True) if value is None)}"
 
 
@@ -114,9 +114,9 @@ def _vector(vector: bytes | int, dimension: int | None) -> Vector | None:
     """Decode a vector (dimension,); None where only its length in bytes is known."""
     size = vector if isinstance(vector, int) else len(vector)
     if dimension is not None and size != dimension * FLOAT_BYTES:
-        raise UndecodableNote(f"its vector has {size} bytes where its space has {dimension * FLOAT_BYTES}")
+        raise UndecodableNote(f"its vector has {size} bytes, but its space requires {dimension * FLOAT_BYTES}")
     if not size or size % FLOAT_BYTES:
-        raise UndecodableNote(f"its vector has {size} bytes, which are no numbers")
+        raise UndecodableNote(f"its vector has {size} bytes, not a positive multiple of {FLOAT_BYTES}")
     return None if isinstance(vector, int) else np.frombuffer(vector, "<f4")
 
 
@@ -126,7 +126,7 @@ def _read(note_id: str, document: bytes) -> tuple[Note, Generated]:
     except orjson.JSONDecodeError:
         raise UndecodableNote("its document is not JSON") from None
     if type(fields) is not dict:
-        raise UndecodableNote("its document is no object")
+        raise UndecodableNote("its document is not a JSON object")
     version = fields.get("version", FIRST_VERSION)
     if type(version) is not int or not FIRST_VERSION <= version <= VERSION:
         raise UndecodableNote(_other_version(version))
@@ -136,29 +136,29 @@ def _read(note_id: str, document: bytes) -> tuple[Note, Generated]:
             raise UndecodableNote(_wrong_type(fields))
         return _note(note_id, values), _generated(values[-1])
     except KeyError as error:
-        raise UndecodableNote(f"its document lacks {error}") from None
+        raise UndecodableNote(f"its document has no field {error}") from None
 
 
 def _other_version(version: object) -> str:
     if type(version) is int and version > VERSION:
-        return f"its document is of version {version}, and this service reads up to {VERSION}"
-    return "the version of its document is none"
+        return f"its document has version {version}, but this service reads versions up to {VERSION}"
+    return "the version of its document is not valid"
 
 
 def _wrong_type(fields: Mapping[str, Any]) -> str:
     wrong = next(name for name, types in DOCUMENT.items() if type(fields[name]) not in types)
-    return f"its {wrong} is of a wrong type"
+    return f"its {wrong} has the wrong type"
 
 
 def _note(note_id: str, values: tuple[Any, ...]) -> Note:
     title, content, hashtags, category, author, created_at, expires_at, attributes, _ = values
     if hashtags and not TEXT.issuperset(map(type, hashtags)):
-        raise UndecodableNote("one of its hashtags is no text")
+        raise UndecodableNote("one of its hashtags is not a string")
     if attributes and not SCALAR.issuperset(map(type, attributes.values())):
-        raise UndecodableNote("one of its attributes is of a wrong type")
+        raise UndecodableNote("one of its attributes has the wrong type")
     created, expires = created_at or 0, expires_at or 0
     if not (FIRST_SECOND <= created < END_SECOND and FIRST_SECOND <= expires < END_SECOND):
-        raise UndecodableNote("one of its times is no date")
+        raise UndecodableNote("one of its times is not a valid date")
     return Note(title, content, tuple(hashtags), category, note_id, author, created_at, expires_at, attributes)
 
 
@@ -167,7 +167,7 @@ def _generated(fields: Mapping[str, Any]) -> Generated:
     if hashtags is None and category is None:
         return NONE_GENERATED
     if hashtags is not None and type(hashtags) is not list:
-        raise UndecodableNote("what was generated for it is of a wrong type")
+        raise UndecodableNote("its generated hashtags or category have the wrong type")
     return Generated(
         None if hashtags is None else tuple(Hashtag(*_scored(h, "text", "score")) for h in hashtags),
         None if category is None else CategoryProbability(*_scored(category, "name", "probability")),
@@ -177,5 +177,5 @@ def _generated(fields: Mapping[str, Any]) -> Generated:
 def _scored(entry: Any, name: str, number: str) -> tuple[str, float]:
     """Return name and number of a generated hashtag or category."""
     if type(entry) is not dict or type(entry[name]) is not str or type(entry[number]) not in NUMBER:
-        raise UndecodableNote("what was generated for it is of a wrong type")
+        raise UndecodableNote("its generated hashtags or category have the wrong type")
     return entry[name], entry[number]

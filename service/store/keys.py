@@ -34,7 +34,7 @@ class Keys:
 
     def __init__(self, tenant: str = DEFAULT_TENANT) -> None:
         if not TENANT.fullmatch(tenant):
-            raise ValueError(f"{tenant!r} is no name of a tenant")
+            raise ValueError(f"{tenant!r} is not a valid name of a tenant")
         self.tenant = tenant
         self.prefix = HASH_TAG if tenant == DEFAULT_TENANT else f"{HASH_TAG}tenant:{tenant}:"
         self.note = f"{self.prefix}note:"

@@ -161,8 +161,8 @@ class KnownPositions:
             return None
         if not folder.is_dir():
             raise EmbeddedRedisError(
-                f"another process uses {data_folder} and shares no memory with this one, perhaps in another container; "
-                "give each a NOTELLM_DATA_DIR of its own, and a Redis to share by NOTELLM_REDIS_URL"
+                f"another process, perhaps in another container, uses {data_folder} but shares no memory with this "
+                "one; give each its own NOTELLM_DATA_DIR, and set NOTELLM_REDIS_URL to share a Redis"
             )
         return folder
 
@@ -188,7 +188,7 @@ class KnownPositions:
                 continue
             return number, file
         raise EmbeddedRedisError(
-            f"{MAX_PROCESSES} processes use the embedded store, as many as may; share a Redis by NOTELLM_REDIS_URL"
+            f"{MAX_PROCESSES} processes, the maximum, use the embedded store; set NOTELLM_REDIS_URL to share a Redis"
         )
 
     def _named(self) -> Path:

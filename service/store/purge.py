@@ -231,7 +231,7 @@ def _refuse_stored(client: Any, claim: PurgeClaim, keys: Keys, ids: Collection[s
             pipeline.exists(keys.note + note_id)
         for note_id, stored in zip(page, pipeline.execute(), strict=True):
             if stored:
-                raise PurgeError(f"in the tenant {keys.tenant!r} the note {note_id!r} is stored; delete it first")
+                raise PurgeError(f"note {note_id!r} of tenant {keys.tenant!r} is still stored; delete it first")
 
 
 def _forget_answers(client: Any, claim: PurgeClaim, keys: Keys, ids: frozenset[str]) -> None:
@@ -286,11 +286,11 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
                 "aof_last_bgrewrite_status"
             ]
             if status != "ok":
-                raise PurgeError("the server could not rewrite its append-only file; see its log")
+                raise PurgeError("the server could not rewrite its append-only file; see the log of the server")
         if client.info("persistence").get("rdb_last_save_time") and _dumps(client):
             client.bgsave()
             if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
-                raise PurgeError("the server could not write its dump; see its log")
+                raise PurgeError("the server could not write its dump; see the log of the server")
 
 
 @contextlib.contextmanager
@@ -318,7 +318,7 @@ def _restore_compression(client: Any) -> None:
         try:
             client.config_set("rdbcompression", compression)
         except ResponseError as error:
-            detail = f"before a purge rdbcompression was {compression.decode()}, which the server refuses: {error}"
+            detail = f"rdbcompression could not be set back to {compression.decode()} after a purge: {error}"
             log.error("compression_not_restored", detail=detail)
         client.delete(COMPRESSION)
 

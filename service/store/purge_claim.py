@@ -50,14 +50,14 @@ class PurgeClaim:
         until = time.monotonic() + WAIT_SECONDS
         while not self.take():
             if time.monotonic() > until:
-                raise PurgeError("another purge of this store is under way; run this one again when it has ended")
+                raise PurgeError("another purge of this store is running; try again when it has ended")
             time.sleep(CHECK_SECONDS)
 
     def renew(self) -> None:
         """Hold the claim for CLAIM_SECONDS from now on. Raises PurgeError where it was lost."""
         if not self._client.eval(RENEW, 1, self.KEY, self.token, CLAIM_SECONDS):
             raise PurgeError(
-                f"a step of the purge took longer than {CLAIM_SECONDS} s, and another purge may have begun"
+                f"a step of the purge took longer than {CLAIM_SECONDS} s, and another purge may have begun; purge again"
             )
 
     def release(self) -> None:

@@ -164,7 +164,7 @@ class RedisNoteStore:
 
     def _quarantine(self, note_id: str, reason: str) -> Unreadable:
         if self._unreadable.get(note_id) != reason:
-            log.error("note_unreadable", id=note_id, reason=reason, detail="left out; write or delete it")
+            log.error("note_unreadable", id=note_id, reason=reason, detail="answers omit it; write or delete it")
         self._unreadable[note_id] = reason
         return Unreadable(note_id, reason)
 
@@ -435,7 +435,7 @@ def _decode_snapshots(entries: Mapping[bytes, bytes]) -> dict[bytes, tuple[str, 
                 raise ValueError("no position and time")
             snapshots[name] = position, float(made_at)
         except ValueError:
-            log.error("snapshot_entry_malformed", replica=repr(name), detail="it is left out")
+            log.error("snapshot_entry_malformed", replica=repr(name), detail="this entry is ignored")
     return snapshots
 
 

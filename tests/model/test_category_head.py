@@ -109,7 +109,7 @@ def test_pool_takes_the_mean_of_its_names_pool_weights() -> None:
 
 
 def test_fit_to_one_category_is_refused() -> None:
-    with pytest.raises(ValueError, match="fewer than two"):
+    with pytest.raises(ValueError, match="at least two categories, not of 1"):
         CategoryHead.fit(*labelled_vectors(NAMES[:1]))
 
 

@@ -314,7 +314,7 @@ def test_evaluate_with_too_long_a_closed_set_ends_before_it_measures(tiny_checkp
     result = run.invoke(app, ["evaluate", "--checkpoint", str(tiny_checkpoint), "--data", str(tmp_path)])
     told = " ".join(result.stderr.split())
     assert isinstance(result.exception, SystemExit)
-    assert (result.exit_code, "shorten them to 4096 or fewer" in told, "tiny: reading" in told) == (1, True, False)
+    assert (result.exit_code, "shorten them to 4096 or fewer" in told, "tiny: embedding" in told) == (1, True, False)
 
 
 def test_evaluate_of_notes_without_words_ends_with_the_reason(tmp_path: Path):
@@ -322,7 +322,7 @@ def test_evaluate_of_notes_without_words_ends_with_the_reason(tmp_path: Path):
     write(tmp_path, "clicks", [{"user": 1, "note": str(i)} for i in range(20)])
     result = run.invoke(app, ["evaluate", "--checkpoint", "tf-idf", "--data", str(tmp_path)])
     assert isinstance(result.exception, SystemExit)
-    assert (result.exit_code, "have no word of two letters" in " ".join(result.stderr.split())) == (1, True)
+    assert (result.exit_code, "has a word of two letters" in " ".join(result.stderr.split())) == (1, True)
 
 
 def test_evaluate_on_a_full_disk_prints_the_figures(folder: Path):
@@ -374,9 +374,9 @@ def test_evaluate_copy_hashtags_copies_in_place_of_writing(folder: Path, tiny_ch
 @pytest.mark.parametrize(
     ("checkpoint", "part", "message"),
     [
-        ("tiny", "categories", "no test note has one that a training note has"),
-        ("tf-idf", "categories", "tf-idf chooses none"),
-        ("tf-idf", "hashtags", "no test note has any"),
+        ("tiny", "categories", "no test note has the category of a training note"),
+        ("tf-idf", "categories", "tf-idf does not choose categories"),
+        ("tf-idf", "hashtags", "no test note has hashtags"),
     ],
 )
 def test_evaluate_of_a_part_that_cannot_be_measured_ends_with_its_reason(
@@ -406,13 +406,15 @@ def test_evaluate_of_related_notes_that_the_system_does_not_find_ends_with_its_r
     options = ["--checkpoint", "frequent", "--data", str(folder), *asked]
     result = run.invoke(app, ["evaluate", *options])
     assert result.exit_code == 1
-    assert "related notes cannot be measured: frequent hashtags finds none" in " ".join(result.stderr.split())
+    assert "related notes cannot be measured: frequent hashtags does not find related notes" in " ".join(
+        result.stderr.split()
+    )
 
 
 def test_evaluate_copy_hashtags_does_not_write_them_too(folder: Path, tiny_checkpoint: Path):
     options = ["--part", "hashtags", "--copy-hashtags"]
     result = run.invoke(app, ["evaluate", "--checkpoint", str(tiny_checkpoint), "--data", str(folder), *options])
-    assert result.stderr.count("Hashtags of ") == 1
+    assert result.stderr.count("Predicting the hashtags of ") == 1
 
 
 def test_evaluate_measures_only_the_requested_parts(folder: Path):
@@ -458,16 +460,19 @@ def test_evaluate_record_holds_ranks_and_no_text_of_notes(folder: Path, tiny_che
         (["--part", "related", "--copy-tuned"], "--copy-tuned applies to hashtags, which --part excludes"),
         (["--part", "related", "--hashtag-policy", "grounded"], "--hashtag-policy applies to hashtags, which"),
         (["--checkpoint", "minilm", "--part", "categories", "--whiten", "8"], "--whiten applies to related notes and"),
-        (["--checkpoint", "frequent", "--copy-tuned"], "nearest training notes; frequent hashtags finds none"),
+        (
+            ["--checkpoint", "frequent", "--copy-tuned"],
+            "nearest notes, but frequent hashtags does not find related notes",
+        ),
         (["--copy-hashtags", "--hashtag-policy", "grounded"], "cannot be used with --copy-hashtags or --copy-tuned"),
         (["--copy-tuned", "--hashtag-policy", "known"], "cannot be used with --copy-hashtags or --copy-tuned"),
-        (["--whiten", "8"], "--whiten and --mean-share apply to sentence encoders; tf-idf is none"),
-        (["--mean-share", "0.5"], "--whiten and --mean-share apply to sentence encoders; tf-idf is none"),
+        (["--whiten", "8"], "--whiten and --mean-share apply to sentence encoders only; tf-idf is not one"),
+        (["--mean-share", "0.5"], "--whiten and --mean-share apply to sentence encoders only; tf-idf is not one"),
         (["--dtype", "float32"], "checkpoints only; tf-idf is not a checkpoint"),
         (["--hashtag-policy", "grounded"], "checkpoints only; tf-idf is not a checkpoint"),
         (["--record", "."], "Is a directory"),
-        (["--memory", "little"], "a memory of 'little'"),
-        (["--max-history", "1"], "max_history must be a whole number of at least 2"),
+        (["--memory", "little"], "a memory limit of 'little'"),
+        (["--max-history", "1"], "max_history must be an integer of at least 2"),
     ],
 )
 def test_evaluate_that_cannot_run_ends_with_its_reason(folder: Path, options: list[str], message: str):
@@ -621,7 +626,7 @@ def test_embed_refuses_a_system_without_vectors(folder: Path, tmp_path: Path):
     notes = str(folder / "notes.jsonl.gz")
     result = run.invoke(app, ["embed", "--checkpoint", "tf-idf", "--notes", notes, "--out", str(tmp_path / "t.npz")])
     assert result.exit_code == 1
-    assert "tf-idf gives no vectors" in result.stderr
+    assert "tf-idf does not produce vectors" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -702,7 +707,7 @@ def test_whiten_changes_the_projection_and_nothing_else(checkpoint: Path, folder
 
 
 @pytest.mark.parametrize(
-    ("dimension", "message"), [("32", "32 numbers have 31 directions"), ("0", "greater than or equal to 1")]
+    ("dimension", "message"), [("32", "32 numbers have only 31 directions"), ("0", "greater than or equal to 1")]
 )
 def test_whiten_that_is_refused_leaves_the_checkpoint_alone(
     checkpoint: Path, folder: Path, dimension: str, message: str
@@ -787,7 +792,7 @@ def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
     )
     told = " ".join(result.stderr.split())
     assert result.exit_code == 0, result.output
-    assert "Too few notes to learn 2 categories from: left to what the model writes" in told
+    assert "Too few notes to learn 2 categories: the language model alone scores them" in told
     assert 'NOTELLM_CATEGORIES="Baking, Taxes, Travelling"' in told
     assert told.count("Pool weights") == 1
     fitted = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
@@ -804,7 +809,7 @@ def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoin
     command = ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder), "--max-notes"]
     result = run.invoke(app, [*command, "50"])
     training = sum(split_of(str(i)) == "train" for i in range(150))
-    expected = f"50 training notes are too few to learn 3 categories from, and there are {training}: --max-notes 60 is"
+    expected = f"50 of {training} training notes are too few to learn 3 categories: set --max-notes 60"
     assert result.exit_code == 1
     assert expected in " ".join(result.stderr.split())
     assert run.invoke(app, [*command, "60"]).exit_code == 0
@@ -839,15 +844,15 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     write(tmp_path, "notes", [shown(note) | {"id": note.id, "hashtags": ["never written"]} for note in notes])
     refused = run.invoke(app, ["fit-hashtags", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
     assert refused.exit_code == 1
-    assert "teach the checkpoint to write first" in " ".join(refused.stderr.split())
+    assert "train the checkpoint to write first" in " ".join(refused.stderr.split())
     assert files(checkpoint) == after
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("calibrate", "no validation note has a category"),
-        ("fit-categories", "fewer than two categories"),
+        ("calibrate", "no validation note has the category of a training note"),
+        ("fit-categories", "at least two categories, not of 0"),
         ("fit-hashtags", "no validation note has hashtags"),
     ],
 )

@@ -45,7 +45,7 @@ def test_field_unknown_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_folder_without_config_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no NoteLLM checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a NoteLLM checkpoint"):
         NoteLLMConfig.load(tmp_path)
 
 

@@ -123,5 +123,5 @@ def test_backbone_of_an_adapter_is_named_by_its_absolute_path(
     monkeypatch.chdir(tiny_checkpoint)
     assert adaptable(BACKBONE_FOLDER) == str(tiny_checkpoint / BACKBONE_FOLDER)
     assert adaptable(PACKAGED_BACKBONE) == PACKAGED_BACKBONE
-    with pytest.raises(CheckpointError, match=rf"name {tiny_checkpoint / BACKBONE_FOLDER}$"):
+    with pytest.raises(CheckpointError, match=rf"use {tiny_checkpoint / BACKBONE_FOLDER}$"):
         adaptable(str(tiny_checkpoint))

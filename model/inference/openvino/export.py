@@ -61,7 +61,7 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise CheckpointError(f"the cache {folder.parent} cannot be written: {error}") from error
+        raise CheckpointError(f"cannot write to the cache {folder.parent}: {error}") from error
     try:
         layers, shapes = _layers(model)
         graphs = {LAYERS: layers, OUTPUT: _output(model)}
@@ -110,7 +110,7 @@ def traced_attention(
     graph and relies on its operations. Raises CheckpointError where paged attention lacks a feature that the family
     needs."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise CheckpointError(f"OpenVINO has no paged attention like that of {type(module).__name__}")
+        raise CheckpointError(f"OpenVINO has no paged attention for {type(module).__name__}")
     groups = query.shape[1] // key.shape[1]
     shape = (-1, -1, groups, -1, -1)
     key = key[:, :, None].expand(shape).flatten(1, 2)
@@ -128,7 +128,9 @@ def _layers(model: NoteLLM, decode: bool = False) -> tuple[ov.Model, list[dict[s
     config = model.backbone.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     if window is not None and window < model.prompt.max_note_tokens() + AFTER_NOTE:
-        raise CheckpointError(f"a window of {window} tokens is shorter than a note's prompt, which OpenVINO cannot run")
+        raise CheckpointError(
+            f"OpenVINO cannot run a sliding window of {window} tokens, which is shorter than a note's prompt"
+        )
     example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5)}
     inputs = [(name, [-1], ov.Type.i64) for name in example]
     with using_attention(model, TRACED), _quiet(), torch.inference_mode():
@@ -142,7 +144,9 @@ def _layers(model: NoteLLM, decode: bool = False) -> tuple[ov.Model, list[dict[s
     shapes = []
     attentions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
     if len(attentions) != config.num_hidden_layers:
-        raise CheckpointError(f"OpenVINO found {len(attentions)} attentions in {config.num_hidden_layers} layers")
+        raise CheckpointError(
+            f"OpenVINO found {len(attentions)} attention operations in {config.num_hidden_layers} layers"
+        )
     for layer, node in enumerate(attentions):
         names = (f"key_cache.{layer}", f"value_cache.{layer}")
         layer_caches = [_parameter(name, ov.PartialShape.dynamic(4), ov.Type.dynamic) for name in names]

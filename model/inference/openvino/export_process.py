@@ -31,7 +31,7 @@ def export_in_process(checkpoint: str, precision: str, *, cache: Path, progress:
     if refused:
         raise CheckpointError(refused)
     if process.returncode:
-        raise CheckpointError(f"its export to OpenVINO ended with status {process.returncode}")
+        raise CheckpointError(f"the export to OpenVINO failed with exit status {process.returncode}")
 
 
 def main() -> None:

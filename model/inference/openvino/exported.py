@@ -58,7 +58,7 @@ def write_exported(
     from model.inference.openvino.export import export  # imports PyTorch
 
     if folder.exists():
-        raise CheckpointError(f"{folder} exists already: name a new folder")
+        raise CheckpointError(f"{folder} already exists: choose a new folder")
     files = CheckpointFiles.of(checkpoint, cache, progress)
     copied = [path for pattern in HUB_FILES for path in files.weights.glob(pattern) if path.suffix != ".safetensors"]
     origin = {"digest": files.digest(), "precision": precision, "version": _version()}
@@ -88,7 +88,7 @@ def load_exported(checkpoint: str, precision: str, blocks: int, progress: Progre
         origin = json.loads(path.read_text("utf-8"))
         version, stored_precision, digest = origin["version"], origin["precision"], origin["digest"]
     if version != _version():
-        raise CheckpointError(f"{folder} was exported as {version}, and this is {_version()}: export it again")
+        raise CheckpointError(f"{folder} was exported with {version}, but this is {_version()}: export it again")
     quantised = stored_precision == "int8"
     if precision == "auto":
         precision = "int8" if quantised else "bfloat16" if bfloat16_pays("cpu") else "float32"

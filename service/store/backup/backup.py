@@ -35,10 +35,10 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
         data_set = Path(temporary) / DATA_SET
         created_at = datetime.now(UTC)
         receive_data_set(url, data_set, counting(progress, "Receiving the data", expected))
-        progress("Loading it, to see that it can be", 0, 0)
+        progress("Checking that the data can be loaded", 0, 0)
         notes = _count_notes(data_set, database_of(url), databases)
         size = data_set.stat().st_size
-        entry = folder.write_file(data_set, DATA_SET, counting(progress, "Storing it", size))
+        entry = folder.write_file(data_set, DATA_SET, counting(progress, "Writing the backup", size))
         manifest = Manifest(
             format=FORMAT,
             version=version("notellm"),
@@ -71,7 +71,7 @@ def _describe(url: str) -> tuple[str, int, int]:
     except (RedisError, OSError) as error:
         raise BackupError(f"the store at {urlsplit(url).hostname or 'its socket'} does not answer: {error}") from error
     if info.get("cluster_enabled"):
-        raise BackupError("a cluster of Redis sends each node's keys alone: back it up with its own tools")
+        raise BackupError("a node of a Redis Cluster sends only its own keys: back it up with the tools of the cluster")
     name = "valkey" if "valkey_version" in info else "redis"
     return f"{name} {info[f'{name}_version']}", databases, int(info["used_memory_dataset"])
 

@@ -72,7 +72,7 @@ def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[b
             _copy_stream(source, target, key)
             _expire(target, key, expiry)
         elif kind not in (*READERS, b"none"):  # none: it has expired meanwhile
-            raise BackupError(f"the data set has the key {key!r} of the type {kind.decode()}, which is not known here")
+            raise BackupError(f"the data set has the key {key!r} of the unknown type {kind.decode()}")
         if IDENTITY_KEY.fullmatch(key) and not source.exists(log := key.removesuffix(b"identity") + b"log"):
             _begin_log(target, log, ORIGIN)
     plain = [entry for entry in described if entry[1] in READERS and not SNAPSHOTS_KEY.fullmatch(entry[0])]

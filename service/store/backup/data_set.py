@@ -75,7 +75,7 @@ def _receive(server: socket.socket) -> bytes:
     with _server_errors():
         chunk = server.recv(CHUNK_BYTES)
     if not chunk:
-        raise BackupError("the server ended the connection before all data had come")
+        raise BackupError("the server closed the connection before all data had arrived")
     return chunk
 
 

@@ -32,7 +32,7 @@ class BackupFolder:
         try:
             self._storage, self._path = url_to_fs(address)
         except ImportError as error:
-            raise BackupError(f"{address}: {error}; pip install 'notellm[backup]' has s3fs") from error
+            raise BackupError(f"{address}: {error}; for s3://, run pip install 'notellm[backup]'") from error
         except ValueError as error:
             raise BackupError(f"{address}: {error}") from error
 
@@ -48,7 +48,7 @@ class BackupFolder:
         """Raise BackupError where the folder is not empty: a backup is never written over another one."""
         with self._errors():
             if self._storage.exists(self._path) and self._storage.ls(self._path, detail=False):
-                raise BackupError(f"{self.address} is not empty; name a new folder for each backup")
+                raise BackupError(f"{self.address} is not empty; use a new folder for each backup")
 
     def write_file(self, source: Path, name: str, on_bytes: OnBytes) -> FileEntry:
         """Copy a file into the folder, and return its entry for the manifest."""
@@ -79,7 +79,7 @@ class BackupFolder:
                 append(chunk)
                 on_bytes(len(chunk))
         if (size, digest.hexdigest()) != (entry.size, entry.sha256):
-            raise BackupError(f"{entry.name} of the backup is damaged: its digest or size is another one")
+            raise BackupError(f"{entry.name} of the backup is damaged: its size or digest differs from the manifest")
 
     def _at(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"

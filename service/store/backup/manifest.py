@@ -76,17 +76,17 @@ class Manifest(_Record):
             document = orjson.loads(content)
             body, digest = dict(document["body"]), document["sha256"]
         except (ValueError, KeyError, TypeError) as error:
-            raise BackupError("the manifest of the backup cannot be read: it was cut or changed") from error
+            raise BackupError("the manifest of the backup cannot be read: it was truncated or changed") from error
         if digest != _digest_of(body):
-            raise BackupError("the manifest of the backup is damaged: its digest is another one")
+            raise BackupError("the manifest of the backup is damaged: its digest differs")
         if type(format_ := body.get("format")) is int and format_ > FORMAT:
             raise BackupError(
-                f"the backup is of format {format_}, and this version reads up to {FORMAT}: upgrade first"
+                f"the backup has format {format_}, but this version reads formats up to {FORMAT}: upgrade first"
             )
         try:
             return cls.model_validate(body)
         except ValidationError as error:
-            raise BackupError(f"the manifest of the backup is not one of this service: {error}") from error
+            raise BackupError(f"the manifest of the backup is not valid for this service: {error}") from error
 
 
 def _digest_of(body: Any) -> str:

@@ -61,13 +61,13 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
     try:
         with tempfile.TemporaryDirectory(prefix="notellm-") as temporary, client_of(url) as store:
             if not replace and _keys_if_empty(store) is None:
-                raise BackupError("the store is not empty; --replace throws away what it holds")
+                raise BackupError("the store is not empty; --replace deletes its contents")
             data_set = _fetch(folder, manifest, Path(temporary), progress)
             with loaded(data_set, manifest.database, manifest.databases) as source, _staging(url) as staging:
                 _copy(manifest, source, staging, progress)
                 _exchange(staging, database_of(url), store, replace=replace)
     except (RedisError, OSError) as error:
-        raise BackupError(f"the store was left as it was: {error}") from error
+        raise BackupError(f"the store was not changed: {error}") from error
     return manifest
 
 
@@ -84,7 +84,7 @@ def _keys_if_empty(store: Any) -> list[bytes] | None:
 def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Progress) -> Path:
     """Copy the backup's file here, and check its digest."""
     if [file.name for file in manifest.files] != [DATA_SET]:
-        raise BackupError(f"the manifest of the backup names other files than {DATA_SET}: it was changed")
+        raise BackupError(f"the manifest of the backup lists other files than {DATA_SET}: it was changed")
     (entry,) = manifest.files
     folder.read_file(entry, target / DATA_SET, counting(progress, "Reading and checking the backup", entry.size))
     return target / DATA_SET
@@ -109,7 +109,7 @@ def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> 
         # A prefix without an identity has no log: a tenant's that was being removed, or another application's.
         if copy is None or (lasting, begin_of_log(copy.position)) != expected:
             raise BackupError(
-                f"of the notes below {entry.prefix} not all could be restored; the store was left as it was"
+                f"not all notes with the key prefix {entry.prefix} could be restored; the store was not changed"
             )
 
 
@@ -138,11 +138,11 @@ def _free_database(url: str) -> int:
             continue
         with client_of(url, number) as client:
             if client.exists(ALIVE):
-                raise BackupError(f"another restore runs, or ended within {ALIVE_SECONDS} seconds; wait for it")
+                raise BackupError(f"another restore runs or ended within the last {ALIVE_SECONDS} seconds; wait for it")
             if client.exists(MARK) or not client.dbsize():
                 free.append(number)
     if not free:
-        raise BackupError("the server has no empty database to restore into, besides that of the store")
+        raise BackupError("the server has no other empty database, which a restore needs besides that of the store")
     return free[0]
 
 
@@ -157,20 +157,20 @@ def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None
     except ResponseError:
         raise
     except (RedisError, OSError) as error:
-        raise BackupError(f"it is not known whether the store was exchanged; look at its notes: {error}") from error
+        raise BackupError(f"it is unknown whether the store was replaced; check its notes: {error}") from error
     if not exchanged:
         raise BackupError(
-            "the store was empty and was written to during the restore: it was left as it is. Keep clients from "
-            "writing, or throw away with --replace what it holds"
+            "the store was empty but was written to during the restore, so it was not changed. Stop clients from "
+            "writing, or delete its contents with --replace"
         )
     try:
         on_disk, _ = staging.execute_command("WAITAOF", 1, 0, DISK_MILLISECONDS)
     except ResponseError:  # a server without it, or without an append-only file
         return
     except (RedisError, OSError) as error:
-        raise BackupError(f"the store was exchanged, and is not known to be on disk: {error}") from error
+        raise BackupError(f"the store was replaced, but it is unknown whether it is on disk: {error}") from error
     if not on_disk:
         raise BackupError(
-            f"the store was exchanged, and was not on disk within {DISK_MILLISECONDS // 1000} seconds: look at the "
-            "server's disk and its appendfsync; the restore need not be repeated unless the server dies before that"
+            f"the store was replaced, but was not on disk within {DISK_MILLISECONDS // 1000} seconds: check the "
+            "server's disk and its appendfsync. Repeat the restore only if the server dies before the data are on disk"
         )

@@ -32,5 +32,5 @@ def _local_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BackupError(
-            f"the temporary folder {path.parent} does not take the data: {error.strerror}; name another one by TMPDIR"
+            f"cannot write to the temporary folder {path.parent}: {error.strerror}; set TMPDIR to another folder"
         ) from error

@@ -210,13 +210,13 @@ def test_notes_without_categories_are_refused(tmp_path: Path):
 
 def test_fields_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_path: Path):
     recipe = Recipe(name="r", data=(subjects,), memory=True, reread_notes=4, start=tmp_path)
-    with pytest.raises(RecipeError, match=r"^start, reread_notes: no effect on an encoder"):
+    with pytest.raises(RecipeError, match=r"^start, reread_notes: has no effect on an encoder"):
         fine_tune(recipe, tmp_path)
 
 
 def test_recipe_with_several_data_sets_is_refused_for_an_encoder(subjects: Data, tmp_path: Path):
     recipe = Recipe(name="r", data=(subjects, replace(subjects, pairs=None)))
-    with pytest.raises(RecipeError, match=r"an encoder is trained on one \[\[data\]\], and the recipe has 2"):
+    with pytest.raises(RecipeError, match=r"an encoder is trained on one \[\[data\]\], but the recipe has 2"):
         fine_tune(recipe, tmp_path)
 
 
@@ -250,7 +250,9 @@ def test_train_encoder_fine_tunes_on_pairs_and_keeps_the_best(subjects: Data, tm
     assert not np.allclose(best.embed(NOTES), SentenceEncoder().embed(NOTES), atol=1e-6)
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
-    assert "holds a run, and that of an encoder is not resumed: choose a new folder" in " ".join(again.stderr.split())
+    assert "holds a run, and runs of an encoder cannot be resumed: choose a new folder" in " ".join(
+        again.stderr.split()
+    )
 
 
 def test_adapted_encoder_compares_as_a_checkpoint_of_ours_does(encoder: SentenceEncoder):

@@ -22,7 +22,7 @@ ALL = np.arange(len(NOTES))
 
 @pytest.mark.parametrize("system", [TfIdf(), Bm25()])
 def test_notes_without_words_are_refused(system: TfIdf | Bm25):
-    with pytest.raises(DatasetError, match="2 notes have no word of two letters or more"):
+    with pytest.raises(DatasetError, match="none of 2 notes has a word of two letters or more"):
         system.related([Note(title="a"), Note(title="!?")])
 
 

@@ -335,7 +335,7 @@ def test_pairs_are_counted_by_split_and_by_missing_notes(tmp_path: Path):
     pairs = write_pairs(tmp_path, [[a, b], [c, d], [a, missing], [missing, c]])
     paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", [a, b, c, d]), pairs)
     assert paired.counts == (4, 1, 2)
-    with pytest.raises(DatasetError, match=r"no pair at all; of 4 pairs 4 have a note that is not in "):
+    with pytest.raises(DatasetError, match=r"no pairs at all; of 4 pairs 4 name a note that is not in "):
         PairedNotes(write_notes(tmp_path / "other.jsonl", [b]), pairs)
 
 
@@ -389,14 +389,14 @@ def test_notes_file_is_summed_up_with_keys_that_are_not_read_and_replaced_lines(
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_notes(path, told.append)["2"].content == "A long walk"
     assert told == [
-        f"{path}: 3 notes, 2 with a title or content, 2 with hashtags, 1 with a category; not read: body, tags; "
+        f"{path}: 3 notes, 2 with a title or content, 2 with hashtags, 1 with a category; ignored keys: body, tags; "
         "1 lines replaced an earlier one of the same id"
     ]
 
 
 def test_notes_without_any_title_or_content_are_refused_with_the_keys_that_they_have(tmp_path: Path):
     (tmp_path / "n.jsonl").write_text('{"id": "1", "name": "Soup", "text": "with beans", "hashtags": ["soup"]}\n')
-    with pytest.raises(DatasetError, match=r"no note of .*n\.jsonl has a title or content; not read: name, text$"):
+    with pytest.raises(DatasetError, match=r"no note of .*n\.jsonl has a title or content; ignored keys: name, text$"):
         read_notes(tmp_path / "n.jsonl")
 
 
@@ -442,20 +442,20 @@ def test_export_is_summed_up_without_its_other_keys_and_its_changes(tmp_path: Pa
 @pytest.mark.parametrize("last", [(), ('{"problem":{"detail":"the store is away"}}',)], ids=["cut-off", "failed"])
 def test_export_that_was_broken_off_is_refused(tmp_path: Path, last: tuple[str, ...]):
     (tmp_path / "n.jsonl").write_text("\n".join([*EXPORT[:-1], *last]))
-    with pytest.raises(DatasetError, match=r"n\.jsonl is an export that was broken off"):
+    with pytest.raises(DatasetError, match=r"n\.jsonl is an incomplete export"):
         read_notes(tmp_path / "n.jsonl")
 
 
 @pytest.mark.parametrize("line", ['{"title":"x","removed":"a"}', '{"end":"2-0"}', '["end"]', '"end"'])
 def test_lines_of_an_export_are_none_in_another_file(tmp_path: Path, line: str):
     (tmp_path / "n.jsonl").write_text(f'{{"id":"a","title":"Soup"}}\n{line}\n')
-    with pytest.raises(DatasetError, match=r"line 2, is no note"):
+    with pytest.raises(DatasetError, match=r"line 2, is not a note"):
         read_notes(tmp_path / "n.jsonl")
 
 
 def test_export_of_another_version_is_refused(tmp_path: Path):
     (tmp_path / "n.jsonl").write_text('{"export":2}\n')
-    with pytest.raises(DatasetError, match=r"line 1, .*version 2; 1 can be read"):
+    with pytest.raises(DatasetError, match=r"line 1, .*version 2, but only 1 can be read"):
         read_notes(tmp_path / "n.jsonl")
 
 

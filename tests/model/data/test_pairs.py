@@ -370,7 +370,7 @@ def test_file_whose_name_begins_with_an_underscore_is_read(tmp_path: Path) -> No
 def test_part_files_without_times_or_of_two_formats_are_refused(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         write_clicks(tmp_path / name, histories(u="ab"))
-    with pytest.raises(PairsError, match="is 2 files, whose lines have no order: give every click a time"):
+    with pytest.raises(PairsError, match="is 2 files, which have no order: add a time to every click"):
         related_pairs(tmp_path, tmp_path / "pairs")
     (tmp_path / "c.csv").write_text("user,note\n")
     with pytest.raises(PairsError, match="files of several formats: csv, json"):
@@ -381,12 +381,12 @@ def test_columns_that_are_not_read_and_missing_times_are_told(tmp_path: Path) ->
     clicks = write_clicks(tmp_path / "c.jsonl", [click | {"timestamp": 1} for click in histories(u="ab")])
     told: list[str] = []
     related_pairs(clicks, tmp_path / "pairs", progress=told.append)
-    assert "Columns of c.jsonl that are not read: timestamp" in told
-    assert "No click of c.jsonl has a time: a user's clicks count in the order of the lines" in told
+    assert "Ignored columns of c.jsonl: timestamp" in told
+    assert "No click of c.jsonl has a time: the clicks of a user are taken in the order of the lines" in told
     told.clear()
     write_clicks(clicks, [click | {"time": time} for time, click in enumerate(histories(u="ab"))])
     related_pairs(clicks, tmp_path / "pairs", progress=told.append)
-    assert not [line for line in told if "not read" in line or "No click" in line]
+    assert not [line for line in told if "Ignored" in line or "No click" in line]
 
 
 def test_report_counts_pairs_that_are_dropped_for_their_score(tmp_path: Path) -> None:
@@ -539,9 +539,9 @@ def test_clicks_without_pairs_give_an_empty_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.jsonl", "", "holds no clicks"),
-        ("c.csv", "", "holds no clicks"),
-        ("c.csv", "user,note\n", "holds no clicks"),
+        ("c.jsonl", "", "has no clicks"),
+        ("c.csv", "", "has no clicks"),
+        ("c.csv", "user,note\n", "has no clicks"),
         ("c.parquet", "", "cannot be read as parquet"),
         ("c.parquet", "no parquet", "cannot be read as parquet"),
         ("c.jsonl", "no json\n", "cannot be read as json"),
@@ -553,9 +553,9 @@ def test_clicks_without_pairs_give_an_empty_result(tmp_path: Path) -> None:
         ("c.csv", "1,2\n3,4\n", "no column 'user'"),
         ("c.jsonl", '{"user": 1, "note": 2}\n{"user": 1, "note": null}\n', "1 of 2 clicks .* have no note"),
         ("c.csv", 'user,note\n1,2\n"",3\n', "1 of 2 clicks .* have no user"),
-        ("c.csv", "user,note,time\n1,2,\n1,3,5\n", "every click a time"),
-        ("c.csv", "user,note,time\n1,2,soon\n1,3,later\n", "every click a time"),
-        ("c.txt", "user,note\n", "no known format"),
+        ("c.csv", "user,note,time\n1,2,\n1,3,5\n", "a time for every click"),
+        ("c.csv", "user,note,time\n1,2,soon\n1,3,later\n", "a time for every click"),
+        ("c.txt", "user,note\n", "an unknown format"),
     ],
 )
 def test_unusable_clicks_are_refused_with_a_reason(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -576,15 +576,15 @@ def test_minimum_rating_without_ratings_is_refused(tmp_path: Path) -> None:
 
 
 def test_per_category_without_categories_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match="give the notes file"):
+    with pytest.raises(PairsError, match="requires the notes file"):
         scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4))
     notes = write_clicks(tmp_path / "notes.jsonl", [{"id": "a", "category": None}])
-    with pytest.raises(PairsError, match="gives no note an id and a category"):
+    with pytest.raises(PairsError, match="has no note with an id and a category"):
         scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4), notes=notes)
 
 
 def test_memory_that_is_no_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PairsError, match="did not start with a memory of 'much'"):
+    with pytest.raises(PairsError, match="did not start with a memory limit of 'much'"):
         scores_of(tmp_path, histories(u="ab"), memory="much")
 
 
@@ -600,7 +600,7 @@ def test_spark_that_is_not_installed_is_a_missing_module(tmp_path: Path, monkeyp
 def test_file_without_pairs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").write_text("?")
     for name in ("pairs", "nothing"):
-        with pytest.raises(PairsError, match="holds no pairs"):
+        with pytest.raises(PairsError, match="is not a file of pairs"):
             list(read_pairs(tmp_path / name))
 
 
@@ -612,14 +612,14 @@ def test_ids_of_pairs_that_are_numbers_become_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ("('a', 'b', 1.0), ('c', 'c', 1.0)", "1 of 2 pairs in .* have one note twice"),
-        ("('a', 'b', 1.0), ('c', 'd', NULL)", "1 of 2 pairs in .* have no score or one that is not finite"),
-        ("('a', 'b', 'inf'::DOUBLE), ('c', 'd', 'nan'::DOUBLE)", "2 of 2 pairs in .* not finite"),
+        ("('a', 'b', 1.0), ('c', 'c', 1.0)", "1 of 2 pairs in .* have the same note twice"),
+        ("('a', 'b', 1.0), ('c', 'd', NULL)", "1 of 2 pairs in .* have no finite score"),
+        ("('a', 'b', 'inf'::DOUBLE), ('c', 'd', 'nan'::DOUBLE)", "2 of 2 pairs in .* have no finite score"),
         ("('a', NULL, 1.0), (NULL, 'd', 1.0), ('e', 'f', 1.0)", "2 of 3 pairs in .* lack an id"),
     ],
 )
 def test_pairs_that_cannot_be_trained_on_are_counted(tmp_path: Path, values: str, fault: str) -> None:
-    with pytest.raises(PairsError, match=f"{fault}: complete or remove them"):
+    with pytest.raises(PairsError, match=f"{fault}: correct or remove them"):
         list(read_pairs(write_pairs_file(tmp_path / "pairs", values)))
 
 

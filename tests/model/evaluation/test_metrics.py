@@ -378,7 +378,7 @@ def test_note_without_predictions_scores_zero() -> None:
         ([["a"]], [["a"], ["b"]], 1, "differ in length"),
         ([], [], 1, "nothing to average"),
         ([["a"]], [["a"]], 0, "at least 1"),
-        ([["a"]], [["#"]], 1, "leave it out"),
+        ([["a"]], [["#"]], 1, "omit it"),
     ],
 )
 def test_hashtags_that_cannot_be_scored_are_refused(

@@ -57,7 +57,7 @@ def test_max_history_bounds_the_pairs_of_a_user(tmp_path: Path):
 
 def test_join_without_enough_memory_says_so(tmp_path: Path):
     folder = write(tmp_path / "data", read_by(TEST[:2]))
-    with pytest.raises(PairsError, match="DuckDB did not start with a memory of 'little'"):
+    with pytest.raises(PairsError, match="DuckDB did not start with a memory limit of 'little'"):
         evaluation_pairs(folder, "test", [COLD_COLD], memory="little")
 
 

@@ -198,7 +198,7 @@ def test_likely_hashtag_that_is_not_allowed_is_the_reason_for_none(
     vocabulary = vocabulary_of(engine, ("cat",)) if is_known else None
     request = GenerationRequest(2, blocked=frozenset(blocked), vocabulary=vocabulary)
     (output,) = generate(engine, [replace(UNTAGGED[0], hashtags=own)], request)
-    reason = "likely hashtags are all blocked, among the text's own, or in a script that the text does not use"
+    reason = "all likely hashtags are blocked, already given, or in a script that the text does not use"
     assert (output.hashtags, output.hashtags_reason) == ((), reason)
 
 

@@ -78,8 +78,8 @@ def test_other_users_may_read_an_export(served: Path) -> None:
     assert all(path.stat().st_mode & 0o004 for path in [served, *served.rglob("*")])
 
 
-OTHER_VERSION = r"as graphs 1 of OpenVINO 2020\.1, and this is .*export it again"
-OPENVINO_ALONE = "runs in OpenVINO on a CPU alone: set NOTELLM_DEVICE=cpu"
+OTHER_VERSION = r"with graphs 1 of OpenVINO 2020\.1, but this is .*export it again"
+OPENVINO_ALONE = "only runs in OpenVINO on a CPU: set NOTELLM_DEVICE=cpu"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_export_that_was_killed_is_made_anew(served: Path, tiny_checkpoint: Path
 
 
 def test_existing_folder_is_not_written_to(served: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         write_exported(str(tiny_checkpoint), served, cache=tmp_path, precision="float32")
 
 
@@ -138,4 +138,4 @@ def test_gpu_without_torch_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "torch_installed", lambda: False)
     messages: list[str] = []
     assert loading.device_for("cuda", messages.append) == "cpu"
-    assert messages == ["The CPU runs the model: PyTorch, which a GPU needs, is not installed"]
+    assert messages == ["The model runs on the CPU: PyTorch, which a GPU requires, is not installed"]

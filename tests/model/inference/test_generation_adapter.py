@@ -138,7 +138,9 @@ def test_checkpoint_that_lacks_a_generation_file_is_refused(
 ) -> None:
     folder = Path(shutil.copytree(activated_checkpoint, tmp_path / "copy"))
     (folder / GENERATION_FOLDER / missing).unlink()
-    with pytest.raises(CheckpointError, match=f"{missing} is missing, but the configuration has a generation adapter"):
+    with pytest.raises(
+        CheckpointError, match=f"{missing} is missing, but .* says that the checkpoint has a generation adapter"
+    ):
         load(str(folder), tmp_path, runtime=runtime)
 
 

@@ -135,7 +135,7 @@ def test_export_in_a_process_of_its_own_serves_the_same_vectors(
 
 def test_refused_export_in_a_process_of_its_own_says_why(backbone_folder: Path, tmp_path: Path) -> None:
     checkpoint = save_random(FAMILIES["gemma2"], backbone_folder, tmp_path / "checkpoint")
-    with pytest.raises(CheckpointError, match="no paged attention like that of Gemma2Attention"):
+    with pytest.raises(CheckpointError, match="no paged attention for Gemma2Attention"):
         openvino_load.load(checkpoint, "float32", cache=tmp_path / "cache", isolated_export=True)
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -182,8 +182,11 @@ def test_each_checkpoint_is_exported_once(
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (FAMILIES["gemma2"], "no paged attention like that of Gemma2Attention"),
-        (MistralConfig(**COMMON, sliding_window=16), "a window of 16 tokens is shorter than a note's prompt"),
+        (FAMILIES["gemma2"], "no paged attention for Gemma2Attention"),
+        (
+            MistralConfig(**COMMON, sliding_window=16),
+            "sliding window of 16 tokens, which is shorter than a note's prompt",
+        ),
     ],
     ids=["gemma2", "mistral"],
 )

@@ -97,10 +97,10 @@ def test_checkpoints_without_a_mean_are_refused(doubled: Path, tmp_path: Path) -
     path.write_text(settings, "utf-8")
     head = load_file(doubled / HEAD_FILE)
     save_file(head | {"projection": head["projection"][:-1].contiguous()}, doubled / HEAD_FILE)
-    with pytest.raises(CheckpointError, match="other weights"):
+    with pytest.raises(CheckpointError, match="tensors of other names or shapes"):
         average([SHIPPED_CHECKPOINT, doubled], mean)
     (other / ADAPTER_FOLDER / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match=r"has no \.safetensors files"):
         average([other, other], mean)
     NoteLLMConfig(name="bare").save(tmp_path)
     with pytest.raises(CheckpointError, match="neither an adapter"):

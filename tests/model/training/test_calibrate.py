@@ -109,7 +109,7 @@ def test_least_hashtag_score_is_the_highest_that_loses_next_to_nothing(
 
 
 def test_least_hashtag_score_of_hashtags_that_are_all_wrong_is_refused():
-    with pytest.raises(ValueError, match="teach the checkpoint to write first"):
+    with pytest.raises(ValueError, match="train the checkpoint to write first"):
         least_hashtag_score([(Hashtag("wrong", 0.9),), ()], [("right",), ("right",)])
 
 

@@ -107,7 +107,7 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
     run = start(recipe, corpus, tmp_path)
     with torch.no_grad():
         run.master_weights.weights[0].fill_(torch.nan)
-    message = r"step 1: the loss is nan and .* nan: lower learning_rate: .* goes on from state\.00000000\.pt"
+    message = r"step 1: the loss is nan and .* nan: lower learning_rate: .* resumes from state\.00000000\.pt"
     with pytest.raises(RecipeError, match=message):
         run.run(minutes=10)
     assert run.step == 0
@@ -136,7 +136,7 @@ def test_folder_in_which_another_process_trains_is_refused(recipe: Distillation,
 
 def test_run_of_another_recipe_is_not_resumed(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
     start(recipe, corpus, tmp_path).save()
-    with pytest.raises(RecipeError, match=r"another recipe \(seed, shares\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(different: seed, shares\)"):
         start(replace(recipe, shares={"lists": 0.5, "long": 0.5}, seed=1), corpus, tmp_path)
     assert start(replace(recipe, learning_rate=1e-3, save_every=1.0), corpus, tmp_path).recipe.learning_rate == 1e-3
 
@@ -243,7 +243,7 @@ def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
     torch.save(state, path)
     assert start(recipe, corpus, tmp_path).step == 0
     names = unchecked.format(backbone=recipe.backbone)
-    assert f"{path} is of an earlier version: whether {names} changed" in capsys.readouterr().out
+    assert f"{path} is from an earlier version: it is not checked whether {names} changed" in capsys.readouterr().out
 
 
 def test_stop_in_a_pause_saves_without_a_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
@@ -365,9 +365,9 @@ def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:
         ("bach = 1", "bach"),
         ("batch =", "Invalid"),
         ("batch = 1", "no source has a share"),
-        ("clip = 0.0", "clip must be above 0"),
-        ("learning_rate = -1e-4", "learning_rate must be 0 or more, and finite"),
-        ("weight_decay = inf", "weight_decay must be 0 or more, and finite"),
+        ("clip = 0.0", "clip, .* must be above 0, not 0.0"),
+        ("learning_rate = -1e-4", "learning_rate must be 0 or more and finite"),
+        ("weight_decay = inf", "weight_decay must be 0 or more and finite"),
     ],
 )
 def test_recipe_that_cannot_be_used_ends_the_command(

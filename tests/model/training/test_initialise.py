@@ -159,7 +159,7 @@ def test_start_on_another_backbone_is_refused(recipe: Recipe, tmp_path: Path):
     Trainer(recipe, tmp_path, cache=tmp_path)._save_checkpoint(BEST)
     config = NoteLLMConfig.load(tmp_path / BEST)
     replace(config, backbone="packaged:another").save(tmp_path / BEST)
-    with pytest.raises(CheckpointError, match="has an adapter of packaged:another"):
+    with pytest.raises(CheckpointError, match="has an adapter for packaged:another"):
         Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "later", cache=tmp_path)
 
 
@@ -169,13 +169,13 @@ def test_start_on_a_moved_backbone_needs_the_same_weights(recipe: Recipe, tmp_pa
     first._save_checkpoint(BEST)
     later, told = replace(recipe, start=tmp_path / BEST), list[str]()
     Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append)
-    assert not any("which is gone" in line for line in told)
+    assert not any("which no longer exists" in line for line in told)
 
     (file,) = former.glob("*.safetensors")
     save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"has an adapter of {former}: name that as `backbone`"):
+    with pytest.raises(CheckpointError, match=f"has an adapter for {former}: set `backbone` to that"):
         Trainer(later, tmp_path / "later", cache=tmp_path)
 
     shutil.rmtree(former)
     Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append)
-    assert any(f"has an adapter of {former}, which is gone: {recipe.backbone} must" in line for line in told)
+    assert any(f"has an adapter for {former}, which no longer exists: {recipe.backbone} must" in line for line in told)

@@ -74,7 +74,7 @@ def test_run_whose_log_a_full_disk_cut_off_goes_on_with_a_whole_one(recipe: Reci
         log.write('{"step": 5, "lo')
     told: list[str] = []
     list(Trainer(recipe, tmp_path, cache=tmp_path, progress=told.append).run())
-    assert f"{tmp_path / LOG}: 1 broken lines are removed" in told
+    assert f"{tmp_path / LOG}: removed 1 damaged lines" in told
     assert [step["step"] for step in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -83,7 +83,7 @@ def test_step_behind_a_line_that_was_cut_off_stays_in_the_log(tmp_path: Path):
     log.write_text('{"step": 4}\n{"step": 5, "lo{"step": 5, "loss": 1.0}\n{"step": 6}\n{"step": 7}\n{"st')
     restore_log(log, 6, told.append)
     assert log.read_text() == '{"step": 4}\n{"step": 5, "loss": 1.0}\n{"step": 6}\n'
-    assert told == [f"{log}: 2 broken lines are removed"]
+    assert told == [f"{log}: removed 2 damaged lines"]
 
 
 def test_folder_in_which_another_process_trains_is_refused(recipe: Recipe, tmp_path: Path):
@@ -96,7 +96,7 @@ def test_damaged_state_is_named_with_what_to_do(recipe: Recipe, tmp_path: Path):
     recipe = replace(recipe, steps=2)
     list(Trainer(recipe, tmp_path, cache=tmp_path).run())
     cut_in_half(tmp_path / LAST)
-    with pytest.raises(RecipeError, match=r"last\.pt cannot be read \(.+\): put back a copy .* in a new folder"):
+    with pytest.raises(RecipeError, match=r"last\.pt cannot be read \(.+\): restore a copy .* in a new folder"):
         Trainer(recipe, tmp_path, cache=tmp_path)
 
 
@@ -106,7 +106,7 @@ def cut_in_half(file: Path) -> None:
 
 def test_folder_with_a_run_of_another_recipe_is_refused(recipe: Recipe, tmp_path: Path):
     list(Trainer(replace(recipe, steps=2), tmp_path, cache=tmp_path).run())
-    with pytest.raises(RecipeError, match=r"another recipe \(learning_rate\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(different: learning_rate\)"):
         Trainer(replace(recipe, steps=2, learning_rate=1.0), tmp_path, cache=tmp_path)
 
 
@@ -152,7 +152,10 @@ def test_run_from_before_backbones_were_checked_is_resumed_and_says_so(recipe: R
     torch.save(state, tmp_path / LAST)
     messages: list[str] = []
     assert Trainer(recipe, tmp_path, cache=tmp_path, progress=messages.append).ended
-    unchecked = f"{tmp_path / LAST} is of an earlier version: whether {recipe.backbone} changed since the run began"
+    unchecked = (
+        f"{tmp_path / LAST} is from an earlier version: it is not checked whether {recipe.backbone} changed since the "
+        "run began"
+    )
     assert [message for message in messages if message.startswith(unchecked)]
 
 
@@ -178,7 +181,9 @@ def test_run_from_before_starts_were_checked_is_resumed_and_says_so(recipe: Reci
     torch.save(state, run / LAST)
     told: list[str] = []
     assert Trainer(recipe, run, cache=tmp_path, progress=told.append).ended
-    unchecked = f"{run / LAST} is of an earlier version: whether {recipe.start} changed since the run began"
+    unchecked = (
+        f"{run / LAST} is from an earlier version: it is not checked whether {recipe.start} changed since the run began"
+    )
     assert [message for message in told if message.startswith(unchecked)]
 
 
@@ -222,8 +227,8 @@ def test_older_state_is_read_where_the_newest_is_damaged(tmp_path: Path) -> None
     assert read_newest_state(tmp_path, told.append) == (older, {"step": 10})
     (message,) = told
     assert message.startswith(f"{newest} cannot be read (")
-    assert message.endswith(": going on from state.00000010.pt")
-    assert lower_rate_in(tmp_path).endswith(" goes on from state.00000010.pt")
+    assert message.endswith(": resuming from state.00000010.pt")
+    assert lower_rate_in(tmp_path).endswith(" resumes from state.00000010.pt")
     save_state(tmp_path, 15, {"step": 15})
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "state.00000010.pt",
@@ -255,7 +260,7 @@ def test_folder_whose_states_are_all_damaged_is_refused(tmp_path: Path) -> None:
         save_state(tmp_path, step, {"step": step})
         cut_in_half(tmp_path / f"state.{step:08}.pt")
     with pytest.raises(
-        RecipeError, match=r"00020\.pt cannot .*00010\.pt cannot .*: put back a copy of a file, or begin"
+        RecipeError, match=r"00020\.pt cannot .*00010\.pt cannot .*: restore a copy of a file, or start"
     ):
         read_newest_state(tmp_path, print)
 

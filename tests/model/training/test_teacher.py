@@ -107,7 +107,7 @@ def test_source_that_does_not_know_one_note_counts_as_a_cosine_of_zero(paired: P
 def test_teacher_of_other_notes_is_refused(paired: PairedNotes, tmp_path: Path):
     write_vectors(tmp_path / "read.npz", ["another"], np.ones((1, 2)))
     with pytest.raises(
-        DatasetError, match=r"the vector of none of .* training notes: it has 'another', the notes have"
+        DatasetError, match=r"vectors for none of .* training notes: it has ids such as 'another', the notes have"
     ):
         Teacher(paired, tmp_path / "read.npz")
 

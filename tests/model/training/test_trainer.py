@@ -172,7 +172,9 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_state(recipe: Re
     next(run)
     with torch.no_grad():
         trainer.model.projection.weight.fill_(1e38)
-    next_of_run = r"step 3: the loss is .* and the gradient norm nan: lower learning_rate .*last\.pt is of step 2"
+    next_of_run = (
+        r"step 3: the loss is .* and the gradient norm nan: lower learning_rate .*last\.pt has the state of step 2"
+    )
     with pytest.raises(RecipeError, match=next_of_run):
         next(run)
     state = torch.load(tmp_path / LAST, weights_only=True)
@@ -309,7 +311,7 @@ def test_short_batches_are_told_and_counted_in_the_card(recipe: Recipe, data: Da
 
 def test_batches_of_one_pair_are_refused_without_other_notes_to_compare(recipe: Recipe, data: Data, tmp_path: Path):
     recipe = replace(recipe, data=(hub_of(tmp_path, data.notes, 1),))
-    with pytest.raises(DatasetError, match=r"hub\.parquet: a batch has one pair, .* or memory = true are needed"):
+    with pytest.raises(DatasetError, match=r"hub\.parquet: a batch has only one pair, .* or set memory = true"):
         Trainer(recipe, tmp_path, cache=tmp_path)
     step = next(Trainer(replace(recipe, memory=True), tmp_path, cache=tmp_path).run())
     assert step.contrastive > 0
@@ -340,12 +342,12 @@ def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp
     assert counts.unknown > 0
     assert (
         f"{data.pairs}: {counts.read:,} pairs, {counts.in_split:,} between training notes, {counts.unknown} left out: "
-        f"a note of theirs is not in {row.notes}"
+        f"since a note of theirs is not in {row.notes}"
     ) in told
     summary = f"{row.notes}: 399 notes, 399 with a title or content, 399 with hashtags, 399 with a category"
     assert told.count(summary) == 1  # though the validation split is read, too
     training_notes = len(trainer.data[0].notes)
-    assert f"{row.teacher}: vectors of {100 - 100 / training_notes:.1f}% of the training notes" in told
+    assert f"{row.teacher}: has vectors for {100 - 100 / training_notes:.1f}% of the training notes" in told
 
 
 @pytest.mark.parametrize("lora_rank", [4, 0])
@@ -435,7 +437,7 @@ def test_full_fine_tuning_starts_from_an_adapter_and_then_from_its_own_checkpoin
         start = tmp_path / name / BEST
     with pytest.raises(CheckpointError, match="set dimension = 16"):
         Trainer(replace(recipe, start=start, lora_rank=0, dimension=8), tmp_path / "other", cache=tmp_path)
-    with pytest.raises(CheckpointError, match="has no adapter to go on from: set lora_rank = 0"):
+    with pytest.raises(CheckpointError, match="has no adapter to continue from: set lora_rank = 0"):
         Trainer(replace(recipe, start=start), tmp_path / "other", cache=tmp_path)
 
 
@@ -453,7 +455,7 @@ def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(
 
 def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, finished_run: Path, tmp_path: Path):
     best = finished_run / BEST
-    with pytest.raises(CheckpointError, match=rf"^{best} has an adapter of rank 4: set lora_rank to that or"):
+    with pytest.raises(CheckpointError, match=rf"^{best} has an adapter of rank 4: set lora_rank to at least 4"):
         Trainer(replace(recipe, start=best, lora_rank=2), tmp_path, cache=tmp_path)
 
 
@@ -470,7 +472,11 @@ def test_later_stage_keeps_the_settings_of_the_checkpoint_that_it_starts_from(re
     trained = Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append).model
     licence = f"own; trained on data with these terms: {UNSTATED_TERMS}"
     assert trained.config == replace(first.model.config, name="later", licence=licence)
-    for line in (f"writing adapter of {best} is not taken over", "notes in LATIN (`scripts`) alone", "`languages`: en"):
+    for line in (
+        f"generation adapter of {best} is not copied",
+        "only read notes in LATIN (`scripts`)",
+        "`languages` en",
+    ):
         assert line in " ".join(told)
 
 
@@ -493,7 +499,7 @@ def test_later_stage_of_another_dimension_names_the_one_to_set(recipe: Recipe, t
 
 def test_adapter_on_a_checkpoint_is_refused(recipe: Recipe, tmp_path: Path):
     Trainer(recipe, tmp_path, cache=tmp_path)._save_checkpoint(BEST)
-    with pytest.raises(CheckpointError, match=r"best is a checkpoint, .* in a recipe the folder as `start`"):
+    with pytest.raises(CheckpointError, match=r"best is a checkpoint, .* set `start` to the checkpoint in a recipe"):
         Trainer(replace(recipe, backbone=str(tmp_path / BEST)), tmp_path, cache=tmp_path)
 
 
@@ -596,7 +602,7 @@ def test_unpaired_notes_that_processes_cannot_share_are_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("model.training.trainer.rank_and_size", lambda: (0, 2))
-    with pytest.raises(RecipeError, match="must be a multiple of the 2 processes"):
+    with pytest.raises(RecipeError, match="must be a multiple of the number of processes, 2"):
         Trainer(replace(recipe, distillation=0.5, unpaired_notes=7), tmp_path, cache=tmp_path)
 
 

@@ -48,16 +48,16 @@ def test_variances_are_equalised_as_the_power_says(power: float) -> None:
 
 def test_dimension_above_the_remaining_directions_is_refused() -> None:
     assert whitening(two_sets(), 14).shape == (14, 16)
-    with pytest.raises(ValueError, match=r"16 numbers have 14 directions .* ask for 14 or fewer"):
+    with pytest.raises(ValueError, match=r"16 numbers have only 14 directions .* a dimension of at most 14"):
         whitening(two_sets(), 15)
 
 
 def test_dimension_above_what_few_notes_span_is_refused() -> None:
     few = [vectors[:4] for vectors in two_sets()]
     assert np.isfinite(whitening(few, 6)).all()
-    with pytest.raises(ValueError, match="4, 4 notes fill 6 directions, fewer than 7: read more notes"):
+    with pytest.raises(ValueError, match="4, 4 notes span only 6 directions, fewer than 7: use more notes"):
         whitening(few, 7)
-    with pytest.raises(ValueError, match="fewer than two"):
+    with pytest.raises(ValueError, match="at least two training notes"):
         whitening([few[0], few[0][:1]], 1)
 
 
@@ -79,7 +79,7 @@ def test_whitened_checkpoint_gives_a_new_vector_space(
 
 def test_dimension_that_cannot_be_had_is_refused_before_notes_are_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_notes_file(tmp_path / "notes.jsonl.gz", [], "n")
-    with pytest.raises(ValueError, match="ask for 31 or fewer"):
+    with pytest.raises(ValueError, match="a dimension of at most 31"):
         whiten_by_training_notes(tiny_checkpoint, [tmp_path], 32, 10, tmp_path)
 
 

@@ -191,7 +191,7 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
     trainer.run(60)
     with torch.no_grad():
         trainer.master_weights.weights[0].fill_(torch.nan)
-    message = r"step 2: the loss is nan and .* nan: lower learning_rate: .* goes on from state\.00000001\.pt"
+    message = r"step 2: the loss is nan and .* nan: lower learning_rate: .* resumes from state\.00000001\.pt"
     with pytest.raises(RecipeError, match=message):
         trainer.run(60)
     assert trainer.step == 1
@@ -201,7 +201,7 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
 def test_rate_that_is_not_finite_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", "c", "--out", str(tmp_path), "--notes", "n.jsonl=1", "--learning-rate", "inf"])
-    assert "learning_rate must be 0 or more, and finite" in capsys.readouterr().err
+    assert "learning_rate must be 0 or more and finite" in capsys.readouterr().err
 
 
 def test_full_disk_ends_the_command_with_the_reason(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_run_on_another_trunk_or_recipe_is_not_resumed(tiny_checkpoint: Path, no
     first = start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
     first.run(60)
     assert start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1).ended
-    with pytest.raises(RecipeError, match=r"another recipe \(seed\)"):
+    with pytest.raises(RecipeError, match=r"another recipe \(different: seed\)"):
         start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1, seed=1)
     other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
     weights = load_file(other / BACKBONE_FOLDER / "model.safetensors")
@@ -251,10 +251,10 @@ def test_trunk_that_no_adapter_fits_is_refused_before_training(
 ) -> None:
     other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
     replace(NoteLLMConfig.load(other), prompt_version="task-first/1").save(other)
-    with pytest.raises(CheckpointError, match="needs a prompt version that has the task last"):
+    with pytest.raises(CheckpointError, match="requires a prompt version with the task last"):
         start(other, notes_file, tmp_path / "run")
     (other / CONFIG_FILE).unlink()
-    with pytest.raises(CheckpointError, match="is no NoteLLM checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a NoteLLM checkpoint"):
         start(other, notes_file, tmp_path / "run")
 
 

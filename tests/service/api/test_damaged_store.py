@@ -107,7 +107,7 @@ def test_nearly_full_disk_refuses_writes_and_reads_go_on(serve: Serve, monkeypat
         assert 0 < gauge(client, "notellm_data_free_ratio") < 1
         monkeypatch.setattr(embedded_redis, "DISK_RESERVE_BYTES", 2**62)
         eventually_true(lambda: written().status_code == 503)
-        assert "its disk, is full" in written().json()["detail"]
+        assert "or, for the embedded server, its disk" in written().json()["detail"]
         assert client.get("/notes/before").status_code == 200
         assert client.get("/notes/before/similar").json()["degraded"] is False
         assert client.delete("/notes/before").status_code == 200

@@ -223,7 +223,7 @@ def test_note_that_has_expired_is_refused_and_leaves_its_key_free(client: httpx2
     for answer in (first, second):
         refused = answer.json()["results"][1]
         assert (refused["status"], refused["id"]) == ("rejected", "past")
-        assert refused["problem"]["errors"] == [{"pointer": "/1/expires_at", "detail": "must lie in the future"}]
+        assert refused["problem"]["errors"] == [{"pointer": "/1/expires_at", "detail": "must be in the future"}]
     assert second.json()["results"][0] == first.json()["results"][0] | {"replayed": True}
     assert second.headers[REPLAYED] == "true"
 

@@ -88,7 +88,7 @@ def test_process_is_not_ready_before_the_model_has_run_once(
 
     monkeypatch.setattr("service.wiring.Engine.generate", generate_behind_gate)
     with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
-        starting(client, "Running the model once")
+        starting(client, "Warming up the model")
         gate.set()
         eventually_true(lambda: client.get("/readyz").status_code == 200)
     assert [bool(request.hashtags) for request in requests] == [True]

@@ -321,10 +321,12 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
                 return [one["detail"] for one in default.get("/tenants").json()["tenants"] if one["name"] in names]
 
             eventually_true(lambda: details().count("1 of about 1 notes read") == OPENED_TOGETHER)
-            assert details().count("not begun yet") == len(names) - OPENED_TOGETHER
+            assert details().count("not started yet") == len(names) - OPENED_TOGETHER
             with as_tenant(url, names[-1]) as last:
                 eventually_true(lambda: last.get("/notes/a").status_code == 200)
-            assert details().count("not begun yet") == 1, "a request waits for no turn, and brings no other tenant one"
+            assert details().count("not started yet") == 1, (
+                "a request waits for no turn, and brings no other tenant one"
+            )
         finally:
             gate.set()
         eventually_true(lambda: states(default) == {"default": ("ready", 0)} | dict.fromkeys(names, ("ready", 1)))
@@ -421,7 +423,7 @@ def test_tenant_of_an_emptied_store_is_told_as_lost(serve: Serve, store: Embedde
         assert default.get("/readyz").json()["durable"] is True, "a removal loses nothing"
         admin.flushall()
         eventually_true(lambda: default.get("/readyz").json()["durable"] is False)
-        assert "a tenant is gone" in default.get("/readyz").json()["checks"]["store"]["detail"]
+        assert "a tenant has disappeared" in default.get("/readyz").json()["checks"]["store"]["detail"]
         eventually_true(lambda: acme.get("/notes/a").status_code == 404)
         assert acme.put("/notes/b", json={"title": "anew"}).status_code == 201
         assert [item["id"] for item in acme.post("/similar", json={"title": "lemon"}).json()["items"]] == ["b"]

@@ -121,7 +121,7 @@ def test_serve_without_its_checkpoint_says_so_in_one_line(tmp_path: Path) -> Non
     result = subprocess.run([NOTELLM, "serve"], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 3  # uvicorn's status for a failed start
     assert "Traceback" not in result.stderr
-    assert f"{tmp_path} holds no .safetensors file" in result.stderr
+    assert f"{tmp_path} has no .safetensors file" in result.stderr
 
 
 def test_serve_on_a_taken_port_is_refused_in_one_line() -> None:

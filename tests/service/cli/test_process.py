@@ -266,7 +266,7 @@ def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> N
     report = json.loads(again.stdout)
     assert (again.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 2, 1, 3)
     (reject,) = map(json.loads, (shared.folder / "expiring.jsonl.rejects.jsonl").read_text().splitlines())
-    assert (reject["line"], "/expires_at: must lie in the future" in reject["reason"]) == (2, True)
+    assert (reject["line"], "/expires_at: must be in the future" in reject["reason"]) == (2, True)
 
 
 def test_address_with_a_slash_at_its_end_is_that_without(shared: Process) -> None:

@@ -146,7 +146,7 @@ async def test_reads_are_not_exported_while_the_stream_is_read_again_after_a_pur
         assert await behaviour.forget("u1") == 2
         assert behaviour.status().ready
         for export in (behaviour.all_reads(), begun):
-            with pytest.raises(BehaviourBehind, match="0 reads so far"):
+            with pytest.raises(BehaviourBehind, match="0 reads of notes so far"):
                 next(export)
         may_go_on.set()
         await eventually(lambda: behaviour.status().reads == 2)

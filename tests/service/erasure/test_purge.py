@@ -179,7 +179,7 @@ async def test_remembered_receipts_that_name_purged_notes_are_forgotten(
 
 async def test_note_that_is_stored_is_not_purged(embedded: EmbeddedRedis, embedded_store: RedisNoteStore) -> None:
     await embedded_store.put(notes(["kept-0001"], SECRET))
-    with pytest.raises(PurgeError, match="'kept-0001' is stored; delete it first"):
+    with pytest.raises(PurgeError, match=r"'kept-0001' .* is still stored; delete it first"):
         purge_store(embedded.url, ["kept-0001"])
 
 
@@ -194,7 +194,7 @@ async def test_id_is_purged_while_another_tenant_has_a_note_of_that_id(
     finally:
         await acme.close()
     await embedded_store.delete("42")
-    with pytest.raises(PurgeError, match="in the tenant 'acme' the note '42' is stored; delete it first"):
+    with pytest.raises(PurgeError, match="note '42' of tenant 'acme' is still stored; delete it first"):
         purge_store(embedded.url, ["42"], "acme")
     await asyncio.to_thread(purge_store, embedded.url, ["42"])
     assert embedded_admin.keys("{notes}:*once:*") == ["{notes}:tenant:acme:once:key"]

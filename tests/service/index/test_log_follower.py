@@ -200,7 +200,7 @@ async def test_follower_killed_store_back_resumes(
 ) -> None:
     await live_index.wait_for(await put(embedded_store, *notes(3)), WAIT)
     kill(embedded)
-    await eventually(lambda: "does not answer" in live_index.status().detail)
+    await eventually(lambda: "unavailable" in live_index.status().detail)
     assert await find_ids(live_index) == {"n0", "n1", "n2"}
     embedded.start()
     await live_index.wait_for(await put(embedded_store, *notes(3, 3)), WAIT)
@@ -213,7 +213,7 @@ async def test_follower_store_away_is_not_ready(
 ) -> None:
     assert live_index.status().ready
     kill(embedded)
-    await eventually(lambda: "does not answer" in live_index.status().detail)
+    await eventually(lambda: "unavailable" in live_index.status().detail)
     assert not live_index.status().ready
     embedded.start()
     await eventually(lambda: live_index.status().ready)

@@ -132,9 +132,9 @@ async def test_restarts_after_any_history_match_the_store(
 
 HARMS = {
     "damaged": "is damaged",
-    "of another store, whose log reaches back": "in: store",
-    "log cut behind it": "does not reach back",
-    "log lost its end and went on": "does not reach back",
+    "of another store, whose log reaches back": "with another store",
+    "log cut behind it": "the log lacks changes",
+    "log lost its end and went on": "the log lacks changes",
 }
 
 

@@ -97,7 +97,7 @@ def test_load_with_any_byte_changed_is_refused(tmp_path: Path, data: st.DataObje
 
 @pytest.mark.parametrize(
     ("origin", "reason"),
-    [(SnapshotOrigin("store-2", "space-1"), "in: store"), (SnapshotOrigin("store-1", "other"), "in: space")],
+    [(SnapshotOrigin("store-2", "space-1"), "another store"), (SnapshotOrigin("store-1", "other"), "another space")],
 )
 def test_load_of_other_origin_is_refused_with_reason(
     folder: SnapshotFolder, origin: SnapshotOrigin, reason: str
@@ -110,7 +110,7 @@ def test_load_of_other_origin_is_refused_with_reason(
 def test_load_of_other_version_is_refused(folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.save(ORIGIN, "1-0", parts(FIRST))
     monkeypatch.setattr("service.index.snapshot_files.VERSION", 99)
-    with pytest.raises(SnapshotRefused, match=f"version {VERSION}, and this service has 99"):
+    with pytest.raises(SnapshotRefused, match=f"version {VERSION}, but this service reads version 99"):
         folder.load(ORIGIN)
 
 

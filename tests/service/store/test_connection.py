@@ -40,7 +40,7 @@ async def ping_over_connection_that_is_reset(url: str) -> None:
         await send(*arguments, **options)
 
     pooled.send_command = send_after_reset
-    with pytest.raises(StoreUnavailable, match="there is no connection to it"):
+    with pytest.raises(StoreUnavailable, match="no connection to it"):
         await ping(connection)
     pooled.send_command = send
     await ping(connection)

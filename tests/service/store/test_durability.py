@@ -286,7 +286,7 @@ async def test_server_that_refuses_a_write_is_not_asked_again_how_it_writes(
     admin.config_set("maxmemory", 1)
     asked = times_asked(admin)
     for _ in range(3):
-        with pytest.raises(StoreUnavailable, match="it has no room"):
+        with pytest.raises(StoreUnavailable, match="its memory is full"):
             await store.put([Write(stored_note("b"))])
     admin.config_set("maxmemory", 0)
     await store.put([Write(stored_note("b"))])
@@ -336,6 +336,6 @@ async def test_write_whose_every_answer_about_the_server_is_forgotten_ends_as_an
 
     monkeypatch.setattr("service.store.connection.probe_write_policy", probe_while_others_fail)
     monkeypatch.setattr(store.connection, "timeout_seconds", 0.3)
-    with pytest.raises(StoreUnavailable, match="no answer in time"):
+    with pytest.raises(StoreUnavailable, match="no answer within the timeout"):
         await store.put([Write(stored_note())])
     await store.close()

@@ -111,7 +111,7 @@ def test_caller_who_may_not_read_notes_gets_what_a_scenario_binds_alone(serve: S
                 assert [result["status"] for result in batch] == [200 if allowed else 403, 200]
                 if not allowed:
                     for detail in (problem["detail"], *(response.json()["detail"] for response in responses)):
-                        assert f"notes.read, which a search with `{next(iter(option))}` takes" in detail
+                        assert f"notes.read, which a search with `{next(iter(option))}` requires" in detail
 
 
 def test_fields_beyond_the_bound_are_null_and_the_answer_names_their_notes(

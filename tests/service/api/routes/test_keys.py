@@ -209,7 +209,7 @@ def test_key_that_is_over_is_not_created(root: httpx2.Client) -> None:
     answer = root.post("/keys", json=READER | {"expires_at": past})
     assert (answer.status_code, answer.json()["errors"]) == (
         422,
-        [{"pointer": "/expires_at", "detail": "must lie in the future"}],
+        [{"pointer": "/expires_at", "detail": "must be in the future"}],
     )
     assert root.get("/keys").json() == keys
 

@@ -264,9 +264,9 @@ def test_unknown_examples_are_skipped_and_named(client: httpx2.Client) -> None:
 
 
 def test_search_with_too_few_examples_left_says_so(client: httpx2.Client) -> None:
-    too_few = "too few examples are left to rank by: add others (with the strategy average, a positive one)."
+    too_few = "too few are left to rank by. Send other examples (the strategy average needs a positive one)."
     for negative in ([], examples("s1")):
-        for on_missing, remedy in (("skip", too_few), ("error", "are left out.")):
+        for on_missing, remedy in (("skip", too_few), ("error", "to skip them.")):
             body = {"positive": examples("nobody"), "negative": negative, "on_missing": on_missing}
             answer = client.post("/similar", json=body)
             assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (404, "/positive/0")
@@ -307,7 +307,7 @@ def test_search_left_with_examples_of_another_model_alone_says_so(aliens: httpx2
     answer = aliens.post("/similar", json={"positive": examples("x", "nobody"), "on_missing": "skip"})
     assert answer.status_code == 404
     details = [error["detail"] for error in answer.json()["errors"]]
-    assert details == ["the note 'x' is of another model", "there is no note 'nobody'"]
+    assert details == ["the note 'x' has a vector from another model", "there is no note 'nobody'"]
     for on_missing in ("error", "skip"):
         own = aliens.get("/notes/x/similar", params={"on_missing": on_missing})
         assert (own.status_code, own.json()["type"].rpartition("/")[2]) == (409, "other-space")

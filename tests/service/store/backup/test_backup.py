@@ -17,7 +17,7 @@ from tests.service.conftest import DebianRedis, kill
 from tests.service.store.backup.conftest import LOG, Interrupted, back_up, contents, fill, identity, interrupt, restore
 
 
-@pytest.mark.parametrize("step", ["Receiving the data", "Loading it, to see that it can be", "Storing it"])
+@pytest.mark.parametrize("step", ["Receiving the data", "Checking that the data can be loaded", "Writing the backup"])
 def test_interrupted_backup_leaves_none(source: Any, embedded: EmbeddedRedis, tmp_path: Path, step: str) -> None:
     fill(source)
     with pytest.raises(Interrupted):
@@ -29,7 +29,7 @@ def test_interrupted_backup_leaves_none(source: Any, embedded: EmbeddedRedis, tm
 def test_backup_is_never_written_over_another(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
     fill(source)
     back_up(embedded.url, tmp_path / "b")
-    with pytest.raises(BackupError, match="name a new folder"):
+    with pytest.raises(BackupError, match="use a new folder"):
         back_up(embedded.url, tmp_path / "b")
 
 

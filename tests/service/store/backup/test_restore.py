@@ -181,7 +181,7 @@ def test_restored_store_that_is_not_on_disk_in_time_is_an_error(
     back_up(embedded.url, tmp_path / "b")
     monkeypatch.setattr("service.store.backup.restore.DISK_MILLISECONDS", 10)
     target.config_set("appendfsync", "no")
-    with pytest.raises(BackupError, match="was exchanged, and was not on disk"):
+    with pytest.raises(BackupError, match="was replaced, but was not on disk"):
         restore(tmp_path / "b", other.url)
     assert contents(target) == contents(source)
 
@@ -203,7 +203,7 @@ def test_forged_manifest_reaches_no_other_file(
     manifest = back_up(embedded.url, tmp_path / "b")
     files = tuple(manifest.files[0].model_copy(update={"name": name}) for name in names)
     (tmp_path / "b" / MANIFEST).write_bytes(manifest.model_copy(update={"files": files}).encode())
-    with pytest.raises(BackupError, match="names other files"):
+    with pytest.raises(BackupError, match="lists other files"):
         restore(tmp_path / "b", other.url)
 
 
@@ -247,7 +247,7 @@ def test_manifest_that_was_cut_or_changed_is_none(source: Any, embedded: Embedde
     for length in range(0, len(content), 7):
         with pytest.raises(BackupError):
             Manifest.decode(content[:length])
-    with pytest.raises(BackupError, match="its digest is another one"):
+    with pytest.raises(BackupError, match="its digest differs"):
         Manifest.decode(content.replace(b'"notes": 3', b'"notes": 4'))
     assert Manifest.decode(content).notes[0].notes == 3
 
@@ -316,7 +316,7 @@ def test_full_temporary_folder_is_named(
     bounds = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, bounds[1]))  # writing beyond it is an error, as on a full disk
     try:
-        with pytest.raises(BackupError, match=r"the temporary folder .* does not take the data: .*TMPDIR"):
+        with pytest.raises(BackupError, match=r"cannot write to the temporary folder .*: .*TMPDIR"):
             step()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, bounds)

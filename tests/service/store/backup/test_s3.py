@@ -38,5 +38,5 @@ def test_backup_goes_to_s3_and_comes_back(
     assert s3.objects.keys() == {f"/bucket/notes/today/{name}" for name in (DATA_SET, MANIFEST)}
     restore("s3://bucket/notes/today", other.url)
     assert contents(target) == contents(source)
-    with pytest.raises(BackupError, match="name a new folder"):
+    with pytest.raises(BackupError, match="use a new folder"):
         back_up(embedded.url, "s3://bucket/notes/today")
