@@ -66,8 +66,8 @@ class Neighbours:
 
 
 class FindNeighbours(Protocol):
-    """Looks up neighbours of a note among stored notes with hashtags, and the hashtags of stored notes that it
-    names."""
+    """Looks up neighbours of a note among stored notes with author hashtags, and the hashtags of stored
+    notes that it names."""
 
     def __call__(self, note: Note, vector: npt.NDArray[np.float32], count: int, /) -> Neighbours:
         """Return up to `count` neighbours by vector and as many by words, never the note itself.

@@ -2,7 +2,7 @@
 
 NoteLLMError
 ├── NoteNotFound          the note does not exist, was deleted or has expired
-├── ExamplesNotFound      examples of a search do not exist; `errors` points to them
+├── ExamplesNotFound      examples of a search are missing; `errors` points to them
 ├── ListExpired           the result list of a cursor has expired, or never existed
 ├── InvalidInput          well-formed, but fields are not valid; `errors` points to them
 ├── MalformedBody         the body is not valid UTF-8 JSON
@@ -16,7 +16,7 @@ NoteLLMError
 ├── PreconditionFailed    the note does not match If-Match or If-None-Match
 ├── OtherSpace            a note's vector is from another model; `errors` points to the examples
 ├── Unauthenticated       the API key is missing, invalid, expired or revoked
-├── Forbidden             the key lacks a scope; or, without keys, the Host or the Origin is not allowed
+├── Forbidden             the key lacks a scope; or, without keys, the Host is not allowed, or the Origin of a change
 ├── ApiKeyNotFound        the API key does not exist, or belongs to another tenant
 ├── TooManyApiKeys        the maximum number of API keys is reached
 ├── LogCut                the change log does not contain all changes after the position
@@ -88,8 +88,8 @@ class InvalidInput(NoteLLMError):
 
 
 class ExamplesNotFound(NoteLLMError):
-    """Examples of a search do not exist. `errors`: one for each. `skipped`: whether the search left them out, but had
-    too few left to rank by."""
+    """Examples of a search are missing (`OnMissing` in search/request.py). `errors`: one for each. `skipped`: whether the
+    search left them out, but had too few left to rank by."""
 
     def __init__(self, errors: Sequence[FieldError], skipped: bool = False) -> None:
         self.errors = tuple(errors)

@@ -102,8 +102,9 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt at an idempotent write, which is made once, however often it is attempted. `key`: its idempotency
-    key, unique in the store; `fingerprint`: equal only for attempts at the same write."""
+    """One attempt at an idempotent write, which is made once, however often it is attempted. `key`: name of
+    the write, unique in the store, made from the Idempotency-Key and the write's place in the request; `fingerprint`:
+    equal only for attempts at the same write."""
 
     key: str
     fingerprint: str

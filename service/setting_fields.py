@@ -141,7 +141,8 @@ class SettingFields(BaseSettings):
     hashtag_policy: HashtagPolicy = Field(
         "grounded",
         description="Default `policy` of generated hashtags. open: any text that the model writes; known: only "
-        "hashtags of stored notes; grounded: the best of the model's and of similar notes' hashtags.",
+        "hashtags that authors of stored notes use; grounded: the best of what the model writes, what similar notes "
+        "carry, and what the text names of stored notes' hashtags.",
     )
     blocked_hashtags: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Hashtags that are never generated, separated by commas."
@@ -237,7 +238,7 @@ class SettingFields(BaseSettings):
     event_types: Annotated[tuple[str, ...], NoDecode] = Field(
         ("shown=0", "click=1", "like=1", "share=1", "hide=-1"),
         description="Accepted event types with their weights, separated by commas. A weight above 0 counts as a "
-        "read of the note; a weight below 0 cancels the user's read. `shown` is required.",
+        "read of the note; a weight below 0 cancels the reader's read. `shown` is required.",
     )
     event_seconds: float = Field(
         2_592_000.0, gt=0, description="Seconds for which an event is kept and counted. Older events are rejected."

@@ -78,7 +78,7 @@ class Telemetry:
         self.ended_connections = Counter(
             "notellm_connections_ended",
             "Connections closed by the service because of the caller: malformed (400), slow_head, slow_body (408), "
-            "head_too_large (431), slow_answer, body_not_taken (no response); or because of an internal error: failed "
+            "head_too_large (431), slow_answer, body_not_taken (no problem sent); or of an internal error: failed "
             "(500)",
             ("reason",),
             registry=registry,
@@ -91,7 +91,7 @@ class Telemetry:
         )
         self.ready = Gauge(
             "notellm_ready",
-            "1 if the process is ready: started, not draining, the store responds, all indexes follow the log, the "
+            "1 if the process is ready: started, not draining, the store responds, the indexes follow the log, the "
             "engine makes progress, and the readers were started; otherwise 0",
             registry=registry,
         )
@@ -113,7 +113,7 @@ class Telemetry:
         )
         self.dropped = Counter(
             "notellm_dropped_notes",
-            "Admitted notes dropped before they reached the model: their deadline passed or their caller disconnected",
+            "Admitted notes dropped before they reached the model: their deadline passed or nobody waited for them",
             ("reason",),
             registry=registry,
         )

@@ -70,7 +70,8 @@ class Report:
 
 
 async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *, repair: bool) -> Report:
-    """Compare the whole store with the whole index, and, with `repair`, repair what differs."""
+    """Compare the whole store with the whole index, and, with `repair`, repair what differs. Raises
+    StoreUnavailable, IndexBehind."""
     seen: set[str] = set()
     suspects: set[str] = set()
     other_space = 0

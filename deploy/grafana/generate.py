@@ -1,6 +1,6 @@
 """Generates the Grafana dashboard notellm.json from the panels listed below: `python deploy/grafana/generate.py`.
 
-tests/deploy/test_monitoring.py fails if the board is out of date, or queries a metric that the service does not have.
+tests/deploy/test_monitoring.py fails if the dashboard is out of date, or queries an unknown metric.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ VARIABLES: list[dict[str, Any]] = [
 
 
 def board() -> dict[str, Any]:
-    """Return the board as Grafana imports it."""
+    """Return the dashboard as Grafana imports it."""
     panels: list[dict[str, Any]] = []
     top = 0
     for row, members in ROWS.items():

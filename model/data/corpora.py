@@ -63,7 +63,8 @@ class Source:
 
 
 def debian_notes(listing: Path) -> Iterator[Note]:
-    """Yield a note for each package of an `apt-cache dumpavail` listing; of libraries and fonts TECHNICAL_SHARE."""
+    """Yield a note for each package of an `apt-cache dumpavail` listing; for technical packages such as libraries,
+    only for a TECHNICAL_SHARE."""
     rng = random.Random("debian")
     seen = set()
     for stanza in listing.read_text("utf-8").split("\n\n"):

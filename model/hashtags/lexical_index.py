@@ -70,7 +70,7 @@ class _SummedRows:
 
 class InvertedLexicalIndex:
     """An inverted index from words to rows; the port `LexicalIndex` of service/index/backend.py. Not thread-safe,
-    except `joined`.
+    except `words_of`, `phrases_of` and `joined`.
 
     A row is a text as it was added. Rows are numbered from 0 through all segments, of which only the last one grows.
     Replacing segments renumbers the rows.

@@ -48,8 +48,7 @@ class LabelPrior:
 
     `log_probs` (C,): mean log probability of each name after notes that consist of a name. For a name not seen in
     training it mostly reflects how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each
-    name.
-    `read_tokens`: number of tokens read to compute both.
+    name. `read_tokens`: number of tokens read to compute both.
     """
 
     log_probs: npt.NDArray[np.float64]

@@ -300,7 +300,8 @@ class GenerationTrainer:
         self._log(step=self.step, validation_loss=self.measure())
 
     def _save_checkpoint(self) -> None:
-        """Replace the folder `checkpoint` by a copy of the source checkpoint with the averaged adapter, atomically."""
+        """Replace the folder `checkpoint` by a copy of the source checkpoint with the averaged adapter, once it is
+        complete."""
         with replaced_folder(self.folder / CHECKPOINT) as unfinished:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)

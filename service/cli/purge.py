@@ -40,8 +40,8 @@ def purge(
 ) -> None:
     """Rewrite the store's files and snapshots without removed data, then search them for the given IDs and texts.
 
-    Run it on each machine that runs the service or Redis. Exits with status 1 if removed data was found, or if files
-    could not be searched.
+    Run it on each machine that runs the service or Redis. Exits with status 1 if removed data was found, if a
+    snapshot was not renewed in time, or if files could not be searched.
     """
     from service.erasure.purge import purge as purge_all
     from service.store.embedded_redis import EmbeddedRedisError

@@ -20,7 +20,7 @@ CHANGES_SHARE = 8
 
 MOVED = 0.03
 """Minimum distance of a new estimate of the mean from the old one to replace it. The means of two samples of the same
-notes are at most this far apart, and each new centre invalidates all cached lists of neighbours."""
+notes are at most this far apart, and each new centre invalidates all kept lists of neighbours."""
 
 
 class LiveCentre:

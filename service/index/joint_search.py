@@ -1,6 +1,6 @@
 """JointIndex: one search over all segments.
 
-Segments that have codes are searched by these: FAISS returns more candidates than requested, which are then reranked by
+Segments that have codes are searched by these: FAISS returns more candidates than requested, which are then compared by
 their vectors. All other segments are searched by their vectors directly. Either way scores are inner products of
 vectors (docs/decisions/0033-codes.md).
 """

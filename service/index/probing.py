@@ -1,5 +1,5 @@
 """Probing: how many inverted lists a search of a sealed segment goes through, and how many candidates it takes by their
-codes and reranks by their vectors, so that it finds RECALL of the neighbours. Both are measured when the segment is
+codes and compares by their vectors, so that it finds RECALL of the neighbours. Both are measured when the segment is
 built.
 """
 

@@ -167,7 +167,8 @@ class IndexState:
 
     def notify_listeners(self, notes: ChangedNotes | None, unmoved: Collection[str] = ()) -> None:
         """Call the listeners of on_change, and those of on_move with the notes that are not `unmoved`, if any.
-        `unmoved`: ids of notes that could be found before by the same vectors."""
+        `notes`: None, which all of them get, if any note may have changed. `unmoved`: ids of notes that could be found
+        before by the same vectors."""
         for apply in self._listeners:
             apply(notes)
         if notes is not None:

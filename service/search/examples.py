@@ -1,6 +1,6 @@
 """Vectors of the examples of a search. A stored note's vector comes from the index, or else from the store; a text's
-from the model, which reads all texts of a search in one batch. A centre, the share of the mean that all notes have in
-common, is subtracted."""
+from the model, which reads all texts of a search in one batch. A centre, a share of the mean vector of the notes (of
+titles, for a text that is only a title), is subtracted."""
 
 from __future__ import annotations
 

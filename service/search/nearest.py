@@ -1,7 +1,7 @@
-"""Fast path for related notes: the nearest notes of one stored note, in the order of their cosines, from memory.
+"""Short path for related notes: the nearest notes of one stored note, in the order of their cosines, from memory.
 
 It answers requests without further examples, ranking options, pages or other sources, which are the most frequent ones.
-Where it has no answer, the whole search (search.py) gives one, which checks each note in the store.
+Where it has no answer, the full search (search.py) gives one, which checks each note in the store.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NearestNotes:
     async def find(
         self, note_id: str, k: int, where: Filter, min_score: float | None, time_left: ReadTime
     ) -> Nearest | None:
-        """Return the notes nearest to a stored one; None where only the whole search has an answer.
+        """Return the notes nearest to a stored one; None where only the full search has an answer.
 
         For notes without recent changes the index knows whether they pass the filter, so that the store need not be
         asked about each. Raises StoreUnavailable, IndexBehind.

@@ -23,7 +23,7 @@ CURSOR = re.compile(r"([0-9A-HJKMNP-TV-Z]{26})\.(\d{1,4})")
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A kept list, and the place in it where a page begins."""
+    """A list that is kept for its pages, and the place in it where a page begins."""
 
     list_id: str
     start: int

@@ -1,4 +1,4 @@
-"""VerifiedNotes: the store's versions of notes, read by the whole search, whose answers name no note that was not
+"""VerifiedNotes: the store's versions of notes, read by the full search, whose answers name no note that was not
 read."""
 
 from __future__ import annotations

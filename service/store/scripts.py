@@ -43,8 +43,8 @@ return {last, time[1], time[2], entries}
 """
 )
 # KEYS log, identity; ARGV position. Answers the identity, then, where there is a log, the first entry's position, the
-# last position ever written, whether entries were cut off, and the given position where there is an entry at it. Redis
-# before 7 does not say how many entries were added; then some may have been cut off. Entries after that of a restore
+# last position ever written, whether entries were trimmed, and the given position where there is an entry at it. Redis
+# before 7 does not say how many entries were added; then some may have been trimmed. Entries after that of a restore
 # were lost: a follower at its position lacks nothing, one beyond it has read entries that are gone.
 LOG_BOUNDS = """
 local store = redis.call('GET', KEYS[2])

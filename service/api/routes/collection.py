@@ -122,7 +122,8 @@ async def get_changes(
     request waits for a change (long polling); if none comes, it is answered without one before its deadline
     (X-Request-Timeout).
 
-    410 if the log no longer has all changes after `after`: read all notes again with GET /notes/export.
+    410 if the log does not have `after` and all changes since, because it was trimmed, restored or has lost writes:
+    read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
     left = seconds_left(urgency)

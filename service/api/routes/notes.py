@@ -204,8 +204,9 @@ async def patch_note(
     """Change some fields of a note. Model tokens are spent only if title, content or hashtags change, if `generate`
     asks for something, or if the note was embedded by another model.
 
-    Generated hashtags and categories belong to the text: a change of title, content or hashtags drops them. `category:
-    null` drops only a generated category, `hashtags: []` only generated hashtags. `generate` generates them again.
+    Generated hashtags and categories belong to the text: a change of title, content or hashtags drops them. Of
+    the generated values, `category: null` drops only the category and `hashtags: []` only the hashtags; both also clear
+    what the author gave. `generate` generates them again.
     """
 
     def edit(note: Note) -> Note:

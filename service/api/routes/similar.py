@@ -115,7 +115,7 @@ async def similar_by_body(
 async def similar_to_examples(
     body: SimilarIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
-    """Find notes related to a text, or to several stored notes and texts. The texts are not stored."""
+    """Find notes related to a text, or to several stored notes and texts. Texts are not stored and leave no trace."""
     options = read_options(body, request, service, "")
     search = options.as_request(body.positives(), body.negatives())
     related = await answer_body(search, options.min_log_position, request, service, requested)

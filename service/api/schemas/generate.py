@@ -101,8 +101,9 @@ class UsageOut(BaseModel):
 
     prompt_tokens: int = Field(
         0,
-        description="tokens that the model read, each counted once, however many results are computed from it; the "
-        "first text with a new set of categories also counts the tokens of their names",
+        description="tokens that the model read, each counted once, however many results are computed from it; "
+        "the first text with a set of categories of which training has not shown all also counts the tokens of their "
+        "names",
     )
     generated_tokens: int = Field(0, description="tokens generated for hashtags, in all beams together")
 
