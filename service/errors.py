@@ -88,8 +88,8 @@ class InvalidInput(NoteLLMError):
 
 
 class ExamplesNotFound(NoteLLMError):
-    """Examples of a search are missing (`OnMissing` in search/request.py). `errors`: one for each. `skipped`: whether the
-    search left them out, but had too few left to rank by."""
+    """Examples of a search are missing (`OnMissing` in search/request.py). `errors`: one for each. `skipped`: whether
+    the search left them out, but had too few left to rank by."""
 
     def __init__(self, errors: Sequence[FieldError], skipped: bool = False) -> None:
         self.errors = tuple(errors)
