@@ -51,10 +51,10 @@ def rows(options: Options) -> Iterator[Row]:
     sizes = SMALL if options.rehearsal else FULL
     engine = load(options, "auto")
     notes = notes_of_one_length(engine, max(sizes.batches))
-    yield row("precision of the engine", engine.runtime.precision)
+    yield row("engine precision", engine.runtime.precision)
     if not options.rehearsal:
         for name, rate in matrix_products().items():
-            yield row("matrix product", f"{rate:.0f}", "GFLOP/s", against=name)
+            yield row(f"matmul throughput, {name}", f"{rate:.0f}", "GFLOP/s")
     yield from prefill_rows(options, engine, notes, sizes.batches)
     for batch in sizes.decode_batches:
         yield decode_row(engine, notes[:batch])
@@ -117,7 +117,7 @@ def job_row(engine: Engine, notes: Sequence[Note]) -> Row:
     separate = (VECTOR_ONLY, GenerationRequest(HASHTAGS), replace(VECTOR_ONLY, categories=categories))
     rate = measure_rate(len(notes), generate, engine, notes, together)
     apart = measure_rate(len(notes), generate, engine, notes, *separate)
-    what = f"vector, {HASHTAGS} hashtags and a category of {len(categories)}, batch {len(notes)}"
+    what = f"vector, {HASHTAGS} hashtags and a category out of {len(categories)}, batch {len(notes)}"
     return compared(what, "notes/s", rate, {"three separate calls": apart})
 
 
@@ -127,19 +127,19 @@ def vector_rows(engine: Engine, reference: Engine, notes: Sequence[Note]) -> Ite
     alone = np.concatenate([engine.embed([note]) for note in notes])
     cosines = (vectors * exact).sum(1)
     yield row(
-        "cosine to float32, mean", f"{cosines.mean():.6f}", spread=f"minimum {cosines.min():.6f}",
-        target=f"{MIN_COSINE} or more", met=bool(cosines.min() >= MIN_COSINE),
+        "cosine similarity to vectors in float32, mean", f"{cosines.mean():.6f}", spread=f"minimum {cosines.min():.6f}",
+        target=f"≥ {MIN_COSINE}", met=bool(cosines.min() >= MIN_COSINE),
     )  # fmt: skip
     yield row(
-        "largest difference of a vector's component, alone or in a batch", f"{np.abs(alone - vectors).max():.1e}",
-        against=f"cosine of the two: {(alone * vectors).sum(1).min():.6f} or more",
+        "largest difference of a vector component, batch of one or of many", f"{np.abs(alone - vectors).max():.1e}",
+        spread=f"minimum cosine similarity {(alone * vectors).sum(1).min():.6f}",
     )  # fmt: skip
 
 
 def compared(what: str, unit: str, rate: Rate, peers: dict[str, Rate]) -> Row:
     """Return the row of a rate beside those of others."""
     against = "; ".join(
-        f"{name}: {peer.median:.1f}, so {rate.median / peer.median:.2f}x" for name, peer in peers.items()
+        f"{name}: {peer.median:.1f} {unit}; ratio {rate.median / peer.median:.2f}x" for name, peer in peers.items()
     )
     return row(what, round(rate.median, 1), unit, spread=rate.spread, against=against)
 

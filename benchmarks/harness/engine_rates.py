@@ -47,7 +47,7 @@ class Rate:
 
     @property
     def spread(self) -> str:
-        return f"{self.least:.1f} to {self.most:.1f}"
+        return f"range {self.least:.1f} to {self.most:.1f}"
 
 
 def measure_rate(units: int, call: Callable[..., Any], *arguments: Any) -> Rate:

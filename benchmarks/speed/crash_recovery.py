@@ -112,14 +112,14 @@ def wait_for_line(folder: Path, line: int) -> None:
 def rows(figures: Figures, data: str) -> list[Row]:
     """Return the rows of the result; `data` names the data set."""
     return [
-        row("lines in the file", figures.lines, against=data),
+        row(f"lines of the ingested file, {data}", figures.lines),
         *check_rows("SIGKILL of the service", figures.service_killed),
-        row("SIGKILL of the service: until ready again", round(figures.restart, 1), "s"),
-        row("SIGKILL of the embedded server: until the next batch is stored", round(figures.next_batch, 1), "s"),
-        *check_rows("SIGKILL of the embedded server, and the rest of the file", figures.server_killed),
+        row("SIGKILL of the service: time until ready", round(figures.restart, 1), "s"),
+        row("SIGKILL of the embedded store: time until the next batch is stored", round(figures.next_batch, 1), "s"),
+        *check_rows("SIGKILL of the embedded store, then the rest of the file", figures.server_killed),
         row(
-            "notes that the resumed ingest sent again", figures.sent_again,
-            target=f"at most one batch ({INGEST_BATCH_SIZE})", met=figures.sent_again <= INGEST_BATCH_SIZE,
+            "notes resent by the resumed ingest", figures.sent_again,
+            target=f"≤ one batch ({INGEST_BATCH_SIZE})", met=figures.sent_again <= INGEST_BATCH_SIZE,
         ),
     ]  # fmt: skip
 
@@ -128,11 +128,12 @@ def check_rows(what: str, check: Check) -> list[Row]:
     counts = {
         "lost": check.lost,
         "written twice": check.written_twice,
-        "not in the index": check.not_indexed,
+        "missing from the index": check.not_indexed,
     }
+    what = f"{what}: acknowledged notes"
     return [
-        row(f"{what}: acknowledged notes", check.acknowledged, spread=f"{check.indexed} in the index"),
-        *(row(f"{what}: {name}", count, target="0", met=count == 0) for name, count in counts.items()),
+        row(what, check.acknowledged, spread=f"{check.indexed} in the index"),
+        *(row(f"{what} {name}", count, target="0", met=count == 0) for name, count in counts.items()),
     ]
 
 

@@ -162,10 +162,10 @@ def rows(figures: Figures) -> list[Row]:
     batches = " / ".join(map(str, BATCHES))
     transformers_rates = " / ".join(f"{figures.transformers[batch].median:.1f}" for batch in BATCHES)
     return [
-        *(row("matrix product", f"{rate:.0f}", "GFLOP/s", against=name) for name, rate in figures.products.items()),
-        row(f"transformers, prefill, batch {batches}", transformers_rates, "notes/s",
-            against=figures.transformers_dtype),
-        row("precision of the engine", figures.engine_precision),
+        *(row(f"matmul throughput, {name}", f"{rate:.0f}", "GFLOP/s") for name, rate in figures.products.items()),
+        row(f"prefill with Hugging Face transformers, batch {batches}", transformers_rates, "notes/s",
+            spread=figures.transformers_dtype),
+        row("engine precision", figures.engine_precision),
         *(line for batch in BATCHES for line in prefill_rows(figures, batch)),
         *(line for batch in DECODE_BATCHES for line in decode_rows(figures, batch)),
         *(line for batch in BATCHES for line in job_rows(figures, batch)),
@@ -183,8 +183,8 @@ def prefill_rows(figures: Figures, batch: int) -> list[Row]:
     return [
         row(
             what, round(rate.median, 1), "notes/s", spread=rate.spread,
-            against=f"{100 * share:.0f}% of the matrix product limit, {limit:.1f}; {ratio:.2f}x transformers",
-            target=f"{PREFILL_SHARE:.0%} or more; {PREFILL_RATIO}x or more" if has_target else "",
+            against=f"{100 * share:.0f}% of the matmul limit, {limit:.1f} notes/s; {ratio:.2f}x transformers",
+            target=f"≥ {PREFILL_SHARE:.0%}; ≥ {PREFILL_RATIO}x" if has_target else "",
             met=share >= PREFILL_SHARE and ratio >= PREFILL_RATIO if has_target else None,
         ),
         *llama_rows(what, "notes/s", rate, llama_rates(figures.llama, "prefill", batch), LLAMA_PREFILL_RATIO),
@@ -206,11 +206,11 @@ def job_rows(figures: Figures, batch: int) -> list[Row]:
     against llama.cpp, which decodes 24 tokens greedily."""
     rate, separate = figures.job[batch], figures.separate_calls[batch].median
     ratio, target = rate.median / separate, JOB_RATIOS[batch]
-    what = f"vector, 5 hashtags and a category of {CATEGORIES}, batch {batch}"
+    what = f"vector, 5 hashtags and a category out of {CATEGORIES}, batch {batch}"
     whole = row(
         what, round(rate.median, 2), "notes/s", spread=rate.spread,
-        against=f"three separate calls: {separate:.2f}, so {ratio:.2f}x",
-        target=f"{target}x or more", met=ratio >= target,
+        against=f"three separate calls: {separate:.2f} notes/s; ratio {ratio:.2f}x",
+        target=f"≥ {target}x", met=ratio >= target,
     )  # fmt: skip
     if batch != max(BATCHES):
         return [whole]
@@ -231,20 +231,20 @@ def llama_rows(what: str, unit: str, rate: Rate, llama: Mapping[str, float], tar
     best = max(llama, key=llama.__getitem__)
     ratio = rate.median / llama[best]
     return [row(
-        what, round(rate.median, 1), unit, against=f"llama.cpp {best}: {llama[best]:.1f}, so {ratio:.2f}x",
-        target=f"{target}x llama.cpp or more", met=rate.median >= target * llama[best],
+        what, round(rate.median, 1), unit, against=f"llama.cpp {best}: {llama[best]:.1f} {unit}; ratio {ratio:.2f}x",
+        target=f"≥ {target}x", met=rate.median >= target * llama[best],
     )]  # fmt: skip
 
 
 def category_rows(figures: Figures) -> list[Row]:
     few, many, every = (figures.closed_sets[name].median for name in (FEW, MANY, ALL))
-    against = f"category of {CATEGORIES}: {few:.2f}, so {{:.1f}}x the cost"
-    what = f"category of {MANY_CATEGORIES}, batch {CATEGORY_BATCH}"
+    against = f"category out of {CATEGORIES}: {few:.2f} notes/s; cost ratio {{:.1f}}x"
+    what = f"category out of {MANY_CATEGORIES}, batch {CATEGORY_BATCH}"
     return [
-        row(f"{what}, {CATEGORY_SHORTLIST} of them read", round(many, 2), "notes/s", against=against.format(few / many),
-            target="2x or less", met=few / many <= 2),
-        row(f"{what}, all of them read", round(every, 2), "notes/s", against=against.format(few / every),
-            target="2x or less", met=few / every <= 2),
+        row(f"{what}, shortlist of {CATEGORY_SHORTLIST} scored", round(many, 2), "notes/s",
+            against=against.format(few / many), target="≤ 2x", met=few / many <= 2),
+        row(f"{what}, all scored", round(every, 2), "notes/s", against=against.format(few / every),
+            target="≤ 2x", met=few / every <= 2),
     ]  # fmt: skip
 
 
@@ -252,9 +252,9 @@ def vector_rows(figures: Figures) -> list[Row]:
     cosines = (figures.vectors * figures.reference_vectors).sum(1)
     difference = np.abs(figures.vectors_alone - figures.vectors).max()
     return [
-        row("cosine to PyTorch in float32, mean", f"{cosines.mean():.6f}", spread=f"minimum {cosines.min():.6f}",
-            target=f"{MIN_COSINE} or more", met=bool(cosines.min() >= MIN_COSINE)),
-        row("largest difference of a vector's component, alone or in a batch", f"{difference:.1e}"),
+        row("cosine similarity to vectors of PyTorch float32, mean", f"{cosines.mean():.6f}",
+            spread=f"minimum {cosines.min():.6f}", target=f"≥ {MIN_COSINE}", met=bool(cosines.min() >= MIN_COSINE)),
+        row("largest difference of a vector component, batch of one or of many", f"{difference:.1e}"),
     ]  # fmt: skip
 
 

@@ -121,24 +121,24 @@ def measure(service: ServiceProcess, lists: int) -> list[Row]:
         seconds, accepted, waits = asyncio.run(send_beside_pings(service.port, requests, clients, socket))
         assert accepted == lists * LIST_EVENTS
         sent += lists
-        name = f"lists of {LIST_EVENTS:,} events from {clients} client{'s' * (clients > 1)}"
+        name = f"lists of {LIST_EVENTS:,} events, {clients} client{'s' * (clients > 1)}"
         rate = round(accepted / seconds)
-        rows.append(row(name, rate, "events/s", target=f">= {TARGET:,}", met=rate >= TARGET))
+        rows.append(row(f"throughput, {name}", rate, "events/s", target=f"≥ {TARGET:,}", met=rate >= TARGET))
         wait = round(1000 * float(np.percentile(waits, 99)), 1)
-        rows.append(row(f"{name}: another client of the store waits, p99", wait, "ms"))
+        rows.append(row(f"store latency of another client, {name}, p99", wait, "ms"))
     started, numbers = time.perf_counter(), range(max(2, lists) * LIST_EVENTS)
     reads = len({(user_of(number), note_of(number)) for number in numbers})
     while read_metric(service.url, "notellm_behaviour_reads") < reads:
         time.sleep(0.02)
     seconds = round(time.perf_counter() - started, 2)
-    rows.append(row("until all are related, after the last answer", seconds, "s"))
+    rows.append(row("delay until all events are in the co-occurrence counts", seconds, "s"))
     for name, pid in pids.items():
         cost = 1e6 * (processor_seconds(pid) - computed[name]) / ((sent - 2) * LIST_EVENTS)
-        rows.append(row(f"computing of the {name} for an event", round(cost, 1), "us"))
+        rows.append(row(f"CPU time of the {name} per event", round(cost, 1), "us"))
     with redis.Redis(unix_socket_path=str(socket)) as store:
         stream = store.memory_usage("{notes}:events")
-    rows.append(row("memory of the service with them", service.resident_mib(), "MiB"))
-    rows.append(row("memory of the store for an event", round(stream / (sent * LIST_EVENTS), 1), "bytes"))
+    rows.append(row("resident memory of the service with the events", service.resident_mib(), "MiB"))
+    rows.append(row("memory of the store per event", round(stream / (sent * LIST_EVENTS), 1), "bytes"))
     return rows
 
 

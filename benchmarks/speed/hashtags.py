@@ -56,11 +56,11 @@ def measure(path: Path) -> dict[str, Figures]:
         del service.environment["NOTELLM_SAMPLE_NOTES"]
         service.start()
         with httpx2.Client(base_url=service.url, timeout=60) as client:
-            figures = {f"prompts of {PROMPT_TOKENS} tokens among 254 sample notes": figures_of(client, texts)}
+            figures = {f"{PROMPT_TOKENS}-token prompts, 254 sample notes stored": figures_of(client, texts)}
             known = Path(folder) / "known.jsonl"
             known.write_text("".join(notes[:KNOWN_NOTES]))
             service.ingest(str(known)).communicate()
-            figures[f"notes of microlens50k among {KNOWN_NOTES:,} others"] = figures_of(client, new)
+            figures[f"microlens50k notes, {KNOWN_NOTES:,} others stored"] = figures_of(client, new)
     return figures
 
 
@@ -91,15 +91,15 @@ def rows(figures: dict[str, Figures]) -> list[Row]:
     result = []
     for what, measured in figures.items():
         result += [
-            target_row(f"answer, {what}, p50 / p95 / p99", measured.answers, MAX_MS),
-            target_row(f"first hashtag of the stream, {what}, p50 / p95 / p99", measured.first_hashtags, MAX_FIRST_MS),
+            target_row(f"response latency, {what}, p50 / p95 / p99", measured.answers, MAX_MS),
+            target_row(f"time to first hashtag, {what}, p50 / p95 / p99", measured.first_hashtags, MAX_FIRST_MS),
         ]
     return result
 
 
 def target_row(what: str, seconds: Sequence[float], most: int) -> Row:
     met = percentile_ms(seconds, 50) <= most
-    return row(what, percentiles_text(seconds, 0), "ms", target=f"p50 of {most} ms or less", met=met)
+    return row(what, percentiles_text(seconds, 0), "ms", target=f"p50 ≤ {most} ms", met=met)
 
 
 if __name__ == "__main__":

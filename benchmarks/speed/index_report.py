@@ -11,7 +11,7 @@ from benchmarks.harness.statistics import percentile_ms
 
 WRITES_PER_SECOND = 200
 """Rows added per second while searches are measured."""
-BARE = "FAISS IVF-Flat, the same segments"
+BARE = "FAISS IVF-Flat on the same segments"
 """Name of the baseline in the result: FAISS without codes, one segment after the other, called from Python."""
 MIN_RECALL, MIN_RATE_RATIO = 0.99, 0.85
 MAX_P99_TO_BARE, MAX_P99_WHILE_WRITING, MAX_P99_WHILE_MERGING, MAX_P99_FILTERED = 3, 2, 3, 3
@@ -99,19 +99,21 @@ def rows(figures: Figures) -> list[Row]:
     """Return the rows of the result."""
     memory, vectors = figures.mib, figures.vectors_mib
     return [
-        row(f"{figures.rows:,} rows added, merges included", round(figures.fill_rate), "rows/s",
+        row(f"insert throughput, {figures.rows:,} rows, merges included", round(figures.fill_rate), "rows/s",
             spread=f"{figures.segments} segments"),
-        row(f"recall@{K}", f"{figures.recall:.4f}", target=f"{MIN_RECALL} or more", met=figures.recall >= MIN_RECALL),
+        row(f"recall@{K}", f"{figures.recall:.4f}", target=f"≥ {MIN_RECALL}", met=figures.recall >= MIN_RECALL),
         *(rate_row(threads, *rates) for threads, rates in figures.rates.items()),
-        row("p50 of a search", f"{percentile_ms(figures.idle, 50):.2f}", "ms",
+        row("search latency, p50", f"{percentile_ms(figures.idle, 50):.2f}", "ms",
             against=f"{BARE}: {percentile_ms(figures.bare, 50):.2f} ms"),
-        p99_row("p99 of a search", figures.idle, BARE, figures.bare, MAX_P99_TO_BARE),
-        p99_row(f"p99 while {WRITES_PER_SECOND} notes a second are written", figures.writing, "idle", figures.idle,
+        p99_row("search latency, p99", figures.idle, BARE, figures.bare, MAX_P99_TO_BARE),
+        p99_row(f"search latency beside {WRITES_PER_SECOND} writes/s, p99", figures.writing, "idle", figures.idle,
                 MAX_P99_WHILE_WRITING),
-        p99_row("p99 while all segments are merged", figures.merging, "idle", figures.idle, MAX_P99_WHILE_MERGING),
+        p99_row("search latency while all segments are merged, p99", figures.merging, "idle", figures.idle,
+                MAX_P99_WHILE_MERGING),
         *map(filter_row, figures.filters),
-        row("memory", round(memory), "MiB", against=f"vectors alone: {vectors:.0f} MiB, so {memory / vectors:.2f}x",
-            target=f"{MAX_MEMORY_RATIO}x or less", met=memory <= MAX_MEMORY_RATIO * vectors),
+        row("memory of the index", round(memory), "MiB",
+            against=f"vectors alone: {vectors:.0f} MiB; ratio {memory / vectors:.2f}x",
+            target=f"≤ {MAX_MEMORY_RATIO}x", met=memory <= MAX_MEMORY_RATIO * vectors),
         *([peer_row(figures.peer)] if figures.peer else []),
         *snapshot_rows(figures.snapshot),
         *churn_rows(figures.churn),
@@ -120,17 +122,17 @@ def rows(figures: Figures) -> list[Row]:
 
 def rate_row(threads: int, ours: float, bare: float) -> Row:
     return row(
-        f"search rate, threads: {threads}", round(ours), "searches/s",
-        against=f"{BARE}: {bare:.0f}, so {ours / bare:.2f}x",
-        target=f"{MIN_RATE_RATIO}x or more", met=ours >= MIN_RATE_RATIO * bare,
+        f"search throughput, threads: {threads}", round(ours), "searches/s",
+        against=f"{BARE}: {bare:.0f} searches/s; ratio {ours / bare:.2f}x",
+        target=f"≥ {MIN_RATE_RATIO}x", met=ours >= MIN_RATE_RATIO * bare,
     )  # fmt: skip
 
 
 def p99_row(what: str, seconds: Sequence[float], other: str, others: Sequence[float], target: float) -> Row:
     ours, theirs = percentile_ms(seconds, 99), percentile_ms(others, 99)
     return row(
-        what, round(ours, 2), "ms", against=f"{other}: {theirs:.2f} ms, so {ours / theirs:.1f}x",
-        target=f"{target}x or less", met=ours <= target * theirs,
+        what, round(ours, 2), "ms", against=f"{other}: {theirs:.2f} ms; ratio {ours / theirs:.1f}x",
+        target=f"≤ {target}x", met=ours <= target * theirs,
     )  # fmt: skip
 
 
@@ -139,18 +141,19 @@ def filter_row(figures: FilterFigures) -> Row:
     fast, right = ours <= MAX_P99_FILTERED * unfiltered, figures.recall >= MIN_RECALL
     full = "always" if figures.full else "not always"
     return row(
-        f"filter that {100 * figures.share:g}% of rows pass: recall@{K}, p99", f"{figures.recall:.4f}, {ours:.2f} ms",
+        f"filter matching {100 * figures.share:g}% of rows: recall@{K}, search latency p99",
+        f"{figures.recall:.4f}, {ours:.2f} ms",
         against=f"{ours / unfiltered:.1f}x the unfiltered p99; {full} k results",
-        target=f"{MIN_RECALL} or more, {MAX_P99_FILTERED}x or less, k results", met=right and figures.full and fast,
+        target=f"≥ {MIN_RECALL}, ≤ {MAX_P99_FILTERED}x, k results", met=right and figures.full and fast,
     )  # fmt: skip
 
 
 def peer_row(figures: PeerFigures) -> Row:
     ours, theirs = percentile_ms(figures.seconds, 99), percentile_ms(figures.peer_seconds, 99)
     return row(
-        f"{figures.rows:,} rows: recall@{K}, p99 of a search", f"{figures.recall:.4f}, {ours:.2f} ms",
-        against=f"Milvus Lite: {figures.peer_recall:.4f}, {theirs:.2f} ms, so {theirs / ours:.0f}x ours",
-        target="ahead at equal recall", met=ours < theirs,
+        f"{figures.rows:,} rows: recall@{K}, search latency p99", f"{figures.recall:.4f}, {ours:.2f} ms",
+        against=f"Milvus Lite: {figures.peer_recall:.4f}, {theirs:.2f} ms; {theirs / ours:.0f}x ours",
+        target="faster at equal recall", met=ours < theirs,
     )  # fmt: skip
 
 
@@ -159,22 +162,22 @@ def snapshot_rows(figures: SnapshotFigures) -> list[Row]:
     return [
         row("snapshot: pause of writes", round(figures.freeze, 2), "s"),
         row("snapshot: time to write", round(figures.first, 1), "s",
-            against=f"{figures.mib:.0f} MiB; the next one {figures.second:.1f} s"),
-        row("start from the snapshot", round(start, 1), "s", against=f"its files read from disk: {read:.1f} s",
-            target=f"{MAX_START_RATIO}x plus {START_SECONDS} s, or less",
+            spread=f"{figures.mib:.0f} MiB; next snapshot: {figures.second:.1f} s"),
+        row("snapshot: time to load", round(start, 1), "s", against=f"reading its files from disk: {read:.1f} s",
+            target=f"≤ {MAX_START_RATIO}x + {START_SECONDS} s",
             met=start <= MAX_START_RATIO * read + START_SECONDS),
     ]  # fmt: skip
 
 
 def churn_rows(figures: ChurnFigures) -> list[Row]:
-    recall, mib, fresh = figures.recall, figures.mib, "a fresh index"
+    recall, mib, fresh = figures.recall, figures.mib, "newly built index"
     what = f"{figures.rows:,} rows replaced three times, half removed"
     return [
         row(f"{what}: recall@{K}", f"{recall:.4f}", against=f"{fresh}: {figures.fresh_recall:.4f}",
             target=f"within {MAX_RECALL_LOSS}", met=recall >= figures.fresh_recall - MAX_RECALL_LOSS),
-        p99_row(f"{what}: p99", figures.seconds, fresh, figures.fresh_seconds, MAX_CHURNED_P99),
+        p99_row(f"{what}: search latency, p99", figures.seconds, fresh, figures.fresh_seconds, MAX_CHURNED_P99),
         row(f"{what}: memory", round(mib), "MiB",
-            against=f"{fresh}: {figures.fresh_mib:.0f} MiB, so {mib / figures.fresh_mib:.2f}x",
-            target=f"{MAX_MEMORY_RATIO}x or less", met=mib <= MAX_MEMORY_RATIO * figures.fresh_mib),
-        row(f"{what}: tombstones", figures.tombstones, against=f"{figures.living:,} rows"),
+            against=f"{fresh}: {figures.fresh_mib:.0f} MiB; ratio {mib / figures.fresh_mib:.2f}x",
+            target=f"≤ {MAX_MEMORY_RATIO}x", met=mib <= MAX_MEMORY_RATIO * figures.fresh_mib),
+        row(f"{what}: tombstones", figures.tombstones, spread=f"{figures.living:,} rows left"),
     ]  # fmt: skip

@@ -93,14 +93,14 @@ def rows(figures: Figures, data: str) -> list[Row]:
     tokens, start = figures.prompt_tokens, figures.second_start
     memory = f"{figures.empty_mib} / {figures.full_mib} / {figures.peak_mib}"
     return [
-        row(f"`notellm ingest` of {data}", created, "notes stored", spread=f"{figures.report['rejected']} rejected"),
-        row("ingest, total time", round(seconds / 60, 1), "min", spread=f"{figures.batches} batches"),
-        row("ingest rate", round(created / seconds, 1), "notes/s", spread=f"{tokens / created:.0f} tokens a note"),
-        row("prompt tokens", round(tokens / seconds), "tokens/s"),
-        row("memory, empty / at the end / peak", memory, "MiB"),
+        row(f"notes stored by `notellm ingest`, {data}", created, spread=f"{figures.report['rejected']} rejected"),
+        row("ingest time", round(seconds / 60, 1), "min", spread=f"{figures.batches} batches"),
+        row("ingest throughput", round(created / seconds, 1), "notes/s", spread=f"{tokens / created:.0f} tokens/note"),
+        row("prompt token throughput", round(tokens / seconds), "tokens/s"),
+        row("resident memory, empty service / at the end / peak", memory, "MiB"),
         *(similar_row(figures, q) for q in SHOWN_PERCENTILES),
         row(
-            "restart with these notes, until ready", round(start, 2), "s",
+            "restart with these notes: time until ready", round(start, 2), "s",
             target=f"< {MAX_START_SECONDS} s", met=start < MAX_START_SECONDS,
         ),
     ]  # fmt: skip
@@ -108,7 +108,7 @@ def rows(figures: Figures, data: str) -> list[Row]:
 
 def similar_row(figures: Figures, q: int) -> Row:
     similar, livez = (f"{percentile_ms(seconds, q):.2f}" for seconds in (figures.similar, figures.livez))
-    return row(f"GET similar, k=10, p{q}", similar, "ms", against=f"GET /livez: {livez} ms")
+    return row(f"latency of GET /notes/{{id}}/similar, k=10, p{q}", similar, "ms", against=f"GET /livez: {livez} ms")
 
 
 if __name__ == "__main__":

@@ -271,35 +271,35 @@ def rows(figures: Figures) -> list[Row]:
     added = sum(each.stored for each in figures.posted)
     retries = retry_after_factors(figures.posted)
     right = sum(factor <= MAX_RETRY_FACTOR for factor in retries) / max(1, len(retries))
-    refused = f"{statuses[429]} refused, {statuses[504]} late, {statuses[0]} callers left"
+    refused = f"{statuses[429]} rejected, {statuses[504]} past the deadline, {statuses[0]} timed out or disconnected"
     return [
         row(
-            "notes that are possible, the mean of before and after",
+            "capacity, mean of before and after",
             round(statistics.mean(figures.possible), 1), "notes/s",
-            spread=f"{first:.1f} and {last:.1f}; {CLIENTS} callers who wait, {POSSIBLE_SECONDS:g} s each",
+            spread=f"{first:.1f} before, {last:.1f} after; {CLIENTS} closed-loop clients, {POSSIBLE_SECONDS:g} s each",
         ),
         row(
-            f"goodput at {FACTOR} times the possible notes, callers leave after {PATIENCE:g} s",
+            f"goodput at {FACTOR}x capacity, client timeout {PATIENCE:g} s",
             round(figures.goodput, 1), "notes/s",
             spread=f"{figures.seconds:g} s; {refused}",
-            against=f"{100 * figures.share:.0f}% of the mean that is possible ({first:.1f} before, {last:.1f} after)",
-            target=f">= {100 * MIN_GOODPUT:.0f}%", met=figures.share >= MIN_GOODPUT,
+            against=f"{100 * figures.share:.0f}% of the mean capacity ({first:.1f} before, {last:.1f} after)",
+            target=f"≥ {100 * MIN_GOODPUT:.0f}%", met=figures.share >= MIN_GOODPUT,
         ),
         row(
-            "reads meanwhile, p99", round(busy, 1), "ms",
-            against=f"idle: {after:.1f} ms with the {added} notes that were added, so {busy / after:.1f}x; "
-            f"{before:.1f} ms before them",
+            "read latency during the overload, p99", round(busy, 1), "ms",
+            against=f"idle with the {added} added notes: {after:.1f} ms; ratio {busy / after:.1f}x; "
+            f"idle before: {before:.1f} ms",
             spread=f"p50 / p95 / p99: {percentiles_text(figures.reads, 1)}",
-            target=f"<= {MAX_READ_FACTOR} x idle with the same notes", met=busy <= MAX_READ_FACTOR * after,
+            target=f"≤ {MAX_READ_FACTOR}x idle with the same notes", met=busy <= MAX_READ_FACTOR * after,
         ),
         row(
-            "from the overload's end until a note takes twice its idle time", round(figures.recovery, 1), "s",
-            against=f"idle: {1000 * figures.idle_note:.0f} ms a note",
-            target=f"<= {MAX_RECOVERY_SECONDS} s", met=figures.recovery <= MAX_RECOVERY_SECONDS,
+            "recovery: time until a note takes at most twice its idle latency", round(figures.recovery, 1), "s",
+            against=f"idle: {1000 * figures.idle_note:.0f} ms/note",
+            target=f"≤ {MAX_RECOVERY_SECONDS} s", met=figures.recovery <= MAX_RECOVERY_SECONDS,
         ),
         row(
-            "Retry-After within a factor of two of the queue's time", round(100 * right), "%",
-            spread=f"median factor {statistics.median(retries or [0]):.2f}", target=">= 95%", met=right >= 0.95,
+            "Retry-After within a factor of two of the actual wait", round(100 * right), "%",
+            spread=f"median factor {statistics.median(retries or [0]):.2f}", target="≥ 95%", met=right >= 0.95,
         ),
     ]  # fmt: skip
 

@@ -56,10 +56,10 @@ def rows(figures: Figures) -> list[Row]:
     """Return the rows of the result."""
     report, peak_gb = figures.report, figures.peak_gb
     return [
-        row("clicks", report["clicks"], spread=f"{report['users']} users"),
+        row("clicks in the file", report["clicks"], spread=f"{report['users']} users"),
         row("pairs kept", report["pairs"]),
-        row("time of `notellm pairs`", round(figures.seconds, 1), "s"),
-        row("its peak memory", round(peak_gb, 2), "GB", target=f"< {MAX_GB} GB", met=peak_gb < MAX_GB),
+        row("run time of `notellm pairs`", round(figures.seconds, 1), "s"),
+        row("peak memory of `notellm pairs`", round(peak_gb, 2), "GB", target=f"< {MAX_GB} GB", met=peak_gb < MAX_GB),
     ]
 
 

@@ -82,13 +82,14 @@ def precision_rows(precision: str, reduced: Outputs, reference: Outputs) -> list
     category = share_equal(reduced.categories, reference.categories)
     points = 100 * (reduced.recall - reference.recall)
     return [
-        row(f"{precision}, cosine, mean of {len(cosines):,} notes", f"{cosines.mean():.5f}",
-            spread=f"minimum {cosines.min():.4f}", target="0.999 or more", met=bool(cosines.mean() >= 0.999)),
-        row(f"{precision}, Recall@100", round(100 * reduced.recall, 2), "%", target="within 0.2 points",
-            against=f"{REFERENCE}: {100 * reference.recall:.2f} %, so {points:+.2f} points", met=abs(points) <= 0.2),
-        row(f"{precision}, same first hashtag, of {len(reduced.hashtags)} notes", f"{first:.1%}",
-            against=f"all five the same: {all_five:.1%}", target="95% or more", met=first >= 0.95),
-        row(f"{precision}, same category", f"{category:.1%}"),
+        row(f"{precision}: cosine similarity to {REFERENCE}, mean of {len(cosines):,} notes", f"{cosines.mean():.5f}",
+            spread=f"minimum {cosines.min():.4f}", target="≥ 0.999", met=bool(cosines.mean() >= 0.999)),
+        row(f"{precision}: Recall@100", round(100 * reduced.recall, 2), "%", target="within 0.2 points",
+            against=f"{REFERENCE}: {100 * reference.recall:.2f} %; difference {points:+.2f} points",
+            met=abs(points) <= 0.2),
+        row(f"{precision}: same first hashtag as {REFERENCE}, {len(reduced.hashtags)} notes", f"{first:.1%}",
+            spread=f"all five the same: {all_five:.1%}", target="≥ 95%", met=first >= 0.95),
+        row(f"{precision}: same category as {REFERENCE}", f"{category:.1%}"),
     ]  # fmt: skip
 
 

@@ -71,22 +71,22 @@ def rows(figures: Sequence[Figures], count: int) -> list[Row]:
     alone = next((mean(one.rates) for one in figures if not one.readers), None)
     results = []
     for one in figures:
-        rate, what, against, target, met = mean(one.rates), "no reader", "", "", None
+        rate, what, against, target, met = mean(one.rates), "no reader process", "", "", None
         if one.readers:
-            what = f"{one.readers} reader{'s' if one.readers > 1 else ''}"
-            against = f"no reader: {alone:.0f}, so {rate / alone:.2f}x" if alone else ""
+            what = f"{one.readers} reader process{'es' if one.readers > 1 else ''}"
+            against = f"no reader process: {alone:.0f} requests/s; ratio {rate / alone:.2f}x" if alone else ""
         if one.readers == 1 and alone:
-            target, met = f"{MIN_RATIO}x or more", rate >= MIN_RATIO * alone
+            target, met = f"≥ {MIN_RATIO}x", rate >= MIN_RATIO * alone
         results.append(
-            row(f"{count:,} notes, similar, {CONNECTIONS} clients, {what}", round(rate), "requests/s", against=against,
-                spread=f"{min(one.rates):.0f} to {max(one.rates):.0f}", target=target, met=met)
+            row(f"`similar` throughput, {count:,} notes, {CONNECTIONS} clients, {what}", round(rate), "requests/s",
+                against=against, spread=f"range {min(one.rates):.0f} to {max(one.rates):.0f}", target=target, met=met)
         )  # fmt: skip
     for one in figures:
         if len(one.private_mib) > 1:  # a single reader shares the mapped files with no process
             mib = max(one.private_mib)
             results.append(
-                row(f"{count:,} notes, private memory of each of {one.readers} readers", mib, "MiB",
-                    target=f"{MAX_MIB} MiB or less", met=mib <= MAX_MIB)
+                row(f"private memory per reader process, {count:,} notes, {one.readers} readers", mib, "MiB",
+                    target=f"≤ {MAX_MIB} MiB", met=mib <= MAX_MIB)
             )  # fmt: skip
     return results
 

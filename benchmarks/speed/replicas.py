@@ -236,20 +236,21 @@ def rows(figures: Figures, secrets: int) -> list[Row]:
     idle, busy = (percentile_ms(seconds, 99) for seconds in (figures.idle_reads, figures.reads.seconds))
     return [
         row(
-            f"goodput of two replicas at {FACTOR} times what is possible, everything at once",
-            round(goodput, 1), "notes/s", against=f"{100 * share:.0f}% of the {figures.possible:.1f} possible",
-            spread=f"{figures.seconds:g} s; {figures.stored} stored, {refused}, {statuses[0]} callers left",
-            target=f">= {100 * MIN_GOODPUT:.0f}%", met=share >= MIN_GOODPUT,
+            f"goodput of two replicas at {FACTOR}x capacity, all disturbances together",
+            round(goodput, 1), "notes/s", against=f"{100 * share:.0f}% of the capacity, {figures.possible:.1f} notes/s",
+            spread=f"{figures.seconds:g} s; {figures.stored} stored, {refused}, {statuses[0]} timed out or "
+            "disconnected",
+            target=f"≥ {100 * MIN_GOODPUT:.0f}%", met=share >= MIN_GOODPUT,
         ),
-        row("acknowledged notes lost", figures.lost, "", against=f"{figures.stored} looked for in store and indexes",
+        row("acknowledged notes lost", figures.lost, "", spread=f"{figures.stored} looked up in store and indexes",
             target="0", met=figures.lost == 0),
-        row("log lines with the password or a note's text", secrets, "", target="0", met=secrets == 0),
-        row("reads meanwhile, p99", round(busy, 1), "ms", against=f"idle: {idle:.1f} ms",
+        row("log lines that contain the password or a note's text", secrets, "", target="0", met=secrets == 0),
+        row("read latency under this load, p99", round(busy, 1), "ms", against=f"idle: {idle:.1f} ms",
             spread=f"p50 / p95 / p99: {percentiles_text(figures.reads.seconds, 1)}; {figures.reads.failed} of "
             f"{figures.reads.failed + len(figures.reads.seconds)} failed"),
-        row("open files of both replicas afterwards", figures.files[1], "", against=f"before: {figures.files[0]}"),
-        row("memory of both replicas afterwards", figures.memory[1], "MiB", against=f"before: {figures.memory[0]} MiB",
-            spread="resident; restarted twice meanwhile"),
+        row("open files of both replicas after the load", figures.files[1], "", against=f"before: {figures.files[0]}"),
+        row("resident memory of both replicas after the load", figures.memory[1], "MiB",
+            against=f"before: {figures.memory[0]} MiB", spread="restarted twice during the load"),
     ]  # fmt: skip
 
 

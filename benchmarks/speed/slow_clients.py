@@ -146,7 +146,7 @@ class Reads:
         """Return the idle percentile and the factors as text."""
         idle, beside = self.p99
         factors = self.factors
-        return f"idle: {idle:.1f} ms, so {beside / idle:.1f}x; pairs: {factors[0]:.1f}x to {factors[-1]:.1f}x"
+        return f"idle: {idle:.1f} ms; ratio {beside / idle:.1f}x, by round {factors[0]:.1f}x to {factors[-1]:.1f}x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +207,19 @@ def rows(figures: Figures) -> list[Row]:
     every = list(itertools.chain(*figures.service.beside))
     return [
         row(
-            f"reads beside {CONNECTIONS:,} slow connections, p99", round(beside, 1), "ms",
+            f"read latency beside {CONNECTIONS:,} slow connections, p99", round(beside, 1), "ms",
             against=figures.service.described(),
             spread=f"p50 / p95 / p99: {percentiles_text(every, 1)}; {len(every):,} reads in {ROUNDS} "
-            f"measurements, {READS_PER_SECOND:g} a second",
-            target=f"<= {MAX_READ_FACTOR} x idle", met=beside <= MAX_READ_FACTOR * idle,
+            f"rounds, {READS_PER_SECOND:g}/s",
+            target=f"≤ {MAX_READ_FACTOR}x idle", met=beside <= MAX_READ_FACTOR * idle,
         ),
         row(
-            "a stored answer of another process, read in between, p99", round(figures.stored.p99[1], 1), "ms",
+            "control: latency of a static response from another process, p99", round(figures.stored.p99[1], 1), "ms",
             against=figures.stored.described(),
-            spread="it has no slow connections: what the machine and the client add",
+            spread="no slow connections; shows the effect of machine and client",
         ),
         row(
-            "memory of the service afterwards", figures.mib[1], "MiB", against=f"before: {figures.mib[0]} MiB",
-            spread="resident",
+            "resident memory afterwards", figures.mib[1], "MiB", against=f"before: {figures.mib[0]} MiB",
         ),
     ]  # fmt: skip
 

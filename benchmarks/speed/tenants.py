@@ -90,10 +90,10 @@ def measure(hosts: Sequence[Host]) -> None:
 def rows(hosts: Sequence[Host]) -> list[Row]:
     def values(host: Host) -> list[tuple[str, float, str]]:
         return [
-            ("computing until ready", round(host.start_seconds, 2), "s"),
+            ("CPU time until ready", round(host.start_seconds, 2), "s"),
             ("resident memory", host.resident_mib, "MiB"),
-            ("computing at rest", round(100 * host.idle_share, 1), "% of a core"),
-            ("a read of the default tenant, p50", round(percentile_ms(host.reads, 50), 2), "ms"),
+            ("CPU use when idle", round(100 * host.idle_share, 1), "% of a core"),
+            ("read latency of the default tenant, p50", round(percentile_ms(host.reads, 50), 2), "ms"),
         ]
 
     first = values(hosts[0])
@@ -102,7 +102,7 @@ def rows(hosts: Sequence[Host]) -> list[Row]:
             f"{host.tenants} tenant{'s' * (host.tenants > 1)}: {what}",
             value,
             unit,
-            against=f"{value / base:.2f} x" if host is not hosts[0] and base else "",
+            against=f"{value / base:.2f}x one tenant" if host is not hosts[0] and base else "",
         )
         for host in hosts
         for (what, value, unit), (_, base, _) in zip(values(host), first, strict=True)

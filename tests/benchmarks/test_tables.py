@@ -26,13 +26,13 @@ def test_each_record_has_a_row_and_lacking_figures_are_empty(tmp_path: Path):
     bare = Record(system=RIVAL, data="kuairec", split="validation", with_hashtags=False)
     runs = read_runs(write_records(tmp_path, x_seed3=whole, y=bare))
     first, second = cells(table(runs, ORIGIN))
-    assert (first["record"], first["system"], first["hashtags are"]) == ("x-seed3", OURS, "written")
+    assert (first["record"], first["system"], first["predicted hashtags"]) == ("x-seed3", OURS, "written")
     assert list(second.values()) == ["y", RIVAL, "kuairec, validation", "no", "", "abc"]
     (hashtags,) = cells(table(runs, HASHTAGS))
     assert (hashtags["record"], hashtags["F1@1 / 3 / 5"]) == ("x-seed3", "0.0 / 50.0 / 0.0")
     (related,) = cells(table(runs, RELATED))
-    assert related["cold-cold R@10 / 100 / 1000"] == "100.0 / 100.0 / 100.0"
-    assert related["cold-all R@10 / 100 / 1000"] == ""
+    assert related["cold-cold Recall@10 / 100 / 1000"] == "100.0 / 100.0 / 100.0"
+    assert related["cold-all Recall@10 / 100 / 1000"] == ""
     assert results(runs).count("| y |") == 1  # only in the table of origins: it has no figures
     assert results(runs).count("| x-seed3 |") == 4  # origins, related notes, by exposure, hashtags
 
@@ -57,7 +57,7 @@ def test_each_ablation_stands_beside_the_joint_run(tmp_path: Path):
     _, _, *rows = ablations(read_runs(write_records(tmp_path, **records))).splitlines()
     assert len(rows) == 1
     assert rows[0].startswith(
-        "| ablation-full | 75.0 against ablation-joint: 75.0 %; 2 seeds: 50.00 to 100.00 % (1.00x"
+        "| ablation-full | 75.0; baseline ablation-joint: 75.0 %; 2 seeds: 50.00 to 100.00 %; ratio 1.00x"
     )
 
 
