@@ -89,7 +89,7 @@ PLAIN: HashtagSource = "copied"
 TUNED: HashtagSource = "copied, tuned"
 NEAREST = {PLAIN: "copying from nearest notes", TUNED: "copying from nearest notes, tuned on validation"}
 """Descriptions of the two baselines that copy hashtags (model/baselines/hashtags.py)."""
-GENERATED: Mapping[HashtagSource, str] = {"written": "generated", "grounded": "grounded"}
+GENERATED: Mapping[str, str] = {"written": "generated", "grounded": "grounded"}
 """Words in the tables for our hashtags, by where they come from."""
 
 
