@@ -49,7 +49,7 @@ def test_packed_parts_join_and_rehearse_on_a_cpu(tiny_checkpoint: Path, backbone
         "decode, batch 2",
         "vector, 5 hashtags and a category out of 20, batch 2",
     ]
-    assert "2,000 rows: recall@10 on the card" in measured
+    assert "2,000 rows: recall@10 on the GPU" in measured
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
