@@ -131,7 +131,7 @@ def results(runs: Sequence[Run]) -> str:
     """Return the text of docs/results.md."""
     return f"""# Results
 
-This page lists every metric of every evaluated system. A record is the output of one `notellm evaluate --record` run;
+This page lists the metrics of every record. A record is the output of one `notellm evaluate --record` run;
 `make quality` makes this page from `benchmarks/results/records/`. All shares are in percent. A cell is empty if the
 record has no such metric, and a table omits records that have none of its metrics. [Benchmarks](benchmarks.md#quality)
 compares the systems in paired tests.
@@ -185,7 +185,7 @@ character or kana is a word. The last column is the share of predicted hashtags 
 
 ## Ablations
 
-Short training runs from the untrained backbone, evaluated on the validation notes of {MICROLENS} and compared with the
+Short training runs from the backbone without fine-tuning, evaluated on the validation notes of {MICROLENS} and compared with the
 baseline run `{JOINT}` in a paired test. Each changes one setting of the baseline
 (`benchmarks/quality/experiments.py` lists them), except that `full` also has its own learning rate and that
 `without-csft-hiding` also hides hashtags.

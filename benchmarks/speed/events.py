@@ -131,7 +131,7 @@ def measure(service: ServiceProcess, lists: int) -> list[Row]:
     while read_metric(service.url, "notellm_behaviour_reads") < reads:
         time.sleep(0.02)
     seconds = round(time.perf_counter() - started, 2)
-    rows.append(row("delay until all events are in the co-occurrence counts", seconds, "s"))
+    rows.append(row("delay from the last answer until all events are in the co-occurrence counts", seconds, "s"))
     for name, pid in pids.items():
         cost = 1e6 * (processor_seconds(pid) - computed[name]) / ((sent - 2) * LIST_EVENTS)
         rows.append(row(f"CPU time of the {name} per event", round(cost, 1), "us"))
