@@ -55,7 +55,7 @@ def train(
     from model.training.model_card import CARD, checked_out_commit, write_card
     from model.training.recipe import Recipe, RecipeError, parse_change
     from model.training.resume import LAST
-    from model.training.stopping import stop_on_signals
+    from model.training.stopping import stopped_by_signals
     from model.training.trainer import BEST, Trainer
     from model.weights import silent
 
@@ -74,8 +74,8 @@ def train(
                 f"the run in {folder} is complete at step {trainer.state.step}: choose a new folder for another run"
             )
             return
-        stop_on_signals(trainer.stop)
-        run_with_progress_bar(trainer, quiet=rank > 0)
+        with stopped_by_signals(trainer.stop):
+            run_with_progress_bar(trainer, quiet=rank > 0)
         if not trainer.ended:
             fail(
                 f"stopped at step {trainer.state.step}, saved in {folder / LAST}: run the same command again to resume"

@@ -50,7 +50,7 @@ from model.training.resume import (
 )
 from model.training.run_lock import FolderLock
 from model.training.running_ridge import RunningRidge
-from model.training.stopping import stop_on_signals
+from model.training.stopping import stopped_by_signals
 from model.training.student import POOLINGS, build_student
 from model.training.texts import Batch, Position, Texts
 from model.training.token_teacher import TOKENS_FILE, TokenTeacher
@@ -396,13 +396,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         return
     print(f"{len(distiller.texts.notes):,} texts; step {distiller.step}; {recipe}", flush=True)
-    stop_on_signals(distiller.stop)
     try:
-        domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
-        pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]
-        if options.measure_first:
-            distiller.measure(pools)
-        distiller.run(min(options.minutes, minutes_left), pools)
+        with stopped_by_signals(distiller.stop):
+            domains = HeldOutDomain.load_all(options.data, options.out) if options.data else []
+            pools = [domain.sample(POOL_SIZES[domain.name]) for domain in domains]
+            if options.measure_first:
+                distiller.measure(pools)
+            distiller.run(min(options.minutes, minutes_left), pools)
     except (DatasetError, PairsError, RecipeError, OSError) as error:
         sys.exit(str(error))
 

@@ -55,7 +55,7 @@ from model.training.resume import (
     wait_while_exists,
 )
 from model.training.run_lock import FolderLock
-from model.training.stopping import stop_on_signals
+from model.training.stopping import stopped_by_signals
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
@@ -423,9 +423,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"the run in {options.out} is complete at step {trainer.step}: choose a new folder for another run")
         return
     print(f"{len(trainer.notes):,} notes; step {trainer.step}; {recipe}", flush=True)
-    stop_on_signals(trainer.stop)
     try:
-        trainer.run(options.minutes)
+        with stopped_by_signals(trainer.stop):
+            trainer.run(options.minutes)
     except (RecipeError, OSError) as error:
         sys.exit(str(error))
 

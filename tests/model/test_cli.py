@@ -33,7 +33,7 @@ from model.training.average import CARD_NOTE
 from model.training.calibrate import category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
-from model.training.trainer import BEST, FINAL, Step, Trainer
+from model.training.trainer import BEST, FINAL
 from model.weights import HEAD_FILE
 from service.cli.main import app
 from tests.model.inference.outputs import probabilities
@@ -93,26 +93,31 @@ def test_train_again_finds_nothing_to_do(trained: Path):
     assert files(trained / "out") == before
 
 
+SIGNAL_AFTER_STEP_3 = """
+import signal, sys
+from model.training.trainer import Trainer
+from service.cli.main import app
+
+log, number = Trainer._log, int(sys.argv.pop(1))
+def log_and_signal(trainer, step):
+    log(trainer, step)
+    if step.step == 3:
+        signal.raise_signal(number)
+Trainer._log = log_and_signal
+app()
+"""
+"""`notellm` in a process of its own, which gets a signal during the third step of a training run."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_train_saves_and_ends_at_a_signal_and_goes_on_with_the_same_command(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    trained: Path, tmp_path: Path, number: signal.Signals
 ):
     command = ["train", "--config", str(trained / "recipe.toml"), "--out", str(tmp_path / "out"), "--set", "steps=5"]
-    log = Trainer._log
-
-    def log_and_signal(trainer: Trainer, step: Step) -> None:
-        log(trainer, step)
-        if step.step == 3:
-            signal.raise_signal(number)
-
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_log", log_and_signal)
-        ended = run.invoke(app, command)
-    for each, handler in handlers.items():
-        signal.signal(each, handler)
-    assert ended.exit_code == 1
-    assert "stopped at step 3, saved in " in ended.stderr
+    process = [sys.executable, "-c", SIGNAL_AFTER_STEP_3, str(int(number)), *command]
+    ended = subprocess.run(process, check=False, capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 1
+    assert "stopped at step 3" in " ".join(ended.stderr.split())
     assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3]
     assert run.invoke(app, command).exit_code == 0
     assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3, 4, 5]
@@ -870,5 +875,5 @@ def test_fit_by_notes_in_a_script_that_is_not_read_names_the_setting(checkpoint:
     before = files(checkpoint)
     result = run.invoke(app, [command, "--checkpoint", str(checkpoint), "--data", str(folder)])
     assert result.exit_code == 1
-    assert "name the script in `scripts` of its notellm.json, which has CJK" in " ".join(result.stderr.split())
+    assert "add it to `scripts` of its notellm.json, which has CJK" in " ".join(result.stderr.split())
     assert files(checkpoint) == before

@@ -59,7 +59,7 @@ def test_encoder_is_fetched_once_and_loaded_as_it_is(
 
 
 def test_unexpected_archive_leaves_nothing_in_the_cache(fetched: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="sha256"):
+    with pytest.raises(CheckpointError, match="SHA-256"):
         mpnet.load(tmp_path / "cache", silent)
     assert len(fetched) == 1
     assert list((tmp_path / "cache").iterdir()) == []

@@ -341,7 +341,7 @@ def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp
     counts = trainer.data[0].counts
     assert counts.unknown > 0
     assert (
-        f"{data.pairs}: {counts.read:,} pairs, {counts.in_split:,} between training notes, {counts.unknown} left out: "
+        f"{data.pairs}: {counts.read:,} pairs, {counts.in_split:,} between training notes, {counts.unknown} left out, "
         f"since a note of theirs is not in {row.notes}"
     ) in told
     summary = f"{row.notes}: 399 notes, 399 with a title or content, 399 with hashtags, 399 with a category"

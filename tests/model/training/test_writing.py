@@ -262,7 +262,7 @@ def test_trunk_that_no_adapter_fits_is_refused_before_training(
     ("notes", "reason"),
     [
         (["a/notes.jsonl=0.5", "b/notes.jsonl.gz=0.5"], "b/notes.jsonl.gz: another source is already called notes"),
-        (["a/lines.jsonl=1"], "another source called lines"),
+        (["a/lines.jsonl=1"], "another source is already called lines"),
         (["a/notes.jsonl"], "could not convert"),
     ],
 )
