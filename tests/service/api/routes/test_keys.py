@@ -515,7 +515,7 @@ def test_each_search_of_a_list_counts_as_a_request(root: httpx2.Client, closed_u
     with under(closed_url, key) as client:
         answers = [client.post("/similar/batch", json=[search] * size) for size in (6, 3, 1)]
     assert [answer.status_code for answer in answers] == [422, 207, 207]
-    assert "your key has 5 a minute" in answers[0].json()["errors"][0]["detail"]
+    assert "your key may send 5 requests per minute" in answers[0].json()["errors"][0]["detail"]
     assert answers[2].headers["ratelimit"].startswith('"requests";r=0;')
     key = create(root, scopes=["similar"], quota={"requests_per_minute": 5})["key"]
     with under(closed_url, key) as client:
