@@ -185,8 +185,8 @@ character or kana is a word. The last column is the share of predicted hashtags 
 
 ## Ablations
 
-Short training runs from the backbone without fine-tuning, evaluated on the validation notes of {MICROLENS} and compared with the
-baseline run `{JOINT}` in a paired test. Each changes one setting of the baseline
+Short training runs from the backbone without fine-tuning, evaluated on the validation notes of {MICROLENS} and
+compared with the baseline run `{JOINT}` in a paired test. Each changes one setting of the baseline
 (`benchmarks/quality/experiments.py` lists them), except that `full` also has its own learning rate and that
 `without-csft-hiding` also hides hashtags.
 

@@ -5,8 +5,8 @@ python -m benchmarks.speed.similar DATA/microlens50k/notes.jsonl.gz [ROWS [READE
 
 The notes have texts of real notes and vectors as in benchmarks.speed.index; there are a million ROWS by default, and no
 READERS (NOTELLM_READERS). The service is started twice: first without a cache of neighbour lists, so that each read
-searches, then with it ("with neighbour cache"). The reads ask for ten thousand notes, each once before anything is measured.
-Takes fifteen minutes on an idle machine; three with 20,000 rows.
+searches, then with it ("with neighbour cache"). The reads ask for ten thousand notes, each once before anything
+is measured. Takes fifteen minutes on an idle machine; three with 20,000 rows.
 """
 
 from __future__ import annotations
