@@ -53,7 +53,8 @@ class NoteLLMConfig:
     their candidate is near (`hashtags.grounding.Candidate`); 0 drops none. `notellm fit-hashtags` chooses it on
     validation notes.
     `written_weight`: exponent of the model's probability in the score of a grounded hashtag, where the neighbours'
-    share has exponent 1 (`hashtags.grounding.rerank`); larger for a model trained on a community's hashtags.
+    share has exponent 1 (`hashtags.grounding.rerank`); 0.05 suits a community of thousands of notes
+    (docs/log/hashtags.md).
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation
     notes.
     `name_cosine_weight`: weight of the cosine between the vectors of a note and a category's name, added to the log

@@ -221,9 +221,7 @@ def taught_checkpoint(data: Path) -> Path:
     folder = RUNS / "finished" / TAUGHT
     if (folder / DONE).exists():
         return folder
-    teach_to_write(
-        TAUGHT, {data / MICROLENS: 0.7, SAMPLES: 0.15}, lines=0.15, options=HASHTAGS_ALONE, written_weight=0.1
-    )
+    teach_to_write(TAUGHT, {data / MICROLENS: 0.7, SAMPLES: 0.15}, lines=0.15, options=HASHTAGS_ALONE)
     run_notellm("fit-hashtags", "--checkpoint", folder, *data_options(data / MICROLENS))
     (folder / DONE).touch()
     return folder

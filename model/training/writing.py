@@ -72,9 +72,6 @@ a distillation."""
 MIN_HASHTAG_SCORE = 0.015
 """`min_hashtag_score` of a run's checkpoint. On the judgement notes, what a trained adapter writes for notes that say
 nothing scores below it, and most of what it writes for the others above (docs/log/writing.md)."""
-WRITTEN_WEIGHT = 0.05
-"""`written_weight` of a run's checkpoint, for a community whose hashtags the adapter has not been trained on
-(docs/log/hashtags.md)."""
 CHANGEABLE = ("learning_rate", "steps", "save_every")
 """Fields of the recipe that may change when a run is resumed."""
 MEASURED_NOTES = 96
@@ -306,12 +303,7 @@ class GenerationTrainer:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)
             trained = shown_categories([(self.notes, self.names)])
-            replace(
-                config,
-                trained_categories=trained,
-                min_hashtag_score=MIN_HASHTAG_SCORE,
-                written_weight=WRITTEN_WEIGHT,
-            ).save(unfinished)
+            replace(config, trained_categories=trained, min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
             with self.master_weights.averaged():
                 save_generation_adapter(self.adapter, unfinished, self.cache)
             adapter = unfinished / GENERATION_FOLDER / ADAPTER_FILE
