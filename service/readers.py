@@ -41,7 +41,7 @@ METRICS = frozenset(
 )
 """Metrics of a reader that are published with those of the service; the others are about what a reader does not do."""
 METRICS_SECONDS = 1.0
-"""How long to wait for the metrics of a reader."""
+"""Maximum wait for the metrics of a reader."""
 CHECK_SECONDS = 5.0
 """Time between two checks that readers answer."""
 MAX_UNANSWERED = 10

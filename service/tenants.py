@@ -27,7 +27,7 @@ from service.telemetry import Telemetry
 FOLLOW_SECONDS = 1.0
 """Time between two reads of the list of tenants by a replica."""
 OPEN_SECONDS = 1.0
-"""How long a request waits for its tenant to be opened; a small tenant takes a few hundredths of a second."""
+"""Maximum wait of a request for its tenant to be opened; a small tenant takes a few hundredths of a second."""
 OPENED_TOGETHER = 4
 """Tenants that are opened at a time without a request for them: each reads its snapshot or its notes."""
 RETRY_SECONDS = (1.0, 60.0)
@@ -48,7 +48,7 @@ class Tenant(Generic[S]):
         self.identity = identity
         self.known_at_start = known_at_start
         self.service: S | None = None
-        """Its components; None before they are built."""
+        """Components of the tenant; None before they are built."""
         self.opened: asyncio.Future[S] = asyncio.get_running_loop().create_future()
         """Result of the current attempt at opening it: its components, once its index is built or waits for a store
         that is away."""

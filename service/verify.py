@@ -26,8 +26,8 @@ BATCH_SIZE = 500
 PART_SIZE = 10_000
 """Ids that are compared before the event loop runs other tasks: about a millisecond."""
 MAX_LOOKS = 3
-"""How often a difference is checked before it is reported: a single check may read one side before a write and the
-other after it."""
+"""Number of times that a difference is checked before it is reported: a single check may read one side before a write
+and the other after it."""
 
 
 T = TypeVar("T")

@@ -64,11 +64,11 @@ from service.tracing import Tracer, open_tracer
 START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 """Start-up errors whose message says what to do; see `open_service`."""
 FOLLOWING_SECONDS = 60.0
-"""How often a replica without snapshots reports to the store how far it has followed the log."""
+"""Time between two reports of a replica without snapshots to the store of how far it has followed the log."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
 """Note for the first run of the model at the start; its output is not used."""
 MERGE_SECONDS = 600.0
-"""How long the start of the readers waits for the index to be merged; they then start with what is merged so far."""
+"""Maximum wait of the start of the readers for the index to be merged; they then start with what is merged so far."""
 log = structlog.get_logger(__name__)
 
 

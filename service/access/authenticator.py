@@ -21,7 +21,7 @@ from service.errors import Starting, StoreUnavailable, Unauthenticated
 from service.interfaces import Clock
 
 CACHE_SECONDS = 2.0
-"""How long a change of the keys may take to reach a replica."""
+"""Maximum time that a change of the keys takes to reach a replica."""
 AHEAD_SECONDS = 1.0
 """Age from which on `authenticate_nowait` reads the keys again in the background. If they reached CACHE_SECONDS, every
 request would take the path through FastAPI, several times as slow, until they were read again, and many such requests
@@ -30,12 +30,12 @@ RETRY_SECONDS = 0.1
 """Least time between two reads of the keys for tokens that match none of them: another replica may just have created
 such a key."""
 WAIT_SECONDS = 0.5
-"""How long a request waits for the keys to be read, at the beginning of an outage."""
+"""Maximum wait of a request for the keys to be read, at the beginning of an outage."""
 STALE_SECONDS = 600.0
-"""How long keys that cannot be read again are honoured: a replica that is cut off from the store learns of no
+"""Time for which keys that cannot be read again are accepted: a replica that is cut off from the store learns of no
 revocation."""
 USED_SECONDS = 60.0
-"""How often the last use of a key is recorded."""
+"""Minimum time between two records of a key's last use."""
 
 
 KEYS_NOT_OPEN = "the store of the API keys is not open yet"

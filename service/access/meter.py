@@ -23,7 +23,7 @@ from service.errors import QuotaExceeded, StoreUnavailable
 from service.telemetry import Telemetry
 
 COUNT_SECONDS = 0.25
-"""How long a request waits to be counted."""
+"""Maximum wait of a request to be counted."""
 RETRY_SECONDS = 1.0
 """Seconds for which nothing is counted in the store after it was away, or did not answer before the time-out."""
 

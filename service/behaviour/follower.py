@@ -27,7 +27,7 @@ from service.records import ORIGIN, position_key
 READ_SIZE = 500
 """Entries that are read at a time: a few milliseconds of the event loop."""
 BLOCK_SECONDS = 2.0
-"""How long a read waits for a first entry."""
+"""Maximum wait of a read for a first entry."""
 RETRY_SECONDS = (0.05, 1.0)
 """First and longest back-off while the store is away."""
 GATHER_SECONDS = 0.02
@@ -38,7 +38,7 @@ EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000
 """Time between two checks of histories for expired reads, and the number of histories per check: less than a
 millisecond if no read has expired."""
 MAX_HELD_SECONDS = 0.01
-"""How long entries are applied, or reads removed, before other tasks may run."""
+"""Time for which entries are applied, or reads removed, before other tasks may run."""
 SHOWN = "shown"
 """Type of the event that a note was shown to a reader."""
 log = structlog.get_logger(__name__)

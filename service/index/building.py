@@ -52,8 +52,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class InvertedLists:
-    """How an inverted file is searched: in how many lists (`probing`), and first by `codes`; None where these save no
-    time."""
+    """Search settings of an inverted file: the number of lists (`probing`), and the `codes` to search by first; None
+    where codes save no time."""
 
     probing: Probing
     codes: FaissIndex | None

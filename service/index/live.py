@@ -52,8 +52,8 @@ FILTERED_WORDS_FACTOR = 16
 """Notes with shared words that a filtered search looks at for each note that it returns: the filter is applied
 afterwards."""
 MAX_PASSING_SCORED = 2048
-"""Where too few of the notes with the most shared words pass a filter, a search scores the words of all notes that
-pass, if there are at most this many."""
+"""Maximum number of notes passing a filter whose words are all scored, where too few of the notes with the most shared
+words pass it."""
 
 
 def search_threads() -> ThreadPoolExecutor:

@@ -27,7 +27,7 @@ from service.interfaces import Clock, NoteStore
 from service.records import StoredNote, position_key
 
 BLOCK_SECONDS = 1.0
-"""How long a read of the log waits for a first entry."""
+"""Maximum wait of a read of the log for a first entry."""
 EXPIRY_SECONDS = 0.5
 """Minimum time between two removals of expired notes."""
 MAX_NOTES_IN_LOOP = 8

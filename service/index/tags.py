@@ -55,7 +55,7 @@ class TagDictionary:
         self.name_of = self._names()
         """Names of categories and authors by their codes. A new dictionary replaces it when tags are forgotten."""
         self.forgettings = 0
-        """How often tags were forgotten; incremented before they are."""
+        """Number of times that tags were forgotten; incremented before they are."""
         self._next = max(self._codes.values(), default=-1) + 1
         for name, values in self._values.items():
             prefix = _attribute_tag(name, "")

@@ -19,7 +19,7 @@ MAX_BEHIND = 64
 
 
 CATCH_UP_SECONDS = 0.02
-"""How long a read waits for the index to reach a known position: an acknowledged change is already on its way to the
+"""Maximum wait of a read for the index to reach a known position: an acknowledged change is already on its way to the
 index, while a query may wait longer, for the store to write the next change to the disk."""
 NO_CHANGES = LogTail(frozenset(), 0.0, ORIGIN)
 """Result where the index has every change. Its time is 0, since the store's clock is then that of this machine."""

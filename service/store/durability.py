@@ -23,7 +23,7 @@ everysec, WAITAOF waits until the child process has ended."""
 
 @dataclass(frozen=True, slots=True)
 class WritePolicy:
-    """How a server persists writes. `waits`: each write is followed by WAITAOF, since the server fsyncs it only
+    """Persistence of a server's writes. `waits`: each write is followed by WAITAOF, since the server fsyncs it only
     later."""
 
     durability: Durability

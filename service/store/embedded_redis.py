@@ -30,7 +30,7 @@ as long as that takes."""
 MAX_LAUNCHES = 3
 """Maximum number of launches in one start whose servers exit at once; after one more launch the start is given up."""
 STOP_SECONDS = 20.0
-"""How long a server may take to end by itself before it is killed; its data are on disk already."""
+"""Time that a server has to end by itself before it is killed; its data are on disk already."""
 CHECK_SECONDS = 0.2
 """Pause between two checks that the server lives: about how long its death goes unnoticed."""
 SOCKET_PATH_BYTES = 100
@@ -89,7 +89,7 @@ class EmbeddedRedis:
         self._process: subprocess.Popen[bytes] | None = None
         self._launches = 0
         self.loaded_percent = 0.0
-        """How much of its data a starting server has loaded, as it last reported."""
+        """Percentage of its data that a starting server has loaded, as it last reported."""
         self._max_memory = max_memory or default_max_memory()
         self._writes_allowed = True
         """Whether the server is set to take writes, since there is room on the disk."""

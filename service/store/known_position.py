@@ -31,7 +31,7 @@ file."""
 MAX_PATH = 4096
 """Maximum number of bytes that are read from PLACE."""
 MEMORY = Path("/dev/shm")
-"""Where Linux keeps files in memory; other systems use the data folder."""
+"""Folder in which Linux keeps files in memory; other systems use the data folder."""
 MAX_PROCESSES = 32
 """Maximum number of processes that use a data folder at a time: a read looks at the numbers of all."""
 NUMBER_BYTES = 8

@@ -32,7 +32,7 @@ from service.store.scripts import FIRST_WRITE
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
 """Prefix of the keys of one tenant."""
 FOLLOW_SECONDS = 1.0
-"""How long replicas have to read the entry of the purge, which takes them milliseconds. A replica that has not read it
+"""Time that replicas have to read the entry of the purge, which takes them milliseconds. A replica that has not read it
 by then rebuilds its index."""
 CHECK_SECONDS = 0.05
 """Pause between two checks whether the server has rewritten its file."""

@@ -10,10 +10,10 @@ from service.store.keys import HASH_TAG
 from service.store.scripts import FIRST_WRITE
 
 CLAIM_SECONDS = 60
-"""How long a claim holds after it was renewed: longer than any one step of a purge. After a process has died during its
-purge, the next purge waits that long."""
+"""Time for which a claim holds after it was renewed: longer than any one step of a purge. After a process has died
+during its purge, the next purge waits that long."""
 WAIT_SECONDS = 900.0
-"""How long a purge waits for another one. Rewriting the file of a large store takes minutes."""
+"""Maximum wait of a purge for another one. Rewriting the file of a large store takes minutes."""
 CHECK_SECONDS = 0.05
 """Pause between two attempts at the claim."""
 # KEYS claim; ARGV token, seconds. Answers whether no other purge has it.

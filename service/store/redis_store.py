@@ -56,7 +56,7 @@ LOG_ENTRIES = 1_000_000
 """Approximate maximum number of entries in the log: a replica that lags behind by more rebuilds its index from the
 notes."""
 REPLICA_SECONDS = 86_400.0
-"""How long the log is kept for a replica that makes no newer snapshot."""
+"""Time for which the log is kept for a replica that makes no newer snapshot."""
 SCAN_COUNT = 500
 """Keys that one SCAN looks at, and so about the maximum number of notes that `scan` yields at a time."""
 COUNT_SCAN_COUNT = 10_000

@@ -24,7 +24,7 @@ TENANTS = f"{HASH_TAG}tenants"
 REMOVING = "removing:"
 REMOVED_PREFIX = f"{HASH_TAG}removed:"
 REMEMBERED_SECONDS = 86_400
-"""How long it is remembered that a tenant was removed on purpose: longer than any replica takes to learn of it."""
+"""Time for which the removal of a tenant on purpose is remembered: longer than any replica takes to learn of it."""
 SCAN_COUNT = 1000
 """Keys that one SCAN looks at, and so about the maximum number that one script removes, which can unpack some
 thousands."""

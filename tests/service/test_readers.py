@@ -72,7 +72,7 @@ async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monke
 async def test_reader_that_answers_no_more_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two running readers, one answers each line, the other answers none."""
+    """Run two readers, of which one answers each line, the other answers none."""
     (tmp_path / "half_mute.py").write_text(HALF_MUTE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("FOLDER", str(tmp_path))

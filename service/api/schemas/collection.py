@@ -21,7 +21,7 @@ from service.filters import Bounds, Filter, TimeRange
 from service.records import LogEntry, StoredNote, Vector, position_key
 
 VectorForm = Literal["float", "base64"]
-"""How answers write a vector: as numbers, or as base64 of 32-bit floats, the lowest byte first."""
+"""Form of a vector in an answer: numbers, or base64 of 32-bit floats, the lowest byte first."""
 
 
 class ListQuery(FlatFilterIn):

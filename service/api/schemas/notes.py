@@ -52,7 +52,7 @@ EMPTY = {
     "attributes": "send {} to remove all of them",
     "created_at": "it cannot be cleared; omit it to keep it",
 }
-"""How to empty the fields of a note that null does not clear."""
+"""Advice on emptying the fields of a note that null does not clear."""
 MAX_ATTRIBUTE = 1024
 """Bound on the characters of an attribute."""
 MIN_NUMBER, MAX_NUMBER = -(2.0**63), 2.0**64

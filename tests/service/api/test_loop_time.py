@@ -76,7 +76,7 @@ def events(count: int) -> list[dict[str, str]]:
 
 
 UNKNOWN_FIELDS = {f"unknown {number}": number for number in range(20)}
-"""As many unknown fields as are reported one by one."""
+"""Unknown fields, as many as are reported one by one."""
 NUMBERS = {"content": b'[{"id":"a","title":"b","vector":[' + b"1," * 7_000_000 + b"1]}]"}
 FILTER = {
     "any": [
