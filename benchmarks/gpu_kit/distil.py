@@ -7,7 +7,6 @@ resumes the run where the last one ended.
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from benchmarks.gpu_kit.run import DONE, FAILED, NO_CARD
 from model.training import export
 from model.training.distil import LOG, Distiller
 from model.training.resume import newest_state
+from model.training.stopping import stopped_by_signals
 
 EXPORT_SECONDS = 120
 """Time reserved for the end of a command: the last save, the adapter, and whitening by texts of the corpus."""
@@ -56,7 +56,7 @@ class Distilling:
 
 def distil(options: Distilling) -> int:
     """Train until time is up, export, write log.jsonl and the checkpoint's parts to the results; return the exit
-    status. After a SIGTERM the run is saved and no checkpoint is exported."""
+    status. After a SIGTERM or Ctrl-C the run is saved and no checkpoint is exported."""
     deadline = time.monotonic() + 60 * options.limit - EXPORT_SECONDS
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"PyTorch {torch.__version__} finds no card here", file=sys.stderr)
@@ -73,25 +73,24 @@ def distil(options: Distilling) -> int:
 
 
 def train(options: Distilling, deadline: float) -> bool:
-    """Train until the deadline, by time.monotonic(), for the options' minutes, or until SIGTERM; return whether SIGTERM
-    came. At least one step is done and saved."""
+    """Train until the deadline, by time.monotonic(), for the options' minutes, or until SIGTERM or Ctrl-C; return
+    whether a signal came. At least one step is done and saved."""
     recipe = read_recipe(options.recipe)
     distiller = Distiller(recipe, options.corpus, options.run, options.cache, device=options.device)
     stopped = threading.Event()
 
-    def stop(*_: object) -> None:
+    def stop() -> None:
         stopped.set()
         distiller.stop()
 
-    signal.signal(signal.SIGTERM, stop)
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), distiller.stop)
     timer.start()
-    print(f"{len(distiller.texts.notes):,} texts; from step {distiller.step}; {recipe}", flush=True)
     try:
-        distiller.run(options.minutes)
+        with stopped_by_signals(stop):
+            print(f"{len(distiller.texts.notes):,} texts; from step {distiller.step}; {recipe}", flush=True)
+            distiller.run(options.minutes)
     finally:
         timer.cancel()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"step {distiller.step}; {distiller.text_count:,} texts read in {distiller.seconds:.0f} s", flush=True)
     return stopped.is_set()
 

@@ -6,7 +6,7 @@
 The loss of a note is 1 - cosine to the teacher's vector, plus the divergence between how student and teacher rank other
 texts (`structure_loss`). A running average of the weights is measured and exported, so a run may end at any time. The
 folder gets state.<step>.pt (the last two), log.jsonl with a line per step, and curve.jsonl with a line per measurement.
-On SIGTERM the run saves and ends. The same command resumes it; learning rate and intervals may differ.
+On SIGTERM or Ctrl-C the run saves and ends. The same command resumes it; learning rate and intervals may differ.
 docs/guides/distillation.md has all commands, from the texts to a checkpoint.
 
 Shapes: B notes of a batch, K the teacher's dimension, R ranked texts.
