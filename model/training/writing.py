@@ -9,7 +9,8 @@ first hashtag, whose probability is also what the beam search ranks by, and a no
 note without hashtags is an example for writing none.
 
 The folder gets state.<step>.pt (the last two), log.jsonl and, with each state, checkpoint/: a copy of the checkpoint
-with the averaged adapter. On SIGTERM or Ctrl-C the run saves and ends; the same command resumes it. docs/guides/writing.md.
+with the averaged adapter. On SIGTERM or Ctrl-C the run saves and ends; the same command resumes it
+(docs/guides/writing.md).
 """
 
 from __future__ import annotations
