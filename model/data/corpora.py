@@ -22,6 +22,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 from model.data.dataset import read_notes
+from model.data.dictionaries import dictionary_notes
 from model.data.pairs import split_of
 from model.data.wordnet import wordnet_notes
 from model.note import Note, normalise_hashtags
@@ -33,6 +34,8 @@ TECHNICAL_PACKAGE = re.compile(
 )
 TECHNICAL_SHARE = 0.15
 """Share of the technical packages that become notes: their descriptions are very similar."""
+MIN_PARAGRAPH_WORDS = 8
+"""Paragraphs of a package's description with fewer words are left out, unless they are the first."""
 FACETS = re.compile(r"(?:game|use|field|sound|works-with|web|science|culture|hardware)::([\w:-]+)")
 PICTURE_QUIZZES = ("us", "world", "who", "20", "elements")
 """Prefixes of the names of trivia lists about pictures, or whose questions all have the same form."""
@@ -63,8 +66,11 @@ class Source:
 
 
 def debian_notes(listing: Path) -> Iterator[Note]:
-    """Yield a note for each package of an `apt-cache dumpavail` listing; for technical packages such as libraries,
-    only for a TECHNICAL_SHARE."""
+    """Yield notes for the packages of an `apt-cache show` listing: one for each paragraph of a description, under the
+    package's summary; for technical packages such as libraries, only for a TECHNICAL_SHARE of them.
+
+    A summary or a paragraph that an earlier package has is left out.
+    """
     rng = random.Random("debian")
     seen = set()
     for stanza in listing.read_text("utf-8").split("\n\n"):
@@ -74,14 +80,20 @@ def debian_notes(listing: Path) -> Iterator[Note]:
             continue
         summary, _, details = description[1].partition("\n")
         if " - " in summary or summary.endswith(")"):  # drop the part in brackets or after the dash
-            summary = re.sub(r"\s*[-(–].{0,40}$", "", summary)
+            summary = re.sub(r"\s+(?:[-–]\s|\().{0,40}$", "", summary)
         if summary.lower() in seen:
             continue
         seen.add(summary.lower())
         labels = [*FACETS.findall(stanza)[:3], _stanza_field(stanza, "Section")]
-        hashtags = normalise_hashtags(labels if rng.random() < 0.5 else [])
-        content = re.sub(r"^\s*\.$", "", details, flags=re.MULTILINE)
-        yield Note(title=summary if rng.random() < 0.6 else f"{name}: {summary}", content=content, hashtags=hashtags)
+        paragraphs = [" ".join(text.split()) for text in re.split(r"^\s*\.$", details, flags=re.MULTILINE)]
+        for place, paragraph in enumerate(paragraphs):
+            if place and (len(paragraph.split()) < MIN_PARAGRAPH_WORDS or paragraph.lower() in seen):
+                continue
+            seen.add(paragraph.lower())
+            title = summary if rng.random() < 0.6 else f"{name}: {summary}"
+            yield Note(
+                title=title, content=paragraph, hashtags=normalise_hashtags(labels if rng.random() < 0.5 else [])
+            )
 
 
 def _stanza_field(stanza: str, name: str) -> str:
@@ -158,8 +170,14 @@ SOURCES: Mapping[str, Source] = {
         Source(
             name="debian",
             terms="descriptions of Debian packages, each under the free licence of its package",
-            path="file with the output of `apt-cache dumpavail`",
+            path="file with the output of `apt-cache show '.*'`",
             read=debian_notes,
+        ),
+        Source(
+            name="dictionaries",
+            terms="GCIDE, GPL-2.0 or later; FOLDOC, GFDL 1.1 or later; the Jargon File, public domain",
+            path="folder of dictionaries as the Debian packages dict-gcide, dict-foldoc and dict-jargon install them",
+            read=dictionary_notes,
         ),
         Source(
             name="recipes",

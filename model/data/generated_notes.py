@@ -27,9 +27,9 @@ from model.note import Note, normalise_hashtags
 from model.notellm import NoteLLM
 from model.precision import bfloat16_pays
 
-LENGTHS: tuple[tuple[int, int, float], ...] = ((18, 40, 0.45), (40, 80, 0.4), (90, 150, 0.15))
+LENGTHS: tuple[tuple[int, int, float], ...] = ((18, 40, 0.65), (40, 80, 0.35))
 """Maximum words of the examples, maximum output tokens, and share of the batches. Notes get about as long as their
-examples."""
+examples. None are longer, since most texts of a corpus are cut to 26 words or fewer (`corpora.LENGTHS`)."""
 EXAMPLES = 4
 """Sample notes in a prompt."""
 OWN_TOPIC_SHARE = 0.6
@@ -55,8 +55,9 @@ class Assignment:
     category: str
 
     def prompt(self) -> str:
-        """Return the text that precedes the note."""
-        return f"{self.category or 'Other'}{SEPARATOR}{self.topic}\nNote: "
+        """Return the text that precedes the note, without the space after it: the space belongs to the note's first
+        token, and after a prompt that ends with a space the model writes numbers."""
+        return f"{self.category or 'Other'}{SEPARATOR}{self.topic}\nNote:"
 
 
 def draw_assignment(rng: random.Random, things: Sequence[str] = ()) -> Assignment:
@@ -120,7 +121,7 @@ def examples_context(rng: random.Random, examples: Sequence[Note], max_words: in
     lines = []
     for note in rng.sample(longer, min(EXAMPLES, len(longer))):
         topic = note.hashtags[0] if note.hashtags else note.title
-        lines.append(Assignment(topic, note.category or "").prompt() + example_text(note) + "\n")
+        lines.append(Assignment(topic, note.category or "").prompt() + " " + example_text(note) + "\n")
     return "\n".join(lines) + "\n"
 
 

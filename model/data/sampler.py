@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicLayer
 
 from model.notellm import NoteLLM
 
@@ -22,6 +22,45 @@ MIN_PROBABILITY_RATIO = 0.05
 (min-p sampling, Nguyen et al. 2024)."""
 MIN_LIVE_SHARE = 0.75
 """Finished rows are removed from the batch once fewer than this share of its rows are unfinished."""
+
+CACHE_STEP = 64
+"""Tokens by which a layer's KV cache grows when it is full."""
+
+
+class SteppedLayer(DynamicLayer):
+    """KV cache of one layer, with room for more tokens than it holds.
+
+    DynamicLayer copies its whole cache for each token, which took a fifth of the time of a batch of 96 notes.
+    """
+
+    _key_room: Tensor | None = None
+    _value_room: Tensor | None = None
+    """Buffers (B, heads, room, head size), of which `keys` and `values` are the first tokens."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append states (B, heads, T, head size); returns all keys and all values so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._key_room, self.keys = append(self._key_room, self.keys, key_states)
+        self._value_room, self.values = append(self._value_room, self.values, value_states)
+        return self.keys, self.values
+
+
+def append(room: Tensor | None, held: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Append `states` (B, heads, T, head size) to `held`, in `room`; returns the room and what is held in it now.
+
+    A room that is full, or that has other rows than `states`, is replaced by one for CACHE_STEP more tokens.
+    """
+    rows, heads, tokens, size = states.shape
+    start = held.shape[2] if held is not None and held.numel() else 0
+    if room is None or len(room) != rows or room.shape[2] < start + tokens:
+        room = states.new_empty(rows, heads, start + tokens + CACHE_STEP, size)
+        if held is not None and start:
+            room[:, :, :start] = held
+    room[:, :, start : start + tokens] = states
+    return room, room[:, :, : start + tokens]
 
 
 class Sampler:
@@ -46,7 +85,7 @@ class Sampler:
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
         prompt_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        cache = DynamicCache(config=self.model.backbone.config)
+        cache = Cache(layer_class_to_replicate=SteppedLayer)
         self._logits(torch.tensor([context_ids]), torch.ones(1, len(context_ids), dtype=torch.int64), cache)
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([torch.ones(len(rows), len(context_ids), dtype=torch.int64), prompt_mask], 1)
@@ -68,7 +107,7 @@ class Sampler:
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
         return [str(text) for text in self.tokenizer.batch_decode(outputs, skip_special_tokens=True)]
 
-    def _logits(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    def _logits(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """Logits (B, V) float32 after the last of `ids` (B, T); `mask` (B, cached + T) is 0 at padding."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return self.model.logits(self.model(ids, mask, positions, cache)[:, -1])

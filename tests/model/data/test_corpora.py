@@ -25,6 +25,19 @@ def test_repeated_package_description_is_one_note(tmp_path: Path) -> None:
     assert note.content.split() == ["It", "has", "maps."]
 
 
+def test_each_new_paragraph_of_a_package_description_is_a_note(tmp_path: Path) -> None:
+    listing = tmp_path / "packages"
+    maps = " It has maps of many lands and seas, and some music.\n .\n"
+    listing.write_text("\n".join([STANZA.format("ants", "game of ants") + maps, STANZA.format("bees", "bees") + maps]))
+    notes = list(SOURCES["debian"].read(listing))
+    assert [note.content for note in notes] == [
+        "It has maps.",
+        "It has maps of many lands and seas, and some music.",
+        "It has maps.",
+    ]
+    assert all("bees" in note.title for note in notes[2:])
+
+
 def test_recipe_becomes_note(tmp_path: Path) -> None:
     cookbook = tmp_path / "recipes.json"
     record = {"title": "Leek soup", "category": "Soup recipes", "ingredients": ["2 leeks", "salt"], "steps": ["Boil."]}

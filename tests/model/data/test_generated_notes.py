@@ -9,7 +9,14 @@ import pytest
 
 from model.data import generated_notes
 from model.data.dataset import read_notes
-from model.data.generated_notes import draw_assignment, example_text, generate_notes, parse_note
+from model.data.generated_notes import (
+    Assignment,
+    draw_assignment,
+    example_text,
+    examples_context,
+    generate_notes,
+    parse_note,
+)
 from model.data.sampler import Sampler
 from model.inference.engine import Engine
 from model.note import Note
@@ -55,6 +62,12 @@ def test_example_reads_back_as_the_note() -> None:
     assert parse_note(example_text(note)) == Note(
         title=note.title, content="Leeks, butter and salt", hashtags=note.hashtags
     )
+
+
+def test_prompt_ends_before_the_space_that_begins_the_note() -> None:
+    assert Assignment("leek soup", "Food").prompt() == "Food | leek soup\nNote:"
+    context = examples_context(random.Random(0), [Note(title="A note on lamps", hashtags=("lamps",))], max_words=20)
+    assert context == "Other | lamps\nNote: A note on lamps |  | #lamps\n\n"
 
 
 def test_assignments_are_of_our_topics_and_of_things() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import Cache
 
 from model.data.generated_notes import Assignment
-from model.data.sampler import Sampler
+from model.data.sampler import CACHE_STEP, Sampler, SteppedLayer
 from model.inference.engine import Engine
 
 
@@ -17,7 +17,7 @@ def sampler(tiny_engine: Engine) -> Sampler:
 
 
 def test_logits_with_shared_context_equal_each_row_alone(sampler: Sampler) -> None:
-    cache = DynamicCache(config=sampler.model.backbone.config)
+    cache = Cache(layer_class_to_replicate=SteppedLayer)
     context, rows = [5, 6, 7], [[8, 9], [10, 11, 12]]
     with torch.inference_mode():
         sampler._logits(torch.tensor([context]), torch.ones(1, 3, dtype=torch.int64), cache)
@@ -42,3 +42,21 @@ def test_texts_are_repeatable_and_bounded(sampler: Sampler) -> None:
     assert first != Sampler(sampler.model, seed=4).write("Notes:\n", prompts, 12)
     assert all(len(sampler.tokenizer(text).input_ids) <= 24 for text in first)
     assert not any("\n" in text for text in first)
+
+
+def test_cache_beyond_a_step_keeps_all_states_in_order() -> None:
+    layer = SteppedLayer()
+    states = torch.arange(2 * 3 * (2 * CACHE_STEP + 5) * 4, dtype=torch.float32).view(2, 3, -1, 4)
+    for part in states.split(3, dim=2):
+        keys, values = layer.update(part, -part)
+    assert torch.equal(keys, states)
+    assert torch.equal(values, -states)
+
+
+def test_cache_with_rows_removed_goes_on_with_the_others() -> None:
+    layer = SteppedLayer()
+    states = torch.arange(4 * 2 * 3, dtype=torch.float32).view(4, 1, 2, 3)
+    layer.update(states, states)
+    layer.batch_select_indices(torch.tensor([1, 3]))
+    keys, _ = layer.update(-states[[1, 3]], -states[[1, 3]])
+    assert torch.equal(keys, torch.cat([states[[1, 3]], -states[[1, 3]]], 2))
