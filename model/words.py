@@ -16,8 +16,9 @@ characters is taken as a word. Korean has spaces, but its particles are joined t
 a noun whatever particles follow."""
 MAX_PHRASE_WORDS, MAX_PHRASE_CHARACTERS = 3, 6
 """Bounds on the length of a phrase: in words, and in characters of an UNSPACED script."""
-RUN = re.compile(rf"([^\W_{UNSPACED}]+)|((?:(?=[^\W_])[{UNSPACED}])+)")
-"""Matches a run of letters and digits: a word (group 1), or text of an UNSPACED script (group 2)."""
+RUN = re.compile(rf"([^\W_{UNSPACED}]+)([-'’](?=[^\W_{UNSPACED}]))?|((?:(?=[^\W_])[{UNSPACED}])+)")
+"""Matches a run of letters and digits: a word (group 1) with the hyphen or apostrophe that joins it to the next one, as
+in "hip-hop" (group 2), or text of an UNSPACED script (group 3)."""
 MAX_CHARS = 2000
 """Maximum characters of a title, and of a content, that are split into words."""
 
@@ -34,7 +35,7 @@ def words_of(note: Note) -> frozenset[str]:
 def words_in(text: str) -> list[str]:
     """Return the words of a text in order, with repeats; see `words_of`. A lone character of an UNSPACED script is a
     word."""
-    return [word for run, unspaced in _runs(text) for word in ([run] if run else _pairs(unspaced) or [unspaced])]
+    return [word for run, _, unspaced in _runs(text) for word in ([run] if run else _pairs(unspaced) or [unspaced])]
 
 
 def words_and_characters(note: Note) -> list[str]:
@@ -43,13 +44,14 @@ def words_and_characters(note: Note) -> list[str]:
     A single character says much about a note's category, but hardly tells notes apart.
     """
     runs = _runs(_text(note))
-    return [word for run, unspaced in runs for word in ([run] if run else (*unspaced, *_pairs(unspaced)))]
+    return [word for run, _, unspaced in runs for word in ([run] if run else (*unspaced, *_pairs(unspaced)))]
 
 
 def phrases_of(note: Note) -> dict[str, tuple[str, ...]]:
     """Return the words of each phrase of title and content, keyed by the phrase in lower case without spaces: the
-    `hashtag_key` of a hashtag with that text. A hashtag is never found as a phrase if it has a hyphen or another
-    character that is not part of words, or joins words to characters of an UNSPACED script."""
+    `hashtag_key` of a hashtag with that text. Words that a hyphen or an apostrophe joins have two keys, with it and
+    without. A hashtag is never found as a phrase if it has another character that is not part of words, or joins words
+    to characters of an UNSPACED script."""
     phrases: dict[str, tuple[str, ...]] = {}
     for text in (note.title, note.content):
         for phrase, words in _phrases_in(text[:MAX_CHARS]):
@@ -62,10 +64,17 @@ def _phrases_in(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield each phrase of a text and its words: up to MAX_PHRASE_WORDS consecutive words; in UNSPACED scripts, 2 to
     MAX_PHRASE_CHARACTERS characters, whose words are their pairs."""
     words: list[str] = []  # the last words, up to the current one
-    for word, unspaced in _runs(text):
+    spelled: list[str] = []  # the same, each with the hyphen or apostrophe that joins it to the next
+    for word, joiner, unspaced in _runs(text):
         words = [*words, word][-MAX_PHRASE_WORDS:] if word else []
         for begin in range(len(words)):
             yield "".join(words[begin:]), tuple(words[begin:])
+        spelled = [*spelled, word][-MAX_PHRASE_WORDS:] if word else []
+        if spelled[:-1] != words[:-1]:
+            for begin in range(len(words) - 1):
+                yield "".join(spelled[begin:]), tuple(words[begin:])
+        if joiner:
+            spelled[-1] += joiner
         pairs = tuple(_pairs(unspaced))
         for begin in range(len(pairs)):
             for end in range(begin + 1, min(begin + MAX_PHRASE_CHARACTERS, len(unspaced))):
@@ -85,9 +94,9 @@ def _text(note: Note) -> str:
     return " ".join((note.title[:MAX_CHARS], note.content[:MAX_CHARS], *note.hashtags))
 
 
-def _runs(text: str) -> list[tuple[str, str]]:
-    """Return the runs of a text, each (a word, "") or ("", characters of an UNSPACED script). Normalisation may turn
-    one character into 18, so the result is cut at twice the length of the text."""
+def _runs(text: str) -> list[tuple[str, str, str]]:
+    """Return the runs of a text, each the three groups of RUN. Normalisation may turn one character into 18, so the
+    result is cut at twice the length of the text."""
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text))[: max(64, 2 * len(text))].casefold()
     if not text.isascii():
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))

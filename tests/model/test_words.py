@@ -30,6 +30,11 @@ def test_words_are_runs_of_letters_or_pairs_in_unspaced_scripts(text: str, words
         ("Road trip", {"road": ("road",), "trip": ("trip",), "roadtrip": ("road", "trip")}),
         ("a 火锅店", {"a": ("a",), "火锅": ("火锅",), "锅店": ("锅店",), "火锅店": ("火锅", "锅店")}),
         ("Café 火 au", {"café": ("café",), "au": ("au",)}),
+        (
+            "Hip-hop",
+            {"hip": ("hip",), "hop": ("hop",), "hiphop": ("hip", "hop"), "hip-hop": ("hip", "hop")},
+        ),
+        ("tea - 茶-set", {"tea": ("tea",), "set": ("set",)}),
     ],
 )
 def test_phrases_are_what_follows_in_a_text_without_spaces(text: str, phrases: dict[str, tuple[str, ...]]) -> None:
@@ -43,6 +48,12 @@ def test_phrases_have_the_keys_of_hashtags_up_to_a_length() -> None:
         not {hashtag_key(hashtag) for hashtag in ("soup for a big", "红烧牛肉面好吃", "city 红烧", "lemon")}
         & phrases.keys()
     )
+
+
+def test_phrase_with_a_hyphen_or_an_apostrophe_has_the_key_of_its_hashtag() -> None:
+    phrases = phrases_of(Note(title="A lo-fi K-pop mix", content="Women's rock’n’roll"))
+    hashtags = ("lo-fi", "k-pop", "k-pop mix", "women's", "rock’n’roll", "lofi", "kpop mix")
+    assert {hashtag_key(hashtag) for hashtag in hashtags} <= phrases.keys()
 
 
 def test_phrase_that_is_spelled_in_two_ways_has_the_more_words() -> None:

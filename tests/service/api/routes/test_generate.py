@@ -53,13 +53,16 @@ def test_hashtags_keep_to_the_policy_of_the_request(client: httpx2.Client) -> No
     assert client.post("/generate/hashtags", json=TEXT | {"policy": "loud"}).status_code == 422
 
 
-def test_hashtag_that_a_note_names_comes_before_others_of_the_same_neighbour(client: httpx2.Client) -> None:
-    note = {"id": "names", "title": "An island", "hashtags": ["zanzibar", "quokka"]}
+@pytest.mark.parametrize(("hashtag", "content"), [("zanzibar", "ten days on Zanzibar"), ("hip-hop", "Hip-Hop all day")])
+def test_hashtag_that_a_note_names_comes_before_others_of_the_same_neighbour(
+    client: httpx2.Client, hashtag: str, content: str
+) -> None:
+    note = {"id": "names", "title": "An island", "hashtags": [hashtag, "quokka"]}
     assert client.post("/notes", json=note).status_code == 201
-    text = {"title": "Our island", "content": "ten days on Zanzibar"}
+    text = {"title": "Our island", "content": content}
     answer = client.post("/generate/hashtags", json=text | {"count": 10, "policy": "grounded"}).json()
-    scores = {hashtag["text"]: hashtag["score"] for hashtag in answer["hashtags"]}
-    assert scores["zanzibar"] > scores["quokka"]
+    scores = {told["text"]: told["score"] for told in answer["hashtags"]}
+    assert scores[hashtag] > scores["quokka"]
     assert client.delete("/notes/names").status_code == 200
 
 
