@@ -80,20 +80,23 @@ bench-gpu: .venv/.gpu ## on a machine with a graphics card: contract tests, engi
 
 # Texts of the shipped checkpoint: docs/guides/distillation.md says where they are from. Each step is left out where its
 # result is there, or resumes. A folder gets its name once it is whole, so that a break leaves none that looks finished.
+# MIX=posts, another recipe, also reads DICTIONARIES=folder and GENERATED=file.
 WORK ?= runs/generalist
 MINUTES ?= 60
+MIX ?= generalist
 TRAIN = $(BIN)/python -W ignore -m
 checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: make checkpoint WORDNET=folder DEBIAN=file RECIPES=file TRIVIA=folder (some hours; MINUTES=60 of distillation)
 	@test -d "$(WORDNET)" || { echo "name the texts: make checkpoint WORDNET=... DEBIAN=... RECIPES=... TRIVIA=..."; exit 1; }
 	test -d $(WORK)/corpus || { rm -rf $(WORK)/corpus.part && $(TRAIN) model.data.corpora --out $(WORK)/corpus.part \
-	  --samples service/sample_notes.jsonl --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA) && \
+	  --samples service/sample_notes.jsonl --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA) \
+	  $(if $(DICTIONARIES),--dictionaries $(DICTIONARIES)) $(if $(GENERATED),--generated $(GENERATED)) && \
 	  mv $(WORK)/corpus.part $(WORK)/corpus; }
 	$(TRAIN) model.baselines.encoder_teacher $(WORK)/corpus
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
 	test -d $(WORK)/labels || { rm -rf $(WORK)/labels.part && $(TRAIN) model.baselines.encoder_labels $(WORK)/corpus --wordnet $(WORDNET) \
 	  --out $(WORK)/labels.part && mv $(WORK)/labels.part $(WORK)/labels; }
 	test -d $(WORK)/exported || $(TRAIN) model.training.distil --corpus $(WORK)/corpus --out $(WORK)/distil --total-minutes $(MINUTES) \
-	  --recipe model/training/recipes/distillation/generalist.toml
+	  --recipe model/training/recipes/distillation/$(MIX).toml
 	test -d $(WORK)/exported || \
 	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
@@ -101,7 +104,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
 	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \
 	  $(BIN)/notellm whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension 352 --max-notes 4096 && mv $(WORK)/cut $(WORK)/trunk; }
-	$(TRAIN) model.training.writing --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps 600 --lines 0.30 \
+	$(TRAIN) model.training.writing --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps $(or $(WRITING_STEPS),600) --lines 0.30 \
 	  --notes service/sample_notes.jsonl=0.22 --notes $(WORK)/labels/wordnet.jsonl.gz=0.31 \
 	  --notes $(WORK)/labels/recipes.jsonl.gz=0.07 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.04
 	$(BIN)/notellm calibrate --checkpoint $(WORK)/writing/checkpoint --data service/sample_notes.jsonl
