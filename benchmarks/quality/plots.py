@@ -1,4 +1,4 @@
-"""Plots of docs/results.md, from the records on microlens50k's test notes."""
+"""Plots of docs/results.md: from the records on microlens50k's test notes, and learning curves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from benchmarks.quality.claims import hits
-from benchmarks.quality.records import MICROLENS, MOVIELENS, OURS, Run, runs_by_seed
+from benchmarks.quality.records import MICROLENS, OURS, Run, runs_by_seed
 from model.evaluation.metrics import recall_at
 from model.evaluation.protocol import COLD_COLD
 from model.evaluation.record import Record
@@ -62,18 +63,34 @@ def draw_cost(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def draw_learning_curve(curve: Mapping[str, Any], path: Path) -> None:
-    """Draw recall against hours of training for each held-out domain, with rivals as lines, as a PNG file."""
+def draw_learning_curves(curves: Mapping[str, Any], path: Path) -> None:
+    """Draw recall against hours of training, with a plot for each panel and rivals as dashed lines, as a PNG file.
+
+    `curves` is a file of benchmarks/results/curves/. A point or a rival without a value for a panel is left out of it.
+    """
     figure = Figure(figsize=SIZE, layout="constrained")
-    hours = [point["cpu_hours"] for point in curve["points"]]
-    for axes, domain in zip(figure.subplots(1, 2), (MICROLENS, MOVIELENS), strict=True):
-        axes.plot(hours, [point[domain] for point in curve["points"]], "o-", color="C3", label="generalist")
-        for i, rival in enumerate(curve["rivals"]):
-            axes.axhline(rival[domain], linestyle="--", color=f"C{i}", label=rival["name"])
-        axes.set(xlabel="hours of one core", ylabel="Recall, %", title=domain)
+    lines: dict[str, Artist] = {}
+    panels = curves["panels"]
+    for axes, panel in zip(figure.subplots(1, len(panels), sharex=True), panels, strict=True):
+        for series in curves["series"]:
+            points = [point for point in series["points"] if panel in point]
+            hours = [core_hours(series, point["step"]) for point in points]
+            axes.plot(hours, [point[panel] for point in points], "o-", markersize=4, label=series["name"])
+        for i, rival in enumerate(curves["rivals"], len(curves["series"])):
+            if panel in rival:
+                axes.axhline(rival[panel], linestyle="--", color=f"C{i}", label=rival["name"])
+        axes.set(xlabel="hours of one core", title=panel)
         axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize="small")
+        lines |= {str(line.get_label()): line for line in axes.get_lines()}
+    figure.supylabel(curves["score"])
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=DPI)
+
+
+def core_hours(series: Mapping[str, Any], step: int) -> float:
+    """Return the hours of one core that a series of a learning curve had taken at a step, with those of the runs that
+    it continues."""
+    return float(series["core_hours_before"] + step * series["core_seconds_per_step"] / 3600)
 
 
 def by_system(runs: Sequence[Run], extract: Callable[[Record], T | None]) -> dict[str, list[T]]:

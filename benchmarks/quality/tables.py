@@ -10,21 +10,28 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from textwrap import fill
 from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.harness.report import RESULTS, markdown_table, update_page, write
 from benchmarks.quality.claims import CLAIMS, Contest, hashtag_f1, hits
-from benchmarks.quality.plots import draw_cost, draw_learning_curve, draw_recall
+from benchmarks.quality.plots import draw_cost, draw_learning_curves, draw_recall
 from benchmarks.quality.records import JOINT, LABELS, MICROLENS, RECORDS, Run, read_runs, value_at
 from model.evaluation.metrics import EXPOSURES
 from model.evaluation.protocol import COLD_COLD, PROTOCOLS
 from model.evaluation.record import CUTOFFS, HASHTAG_CUTOFFS
 
 DOCS = ROOT / "docs"
-RECALL_PLOT, COST_PLOT, CURVE_PLOT = "recall.png", "quality-cost.png", "learning-curve.png"
-LEARNING_CURVE: Mapping[str, Any] = json.loads((RESULTS / "curves" / "generalist.json").read_text("utf-8"))
-"""Points of the shipped checkpoint's distillation, copied from its log."""
+RECALL_PLOT, COST_PLOT = "recall.png", "quality-cost.png"
+CURVES: Mapping[str, Mapping[str, Any]] = {
+    f"learning-curve-{name}.png": json.loads((RESULTS / "curves" / f"{name}.json").read_text("utf-8"))
+    for name in ("generalist", MICROLENS)
+}
+"""Learning curves by the name of their plot; their points are copied from docs/log/."""
+
+WIDTH = 120
+"""Characters in a line of prose of docs/results.md."""
 
 Cell = Callable[[Run, Mapping[str, Any]], str]
 """Text of one column for a run and the summary of its record."""
@@ -127,6 +134,20 @@ def ablations(runs: Sequence[Run]) -> str:
     return markdown_table(["system", *scores], lines)
 
 
+def learning_curves() -> str:
+    """Return the plots of the learning curves as Markdown, each followed by what its lines are and where their figures
+    are from."""
+    parts = []
+    for plot, curves in CURVES.items():
+        lines = [
+            [line["name"], line["about"], ", ".join(f"[log]({source})" for source in line["sources"])]
+            for line in curves["series"]
+        ]
+        parts += [f"![Recall against hours of training]({plot})", fill(curves["about"], WIDTH, break_on_hyphens=False)]
+        parts.append(markdown_table(["line", "training", "figures"], lines))
+    return "\n\n".join(parts)
+
+
 def results(runs: Sequence[Run]) -> str:
     """Return the text of docs/results.md."""
     return f"""# Results
@@ -202,11 +223,12 @@ Test notes of {MICROLENS}, with hashtags in the input; mean over seeds. Times de
 
 ![Recall@100, {COLD_COLD}, against the time to embed a note]({COST_PLOT})
 
-Learning curve of the run that the shipped checkpoint comes from, before its rank was reduced to 1, on two data sets
-that it was not trained on.
-{LEARNING_CURVE["what"]}.
+### Learning curves
 
-![Recall against hours of training]({CURVE_PLOT})
+Recall against hours of one core: steps times the seconds of a step, as the log has them, times two where both cores
+worked.
+
+{learning_curves()}
 """
 
 
@@ -216,7 +238,8 @@ def main() -> None:
     (DOCS / "results.md").write_text(results(runs), "utf-8")
     draw_recall(runs, DOCS / RECALL_PLOT)
     draw_cost(runs, DOCS / COST_PLOT)
-    draw_learning_curve(LEARNING_CURVE, DOCS / CURVE_PLOT)
+    for plot, curves in CURVES.items():
+        draw_learning_curves(curves, DOCS / plot)
     update_page()
 
 

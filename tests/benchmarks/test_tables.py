@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality.plots import draw_cost, draw_recall
+from benchmarks.quality.plots import core_hours, draw_cost, draw_learning_curves, draw_recall
 from benchmarks.quality.records import JOINT, OURS, read_runs
-from benchmarks.quality.tables import DOCS, HASHTAGS, ORIGIN, RELATED, ablations, results, table
+from benchmarks.quality.tables import CURVES, DOCS, HASHTAGS, ORIGIN, RELATED, ablations, results, table
 from model.evaluation.protocol import COLD_COLD
 from model.evaluation.record import Record
 from tests.benchmarks.handmade import RIVAL, record, record_with_hashtags, write_records
@@ -75,3 +75,27 @@ def test_plots_are_small_png_files_also_without_records(tmp_path: Path):
             plot = (tmp_path / "plot.png").read_bytes()
             assert plot.startswith(b"\x89PNG")
             assert len(plot) < 150_000
+
+
+def test_learning_curve_that_continues_a_run_begins_at_its_hours():
+    series = {"core_hours_before": 0.5, "core_seconds_per_step": 36}
+    assert [core_hours(series, step) for step in (0, 50, 100)] == pytest.approx([0.5, 1.0, 1.5])
+
+
+def test_learning_curves_are_drawn_where_series_and_rivals_have_figures(tmp_path: Path):
+    line = {"name": "run", "core_hours_before": 0, "core_seconds_per_step": 36}
+    points = [{"step": 0, "a": 1.0}, {"step": 50, "a": 2.0, "b": 3.0}]
+    curves = {
+        "score": "%", "panels": ["a", "b"], "series": [{**line, "points": points}], "rivals": [{"name": "x", "b": 2.5}]
+    }  # fmt: skip
+    draw_learning_curves(curves, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("plot", CURVES)
+def test_each_learning_curve_of_the_page_says_what_its_lines_are_and_where_they_are_from(plot: str):
+    page = (DOCS / "results.md").read_text("utf-8")
+    assert f"]({plot})" in page
+    for line in CURVES[plot]["series"]:
+        assert f"| {line['name']} | {line['about']} | [log]({line['sources'][0]})" in page
+        assert all(set(point) - {"step"} <= set(CURVES[plot]["panels"]) for point in line["points"])
