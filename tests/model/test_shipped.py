@@ -55,6 +55,12 @@ def test_shipped_model_gives_vector_hashtags_and_likely_category(engine: Engine)
     assert output.categories[0].name == "Food"
 
 
+def test_shipped_model_writes_no_hashtag_for_a_note_that_says_nothing(engine: Engine) -> None:
+    nothing, bread = engine.generate([Note(title="same thing"), Note(title=BREAD)], GenerationRequest(hashtags=3))
+    assert nothing.hashtags == ()
+    assert bread.hashtags
+
+
 def test_shipped_model_lists_the_names_of_its_training(engine: Engine) -> None:
     assert set(engine.runtime.config.trained_categories) > set(engine.categories)
 
