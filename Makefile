@@ -131,7 +131,7 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	test -d $(CHINESE)/trunk || \
 	  $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk \
 	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese
-	$(TRAIN) model.training.writing --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) \
+	$(TRAIN) model.training.writing --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) --subject-names 0 \
 	  --notes $(KUAIREC)=0.6 --notes $(CHINESE)/own.jsonl=0.2 --notes service/sample_notes.jsonl=0.2
 	$(BIN)/notellm fit-hashtags --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
 	$(BIN)/notellm fit-categories --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
