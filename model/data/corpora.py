@@ -271,6 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if path is None:
             continue
         notes = [shorten(note, name) for note in without_duplicates(source.read(path))]
+        if not notes:
+            parser.error(f"--{name}: no text was found in {path}. Give the {source.path}")
         random.Random(name).shuffle(notes)
         count = write_notes_file(options.out / f"{name}.jsonl.gz", islice(notes, options.max_notes), name)
         print(f"{name}: {count:,} notes; {source.terms}", flush=True)

@@ -64,6 +64,15 @@ def test_source_without_path_is_left_out(name: str, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["dictionaries", "trivia"])
+def test_folder_without_texts_is_refused_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        corpora.main(["--out", str(tmp_path / "out"), f"--{name}", str(tmp_path)])
+    assert refused.value.code == 2
+    assert f"--{name}: no text was found in {tmp_path}. Give the folder of" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_each_source_names_terms_and_is_not_held_out() -> None:
     assert all(len(source.terms) > 5 for source in SOURCES.values())
     assert not {"microlens50k", "movielens_tmdb", "clicks"} & set(SOURCES)

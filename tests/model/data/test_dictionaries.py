@@ -70,7 +70,3 @@ def test_paragraph_of_a_dictionary_becomes_note(dictionary: Path) -> None:
     notes = list(SOURCES["dictionaries"].read(dictionary))
     assert [note.title for note in notes] == ["Leek", "Leek", "leek store"]
     assert notes[-1] == Note(title="leek store", content="leek store A cold place that holds leeks for a winter.")
-
-
-def test_folder_without_dictionaries_has_no_notes(tmp_path: Path) -> None:
-    assert list(SOURCES["dictionaries"].read(tmp_path)) == []
