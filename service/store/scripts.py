@@ -122,7 +122,10 @@ if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], A
 return redis.call('GET', KEYS[1])
 """
 # KEYS snapshots, identity; ARGV replica, position and time, and the identity that the store must have, or "".
-KEEP_LOG = """
+KEEP_LOG = (
+    FIRST_WRITE
+    + """
 if ARGV[3] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[3] then return 'removed' end
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
+)

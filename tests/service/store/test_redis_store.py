@@ -575,6 +575,18 @@ async def test_a_store_is_the_same_until_it_is_thrown_away(
     assert await store.identity() != identity
 
 
+async def test_log_of_a_full_store_is_trimmed(store: RedisNoteStore, admin: redis.Redis) -> None:
+    written = [await store.put([Write(stored_note(f"n{n}"))]) for n in range(500)]
+    position = [one.position for (one,) in written if one][-1]
+    assert admin.xlen(LOG) == 500
+    admin.config_set("maxmemory", 1)
+    try:
+        await store.keep_log("a", position)
+    finally:
+        admin.config_set("maxmemory", 0)
+    assert admin.xlen(LOG) < 200
+
+
 async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
     store: RedisNoteStore, admin: redis.Redis, clock: Clock
 ) -> None:
