@@ -25,10 +25,11 @@ class Maintainer:
         self._writer = writer
         self._changed = asyncio.Event()
         self.idle = asyncio.Event()
-        """Set while there is no job to run."""
+        """Set once no job is left to run, except those that failed, and cleared by `notify`."""
 
     def notify(self) -> None:
         """Look for jobs, after a write."""
+        self.idle.clear()
         self._changed.set()
 
     async def run(self) -> None:

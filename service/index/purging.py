@@ -13,8 +13,8 @@ from service.index.threads import IndexWriter
 
 CHECK_SECONDS = 0.1
 """Pause between two checks whether the jobs of the index are done."""
-RETRY_SECONDS = 1.0
-"""Pause after a purge that failed."""
+RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
+"""Pause after a purge that failed: after the first failure, and after many in a row."""
 log = structlog.get_logger(__name__)
 
 
@@ -38,16 +38,20 @@ class Purger:
         self._requested.set()
 
     async def run(self) -> None:
-        """Purge as requested until cancelled. A failure is logged, and the purge tried again."""
+        """Purge as requested until cancelled. A failure is logged, and the purge tried again, after a pause that grows
+        with each failure in a row."""
+        pause = RETRY_SECONDS
         while True:
             await self._requested.wait()
             self._requested.clear()
             try:
                 await self._purge()
+                pause = RETRY_SECONDS
             except Exception:  # the task must not end unseen: no snapshot would be made any more
-                log.exception("index_purge_failed", detail=f"will be tried again in {RETRY_SECONDS:g} s")
+                log.exception("index_purge_failed", detail=f"will be tried again in {pause:g} s")
                 self.request()
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_RETRY_SECONDS)
 
     async def _purge(self) -> None:
         notes = self._state.notes
@@ -56,6 +60,8 @@ class Purger:
         while notes is self._state.notes and notes.dropping:  # a new build has no tombstones
             self._maintainer.notify()
             await asyncio.sleep(CHECK_SECONDS)
+            if self._maintainer.idle.is_set() and notes.dropping and not self._state.rebuilding:
+                raise RuntimeError("a segment with removed notes could not be rewritten")
         self._state.purging = self._requested.is_set()
         await self._keeper.save()
         log.info("index_purged", position=self._state.position)

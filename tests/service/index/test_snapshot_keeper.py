@@ -21,6 +21,7 @@ from service.errors import StoreUnavailable
 from service.index.backend import Part
 from service.index.live import LiveIndex
 from service.index.maintenance import Maintainer
+from service.index.segmented import MergeJob
 from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotOrigin
 from service.index.state import IndexedNotes
 from service.interfaces import Clock
@@ -349,6 +350,36 @@ async def test_keeper_and_purger_go_on_after_a_failure(
             await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
             await eventually(lambda: any(line["event"] == "index_purged" for line in logged))
             await eventually(lambda: index.status().unsaved_since == 0.0)
+
+
+async def test_purge_whose_merges_fail_is_tried_again_after_growing_pauses(
+    embedded_store: GatedStore,
+    embedded_admin: redis.Redis,
+    clock: Clock,
+    folder: SnapshotFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(job: MergeJob) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("service.index.purging.RETRY_SECONDS", 0.01)
+    async with started(embedded_store, clock, folder, growing_rows=8, snapshot_seconds=0.01) as index:
+        await index.wait_for(await put(embedded_store, *notes(20)), WAIT)
+        await index.wait_for(await delete(embedded_store, "n0"), WAIT)
+        with monkeypatch.context() as patch, capture_logs() as logged:
+            patch.setattr(MergeJob, "run", fail)
+            embedded_admin.xadd(LOG, {"id": "", "op": "purge"})
+
+            def count(event: str) -> int:
+                return sum(line["event"] == event for line in logged)
+
+            await eventually(lambda: count("index_purge_failed") >= 5)
+            assert count("index_job_failed") <= count("index_purge_failed") + 1, "each pause has one attempt"
+            pauses = [line["detail"] for line in logged if line["event"] == "index_purge_failed"]
+            assert [pause.split()[-2] for pause in pauses[:4]] == ["0.01", "0.02", "0.04", "0.08"]
+        with capture_logs() as logged:
+            await eventually(lambda: any(line["event"] == "index_purged" for line in logged))
+        assert index.status().unsaved_since == 0.0
 
 
 async def test_save_on_full_disk_costs_no_answer(
