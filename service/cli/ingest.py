@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,8 @@ HIDDEN = (401, 403, 404)
 @dataclass(slots=True)
 class Ingest:
     """One run of `notellm ingest`. `state_folder` keeps, for each file, service and model, the last acknowledged line,
-    the number of rejected lines, and the name of the run, from which the keys of its batches are made."""
+    the number of rejected lines, the last line of the request that follows if a batch was refused as too large, and the
+    name of the run, from which the keys of its requests are made."""
 
     file: Path
     url: str
@@ -61,17 +63,23 @@ class Ingest:
                 httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
             )
             state = self._state_file(client)
-            run, done, rejected_before = self._resumed(state)
-            self._remember(state, run, done, rejected_before)
+            run, done, rejected_before, until = self._resumed(state)
+            self._remember(state, run, done, rejected_before, until)
             progress = stack.enter_context(_progress(console))
             rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if done:
                 say(f"resuming after line {done}; --restart starts at the first line")
-            for batch in batches(notes.lines(after=done), lambda line: len(line.raw), BATCH_SIZE):
-                self._add(client, batch, run, counts, rejects)
-                done = batch[-1].number
-                self._remember(state, run, done, rejected_before + counts["rejected"])
+            for batch in _batches(notes.lines(after=done), until):
+                parts = [batch]
+                while parts:
+                    part = parts.pop(0)
+                    if self._add(client, part, run, counts, rejects):
+                        done = part[-1].number
+                    else:
+                        parts[:0] = part[: len(part) // 2], part[len(part) // 2 :]
+                    until = parts[0][-1].number if parts else 0
+                    self._remember(state, run, done, rejected_before + counts["rejected"], until)
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
         if done and not counts.total():
@@ -91,10 +99,13 @@ class Ingest:
             "notes_per_second": rate_now,
         }
 
-    def _add(self, client: httpx2.Client, batch: list[Line], run: str, counts: Counter[str], rejects: _Rejects) -> None:
-        """Send the valid lines of a batch, and count the results of all its lines."""
+    def _add(self, client: httpx2.Client, batch: list[Line], run: str, counts: Counter[str], rejects: _Rejects) -> bool:
+        """Send the valid lines of a batch, and count the results of all its lines. Return False if they are too large
+        together."""
         valid = [line for line in batch if line.note is not None]
-        results = self._post(client, run, batch[0].number, valid) if valid else []
+        results = self._post(client, f"{run}-{batch[0].number}-{batch[-1].number}", valid) if valid else []
+        if results is None:
+            return False
         if len(results) != len(valid):
             raise TransferFailed(f"{self.url} returned {len(results)} results for {len(valid)} notes")
         result_of = dict(zip((line.number for line in valid), results, strict=True))
@@ -106,14 +117,14 @@ class Ingest:
             counts[status] += 1
             if status == "rejected":
                 rejects.write(line, reason)
+        return True
 
-    def _post(self, client: httpx2.Client, run: str, number: int, lines: list[Line]) -> list[Any]:
-        """Return the results of some lines of a batch, whose key is made from `number`, that of the first line.
-        Requests are retried for `patience` seconds without a connection, and after 409 (the batch is being stored),
-        429, 502, 503 and 504. Lines that are too large together are sent in halves; one that is too large alone is
-        rejected."""
+    def _post(self, client: httpx2.Client, key: str, lines: list[Line]) -> list[Any] | None:
+        """Send lines under an Idempotency-Key and return their results; None if they are too large together. A line
+        that is too large alone is rejected. Requests are retried for `patience` seconds without a connection, and after
+        409 (the lines are being stored), 429, 502, 503 and 504."""
         patience = Patience(self.patience)
-        headers = {"Content-Type": "application/json", "Idempotency-Key": f"{run}-{number}"}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         body = orjson.dumps([line.note for line in lines])
         while True:
             try:
@@ -122,21 +133,10 @@ class Ingest:
                     results: list[Any] = response.json()["results"]
                     return results
                 if response.status_code == TOO_LARGE:
-                    return self._post_halves(client, run, number, lines, response)
+                    return [_rejection(response)] if len(lines) == 1 else None
                 patience.after(response.status_code, response.content, response.headers)
             except (httpx2.TransportError, ValueError) as error:
                 patience.pause(f"{self.url} does not respond: {error}.")
-
-    def _post_halves(
-        self, client: httpx2.Client, run: str, number: int, lines: list[Line], refusal: httpx2.Response
-    ) -> list[Any]:
-        """Send the two halves of lines that were refused as too large together; reject a single line."""
-        if len(lines) == 1:
-            problem = refusal.json() if "json" in refusal.headers.get("content-type", "") else None
-            return [{"status": "rejected", "problem": problem}]
-        half = len(lines) // 2
-        first = self._post(client, run, number, lines[:half])
-        return first + self._post(client, run, lines[half].number, lines[half:])
 
     @property
     def _params(self) -> dict[str, Any]:
@@ -175,24 +175,42 @@ class Ingest:
             except (httpx2.TransportError, ValueError, AttributeError) as error:
                 patience.pause(f"{self.url} does not respond: {error}.")
 
-    def _resumed(self, path: Path | None) -> tuple[str, int, int]:
-        """Return the name of the run that this one resumes, its last acknowledged line, and its number of rejected
-        lines; or a new name and zeros."""
+    def _resumed(self, path: Path | None) -> tuple[str, int, int, int]:
+        """Return the name of the run that this one resumes, its last acknowledged line, its number of rejected lines,
+        and the last line of its next request, 0 for a whole batch; or a new name and zeros."""
         if not self.restart and path and path.is_file():
             try:
                 state = json.loads(path.read_text())
-                return state.get("run") or uuid4().hex, int(state["line"]), int(state.get("rejected", 0))
+                counts = int(state["line"]), int(state.get("rejected", 0)), int(state.get("until", 0))
+                return state.get("run") or uuid4().hex, *counts
             except (ValueError, KeyError, AttributeError):  # cut off by a power failure
                 complain(f"{path} cannot be read: starting at the first line")
-        return uuid4().hex, 0, 0
+        return uuid4().hex, 0, 0, 0
 
-    def _remember(self, path: Path | None, run: str, line: int, rejected: int) -> None:
+    def _remember(self, path: Path | None, run: str, line: int, rejected: int, until: int) -> None:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            state = {"file": str(self.file), "url": self.url, "run": run, "line": line, "rejected": rejected}
-            fresh.write_text(json.dumps(state))
+            state = {"file": str(self.file), "url": self.url, "run": run, "line": line}
+            fresh.write_text(json.dumps({**state, "rejected": rejected, "until": until}))
             fresh.replace(path)
+
+
+def _batches(lines: Iterator[Line], until: int) -> Iterator[list[Line]]:
+    """Yield the lines up to the number `until` as the first batch, and then batches of all others. An interrupted run
+    may have sent these lines as a part of a batch: under the key of this request they are stored once."""
+    first: list[Line] = []
+    while until and (not first or first[-1].number < until) and (line := next(lines, None)):
+        first.append(line)
+    if first:
+        yield first
+    yield from batches(lines, lambda line: len(line.raw), BATCH_SIZE)
+
+
+def _rejection(refusal: httpx2.Response) -> dict[str, Any]:
+    """Return the result of a line whose request was refused, with the problem if a proxy did not replace it."""
+    problem = refusal.json() if "json" in refusal.headers.get("content-type", "") else None
+    return {"status": "rejected", "problem": problem}
 
 
 class _Rejects:

@@ -231,13 +231,13 @@ def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(
     lines = gzip.decompress(notes_file.read_bytes()).splitlines()
     lines[99] = b"{broken"
     file.write_bytes(b"\n".join(lines))
-    post, numbers = Ingest._post, list[int]()
+    post, keys = Ingest._post, list[str]()
 
-    def fail_at_the_second(ingest: Ingest, client: httpx2.Client, run: str, number: int, batch: list[Line]) -> Any:
-        numbers.append(number)
-        if len(numbers) == 2:
+    def fail_at_the_second(ingest: Ingest, client: httpx2.Client, key: str, batch: list[Line]) -> Any:
+        keys.append(key)
+        if len(keys) == 2:
             raise TransferFailed("the service does not answer")
-        return post(ingest, client, run, number, batch)
+        return post(ingest, client, key, batch)
 
     monkeypatch.setattr(Ingest, "_post", fail_at_the_second)
     assert shared.call("ingest", str(file)).exit_code == 1
@@ -245,6 +245,35 @@ def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(
     assert (resumed.exit_code, json.loads(resumed.stdout)["rejected"]) == (2, 3)
     rejects = (shared.folder / "broken-off.jsonl.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [10, 20, 100]
+
+
+@pytest.mark.parametrize("second_answer", ["lost", "refused"])
+def test_ingest_in_halves_that_was_broken_off_resumes_also_without_the_bound(
+    shared: Process, monkeypatch: pytest.MonkeyPatch, second_answer: str
+) -> None:
+    file = shared.folder / f"halves-{second_answer}.jsonl"
+    file.write_text("".join(f'{{"title": "without an id, {second_answer}, {n}"}}\n' for n in range(70)))
+    before = httpx2.get(f"{shared.url}/readyz").json()["notes"]
+    post, accepted = httpx2.Client.post, list[int]()
+
+    def post_through_a_proxy(client: httpx2.Client, path: str, *, content: bytes, **options: Any) -> httpx2.Response:
+        notes = len(json.loads(content))
+        if notes > 20:
+            return httpx2.Response(413, text="the proxy's own page")
+        accepted.append(notes)
+        if len(accepted) == 2:
+            if second_answer == "lost":
+                post(client, path, content=content, **options)
+            raise httpx2.ReadError("the connection was lost")
+        return post(client, path, content=content, **options)
+
+    monkeypatch.setattr(httpx2.Client, "post", post_through_a_proxy)
+    assert shared.call("ingest", str(file), "--patience", "0").exit_code == 1
+    assert accepted == [16, 16]
+    monkeypatch.undo()
+    resumed = shared.call("ingest", str(file), "--json")
+    assert (resumed.exit_code, json.loads(resumed.stdout)["created"]) == (0, 54)
+    assert httpx2.get(f"{shared.url}/readyz").json()["notes"] == before + 70
 
 
 def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> None:
