@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -24,8 +26,8 @@ from service.store.backup.scratch import loaded
 from service.store.clients import client_of, database_of
 
 MARK, ALIVE = "notellm:restore", "notellm:restore:runs"
-"""Keys in the database that a restore writes to: one that marks it, and one that expires soon, which says that the
-restore is running."""
+"""Keys in the database that a restore writes to: one that marks its data as disposable, and one that holds the token of
+the restore that is running there. The second expires unless it is renewed."""
 ALIVE_SECONDS = 60
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
@@ -35,21 +37,45 @@ BOOKKEEPING = re.compile(
     + b"|purged|purging|purge:(compression|cut|failed|failing|canary:[0-9a-f]+))"
 )
 """Keys that a service or a purge makes in an empty store. A note may have any of these words at the end of its id."""
-# KEYS mark, alive; ARGV number of the staging database, number of the store's, whether the store is replaced, then the
-# keys that it may hold where it is not. Exchanges the two databases, and answers whether it did.
-EXCHANGE = """
-redis.call('SELECT', ARGV[2])
-if ARGV[3] == '0' then
-  local known = 0
-  for i = 4, #ARGV do known = known + redis.call('EXISTS', ARGV[i]) end
-  if redis.call('DBSIZE') > known then return 0 end
-end
+# KEYS mark, alive; ARGV token, seconds. Takes a database that is empty or left by an interrupted restore, empties it,
+# and answers whether it did.
+TAKE = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+if redis.call('EXISTS', KEYS[1]) == 0 and redis.call('DBSIZE') > 0 then return 0 end
+redis.call('FLUSHDB', 'ASYNC')
 redis.call('SET', KEYS[1], '1')
-redis.call('SELECT', ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('SWAPDB', ARGV[1], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
 return 1
 """
+# KEYS alive; ARGV token, seconds. Keeps a database that was taken.
+RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('EXPIRE', KEYS[1], ARGV[2]) end"
+# KEYS alive; ARGV token. Empties a database that was taken.
+RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('FLUSHDB', 'ASYNC') end"
+# KEYS mark, alive; ARGV token, seconds, number of the staging database, number of the store's, whether the store is
+# replaced, then the keys that it may hold where it is not. Exchanges the two databases; the restore then holds the one
+# with the old data. Answers "" if it did, and otherwise the reason: "lost" if another restore has taken the staging
+# database, "written" if the store was written to.
+EXCHANGE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'lost' end
+redis.call('SELECT', ARGV[4])
+if ARGV[5] == '0' then
+  local known = 0
+  for i = 6, #ARGV do known = known + redis.call('EXISTS', ARGV[i]) end
+  if redis.call('DBSIZE') > known then return 'written' end
+end
+redis.call('SET', KEYS[1], '1')
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
+redis.call('SELECT', ARGV[3])
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('SWAPDB', ARGV[3], ARGV[4])
+return ''
+"""
+NOT_EXCHANGED = {
+    "lost": "this restore was interrupted for so long that another one took its database; the store was not changed. "
+    "Repeat it once the other one has ended",
+    "written": "the store was empty but was written to during the restore, so it was not changed. Stop clients from "
+    "writing, or delete its contents with --replace",
+}
 
 
 def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
@@ -63,9 +89,10 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
             if not replace and _keys_if_empty(store) is None:
                 raise BackupError("the store is not empty; --replace deletes its contents")
             data_set = _fetch(folder, manifest, Path(temporary), progress)
-            with loaded(data_set, manifest.database, manifest.databases) as source, _staging(url) as staging:
+            token = uuid4().hex
+            with loaded(data_set, manifest.database, manifest.databases) as source, _staging(url, token) as staging:
                 _copy(manifest, source, staging, progress)
-                _exchange(staging, database_of(url), store, replace=replace)
+                _exchange(staging, token, database_of(url), store, replace=replace)
     except (RedisError, OSError) as error:
         raise BackupError(f"the store was not changed: {error}") from error
     return manifest
@@ -97,7 +124,6 @@ def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> 
     def count(keys: int) -> None:
         nonlocal done
         done += keys
-        staging.set(ALIVE, "1", ex=ALIVE_SECONDS)
         progress("Restoring", done, total)
 
     copy_all(source, staging, count)
@@ -114,55 +140,69 @@ def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> 
 
 
 @contextlib.contextmanager
-def _staging(url: str) -> Iterator[Any]:
-    """Yield a client of an empty, marked database of the server. The database is emptied again at the end. Raises
-    BackupError."""
-    with client_of(url, _free_database(url)) as staging:
-        staging.flushdb()
-        staging.set(ALIVE, "1", ex=ALIVE_SECONDS)
-        staging.set(MARK, "1")
+def _staging(url: str, token: str) -> Iterator[Any]:
+    """Yield a client of an empty database of the server, which no other restore takes meanwhile. The database is
+    emptied again at the end. Raises BackupError."""
+    number = _take_database(url, token)
+    with client_of(url, number) as staging, _renewed(url, number, token):
         try:
             yield staging
         finally:
             with contextlib.suppress(RedisError):
-                staging.flushdb(asynchronous=True)
+                staging.eval(RELEASE, 1, ALIVE, token)
 
 
-def _free_database(url: str) -> int:
-    """Return the number of a database that is empty, or that an interrupted restore has left."""
-    free: list[int] = []
+def _take_database(url: str, token: str) -> int:
+    """Take a database that is empty, or that an interrupted restore has left, and return its number."""
     with client_of(url) as client:
         count = database_count(client)
-    for number in reversed(range(count)):
-        if number == database_of(url):
-            continue
+    numbers = [number for number in reversed(range(count)) if number != database_of(url)]
+    for number in numbers:
         with client_of(url, number) as client:
             if client.exists(ALIVE):
                 raise BackupError(f"another restore runs or ended within the last {ALIVE_SECONDS} seconds; wait for it")
-            if client.exists(MARK) or not client.dbsize():
-                free.append(number)
-    if not free:
-        raise BackupError("the server has no other empty database, which a restore needs besides that of the store")
-    return free[0]
+    for number in numbers:
+        with client_of(url, number) as client:
+            if client.eval(TAKE, 2, MARK, ALIVE, token, ALIVE_SECONDS):
+                return number
+    raise BackupError("the server has no other empty database, which a restore needs besides that of the store")
 
 
-def _exchange(staging: Any, database: int, store: Any, *, replace: bool) -> None:
+@contextlib.contextmanager
+def _renewed(url: str, number: int, token: str) -> Iterator[None]:
+    """Keep the staging database from expiring, in a thread: copying a stream or counting notes may take minutes."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(ALIVE_SECONDS / 4):
+            # The next round may succeed; if none does, the exchange is refused.
+            with contextlib.suppress(RedisError), client_of(url, number) as client:
+                client.eval(RENEW, 1, ALIVE, token, ALIVE_SECONDS)
+
+    thread = threading.Thread(target=renew, name="renew-restore", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _exchange(staging: Any, token: str, database: int, store: Any, *, replace: bool) -> None:
     """Exchange the staging database with the store's, in one step, and mark the old store's data as disposable. Return
-    once that is on disk. Raises BackupError where the store was written to meanwhile, unless it is replaced; and where
-    it was exchanged and the disk took longer than DISK_MILLISECONDS."""
+    once that is on disk. Raises BackupError where it was not exchanged (NOT_EXCHANGED), and where it was and the disk
+    took longer than DISK_MILLISECONDS."""
     number = staging.connection_pool.connection_kwargs["db"]
     keys = [] if replace else _keys_if_empty(store)
+    options = (token, ALIVE_SECONDS, number, database, int(replace))
     try:
-        exchanged = keys is not None and staging.eval(EXCHANGE, 2, MARK, ALIVE, number, database, int(replace), *keys)
+        reason = "written" if keys is None else staging.eval(EXCHANGE, 2, MARK, ALIVE, *options, *keys).decode()
     except ResponseError:
         raise
     except (RedisError, OSError) as error:
         raise BackupError(f"it is unknown whether the store was replaced; check its notes: {error}") from error
-    if not exchanged:
-        raise BackupError(
-            "the store was empty but was written to during the restore, so it was not changed. Stop clients from "
-            "writing, or delete its contents with --replace"
-        )
+    if reason:
+        raise BackupError(NOT_EXCHANGED[reason])
     try:
         on_disk, _ = staging.execute_command("WAITAOF", 1, 0, DISK_MILLISECONDS)
     except ResponseError:  # a server without it, or without an append-only file

@@ -19,7 +19,7 @@ from service.interfaces import Clock
 from service.records import Write
 from service.store.backup.backup import DATA_SET
 from service.store.backup.manifest import FORMAT, MANIFEST, BackupError, Manifest
-from service.store.backup.restore import ALIVE, EXCHANGE, MARK, restore_backup
+from service.store.backup.restore import ALIVE, ALIVE_SECONDS, EXCHANGE, MARK, restore_backup
 from service.store.backup.scratch import loaded
 from service.store.clients import client_of
 from service.store.connection import Connection
@@ -126,12 +126,61 @@ def test_note_that_is_written_during_a_restore_is_kept(server: Server, other: Em
 
 def test_key_that_is_written_behind_the_last_look_keeps_the_store(server: Server) -> None:
     with client_of(server.url) as target, client_of(server.url, 15) as staging:
-        staging.mset({MARK: "1", ALIVE: "1", "restored": "1"})
+        staging.mset({MARK: "1", ALIVE: "a", "restored": "1"})
         target.mset({IDENTITY: "of an empty store", "written": "1"})
-        assert staging.eval(EXCHANGE, 2, MARK, ALIVE, 15, 0, 0, IDENTITY) == 0
+        options = ("a", ALIVE_SECONDS, 15, 0, 0, IDENTITY)
+        assert staging.eval(EXCHANGE, 2, MARK, ALIVE, *options) == b"written"
         assert (target.dbsize(), staging.dbsize()) == (2, 3)
-        assert staging.eval(EXCHANGE, 2, MARK, ALIVE, 15, 0, 0, IDENTITY, "written") == 1
+        assert staging.eval(EXCHANGE, 2, MARK, ALIVE, *options, "written") == b""
         assert (target.keys(), staging.exists(MARK, "written")) == ([b"restored"], 2)
+        assert (staging.get(ALIVE), staging.ttl(ALIVE)) == (b"a", ALIVE_SECONDS)
+
+
+def test_restore_that_lost_its_database_to_another_one_changes_nothing(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    fill(target, 1)
+    before = contents(target)
+    back_up(embedded.url, tmp_path / "b")
+    with client_of(other.url, 15) as staging:
+
+        def take(step: str, done: int, total: int) -> None:
+            if step == "Restoring" and done == total:
+                staging.flushdb()
+                staging.mset({MARK: "1", ALIVE: "of another restore"})
+                fill(staging, 9)
+
+        with pytest.raises(BackupError, match="the store was not changed"):
+            restore_backup(str(tmp_path / "b"), other.url, take, replace=True)
+        assert staging.get(ALIVE) == b"of another restore"
+        assert staging.dbsize() > 2, "what the other one has copied is kept"
+    assert contents(target) == before
+
+
+def test_long_restore_keeps_its_database(
+    source: Any,
+    target: Any,
+    embedded: EmbeddedRedis,
+    other: EmbeddedRedis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    monkeypatch.setattr("service.store.backup.restore.ALIVE_SECONDS", 1)
+    renewed: list[int] = []
+    with client_of(other.url, 15) as staging:
+
+        def wait(step: str, done: int, total: int) -> None:
+            if step == "Restoring" and not renewed:
+                staging.expire(ALIVE, 100)
+                asyncio.run(eventually(lambda: staging.ttl(ALIVE) <= 1))
+                renewed.append(done)
+
+        restore_backup(str(tmp_path / "b"), other.url, wait)
+    assert renewed
+    assert contents(target) == contents(source)
 
 
 def test_service_that_starts_during_a_restore_does_not_hinder_it(
