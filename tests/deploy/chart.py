@@ -64,19 +64,19 @@ VALUES: dict[str, dict[str, Any]] = {
 """Valid sets of values: the defaults, the examples, and options that these do not cover."""
 
 
-def render(values: dict[str, Any]) -> dict[str, str]:
+def render(values: dict[str, Any], release: str = RELEASE) -> dict[str, str]:
     """Return the text of each template by its name. Raises HelmError."""
-    return helm.render(CHART, values, release=RELEASE, namespace=NAMESPACE)
+    return helm.render(CHART, values, release=release, namespace=NAMESPACE)
 
 
-def documents(values: dict[str, Any]) -> list[dict[str, Any]]:
+def documents(values: dict[str, Any], release: str = RELEASE) -> list[dict[str, Any]]:
     """Return all Kubernetes objects of the rendered chart."""
-    return copy.deepcopy(_documents(json.dumps(values)))
+    return copy.deepcopy(_documents(json.dumps(values), release))
 
 
 @cache
-def _documents(values: str) -> list[dict[str, Any]]:
-    manifests = [text for name, text in render(json.loads(values)).items() if not name.endswith("NOTES.txt")]
+def _documents(values: str, release: str) -> list[dict[str, Any]]:
+    manifests = [text for name, text in render(json.loads(values), release).items() if not name.endswith("NOTES.txt")]
     return [document for text in manifests for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 

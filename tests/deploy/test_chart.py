@@ -100,7 +100,10 @@ ANY_VALUES = toggled(
     replicas=[1, 3],
     redis=[{"url": f"redis://:{PASSWORD}@redis/0"}, {"existingSecret": "notes"}],
     valkey=[{"enabled": True}, {"enabled": True, "password": PASSWORD}, {"enabled": True, "existingSecret": "valkey"}],
-    persistence=[{"enabled": False}, {"existingClaim": "notes"}, {"accessMode": "ReadWriteMany"}],
+    persistence=[
+        *({"enabled": False}, {"accessMode": "ReadWriteMany"}),
+        *({"existingClaim": "notes"}, {"existingClaim": "notes", "accessMode": "ReadWriteMany"}),
+    ],
     gpu=[{"enabled": True}],
     checkpoint=[{"existingClaim": "model"}],
     autoscaling=[{"enabled": True}],
@@ -348,6 +351,14 @@ def test_rollout_waits_for_what_two_pods_cannot_have(values: dict[str, Any], str
     assert deployment["spec"]["strategy"]["type"] == strategy
 
 
+@pytest.mark.parametrize("release", ["r" * 53, "notellm-" + "r" * 45, "r" * 46 + "notellm"])
+def test_names_of_a_long_release_fit_kubernetes_and_the_alerts(release: str):
+    objects = documents(VALUES["everything"], release)
+    assert all(len(one["metadata"]["name"]) <= 63 for one in objects)
+    names = [one["metadata"]["name"] for one in of_kind(objects, "Service")]
+    assert any("notellm" in name for name in names), "the alerts select jobs whose name contains it"
+
+
 def test_pods_start_anew_with_another_password_of_the_store():
     marks = set()
     for password in (PASSWORD, PASSWORD[::-1]):
@@ -422,6 +433,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "limits the embedded store",
     ),
     "replicas-one-volume": ({"replicas": 2, "redis": {"existingSecret": "r"}}, "ReadWriteMany"),
+    "replicas-one-claim": (
+        {"replicas": 2, "redis": {"existingSecret": "r"}, "persistence": {"existingClaim": "c"}},
+        "ReadWriteMany if the claim is",
+    ),
     "valkey-without-password": ({"valkey": {"enabled": True}}, "valkey.password"),
     "two-scalers": (
         {

@@ -17,8 +17,8 @@
 {{- if and (ne $store "embedded") (or (hasKey .Values.settings "store_memory_bytes") (hasKey .Values.secretSettings "store_memory_bytes")) -}}
 {{- fail "settings.store_memory_bytes limits the embedded store only: set valkey.maxmemory, or maxmemory of your Redis, instead" -}}
 {{- end -}}
-{{- if and $replicated .Values.persistence.enabled (not .Values.persistence.existingClaim) (ne .Values.persistence.accessMode "ReadWriteMany") -}}
-{{- fail "replicas on several nodes cannot share a ReadWriteOnce volume: set persistence.accessMode=ReadWriteMany or persistence.enabled=false" -}}
+{{- if and $replicated .Values.persistence.enabled (ne .Values.persistence.accessMode "ReadWriteMany") -}}
+{{- fail "replicas on several nodes cannot share a ReadWriteOnce volume: set persistence.enabled=false, or persistence.accessMode=ReadWriteMany if the claim is" -}}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "autoscaling.enabled and keda.enabled would both set the number of replicas: keep one" -}}

@@ -1,8 +1,8 @@
 {{- define "notellm.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
+{{- if contains .Chart.Name (.Release.Name | trunc 50) -}}
 {{ .Release.Name | trunc 50 | trimSuffix "-" }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}
+{{ printf "%s-%s" (.Release.Name | trunc 42 | trimSuffix "-") .Chart.Name }}
 {{- end -}}
 {{- end -}}
 
