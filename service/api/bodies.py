@@ -36,7 +36,7 @@ SLICE_BYTES = 65_536
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")
 STRING = re.compile(rb'"[^"]*+"')
 """A JSON string, in text processed by `_unescaped`."""
-QUOTE, COMMA = b'",'
+QUOTE, COMMA, CLOSING_BRACKET = b'",]'
 DEPTH_CHANGE = np.zeros(256, np.int8)
 """Change in nesting depth at each byte outside of a string."""
 DEPTH_CHANGE[list(b"[{")] = 1
@@ -240,6 +240,8 @@ async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
             yield body[item_begin:comma]
             item_begin = comma + 1
         if closing.size:
+            if characters[end] != CLOSING_BRACKET:
+                raise MalformedBody("the list must end with ]")
             last = body[item_begin : window_begin + end]
             if item_begin > opening.end() or last.strip():
                 yield last

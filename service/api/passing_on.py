@@ -48,7 +48,8 @@ class PassedOn(Response):
         sending = asyncio.create_task(_send_request(scope, receive, writer), name="pass-on")
         try:
             begun = await _return_answer(reader, scope["method"], send)
-            if not begun and not writer.is_closing():
+            caller_left = sending.done() and sending.result()
+            if not begun and not caller_left:
                 scope["state"]["passed_on"] = False
                 await _unreachable()(scope, receive, send)
         finally:
@@ -62,8 +63,9 @@ def _unreachable() -> Response:
     return problem_response(problem, {"Retry-After": "1"})
 
 
-async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> None:
-    """Send a request, and abort the connection when its caller disconnects."""
+async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWriter) -> bool:
+    """Send a request until its caller disconnects; then abort the connection and return True. Return False where the
+    other process has closed the connection."""
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
     with contextlib.suppress(OSError):  # the other process has closed the connection: perhaps its answer says why
         writer.write(_head(scope, chunked))
@@ -72,13 +74,14 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
             message = await receive()
             if message["type"] == "http.disconnect":
                 writer.transport.abort()
-                return
+                return True
             if body := message.get("body", b""):
                 writer.write(b"%x\r\n%b\r\n" % (len(body), body) if chunked else body)
             if more and not message.get("more_body", False):
                 more = False
                 writer.write(b"0\r\n\r\n" if chunked else b"")
             await writer.drain()
+    return False
 
 
 def _head(scope: Scope, chunked: bool) -> bytes:

@@ -43,7 +43,24 @@ def test_list_items_equal_those_of_the_parser(window: int, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b" ", b"[", b'["', b'["\\', b'["]', b"[1", b"[1] 2", b"[[]", b"[]]", b"[{]}]", b"[" * 100_000],
+    [
+        b"",
+        b" ",
+        b"[",
+        b'["',
+        b'["\\',
+        b'["]',
+        b"[1",
+        b"[1] 2",
+        b"[[]",
+        b"[]]",
+        b"[{]}]",
+        b"[}",
+        b"[0}",
+        b'[{"a":1}}',
+        b"[[]}",
+        b"[" * 100_000,
+    ],
 )
 async def test_body_that_is_empty_or_no_whole_list_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedBody):

@@ -183,3 +183,22 @@ def test_service_that_does_not_answer_is_told_by_503(tmp_path: Path) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["instance"] == answer.headers["x-request-id"]
+
+
+def test_service_that_resets_the_connection_is_told_by_503(tmp_path: Path) -> None:
+    path = tmp_path / "resets.sock"
+    with socket.socket(socket.AF_UNIX) as listener, passing_on(path) as url:
+        listener.bind(str(path))
+        listener.listen()
+
+        def reset() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1)  # what was sent and not read makes the close a reset
+            connection.close()
+
+        thread = threading.Thread(target=reset)
+        thread.start()
+        answer = httpx2.post(f"{url}/notes", json={"title": "soup"})
+        thread.join()
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
