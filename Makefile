@@ -1,7 +1,7 @@
 # `make serve` is all that a fresh clone needs; `make` alone lists the rest.
 
 PYTHON ?= python3
-# Options for installing torch alone, for example the index of another build. See the README.
+# Options for installing torch alone, for example the index of another build. See docs/dependencies.md.
 TORCH_ARGS ?=
 # Which FAISS: cpu or gpu. They exclude each other: `make clean` before changing.
 EXTRA ?= cpu
@@ -31,7 +31,7 @@ test: .venv/.dev ## all tests; they start their own services
 test-fast: .venv/.dev ## the tests without those marked slow, for the inner loop
 	@exec $(BIN)/pytest $(PARALLEL) -m "not slow"
 
-chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (an hour and a half)
+chaos: .venv/.dev ## kill service and store 1,000 times under load, stop replicas, and check every acknowledged operation (50 minutes on two cores, more on one)
 	NOTELLM_CHAOS_ROUNDS=$(or $(ROUNDS),1000) $(BIN)/pytest -s tests/service/test_chaos.py
 
 race: .venv/.dev ## 10,000 removals on three replicas beside readers, each followed by a search that must not find it (ROUNDS=3333)

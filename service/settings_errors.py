@@ -17,7 +17,7 @@ OTHER_VARIABLES = frozenset(
         *("NOTELLM_DATA", "NOTELLM_PAIRS", "NOTELLM_START"),  # of the training recipes and the tests
         *("NOTELLM_CHAOS_ROUNDS", "NOTELLM_CHAOS_SEED", "NOTELLM_FUZZ_REQUESTS", "NOTELLM_FUZZ_SEED"),
         "NOTELLM_RACE_ROUNDS",
-        "NOTELLM_TEST_CACHE",
+        *("NOTELLM_TEST_CACHE", "NOTELLM_TEST_DEVICE"),
     }
 )
 """Variables that begin with PREFIX and are no settings."""
