@@ -251,7 +251,7 @@ Outdoors | Sledging at midnight | sledging, snow, winter
 - | Voted for the first time today | voting, election, first time
 - | Street magician made my watch disappear | street magic, magician, magic trick
 - | That last minute three pointer!! | basketball, three pointer, last minute
-- | same thing |
+- | you know |
 - | lol |
 - | ok |
 - | ... |

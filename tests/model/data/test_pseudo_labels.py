@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.quality.judgement import judged_notes
 from model.config import DEFAULT_CATEGORIES
 from model.data.community_tags import tags_by_category
 from model.data.dataset import read_notes
@@ -136,6 +137,7 @@ def test_labelled_lines_are_whole_and_no_sample_notes() -> None:
     titles = {note.title for note in notes}
     assert len(titles) == len(notes)
     assert not titles & {note.title for note in read_notes(SAMPLES).values()}
+    assert not titles & {note.title for note in judged_notes()}
     for note in notes:
         assert note.category is None or note.category in DEFAULT_CATEGORIES
         assert len(note.hashtags) <= 5
