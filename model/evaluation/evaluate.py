@@ -212,7 +212,7 @@ def evaluate_categories(
     system: Classifier, notes: Sequence[Note], categories: Sequence[str], progress: Progress = silent
 ) -> Categories | None:
     """Choose a category for each note whose own is in the closed set `categories`; return None if there is no such
-    note."""
+    note. A note for which all are equally likely got none, and counts as wrong."""
     place = {name: i for i, name in enumerate(categories)}
     labelled = [note for note in notes if note.category in place]
     if not labelled:
@@ -225,13 +225,19 @@ def evaluate_categories(
     log_probs = system.category_log_probs(labelled, categories)
     probabilities = np.exp(log_probs - log_probs.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
+    chosen = log_probs.argmax(1)
+    if len(categories) > 1:
+        unanswered = np.ptp(log_probs, axis=1) == 0
+        chosen[unanswered] = INVENTED
+        if count := int(unanswered.sum()):
+            progress(f"{count:,} of these notes got no category: the model does not read their script")
     free = None
     if isinstance(system, FreeClassifier):
         progress("Writing categories without a closed set")
         free = [place.get(text, INVENTED) for text in system.write_category(labelled)]
     return Categories(
         truth=[place[note.category] for note in labelled if note.category is not None],
-        chosen=log_probs.argmax(1).tolist(),
+        chosen=chosen.tolist(),
         probability=probabilities.max(1).tolist(),
         free=free,
     )

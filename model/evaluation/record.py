@@ -35,7 +35,7 @@ HASHTAG_CUTOFFS = (1, 3, 5)
 EXPOSURE_CUTOFF = 100
 """Value of k at which recall is split by the target's clicks, as in the paper."""
 INVENTED = -1
-"""Index that stands for a freely written category outside the closed set."""
+"""Index that stands for no category of the closed set: one that was freely written outside of it, or none at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from model.data.pairs import Pair, split_of
-from model.evaluation.evaluate import EvaluationData, closed_set, evaluate, notes_of_split
+from model.evaluation.evaluate import EvaluationData, closed_set, evaluate, evaluate_categories, notes_of_split
 from model.evaluation.protocol import PROTOCOLS
 from model.evaluation.ranking import Scorer
 from model.evaluation.record import INVENTED
@@ -165,6 +165,16 @@ def with_categories() -> dict[str, Note]:
 
 CHANCES = {"a": [0.2, 0.2, 1.6], "b": [0.9, 0.06, 0.04]}
 """Probabilities by title; the first row does not sum to 1, and has to be normalised."""
+
+
+def test_note_without_a_category_counts_as_wrong():
+    system = ByRule({"food": [0.9, 0.05, 0.05], "料理": [1 / 3, 1 / 3, 1 / 3]}, {})
+    said: list[str] = []
+    notes = [Note(id=title, title=title, category="Food") for title in ("food", "料理")]
+    categories = evaluate_categories(system, notes, ("Food", "Art", "Travel"), said.append)
+    assert categories is not None
+    assert categories.chosen == [0, INVENTED]
+    assert any(line.startswith("1 of these notes got no category") for line in said)
 
 
 def test_closed_set_is_of_training_notes_by_frequency():
