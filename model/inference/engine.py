@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.category_head import CategoryHead
+from model.config import CheckpointError
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage, Vocabulary
 from model.hashtags.grounding import HashtagFilter
 from model.hashtags.vocabulary import HashtagTrie
@@ -112,10 +113,21 @@ class Engine:
         self.title_mean_share = runtime.config.title_mean_share
         self.categories = runtime.config.categories
         self.temperature = runtime.config.category_temperature if temperature is None else temperature
+        self._check_windows()
         self._category_scorer = CategoryScorer(runtime, category_head, self.temperature)
         self._scheduler: Scheduler[GenerationOutput] = Scheduler(runtime)
         self._priors_in_progress: set[tuple[str, ...]] = set()
         """Closed sets whose prior a request of `_scheduler` is computing, while others wait for it."""
+
+    def _check_windows(self) -> None:
+        """Raise CheckpointError where the longest note would need more than half of the KV cache, whose windows are all
+        in one prefill."""
+        pool = self.runtime.pool
+        most = pool.count // 2 // pool.blocks_for(self.prompt.max_note_tokens())
+        if (windows := self.runtime.config.max_content_windows) > most:
+            raise CheckpointError(
+                f"max_content_windows is {windows}, and the KV cache has room for {most} of this length"
+            )
 
     @classmethod
     def load(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
 from model.category_regressions import VectorRegression
-from model.config import NoteLLMConfig
+from model.config import CheckpointError, NoteLLMConfig
 from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import UNSUPPORTED_LANGUAGE, Engine
@@ -31,6 +32,19 @@ def windowed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     config = replace(NoteLLMConfig.load(folder), prompt_version="note-first/2", max_content_tokens=50)
     replace(config, max_content_windows=12, scripts=("LATIN",)).save(folder)
     return in_torch(folder, tmp_path_factory.mktemp("cache"))
+
+
+def test_more_windows_than_the_cache_has_room_for_are_refused(windowed: Engine) -> None:
+    pool = windowed.runtime.pool
+    most = pool.count // 2 // pool.blocks_for(windowed.prompt.max_note_tokens())
+    config = windowed.runtime.config
+    with (
+        patch.object(windowed.runtime, "config", replace(config, max_content_windows=most + 1)),
+        pytest.raises(CheckpointError, match=f"max_content_windows is {most + 1}.* has room for {most} "),
+    ):
+        Engine(windowed.runtime)
+    with patch.object(windowed.runtime, "config", replace(config, max_content_windows=most)):
+        Engine(windowed.runtime)
 
 
 def test_vector_of_a_long_note_is_the_mean_of_its_windows(windowed: Engine) -> None:
