@@ -16,6 +16,7 @@ with the averaged adapter. On SIGTERM or Ctrl-C the run saves and ends; the same
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
@@ -48,7 +49,7 @@ from model.training.recipe import RecipeError, check_rates
 from model.training.resume import (
     lower_rate_in,
     read_newest_state,
-    refuse_other_files,
+    refuse_other_inputs,
     refuse_other_recipe,
     replaced_folder,
     restore_log,
@@ -166,6 +167,9 @@ class GenerationTrainer:
             )
         self.measured = validation_mix.draw(0, MEASURED_NOTES)
         self.digests = {name: file_digest(path) for name, path in files.items()}
+        self.digests[LINES] = hashlib.sha256(repr(list(labelled_notes())).encode()).hexdigest()
+        self.digests["synonyms of categories"] = file_digest(SYNONYMS_RECIPE)
+        self.digests["order of the sources"] = ", ".join(self.mix.rows)
         self.trunk = CheckpointFiles.of(str(checkpoint), cache).trunk_digest()
         self.model, self.adapter = load_for_writing(checkpoint, recipe.rank, cache)
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
@@ -317,7 +321,7 @@ class GenerationTrainer:
                 f"{self.folder} contains a run with another trunk than that of {self.checkpoint}: choose a new folder"
             )
         refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
-        refuse_other_files(self.folder, state.get("files", {}), self.digests)
+        refuse_other_inputs(path, state.get("files", {}), self.digests, print)
         self.master_weights.restore(state["masters"])
         self.step, self.seconds, self.position = state["progress"]
         restore_log(self.folder / LOG, self.step, print)

@@ -240,6 +240,15 @@ def test_run_whose_notes_changed_is_not_resumed(tiny_checkpoint: Path, notes_fil
         start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
 
 
+def test_run_whose_lines_changed_is_not_resumed(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1).run(60)
+    monkeypatch.setattr("model.training.writing.labelled_notes", lambda: list(labelled_notes())[:-1])
+    with pytest.raises(RecipeError, match=r"^lines.* changed since the run"):
+        start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
+
+
 def test_source_without_training_notes_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_notes_file(tmp_path / "own.jsonl.gz", [], "own")
     with pytest.raises(DatasetError, match=r"own.jsonl.gz: no note is in the training split"):
