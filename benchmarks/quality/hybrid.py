@@ -41,7 +41,8 @@ from model.evaluation.ranking import order_of_ties, rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
 from model.training.trainer import BEST
-from model.weights import SHIPPED_CHECKPOINT, CheckpointFiles, configuration_of
+from model.weights import SHIPPED_CHECKPOINT, CheckpointFiles, configuration_of, space_of
+from model.whole_file import whole_file
 from service.ranking.words import share_of_weight, word_factor
 from service.search.sources import POOL_SIZE, WORDS_POOL_SIZE
 from service.search.title_centre import SAMPLED_TITLES
@@ -159,11 +160,12 @@ def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
 
 
 def version_of(checkpoint: str) -> str:
-    """Return a text that identifies a system's weights, or the token limit of packaged MiniLM, so that vectors of other
-    weights are not taken from the cache."""
+    """Return a text that identifies a system's vector space, or the token limit of packaged MiniLM, so that vectors of
+    another space are not taken from the cache."""
     folder = Path(checkpoint)
     if (folder / CONFIG_FILE).is_file():
-        return CheckpointFiles.of(checkpoint, Settings().cache_dir).digest()[-8:]
+        files = CheckpointFiles.of(checkpoint, Settings().cache_dir)
+        return space_of(files.config, files.digest(), files.config.dimension or 0)[:8]
     if folder.is_dir():
         return sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:8]
     return f"{PUBLISHED_TOKENS}-tokens" if checkpoint == "minilm" else "packaged"
@@ -174,10 +176,11 @@ def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> n
     contents = sha256(repr([(note.id, note.prompt_text) for note in notes]).encode()).hexdigest()[:8]
     path = CACHE / f"{system}-{version_of(checkpoint)}-{name}-{contents}.npy"
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        np.save(path, load_embedder(checkpoint, Settings().cache_dir, print).embed(notes))
-    array: npt.NDArray[np.float32] = np.load(path)
-    return array
+        array = load_embedder(checkpoint, Settings().cache_dir, print).embed(notes)
+        with whole_file(path) as file:
+            np.save(file, array)
+    stored: npt.NDArray[np.float32] = np.load(path)
+    return stored
 
 
 def candidates(content: Scores, words: Scores, own: int) -> npt.NDArray[np.int64]:

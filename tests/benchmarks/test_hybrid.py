@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import hybrid
-from benchmarks.quality.hybrid import Pool, candidates, vectors
+from benchmarks.quality.hybrid import Pool, candidates, vectors, version_of
+from model.config import NoteLLMConfig
 from model.data.pairs import split_of
 from model.note import Note
 
@@ -41,6 +44,15 @@ def test_equal_scores_become_candidates_in_the_order_of_rows(monkeypatch: pytest
     content, words = np.zeros(500), np.zeros(500)
     content[400] = 1.0
     assert candidates(content, words, own=1).tolist() == [0, 2, 3, 4, 400]
+
+
+def test_checkpoints_with_the_same_head_and_other_windows_have_different_versions(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint, tmp_path / "other"))
+    config = NoteLLMConfig.load(other)
+    replace(config, max_content_windows=config.max_content_windows + 1).save(other)
+    assert version_of(str(other)) != version_of(str(tiny_checkpoint))
 
 
 def test_vectors_of_notes_with_the_same_ids_and_other_text_are_not_taken_from_the_cache(
