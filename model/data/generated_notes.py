@@ -125,6 +125,19 @@ def examples_context(rng: random.Random, examples: Sequence[Note], max_words: in
     return "\n".join(lines) + "\n"
 
 
+def count_whole_lines(path: Path) -> int:
+    """Return the number of lines of a file, without a last one that a full disk has cut off, which is removed. Creates
+    the file if there is none."""
+    path.touch()
+    count = end = 0
+    with path.open("r+b") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count, end = count + 1, end + len(line)
+        file.truncate(end)
+    return count
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description="Generate notes with the base model.")
@@ -144,9 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=dtype)
     things = everyday_things(options.wordnet) if options.wordnet else []
     examples = list(english_sample_notes(options.samples))
-    options.out.touch()
-    with options.out.open("r+", encoding="utf-8") as file:
-        count = sum(1 for _ in file)
+    count = count_whole_lines(options.out)
+    with options.out.open("a", encoding="utf-8") as file:
         notes = generate_notes(Sampler(model, seed=count), examples, things, options.batch, seed=count)
         while count < options.notes:
             note = next(notes)

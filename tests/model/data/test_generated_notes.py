@@ -11,6 +11,7 @@ from model.data import generated_notes
 from model.data.dataset import read_notes
 from model.data.generated_notes import (
     Assignment,
+    count_whole_lines,
     draw_assignment,
     example_text,
     examples_context,
@@ -97,3 +98,12 @@ def test_command_appends_up_to_the_number_of_notes(
         options += ["--notes", str(count), "--batch", "8", "--cache", str(tmp_path)]
         generated_notes.main([*options, "--backbone", str(tiny_checkpoint / BACKBONE_FOLDER)])
         assert list(read_notes(out)) == [str(n) for n in range(1, count + 1)]
+
+
+def test_line_that_was_cut_off_is_removed_before_more_are_appended(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    assert (count_whole_lines(path), path.read_bytes()) == (0, b"")
+    path.write_bytes(b'{"id": "1"}\n{"id": "2"}\n{"id": "')
+    assert count_whole_lines(path) == 2
+    assert path.read_bytes() == b'{"id": "1"}\n{"id": "2"}\n'
+    assert count_whole_lines(path) == 2
