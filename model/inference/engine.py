@@ -96,7 +96,7 @@ class Engine:
 
     `name` and `space` identify the model in every answer, `dimension` is the length of the vectors, `read_tokens` how
     much of a note is read, `mean_share` and `title_mean_share` those of the checkpoint. `temperature` divides the log
-    probabilities of categories; None: the checkpoint's.
+    probabilities of categories; None: the checkpoint's. Raises CheckpointError for more windows than the cache holds.
     """
 
     def __init__(

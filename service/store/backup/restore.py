@@ -153,7 +153,8 @@ def _staging(url: str, token: str) -> Iterator[Any]:
 
 
 def _take_database(url: str, token: str) -> int:
-    """Take a database that is empty, or that an interrupted restore has left, and return its number."""
+    """Take a database that is empty, or that an interrupted restore has left, and return its number. Raises
+    BackupError where there is none, and where another restore runs."""
     with client_of(url) as client:
         count = database_count(client)
     numbers = [number for number in reversed(range(count)) if number != database_of(url)]
