@@ -120,8 +120,8 @@ class Engine:
         """Closed sets whose prior a request of `_scheduler` is computing, while others wait for it."""
 
     def _check_windows(self) -> None:
-        """Raise CheckpointError where the longest note would need more than half of the KV cache, whose windows are all
-        in one prefill."""
+        """Raise CheckpointError where the longest note would need more than half of the KV cache: all windows of a note
+        are in one prefill."""
         pool = self.runtime.pool
         most = pool.count // 2 // pool.blocks_for(self.prompt.max_note_tokens())
         if (windows := self.runtime.config.max_content_windows) > most:

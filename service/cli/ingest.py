@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -35,10 +35,23 @@ HIDDEN = (401, 403, 404)
 
 
 @dataclass(slots=True)
+class _State:
+    """How far a run is, as its state file says.
+
+    `run`: its name, from which the keys of its requests are made. `line`: the last acknowledged line. `rejected`:
+    number of rejected lines up to there. `until`: the last line of the next request where that is a part of a batch
+    that was refused as too large; 0 for a whole batch.
+    """
+
+    run: str = field(default_factory=lambda: uuid4().hex)
+    line: int = 0
+    rejected: int = 0
+    until: int = 0
+
+
+@dataclass(slots=True)
 class Ingest:
-    """One run of `notellm ingest`. `state_folder` keeps, for each file, service and model, the last acknowledged line,
-    the number of rejected lines, the last line of the request that follows if a batch was refused as too large, and the
-    name of the run, from which the keys of its requests are made."""
+    """One run of `notellm ingest`. `state_folder` keeps the state of the run of each file, service and model."""
 
     file: Path
     url: str
@@ -62,39 +75,39 @@ class Ingest:
             client = stack.enter_context(
                 httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
             )
-            state = self._state_file(client)
-            run, done, rejected_before, until = self._resumed(state)
-            self._remember(state, run, done, rejected_before, until)
+            state_file = self._state_file(client)
+            state = self._resumed(state_file)
+            self._remember(state_file, state)
             progress = stack.enter_context(_progress(console))
-            rejects = stack.enter_context(_Rejects(self._rejects_path(), append=done > 0))
+            rejects = stack.enter_context(_Rejects(self._rejects_path(), append=state.line > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
-            if done:
-                say(f"resuming after line {done}; --restart starts at the first line")
-            for batch in _batches(notes.lines(after=done), until):
+            if state.line:
+                say(f"resuming after line {state.line}; --restart starts at the first line")
+            rejected_before = state.rejected
+            for batch in _batches(notes.lines(after=state.line), state.until):
                 parts = [batch]
                 while parts:
                     part = parts.pop(0)
-                    if self._add(client, part, run, counts, rejects):
-                        done = part[-1].number
+                    if self._add(client, part, state.run, counts, rejects):
+                        state.line, state.rejected = part[-1].number, rejected_before + counts["rejected"]
                     else:
                         parts[:0] = part[: len(part) // 2], part[len(part) // 2 :]
-                    until = parts[0][-1].number if parts else 0
-                    self._remember(state, run, done, rejected_before + counts["rejected"], until)
+                    state.until = parts[0][-1].number if parts else 0
+                    self._remember(state_file, state)
                 rate = f"{counts.total() / (time.monotonic() - started):.1f} notes/s"
                 progress.update(task, completed=notes.position, rate=rate)
-        if done and not counts.total():
-            say(f"nothing was sent: all {done} lines were already sent to this model; --restart sends them again")
+        if state.line and not counts.total():
+            say(f"nothing was sent: all {state.line} lines were already sent to this model; --restart sends them again")
         for name, count in notes.ignored.items():
             say(f"field {name!r} is not a field of a note: it was left out of {count} notes")
-        rejected = rejected_before + counts["rejected"]
-        if rejected:
-            say(f"rejected lines: {rejected}; see {self._rejects_path()}")
+        if state.rejected:
+            say(f"rejected lines: {state.rejected}; see {self._rejects_path()}")
         seconds = time.monotonic() - started
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {
             **counts,
-            "rejected": rejected,
-            "last_line": done,
+            "rejected": state.rejected,
+            "last_line": state.line,
             "seconds": round(seconds, 1),
             "notes_per_second": rate_now,
         }
@@ -175,24 +188,22 @@ class Ingest:
             except (httpx2.TransportError, ValueError, AttributeError) as error:
                 patience.pause(f"{self.url} does not respond: {error}.")
 
-    def _resumed(self, path: Path | None) -> tuple[str, int, int, int]:
-        """Return the name of the run that this one resumes, its last acknowledged line, its number of rejected lines,
-        and the last line of its next request, 0 for a whole batch; or a new name and zeros."""
+    def _resumed(self, path: Path | None) -> _State:
+        """Return the state of the run that this one resumes, or a new one."""
         if not self.restart and path and path.is_file():
             try:
-                state = json.loads(path.read_text())
-                counts = int(state["line"]), int(state.get("rejected", 0)), int(state.get("until", 0))
-                return state.get("run") or uuid4().hex, *counts
+                stored = json.loads(path.read_text())
+                line, rejected, until = stored["line"], stored.get("rejected", 0), stored.get("until", 0)
+                return _State(stored.get("run") or uuid4().hex, int(line), int(rejected), int(until))
             except (ValueError, KeyError, AttributeError):  # cut off by a power failure
                 complain(f"{path} cannot be read: starting at the first line")
-        return uuid4().hex, 0, 0, 0
+        return _State()
 
-    def _remember(self, path: Path | None, run: str, line: int, rejected: int, until: int) -> None:
+    def _remember(self, path: Path | None, state: _State) -> None:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            state = {"file": str(self.file), "url": self.url, "run": run, "line": line}
-            fresh.write_text(json.dumps({**state, "rejected": rejected, "until": until}))
+            fresh.write_text(json.dumps({"file": str(self.file), "url": self.url, **asdict(state)}))
             fresh.replace(path)
 
 
