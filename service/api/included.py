@@ -52,9 +52,8 @@ class IncludedFields:
         for item, stored in zip(answer.items, notes, strict=True):
             note = stored and NoteOut.of(stored)
             if note:
-                size = len(note.model_dump_json(include=set[str](names)).encode())
-                self._bytes_left -= size
-                await self._turns.work(size)
+                self._bytes_left -= len(note.model_dump_json(include=set[str](names)).encode())
+                await self._turns.check()
             if note is None or self._bytes_left < 0:
                 note = None
                 unread.append(item.id)

@@ -22,8 +22,6 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
 from service.events import Event, EventEntry, EventOutcome
 
-EVENT_WORK = 4096
-"""Minimum bytes of work that an event counts as: one with many unknown fields takes up to a millisecond."""
 CHECKED_READERS = 100
 """Readers whose reads are sent between two checks of the caller's connection and key."""
 STREAM_BATCH_SIZE = 1000
@@ -113,7 +111,7 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     items, LimitExceeded, StoreUnavailable."""
     limit = ("max_batch_events", service.settings.max_batch_events)
     parser = EventParser(service)
-    parsed = await read_list(body, Turns(), limit, parser.parse_or_refuse, parser.refused, EVENT_WORK)
+    parsed = await read_list(body, Turns(), limit, parser.parse_or_refuse, parser.refused)
     return orjson.dumps({"results": await _add(parsed, parser.now, service)})
 
 
@@ -152,7 +150,7 @@ async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[li
                 parsed.append(parser.parse_or_refuse(raw))
             except MalformedBody as error:
                 parsed.append(parser.refused(error))
-            await turns.work(max(len(raw), EVENT_WORK))
+            await turns.check()
             if len(parsed) == STREAM_BATCH_SIZE:
                 yield parsed
                 parsed = []
@@ -175,7 +173,7 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
                 begun = True
                 for piece in pieces_of(map(_read_line, history)):
                     yield piece
-                await turns.work(EVENT_WORK * len(history))
+                await turns.check()
         except NoteLLMError as error:
             if not begun:
                 raise

@@ -18,8 +18,6 @@ from service.collection.importing import NoteToImport
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError
 
-MIN_ITEM_BYTES = 4096
-"""Minimum bytes of work that an item counts as: a note with many unknown fields takes more than a millisecond."""
 T = TypeVar("T")
 Item = NoteToImport | ImportItem
 """A note to import, or the result of an invalid one."""
@@ -35,7 +33,7 @@ async def read_import(request: Request, service: Service) -> list[Item]:
     def parse(raw: bytes, pointer: str) -> Item:
         return _parse_item(raw, service, budget, _note)
 
-    items = await read_list(body, turns, limit, parse, _rejected, MIN_ITEM_BYTES)
+    items = await read_list(body, turns, limit, parse, _rejected)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     if len({note.note.id for note in notes}) < len(notes):
         raise InvalidInput([FieldError("", "contains an id twice")])
@@ -70,7 +68,7 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
                 raise InvalidInput([FieldError("", f"line {number} {detail}")])
             if len(items) > max_notes:
                 raise LimitExceeded("max_batch_notes", max_notes)
-            await turns.work(max(len(raw), MIN_ITEM_BYTES))
+            await turns.check()
     return list(items.values())
 
 

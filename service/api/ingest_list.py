@@ -24,8 +24,6 @@ from service.settings import Settings
 
 T = TypeVar("T")
 R = TypeVar("R")
-MIN_NOTE_BYTES = 2048
-"""Minimum bytes of work that a note counts as: validating it and writing its result take that long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ async def add_list(
     results: list[bytes] = []
     for item in batch.results(added, in_list=True):
         results.append(item.model_dump_json(exclude_none=True).encode())
-        await turns.work(max(len(results[-1]), MIN_NOTE_BYTES))
+        await turns.check()
     answer = b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.recommender.engine.name))
     written = [one for one in added if one]
     return answer, bool(written) and all(one.replayed for one in written)
@@ -93,7 +91,7 @@ async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
     def parse(raw: bytes, pointer: str) -> Note | BatchItem:
         return parse_note_or_reject(raw, settings, budget, pointer)
 
-    return Batch.of(await read_list(body, turns, limit, parse, rejected, MIN_NOTE_BYTES))
+    return Batch.of(await read_list(body, turns, limit, parse, rejected))
 
 
 def parse_note_or_reject(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:

@@ -21,7 +21,7 @@ from service.api.access import reauthorise
 from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
-from service.api.ingest_list import MIN_NOTE_BYTES, Batch, parse_note_or_reject, rejected
+from service.api.ingest_list import Batch, parse_note_or_reject, rejected
 from service.api.problems import ErrorBudget
 from service.api.schemas.notes import BatchItem
 from service.container import Service
@@ -84,7 +84,7 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
             outcomes.append(parse_note_or_reject(raw, settings, ErrorBudget()))
         except MalformedBody as error:
             outcomes.append(rejected(error))
-        await turns.work(max(len(raw), MIN_NOTE_BYTES))
+        await turns.check()
     return Batch.of(outcomes)
 
 

@@ -82,6 +82,6 @@ async def gzipped(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
             packed = []
             for begin in range(0, len(piece), SLICE_BYTES):
                 packed.append(compressor.compress(piece[begin : begin + SLICE_BYTES]))
-                await turns.work(SLICE_BYTES)
+                await turns.check()
             yield b"".join(packed) + compressor.flush(zlib.Z_SYNC_FLUSH)
     yield compressor.flush()

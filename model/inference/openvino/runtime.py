@@ -30,23 +30,21 @@ MAX_TOP_K = 32
 """Maximum `top_k` of a query: the exported output graph returns this many tokens for each query."""
 MADV_DONTNEED = 4
 """Advice to madvise to drop pages. Pages mapped read-only from a file lose nothing: they are read again when needed."""
+IN_FLOAT32: Mapping[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+"""OpenVINO's options to compute in float32, whatever the weights are stored as."""
 PRECISIONS: Mapping[str, Mapping[str, Any]] = {
-    "float32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
+    "float32": IN_FLOAT32,
     "bfloat16": {
         "INFERENCE_PRECISION_HINT": "bf16",
         "KV_CACHE_PRECISION": "bf16",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64,
     },
-    "int8": {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "KV_CACHE_PRECISION": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32,
-    },
+    "int8": {**IN_FLOAT32, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32},
 }
-"""OpenVINO's options for each precision; `_compile` changes one for an 8-bit output layer. Where the weights of a
-product are in 8 bits (all with int8; with bfloat16 those of the decoder and its output layer), its activations are
-quantised row by row in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE, so results do not depend on the batch. Groups of 32
-are a little closer to float32, groups of 64 faster."""
+"""OpenVINO's options for each precision; `_compile` changes some for an 8-bit output layer, and where bfloat16 has to
+be computed in float32. Where the weights of a product are in 8 bits (all with int8; with bfloat16 those of the decoder
+and its output layer), its activations are quantised row by row in groups of DYNAMIC_QUANTIZATION_GROUP_SIZE, so results
+do not depend on the batch. Groups of 32 are a little closer to float32, groups of 64 faster."""
 
 
 def use_one_blas_thread() -> None:
@@ -54,6 +52,12 @@ def use_one_blas_thread() -> None:
     its other threads would busy-wait for longer than the product took, on cores that OpenVINO needs
     (docs/log/operations.md)."""
     ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+
+
+def computes_bfloat16(core: ov.Core) -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this CPU. It cannot on one with AVX2 and no AVX-512: paged
+    attention then takes a KV cache in float32 only."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoRuntime:
@@ -72,12 +76,15 @@ class OpenVinoRuntime:
         self.prompt = prompt
         self.number_format = precision
         self.precision = f"OpenVINO {precision}"
-        """Precision of the trunk, and of the decoder's weights if it differs."""
+        """Precision of the trunk, and that of the computation and of the decoder's weights where these differ."""
         use_one_blas_thread()
         self._folder = folder.resolve()  # as it appears in /proc/self/maps
         core = ov.Core()
         # Asking for a property loads the CPU plugin, without which a graph with paged attention cannot be read.
         core.get_property("CPU", "FULL_DEVICE_NAME")
+        self._in_float32 = precision == "bfloat16" and not computes_bfloat16(core)
+        if self._in_float32:
+            self.precision += " computed in float32"
         self._trunk = self._compile(core, LAYERS, precision)
         self._decoder = self._compile(core, DECODER, precision) if config.generation_adapter else None
         self._output = self._compile(core, OUTPUT, precision)
@@ -95,6 +102,8 @@ class OpenVinoRuntime:
         """Return an infer request of one exported graph."""
         graph = core.read_model(self._folder / file)
         options, in_8_bits = dict(PRECISIONS[precision]), _has_8_bit_weights(graph)
+        if self._in_float32:
+            options |= IN_FLOAT32
         if file != OUTPUT:
             _set_attention_shapes(graph, json.loads((self._folder / SHAPES).read_text()))
         elif in_8_bits:

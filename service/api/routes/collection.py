@@ -68,7 +68,7 @@ async def get_notes_by_ids(body: GetIn, service: ServiceDep) -> Response:
     turns, notes = Turns(), list[bytes]()
     for stored in answer.notes:  # not a GetOut: serialising a thousand vectors at once holds the event loop for 0.1 s
         notes.append(NoteWithVector.with_vector(stored, body.vectors).model_dump_json().encode())
-        await turns.work(len(notes[-1]))
+        await turns.check()
     others = orjson.dumps({"missing": answer.missing, "unreadable": answer.unreadable, "unread": answer.unread})
     return Response(b'{"notes":[%s],%s' % (b",".join(notes), others[1:]), media_type="application/json")
 

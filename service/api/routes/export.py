@@ -13,7 +13,7 @@ from service.api.access import needs, reauthorise
 from service.api.bodies import NDJSON, Turns, check_media_type, lines
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
-from service.api.ingest_import import MIN_ITEM_BYTES, read_import
+from service.api.ingest_import import read_import
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, pieces_of, started, takes_gzip
 from service.api.problems import documented, inner_problem
@@ -93,7 +93,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                     await reauthorise(request)
                     for piece in pieces_of(change_line(change, form) for change in changes):
                         yield piece
-                        await turns.work(len(piece))
+                        await turns.check()
         except NoteLLMError as error:
             yield problem_line(inner_problem(error))
             return
@@ -138,5 +138,5 @@ async def import_notes(
     for item in items:
         result = next(outcomes) if isinstance(item, NoteToImport) else item
         results.append(result.model_dump_json().encode())
-        await turns.work(max(len(results[-1]), MIN_ITEM_BYTES))
+        await turns.check()
     return Response(b'{"results":[%s]}' % b",".join(results), 207, media_type="application/json")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from peft import PeftModel
@@ -19,6 +20,7 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.generation import VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
 from model.inference.openvino.exported import write_exported
+from model.inference.openvino.runtime import computes_bfloat16
 from model.notellm import NoteLLM, quiet_peft
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BACKBONE_FOLDER, GENERATION_FOLDER
 from tests.conftest import FAMILIES, FOODS, in_torch
@@ -121,12 +123,13 @@ def test_precision_says_where_the_decoder_has_another(
 ) -> None:
     served = tmp_path / "served"
     write_exported(str(activated_checkpoint), served, cache=tmp_path, precision="bfloat16")
+    bfloat16 = "bfloat16" if computes_bfloat16(ov.Core()) else "bfloat16 computed in float32"
     for folder, dtype, precision in (
         (served, "float32", "OpenVINO float32 with an 8-bit decoder"),
-        (served, "bfloat16", "OpenVINO bfloat16 with an 8-bit decoder"),
+        (served, "bfloat16", f"OpenVINO {bfloat16} with an 8-bit decoder"),
         (activated_checkpoint, "float32", "OpenVINO float32"),
         (activated_checkpoint, "int8", "OpenVINO int8"),
-        (tiny_checkpoint, "bfloat16", "OpenVINO bfloat16"),
+        (tiny_checkpoint, "bfloat16", f"OpenVINO {bfloat16}"),
     ):
         assert load(str(folder), tmp_path, dtype).runtime.precision == precision
 

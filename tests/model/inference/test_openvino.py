@@ -19,6 +19,7 @@ from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine, TokenizedRequest
 from model.inference.openvino import export as openvino_export
 from model.inference.openvino import load as openvino_load
+from model.inference.openvino import runtime as openvino_runtime
 from model.inference.openvino.runtime import forget_files
 from model.note import Note
 from tests.conftest import COMMON, FAMILIES, FOODS
@@ -105,6 +106,16 @@ def test_fewer_bits_give_close_vectors_and_smaller_files(
         sum(file.stat().st_size for file in exported.glob(f"openvino-{name}-*/*.bin")) for name in ("float32", dtype)
     )
     assert narrow_bytes < 0.7 * exact_bytes
+
+
+def test_bfloat16_on_a_cpu_without_it_is_computed_in_float32(
+    tiny_checkpoint: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_runtime, "computes_bfloat16", lambda core: False)
+    engine, exact = (load(str(tiny_checkpoint), exported, dtype) for dtype in ("bfloat16", "float32"))
+    assert engine.runtime.precision == "OpenVINO bfloat16 computed in float32"
+    assert (engine.embed(NOTES) * exact.embed(NOTES)).sum(1).min() > 0.999
+    assert_same_outputs(read(engine), [engine.run([tokenized])[0] for tokenized in requests_of(engine)])
 
 
 def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from typing import Any
 
 import orjson
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api import bodies
-from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, Turns, body_lines, list_items, parse_json
+from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, TURN_SECONDS, Turns, body_lines, list_items, parse_json
 from service.errors import InvalidInput, MalformedBody
 
 pytestmark = pytest.mark.anyio
@@ -94,21 +96,22 @@ def test_brackets_within_strings_are_not_containers() -> None:
 @pytest.mark.parametrize("filler", [b" ", b"{},", b'"\\"",', b'"' + b"x" * 90_000 + b'",'])
 async def test_list_scan_yields_after_each_slice(filler: bytes) -> None:
     body = b"[" + filler * (20 * SLICE_BYTES // len(filler)) + b"1]"
-    turns = Counting()
-    async for _ in list_items(body, turns):
+    recorded = Recorded(body)
+    recorded.counted = SLICE_BYTES  # a longer piece is an item as sent, which is only copied
+    async for _ in list_items(recorded, recorded.turns()):
         pass
-    assert turns.taken >= len(body) // SLICE_BYTES // 2
-    assert turns.most <= 2 * SLICE_BYTES
+    assert recorded.checks >= len(body) // SLICE_BYTES // 2
+    assert recorded.most <= 2 * SLICE_BYTES + len(filler)
 
 
 @pytest.mark.parametrize("filler", [b"\n", b" \n", b"1\n", b"x" * 90_000 + b"\n"])
 async def test_reading_lines_yields_after_each_slice(filler: bytes) -> None:
     body = filler * (20 * SLICE_BYTES // len(filler))
-    turns = Counting()
-    async for _ in body_lines(body, turns):
+    recorded = Recorded(body)
+    async for _ in body_lines(recorded, recorded.turns()):
         pass
-    assert turns.taken >= len(body) // SLICE_BYTES // 2
-    assert turns.most <= SLICE_BYTES + len(filler)
+    assert recorded.checks >= len(body) // SLICE_BYTES // 2
+    assert recorded.most <= SLICE_BYTES + len(filler)
 
 
 @given(st.lists(st.sampled_from([b"", b" ", b"1", b'{"a": 2}', b"x" * SLICE_BYTES]), max_size=8))
@@ -119,19 +122,51 @@ def test_lines_are_those_that_are_not_blank(lines: list[bytes]) -> None:
     assert asyncio.run(read()) == [line for line in lines if line.strip()]
 
 
-class Counting(Turns):
-    """Counts the turns of the event loop, and records the most bytes of work between two of them."""
+class Recorded(bytes):
+    """A body that records the most bytes read from it between two checks of its turns, and counts the checks."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = self.most = self._in_this = 0
+    checks = most = 0
+    counted = sys.maxsize
+    """Pieces of more bytes do not count."""
+    _since_check = 0
 
-    async def work(self, size: int) -> None:
-        self._in_this += size
-        self.most = max(self.most, self._in_this)
-        await super().work(size)
+    def __getitem__(self, part: Any) -> Any:
+        piece = super().__getitem__(part)
+        if isinstance(part, slice) and len(piece) <= self.counted:
+            self._since_check += len(piece)
+            self.most = max(self.most, self._since_check)
+        return piece
 
-    async def yield_now(self) -> None:
-        self.taken += 1
-        self._in_this = 0
-        await super().yield_now()
+    def turns(self) -> Turns:
+        recorded = self
+
+        class Counted(Turns):
+            async def check(self) -> None:
+                recorded.checks += 1
+                recorded._since_check = 0
+                await super().check()
+
+        return Counted()
+
+
+async def test_work_of_a_turn_lets_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    now = 100.0
+    turns, others = Turns(), list[str]()
+    task = asyncio.create_task(append(others, "ran"))
+    now += TURN_SECONDS / 2
+    await turns.check()
+    assert others == []
+    now += TURN_SECONDS / 2
+    await turns.check()
+    assert others == ["ran"]
+    await task
+    task = asyncio.create_task(append(others, "ran again"))
+    now += TURN_SECONDS / 2
+    await turns.check()
+    assert others == ["ran"], "the next turn begins once the other tasks have run"
+    await task
+
+
+async def append(values: list[str], value: str) -> None:
+    values.append(value)

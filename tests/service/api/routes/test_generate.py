@@ -152,7 +152,10 @@ def test_category_below_the_asked_probability_abstains(client: httpx2.Client) ->
     assert {c["name"] for c in unsure["alternatives"]} == {"Food", "Pets"}
     everything = client.post("/generate", json=TEXT | {"categories": ["Food", "Pets"], "min_probability": 1}).json()
     assert everything["category"] is None
-    assert everything["below_min"]["category"] == max(unsure["alternatives"], key=lambda one: one["probability"])
+    likeliest = max(unsure["alternatives"], key=lambda one: one["probability"])
+    assert everything["below_min"]["category"]["name"] == likeliest["name"]
+    # Both requests run in forwards of different sizes, whose last bits differ on some CPUs.
+    assert everything["below_min"]["category"]["probability"] == pytest.approx(likeliest["probability"], rel=1e-6)
 
 
 def test_category_probabilities_of_a_closed_set_sum_to_one(client: httpx2.Client) -> None:

@@ -33,12 +33,15 @@ def comparable(answer: Any) -> Any:
     return {name: value for name, value in answer.items() if name != "recommendation_id"} | {"items": items}
 
 
-def test_each_search_answers_as_it_does_alone(client: httpx2.Client) -> None:
+@pytest.mark.parametrize("excluded_ids", [0, 5000])
+def test_each_search_answers_as_it_does_alone(excluded_ids: int, client: httpx2.Client) -> None:
+    excluded = [f"not-stored-{number:08}" for number in range(excluded_ids)]
     searches: list[dict[str, Any]] = [
         {"title": "batch note 3", "k": 3},
         {"positive": [{"note_id": "b1"}, {"title": "batch note 2"}], "negative": [{"title": "another"}], "k": 2},
         {"positive": [{"note_id": "b1"}], "author": "batch", "diversity": 0.3, "k": 4},
     ]
+    searches = [search | {"filter": {"exclude": excluded}} for search in searches]
     results = search_all(client, *searches)
     assert [result["status"] for result in results] == [200, 200, 200]
     for search, result in zip(searches, results, strict=True):
