@@ -118,7 +118,8 @@ class SettingFields(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="Precision of the model. auto: int8 for an int8 export; otherwise bfloat16 where it is "
-        "faster, except with PyTorch on a CPU; otherwise float32.",
+        "faster, except with PyTorch on a CPU; otherwise float32. OpenVINO computes bfloat16 weights in float32 on a "
+        "CPU that cannot compute in bfloat16.",
     )
     categories: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

@@ -61,16 +61,17 @@ class PairOptions:
     `min_rating`: clicks with a lower rating, or without one, do not count at all.
     `lower`, `upper`: bounds of the score; pairs outside are dropped (l and u in the paper). `split`: split that both
     notes must be in.
-    `top`: pairs kept per note (t in the paper), after the bounds and the split; among equal scores the smaller
-    `related`.
-    `per_category`: pairs kept per (category of note, category of related), after `top`, the best first, equal scores by
-    the ids; notes without a category form one category.
+    `top`: pairs kept per note (t in the paper), after the bounds and the split, the best first; which of equal scores,
+    a hash of the two notes decides. `drop_ties`: drop all pairs of a score for which `top` has not room for all.
+    `per_category`: pairs kept per (category of note, category of related), after `top`, chosen in the same way; notes
+    without a category form one category.
     """
 
     window: int | None = None
     lower: float = 0.01
     upper: float = 30.0
     top: int = 10
+    drop_ties: bool = False
     min_rating: float | None = None
     per_category: int | None = None
     split: Split | Literal["all"] = "all"
@@ -145,7 +146,7 @@ SELECT latest.id, nullif(stripped(coalesce(latest.category, '')), '') AS categor
 """
 NO_CATEGORIES = "SELECT CAST(NULL AS STRING) AS id, CAST(NULL AS STRING) AS category"
 
-# Notes are numbered in the order of their ids: numbers make the join smaller, and break ties as the ids would.
+# Numbers of notes, in the order of their ids, make the join smaller.
 COUNTED = """
 WITH firsts AS (
     SELECT c.user, c.note, min(c.place) AS place FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.user, c.note
@@ -173,15 +174,22 @@ FROM steps a JOIN steps b ON b.user = a.user AND b.step > a.step AND (? IS NULL 
 GROUP BY a.number, b.number
 """
 OUT_OF_BOUNDS = "SELECT count(CASE WHEN score < ? THEN 1 END), count(CASE WHEN score > ? THEN 1 END) FROM scored"
+# Equal scores are in the order of a hash of the two notes' numbers, by which no note is chosen more often than another.
+# In the order of ids, which is often that of age, old notes were (docs/decisions/0039-ties.md).
+BEST_FIRST = """
+s.score DESC, (CAST(s.related AS BIGINT) * 2654435761 + CAST(s.note AS BIGINT) * 40503) % 4294967291, s.note, s.related
+"""
 PAIRS = f"""{COUNTED}, ranked AS (
-    SELECT s.*, row_number() OVER (PARTITION BY s.note ORDER BY s.score DESC, s.related) AS rank
+    SELECT s.*, row_number() OVER (PARTITION BY s.note ORDER BY {BEST_FIRST}) AS rank,
+           rank() OVER (PARTITION BY s.note ORDER BY s.score DESC) - 1
+               + count(*) OVER (PARTITION BY s.note, s.score) AS last_of_score
     FROM scored s WHERE s.score BETWEEN ? AND ?
 ), named AS (
-    SELECT a.note, b.note AS related, r.score, CAST(r.users AS INT) AS users, row_number() OVER (
-        PARTITION BY ca.category, cb.category ORDER BY r.score DESC, r.note, r.related) AS rank
-    FROM ranked r JOIN notes a ON a.number = r.note JOIN notes b ON b.number = r.related
+    SELECT a.note, b.note AS related, s.score, CAST(s.users AS INT) AS users, row_number() OVER (
+        PARTITION BY ca.category, cb.category ORDER BY {BEST_FIRST}) AS rank
+    FROM ranked s JOIN notes a ON a.number = s.note JOIN notes b ON b.number = s.related
     LEFT JOIN categories ca ON ca.id = a.note LEFT JOIN categories cb ON cb.id = b.note
-    WHERE r.rank <= ?
+    WHERE CASE WHEN ? THEN s.last_of_score ELSE s.rank END <= ?
 )
 SELECT note, related, score, users FROM named WHERE ? IS NULL OR rank <= ?
 """
@@ -287,7 +295,7 @@ def _bound(options: PairOptions, *names: str) -> list[Any]:
 
 def _pairs_values(options: PairOptions) -> list[Any]:
     """Return the values for the question marks of PAIRS."""
-    bounds = (options.lower, options.upper, options.top)
+    bounds = (options.lower, options.upper, options.drop_ties, options.top)
     return [*_bound(options, "min_rating"), *bounds, *_bound(options, "per_category")]
 
 

@@ -52,7 +52,8 @@ def evaluation_pairs(
 ) -> tuple[dict[str, list[Pair]], dict[str, int]]:
     """Make the pairs of a data set that start in `split`, by protocol, and count the clicks of each note.
 
-    In cold-cold the pairs are restricted to the split before the best of each note are kept. `memory`, `max_history`:
+    In cold-cold the pairs are restricted to the split before the best of each note are kept. Pairs that only a tie
+    would choose are left out (docs/decisions/0039-ties.md). `memory`, `max_history`:
     bounds of the join, as for `related_pairs`; `max_history` drops pairs. Both results are empty for a data set without
     clicks. Raises PairsError for clicks that cannot be used.
     """
@@ -65,7 +66,7 @@ def evaluation_pairs(
         path = Path(name) / "pairs.parquet"
         for protocol in protocols:
             pairs_split = split if protocol == COLD_COLD else "all"
-            protocol_options = replace(options, split=pairs_split, max_history=max_history)
+            protocol_options = replace(options, split=pairs_split, max_history=max_history, drop_ties=True)
             related_pairs(clicks, path, protocol_options, memory=memory, progress=progress)
             pairs[protocol] = [pair for pair in read_pairs(path) if split_of(pair.note) == split]
     return pairs, clicks_by_note(clicks, options, memory)

@@ -46,7 +46,7 @@ class HeldOutDomain:
         with the digests of both files."""
         notes = [n for i, n in sorted(read_notes(folder / NOTES_FILE).items()) if split_of(i) == "validation"]
         digests = (file_digest(folder / name)[:8] for name in (NOTES_FILE, CLICKS_FILE))
-        pairs_file = cache / f"pairs.{folder.name}.{'.'.join(digests)}.json"
+        pairs_file = cache / f"pairs_without_ties.{folder.name}.{'.'.join(digests)}.json"
         if not pairs_file.exists():
             pairs_by_protocol, _ = evaluation_pairs(folder, "validation", [COLD_COLD])
             ids = {note.id for note in notes}

@@ -119,9 +119,20 @@ def test_score_bound_holds_for_the_exact_sum(tmp_path: Path) -> None:
     assert set(scores.values()) == {0.3}
 
 
-def test_top_keeps_the_best_and_of_equal_ones_the_smaller_id(tmp_path: Path) -> None:
-    scores = scores_of(tmp_path, histories(u="azyxw", v="az"), PairOptions(top=3))
-    assert [related for note, related in scores if note == "a"] == ["z", "w", "x"]
+def test_top_keeps_the_best_and_of_equal_ones_no_smaller_ids(tmp_path: Path) -> None:
+    names = [f"{number:02}" for number in range(50)]
+    clicks = [{"user": "u", "note": note} for note in ("a", "z", *names)] + histories(v="az")
+    scores = scores_of(tmp_path, clicks, PairOptions(top=11, lower=0))
+    best, *others = [related for note, related in scores if note == "a"]
+    assert best == "z"
+    assert len(others) == 10
+    assert 15 < sum(map(int, others)) / 10 < 35, "of 0 to 49, which have equal scores, the mean is 24.5"
+
+
+@pytest.mark.parametrize(("top", "kept"), [(1, "z"), (3, "z"), (4, "zwxy")])
+def test_ties_that_top_would_have_to_decide_are_dropped_on_request(tmp_path: Path, top: int, kept: str) -> None:
+    scores = scores_of(tmp_path, histories(u="azyxw", v="az"), PairOptions(top=top, drop_ties=True))
+    assert [related for note, related in scores if note == "a"] == list(kept)
 
 
 def test_click_below_the_minimum_rating_does_not_count(tmp_path: Path) -> None:
@@ -203,12 +214,23 @@ def plain_pairs(clicks: Sequence[Mapping[str, Any]], options: PairOptions, categ
             for related in order[: options.max_history][step + 1 : end]:
                 scores[note, related] += Fraction(1, len(order))
     kept, per_note, per_category = {}, Counter[str](), Counter[tuple[str | None, str | None]]()
-    for (note, related), score in sorted(scores.items(), key=lambda item: (-item[1], item[0])):
+    numbers = {
+        note: number for number, note in enumerate(sorted({note for order in orders.values() for note in order}), 1)
+    }
+
+    def hashed(note: str, related: str) -> int:
+        return (numbers[related] * 2654435761 + numbers[note] * 40503) % 4294967291
+
+    def is_in_bounds(note: str, related: str) -> bool:
         in_split = options.split == "all" or {split_of(note), split_of(related)} == {options.split}
-        if not in_split or not Fraction(str(options.lower)) <= score <= options.upper:
-            continue
+        return in_split and Fraction(str(options.lower)) <= scores[note, related] <= options.upper
+
+    ranked = sorted(filter(lambda pair: is_in_bounds(*pair), scores), key=lambda pair: (-scores[pair], hashed(*pair)))
+    for note, related in ranked:
+        score = scores[note, related]
         per_note[note] += 1
-        if per_note[note] > options.top:
+        as_good = sum(one == note and scores[one, other] >= score for one, other in ranked)
+        if (as_good if options.drop_ties else per_note[note]) > options.top:
             continue
         per_category[category.get(note), category.get(related)] += 1
         if (
@@ -228,9 +250,10 @@ OPTIONS = [
     PairOptions(split="train", top=1, max_history=8),
     PairOptions(split="test", lower=0.1, window=10),
     PairOptions(per_category=7, top=5),
+    PairOptions(split="train", top=3, drop_ties=True),
     PairOptions(per_category=3, min_rating=4, window=6, max_history=9, lower=0.1, top=2),
 ]
-SPARK_OPTIONS = [OPTIONS[0], OPTIONS[3], OPTIONS[5], OPTIONS[8]]
+SPARK_OPTIONS = [OPTIONS[0], OPTIONS[3], OPTIONS[5], OPTIONS[8], OPTIONS[9]]
 """Subset of OPTIONS that has every option: Spark takes five seconds for each, and runs the same SQL as DuckDB."""
 
 

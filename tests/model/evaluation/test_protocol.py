@@ -33,9 +33,19 @@ def ends(folder: Path, protocol: str) -> set[tuple[str, str]]:
 def test_cold_cold_pairs_are_the_best_among_the_split(tmp_path: Path):
     """`a` is read more often with each of eleven training notes than with `b`, and ten pairs of each note are kept."""
     a, b = TEST[:2]
-    folder = write(tmp_path / "data", read_by([a, b], *[[a, x] for x in TRAIN[:11] for _ in range(2)]))
+    folder = write(
+        tmp_path / "data", read_by([a, b], *[[a, x] for i, x in enumerate(TRAIN[:11]) for _ in range(2 + i)])
+    )
     assert ends(folder, COLD_COLD) == {(a, b)}
-    assert ends(folder, COLD_ALL) == {(a, x) for x in sorted(TRAIN[:11])[:10]}
+    assert ends(folder, COLD_ALL) == {(a, x) for x in TRAIN[1:11]}
+
+
+def test_pairs_that_only_a_tie_would_choose_do_not_count(tmp_path: Path):
+    """Of the twelve notes that `a` is read with, two are better than the others, which are equal."""
+    a, best, second = TEST[0], *TRAIN[:2]
+    histories = [[a, x] for x in TRAIN[2:12]] + [[a, best]] * 3 + [[a, second]] * 2
+    folder = write(tmp_path / "data", read_by(*histories))
+    assert ends(folder, COLD_ALL) == {(a, best), (a, second)}
 
 
 def test_pairs_start_in_the_split_and_end_there_in_cold_cold(tmp_path: Path):

@@ -334,7 +334,7 @@ def test_full_disk_ends_the_command_with_the_reason(
     domain = tmp_path / "data" / "microlens50k"
     options = command_with_held_out(recipe, corpus, tmp_path, domain)
     digests = [file_digest(domain / name)[:8] for name in ("notes.jsonl.gz", "clicks.jsonl.gz")]
-    pairs_file = ".".join(("pairs.microlens50k", *digests, "json.unfinished"))
+    pairs_file = ".".join(("pairs_without_ties.microlens50k", *digests, "json.unfinished"))
     (tmp_path / (LOG if full == "log" else pairs_file)).symlink_to("/dev/full")
     with pytest.raises(SystemExit, match="No space left on device"):
         distil.main(options)
