@@ -334,13 +334,15 @@ def test_batch_that_the_model_cannot_read_answers_its_searches_without_texts(
         engine.batches.clear()
         callers = Callers(url, engine, threads)
         if fails == "queue":
-            callers.queue("waits")
+            waiting = callers.queue("waits")
         else:
             callers.release()
             engine.failure = RuntimeError("out of memory")
         answer = callers.client.post("/similar/batch", json=[by_text, by_id, bad, mixed, by_id])
         only_texts = callers.client.post("/similar/batch", json=[by_text, bad, mixed])
-        engine.gate.set()
+        if fails == "queue":
+            callers.release()
+            assert waiting.result().status_code == 201
         callers.client.close()
     assert answer.status_code == 207, answer.text
     results = answer.json()["results"]
