@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     try:
+        vocabulary = build_vocabulary(options.wordnet)
         encoder = encoder_of(options)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         parser.exit(1, f"{error}\n")
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DatasetError, FileNotFoundError) as error:
         parser.exit(1, f"{error}\n")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
-    labeller = PseudoLabeller(build_vocabulary(options.wordnet), partial(embed_texts, encoder), sample)
+    labeller = PseudoLabeller(vocabulary, partial(embed_texts, encoder), sample)
     all_kept: list[Note] = []
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)

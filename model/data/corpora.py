@@ -270,7 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path: Path | None = getattr(options, name)
         if path is None:
             continue
-        notes = [shorten(note, name) for note in without_duplicates(source.read(path))]
+        try:
+            notes = [shorten(note, name) for note in without_duplicates(source.read(path))]
+        except (ValueError, OSError) as error:
+            parser.exit(1, f"--{name}: {error}. Give the {source.path}\n")
         if not notes:
             parser.error(f"--{name}: no text was found in {path}. Give the {source.path}")
         random.Random(name).shuffle(notes)

@@ -152,11 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", default=PACKAGED_BACKBONE, help="backbone folder or name on the model hub")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
     options = parser.parse_args(arguments)
+    try:
+        things = everyday_things(options.wordnet) if options.wordnet else []
+        examples = list(english_sample_notes(options.samples))
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{error}\n")
     torch.set_num_threads(options.threads)
     dtype = torch.bfloat16 if bfloat16_pays("cpu") else torch.float32
     model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=dtype)
-    things = everyday_things(options.wordnet) if options.wordnet else []
-    examples = list(english_sample_notes(options.samples))
     count = count_whole_lines(options.out)
     with options.out.open("a", encoding="utf-8") as file:
         notes = generate_notes(Sampler(model, seed=count), examples, things, options.batch, seed=count)

@@ -36,6 +36,13 @@ def wordnet(tmp_path: Path) -> Path:
     return folder
 
 
+def test_wordnet_in_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        encoder_labels.main([str(tmp_path), "--wordnet", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
+    assert refused.value.code == 1
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
+
+
 def write_corpus(folder: Path, encoder_name: str) -> None:
     """Write NOTES with MiniLM's vectors, recorded as those of `encoder_name`."""
     encoder = SentenceEncoder()

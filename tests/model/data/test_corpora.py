@@ -64,6 +64,19 @@ def test_source_without_path_is_left_out(name: str, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["wordnet", "recipes", "debian", "samples"])
+def test_path_without_the_source_is_refused_by_name(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        corpora.main(["--out", str(tmp_path / "out"), f"--{name}", str(tmp_path / "nothing")])
+    assert refused.value.code == 1
+    error = capsys.readouterr().err
+    assert f"--{name}: " in error
+    assert str(tmp_path / "nothing") in error
+    assert SOURCES[name].path in error
+
+
 @pytest.mark.parametrize("name", ["dictionaries", "trivia"])
 def test_folder_without_texts_is_refused_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
