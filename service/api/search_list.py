@@ -33,8 +33,8 @@ from service.records import Vector
 from service.search.examples import check_examples
 from service.search.request import FIRST_PAGE, SearchRequest
 
-HELD_BYTES = 65_536
-"""Bytes of a search above which its list holds it as it was sent."""
+HELD_BYTES = 4096
+"""Bytes of a search above which its list holds it as it was sent: parsed it takes up to twenty times as much memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ KUBERNETES = ("1.27", "1.34")
 """The oldest version that Chart.yaml allows, and a recent one."""
 CUSTOM_RESOURCES = ("ServiceMonitor", "PrometheusRule", "ScaledObject")
 """Kinds that operators define; Kubernetes itself has no schemas for them."""
+EXTRA = {variable["name"] for variable in EVERYTHING["extraEnv"]}
 each_set = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 
 
@@ -377,7 +378,8 @@ def test_no_annotation_has_more_than_six_digits_of_a_digest_of_a_password(values
 
 def test_tracing_reaches_its_collector():
     objects = documents(EVERYTHING)
-    assert {name: value for name, value in environment(chart.api(objects)).items() if name.startswith("OTEL")} == {
+    variables = environment(chart.api(objects)).items()
+    assert {name: value for name, value in variables if name.startswith("OTEL") and name not in EXTRA} == {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.monitoring:4318",
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": "0.01",
@@ -401,6 +403,44 @@ def test_tracing_reaches_its_collector():
 def test_network_policy_lets_through_the_port_of_the_store(store: dict[str, Any], port: int):
     (policy,) = of_kind(documents({"redis": store}), "NetworkPolicy")
     assert policy["spec"]["egress"][1:] == [{"ports": [{"port": port}]}]
+
+
+@pytest.mark.parametrize(
+    ("maxmemory", "limit"), [("1536mb", "2Gi"), ("3gb", "4Gi"), ("3gb", "4096Mi"), ("900gb", "64M")]
+)
+def test_valkey_may_use_three_quarters_of_its_limit(maxmemory: str, limit: str):
+    """A limit in another unit than mebibytes and gibibytes is not compared."""
+    resources = {"limits": {"memory": limit}}
+    assert documents(
+        {"valkey": {"enabled": True, "password": PASSWORD, "maxmemory": maxmemory, "resources": resources}}
+    )
+
+
+def test_extra_environment_and_volumes_reach_the_service():
+    pod = chart.api(documents(VALUES["everything"]))
+    (container,) = pod["containers"]
+    assert environment(pod)["OTEL_EXPORTER_OTLP_HEADERS"] == "team=notes"
+    assert {"name": "scenarios", "configMap": {"name": "scenarios"}} in pod["volumes"]
+    assert {"name": "scenarios", "mountPath": "/scenarios", "readOnly": True} in container["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "strategy"),
+    [("ReadWriteOnce", "Recreate"), ("ReadWriteOncePod", "Recreate"), ("ReadOnlyMany", "RollingUpdate")],
+)
+def test_rollout_ends_the_old_pod_first_if_its_checkpoint_cannot_be_shared(mode: str, strategy: str):
+    checkpoint = {"existingClaim": "model", "accessMode": mode}
+    values = {"redis": {"existingSecret": "r"}, "persistence": {"enabled": False}, "checkpoint": checkpoint}
+    (deployment,) = of_kind(documents(values), "Deployment")
+    assert deployment["spec"]["strategy"]["type"] == strategy
+
+
+@pytest.mark.parametrize(("admin_port", "service"), [(0, "shop-notellm"), (9000, "shop-notellm-admin")])
+def test_targets_of_another_release_do_not_hide_that_none_are_left(admin_port: int, service: str):
+    (rule,) = of_kind(documents({"prometheusRule": {"enabled": True}, "adminPort": admin_port}), "PrometheusRule")
+    rules = [rule for group in rule["spec"]["groups"] for rule in group["rules"]]
+    (down,) = [rule["expr"] for rule in rules if rule.get("alert") == "NotellmDown"]
+    assert down.endswith(f'or absent(up{{namespace="prod", service="{service}"}})')
 
 
 @each_set
@@ -437,6 +477,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"replicas": 2, "redis": {"existingSecret": "r"}, "persistence": {"existingClaim": "c"}},
         "ReadWriteMany if the claim is",
     ),
+    "replicas-one-checkpoint": (
+        {
+            "replicas": 2,
+            "redis": {"existingSecret": "r"},
+            "persistence": {"enabled": False},
+            "checkpoint": {"existingClaim": "m"},
+        },
+        "checkpoint.accessMode",
+    ),
+    "valkey-beyond-its-limit": (
+        {"valkey": {"enabled": True, "password": PASSWORD, "maxmemory": "1600mb"}},
+        "three quarters of valkey.resources.limits.memory 2Gi",
+    ),
+    "setting-beside-the-settings": ({"extraEnv": [{"name": "NOTELLM_DTYPE", "value": "int8"}]}, "extraEnv"),
     "valkey-without-password": ({"valkey": {"enabled": True}}, "valkey.password"),
     "two-scalers": (
         {

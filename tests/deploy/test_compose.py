@@ -45,6 +45,14 @@ def test_container_is_told_settings_of_the_service(service: dict[str, Any]):
     assert names - set(Settings.model_fields) == set()
 
 
+@pytest.mark.parametrize("path", [QUICK, FULL], ids=["quick", "full"])
+def test_container_gets_the_file_of_further_settings(path: Path):
+    file = ROOT / "deploy" / "compose" / "settings.env"
+    ours = [service for service in yaml.safe_load(path.read_text())["services"].values() if "build" in service]
+    assert {(path.parent / service["env_file"]).resolve() for service in ours} == {file}
+    assert all(line.startswith("#") for line in file.read_text("utf-8").splitlines()), "it sets nothing by itself"
+
+
 @each_of_ours
 def test_container_is_given_time_to_end(service: dict[str, Any]):
     drain = int(service["environment"].get("NOTELLM_DRAIN_SECONDS", "0"))

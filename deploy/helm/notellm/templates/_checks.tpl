@@ -20,6 +20,15 @@
 {{- if and $replicated .Values.persistence.enabled (ne .Values.persistence.accessMode "ReadWriteMany") -}}
 {{- fail "replicas on several nodes cannot share a ReadWriteOnce volume: set persistence.enabled=false, or persistence.accessMode=ReadWriteMany if the claim is" -}}
 {{- end -}}
+{{- if and $replicated .Values.checkpoint.existingClaim (hasPrefix "ReadWriteOnce" .Values.checkpoint.accessMode) -}}
+{{- fail "replicas on several nodes cannot share a ReadWriteOnce checkpoint: set checkpoint.accessMode to ReadOnlyMany or ReadWriteMany if checkpoint.existingClaim is" -}}
+{{- end -}}
+{{- if .Values.valkey.enabled -}}
+{{- $limit := dig "limits" "memory" "" .Values.valkey.resources | toString -}}
+{{- if and (regexMatch "^[0-9.]+[MG]i$" $limit) (gt (mul 4 (include "notellm.mebibytes" .Values.valkey.maxmemory | int)) (mul 3 (include "notellm.mebibytes" $limit | int))) -}}
+{{- fail (printf "valkey.maxmemory %s is more than three quarters of valkey.resources.limits.memory %s: a rewrite of the append-only file needs memory beyond it, and the pod would be killed" .Values.valkey.maxmemory $limit) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "autoscaling.enabled and keda.enabled would both set the number of replicas: keep one" -}}
 {{- end -}}

@@ -1,5 +1,5 @@
 {{/* The environment of the service: what the chart decides, the bootstrap key, tracing, the store's address,
-then `settings` and `secretSettings`. */}}
+then `settings`, `secretSettings` and `extraEnv`. */}}
 {{- define "notellm.environment" -}}
 - {name: NOTELLM_HOST, value: {{ .Values.host | quote }}}
 - {name: NOTELLM_PORT, value: "8000"}
@@ -47,5 +47,8 @@ then `settings` and `secretSettings`. */}}
 {{- range $name, $reference := .Values.secretSettings }}
 - name: NOTELLM_{{ upper $name }}
   valueFrom: {secretKeyRef: {name: {{ $reference.name }}, key: {{ $reference.key }}}}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
 {{- end }}
 {{- end -}}

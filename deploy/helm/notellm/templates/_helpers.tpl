@@ -63,6 +63,12 @@ app.kubernetes.io/component: admin
 {{- end -}}
 {{- end -}}
 
+{{/* Mebibytes, rounded down, of a size such as 1gb (Valkey) or 1.5Gi (Kubernetes); below a mebibyte 0. */}}
+{{- define "notellm.mebibytes" -}}
+{{- $factor := get (dict "m" 1.0 "g" 1024.0) (regexFind "[A-Za-z]" . | lower) | default 0.0 -}}
+{{ mulf (regexFind "^[0-9.]+" . | float64) $factor | int }}
+{{- end -}}
+
 {{/* "true" where more than one replica may run. */}}
 {{- define "notellm.replicated" -}}
 {{- if or (gt (int .Values.replicas) 1) .Values.autoscaling.enabled .Values.keda.enabled -}}true{{- end -}}
