@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from model.data.sql_tables import ENGINES, DuckDBTables, Tables, TablesError
+from model.ties import PRIME, tie_key_text
 
 Split = Literal["train", "validation", "test"]
 T = TypeVar("T", bound=Tables)
@@ -151,7 +152,8 @@ COUNTED = """
 WITH firsts AS (
     SELECT c.user, c.note, min(c.place) AS place FROM clicks c WHERE ? IS NULL OR c.rating >= ? GROUP BY c.user, c.note
 ), notes AS (
-    SELECT d.note, row_number() OVER (ORDER BY d.note) AS number, split_of(d.note) AS split
+    SELECT d.note, row_number() OVER (ORDER BY d.note) AS number, split_of(d.note) AS split,
+           CAST(tie_key(d.note) AS BIGINT) AS tie_key
     FROM (SELECT DISTINCT note FROM firsts) d
 )
 """
@@ -174,24 +176,23 @@ FROM steps a JOIN steps b ON b.user = a.user AND b.step > a.step AND (? IS NULL 
 GROUP BY a.number, b.number
 """
 OUT_OF_BOUNDS = "SELECT count(CASE WHEN score < ? THEN 1 END), count(CASE WHEN score > ? THEN 1 END) FROM scored"
-# Equal scores are in the order of a hash of the two notes' numbers, by which no note is chosen more often than another.
-# In the order of ids, which is often that of age, old notes were (docs/decisions/0039-ties.md).
-BEST_FIRST = """
-s.score DESC, (CAST(s.related AS BIGINT) * 2654435761 + CAST(s.note AS BIGINT) * 40503) % 4294967291, s.note, s.related
-"""
-PAIRS = f"""{COUNTED}, ranked AS (
+BEST_FIRST = "s.score DESC, s.tie, s.note, s.related"
+PAIRS = f"""{COUNTED}, named AS (
+    SELECT a.note, b.note AS related, s.score, s.users, a.tie_key * b.tie_key % {PRIME} AS tie
+    FROM scored s JOIN notes a ON a.number = s.note JOIN notes b ON b.number = s.related
+    WHERE s.score BETWEEN ? AND ?
+), ranked AS (
     SELECT s.*, row_number() OVER (PARTITION BY s.note ORDER BY {BEST_FIRST}) AS rank,
            rank() OVER (PARTITION BY s.note ORDER BY s.score DESC) - 1
                + count(*) OVER (PARTITION BY s.note, s.score) AS last_of_score
-    FROM scored s WHERE s.score BETWEEN ? AND ?
-), named AS (
-    SELECT a.note, b.note AS related, s.score, CAST(s.users AS INT) AS users, row_number() OVER (
+    FROM named s
+), balanced AS (
+    SELECT s.note, s.related, s.score, CAST(s.users AS INT) AS users, row_number() OVER (
         PARTITION BY ca.category, cb.category ORDER BY {BEST_FIRST}) AS rank
-    FROM ranked s JOIN notes a ON a.number = s.note JOIN notes b ON b.number = s.related
-    LEFT JOIN categories ca ON ca.id = a.note LEFT JOIN categories cb ON cb.id = b.note
+    FROM ranked s LEFT JOIN categories ca ON ca.id = s.note LEFT JOIN categories cb ON cb.id = s.related
     WHERE CASE WHEN ? THEN s.last_of_score ELSE s.rank END <= ?
 )
-SELECT note, related, score, users FROM named WHERE ? IS NULL OR rank <= ?
+SELECT note, related, score, users FROM balanced WHERE ? IS NULL OR rank <= ?
 """
 STORED_PAIRS = """
 SELECT CAST(note AS VARCHAR) AS note, CAST(related AS VARCHAR) AS related, CAST(score AS DOUBLE) AS score
@@ -320,7 +321,7 @@ def _report(counts: Sequence[int], outside: Sequence[int], scores: Sequence[Any]
 def _opened(engine: type[T], folder: Path, memory: str) -> Iterator[T]:
     """Open an engine's tables, and close them after the context. Raises PairsError where the engine does not start."""
     try:
-        tables = engine(folder, memory, {"split_of": split_of, "stripped": stripped})
+        tables = engine(folder, memory, {"split_of": split_of, "stripped": stripped, "tie_key": tie_key_text})
     except TablesError as error:
         raise PairsError(str(error)) from error
     with closing(tables):

@@ -43,11 +43,13 @@ async def add_stream(
 ) -> AsyncGenerator[bytes]:
     """Add the notes of a stream; yield one result line for each. The stream ends with a rejected line if the service
     fails, a line differs from the one sent before under its Idempotency-Key, the API key was revoked or has used up its
-    tokens, or a long line arrives while other bodies take all memory for bodies. The seconds of `urgency` apply to each
-    batch, from when its lines have arrived."""
+    tokens, or a long line arrives while other bodies take all memory for bodies. No batch begins once the caller has
+    disconnected. The seconds of `urgency` apply to each batch, from when its lines have arrived."""
     model, turns, place = service.recommender.engine.name, Turns(), 0
     try:
         async for lines in _line_batches(request, service.settings):
+            if request.scope["state"].get("left"):
+                return
             batch = await _read_lines(lines, service.settings, turns)
             attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
             place += len(lines)

@@ -12,14 +12,17 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import cast
 
 import httptools
 import structlog
 import uvicorn
 from prometheus_client import Counter
+from starlette.types import Receive
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.api.awaited_body import AwaitedBody
 from service.api.connection_bounds import (
     BODY_SECONDS,
     EARLY_IN_TURN,
@@ -70,14 +73,15 @@ def _has_path(target: bytes) -> bool:
 class HeadWithBody(asyncio.Transport):
     """Transport of one answer, which sends its head together with its body. uvicorn writes them separately, and each
     write would be a system call and wake the caller. The head waits for the body, but no longer than the current turn
-    of the event loop."""
+    of the event loop. `has_body`: the head of an answer without one does not wait: the next answer could be sent before
+    it."""
 
-    def __init__(self, protocol: BoundedProtocol) -> None:
+    def __init__(self, protocol: BoundedProtocol, has_body: bool) -> None:
         super().__init__()
         self._protocol = protocol
         self._transport = protocol.transport
         self._loop = protocol.loop
-        self._head: bytes | None = None
+        self._head: bytes | None = None if has_body else b""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._head is None:
@@ -137,6 +141,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Requests that may still be answered early in this turn of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests passed to the app, in order; answered ones are removed when the next request begins."""
+        self._body: AwaitedBody | None = None
+        """Body of the last request that was passed to the app."""
         self._discarded = 0
         """Bytes of the current body that were discarded."""
         self._rest = b""
@@ -276,7 +282,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._early = None
         self._unset_keepalive_if_required()  # an early answer before this request, in the same segment, has set it
         super().on_headers_complete()
-        self.cycle.transport = HeadWithBody(self)
+        self.cycle.transport = HeadWithBody(self, has_body=self.parser.get_method() != b"HEAD")
+        self._body = AwaitedBody(cast(Receive, self.cycle.receive))
+        self.cycle.receive = self._body  # type: ignore[method-assign, assignment]
         if self._is_spare:
             self.cycle.keep_alive = False
         self._unanswered.append(self.cycle)
@@ -349,8 +357,8 @@ class BoundedProtocol(HttpToolsProtocol):
         passed, self._checked_at = now - self._checked_at, now
         if self._unsent.check(now):
             self._abort("slow_answer")
-        elif self.flow.read_paused:
-            self._deadline += passed  # the service has paused reading, so that the caller's time stops too
+        elif self.flow.read_paused or self._is_working:
+            self._deadline += passed  # the caller's time stops where the service does not wait for the caller
         elif now >= self._deadline and not self.transport.is_closing():
             if self._in_head and not self._unparsed:
                 self.transport.close()
@@ -358,6 +366,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 part = "head" if self._in_head else "body"
                 self._end(f"slow_{part}", 408, f"The {part} of the request arrived too slowly.")
         return True
+
+    @property
+    def _is_working(self) -> bool:
+        """Whether the app works on the current request without waiting for more of its body. A request that was passed
+        on counts as such: the main process, which knows, has a clock of its own for it."""
+        if self._in_head or self._early is not None or self.cycle.response_complete:
+            return False
+        return not (self._body and self._body.is_awaited) or bool(self.cycle.scope["state"].get("passed_on"))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write to the caller, and count the bytes for the bound on how slowly it takes them."""
@@ -401,10 +417,10 @@ class BoundedProtocol(HttpToolsProtocol):
         return [cycle for cycle in self._unanswered if not cycle.response_complete]
 
     def _leave(self) -> None:
-        """Mark the pending requests as disconnected, and wake their handlers: nothing that the app sends is written any
-        more."""
+        """Mark the pending requests as disconnected, also for handlers that do not wait for their caller (`left`), and
+        wake the others: nothing that the app sends is written any more."""
         for cycle in self._pending:
-            cycle.disconnected = True
+            cycle.disconnected = cycle.scope["state"]["left"] = True
             cycle.message_event.set()
         self.flow.resume_writing()
 

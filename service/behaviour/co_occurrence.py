@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from model.ties import tie, tie_key
+
 MAX_HISTORY = 500
 """Bound on the reads that are kept of one reader, the most recent ones: the number of pairs grows with their square."""
 MAX_READERS = 2000
@@ -130,8 +132,8 @@ class History:
 
 
 def summed(lists: Iterable[Sequence[Successor]], without: Collection[str]) -> list[Related]:
-    """Merge the successors of several notes, except the ids in `without`; return them by summed score, best first, ties
-    by id. Each reader counts once for a note, however many of the several notes they read before it."""
+    """Merge the successors of several notes, except the ids in `without`; return them by summed score, best first.
+    Each reader counts once for a note, however many of the several notes they read before it."""
     by_id: dict[str, list[Successor]] = {}
     for successors in lists:
         for one in successors:
@@ -139,7 +141,7 @@ def summed(lists: Iterable[Sequence[Successor]], without: Collection[str]) -> li
     for note_id in without:
         by_id.pop(note_id, None)
     scores = {note_id: sum(one.score for one in successors) for note_id, successors in by_id.items()}
-    ranked = sorted(scores, key=lambda note_id: (-scores[note_id], note_id))
+    ranked = sorted(scores, key=lambda note_id: (-scores[note_id], tie_key(note_id), note_id))
     return [Related(note_id, scores[note_id], _readers(by_id[note_id])) for note_id in ranked]
 
 
@@ -274,7 +276,7 @@ class CoOccurrence:
             yield [Read(history.reader, self._ids[note], at, weight) for note, at, weight in rows]
 
     def related(self, note_id: str, now: float = 0.0) -> list[Successor]:
-        """Return the notes related to one, best first, ties by id."""
+        """Return the notes related to one, best first; of equal scores those that `notellm pairs` keeps."""
         note = self._notes.get(note_id)
         if note is None:
             return []
@@ -295,7 +297,8 @@ class CoOccurrence:
         related = [
             Successor(self._ids[numbers[i]], float(scores[i]), readers[own], decays[own]) for i, own in rows.items()
         ]
-        related.sort(key=lambda one: (-one.score, one.id))
+        key = tie_key(note_id)
+        related.sort(key=lambda one: (-one.score, tie(key, tie_key(one.id)), one.id))
         return related[: self._options.top]
 
     def _later_reads(

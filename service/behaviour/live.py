@@ -116,7 +116,7 @@ class LiveBehaviour:
             yield history
 
     async def candidates(self, note_ids: Collection[str]) -> list[Related]:
-        """Return all notes that were read after any of `note_ids`, without these, best first, ties by id: up to
+        """Return all notes that were read after any of `note_ids`, without these, best first: up to
         CoOccurrenceOptions.top for each of `note_ids`."""
         now, co_occurrence, lists = self._clock(), self._follower.state.co_occurrence, []
         for note_id in dict.fromkeys(note_ids):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,7 +16,11 @@ import pytest
 import structlog
 
 from service.admission import FIRST_ESTIMATE
+from service.api.ingest_stream import STREAM_BATCH_SIZE
+from service.api.protocol import BoundedProtocol
 from tests.service.api.conftest import Serve, eventually_true
+from tests.service.api.connections import SHORT, connected, readable
+from tests.service.api.test_passing_on import passing_on
 from tests.service.conftest import WordEngine
 
 WAITING = 3
@@ -442,3 +448,70 @@ def test_first_hashtag_is_streamed_while_the_engine_is_at_the_next(
         assert not engine.gate.is_set()
         engine.gate.set()
         assert "event: done" in list(lines)
+
+
+STREAM = (
+    b"POST /notes HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def chunk_of(count: int) -> bytes:
+    """Return a chunk of a body with `count` notes, one a line."""
+    lines = b"".join(b'{"id":"s%d","title":"streamed"}\n' % number for number in range(count))
+    return b"%x\r\n%b\r\n" % (len(lines), lines)
+
+
+@contextmanager
+def reached(serve: Serve, passed_on: bool) -> Iterator[tuple[str, str]]:
+    """Run a service; yield its address, and the one to call: the same, or that of a process that passes everything
+    on."""
+    with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder) / "service.sock"
+        listener.bind(str(path))
+        with serve(more_listeners=[listener]) as url, passing_on(path) as passing:
+            yield url, passing if passed_on else url
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_stream_that_the_engine_keeps_waiting_is_not_timed_out(
+    serve: Serve, engine: WordEngine, passed_on: bool
+) -> None:
+    """The caller sends a line, and waits for its result before it sends more."""
+    with reached(serve, passed_on) as (_, url), connected(url) as connection:
+        engine.batches.clear()  # of the start
+        engine.gate.clear()
+        connection.sendall(STREAM + chunk_of(1))
+        eventually_true(lambda: bool(engine.batches))
+        assert not readable(connection, 4 * SHORT), "the connection was closed"
+        engine.gate.set()
+        received = b""
+        while b'"status":"created"' not in received:
+            part = connection.recv(65536)
+            assert part, received
+            received += part
+        connection.sendall(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_stream_whose_caller_leaves_ends_with_the_batch_in_progress(
+    serve: Serve, engine: WordEngine, passed_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, leave = list[BoundedProtocol](), BoundedProtocol._leave
+
+    def recorded(protocol: BoundedProtocol) -> None:
+        left.extend([protocol] if protocol._pending else [])
+        leave(protocol)
+
+    monkeypatch.setattr(BoundedProtocol, "_leave", recorded)
+    with reached(serve, passed_on) as (direct, url), httpx2.Client(base_url=direct) as client:
+        engine.batches.clear()  # of the start
+        engine.gate.clear()
+        with connected(url) as connection:
+            connection.sendall(STREAM + chunk_of(3 * STREAM_BATCH_SIZE))
+            eventually_true(lambda: bool(engine.batches))
+        eventually_true(lambda: len(left) == (2 if passed_on else 1))
+        engine.gate.set()
+        eventually_true(lambda: '_count{code="499",method="POST",route="/notes"}' in client.get("/metrics").text)
+        assert client.get("/readyz").json()["notes"] == STREAM_BATCH_SIZE
