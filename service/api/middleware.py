@@ -116,6 +116,7 @@ class RequestContext:
             )
             await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
+            left = left or scope["state"].get("left", False)
             status = scope["state"].get("ended_status") or (499 if left else status)
             self._observe(scope, status, time.monotonic() - started, stages)
 
