@@ -25,6 +25,8 @@ from service.records import Hit, IndexRows, StoredNote
 Known = Mapping[str, StoredNote | None]
 """Notes by id, as far as they have been read; None for one that must not be returned."""
 
+ROUNDING = 1e-6
+"""Bound on the rounding of a cosine in float32: copies of a text have one of 1 up to this."""
 CLOSED = -np.inf
 """Marginal relevance of a candidate that may not be chosen any more."""
 
@@ -154,7 +156,7 @@ class _Greedy:
         no bound."""
         if self._options.collapse_above is None:
             return []
-        duplicates = (self._value > CLOSED) & (cosines >= self._options.collapse_above)
+        duplicates = (self._value > CLOSED) & (cosines >= self._options.collapse_above - ROUNDING)
         places: list[int] = np.flatnonzero(duplicates).tolist()
         self._value[places] = CLOSED
         self._passed_over["collapse_above"] += len(places)

@@ -68,7 +68,7 @@ class Ranker:
                 await self._notes.read([hit.id for hit in candidates.hits])
             selection = Selection(self._options).extended(candidates.hits, None, self._notes.known, count)
             enough = len(selection) >= count or candidates.exhausted
-            if enough or self._notes.degraded:
+            if enough or candidates.cut or self._notes.degraded:
                 return Ranking(selection, complete=enough)
             depth *= 2
 
@@ -85,7 +85,7 @@ class Ranker:
             enough = len(selection) >= count or candidates.exhausted
             if enough or self._notes.degraded:
                 return Ranking(selection, complete=enough)
-            if depth >= MAX_DEPTH:
+            if depth >= MAX_DEPTH or candidates.cut:
                 return Ranking(selection, complete=False)
             depth *= 2
 
@@ -141,4 +141,5 @@ class Ranker:
             return candidates
         hits = [hit for hit in candidates.hits if hit.score >= self._min_score]
         rows = candidates.rows and candidates.rows.take(range(len(hits)))
-        return Candidates(hits, candidates.exhausted or len(hits) < len(candidates.hits), rows)
+        none_better = len(hits) < len(candidates.hits) and not candidates.cut
+        return Candidates(hits, candidates.exhausted or none_better, rows, candidates.cut)

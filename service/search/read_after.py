@@ -34,9 +34,8 @@ class BehaviourEvidence:
 
     async def candidates(self, count: int, where: Filter, known: Sequence[str]) -> list[str]:
         ids = [note_id for note_id in self._readers if note_id not in where.exclude]
-        if where.narrows:  # behaviour knows ids of notes, not the fields that a filter tests
-            ids = await self._index.passing(ids, where)
-        return ids[:count]
+        # Behaviour knows ids of notes, neither the fields that a filter tests nor whether a note has expired.
+        return (await self._index.passing(ids, where))[:count]
 
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         readers = np.array([self.readers(note_id) for note_id in ids], np.float64)

@@ -37,16 +37,21 @@ MAX_SCORED_IN_LOOP = 1000
 """Maximum number of rows that `best_score` compares and sorts in the event loop; more are left to a thread."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
+LEAST_DEPTH = 1024
+"""Notes that `best_score` may look at near each example, however many examples share MAX_DEPTH: more than a list for
+paging has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Candidates of a source, the best first. `exhausted`: there are no others. `rows`: the rows of the hits, in the
-    same order; None where they have not been read from the index."""
+    same order; None where they have not been read from the index. `cut`: a deeper search finds no more, and a note that
+    was not found may be better than some of these."""
 
     hits: Sequence[Hit]
     exhausted: bool
     rows: IndexRows | None = None
+    cut: bool = False
 
 
 class Source(Protocol):
@@ -94,19 +99,22 @@ class ContentSource:
 
     async def _find_best_scores(self, depth: int, where: Filter) -> Candidates:
         """Search near each positive example, or far from each negative one where there is none, and keep the candidates
-        that score no less than any note that was not found could (the threshold algorithm of Fagin et al. 2003)."""
+        that score no less than any note that was not found could (the threshold algorithm of Fagin et al. 2003). The
+        deepest search keeps all: its depth is the same for every k, so that pages continue each other."""
         positive, negative = self._query.positive, self._query.negative
         examples, sign = (positive, 1.0) if len(positive) else (negative, -1.0)
-        lists = []
+        deepest = max(MAX_DEPTH // len(examples), LEAST_DEPTH)
+        depth, lists = min(depth, deepest), []
         for vector in examples.vectors:
             lists.append(await self._index.search(sign * vector, depth, where))
             await asyncio.sleep(0)  # a search may run in the event loop, and there may be a hundred of them
         exhausted = any(len(hits) < depth for hits in lists)  # such a list has every match
+        cut = depth == deepest and not exhausted
         rows = await self._index.rows(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
         if not rows.ids:
             return Candidates([], exhausted)
         threshold = -np.inf
-        if not exhausted and depth < MAX_DEPTH:
+        if not exhausted and not cut:
             weights = examples.weights / max_weight(self._query)
             # No note that is in none of the lists has a larger weighted cosine to a positive example, or a smaller one
             # to all negative examples, than this.
@@ -119,4 +127,4 @@ class ContentSource:
             return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
         in_loop = len(rows.ids) <= MAX_SCORED_IN_LOOP
-        return Candidates(ranked() if in_loop else await asyncio.to_thread(ranked), exhausted)
+        return Candidates(ranked() if in_loop else await asyncio.to_thread(ranked), exhausted, cut=cut)

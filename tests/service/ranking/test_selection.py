@@ -91,6 +91,16 @@ def test_no_two_chosen_notes_are_near_duplicates_over_all_blocks() -> None:
     assert selection.passed_over.collapse_above == COUNT - len(chosen)
 
 
+def test_copies_collapse_at_1_whatever_the_rounding_of_their_cosine() -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 352)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert min(vector @ vector for vector in vectors) < 1, "some are below 1"
+    hits = [Hit(f"{copy}{number}", 1 - number / 100) for number in range(50) for copy in "ab"]
+    options = SelectionOptions(collapse_above=1)
+    selection = Selection(options).extended(hits, rows_of(hits, np.repeat(vectors, 2, axis=0)), {}, len(hits))
+    assert [one.duplicates for one in selection.chosen] == [(f"b{number}",) for number in range(50)]
+
+
 def test_note_that_is_gone_gives_its_place_and_its_duplicates_back() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     hits = [Hit("a", 0.9), Hit("b", 0.9), Hit("c", 0.1)]

@@ -435,6 +435,26 @@ async def test_search_that_would_go_too_deep_is_not_complete(
     assert (len(result.items), result.complete) == (1, False)
 
 
+@pytest.mark.parametrize("min_score", [None, 0.0])
+async def test_best_score_that_would_go_too_deep_is_not_complete(
+    min_score: float | None, recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the notes near the positive example all are nearer to the negative one, and so score below 0."""
+    monkeypatch.setattr("service.search.sources.MAX_DEPTH", 8)
+    monkeypatch.setattr("service.search.sources.LEAST_DEPTH", 8)
+    await add(recommender, *soup(30))
+
+    def request(k: int) -> SearchRequest:
+        negative = (Example("n1", weight=4.0),)
+        return SearchRequest((Example("n0"),), negative, k=k, strategy="best_score", min_score=min_score)
+
+    many, few = await search.related(request(20)), await search.related(request(3))
+    assert not many.complete
+    assert len(many.items) < 10
+    assert ids(many)[: len(few.items)] == ids(few)
+    assert few.complete is (len(few.items) == 3)
+
+
 async def test_note_that_the_store_lost_frees_its_author(
     recommender: Recommender, search: NoteSearch, embedded_store: GatedStore
 ) -> None:
