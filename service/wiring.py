@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -68,7 +69,8 @@ FOLLOWING_SECONDS = 60.0
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
 """Note for the first run of the model at the start; its output is not used."""
 MERGE_SECONDS = 600.0
-"""Maximum wait of the start of the readers for the index to be merged; they then start with what is merged so far."""
+"""Maximum wait of the start of the readers for the indexes of all tenants to be merged; they then start with what is
+merged so far."""
 log = structlog.get_logger(__name__)
 
 
@@ -361,9 +363,10 @@ def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, paren
 
 async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, tenants: Tenants[Service]) -> None:
     """Start the readers once the indexes are merged and saved, so that they share the pages of the snapshots."""
+    until = time.monotonic() + MERGE_SECONDS
     for tenant in tenants:
-        if tenant.service and tenant.ready:  # one whose store is away has nothing to save
-            await tenant.service.index.save_merged(MERGE_SECONDS)
+        if tenant.service and tenant.ready and not tenant.closing.is_set():  # the others have nothing to save
+            await tenant.service.index.save_merged(max(0.0, until - time.monotonic()))
     start = ReaderStart(
         engine.name, engine.space, engine.dimension, engine.mean_share, embedded=shared.known is not None
     )

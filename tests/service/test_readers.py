@@ -11,11 +11,15 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
 import structlog
+from pydantic import SecretStr
 
+from service import wiring
 from service.cli.reader import ORPHANED, answer_parent
 from service.readers import Reader, Readers, ReaderStart, samples_of
 from service.telemetry import Telemetry
@@ -179,3 +183,31 @@ async def test_connections_that_a_reader_refuses_or_ends_are_told_with_its_metri
     assert ("notellm_connections_refused_total", {}, 1.0) in samples["notellm_connections_refused"]
     ended = ("notellm_connections_ended_total", {"reason": "malformed"}, 1.0)
     assert ended in samples["notellm_connections_ended"]
+
+
+async def test_start_of_the_readers_waits_for_all_tenants_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tenant would use up all the time that it is given; a tenant that is being removed gets none."""
+    now, waited, started = 1000.0, dict[str, float](), list[ReaderStart]()
+
+    def tenant(name: str, closing: bool = False) -> Any:
+        async def save_merged(seconds: float) -> None:
+            nonlocal now
+            waited[name] = seconds
+            now += seconds
+
+        event = asyncio.Event()
+        if closing:
+            event.set()
+        index = SimpleNamespace(save_merged=save_merged)
+        return SimpleNamespace(service=SimpleNamespace(index=index), ready=True, closing=event)
+
+    monkeypatch.setattr(wiring.time, "monotonic", lambda: now)
+    shared: Any = SimpleNamespace(
+        known=None, url=SecretStr("redis://r"), telemetry=SimpleNamespace(reader_restarts=SimpleNamespace(inc=None))
+    )
+    engine: Any = SimpleNamespace(name="model", space="space", dimension=4, mean_share=0.0)
+    readers: Any = SimpleNamespace(start=lambda start, *rest: started.append(start))
+    tenants: Any = [tenant("a"), tenant("leaving", closing=True), tenant("b"), tenant("c")]
+    await wiring._start_readers(readers, shared, engine, tenants)
+    assert waited == {"a": wiring.MERGE_SECONDS, "b": 0, "c": 0}
+    assert started == [START]
