@@ -287,6 +287,11 @@ class NoteIndex(Protocol):
         """Log position up to which every write is in the index."""
 
     @property
+    def begun_batches(self) -> int | None:
+        """Number of batches of changes whose application has begun; None while one is being applied: a search may then
+        find a note as a change has made it before the rendered items and `position` have that change."""
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """Hashtags that authors gave the notes in the index."""
 

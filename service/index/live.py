@@ -170,6 +170,10 @@ class LiveIndex:
         return self._state.position
 
     @property
+    def begun_batches(self) -> int | None:
+        return self._follower.begun_batches
+
+    @property
     def vocabulary(self) -> Vocabulary:
         return self._state.notes.texts.vocabulary
 
@@ -314,9 +318,9 @@ class LiveIndex:
         if not self._state.built:
             raise IndexBehind("the end of the store's log", self._state.position)
         for _ in range(FREE_SCANS):
-            batches = self._follower.begun_batches
+            batches = self.begun_batches
             written = await self._scan_written(after, count, where)
-            if len(written.rows) == count or batches == self._follower.begun_batches is not None:
+            if len(written.rows) == count or batches == self.begun_batches is not None:
                 return written
         # A scan may miss both positions of a note that is rewritten meanwhile; no page after the last would have it.
         async with self._follower.applying_nothing(READ_SECONDS):

@@ -65,7 +65,7 @@ class NearestNotes:
             if not await self._freshness.reaches(changes.last):
                 return None
             changes = replace(changes, ids=frozenset())
-        position = self._index.position
+        position, batches = self._index.position, self._index.begun_batches
         hits = await self._neighbours.search(note_id, k, where)
         if hits is None:
             return None
@@ -77,6 +77,8 @@ class NearestNotes:
         if items is None:
             self._neighbours.forget(note_id, k)
             return None
+        if where.narrows and (batches is None or batches != self._index.begun_batches):
+            return None  # a note may pass by a change that its item does not have yet
         return _nearest(items, hits, position)
 
     def find_nowait(self, note_id: str, k: int, where: Filter, min_score: float | None) -> Nearest | None:

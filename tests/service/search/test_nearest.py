@@ -112,3 +112,14 @@ async def test_reader_answers_with_every_acknowledged_note_or_not_at_all(
     await live_index.wait_for((await other.log_bounds()).last, 5)
     assert "soup soup" in (await ids(reader) or ())
     await other.close()
+
+
+async def test_filtered_answer_is_left_to_the_whole_search_while_changes_are_applied(
+    nearest: NearestNotes, live_index: LiveIndex
+) -> None:
+    """The index may then have a change by which a note passes, and its rendered item not yet."""
+    before = Filter(created_before=time.time())
+    async with live_index._follower.applying_nothing(5):
+        assert await ids(nearest, where=before) is None
+        assert await ids(nearest) == ["soup bread tea", "soup bread", "yarn"]
+    assert await ids(nearest, where=before) == ["soup bread tea", "soup bread", "yarn"]
