@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import tempfile
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -18,7 +20,7 @@ import structlog
 from service.api import connection_bounds, connection_watch, protocol, unsent_answers
 from service.api.connection_bounds import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES
 from service.api.early_refusal import EarlyRefusal
-from service.api.protocol import BoundedProtocol
+from service.api.protocol import BoundedProtocol, HeadWithBody
 from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.api.connections import GET, POST, SHORT, closed, connected, problem_in, read_answer, readable
 from tests.service.api.requests import NDJSON
@@ -31,6 +33,21 @@ def test_head_and_body_of_an_answer_come_together(url: str) -> None:
             head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
             assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
             assert body
+
+
+@pytest.mark.parametrize(("has_body", "written"), [(False, [b"head"]), (True, [])])
+@pytest.mark.anyio
+async def test_head_of_an_answer_without_a_body_is_not_held(has_body: bool, written: list[bytes]) -> None:
+    """Otherwise the answer to a later request could be sent before it within the same turn of the event loop."""
+    sent = list[bytes]()
+    connection: Any = SimpleNamespace(transport=None, loop=asyncio.get_running_loop(), write=sent.append)
+    answer = HeadWithBody(connection, has_body)
+    answer.write(b"head")
+    assert sent == written
+    await asyncio.sleep(0)
+    assert sent == [b"head"]
+    answer.write(b"body")
+    assert sent == [b"head", b"body"]
 
 
 @pytest.mark.usefixtures("impatient")
