@@ -1,7 +1,8 @@
 """tie_key and tie: the order of notes with equal scores.
 
 It is a hash of ids, never their order: ids often tell when a note was added, so that the smaller one would be the older
-one (docs/decisions/0039-ties.md).
+one (docs/decisions/0039-ties.md). The evaluation ranks equal scores of a system by another hash, `order_of_ties` of
+model/evaluation/ranking.py: the ranks in the stored records depend on it.
 """
 
 from __future__ import annotations

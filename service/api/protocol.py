@@ -284,6 +284,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.transport = HeadWithBody(self, has_body=self.parser.get_method() != b"HEAD")
         self._body = AwaitedBody(cast(Receive, self.cycle.receive))
+        # uvicorn gives the app this attribute of its cycle, and has no hook to replace it.
         self.cycle.receive = self._body  # type: ignore[method-assign, assignment]
         if self._is_spare:
             self.cycle.keep_alive = False

@@ -12,13 +12,7 @@ from pydantic import ValidationError
 from model.note import Note
 from service.admission import Urgency
 from service.api.access import count_items
-from service.api.bodies import (
-    MAX_SEARCH_CONTAINERS,
-    Turns,
-    count_list,
-    parse_json,
-    read_list,
-)
+from service.api.bodies import MAX_SEARCH_CONTAINERS, Turns, count_list, parse_json, read_list
 from service.api.bounds import check_note_size, check_search_options
 from service.api.included import IncludedFields, check_note_access
 from service.api.problems import inner_problem, invalid_value
@@ -34,7 +28,8 @@ from service.search.examples import check_examples
 from service.search.request import FIRST_PAGE, SearchRequest
 
 HELD_BYTES = 4096
-"""Bytes of a search above which its list holds it as it was sent: parsed it takes up to twenty times as much memory."""
+"""Bytes of a search above which its list holds it as it was sent: parsed, it takes about twenty times as much memory
+if its ids are short (calculated)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ def test_cold_cold_pairs_are_the_best_among_the_split(tmp_path: Path):
 
 
 def test_pairs_that_only_a_tie_would_choose_do_not_count(tmp_path: Path):
-    """Of the twelve notes that `a` is read with, two are better than the others, which are equal."""
+    """The first note has twelve pairs: two have higher scores than the other ten, whose scores are equal. `top` is 10,
+    so it has room for eight of these ten, and none of them counts."""
     a, best, second = TEST[0], *TRAIN[:2]
     histories = [[a, x] for x in TRAIN[2:12]] + [[a, best]] * 3 + [[a, second]] * 2
     folder = write(tmp_path / "data", read_by(*histories))

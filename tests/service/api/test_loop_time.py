@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import itertools
 import json
 import random
 import socket
@@ -48,6 +49,8 @@ NOBODY = [f"{'z' * 30}{number}" for number in range(10_000)]
 """Ids of notes that are not stored."""
 NUMBERED = [str(number) for number in range(10_000)]
 """Shorter ids of no stored notes: a hundred searches that exclude all of them fit into a body."""
+SHORT = ["".join(letters) for letters in itertools.product("abcdefghijklmnopqrstuv", repeat=3)][:10_000]
+"""Ids of three letters, of no stored notes: the smallest body that excludes as many ids as are allowed."""
 
 
 def text(characters: int) -> str:
@@ -134,6 +137,7 @@ REQUESTS: dict[str, list[Callable[[], Request]]] = {
     ],
     "POST /similar/batch": [
         lambda: {"json": [{"positive": examples(["n1"]), "filter": {"exclude": NUMBERED}}] * 100},
+        lambda: {"json": [{"positive": examples(["n1"]), "filter": {"exclude": SHORT}}] * 100},
         lambda: {"json": [{"positive": examples(NOBODY[:100]), "negative": examples(NOBODY[100:200])}] * 100},
         lambda: {"json": [{"positive": examples(["n1"]), "filter": FILTER}] * 100},
         lambda: {"json": [{"positive": [UNKNOWN_FIELDS] * 100, "negative": [UNKNOWN_FIELDS] * 100}] * 100},

@@ -439,7 +439,8 @@ async def test_search_that_would_go_too_deep_is_not_complete(
 async def test_best_score_that_would_go_too_deep_is_not_complete(
     min_score: float | None, recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the notes near the positive example all are nearer to the negative one, and so score below 0."""
+    """The search looks at the eight notes nearest to its positive example. All eight score below 0, since each is
+    nearer to the negative example, and notes that the search did not look at may score more."""
     monkeypatch.setattr("service.search.sources.MAX_DEPTH", 8)
     monkeypatch.setattr("service.search.sources.LEAST_DEPTH", 8)
     await add(recommender, *soup(30))
