@@ -368,6 +368,8 @@ HASHTAGS: Sequence[Contest] = (
         for system in (GENERALIST, TAUGHT)
         for source, rival, copied, target in (
             ("written", OURS, PLAIN, MinRatio(1)),
+            ("written", "minilm", PLAIN, None),
+            ("written", "tf-idf", PLAIN, None),
             ("grounded", "tf-idf", PLAIN, MinRatio(1.2)),
             ("grounded", "tf-idf", TUNED, MinRatio(1)),
         )
