@@ -10,7 +10,7 @@ from model.generation import ReadTokens
 from model.whole_file import whole_file
 
 CONFIG_FILE = "notellm.json"
-LIST_FIELDS = ("categories", "trained_categories", "scripts", "languages")
+LIST_FIELDS = ("categories", "trained_categories", "scripts", "languages", "written_weights")
 """Fields that notellm.json holds as lists and NoteLLMConfig as tuples."""
 PACKAGED_BACKBONE = "packaged:SmolLM2-135M-Instruct"
 GEMMA_BACKBONE = "packaged:gemma-3-270m"
@@ -52,9 +52,9 @@ class NoteLLMConfig:
     `min_hashtag_score`: minimum probability that the model writes a hashtag first. Less likely ones are dropped unless
     their candidate is near (`hashtags.grounding.Candidate`); 0 drops none. `notellm fit-hashtags` chooses it on
     validation notes.
-    `written_weight`: exponent of the model's probability in the score of a grounded hashtag, where the neighbours'
-    share has exponent 1 (`hashtags.grounding.rerank`); 0.05 suits a community of thousands of notes
-    (docs/log/hashtags.md).
+    `written_weights`: exponents of the model's probability in the score of a grounded hashtag, where the neighbours'
+    share has exponent 1 (`hashtags.grounding.rerank`): in a small and in a large community
+    (`hashtags.grounding.written_weight`).
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation
     notes.
     `name_cosine_weight`: weight of the cosine between the vectors of a note and a category's name, added to the log
@@ -82,7 +82,7 @@ class NoteLLMConfig:
     languages: tuple[str, ...] = ()
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     min_hashtag_score: float = 0.0
-    written_weight: float = 0.1
+    written_weights: tuple[float, float] = (0.1, 0.1)
     category_temperature: float = 1.0
     name_cosine_weight: float = 16.0
     trained_categories: tuple[str, ...] = ()
@@ -113,8 +113,9 @@ class NoteLLMConfig:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:
             raise CheckpointError(f"min_hashtag_score must be in [0, 1), not {self.min_hashtag_score!r}")
-        if type(self.written_weight) not in (int, float) or not self.written_weight > 0:
-            raise CheckpointError(f"written_weight must be above 0, not {self.written_weight!r}")
+        weights = self.written_weights
+        if len(weights) != 2 or not all(type(weight) in (int, float) and weight > 0 for weight in weights):
+            raise CheckpointError(f"written_weights must be two numbers above 0, not {list(weights)}")
         if type(self.name_cosine_weight) not in (int, float) or not self.name_cosine_weight >= 0:
             raise CheckpointError(f"name_cosine_weight must be at least 0, not {self.name_cosine_weight!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):

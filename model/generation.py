@@ -58,11 +58,13 @@ class Neighbours:
     names.
 
     `by_vector`: scores are cosines of the vectors. `by_words`: scores are those of a lexical index, in (0, 1].
+    `stored_notes`: number of notes of the community, with hashtags or without.
     """
 
     by_vector: Sequence[Neighbour] = ()
     by_words: Sequence[Neighbour] = ()
     named: Sequence[NamedHashtag] = ()
+    stored_notes: int = 0
 
 
 class FindNeighbours(Protocol):

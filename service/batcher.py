@@ -303,8 +303,10 @@ class Batcher:
         """Return whether bulk notes have waited for MAX_BULK_WAIT and none is running, so that one starts before the
         waiting interactive notes. Always False for an engine that takes one note at a time: the bulk note would occupy
         its only place."""
-        first = self._first(self._lanes[Lane.BULK])
-        if first is None or self._max_notes == 1 or self._now() - first.since < MAX_BULK_WAIT:
+        bulk = self._lanes[Lane.BULK]
+        if self._first(bulk) is None or self._max_notes == 1:
+            return False
+        if self._now() - min(note.since for note in bulk.fronts) < MAX_BULK_WAIT:
             return False
         return not any(note.urgency.lane is Lane.BULK for note in self._running.values())
 

@@ -42,6 +42,11 @@ class LaneQueue(Generic[T]):
         """First entry of the tenant whose turn it is; None if the queue is empty."""
         return next(iter(self._queues.values()))[0] if self._queues else None
 
+    @property
+    def fronts(self) -> Iterator[T]:
+        """First entry of each tenant, in the order of their turns."""
+        return (queue[0] for queue in self._queues.values())
+
     def take(self) -> T:
         """Remove and return the first entry; the turn passes to the next tenant."""
         tenant = next(iter(self._queues))

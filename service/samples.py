@@ -29,6 +29,8 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
         lines = list(islice(NotesFile(SAMPLES).lines(), count))
         notes = [NoteIn.model_validate(line.note).as_note() for line in lines]
         for start in range(0, len(notes), BATCH_SIZE):
+            if not await service.store.begin_samples():  # another process has loaded them meanwhile
+                return
             progress(f"Adding sample notes (first start only): {start} of {len(notes)}")
             await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Urgency(Lane.BULK))
         await service.store.mark_samples_loaded()

@@ -175,7 +175,9 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
     async with contextlib.AsyncExitStack() as stack:
         known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
         store = shared.open_store(stack, name, identity, engine.space, engine.dimension, known)
-        snapshots = _claim_snapshots(settings, stack, snapshot_folder(settings, name, identity))
+        snapshots = await asyncio.to_thread(_claim_snapshots, settings, snapshot_folder(settings, name, identity))
+        if snapshots:
+            stack.callback(snapshots.close)
         index = _make_index(shared, parts, store, snapshots)
         stack.push_async_callback(index.stop)
         defaults = _generation_defaults(settings)
@@ -347,18 +349,16 @@ async def _open_embedded(
     return embedded.url
 
 
-def _claim_snapshots(settings: Settings, stack: contextlib.AsyncExitStack, parent: Path) -> SnapshotFolder | None:
+def _claim_snapshots(settings: Settings, parent: Path) -> SnapshotFolder | None:
     """Claim a folder in `parent` for snapshots of an index. Return None if they are switched off or it cannot be
     written; each start then reads the whole store."""
     if not settings.snapshot_seconds:
         return None
     try:
-        snapshots = SnapshotFolder.claim(parent)
+        return SnapshotFolder.claim(parent)
     except OSError as error:
         log.warning("no_snapshots", detail=str(error))
         return None
-    stack.callback(snapshots.close)
-    return snapshots
 
 
 async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, tenants: Tenants[Service]) -> None:

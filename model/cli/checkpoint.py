@@ -107,7 +107,8 @@ def fit_hashtags(
     max_notes: ValidationNotes = 500,
     cache: Cache = CACHE,
 ) -> None:
-    """Choose the minimum score of a generated hashtag on validation notes, and save it in the checkpoint."""
+    """Choose the minimum score of a generated hashtag on validation notes, and save it in the checkpoint. The weight of
+    the model in grounded hashtags becomes that of a checkpoint that has learnt the community's hashtags."""
     from model.training.calibrate import fit_hashtags as fit_least_score
 
     check_changeable(checkpoint)

@@ -12,6 +12,7 @@ import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from model.data.pairs import Split, read_pairs, split_of
 from model.note import Note, normalise_hashtags
 from model.prompt import Prompt
 
+PromptText = tuple[str, str, tuple[str, ...]]
+"""Title, content and hashtags of a note."""
 MAX_HASHTAGS = 5
 """Maximum hashtags in one output: as many as a request for hashtags gets by default. The paper gives no number."""
 
@@ -334,6 +337,18 @@ class PairedNotes:
                 taken += _take_disjoint(waiting, size - len(taken), taken)
             yield [self.notes[note_id] for pair in taken for note_id in pair]
 
+    @cached_property
+    def _copies(self) -> dict[PromptText, list[str]]:
+        """Ids of the notes with the same text, by that text, where there are several."""
+        ids: dict[PromptText, list[str]] = defaultdict(list)
+        for note_id, note in self.notes.items():
+            ids[note.prompt_text].append(note_id)
+        return {text: copies for text, copies in ids.items() if len(copies) > 1}
+
+    def _copies_of(self, note: Note) -> Sequence[str]:
+        """Return the ids of the notes with the text of `note`."""
+        return self._copies.get(note.prompt_text, (note.id,))
+
     def sample(self, size: int, seed: int) -> tuple[list[Note], list[tuple[str, str]]]:
         """Draw an evaluation pool of at most `size` notes; returns it and all pairs among its notes.
 
@@ -352,17 +367,20 @@ class PairedNotes:
 
     def known_related(self, notes: Sequence[Note], among: Sequence[Note]) -> Tensor:
         """Mark false negatives, (len(notes), len(among)) bool: True where two notes are related or have the same text.
+        Notes with the same text count as one, so what is related to one of them is related to all.
 
         Pairs below `min_score` count as related too.
         """
         columns: dict[str, list[int]] = defaultdict(list)
-        same_text: dict[tuple[str, str, tuple[str, ...]], list[int]] = defaultdict(list)
+        same_text: dict[PromptText, list[int]] = defaultdict(list)
         for column, note in enumerate(among):
-            columns[note.id].append(column)
+            for copy in self._copies_of(note):
+                columns[copy].append(column)
             same_text[note.prompt_text].append(column)
         known = torch.zeros(len(notes), len(among), dtype=torch.bool)
         for row, note in enumerate(notes):
-            related = [column for i in self._related[note.id] if i in columns for column in columns[i]]
+            ids = {related for copy in self._copies_of(note) for related in self._related[copy]}
+            related = [column for i in ids if i in columns for column in columns[i]]
             known[row, [*related, *same_text[note.prompt_text]]] = True
         return known
 

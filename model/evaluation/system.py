@@ -147,6 +147,7 @@ class EngineSystem:
             by_words.sort(key=lambda neighbour: (-neighbour.score, neighbour.id))
             phrases = words.phrases_of(note)
             uses = vocabulary.uses(phrases, () if own_row is None else hashtags[own_row])
-            return Neighbours(by_vector, by_words[:limit], words.named_hashtags(phrases, uses, own_row))
+            named = words.named_hashtags(phrases, uses, own_row)
+            return Neighbours(by_vector, by_words[:limit], named, len(self._known) + len(self._bare))
 
         return GenerationRequest(count, find_neighbours=find_neighbours)

@@ -43,6 +43,11 @@ MIN_WRITTEN_PROBABILITY = 1e-5
 coin, how small the probability is carries no information, but over many nats it would outweigh all neighbours
 (docs/log/hashtags.md)."""
 
+FEW_NOTES, MANY_NOTES = 300, 3000
+"""Numbers of stored notes between which `written_weight` goes from the first to the second of a checkpoint's weights.
+Neighbours in a small community are often about something else, so the model's own view counts for more
+(docs/log/hashtags.md)."""
+
 TRUSTED_COSINES, TRUSTED_WORDS = (0.4, 0.8), (0.12, 0.22)
 """Bounds of the nearest neighbour's cosine, and of its word score, for `neighbour_trust`. If both are at or below their
 lower bounds, neighbours get no weight; if either reaches its upper bound, all of it; in between it grows linearly. In a
@@ -219,6 +224,17 @@ def neighbour_trust(neighbours: Neighbours) -> float:
     return min(1.0, max(0.0, says_most))
 
 
+def written_weight(weights: tuple[float, float], stored_notes: int) -> float:
+    """Return the exponent of the model's probability in the score of a hashtag, in a community of `stored_notes` notes.
+
+    `weights`: the checkpoint's `written_weights`. The first one applies up to FEW_NOTES, the second one from MANY_NOTES
+    on; in between the exponent is linear in the logarithm of the number of notes.
+    """
+    few, many = weights
+    notes = min(max(stored_notes, FEW_NOTES), MANY_NOTES)
+    return few + (many - few) * math.log(notes / FEW_NOTES) / math.log(MANY_NOTES / FEW_NOTES)
+
+
 def best_score(neighbours: Sequence[Neighbour]) -> float:
     """Return the highest score of some neighbours, 0 for none."""
     return max((neighbour.score for neighbour in neighbours), default=0.0)
@@ -247,7 +263,7 @@ def rerank(
         share = (w + NEIGHBOUR_SMOOTHING) / (1 + NEIGHBOUR_SMOOTHING)
 
     where w is the weight of the candidate, 0 for a hashtag that is not a candidate, and p the probability that the
-    model writes it (docs/decisions/0010-hashtags.md). `written_weight` is that of the checkpoint's configuration.
+    model writes it (docs/decisions/0010-hashtags.md). `written_weight`: as the function of this name returns it.
     `probabilities` has p for the candidates, by `dedup_key` as in `candidates`; a candidate without an entry has the p
     of the written hashtag with the same key. A hashtag with p below `min_probability` is dropped, unless its candidate
     is near.

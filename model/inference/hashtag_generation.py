@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from model.generation import GenerationRequest, Hashtag
 from model.hashtags.grounded_ranking import GroundedRanking
-from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from
+from model.hashtags.grounding import NEIGHBOURS, HashtagFilter, candidates_from, written_weight
 from model.inference.beam_search import HashtagBeamSearch
 from model.inference.candidate_scoring import CandidateScorer
 from model.inference.kv_cache import BlockTable
@@ -47,12 +47,12 @@ class HashtagGeneration:
     def find_candidates(self, note: Note, vector: npt.NDArray[np.float32]) -> None:
         """Look up the hashtags that neighbours of `note` carry or that it names; `vector` (D,) is its embedding."""
         assert self._request.find_neighbours is not None
-        candidates = candidates_from(self._request.find_neighbours(note, vector, NEIGHBOURS), self._allowed)
+        neighbours = self._request.find_neighbours(note, vector, NEIGHBOURS)
+        candidates = candidates_from(neighbours, self._allowed)
         if candidates:
             config = self._prompt.config
-            self._ranking = GroundedRanking(
-                candidates, self._request.hashtags, config.written_weight, config.min_hashtag_score
-            )
+            weight = written_weight(config.written_weights, neighbours.stored_notes)
+            self._ranking = GroundedRanking(candidates, self._request.hashtags, weight, config.min_hashtag_score)
             self._scorer = CandidateScorer(self._prompt, self._ranking)
 
     def tasks(self) -> Tasks:

@@ -37,6 +37,9 @@ KEPT_F1 = 0.98
 notes that say nothing, so the highest one that costs almost nothing is chosen."""
 FITTED_CUTOFF = 3
 """k of the F1@k by which a minimum score is chosen."""
+LEARNT_WEIGHTS = (0.1, 0.1)
+"""`written_weights` of a checkpoint that has learnt a community's hashtags, in a community of any size; others were not
+measured with such a checkpoint (docs/log/writing.md)."""
 IMPOSSIBLE = -1e9
 """Log probability that pads the columns beyond a data set's closed set: finite, so that a temperature can divide it."""
 
@@ -208,7 +211,8 @@ def fit_hashtags(
     checkpoint: Path, data: Sequence[Path], max_notes: int, cache: Path, progress: Progress = silent
 ) -> float:
     """Choose the minimum score of a hashtag that a checkpoint writes, save it in its configuration as
-    `min_hashtag_score`, and return it. It is fitted with the hashtag policy "open" and applies to all.
+    `min_hashtag_score`, and return it. It is fitted with the hashtag policy "open" and applies to all. LEARNT_WEIGHTS
+    become its `written_weights`.
 
     `data`: folders with notes.jsonl.gz, or notes files. At most `max_notes` validation notes of each are used, drawn at
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
@@ -227,7 +231,7 @@ def fit_hashtags(
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))
     least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
-    _change_settings(checkpoint, min_hashtag_score=least)
+    _change_settings(checkpoint, min_hashtag_score=least, written_weights=LEARNT_WEIGHTS)
     return least
 
 

@@ -81,6 +81,17 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(count)
 
 
+def value_of_the_first_process(value: float, device: torch.device) -> float:
+    """Return the `value` of the first process. Called by all of them, with the device of their tensors, where they must
+    decide the same."""
+    _, size = rank_and_size()
+    if size == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, src=0)
+    return float(shared)
+
+
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint norm is at most `max_norm`; returns the norm before scaling.
 

@@ -158,6 +158,15 @@ def argument_parser() -> argparse.ArgumentParser:
         default=NoteLLMConfig().title_mean_share,
         help="share of the mean vector of titles that is subtracted from queries by a title (default: %(default)s)",
     )
+    parser.add_argument(
+        "--written-weights",
+        type=float,
+        nargs=2,
+        metavar=("FEW", "MANY"),
+        default=NoteLLMConfig().written_weights,
+        help="exponents of the model's probability in the score of a grounded hashtag, among few and among many stored "
+        "notes (default: %(default)s)",
+    )
     parser.add_argument("--dimension", type=int, help="whiten the projection to this dimension; requires --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, used for whitening")
     parser.add_argument(
@@ -179,6 +188,7 @@ def with_settings(config: NoteLLMConfig, options: argparse.Namespace) -> NoteLLM
         name_cosine_weight=options.name_cosine_weight,
         mean_share=options.mean_share,
         title_mean_share=options.title_mean_share,
+        written_weights=tuple(options.written_weights),
     )
 
 

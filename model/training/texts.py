@@ -63,7 +63,7 @@ class Mix:
         self.seed = seed
         self.rows = rows
         total = sum(shares.values())
-        self.shares = {source: share / total for source, share in shares.items()}
+        self.shares = {source: share / total for source, share in shares.items() if share}
         self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
 
     def draw(self, number: int, size: int) -> list[int]:

@@ -39,7 +39,14 @@ from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective, check_batches
-from model.training.distributed import any_process, clip_gradients, gather_rows, rank_and_size, sum_over_processes
+from model.training.distributed import (
+    any_process,
+    clip_gradients,
+    gather_rows,
+    rank_and_size,
+    sum_over_processes,
+    value_of_the_first_process,
+)
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import LOWER_RATES, Schedule, optimizer_and_schedule, refuse_divergence
@@ -305,6 +312,8 @@ class Trainer:
             generative = generative + loss.detach()
         # The gradient of tau is not summed: every process has already computed it from the whole loss.
         sum_over_processes(generative, (p for p in self._trainable() if p is not self.model.tau))
+        if related_loss is None:
+            return JointLoss(generative, zero, zero, generative)
         return joint_loss(RelatedLoss(*(part.detach() for part in related)), generative, self.recipe.alpha)
 
     def _micro_batches(self, examples: Sequence[Example], longest: int) -> list[list[int]]:
@@ -372,7 +381,7 @@ class Trainer:
             self._save_checkpoint(BEST)
             return None
         with self._autocast():
-            recall = self.validation_recall()
+            recall = value_of_the_first_process(self.validation_recall(), self.device)
         if recall > self.state.best:
             self.state.best, self.state.evaluations_without_gain = recall, 0
             self._save_checkpoint(BEST)

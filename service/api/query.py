@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache, lru_cache
 from typing import Any, TypeVar, cast, get_origin
 
@@ -13,6 +14,8 @@ from starlette.datastructures import QueryParams
 M = TypeVar("M", bound=BaseModel)
 KEPT_QUERIES, MAX_KEPT_BYTES = 1024, 256
 """Number of query strings whose parsed models are cached, and maximum length in bytes of such a query string."""
+NAMES_READER = re.compile(rb"(^|&)(user|[^=&]*%[^=&]*)=")
+"""Query strings with the parameter `user`, or with one whose name is percent-encoded."""
 
 
 def read_query(model: type[M], request: Request) -> M:
@@ -31,8 +34,13 @@ def read_query(model: type[M], request: Request) -> M:
 
 def parse_query(model: type[M], query: bytes) -> M:
     """Validate a query string like read_query. Raises ValidationError."""
-    parse = _parse_kept if len(query) <= MAX_KEPT_BYTES else _parse
+    parse = _parse_kept if may_be_kept(query) else _parse
     return cast(M, parse(model, query))
+
+
+def may_be_kept(query: bytes) -> bool:
+    """Return whether the values of a query string may stay in memory: it is short, and names no reader."""
+    return len(query) <= MAX_KEPT_BYTES and not NAMES_READER.search(query)
 
 
 def _parse(model: type[BaseModel], query: bytes) -> BaseModel:

@@ -29,7 +29,7 @@ from service.api.access import caller_nowait, needed_scopes
 from service.api.bodies import JSON
 from service.api.bounds import check_search_options
 from service.api.early_response import EarlyResponse
-from service.api.query import KEPT_QUERIES, MAX_KEPT_BYTES, list_fields, parse_query
+from service.api.query import KEPT_QUERIES, list_fields, may_be_kept, parse_query
 from service.api.rendered import render_nearest
 from service.api.request_id import request_id_of
 from service.api.request_log import RequestLog
@@ -137,7 +137,7 @@ class ShortPath:
         address = self._route.path_regex.match(path)
         if address is None or not self._lifecycle.started:
             return None
-        options = self._plain(query) if len(query) <= MAX_KEPT_BYTES else None
+        options = self._plain(query) if may_be_kept(query) else None
         if options is None:
             return None
         caller = caller_nowait(self._gate, self._get_tenants(), headers, self._scopes)

@@ -23,6 +23,7 @@ from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain, explain_body
 from service.cli.terminal import complain, err, files_for_owner_alone
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
+from service.disk import sync_file, sync_folder
 from service.notes_file import MAX_LINE_BYTES, bounded_lines
 
 T = TypeVar("T")
@@ -212,16 +213,19 @@ class Download:
     def _finish(self) -> None:
         """Turn FILE.part into FILE, compressed if its name says so."""
         with self._part.open("rb") as part:
-            os.fsync(part.fileno())
+            sync_file(part)
             if self.file.suffix == ".gz":
                 packed = self.file.with_name(f"{self.file.name}.new")
-                with gzip.open(packed, "wb", compresslevel=6) as target:
-                    shutil.copyfileobj(part, target)
+                with packed.open("wb") as target:
+                    with gzip.open(target, "wb", compresslevel=6) as compressor:
+                        shutil.copyfileobj(part, compressor)
+                    sync_file(target)
                 packed.replace(self.file)
-        if self.file.suffix == ".gz":
-            self._part.unlink()
-        else:
-            self._part.replace(self.file)
+                sync_folder(self.file.parent)  # before the part goes, which is the only other copy
+                self._part.unlink()
+            else:
+                self._part.replace(self.file)
+                sync_folder(self.file.parent)
 
 
 @dataclass(frozen=True, slots=True)

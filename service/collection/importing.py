@@ -68,6 +68,7 @@ class Importer:
         outcomes: dict[str, Outcome] = {}
         to_write: list[StoredNote] = []
         to_read: list[NoteToImport] = []
+        unchanged: list[str] = []
         left = iter(notes)
         async for known in self._store.get_in_parts([note.note.id for note in notes], with_vectors=True):
             for old in known:
@@ -81,6 +82,7 @@ class Importer:
                     to_read.append(note)
                 elif isinstance(old, StoredNote) and _is_same(arrived, old):
                     outcomes[note.note.id] = Outcome(note.note.id, "unchanged", read=False)
+                    unchanged.append(old.position)
                 else:
                     to_write.append(StoredNote(arrived.note, note.space, note.vector, note.generated))
         condition = None if replaces else NEW
@@ -88,6 +90,8 @@ class Importer:
         outcomes |= {outcome.id: outcome for outcome in written}
         if not written:
             await self._store.wait_for_disk()
+        if unchanged:
+            await self._recommender.index.wait_for(max(unchanged, key=position_key), WAIT_SECONDS)
         return [outcomes[note.note.id] for note in notes]
 
     def _keeps_vector(self, note: NoteToImport) -> bool:

@@ -53,7 +53,10 @@ class LogOrderReader:
             self.read_beyond((await time_left.wait(self._store.log_bounds())).last)
         if len(rows) == len(written.rows) < count:
             self.cursor = written.until
-            self.read_beyond(written.newest)
+            newest = written.newest
+            if position_key(newest) > position_key(log_end):  # a damaged note names one that the log never reaches
+                newest = min(newest, (await time_left.wait(self._store.log_bounds())).last, key=position_key)
+            self.read_beyond(newest)
             self.ended = position_key(self.cursor) >= position_key(self._needed)
         else:
             self.cursor = rows[-1].position

@@ -262,6 +262,7 @@ class LiveIndex:
             _with_hashtags(notes.texts, lambda k: notes.index.search(vector, k, where, now), count),
             _with_hashtags(notes.texts, lambda k: notes.texts.by_words(note, k, now), count),
             notes.texts.named_hashtags(note),
+            len(notes.index),
         )
 
     async def search_words(self, note: Note, count: int, where: Filter, ids: Sequence[str] = ()) -> dict[str, float]:

@@ -23,11 +23,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import uuid4
 
 import orjson
 
+from service.disk import sync_file, sync_folder
 from service.errors import SnapshotRefused
 from service.index.array_files import load_arrays, map_arrays, save_arrays
 from service.index.backend import Arrays, Part
@@ -104,7 +105,7 @@ class SnapshotFolder:
                 body |= {"origin": asdict(origin)}
                 self._replace_file(MANIFEST, orjson.dumps({"body": body, "sha256": _digest_of(body)}))
                 self._entries = entries  # before the folder is synced: if that fails, the manifest is in place anyway
-                self._sync_folder()
+                sync_folder(self._folder)
             finally:
                 self._remove_unnamed_files()
 
@@ -125,7 +126,7 @@ class SnapshotFolder:
         path = self._folder / f"{part.name}.{uuid4().hex}.npz"
         with path.open("wb") as file:
             save_arrays(file, part.make())
-            _sync(file)
+            sync_file(file)
         return {"file": path.name, "sha256": _digest(path)}
 
     def _replace_file(self, name: str, content: bytes) -> None:
@@ -133,15 +134,8 @@ class SnapshotFolder:
         unfinished = self._folder / f"{name}.new"
         with unfinished.open("wb") as file:
             file.write(content)
-            _sync(file)
+            sync_file(file)
         os.rename(unfinished, self._folder / name)
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _remove_unnamed_files(self) -> None:
         """Remove the files of older snapshots and of unfinished ones: what the manifest does not name."""
@@ -155,7 +149,7 @@ class SnapshotFolder:
         path = self._folder / REPLICA
         if not path.exists():
             self._replace_file(REPLICA, uuid4().hex.encode())
-            self._sync_folder()
+            sync_folder(self._folder)
         return path.read_text()
 
 
@@ -260,11 +254,6 @@ def _digests(folder: Path, entries: Mapping[str, dict[str, Any]]) -> dict[str, F
     digests = {part: thread.submit(_digest, folder / entry["file"]) for part, entry in entries.items()}
     thread.shutdown(wait=False)  # it ends with the last digest
     return digests
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _digest(path: Path) -> str:

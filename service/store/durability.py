@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redis.exceptions import BusyLoadingError, ResponseError
+from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 
 from service.records import Durability
 
@@ -32,13 +32,16 @@ class WritePolicy:
 
 async def probe_write_policy(redis: Any) -> WritePolicy:
     """Ask the server how it persists, how full its memory is, and whether it evicts. Raises
-    redis.exceptions.RedisError, also where it still loads its file: until then it reports that it writes no file.
+    redis.exceptions.RedisError, also where it still loads its file (until then it reports that it writes no file), and
+    where it is a replica, whose notes may be behind those of its primary.
 
     A server that forbids CONFIG is asked through INFO alone, which does not say when it fsyncs.
     """
     server = await redis.info()
     if server.get("loading"):
         raise BusyLoadingError("it is loading its data")
+    if server.get("role") == "slave":  # after a failover that left connections to the old primary
+        raise ReadOnlyError("it is a read only replica")
     try:
         settings = await redis.config_get("*appendfsync*")  # a pattern: before version 7 CONFIG GET takes one argument
     except ResponseError:

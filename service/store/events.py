@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
+from types import NoneType
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -36,6 +37,10 @@ CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
     b"-purge": "purge",
 }
 """Types of entries that are no events, and the kinds that they are read as."""
+PLAIN = (str, int, float, bool, NoneType)
+"""Types of the values of an event's details."""
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""First second of year 1 and last one of year 9999 since the epoch: the times that `datetime` has."""
 NEW_STREAM = b":new"
 """Suffix of the name of a stream that a purge writes (event_purge.py)."""
 READER_BYTES = 10
@@ -95,7 +100,7 @@ return {used, first and first[1] or false}
 # digest of its id, the place of its note among the keys, type, note, reader, at, more. Passed as separate arguments
 # they would take a third more computing in all.
 # An id goes into the younger of two sets, and is looked for in both. The younger becomes the older one when it is full,
-# or as old as ids are known.
+# or as old as ids are known, and an event is added. XADD comes first, as in scripts.py.
 # Answers the end of the log of notes, which covers the notes that it found and missed, and the outcomes.
 ADD = (
     TRIM_FUNCTION
@@ -105,10 +110,7 @@ if ARGV[1] ~= '' and redis.call('GET', KEYS[5]) ~= ARGV[1] then return 'removed'
 if redis.call('GET', KEYS[6]) ~= ARGV[2] then return 'salt' end
 local events, ids, old, known = KEYS[2], KEYS[3], KEYS[4], tonumber(ARGV[5])
 local left = redis.call('PTTL', ids)
-if left >= 0 and (left <= known or redis.call('SCARD', ids) >= tonumber(ARGV[6])) then
-  redis.call('RENAME', ids, old)
-  left = -2
-end
+local is_full = left >= 0 and (left <= known or redis.call('SCARD', ids) >= tonumber(ARGV[6]))
 local stored, outcomes = {}, {}
 for i = 7, #KEYS do stored[i] = redis.call('EXISTS', KEYS[i]) == 1 end
 for i, event in ipairs(cjson.decode(ARGV[7])) do
@@ -120,6 +122,10 @@ for i, event in ipairs(cjson.decode(ARGV[7])) do
   else
     redis.call('XADD', events, '*', 'type', event[3], 'note', event[4], 'reader', event[5], 'at', event[6],
       'more', event[7])
+    if is_full then
+      redis.call('RENAME', ids, old)
+      is_full, left = false, -2
+    end
     redis.call('SADD', ids, id)
   end
   outcomes[i] = outcome
@@ -323,11 +329,13 @@ def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
         kind, note, reader, at, more = (fields[name] for name in (b"type", b"note", b"reader", b"at", b"more"))
         if control := CONTROL.get(kind):
             return EventEntry(position.decode(), control, note_id=note.decode(), reader=reader.decode())
-        if more and not isinstance(orjson.loads(more), dict):
-            raise ValueError("its details are not a JSON object")
-        return EventEntry(
-            position.decode(), "event", kind.decode(), note.decode(), reader.decode(), int(at) / 1000, more
-        )
+        details = orjson.loads(more) if more else {}
+        if not isinstance(details, dict) or not all(isinstance(value, PLAIN) for value in details.values()):
+            raise ValueError("its details are not a JSON object of plain values")
+        time = int(at) / 1000
+        if not FIRST_SECOND <= time <= LAST_SECOND:
+            raise ValueError("its time is not within the years 1 to 9999")
+        return EventEntry(position.decode(), "event", kind.decode(), note.decode(), reader.decode(), time, more)
     except (KeyError, ValueError, ArithmeticError) as error:
         log.error("event_unreadable", position=repr(position), reason=type(error).__name__, detail="it is ignored")
         return EventEntry(position.decode(), "unreadable")

@@ -833,7 +833,7 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     written = [output.hashtags or () for output in outputs]
     truth = [(hashtags[0].text,) for hashtags in written]
     write(tmp_path, "notes", [shown(n) | {"id": n.id, "hashtags": t} for n, t in zip(notes, truth, strict=True)])
-    replace(NoteLLMConfig.load(checkpoint), min_hashtag_score=0.99).save(checkpoint)
+    replace(NoteLLMConfig.load(checkpoint), min_hashtag_score=0.99, written_weights=(0.2, 0.05)).save(checkpoint)
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
 
     result = run.invoke(app, ["fit-hashtags", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
@@ -843,7 +843,7 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     changed = json.loads((checkpoint / CONFIG_FILE).read_text())
     drawn = [i for i, note in enumerate(notes) if split_of(note.id) == "validation"]
     least = least_hashtag_score([written[i] for i in drawn], [truth[i] for i in drawn])
-    assert changed == config | {"min_hashtag_score": least}
+    assert changed == config | {"min_hashtag_score": least, "written_weights": [0.1, 0.1]}
     assert least < 0.99
 
     write(tmp_path, "notes", [shown(note) | {"id": note.id, "hashtags": ["never written"]} for note in notes])

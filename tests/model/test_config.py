@@ -22,6 +22,7 @@ def test_config_saved_reads_back_the_same(tmp_path: Path) -> None:
         category_temperature=1.7,
         mean_share=0.5,
         title_mean_share=0.75,
+        written_weights=(0.2, 0.05),
         trained_categories=("Food", "ein Name"),
     )
     config.save(tmp_path)
@@ -77,9 +78,10 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"min_hashtag_score": -0.1},
         {"min_hashtag_score": 1.0},
         {"min_hashtag_score": math.nan},
-        {"written_weight": 0.0},
-        {"written_weight": math.nan},
-        {"written_weight": True},
+        {"written_weights": (0.0, 0.1)},
+        {"written_weights": (0.1, math.nan)},
+        {"written_weights": (True, 0.1)},
+        {"written_weights": (0.1,)},
     ],
 )
 def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:
@@ -104,6 +106,8 @@ def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:
         {"category_temperature": None},
         {"adapter": "yes"},
         {"generation_adapter": 1},
+        {"written_weights": 0.1},
+        {"written_weights": ["0.1", 0.1]},
     ],
     ids=json.dumps,
 )

@@ -11,7 +11,7 @@ from model.generation import VECTOR_ONLY, GenerationOutput
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import IN_BACKGROUND, PATIENT, Lane, Urgency
-from service.batcher import Batcher
+from service.batcher import MAX_BULK_WAIT, Batcher
 from service.errors import QueueFull
 from tests.service.batcher_steps import note, plug, queue
 from tests.service.conftest import WordEngine, batching, eventually
@@ -37,6 +37,21 @@ async def test_tenants_take_turns_in_a_lane(engine: WordEngine) -> None:
         engine.gate.set()
         await asyncio.gather(*tasks)
     assert [n.id for n in engine.notes[1:]] == ["person", "l0", "o0", "l1", "o1", "l2", "l3"]
+
+
+async def test_bulk_note_of_a_newcomer_does_not_hold_up_those_that_are_due(engine: WordEngine) -> None:
+    engine.room, now = 1, [0.0]
+    async with batching(engine, max_notes=8, tenants=2, now=lambda: now[0]) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue_for(batcher, "load", note("l0"), note("l1"))]
+        now[0] = MAX_BULK_WAIT
+        tasks.append(await queue_for(batcher, "newcomer", note("x0")))
+        tasks += [await queue(batcher, note(name)) for name in "abc"]
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+    order = [n.id for n in engine.notes[1:]]
+    assert order[:3] == ["l0", "x0", "l1"]
+    assert sorted(order) == ["a", "b", "c", "l0", "l1", "x0"]
 
 
 async def test_tenant_leaves_places_in_the_queue_to_others(engine: WordEngine) -> None:

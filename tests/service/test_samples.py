@@ -64,3 +64,21 @@ async def test_samples_go_on_where_a_kill_ended_them(service: Service, monkeypat
     with pytest.raises(Killed):
         await load(service)
     assert await load(service) == WANTED
+
+
+async def test_samples_that_another_process_has_loaded_are_not_written_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, removed = Recommender.add, False
+
+    async def add(recommender: Recommender, notes: Sequence[Note], *rest: Any) -> Any:
+        nonlocal removed
+        added = await whole(recommender, notes, *rest)
+        if not removed:
+            removed = True
+            await load(service)  # the other process
+            await service.recommender.remove("sample-en-020")
+        return added
+
+    monkeypatch.setattr(Recommender, "add", add)
+    assert await load(service) == WANTED - 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
+from service.disk import sync_file, sync_folder
 from service.store.backup.manifest import MANIFEST, BackupError, FileEntry, Manifest
 from service.store.backup.temporary import temporary_file
 
@@ -67,6 +69,8 @@ class BackupFolder:
         with self._errors(), self._open(MANIFEST, "wb") as writer:
             writer.write(manifest.encode())
             _sync(writer)
+            if isinstance(self._storage, LocalFileSystem):
+                sync_folder(Path(self._path))
 
     def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
         """Copy a file of the folder to the temporary file `target`. Raises BackupError where its size or digest is not
@@ -100,10 +104,9 @@ class BackupFolder:
 
 
 def _sync(file: Any) -> None:
-    """Flush what was written to the disk, where the storage is a disk."""
-    with suppress(AttributeError, OSError):  # UnsupportedOperation, of a storage without files, is an OSError
-        file.flush()
-        os.fsync(file.fileno())
+    """Wait until what was written is on the disk, where the storage is a disk."""
+    with suppress(AttributeError, UnsupportedOperation):  # a storage without files
+        sync_file(file)
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

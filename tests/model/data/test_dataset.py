@@ -273,6 +273,23 @@ def test_known_related_notes_are_found_among_any_notes(tmp_path: Path):
     assert paired.known_related([notes[a], notes[alone]], []).shape == (2, 0)
 
 
+def test_copy_of_a_related_note_is_no_negative(tmp_path: Path):
+    a, b, copy, other = TRAIN[:4]
+    path = write_notes(tmp_path / "notes.jsonl", TRAIN)
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    text = {key: value for key, value in next(row for row in rows if row["id"] == b).items() if key != "id"}
+    path.write_text("".join(json.dumps(row | text if row["id"] == copy else row) + "\n" for row in rows), "utf-8")
+    paired = PairedNotes(path, write_pairs(tmp_path, [[a, b], [copy, other]]))
+    notes = [paired.notes[i] for i in (a, b, copy, other)]
+    known = paired.known_related(notes, notes).tolist()
+    assert known == [
+        [True, True, True, False],
+        [True, True, True, True],
+        [True, True, True, True],
+        [False, True, True, True],
+    ]
+
+
 def test_pair_has_the_higher_score_of_its_two_directions(tmp_path: Path):
     a, b, c, d = TRAIN[:4]
     notes = write_notes(tmp_path / "notes.jsonl", TRAIN)

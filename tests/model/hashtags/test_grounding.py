@@ -9,7 +9,9 @@ import pytest
 
 from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
 from model.hashtags.grounding import (
+    FEW_NOTES,
     LEXICAL_SHARE,
+    MANY_NOTES,
     MAX_CANDIDATES,
     MIN_COSINE_FOR_WORDS,
     MIN_WRITTEN_PROBABILITY,
@@ -27,6 +29,7 @@ from model.hashtags.grounding import (
     neighbour_trust,
     neighbour_weights,
     rerank,
+    written_weight,
 )
 from model.note import Note
 
@@ -224,6 +227,13 @@ def test_neighbours_have_a_say_as_far_as_the_nearest_is_near(cosine: float, word
 
 def test_no_neighbours_have_no_say() -> None:
     assert neighbour_trust(Neighbours()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("notes", "weight"), [(0, 0.2), (FEW_NOTES, 0.2), (949, 0.125), (MANY_NOTES, 0.05), (10**9, 0.05)]
+)
+def test_model_has_less_of_a_say_in_a_larger_community(notes: int, weight: float) -> None:
+    assert written_weight((0.2, 0.05), notes) == pytest.approx(weight, abs=1e-4)
 
 
 def test_candidates_are_bounded_and_filtered() -> None:

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
-from model.hashtags.grounding import HashtagFilter, candidates_from, dedup_key, rerank
+from model.hashtags.grounding import MIN_WRITTEN_PROBABILITY, HashtagFilter, candidates_from, dedup_key, rerank
 from model.inference.engine import Engine
 from model.note import Note
 from tests.conftest import FOODS
@@ -56,7 +56,7 @@ def reference_hashtags(engine: Engine, note: Note, count: int, neighbours: Neigh
         candidates,
         exact,
         count,
-        engine.prompt.config.written_weight,
+        engine.prompt.config.written_weights[0],
     )
 
 
@@ -90,7 +90,7 @@ def test_candidates_that_nothing_written_can_pass_take_no_search(
         by_probability = sorted(((hashtag_probability(writer, note, 3, text), text) for text in HASHTAGS), reverse=True)
         expected = by_probability[:3]
         assert texts(output.hashtags) == [text for _, text in expected]
-        assert scores(output.hashtags) == close_to([p**writer.prompt.config.written_weight for p, _ in expected])
+        assert scores(output.hashtags) == close_to([p ** writer.prompt.config.written_weights[0] for p, _ in expected])
         assert {hashtag.notes for hashtag in output.hashtags or ()} == {("n",)}
 
 
@@ -154,6 +154,20 @@ def test_far_neighbour_with_another_spelling_takes_no_hashtag_away(
         assert [dedup_key(hashtag.text) for hashtag in output.hashtags or ()] == keys
 
 
+@pytest.mark.parametrize(("stored_notes", "weight"), [(0, 0.4), (10_000, 0.1)])
+def test_size_of_the_community_decides_how_much_the_model_counts(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, stored_notes: int, weight: float
+) -> None:
+    config = replace(writer.prompt.config, written_weights=(0.4, 0.1))
+    monkeypatch.setattr(writer.prompt, "config", config)
+    neighbours = Neighbours([Neighbour("n", 1.0, ("river",))], stored_notes=stored_notes)
+    (output,) = generate(writer, FEW_NOTES[:1], GenerationRequest(1, find_neighbours=lambda *_: neighbours))
+    probability = hashtag_probability(writer, FEW_NOTES[0], 1, "river")
+    assert [(hashtag.text, hashtag.score) for hashtag in output.hashtags or ()] == [
+        ("river", pytest.approx(max(probability, MIN_WRITTEN_PROBABILITY) ** weight, rel=1e-3))
+    ]
+
+
 @pytest.mark.parametrize("budget", [0, 1, 4])
 def test_candidates_beyond_the_budget_are_left_to_the_search(
     writer: Engine, monkeypatch: pytest.MonkeyPatch, budget: int
@@ -165,7 +179,7 @@ def test_candidates_beyond_the_budget_are_left_to_the_search(
     candidates = candidates_from(neighbours, HashtagFilter.of(note, frozenset()))
     exact = {text: hashtag_probability(writer, note, 3, text) for text in carried[:budget]}
     expected = rerank(
-        plain_hashtags(writer, FEW_NOTES.index(note), 3), candidates, exact, 3, writer.prompt.config.written_weight
+        plain_hashtags(writer, FEW_NOTES.index(note), 3), candidates, exact, 3, writer.prompt.config.written_weights[0]
     )
     (output,) = generate(writer, [note], GenerationRequest(3, find_neighbours=lambda *_: neighbours))
     assert texts(output.hashtags) == [hashtag.text for hashtag in expected]

@@ -406,6 +406,7 @@ def test_loss_that_the_recipe_turns_off_is_zero(recipe: Recipe, tmp_path: Path):
         step = next(Trainer(replace(recipe, **changes), tmp_path / name, cache=tmp_path).run())
         assert (step.generative == 0) == (name == "gcl")
         assert (step.contrastive == 0) == (name == "csft")
+        assert step.loss == (step.contrastive or step.generative)
         assert step.gradient_norm > 0
 
 

@@ -18,9 +18,11 @@ from typing import Any
 
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
 from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
+from service.cli.main import app
 from service.cli.notes import Upload
 from service.cli.reread import Reread
 from service.cli.transfer import TransferFailed
@@ -91,6 +93,23 @@ def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, 
         assert contents(other) == contents(url)
         again = report_of("import-notes", str(file), "--url", other)
         assert (again["created"], again["exists"]) == (0, 20)
+
+
+def test_packed_export_is_on_the_disk_before_its_part_is_removed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    unlink = Path.unlink
+
+    def remove(path: Path, missing_ok: bool = False) -> None:
+        steps.append(f"removed {path.name}")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", lambda file: steps.append(Path(f"/proc/self/fd/{file}").resolve().name))
+    monkeypatch.setattr(Path, "unlink", remove)
+    result = CliRunner().invoke(app, ["export-notes", str(tmp_path / "notes.jsonl.gz"), "--url", url])
+    assert result.exit_code == 0, result.output
+    assert steps == ["notes.jsonl.gz.part", "notes.jsonl.gz.new", tmp_path.name, "removed notes.jsonl.gz.part"]
 
 
 def test_changes_since_an_export_are_applied_with_their_removals_however_often(

@@ -10,15 +10,15 @@ from model.note import Note
 from service.adding import GENERATE_NOTHING
 from service.admission import PATIENT
 from service.collection.importing import Importer, NoteToImport
-from service.errors import EngineFailed
+from service.errors import EngineFailed, IndexBehind
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.recommender import Recommender
-from service.records import Generated
+from service.records import Generated, StoredNote, Write
 from service.store.redis_store import RedisNoteStore
 from service.stored_notes import read_note
 from service.telemetry import Telemetry
-from tests.service.conftest import SPACE, WordEngine, batching, note_vector
+from tests.service.conftest import SPACE, GatedStore, WordEngine, batching, note_vector
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -48,6 +48,21 @@ async def test_note_with_a_vector_and_no_time_has_that_of_its_arrival(
     assert again.status == "unchanged"
     await importer.add([with_vector(replace(note, author="ann"))], True, PATIENT)
     assert (await read_note(embedded_store, "a")).note == replace(note, author="ann", created_at=arrived)
+
+
+async def test_unchanged_note_is_not_answered_before_the_index_has_it(
+    importer: Importer, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = Note(id="a", title="soup", created_at=1.0)
+    await embedded_store.hold()
+    await embedded_store.put([Write(StoredNote(note, SPACE, note_vector(note), Generated()))])
+    with monkeypatch.context() as patch:
+        patch.setattr("service.collection.importing.WAIT_SECONDS", 0.05)
+        with pytest.raises(IndexBehind):
+            await importer.add([with_vector(note)], True, PATIENT)
+    embedded_store.release()
+    (outcome,) = await importer.add([with_vector(note)], True, PATIENT)
+    assert outcome.status == "unchanged"
 
 
 async def test_note_that_differs_in_the_type_of_an_attribute_alone_is_replaced(

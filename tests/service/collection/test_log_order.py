@@ -18,6 +18,7 @@ from service.index.threads import run_in
 from service.interfaces import Clock
 from service.records import ORIGIN, StoredNote, Unreadable, Write
 from service.store.embedded_redis import EmbeddedRedis
+from service.store.keys import NOTE
 from tests.service.conftest import GatedStore, stored_note
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +68,17 @@ async def test_note_that_is_rewritten_in_between_is_read_at_its_new_position(
     await add(embedded_store, "a", "b", "c", "d")
     embedded_store.rewritten = "b"
     assert await read_all(LogOrderReader(embedded_store, live_index, ANY)) == ["a", "c", "d", "b"]
+
+
+@pytest.mark.timeout(20)
+async def test_note_with_a_position_that_the_log_never_reaches_does_not_make_the_reading_endless(
+    embedded_store: BusyStore, live_index: LiveIndex, embedded_admin: redis.Redis
+) -> None:
+    await add(embedded_store, "a", "b")
+    embedded_admin.hset(NOTE + "a", "position", "99999999999999-0")
+    await add(embedded_store, "c")
+    await live_index.resync(["a"])
+    assert await read_all(LogOrderReader(embedded_store, live_index, ANY), 10) == ["b", "c"]
 
 
 async def test_note_that_is_rewritten_after_it_was_read_counts_once_in_a_dry_run(

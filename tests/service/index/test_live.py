@@ -42,7 +42,7 @@ async def test_neighbours_rare_hashtags_are_found_among_bare_notes(
     neighbours = await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2)
     assert [(neighbour.id, neighbour.hashtags) for neighbour in neighbours.by_vector] == [("tagged", ("soup",))]
     await live_index.wait_for(await delete(embedded_store, "tagged"), WAIT)
-    assert await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2) == Neighbours([], [])
+    assert await asyncio.to_thread(live_index.find_neighbours, Note(), vector, 2) == Neighbours([], [], stored_notes=30)
 
 
 @pytest.fixture
@@ -78,6 +78,7 @@ async def test_neighbours_are_those_of_an_evaluation_on_the_same_notes(
         (served, measured) = ([(n.id, n.hashtags) for n in (*way.by_vector, *way.by_words)] for way in ways)
         assert measured == served
         assert ways[0].named == ways[1].named
+        assert ways[0].stored_notes == ways[1].stored_notes == len(known)
         assert bool(ways[0].named) == ("soup" in f"{note.title} {note.content}")
         assert len(served) == 10
         assert note.id not in dict(served)

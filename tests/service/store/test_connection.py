@@ -127,6 +127,29 @@ async def test_write_that_a_replica_refuses_has_all_pools_of_the_server_connect_
 
 
 @pytest.mark.anyio
+async def test_process_that_only_reads_finds_the_new_primary_by_its_next_probe(
+    short_folder: Path, clock: Clock
+) -> None:
+    address = short_folder / "primary.sock"
+    with running_embedded(short_folder / "a") as old, running_embedded(short_folder / "b") as new:
+        address.symlink_to(old.socket)
+        reader, writer = RedisNoteStore(f"unix://{address}", clock=clock), RedisNoteStore(new.url, clock=clock)
+        await reader.put([Write(stored_note("removed"))])
+        with redis.Redis.from_url(old.url) as admin:
+            admin.replicaof("127.0.0.1", 1)
+        address.unlink()
+        address.symlink_to(new.socket)
+        await writer.put([Write(stored_note("a"))])
+        assert [note is None for note in await reader.get(["removed"])] == [False]
+        with pytest.raises(StoreUnavailable, match="read only replica"):
+            await reader.durability()
+        assert (await reader.durability()).durable
+        assert await reader.get(["removed"]) == [None]
+        for store in (reader, writer):
+            await store.close()
+
+
+@pytest.mark.anyio
 async def test_reads_beside_writes_that_a_replica_refuses_are_answered(
     embedded: EmbeddedRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

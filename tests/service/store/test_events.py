@@ -181,7 +181,17 @@ async def test_nothing_is_written_to_a_removed_tenant(redis_url: str, admin: red
 
 
 @pytest.mark.parametrize(
-    "change", [{"more": "{"}, {"more": "[]"}, {"more": "null"}, {"at": "9" * 400}, {"at": "soon"}], ids=str
+    "change",
+    [
+        {"more": "{"},
+        {"more": "[]"},
+        {"more": "null"},
+        {"more": '{"recommendation_id": []}'},
+        {"at": "9" * 400},
+        {"at": "9" * 300},
+        {"at": "soon"},
+    ],
+    ids=str,
 )
 async def test_an_event_in_a_form_that_nobody_here_writes_is_left_out(
     events: RedisEventStore, admin: redis.Redis, change: dict[str, str]
@@ -189,6 +199,21 @@ async def test_an_event_in_a_form_that_nobody_here_writes_is_left_out(
     admin.xadd(EVENTS, {"type": "click", "note": "a", "reader": "r", "at": "1000", "more": ""} | change)
     entries, _ = await events.read(ORIGIN, 10, 0.01)
     assert [entry.kind for entry in entries] == ["unreadable"]
+
+
+async def test_full_server_refuses_an_event_also_where_the_ids_of_a_generation_are_full(
+    store: RedisNoteStore, admin: redis.Redis
+) -> None:
+    await store.put([Write(stored_note("a"))])
+    events = RedisEventStore(store.connection, replace(BOUNDS, ids=2))
+    assert await events.add([click(1)]) == ["accepted"]
+    admin.config_set("maxmemory-policy", "noeviction")
+    admin.config_set("maxmemory", 1)
+    with pytest.raises(StoreUnavailable):
+        await events.add([click(2)])
+    admin.config_set("maxmemory", 0)
+    assert await events.add([click(1), click(2), click(2)]) == ["duplicate", "accepted", "duplicate"]
+    assert len((await events.read(ORIGIN, 10, 0.01))[0]) == 2
 
 
 async def test_an_entry_that_nobody_here_wrote_is_left_out(events: RedisEventStore, admin: redis.Redis) -> None:

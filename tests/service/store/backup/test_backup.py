@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,19 @@ def test_interrupted_backup_leaves_none(source: Any, embedded: EmbeddedRedis, tm
         make_backup(embedded.url, str(tmp_path / "b"), interrupt(step))
     with pytest.raises(BackupError, match="there is no backup in"):
         restore(tmp_path / "b", embedded.url)
+
+
+def test_backup_that_does_not_reach_the_disk_is_none(
+    source: Any, embedded: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    fill(source)
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(BackupError, match="Input/output error"):
+        back_up(embedded.url, tmp_path / "b")
+    assert not (tmp_path / "b" / "manifest.json").exists()
 
 
 def test_backup_is_never_written_over_another(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
