@@ -306,20 +306,24 @@ class Batcher:
         bulk = self._lanes[Lane.BULK]
         if self._first(bulk) is None or self._max_notes == 1:
             return False
-        if self._now() - min(note.since for note in bulk.fronts) < MAX_BULK_WAIT:
+        if self._now() - min(note.since for note in bulk.fronts if self._may_start(note)) < MAX_BULK_WAIT:
             return False
         return not any(note.urgency.lane is Lane.BULK for note in self._running.values())
 
     def _first(self, queue: LaneQueue[QueuedNote]) -> QueuedNote | None:
         """Return the first note of a queue, after dropping notes whose caller left or whose deadline has passed."""
         while note := queue.first:
-            overdue = note.urgency.deadline <= self._now()
-            if not note.answer.done() and not overdue:
+            if self._may_start(note):
                 return note
+            overdue = note.urgency.deadline <= self._now()
             queue.drop()
             self._telemetry.dropped.labels("deadline" if overdue else "left").inc()
             note.fail(DeadlineExceeded(note.urgency.seconds))
         return None
+
+    def _may_start(self, note: QueuedNote) -> bool:
+        """Return whether the caller of a note has not left and its deadline has not passed."""
+        return not note.answer.done() and note.urgency.deadline > self._now()
 
     def _drop_left(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
         """Remove notes whose caller left from the queue: their admission has ended, so nothing would bound them."""

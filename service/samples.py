@@ -20,7 +20,8 @@ BATCH_SIZE = 16
 async def load_samples(service: Service, progress: Callable[[str], None]) -> None:
     """Add the sample notes to a store that never held a note, so that deleted ones do not come back.
 
-    If the process is killed meanwhile, the next start continues. While the store is away, nothing is added.
+    If the process is killed meanwhile, the next start continues. While the store is away, nothing is added. Where two
+    processes load them at once, a note that is deleted while a batch with it is being added may come back.
     """
     count = service.settings.samples_wanted
     try:
@@ -29,7 +30,7 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
         lines = list(islice(NotesFile(SAMPLES).lines(), count))
         notes = [NoteIn.model_validate(line.note).as_note() for line in lines]
         for start in range(0, len(notes), BATCH_SIZE):
-            if not await service.store.begin_samples():  # another process has loaded them meanwhile
+            if start and not await service.store.begin_samples():  # another process has loaded them meanwhile
                 return
             progress(f"Adding sample notes (first start only): {start} of {len(notes)}")
             await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Urgency(Lane.BULK))

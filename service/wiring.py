@@ -175,9 +175,7 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
     async with contextlib.AsyncExitStack() as stack:
         known = stack.enter_context(shared.known.open(name, identity)) if shared.known else None
         store = shared.open_store(stack, name, identity, engine.space, engine.dimension, known)
-        snapshots = await asyncio.to_thread(_claim_snapshots, settings, snapshot_folder(settings, name, identity))
-        if snapshots:
-            stack.callback(snapshots.close)
+        snapshots = await _claim_in_thread(settings, stack, snapshot_folder(settings, name, identity))
         index = _make_index(shared, parts, store, snapshots)
         stack.push_async_callback(index.stop)
         defaults = _generation_defaults(settings)
@@ -347,6 +345,18 @@ async def _open_embedded(
         lifecycle.report(f"Using the store of {settings.data_dir}, which another process runs")
     _run_until_left(stack, embedded.keep_alive(), "keep-embedded-redis")
     return embedded.url
+
+
+async def _claim_in_thread(settings: Settings, stack: contextlib.AsyncExitStack, parent: Path) -> SnapshotFolder | None:
+    """Do what `_claim_snapshots` does, in a thread: naming a replica waits for the disk. `stack` releases the folder,
+    also where the caller is cancelled meanwhile."""
+    claiming = asyncio.ensure_future(asyncio.to_thread(_claim_snapshots, settings, parent))
+    try:
+        await asyncio.shield(claiming)
+    finally:
+        if snapshots := await claiming:
+            stack.callback(snapshots.close)
+    return snapshots
 
 
 def _claim_snapshots(settings: Settings, parent: Path) -> SnapshotFolder | None:

@@ -4,7 +4,8 @@
 
 reads the notes of FOLDER that have the encoder's vectors (model.baselines.encoder_teacher) and writes notes files of
 the same names to --out, each note with its labels (model/data/pseudo_labels.py); notes without labels are left out. It
-also writes categories.jsonl.gz, with about the same number of notes per category, for `notellm fit-categories`.
+also writes categories.jsonl.gz, with about the same number of notes per category, for `notellm fit-categories`; a note
+has the same id, and so the same split, in both files.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
 from model.config import CheckpointError
-from model.data.corpora import write_notes_file
+from model.data.corpora import write_notes
 from model.data.dataset import DatasetError
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import build_vocabulary
@@ -84,11 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)
         labelled = labeller.label(notes, vectors.astype(np.float32))
-        kept = [replace(note, category=note.category or default) for note in labelled if note.hashtags]
+        tagged = (note for note in labelled if note.hashtags)
+        kept = [
+            replace(note, id=f"{source}-{number}", category=note.category or default)
+            for number, note in enumerate(tagged, 1)
+        ]
         all_kept += kept
-        write_notes_file(options.out / f"{source}.jsonl.gz", kept, source)
+        write_notes(options.out / f"{source}.jsonl.gz", kept)
         print(f"{source}: {len(kept):,} of {len(notes):,} notes have labels", flush=True)
-    write_notes_file(options.out / f"{CATEGORIES_NAME}.jsonl.gz", balanced(all_kept), CATEGORIES_NAME)
+    write_notes(options.out / f"{CATEGORIES_NAME}.jsonl.gz", balanced(all_kept))
 
 
 if __name__ == "__main__":

@@ -107,14 +107,16 @@ def fit_hashtags(
     max_notes: ValidationNotes = 500,
     cache: Cache = CACHE,
 ) -> None:
-    """Choose the minimum score of a generated hashtag on validation notes, and save it in the checkpoint. The weight of
-    the model in grounded hashtags becomes that of a checkpoint that has learnt the community's hashtags."""
+    """Choose the minimum score of a generated hashtag on validation notes, and save it in the checkpoint. Also sets the
+    weight of the model's probability in grounded hashtags to 0.1."""
+    from model.training.calibrate import LEARNT_WEIGHTS
     from model.training.calibrate import fit_hashtags as fit_least_score
 
     check_changeable(checkpoint)
     with exit_on(ValueError, OSError):
         least = fit_least_score(checkpoint, data, max_notes, cache, say)
-    show({"min_hashtag_score": least}, as_json=False)
+    weights = dict(zip(("few notes", "many notes"), LEARNT_WEIGHTS, strict=True))
+    show({"min_hashtag_score": least, "written_weights": weights}, as_json=False)
 
 
 def export(

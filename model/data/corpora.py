@@ -250,10 +250,16 @@ def write_notes_file(path: Path, notes: Iterable[Note], name: str) -> int:
 
     The file is written atomically.
     """
+    return write_notes(path, (replace(note, id=f"{name}-{number}") for number, note in enumerate(notes, 1)))
+
+
+def write_notes(path: Path, notes: Iterable[Note]) -> int:
+    """Write a gzipped notes file under the notes' own ids, atomically; returns the number of notes."""
     count = 0
     with whole_file(path) as packed, gzip.open(packed, "wt", encoding="utf-8") as file:
-        for count, note in enumerate(notes, 1):
-            file.write(note_line(f"{name}-{count}", note))
+        for note in notes:
+            file.write(note_line(note.id, note))
+            count += 1
     return count
 
 

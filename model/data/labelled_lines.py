@@ -14,9 +14,11 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from model.config import DEFAULT_CATEGORIES
+from model.data.pairs import split_of
 from model.note import Note, normalise_hashtags
 
 LINES = """
@@ -316,13 +318,21 @@ def labelled_notes() -> Iterator[Note]:
 
 def category_examples() -> Iterator[Note]:
     """Yield the notes that have a category, and each note that says nothing once under every one of DEFAULT_CATEGORIES:
-    a head fitted to them finds no category likely for such a note (docs/log/categories.md)."""
+    a head fitted to them finds no category likely for such a note (docs/log/categories.md).
+
+    All have ids of the train split, since training shows all lines to the adapter.
+    """
     for note in labelled_notes():
         if note.category is not None:
-            yield note
+            yield replace(note, id=training_id(note.id))
         elif not note.hashtags:
             for category in DEFAULT_CATEGORIES:
-                yield replace(note, id=f"{note.id}-{category}", category=category)
+                yield replace(note, id=training_id(f"{note.id}-{category}"), category=category)
+
+
+def training_id(name: str) -> str:
+    """Return the first of the ids name-0, name-1, ... that is of the train split."""
+    return next(note_id for note_id in (f"{name}-{number}" for number in count()) if split_of(note_id) == "train")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,8 +38,8 @@ notes that say nothing, so the highest one that costs almost nothing is chosen."
 FITTED_CUTOFF = 3
 """k of the F1@k by which a minimum score is chosen."""
 LEARNT_WEIGHTS = (0.1, 0.1)
-"""`written_weights` of a checkpoint that has learnt a community's hashtags, in a community of any size; others were not
-measured with such a checkpoint (docs/log/writing.md)."""
+"""`written_weights` of a checkpoint that has learnt a community's hashtags, for communities of any size: those with
+which such a checkpoint was measured (docs/log/hashtags.md)."""
 IMPOSSIBLE = -1e9
 """Log probability that pads the columns beyond a data set's closed set: finite, so that a temperature can divide it."""
 
@@ -135,7 +135,8 @@ def fit_categories(
 def category_head(
     engine: Engine, data: Sequence[Mapping[str, Note]], max_notes: int, progress: Progress = silent
 ) -> CategoryHead:
-    """Fit a head to the vectors and words of training notes, and its pool weights to validation notes.
+    """Fit a head to the vectors and words of training notes, and its pool weights to validation notes that the model
+    reads. Of data sets with the same categories, only the last one that has such notes counts for these.
 
     `max_notes`: training notes used of each data set. `engine`: loaded with `fitted=False`. Raises ValueError where
     there are fewer than two categories, or no data set has both enough training notes for its categories and a
@@ -147,7 +148,7 @@ def category_head(
     progress(f"Reading {len(training):,} notes with categories")
     head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training], training)
     pooled = False
-    for notes in data:
+    for notes in _last_with_each_closed_set(engine, data):
         categories = closed_set(notes)
         names = tuple(name for name in categories if name in head.names)
         if missing := set(categories) - set(names):
@@ -155,7 +156,7 @@ def category_head(
                 "No note drawn has these categories, so closed sets with them are not improved: "
                 f"{', '.join(sorted(missing))}"
             )
-        validation = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
+        validation = _pooling_notes(engine, notes, names)
         if not validation or not head.has_enough_notes(names):
             progress(f"Too few notes to learn {len(names)} categories: the language model alone scores them")
             if validation and (advice := _advice_to_read_more(notes, max_notes)):
@@ -167,6 +168,22 @@ def category_head(
     if not pooled:
         raise ValueError("no data set has both enough training notes of its categories and validation notes of them")
     return head
+
+
+def _pooling_notes(engine: Engine, notes: Mapping[str, Note], names: Collection[str]) -> list[Note]:
+    """Draw validation notes with one of the categories `names`, and return those that the model reads."""
+    drawn = notes_of_split(_with_category(notes, names), "validation", POOLING_NOTES)
+    return [note for note in drawn if engine.prompt.supports(note)]
+
+
+def _last_with_each_closed_set(engine: Engine, data: Sequence[Mapping[str, Note]]) -> list[Mapping[str, Note]]:
+    """Return the data sets, but of those with the same categories only the last one that has notes to pool by."""
+    chosen: dict[frozenset[str], Mapping[str, Note]] = {}
+    for notes in data:
+        categories = frozenset(closed_set(notes))
+        if categories not in chosen or _pooling_notes(engine, notes, categories):
+            chosen[categories] = notes
+    return list(chosen.values())
 
 
 def _advice_to_read_more(notes: Mapping[str, Note], max_notes: int) -> str:

@@ -154,7 +154,8 @@ class Texts:
 
     def _centred(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return unit vectors (N, D) less the mean of the mix; zero vectors, of notes without a vector, stay zero."""
-        mean = sum(self.mix.shares[source] * vectors[rows].mean(0) for source, rows in self.mix.rows.items())
+        rows = self.mix.rows
+        mean = sum(share * vectors[rows[source]].mean(0) for source, share in self.mix.shares.items())
         return unit(np.where(vectors.any(axis=1, keepdims=True), vectors - mean, 0))
 
     def sample(self, count: int) -> list[int]:

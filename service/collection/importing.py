@@ -91,7 +91,9 @@ class Importer:
         if not written:
             await self._store.wait_for_disk()
         if unchanged:
-            await self._recommender.index.wait_for(max(unchanged, key=position_key), WAIT_SECONDS)
+            end = (await self._store.log_bounds()).last  # a damaged note names a position that the log never reaches
+            newest = min(max(unchanged, key=position_key), end, key=position_key)
+            await self._recommender.index.wait_for(newest, WAIT_SECONDS)
         return [outcomes[note.note.id] for note in notes]
 
     def _keeps_vector(self, note: NoteToImport) -> bool:

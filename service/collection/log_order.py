@@ -54,7 +54,7 @@ class LogOrderReader:
         if len(rows) == len(written.rows) < count:
             self.cursor = written.until
             newest = written.newest
-            if position_key(newest) > position_key(log_end):  # a damaged note names one that the log never reaches
+            if position_key(newest) > position_key(log_end):  # a later write, or a damaged note beyond the log's end
                 newest = min(newest, (await time_left.wait(self._store.log_bounds())).last, key=position_key)
             self.read_beyond(newest)
             self.ended = position_key(self.cursor) >= position_key(self._needed)

@@ -30,7 +30,7 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.terminal import exit_on_missing_extra
 from model.training.average import CARD_NOTE
-from model.training.calibrate import category_temperature, least_hashtag_score
+from model.training.calibrate import category_head, category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
 from model.training.trainer import BEST, FINAL
@@ -808,6 +808,35 @@ def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
     request = GenerationRequest(categories=categories)
     (output,), (plain,) = (engine.generate([Note("bread")], request) for engine in (fitted, tiny_engine))
     assert probabilities(output) == pytest.approx(probabilities(plain), abs=1e-3)
+
+
+def test_fit_categories_pools_by_the_last_of_the_data_sets_with_the_same_names(
+    checkpoint: Path, folder: Path, tmp_path: Path
+):
+    notes = read_notes(folder / "notes.jsonl.gz").values()
+    write(tmp_path, "notes", [shown(note) | {"id": f"again-{note.id}", "category": note.category} for note in notes])
+    both = ["--data", str(folder), "--data", str(tmp_path)]
+    result = run.invoke(app, ["fit-categories", "--checkpoint", str(checkpoint), *both])
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 0, result.output
+    drawn = sum(split_of(f"again-{note.id}") == "validation" for note in notes)
+    assert told.count("Choosing one of") == 1
+    assert f"Choosing one of 3 categories for {drawn} notes" in told
+    training = [note for note in notes if split_of(note.id) == "train"]
+    write(tmp_path, "notes", [shown(note) | {"id": note.id, "category": note.category} for note in training])
+    result = run.invoke(app, ["fit-categories", "--checkpoint", str(checkpoint), *both])  # none to pool by in the last
+    drawn = sum(split_of(note.id) == "validation" for note in notes)
+    assert f"Choosing one of 3 categories for {drawn} notes" in " ".join(result.stderr.split())
+
+
+def test_notes_that_the_model_does_not_read_have_no_part_in_the_pool(checkpoint: Path, folder: Path):
+    replace(NoteLLMConfig.load(checkpoint), scripts=("LATIN",)).save(checkpoint)
+    engine = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32", fitted=False)
+    notes = read_notes(folder / "notes.jsonl.gz")
+    ids = [note_id for note_id in map("unread-{}".format, range(60)) if split_of(note_id) == "validation"]
+    unread = {note_id: Note("烘焙面包", id=note_id, category=next(iter(SUBJECTS))) for note_id in ids}
+    heads = [category_head(engine, [data], 1000) for data in (notes, notes | unread)]
+    np.testing.assert_array_equal(heads[0].pool_weights, heads[1].pool_weights)
 
 
 def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoint: Path, folder: Path, tmp_path: Path):

@@ -12,18 +12,20 @@ from model.note import Note
 from service.access.principal import DEFAULT_TENANT
 from service.admission import IN_BACKGROUND, PATIENT, Lane, Urgency
 from service.batcher import MAX_BULK_WAIT, Batcher
-from service.errors import QueueFull
+from service.errors import DeadlineExceeded, QueueFull
 from tests.service.batcher_steps import note, plug, queue
 from tests.service.conftest import WordEngine, batching, eventually
 
 pytestmark = pytest.mark.anyio
 
 
-async def queue_for(batcher: Batcher, tenant: str, *notes: Note) -> asyncio.Task[list[GenerationOutput]]:
+async def queue_for(
+    batcher: Batcher, tenant: str, *notes: Note, urgency: Urgency = IN_BACKGROUND
+) -> asyncio.Task[list[GenerationOutput]]:
     """Start a bulk request of a tenant, and return its task once it is in the queue."""
     before = batcher.waiting
     pairs = [(n, VECTOR_ONLY) for n in notes]
-    task = asyncio.create_task(batcher.generate_all(pairs, Urgency(Lane.BULK), tenant=tenant))
+    task = asyncio.create_task(batcher.generate_all(pairs, urgency, tenant=tenant))
     await eventually(lambda: batcher.waiting == before + len(notes))
     return task
 
@@ -52,6 +54,22 @@ async def test_bulk_note_of_a_newcomer_does_not_hold_up_those_that_are_due(engin
     order = [n.id for n in engine.notes[1:]]
     assert order[:3] == ["l0", "x0", "l1"]
     assert sorted(order) == ["a", "b", "c", "l0", "l1", "x0"]
+
+
+async def test_bulk_note_whose_deadline_has_passed_brings_none_forward(engine: WordEngine) -> None:
+    engine.room, now = 1, [0.0]
+    async with batching(engine, max_notes=8, tenants=2, now=lambda: now[0]) as batcher:
+        await plug(engine, batcher)
+        tasks = [await queue_for(batcher, "load", note("l0"))]
+        overdue = await queue_for(batcher, "load", note("l1"), urgency=Urgency(Lane.BULK, MAX_BULK_WAIT - 1))
+        now[0] = MAX_BULK_WAIT
+        tasks.append(await queue_for(batcher, "newcomer", note("x0")))
+        tasks += [await queue(batcher, note(name)) for name in "ab"]
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        with pytest.raises(DeadlineExceeded):
+            await overdue
+    assert [n.id for n in engine.notes[1:]] == ["l0", "a", "b", "x0"]
 
 
 async def test_tenant_leaves_places_in_the_queue_to_others(engine: WordEngine) -> None:

@@ -65,12 +65,18 @@ class BackupFolder:
         return FileEntry(name=name, size=size, sha256=digest.hexdigest())
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write the manifest, which makes the backup valid."""
-        with self._errors(), self._open(MANIFEST, "wb") as writer:
-            writer.write(manifest.encode())
-            _sync(writer)
-            if isinstance(self._storage, LocalFileSystem):
-                sync_folder(Path(self._path))
+        """Write the manifest, which makes the backup valid. If it does not reach the disk, it is removed."""
+        try:
+            with self._errors(), self._open(MANIFEST, "wb") as writer:
+                writer.write(manifest.encode())
+                _sync(writer)
+                if isinstance(self._storage, LocalFileSystem):
+                    sync_folder(Path(self._path))
+                    sync_folder(Path(self._path).parent)
+        except BackupError:
+            with suppress(Exception):  # each storage has errors of its own
+                self._storage.rm_file(self._at(MANIFEST))
+            raise
 
     def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
         """Copy a file of the folder to the temporary file `target`. Raises BackupError where its size or digest is not

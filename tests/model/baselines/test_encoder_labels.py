@@ -77,7 +77,10 @@ def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Pat
     out = tmp_path / "out"
     encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
     assert {path.name for path in out.iterdir()} == {"recipes.jsonl.gz", "categories.jsonl.gz"}
-    (note,) = [note for note in read_notes(out / "recipes.jsonl.gz").values() if note.title != "xq"]
+    labelled, drawn = read_notes(out / "recipes.jsonl.gz"), read_notes(out / "categories.jsonl.gz")
+    assert drawn
+    assert drawn.items() <= labelled.items()
+    (note,) = [note for note in labelled.values() if note.title != "xq"]
     assert note.category == "Food"
     assert {"soup", "basil"} & set(note.hashtags)
 

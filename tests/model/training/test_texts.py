@@ -17,7 +17,7 @@ from model.prompt import Prompt
 from model.training import texts as texts_module
 from model.training.corpus_vectors import write_digest
 from model.training.teacher import unit
-from model.training.texts import Texts
+from model.training.texts import Mix, Texts
 from tests.model.training.distillation import write_corpus
 
 SHARES = {"lists": 3.0, "long": 1.0}
@@ -53,6 +53,16 @@ def test_cosine_is_the_weighted_mean_of_the_teachers(corpus: Path) -> None:
     lengths = centred(by_name)
     expected = (first.teacher_vectors @ first.teacher_vectors.T + 0.5 * lengths @ lengths.T) / 1.5
     assert both.teacher_vectors @ both.teacher_vectors.T == pytest.approx(expected, abs=1e-5)
+
+
+def test_source_without_a_share_is_never_drawn(corpus: Path) -> None:
+    assert set(Texts(corpus, {"lists": 1.0, "long": 0.0}).mix.draw(0, 50)) <= set(range(60))
+    mix = Mix(
+        {"a": range(9), "b": range(9, 18), "c": range(18, 27), "none": range(27, 36)},
+        {"a": 0.67, "b": 0.15, "c": 0.18, "none": 0.0},
+        0,
+    )
+    assert set(mix.draw(0, 1536)) == set(range(27))  # the rounded shares leave one row
 
 
 def test_sources_have_their_shares_and_no_repeats_in_an_epoch(corpus: Path) -> None:

@@ -95,9 +95,18 @@ def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, 
         assert (again["created"], again["exists"]) == (0, 20)
 
 
-def test_packed_export_is_on_the_disk_before_its_part_is_removed(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("notes.jsonl", ["notes.jsonl.part", "folder"]),
+        ("notes.jsonl.gz", ["notes.jsonl.gz.part", "notes.jsonl.gz.new", "folder", "removed notes.jsonl.gz.part"]),
+    ],
+)
+def test_export_is_on_the_disk_before_its_part_is_removed(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: list[str]
 ) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
     steps: list[str] = []
     unlink = Path.unlink
 
@@ -107,9 +116,9 @@ def test_packed_export_is_on_the_disk_before_its_part_is_removed(
 
     monkeypatch.setattr(os, "fsync", lambda file: steps.append(Path(f"/proc/self/fd/{file}").resolve().name))
     monkeypatch.setattr(Path, "unlink", remove)
-    result = CliRunner().invoke(app, ["export-notes", str(tmp_path / "notes.jsonl.gz"), "--url", url])
+    result = CliRunner().invoke(app, ["export-notes", str(folder / name), "--url", url])
     assert result.exit_code == 0, result.output
-    assert steps == ["notes.jsonl.gz.part", "notes.jsonl.gz.new", tmp_path.name, "removed notes.jsonl.gz.part"]
+    assert steps == expected
 
 
 def test_changes_since_an_export_are_applied_with_their_removals_however_often(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ def test_interrupted_backup_leaves_none(source: Any, embedded: EmbeddedRedis, tm
         restore(tmp_path / "b", embedded.url)
 
 
+@pytest.mark.parametrize("whole", range(4), ids=["data", "manifest", "folder", "parent"])
 def test_backup_that_does_not_reach_the_disk_is_none(
-    source: Any, embedded: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Any, embedded: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int
 ) -> None:
+    """`whole`: number of calls of fsync that succeed."""
+    calls = count()
+
     def broken(file: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if next(calls) >= whole:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     fill(source)
     monkeypatch.setattr(os, "fsync", broken)
