@@ -304,9 +304,11 @@ class Batcher:
         waiting interactive notes. Always False for an engine that takes one note at a time: the bulk note would occupy
         its only place."""
         bulk = self._lanes[Lane.BULK]
-        if self._first(bulk) is None or self._max_notes == 1:
+        first = self._first(bulk)
+        if first is None or self._max_notes == 1:
             return False
-        if self._now() - min(note.since for note in bulk.fronts if self._may_start(note)) < MAX_BULK_WAIT:
+        oldest = min(note.since for note in bulk.fronts if note is first or self._may_start(note))
+        if self._now() - oldest < MAX_BULK_WAIT:
             return False
         return not any(note.urgency.lane is Lane.BULK for note in self._running.values())
 

@@ -25,6 +25,7 @@ from service.events import Event, EventBounds, EventEntry, EventOutcome
 from service.records import ORIGIN
 from service.store.change_log import fields_of, stream_entries
 from service.store.connection import Command, Connection
+from service.store.document import END_SECOND, FIRST_SECOND
 from service.store.idempotency import REMOVED
 from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.known_position import KnownPosition
@@ -39,8 +40,6 @@ CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
 """Types of entries that are no events, and the kinds that they are read as."""
 PLAIN = (str, int, float, bool, NoneType)
 """Types of the values of an event's details."""
-FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
-"""First second of year 1 and last one of year 9999 since the epoch: the times that `datetime` has."""
 NEW_STREAM = b":new"
 """Suffix of the name of a stream that a purge writes (event_purge.py)."""
 READER_BYTES = 10
@@ -333,7 +332,7 @@ def decode_entry(position: bytes, values: Sequence[bytes]) -> EventEntry:
         if not isinstance(details, dict) or not all(isinstance(value, PLAIN) for value in details.values()):
             raise ValueError("its details are not a JSON object of plain values")
         time = int(at) / 1000
-        if not FIRST_SECOND <= time <= LAST_SECOND:
+        if not FIRST_SECOND <= time < END_SECOND:
             raise ValueError("its time is not within the years 1 to 9999")
         return EventEntry(position.decode(), "event", kind.decode(), note.decode(), reader.decode(), time, more)
     except (KeyError, ValueError, ArithmeticError) as error:

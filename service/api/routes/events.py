@@ -91,7 +91,7 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
     "/users/{user}/events",
     summary="Export the events of a user",
     response_class=Response,
-    responses={200: {"content": EVENT_LINES}, **documented(409, 422, 429, 503)},
+    responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:
@@ -106,7 +106,7 @@ async def read_user_events(user: Annotated[ReaderId, Path()], request: Request, 
     "/sessions/{session}/events",
     summary="Export the events of a session",
     response_class=Response,
-    responses={200: {"content": EVENT_LINES}, **documented(409, 422, 429, 503)},
+    responses={200: {"content": EVENT_LINES}, **documented(422, 429, 503)},
 )
 @needs(Scope.EVENTS)
 async def read_session_events(session: Annotated[ReaderId, Path()], request: Request, service: ServiceDep) -> Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +82,33 @@ def test_end_of_a_connection_to_a_store_that_is_away_does_not_say_that_it_answer
     assert [line["event"] for line in lines] == ["store_unavailable"]
 
 
+@contextlib.contextmanager
+def two_servers(folder: Path) -> Iterator[tuple[Path, EmbeddedRedis, EmbeddedRedis]]:
+    """Run two servers; yield an address that leads to the first one, and both."""
+    address = folder / "primary.sock"
+    with running_embedded(folder / "a") as old, running_embedded(folder / "b") as new:
+        address.symlink_to(old.socket)
+        yield address, old, new
+
+
+def fail_over(address: Path, old: EmbeddedRedis, new: EmbeddedRedis) -> None:
+    """Make the old primary a replica, and have its address lead to the new one."""
+    with redis.Redis.from_url(old.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+    address.unlink()
+    address.symlink_to(new.socket)
+
+
 @pytest.mark.anyio
 async def test_write_after_a_failover_that_keeps_the_old_primary_reaches_the_new_one(
     short_folder: Path, clock: Clock
 ) -> None:
-    address = short_folder / "primary.sock"
-    with running_embedded(short_folder / "a") as old, running_embedded(short_folder / "b") as new:
-        address.symlink_to(old.socket)
+    with two_servers(short_folder) as (address, old, new):
         store = RedisNoteStore(f"unix://{address}", clock=clock)
         await asyncio.gather(*(store.put([Write(stored_note(f"n{n}"))]) for n in range(5)))
         pool = store.connection.redis.connection_pool
         in_use = await pool.get_connection()
-        with redis.Redis.from_url(old.url) as admin:
-            admin.replicaof("127.0.0.1", 1)
-        address.unlink()
-        address.symlink_to(new.socket)
+        fail_over(address, old, new)
         with pytest.raises(StoreUnavailable, match="read only"):
             await store.put([Write(stored_note("refused"))])
         await asyncio.gather(*(store.put([Write(stored_note(f"n{n}"))]) for n in range(5)))
@@ -109,16 +123,12 @@ async def test_write_after_a_failover_that_keeps_the_old_primary_reaches_the_new
 async def test_write_that_a_replica_refuses_has_all_pools_of_the_server_connect_anew(
     short_folder: Path, clock: Clock
 ) -> None:
-    address, server = short_folder / "primary.sock", ServerState()
-    with running_embedded(short_folder / "a") as old, running_embedded(short_folder / "b") as new:
-        address.symlink_to(old.socket)
+    server = ServerState()
+    with two_servers(short_folder) as (address, old, new):
         first, second = (RedisNoteStore(f"unix://{address}", clock=clock, server=server) for _ in range(2))
         for store in (first, second):
             await store.put([Write(stored_note("before"))])
-        with redis.Redis.from_url(old.url) as admin:
-            admin.replicaof("127.0.0.1", 1)
-        address.unlink()
-        address.symlink_to(new.socket)
+        fail_over(address, old, new)
         with pytest.raises(StoreUnavailable, match="read only"):
             await first.put([Write(stored_note("refused"))])
         for store in (first, second):
@@ -130,15 +140,10 @@ async def test_write_that_a_replica_refuses_has_all_pools_of_the_server_connect_
 async def test_process_that_only_reads_finds_the_new_primary_by_its_next_probe(
     short_folder: Path, clock: Clock
 ) -> None:
-    address = short_folder / "primary.sock"
-    with running_embedded(short_folder / "a") as old, running_embedded(short_folder / "b") as new:
-        address.symlink_to(old.socket)
+    with two_servers(short_folder) as (address, old, new):
         reader, writer = RedisNoteStore(f"unix://{address}", clock=clock), RedisNoteStore(new.url, clock=clock)
         await reader.put([Write(stored_note("removed"))])
-        with redis.Redis.from_url(old.url) as admin:
-            admin.replicaof("127.0.0.1", 1)
-        address.unlink()
-        address.symlink_to(new.socket)
+        fail_over(address, old, new)
         await writer.put([Write(stored_note("a"))])
         assert [note is None for note in await reader.get(["removed"])] == [False]
         with pytest.raises(StoreUnavailable, match="read only replica"):
