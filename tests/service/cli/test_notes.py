@@ -24,7 +24,7 @@ from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
 from service.cli.main import app
 from service.cli.notes import Upload
-from service.cli.reread import Reread
+from service.cli.reread import Reread, fields_of
 from service.cli.transfer import TransferFailed
 from service.settings import Settings
 from tests.service.api.conftest import serving
@@ -268,6 +268,17 @@ def test_hashtags_that_an_author_gives_while_they_are_generated_stay(url: str, m
     report = Reread(url, None, ["hashtags"], 1, 90).run()
     assert (report["hashtags_written"], report["hashtags_of_authors"], report["removed"]) == (18, 1, 1)
     assert httpx2.get(f"{url}/notes/n1").json()["hashtags"] == ["hers"]
+
+
+@pytest.mark.parametrize("values", [["category,hashtags"], ["category", "hashtags"], ["category, hashtags"]])
+def test_fields_of_reread_may_be_separated_by_commas_or_repeated(values: list[str]) -> None:
+    assert fields_of(values) == ["category", "hashtags"]
+
+
+def test_reread_refuses_an_unknown_field_before_it_calls_the_service() -> None:
+    result = run("reread", "--generate", "hashtag", "--url", "http://127.0.0.1:9")
+    assert result.returncode == 2
+    assert "name hashtags or category" in " ".join(result.stderr.split())
 
 
 def test_reread_names_a_note_that_the_service_would_not_take_any_more_and_goes_on(
