@@ -94,8 +94,8 @@ PROBLEMS_INTRODUCTION = f"""## Problems
 `detail` of a [Problem](#problem) says what is wrong and what you can do; `errors`, if present, lists the invalid
 fields. `type` is `{TYPE_PREFIX}` followed by a name from this table; there is no page at this
 address. It is `about:blank` if the status says all: an unknown address (404) or method (405, with `Allow`), a
-request that is not valid HTTP (400), a connection or request head over a [limit](#limitsout) (408, 431, 503), and 500,
-an internal error.
+request that is not valid HTTP (400), a connection or request head over a [limit](#limitsout) (408, 414, 431, 503), and
+500, an internal error.
 
 In the answer to a list, and in a stream, an invalid item gets a problem as its result. A line that is not JSON is such
 an item, and so is an item of a list if only the content of its strings or numbers is not valid JSON. A list is refused

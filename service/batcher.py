@@ -22,7 +22,7 @@ from service.access.principal import DEFAULT_TENANT
 from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
 from service.engine_threads import engine_thread
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
-from service.interfaces import Engine
+from service.interfaces import Engine, TokenizedRequest
 from service.lane_queue import LaneQueue
 from service.queued_note import QueuedNote, add_stages
 from service.telemetry import Telemetry
@@ -38,6 +38,9 @@ BULK_SHARE = 0.9
 notes."""
 STUCK_SECONDS = 60.0
 """Duration of an engine step beyond which the process is not ready; a step normally takes less than a second."""
+TOKENISED_CHARS = 16_384
+"""Characters of the notes of a list that are tokenised together, which takes some milliseconds. Between two such parts,
+notes of other callers are tokenised."""
 log = structlog.get_logger(__name__)
 
 
@@ -152,9 +155,9 @@ class Batcher:
             raise Stopping
         loop = asyncio.get_running_loop()
         started = self._now()
-        tokenized = await loop.run_in_executor(
-            self._tokenise_thread, lambda: [self._engine.tokenize(note, request) for note, request in notes]
-        )
+        tokenized: list[TokenizedRequest] = []
+        for part in parts_to_tokenise(notes):
+            tokenized += await loop.run_in_executor(self._tokenise_thread, self._tokenise, part)
         self._telemetry.tokenise.observe(self._now() - started)
         if self._stopping:  # it began to stop meanwhile
             raise Stopping
@@ -172,6 +175,9 @@ class Batcher:
                 note.answer.cancel()
             self._drop_left(urgency.lane, [note for note in queued if note.answer.cancelled()])
             add_stages(queued, self._now())
+
+    def _tokenise(self, notes: Sequence[tuple[Note, GenerationRequest]]) -> list[TokenizedRequest]:
+        return [self._engine.tokenize(note, request) for note, request in notes]
 
     async def embed_all(
         self, notes: Sequence[Note], urgency: Urgency, tenant: str = DEFAULT_TENANT
@@ -412,3 +418,19 @@ class Batcher:
         for output in outputs:
             if output.first_token_seconds is not None:
                 self._telemetry.first_token.observe(output.first_token_seconds)
+
+
+def parts_to_tokenise(
+    notes: Sequence[tuple[Note, GenerationRequest]],
+) -> Iterator[list[tuple[Note, GenerationRequest]]]:
+    """Yield consecutive parts of a list: as many notes as have at most TOKENISED_CHARS characters together, or one."""
+    part: list[tuple[Note, GenerationRequest]] = []
+    chars = 0
+    for note, request in notes:
+        length = len(note.title) + len(note.content) + sum(map(len, note.hashtags))
+        if part and chars + length > TOKENISED_CHARS:
+            yield part
+            part, chars = [], 0
+        part.append((note, request))
+        chars += length
+    yield part

@@ -208,9 +208,10 @@ class NoteStore(Protocol):
         """Record that `replica` has a snapshot at `position`. Entries before the snapshots of all replicas may be
         trimmed."""
 
-    async def begin_samples(self) -> bool:
-        """Begin to add sample notes. Return False if none are to be added: something was written here before, or all
-        were added once. An addition that was interrupted before `mark_samples_loaded` is resumed."""
+    async def begin_samples(self, ids: Sequence[str]) -> bool:
+        """Begin to add the sample notes with these ids. Return False if none are to be added: something was written
+        here before, or all were added once. An addition that was interrupted before `mark_samples_loaded` is resumed,
+        unless another note was written, or any was removed, meanwhile."""
 
     async def mark_samples_loaded(self) -> None:
         """Record that all sample notes were added."""

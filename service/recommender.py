@@ -23,7 +23,7 @@ from model.generation import (
     Hashtag,
     HashtagPolicy,
 )
-from model.note import Note, hashtag_key
+from model.note import Note, hashtag_key, hashtag_keys
 from service.access.principal import DEFAULT_TENANT
 from service.adding import (
     GENERATE_NOTHING,
@@ -393,7 +393,7 @@ class Recommender:
             hashtags,
             categories,
             all_categories,
-            frozenset(map(hashtag_key, (*self.defaults.blocked_hashtags, *blocked))),
+            hashtag_keys(self.defaults.blocked_hashtags).union(map(hashtag_key, blocked)),
             min_score,
             self.index.vocabulary if policy == "known" else None,
             self.index.find_neighbours if policy == "grounded" else None,

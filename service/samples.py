@@ -18,22 +18,26 @@ BATCH_SIZE = 16
 
 
 async def load_samples(service: Service, progress: Callable[[str], None]) -> None:
-    """Add the sample notes to a store that never held a note, so that deleted ones do not come back.
+    """Add the sample notes to a store that never held another note, so that deleted ones do not come back.
 
-    If the process is killed meanwhile, the next start continues. While the store is away, nothing is added. Where two
-    processes load them at once, a note that is deleted while a batch with it is being added may come back.
+    If the process is killed meanwhile, the next start continues with those that are missing, unless other notes were
+    written or samples removed. While the store is away, nothing is added. Where two processes load them at once, a note
+    that is deleted while a batch with it is being added may come back.
     """
     count = service.settings.samples_wanted
     try:
-        if count == 0 or not await service.store.begin_samples():
+        if count == 0:
             return
         lines = list(islice(NotesFile(SAMPLES).lines(), count))
         notes = [NoteIn.model_validate(line.note).as_note() for line in lines]
+        ids = [note.id for note in notes]
         for start in range(0, len(notes), BATCH_SIZE):
-            if start and not await service.store.begin_samples():  # another process has loaded them meanwhile
+            if not await service.store.begin_samples(ids):  # later on: another process has loaded them meanwhile
                 return
             progress(f"Adding sample notes (first start only): {start} of {len(notes)}")
-            await service.recommender.add(notes[start : start + BATCH_SIZE], Generate(), Urgency(Lane.BULK))
+            stored = await service.store.get(ids[start : start + BATCH_SIZE])
+            missing = [note for note, known in zip(notes[start:], stored, strict=False) if known is None]
+            await service.recommender.add(missing, Generate(), Urgency(Lane.BULK))
         await service.store.mark_samples_loaded()
     except StoreUnavailable:
-        progress("The store is unavailable: no sample notes are added")
+        progress("The store is unavailable: no further sample notes are added")

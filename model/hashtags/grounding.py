@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
 from model.note import Note, hashtag_key
@@ -68,6 +69,8 @@ KNOWN_SHARE = 0.005
 community has chosen, so fitting hashtags may be improbable (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
 """Maximum neighbours returned with a hashtag that they carry: enough to show its origin in one line."""
+KEPT_BLOCK_LISTS = 16
+"""Number of block lists whose keys are cached: the deployment's, and some of requests."""
 HYPHENS = ("Pd", "Pc")
 """Unicode categories of hyphens, dashes and underscores, which some authors use to join the words of a hashtag."""
 SINGULARS_IN_S = ("news", "lens", "atlas", "canvas", "christmas")
@@ -83,8 +86,19 @@ ENDINGS_WITH_E = tuple(f"{ending}e" for ending in ENDINGS_BEFORE_ES)
 def dedup_key(text: str) -> str:
     """Return the key by which lists of hashtags are deduplicated. Case, spaces, hyphens, underscores and regular
     English plurals do not count. A key need not be a word."""
-    key = hashtag_key(text)
+    return _dedup_key(hashtag_key(text))
+
+
+def _dedup_key(key: str) -> str:
+    """Return the `dedup_key` of a hashtag from its `hashtag_key`."""
     return number_neutral("".join(char for char in key if unicodedata.category(char) not in HYPHENS) or key)
+
+
+@lru_cache(KEPT_BLOCK_LISTS)
+def blocked_keys(keys: frozenset[str]) -> frozenset[str]:
+    """Return the `dedup_key` of hashtags from their `hashtag_key`. Results are cached, since a deployment's list may
+    have thousands of hashtags, and each note needs it."""
+    return frozenset(map(_dedup_key, keys))
 
 
 def number_neutral(word: str) -> str:
@@ -118,16 +132,22 @@ class HashtagFilter:
     own: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, note: Note, blocked: Collection[str], read: Collection[str] = ()) -> HashtagFilter:
+    def of(cls, note: Note, blocked: frozenset[str], read: Collection[str] = ()) -> HashtagFilter:
         """Return the filter for `note`. `blocked`: keys (`hashtag_key`). `read`: scripts that the model reads, () for
         all. A note without letters, such as emoji alone, allows the scripts of `read`: for others the model can't tell
         whether a hashtag fits."""
         note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags))) or frozenset(read)
-        return cls(frozenset(map(dedup_key, blocked)), note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
+        return cls(blocked_keys(blocked), note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
+
+    @property
+    def refused(self) -> int:
+        """Number of hashtags that may not be returned in any script."""
+        return len(self.blocked) + len(self.own)
 
     def __call__(self, text: str) -> bool:
         """Return whether the hashtag `text` may be returned."""
-        if dedup_key(text) in self.blocked | self.own:
+        key = dedup_key(text)
+        if key in self.blocked or key in self.own:
             return False
         return self.scripts is None or scripts(text) <= self.scripts | {"LATIN"}
 

@@ -22,6 +22,8 @@ this."""
 BEAMS_PER_HASHTAG = 2
 """Beam width per requested hashtag (docs/decisions/0010-hashtags.md): several beams may spell the same hashtag or end
 as text that is none."""
+MAX_WIDTH = 20
+"""Maximum beam width, that of ten requested hashtags."""
 
 GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{3}")
 """Matches a word that continues in capitals, as in "runningHETATM": pretraining has hardly seen the second token, so
@@ -30,10 +32,17 @@ EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """Characters at either end of a text that are neither letters nor digits."""
 
 
-def max_beam_blocks(hashtags: int, pool: BlockPool) -> int:
-    """Return the maximum number of cache blocks that a search for `hashtags` needs besides the prompt's: for each beam,
-    a copy of the prompt's last block and the blocks of its own tokens."""
-    return hashtags * BEAMS_PER_HASHTAG * (1 + pool.blocks_for(TOKENS_PER_HASHTAG))
+def beam_width(hashtags: int, allowed: HashtagFilter) -> int:
+    """Return the beam width of a search for `hashtags`: wider by one for each hashtag that may not be returned, up to
+    MAX_WIDTH, since beams that lead to such a hashtag displace others."""
+    width = hashtags * BEAMS_PER_HASHTAG
+    return max(width, min(width + allowed.refused, MAX_WIDTH)) if hashtags else 0
+
+
+def max_beam_blocks(width: int, pool: BlockPool) -> int:
+    """Return the maximum number of cache blocks that a search with `width` beams needs besides the prompt's: for each
+    beam, a copy of the prompt's last block and the blocks of its own tokens."""
+    return width * (1 + pool.blocks_for(TOKENS_PER_HASHTAG))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class HashtagBeamSearch:
     def __init__(self, prompt: Prompt, request: GenerationRequest, allowed: HashtagFilter) -> None:
         self._prompt = prompt
         self._count = request.hashtags
-        self._width = request.hashtags * BEAMS_PER_HASHTAG
+        self._width = beam_width(request.hashtags, allowed)
         self._vocabulary = request.vocabulary
         self._allowed = allowed
         self._min_probability = prompt.config.min_hashtag_score

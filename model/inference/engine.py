@@ -23,7 +23,7 @@ from model.config import CheckpointError
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage, Vocabulary
 from model.hashtags.grounding import HashtagFilter
 from model.hashtags.vocabulary import HashtagTrie
-from model.inference.beam_search import max_beam_blocks
+from model.inference.beam_search import beam_width, max_beam_blocks
 from model.inference.candidate_scoring import FIRST_CANDIDATE_TOKENS, max_candidate_blocks
 from model.inference.category_scoring import CategoryScorer, ClosedSet
 from model.inference.hashtag_generation import HashtagGeneration
@@ -256,7 +256,7 @@ class Engine:
         prompt_blocks = pool.blocks_for(note_tokens + task_tokens + closed_set_tokens)
         if tokenized.hashtag_prompt:
             prompt_blocks += pool.blocks_for(len(tokenized.hashtag_prompt) + task_tokens)
-        hashtag_blocks = max_beam_blocks(request.hashtags, pool)
+        hashtag_blocks = max_beam_blocks(beam_width(request.hashtags, tokenized.allowed), pool)
         if request.find_neighbours:
             hashtag_blocks += max_candidate_blocks(pool)
         window_blocks = sum(pool.blocks_for(len(window)) for window in tokenized.prompt.windows[1:])

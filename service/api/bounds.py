@@ -21,8 +21,9 @@ def check_note_size(size: int, settings: Settings) -> None:
 
 
 def max_import_bytes(settings: Settings) -> int:
-    """Return the bound on the JSON of an imported note: that of a note, plus room for a vector."""
-    return settings.note_bytes + MAX_VECTOR_BYTES
+    """Return the bound on the JSON of an imported note: that of a note, plus room for a vector, and at most that of a
+    body."""
+    return min(settings.note_bytes + MAX_VECTOR_BYTES, settings.max_body_bytes)
 
 
 def check_import_size(size: int, settings: Settings) -> None:

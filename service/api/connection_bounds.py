@@ -4,6 +4,12 @@ from __future__ import annotations
 
 MAX_HEAD_BYTES = 65_536
 """Bound on request line and headers together; and on the trailers of a body."""
+MAX_HEADERS = 200
+"""Bound on the header fields of a request, trailers included. A field takes about 180 bytes of memory, and an idle
+connection keeps the last head."""
+MAX_QUERY_PARAMETERS = 2048
+"""Bound on the parameters of a query: parsing 32,000 would hold the event loop. A search has up to a thousand
+`exclude`."""
 HEAD_SECONDS = 10.0
 """Bound on the time from opening a connection, or from the first byte of a later request, to the end of the headers."""
 SPARE_HEAD_SECONDS = 1.0

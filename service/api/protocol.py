@@ -19,7 +19,7 @@ import structlog
 import uvicorn
 from prometheus_client import Counter
 from starlette.types import Receive
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.awaited_body import AwaitedBody
@@ -30,7 +30,9 @@ from service.api.connection_bounds import (
     MAX_CONNECTIONS,
     MAX_DISCARDED_BYTES,
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
     MAX_PIPELINED,
+    MAX_QUERY_PARAMETERS,
     MIN_BODY_RATE,
     PATHS_WHEN_FULL,
     PIECE_BYTES,
@@ -40,6 +42,7 @@ from service.api.connection_bounds import (
 )
 from service.api.connection_watch import ConnectionWatch
 from service.api.early_response import EarlyResponder, EarlyResponse
+from service.api.head_with_body import HeadWithBody
 from service.api.problems import MEDIA_TYPE, plain_problem
 from service.api.unsent_answers import UnsentAnswers
 
@@ -70,49 +73,17 @@ def _has_path(target: bytes) -> bool:
         return False
 
 
-class HeadWithBody(asyncio.Transport):
-    """Transport of one answer, which sends its head together with its body. uvicorn writes them separately, and each
-    write would be a system call and wake the caller. The head waits for the body, but no longer than the current turn
-    of the event loop. `has_body`: the head of an answer without one does not wait: the next answer could be sent before
-    it."""
-
-    def __init__(self, protocol: BoundedProtocol, has_body: bool) -> None:
-        super().__init__()
-        self._protocol = protocol
-        self._transport = protocol.transport
-        self._loop = protocol.loop
-        self._head: bytes | None = None if has_body else b""
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._head is None:
-            self._head = bytes(data)
-            self._loop.call_soon(self._send_head)
-        else:
-            head, self._head = self._head, b""
-            self._protocol.write(head + data if head else data)
-
-    def _send_head(self) -> None:
-        if self._head:
-            self.write(b"")
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._send_head()
-        self._transport.close()
-
-
 class HoldingFlow(FlowControl):
-    """Flow control that does not resume reading while bytes that were read wait to be parsed. uvicorn resumes with each
-    answer, and whenever the app asks whether its caller is still connected."""
+    """Flow control that does not resume reading while bytes that were read wait to be parsed, or enough of a body waits
+    for an earlier answer. uvicorn resumes with each answer, and whenever the app asks whether its caller is still
+    connected."""
 
     def __init__(self, protocol: BoundedProtocol) -> None:
         super().__init__(protocol.transport)
         self._protocol = protocol
 
     def resume_reading(self) -> None:
-        if not self._protocol.has_unparsed:
+        if not self._protocol.has_read_ahead:
             super().resume_reading()
 
 
@@ -175,9 +146,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parse(data)
 
     @property
-    def has_unparsed(self) -> bool:
-        """Whether bytes wait to be parsed."""
-        return bool(self._rest)
+    def has_read_ahead(self) -> bool:
+        """Whether bytes wait to be parsed, or the body of a request that waits for an earlier answer exceeds its
+        bound."""
+        return bool(self._rest) or (bool(self.pipeline) and len(self.cycle.body) > HIGH_WATER_LIMIT)
 
     def _parse_rest(self) -> None:
         """Parse the remaining bytes as far as MAX_PIPELINED allows, and resume reading once nothing waits."""
@@ -206,9 +178,12 @@ class BoundedProtocol(HttpToolsProtocol):
             piece = view[:PIECE_BYTES]
             self._unparsed += len(piece)
             view = view[self._feed(piece) :]
-            if self._unparsed > MAX_HEAD_BYTES and not self.transport.is_closing():
-                detail = f"The request line and headers exceed max_head_bytes = {MAX_HEAD_BYTES} of GET /limits."
-                self._end("head_too_large", 431, detail)
+            if self.transport.is_closing():
+                return
+            if self._unparsed > MAX_HEAD_BYTES:
+                self._refuse_head("max_head_bytes", MAX_HEAD_BYTES)
+            elif len(self.headers) > MAX_HEADERS:
+                self._refuse_head("max_headers", MAX_HEADERS)
 
     def _feed(self, piece: memoryview) -> int:
         """Parse a piece up to its end, or to the end of a head that asks for an upgrade; return the number of bytes
@@ -248,6 +223,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_spare and self.url.partition(b"?")[0] not in PATHS_WHEN_FULL:
             self._refuse_as_full()
             return
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse_head("max_headers", MAX_HEADERS)
+            return
+        if self.url.count(b"&") >= MAX_QUERY_PARAMETERS:
+            self._refuse_head("max_query_parameters", MAX_QUERY_PARAMETERS, 414)
+            return
         if not _has_path(self.url):
             self._end("malformed", 400, "The target of the request has no valid path: send the path only.")
             return
@@ -263,6 +244,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._early = self._decide()
         if self._early is None:
             self._call_app()
+
+    def _refuse_head(self, name: str, bound: int, status: int = 431) -> None:
+        self._end("head_too_large", status, f"The request line and headers exceed {name} = {bound} of GET /limits.")
 
     def _decide(self) -> EarlyResponse | None:
         """Return the answer to the current request if it does not need the app."""
@@ -312,10 +296,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._unparsed = 0
         self._deadline = math.inf  # until a later request begins
-        if self._early is None:
-            super().on_message_complete()
-        else:
+        if self._early is not None:
             self._send_early(self._early)
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:  # the rest of a body that was refused: what has arrived has stopped the timer
+            self._unset_keepalive_if_required()
+            wait = self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_later(wait, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

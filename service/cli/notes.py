@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -9,6 +10,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -89,18 +91,35 @@ class Download:
         started, patience = time.monotonic(), Patience(self.patience)
         headers = bearer(self.api_key) | {"Accept-Encoding": "gzip"}
         with (
+            self._locked(),
             httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
             progress_bars() as bars,
         ):
             task = bars.add_task("exporting", total=None)
             while (end := self._fetch(client, bars, task, patience)) is None:
                 pass
-        self._finish()
+            self._finish()
         return {**end, "seconds": round(time.monotonic() - started, 1)}
 
     @property
     def _part(self) -> Path:
         return self.file.with_name(f"{self.file.name}.part")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other runs from writing to FILE.part. Raises TransferFailed where one does."""
+        with self._part.open("ab") as part:
+            try:
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TransferFailed(f"another command is writing {self._part}: wait for it") from error
+            try:
+                if self.file.exists():  # the other command has finished in between
+                    raise TransferFailed(f"{self.file} already exists: choose a new file")
+                yield
+            finally:
+                if self._part.exists() and not self._part.stat().st_size:
+                    self._part.unlink()
 
     def _fetch(self, client: httpx2.Client, bars: Progress, task: Any, patience: Patience) -> dict[str, Any] | None:
         """Fetch as much as the service sends. Return the last line, or None if the stream broke off."""
@@ -333,7 +352,8 @@ class Upload:
 
         notes = (text for number, text in self._lines() if number in lines)
         for batch in batches(notes, len, BATCH_SIZE):
-            results = [result for answer in self._answers(batch, send, patience) for result in answer["results"]]
+            answers = self._answers(batch, send, patience, rejection_of_note)
+            results = [result for answer in answers for result in answer["results"]]
             if len(results) != len(batch):
                 raise TransferFailed(f"{self.url} returned {len(results)} results for {len(batch)} notes")
             for text, result in zip(batch, results, strict=True):
@@ -349,10 +369,14 @@ class Upload:
         return sum(answer["count"] for answer in chain.from_iterable(answers))
 
     def _answers(
-        self, batch: list[T], send: Callable[[list[T]], httpx2.Response], patience: Patience
+        self,
+        batch: list[T],
+        send: Callable[[list[T]], httpx2.Response],
+        patience: Patience,
+        rejection: Callable[[httpx2.Response], dict[str, Any]] | None = None,
     ) -> list[dict[str, Any]]:
         """Return the service's answers to a batch: several if it is too large for one request, and so is sent in
-        halves."""
+        halves. `rejection`: makes an answer from the refusal of a single item that is too large; None ends the run."""
         while True:
             try:
                 response = send(batch)
@@ -361,10 +385,19 @@ class Upload:
                     return [response.json()]
                 if response.status_code == TOO_LARGE and len(batch) > 1:
                     halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
-                    return [answer for half in halves for answer in self._answers(half, send, patience)]
+                    return [answer for half in halves for answer in self._answers(half, send, patience, rejection)]
+                if response.status_code == TOO_LARGE and rejection:
+                    return [rejection(response)]
                 patience.after(response.status_code, response.content, response.headers)
             except httpx2.TransportError as error:
                 patience.pause(f"{self.url} does not respond: {error}.")
+
+
+def rejection_of_note(refusal: httpx2.Response) -> dict[str, Any]:
+    """Return the answer to an import of one note whose request was refused."""
+    detail = explain_body(refusal.content, refusal.status_code)
+    problem = {"title": "Too large", "status": refusal.status_code, "detail": detail}
+    return {"results": [{"id": None, "status": "rejected", "vector": None, "problem": problem}]}
 
 
 def lines_of(response: httpx2.Response) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from service.filters import Filter
 from service.interfaces import NoteIndex
 from service.ranking.strategies import Numbers
 from service.records import Hit
-from service.search.sources import POOL_PER_RECALLED, POOL_SIZE, Candidates, ContentSource
+from service.search.sources import POOL_PER_RECALLED, POOL_SIZE, Candidates, ContentSource, by_score
 
 
 class Evidence(Protocol):
@@ -93,10 +93,10 @@ class FusedSource:
         adjusted = np.fromiter(scores.values(), np.float64, len(ids))
         for evidence in self._evidence:
             adjusted = await evidence.adjust(ids, adjusted)
-        hits = sorted(map(Hit, ids, adjusted.tolist()), key=lambda hit: (-hit.score, hit.id))
+        hits = by_score(map(Hit, ids, adjusted.tolist()))
         return Pool(hits, nearest[-1].score if nearest else math.inf, exhausted)
 
     async def _content_scores(self, ids: Sequence[str]) -> dict[str, float]:
         """Return the content scores of notes by their ids. Notes that the index does not have are left out."""
         rows = await self._index.rows(ids)
-        return dict(zip(rows.ids, self._content.scores(rows.vectors).tolist(), strict=True))
+        return dict(zip(rows.ids, (await self._content.scores(rows.vectors)).tolist(), strict=True))

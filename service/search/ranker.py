@@ -19,6 +19,9 @@ MAX_DEPTH."""
 MAX_CHOSEN_IN_LOOP = 32
 """Maximum size of a selection that is made in the event loop: each chosen note is compared with a block; ten take 0.3
 ms."""
+MAX_BOOSTS_IN_LOOP = 1000
+"""Maximum number of boosts, one for each of the request's and each note of a block, that are computed in the event
+loop: the last block may have 2,048 notes, a request 20 boosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class Ranker:
         store's version differs, the selection is made again."""
         if self._options.boosts:
             await self._notes.read([hit.id for hit in block])
-        in_loop = count <= MAX_CHOSEN_IN_LOOP
+        boosts = len(self._options.boosts) * len(block)
+        in_loop = count <= MAX_CHOSEN_IN_LOOP and boosts <= MAX_BOOSTS_IN_LOOP
         while True:
             arguments = block, rows, self._notes.known, count
             extended = (

@@ -4,7 +4,7 @@ other evidence."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,8 +33,12 @@ POOL_PER_RECALLED = 8
 """Candidates of a pool for each one that is found with the full recall of a plain search; the nearest ones are. The
 others give re-ranking more to choose from, and may be missed more often. At 20,000 notes the nearest 128 then have a
 recall of 98.5%, in less than half the time that 99.8% takes."""
-MAX_SCORED_IN_LOOP = 1000
-"""Maximum number of rows that `best_score` compares and sorts in the event loop; more are left to a thread."""
+MAX_COMPARED_IN_LOOP = 10_000
+"""Maximum number of cosines, one for each row and example, that are computed in the event loop; more are left to a
+thread."""
+SCORED_TOGETHER = 4096
+"""Rows that `best_score` reads from the index and compares at a time: a hundred examples may have 100,000 candidates,
+whose vectors take 140 MB."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
 LEAST_DEPTH = 1024
@@ -91,8 +95,14 @@ class ContentSource:
             hits = [Hit(hit.id, hit.score * self._linear.scale) for hit in hits]
         return Candidates(hits, exhausted, rows)
 
-    def scores(self, vectors: Vectors) -> Numbers:
+    async def scores(self, vectors: Vectors) -> Numbers:
         """Return the scores of vectors (N, D), shape (N,)."""
+        examples = 1 if self._linear else len(self._query.positive) + len(self._query.negative)
+        if len(vectors) * examples <= MAX_COMPARED_IN_LOOP:
+            return self._compare(vectors)
+        return await asyncio.to_thread(self._compare, vectors)
+
+    def _compare(self, vectors: Vectors) -> Numbers:
         if self._linear is None:
             return best_scores(self._query, vectors)
         return self._linear.scale * cosines(vectors, self._linear.direction[None])[:, 0]
@@ -110,21 +120,28 @@ class ContentSource:
             await asyncio.sleep(0)  # a search may run in the event loop, and there may be a hundred of them
         exhausted = any(len(hits) < depth for hits in lists)  # such a list has every match
         cut = depth == deepest and not exhausted
-        rows = await self._index.rows(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
-        if not rows.ids:
+        hits = await self._score(list(dict.fromkeys(hit.id for hits in lists for hit in hits)))
+        if not hits:
             return Candidates([], exhausted)
         threshold = -np.inf
         if not exhausted and not cut:
             weights = examples.weights / max_weight(self._query)
             # No note that is in none of the lists has a larger weighted cosine to a positive example, or a smaller one
             # to all negative examples, than this.
-            cosine = max(w * sign * hits[-1].score for w, hits in zip(weights.tolist(), lists, strict=True))
+            cosine = max(w * sign * near[-1].score for w, near in zip(weights.tolist(), lists, strict=True))
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
+        return Candidates([hit for hit in hits if hit.score >= threshold], exhausted, cut=cut)
 
-        def ranked() -> list[Hit]:
-            scores = best_scores(self._query, rows.vectors).tolist()
-            hits = [Hit(note_id, score) for note_id, score in zip(rows.ids, scores, strict=True) if score >= threshold]
-            return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+    async def _score(self, ids: Sequence[str]) -> list[Hit]:
+        """Return hits for those of the notes that are in the index, the best first."""
+        hits: list[Hit] = []
+        for start in range(0, len(ids), SCORED_TOGETHER):
+            rows = await self._index.rows(ids[start : start + SCORED_TOGETHER])
+            hits += map(Hit, rows.ids, (await self.scores(rows.vectors)).tolist())
+        in_loop = len(hits) <= SCORED_TOGETHER
+        return by_score(hits) if in_loop else await asyncio.to_thread(by_score, hits)
 
-        in_loop = len(rows.ids) <= MAX_SCORED_IN_LOOP
-        return Candidates(ranked() if in_loop else await asyncio.to_thread(ranked), exhausted, cut=cut)
+
+def by_score(hits: Iterable[Hit]) -> list[Hit]:
+    """Sort hits by descending score, equal ones by id."""
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))

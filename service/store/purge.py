@@ -36,6 +36,8 @@ FOLLOW_SECONDS = 1.0
 by then rebuilds its index."""
 CHECK_SECONDS = 0.05
 """Pause between two checks whether the server has rewritten its file."""
+CHILD_RUNS = re.compile("already in progress|child process")
+"""Matches the server's refusals of a dump while it makes another one, or rewrites its append-only file."""
 SCAN_COUNT = 1000
 """Keys that are looked at in one round trip."""
 T = TypeVar("T")
@@ -288,9 +290,21 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
             if status != "ok":
                 raise PurgeError("the server could not rewrite its append-only file; see the log of the server")
         if client.info("persistence").get("rdb_last_save_time") and _dumps(client):
-            client.bgsave()
-            if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
-                raise PurgeError("the server could not write its dump; see the log of the server")
+            _dump(client, claim)
+
+
+def _dump(client: Any, claim: PurgeClaim) -> None:
+    """Have the server make a dump that begins after this call, and return once it is written."""
+    while True:
+        _wait(client, claim, "rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+        try:
+            client.bgsave(schedule=False)  # a scheduled one would begin after the wait
+            break
+        except ResponseError as error:
+            if not CHILD_RUNS.search(str(error)):  # it has begun another dump or rewrite meanwhile
+                raise
+    if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
+        raise PurgeError("the server could not write its dump; see the log of the server")
 
 
 @contextlib.contextmanager

@@ -395,12 +395,10 @@ class RedisNoteStore:
     async def wait_for_disk(self) -> None:
         await self.connection.wait_for_disk()
 
-    async def begin_samples(self) -> bool:
+    async def begin_samples(self, ids: Sequence[str]) -> bool:
         async with self._call("begin samples"):
-            return bool(
-                await self._redis.eval(BEGIN_SAMPLES, 2, self._keys.samples, self._keys.log, LOADING)
-                == LOADING.encode()
-            )
+            keys = self._keys.samples, self._keys.log
+            return bool(await self._redis.eval(BEGIN_SAMPLES, 2, *keys, LOADING, LOADED, *ids))
 
     async def mark_samples_loaded(self) -> None:
         async with self._call("mark samples"):

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import threading
 
 import numpy as np
 import pytest
 
 from model.generation import VECTOR_ONLY, GenerationRequest, Hashtag
+from model.note import Note
 from service.admission import PATIENT, Lane, Urgency
-from service.batcher import MAX_BULK_WAIT, Batcher
+from service.batcher import MAX_BULK_WAIT, TOKENISED_CHARS, Batcher, parts_to_tokenise
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
 from service.tracing import begin_request
 from tests.service.batcher_steps import ANSWER_SECONDS, answer_of, names, note, plug, queue, start_request
-from tests.service.conftest import WordEngine, batching, eventually, note_vector
+from tests.service.conftest import PreparedWords, WordEngine, batching, eventually, note_vector
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +100,38 @@ async def test_a_bulk_note_that_is_due_gets_the_next_room_of_the_engine(engine: 
         await asyncio.gather(bulk, *person)
     assert names(engine)[0] == ["u"]
     assert sorted(itertools.chain(*names(engine))) == ["a", "b", "c", "u", "v"]
+
+
+async def test_interactive_note_is_tokenised_between_long_bulk_notes(engine: WordEngine) -> None:
+    tokenised: list[str] = []
+    begun, go_on, tokenize = threading.Event(), threading.Event(), engine.tokenize
+
+    def recorded(one: Note, request: GenerationRequest) -> PreparedWords:
+        tokenised.append(one.id)
+        begun.set()
+        assert go_on.wait(ANSWER_SECONDS)
+        return tokenize(one, request)
+
+    engine.tokenize = recorded  # type: ignore[method-assign]  # the batcher calls it on this object
+    async with batching(engine, max_tokens=10**6) as batcher:
+        bulk = asyncio.create_task(
+            batcher.generate_all([(note(name, TOKENISED_CHARS), VECTOR_ONLY) for name in "uvw"], Urgency(Lane.BULK))
+        )
+        await eventually(begun.is_set)
+        person = asyncio.create_task(batcher.generate(note("a")))
+        await eventually(lambda: batcher._tokenise_thread._work_queue.qsize())
+        go_on.set()
+        await asyncio.gather(bulk, person)
+    assert tokenised == ["u", "a", "v", "w"]
+
+
+def test_parts_to_tokenise_have_few_characters_or_one_note() -> None:
+    sizes = [10, 20, TOKENISED_CHARS, TOKENISED_CHARS + 1, 5, 5]
+    notes = [(Note(title="x" * size), VECTOR_ONLY) for size in sizes]
+    parts = [[len(one.title) for one, _ in part] for part in parts_to_tokenise(notes)]
+    assert list(itertools.chain(*parts)) == sizes
+    assert all(len(part) == 1 or sum(part) <= TOKENISED_CHARS for part in parts)
+    assert len(parts) < len(sizes)
 
 
 async def test_outputs_come_in_the_order_of_the_notes(engine: WordEngine) -> None:

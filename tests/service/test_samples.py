@@ -82,3 +82,39 @@ async def test_samples_that_another_process_has_loaded_are_not_written_again(
 
     monkeypatch.setattr(Recommender, "add", add)
     assert await load(service) == WANTED - 1
+
+
+@pytest.mark.parametrize("used", ["written", "removed"])
+async def test_interrupted_loading_does_not_go_on_in_a_store_that_was_used(
+    service: Service, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch, used: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded_store, "mark_samples_loaded", killed)
+        with pytest.raises(Killed):
+            await load(service)
+    if used == "written":
+        await put(embedded_store, stored_note())
+    else:
+        await service.recommender.remove("sample-en-001")
+    expected = WANTED + 1 if used == "written" else WANTED - 1
+    assert await load(service) == expected
+    await service.recommender.remove("sample-en-002")
+    assert await load(service) == expected - 1
+
+
+async def test_interrupted_loading_leaves_an_edited_sample_as_it_is(
+    service: Service, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded_store, "mark_samples_loaded", killed)
+        with pytest.raises(Killed):
+            await load(service)
+    await put(embedded_store, stored_note("sample-en-001", "edited"))
+    assert await load(service) == WANTED
+    (edited,) = await embedded_store.get(["sample-en-001"])
+    assert isinstance(edited, StoredNote)
+    assert edited.note.title == "edited"
+
+
+async def killed() -> None:
+    raise Killed

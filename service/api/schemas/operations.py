@@ -15,6 +15,8 @@ from service.api.connection_bounds import (
     HEAD_SECONDS,
     IDLE_SECONDS,
     MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_QUERY_PARAMETERS,
     MIN_BODY_RATE,
 )
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS
@@ -53,6 +55,8 @@ class LimitsOut(BaseModel):
     name of the limit, unless another status is stated."""
 
     max_head_bytes: int = Field(MAX_HEAD_BYTES, description="maximum bytes of request line and headers; 431 beyond")
+    max_headers: int = Field(MAX_HEADERS, description="maximum header fields of a request; 431 beyond")
+    max_query_parameters: int = Field(MAX_QUERY_PARAMETERS, description="maximum parameters of a query; 414 beyond")
     max_body_bytes: int = Field(description="maximum bytes of one body; a stream of notes is not limited")
     max_bodies_bytes: int = Field(
         description="maximum bytes of memory for all request bodies together; 429 beyond. Of a stream of notes, only "

@@ -38,6 +38,7 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
         progress("Checking that the data can be loaded", 0, 0)
         notes = _count_notes(data_set, database_of(url), databases)
         size = data_set.stat().st_size
+        folder.refuse_unless_empty()  # another backup may have been written into it meanwhile
         entry = folder.write_file(data_set, DATA_SET, counting(progress, "Writing the backup", size))
         manifest = Manifest(
             format=FORMAT,

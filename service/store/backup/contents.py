@@ -16,8 +16,9 @@ PREFIX = rb"(\{[^}]*\}:" + TENANT_PATTERN + rb")"
 NOTE_KEY = re.compile(PREFIX + b"note:")
 LOG_KEY = re.compile(PREFIX + b"log")
 IDENTITY_KEY = re.compile(PREFIX + b"identity")
-SNAPSHOTS_KEY = re.compile(PREFIX + b"snapshots")
-"""Keys of a note, of a change log, of the identity of a store, and of the snapshots that replicas have."""
+BOOKKEEPING_KEY = re.compile(PREFIX + b"(snapshots|purged|purging|purge:.*)")
+"""Keys of a note, of a change log, of the identity of a store, and of what the replicas and purges of one server keep
+there: their snapshots, and which purges they have made."""
 PAGE_KEYS = 1000
 """Keys that one SCAN looks at."""
 NO_EXPIRY = -1

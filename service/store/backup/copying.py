@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from service.records import ORIGIN, position_key
-from service.store.backup.contents import IDENTITY_KEY, LOG_KEY, SNAPSHOTS_KEY, pages
+from service.store.backup.contents import BOOKKEEPING_KEY, IDENTITY_KEY, LOG_KEY, pages
 from service.store.backup.manifest import BackupError
 from service.store.change_log import RESTORE
 
@@ -75,7 +75,7 @@ def _copy_keys(source: Any, target: Any, keys: Sequence[bytes], names: Mapping[b
             raise BackupError(f"the data set has the key {key!r} of the unknown type {kind.decode()}")
         if IDENTITY_KEY.fullmatch(key) and not source.exists(log := key.removesuffix(b"identity") + b"log"):
             _begin_log(target, log, ORIGIN)
-    plain = [entry for entry in described if entry[1] in READERS and not SNAPSHOTS_KEY.fullmatch(entry[0])]
+    plain = [entry for entry in described if entry[1] in READERS and not BOOKKEEPING_KEY.fullmatch(entry[0])]
     reading, writing = source.pipeline(transaction=False), target.pipeline(transaction=False)
     for key, kind, _ in plain:
         READERS[kind](reading, key)

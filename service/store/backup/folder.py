@@ -55,7 +55,7 @@ class BackupFolder:
     def write_file(self, source: Path, name: str, on_bytes: OnBytes) -> FileEntry:
         """Copy a file into the folder, and return its entry for the manifest."""
         digest, size = hashlib.sha256(), 0
-        with self._errors(), source.open("rb") as reader, self._open(name, "wb") as writer:
+        with self._errors(), source.open("rb") as reader, self._create(name) as writer:
             for chunk in _chunks(reader):
                 digest.update(chunk)
                 size += len(chunk)
@@ -66,8 +66,10 @@ class BackupFolder:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write the manifest, which makes the backup valid. If it does not reach the disk, it is removed."""
+        with self._errors():
+            writer = self._create(MANIFEST)
         try:
-            with self._errors(), self._open(MANIFEST, "wb") as writer:
+            with self._errors(), writer:
                 writer.write(manifest.encode())
                 _sync(writer)
                 if isinstance(self._storage, LocalFileSystem):
@@ -82,7 +84,7 @@ class BackupFolder:
         """Copy a file of the folder to the temporary file `target`. Raises BackupError where its size or digest is not
         that of `entry`."""
         digest, size = hashlib.sha256(), 0
-        with self._errors(), self._open(entry.name, "rb") as reader, temporary_file(target) as append:
+        with self._errors(), self._storage.open(self._at(entry.name), "rb") as reader, temporary_file(target) as append:
             for chunk in _chunks(reader):
                 digest.update(chunk)
                 size += len(chunk)
@@ -94,10 +96,14 @@ class BackupFolder:
     def _at(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"
 
-    def _open(self, name: str, mode: str) -> Any:
-        if "w" in mode:
-            self._storage.makedirs(self._path, exist_ok=True)
-        return self._storage.open(self._at(name), mode)
+    def _create(self, name: str) -> Any:
+        """Open a new file of the folder for writing. Raises BackupError where a disk already has it; other storages may
+        not be able to tell."""
+        self._storage.makedirs(self._path, exist_ok=True)
+        try:
+            return self._storage.open(self._at(name), "xb" if isinstance(self._storage, LocalFileSystem) else "wb")
+        except FileExistsError as error:
+            raise BackupError(f"{self.address} is not empty; use a new folder for each backup") from error
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

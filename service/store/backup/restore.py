@@ -70,6 +70,7 @@ redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('SWAPDB', ARGV[3], ARGV[4])
 return ''
 """
+NOT_CHANGED = "the store was not changed"
 NOT_EXCHANGED = {
     "lost": "this restore was interrupted for so long that another one took its database; the store was not changed. "
     "Repeat it once the other one has ended",
@@ -83,7 +84,7 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
     empty; what it holds is removed. Raises BackupError; then the store is as it was, unless the error says
     otherwise."""
     folder = BackupFolder(address)
-    manifest = folder.manifest()
+    manifest, exchanged = folder.manifest(), False
     try:
         with tempfile.TemporaryDirectory(prefix="notellm-") as temporary, client_of(url) as store:
             if not replace and _keys_if_empty(store) is None:
@@ -93,8 +94,10 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
             with loaded(data_set, manifest.database, manifest.databases) as source, _staging(url, token) as staging:
                 _copy(manifest, source, staging, progress)
                 _exchange(staging, token, database_of(url), store, replace=replace)
+                exchanged = True
     except (RedisError, OSError) as error:
-        raise BackupError(f"the store was not changed: {error}") from error
+        outcome = "the backup was restored, but not all temporary data were removed" if exchanged else NOT_CHANGED
+        raise BackupError(f"{outcome}: {error}") from error
     return manifest
 
 

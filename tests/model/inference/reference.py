@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from model.generation import GenerationOutput, GenerationRequest
 from model.hashtags.grounding import HashtagFilter, dedup_key
-from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG
+from model.inference.beam_search import BEAMS_PER_HASHTAG, MAX_WIDTH, TOKENS_PER_HASHTAG
 from model.inference.engine import TOKENS_PER_CATEGORY, Engine
 from model.note import Note
 from tests.conftest import FOODS
@@ -92,7 +92,8 @@ def searched_hashtags(engine: Engine, note: Note, count: int) -> tuple[list[tupl
     note_ids = prompt.note(note, count)
     before = [*note_ids, *prompt.hashtag_task(count)]
     ends = end_tokens(engine.runtime.model.tokenizer)
-    width = count * BEAMS_PER_HASHTAG
+    own = {dedup_key(hashtag) for hashtag in note.hashtags}
+    width = min(count * BEAMS_PER_HASHTAG + len(own), MAX_WIDTH)
     beams: list[tuple[float, list[int]]] = [(1.0, [])]
     finished: list[tuple[float, list[int]]] = []
     beam_tokens = 0

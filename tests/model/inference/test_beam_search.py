@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
-from model.hashtags.grounding import dedup_key
-from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG, key_without_edges, stem
+from model.hashtags.grounding import HashtagFilter, dedup_key
+from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG, beam_width, key_without_edges, stem
 from model.inference.engine import Engine
 from model.note import hashtag_key
 from tests.conftest import COMMON, FOODS
@@ -316,6 +316,28 @@ def test_hashtag_that_the_note_has_gives_its_rank_to_the_next(tokenizer: PreTrai
     engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
     (output,) = generate(engine, [replace(UNTAGGED[0], hashtags=("#COFFEE",))], GenerationRequest(2))
     assert texts(output.hashtags) == ["river", "cat"]
+
+
+@pytest.mark.parametrize("policy", ["open", "known"])
+@pytest.mark.parametrize("refused", ["blocked", "own"])
+def test_hashtags_that_may_not_be_returned_displace_no_others(
+    tokenizer: PreTrainedTokenizerBase, policy: str, refused: str
+) -> None:
+    words = {"ball": 0.4, "line": 0.35, "cat": 0.25}
+    engine = bigram_engine(tokenizer, {"": words, **dict.fromkeys(words, ENDED)})
+    vocabulary = vocabulary_of(engine, tuple(words)) if policy == "known" else None
+    names = ("ball", "line")
+    note = replace(UNTAGGED[0], hashtags=names if refused == "own" else ())
+    blocked = frozenset(names if refused == "blocked" else ())
+    (output,) = generate(engine, [note], GenerationRequest(1, blocked=blocked, vocabulary=vocabulary))
+    assert texts(output.hashtags) == ["cat"]
+
+
+def test_search_is_wider_by_the_hashtags_that_may_not_be_returned_up_to_a_bound() -> None:
+    def width(hashtags: int, blocked: int) -> int:
+        return beam_width(hashtags, HashtagFilter(frozenset(map(str, range(blocked)))))
+
+    assert [width(0, 9), width(1, 0), width(5, 3), width(5, 1000), width(10, 1000)] == [0, 2, 13, 20, 20]
 
 
 def test_hashtag_below_min_score_is_left_out_and_not_announced(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,14 +16,25 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from service.api import connection_bounds, connection_watch, protocol, unsent_answers
-from service.api.connection_bounds import MAX_HEAD_BYTES, MAX_PIPELINED, PIECE_BYTES
+from service.api.connection_bounds import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
+    MAX_QUERY_PARAMETERS,
+    PIECE_BYTES,
+)
 from service.api.early_refusal import EarlyRefusal
-from service.api.protocol import BoundedProtocol, HeadWithBody
+from service.api.head_with_body import HeadWithBody
+from service.api.protocol import BoundedProtocol
 from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.api.connections import GET, POST, SHORT, closed, connected, problem_in, read_answer, readable
 from tests.service.api.requests import NDJSON
+
+READ_SIZE = 2**18
+"""Most bytes that the event loop reads from a connection at a time."""
 
 
 def test_head_and_body_of_an_answer_come_together(url: str) -> None:
@@ -109,7 +120,7 @@ def test_stream_that_waits_for_the_queue_is_not_timed_out(url: str) -> None:
     [
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * MAX_HEAD_BYTES * 2,
         b"GET /livez?" + b"x" * MAX_HEAD_BYTES * 2,
-        b"GET /livez HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_HEAD_BYTES // 3),
+        b"GET /livez HTTP/1.1\r\n" + (b"X: %b\r\n" % (b"y" * 1000)) * (MAX_HEADERS - 50),
         POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: " + b"x" * MAX_HEAD_BYTES * 2,
     ],
     ids=["one header", "address", "many headers", "trailer"],
@@ -118,6 +129,51 @@ def test_head_over_its_bound_is_431(url: str, head: bytes) -> None:
     with connected(url) as connection:
         connection.sendall(head)
         assert "max_head_bytes" in problem_in(connection, 431)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_too_many_header_fields_are_431(url: str, complete: bool) -> None:
+    fields = b"".join(b"a%d:b\r\n" % n for n in range(MAX_HEADERS if complete else 5000))  # Host is one more
+    with connected(url) as connection:
+        connection.sendall(GET.removesuffix(b"\r\n") + fields + (b"\r\n" if complete else b""))
+        assert "max_headers" in problem_in(connection, 431)
+
+
+@pytest.mark.parametrize("path", [b"/livez", b"/notes/sample-en-001/similar"])
+def test_too_many_query_parameters_are_414(url: str, path: bytes) -> None:
+    query = b"?" + b"&".join([b"a"] * (MAX_QUERY_PARAMETERS + 1))
+    with connected(url) as connection:
+        connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % (path + query))
+        assert "max_query_parameters" in problem_in(connection, 414)
+
+
+def test_as_many_headers_and_query_parameters_as_allowed_are_taken(url: str) -> None:
+    fields = b"".join(b"a%d:b\r\n" % n for n in range(MAX_HEADERS - 1))
+    target = b"/notes/sample-en-001/similar?" + b"&".join(b"exclude=n%d" % n for n in range(1000))
+    with connected(url) as connection:
+        connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (target, fields))
+        assert read_answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_connection_is_closed_when_idle_after_the_rest_of_a_refused_body(
+    url: str, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
+    made = BoundedProtocol.connection_made
+
+    def impatient(self: BoundedProtocol, transport: asyncio.Transport) -> None:
+        made(self, transport)
+        self.timeout_keep_alive = 1
+
+    monkeypatch.setattr(BoundedProtocol, "connection_made", impatient)
+    with connected(url) as connection:
+        body = b"{}" * pieces
+        head = b"Content-Encoding: br\r\nContent-Length: %d\r\n\r\n" % len(body)
+        connection.sendall(POST + head)
+        assert read_answer(connection)[0] == 415
+        for begin in range(0, len(body), 2):
+            connection.sendall(body[begin : begin + 2])
+        assert closed(connection)
 
 
 def test_head_within_its_bound_is_taken(url: str) -> None:
@@ -284,7 +340,8 @@ def test_many_waiting_connections_leave_others_alone(url: str, client: httpx2.Cl
 def test_limits_name_every_bound_of_a_connection(client: httpx2.Client) -> None:
     limits: dict[str, Any] = client.get("/limits").json()
     seconds = ("head_seconds", "body_seconds", "idle_seconds", "answer_seconds")
-    names = ("max_head_bytes", "min_body_rate", "min_answer_rate", "max_unsent_bytes", *seconds)
+    heads = ("max_head_bytes", "max_headers", "max_query_parameters")
+    names = (*heads, "min_body_rate", "min_answer_rate", "max_unsent_bytes", *seconds)
     bounds = vars(connection_bounds) | vars(protocol) | vars(unsent_answers)
     assert {name: limits[name] for name in names} == {name: bounds[name.upper()] for name in names}
     assert limits["max_connections"] == BoundedProtocol.max_connections
@@ -358,6 +415,29 @@ def test_pipelined_bodies_over_what_is_read_ahead_are_all_answered(url: str) -> 
         requests = (head + b"\r\n" + body) * (count - 1) + head + b"Connection: close\r\n\r\n" + body
         received = send_and_receive(connection, requests)
     assert received.count(b"HTTP/1.1 201 Created") == count
+
+
+def test_body_behind_an_answer_that_looks_for_its_caller_is_not_read_ahead(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export asks after each batch whether its caller is still there, with which uvicorn resumes reading."""
+    sizes, on_body = list[int](), BoundedProtocol.on_body
+
+    def recorded(self: BoundedProtocol, body: bytes) -> None:
+        on_body(self, body)
+        sizes.append(len(self.cycle.body) if self.pipeline else 0)
+
+    monkeypatch.setattr("service.collection.export.BATCH_SIZE", 1)
+    monkeypatch.setattr(BoundedProtocol, "on_body", recorded)
+    body = (b'{"nobody": 1%s}\n' % (b" " * 200_000)) * 40
+    export = b"GET /notes/export HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    post = POST.replace(b"application/json", b"application/x-ndjson")
+    with connected(url) as connection:
+        received = send_and_receive(
+            connection, export + post + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+        )
+    assert received.count(b'"rejected"') >= 40
+    assert 0 < max(sizes) < HIGH_WATER_LIMIT + 2 * READ_SIZE
 
 
 @pytest.mark.usefixtures("impatient")

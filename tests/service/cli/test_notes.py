@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -419,6 +420,36 @@ def test_notes_that_are_too_large_for_one_request_together_are_sent_in_parts(
         assert (json.loads(result.stdout)["created"], json.loads(result.stdout)["rejected"]) == (9, 1), result.stderr
         assert "max_body_bytes" in (tmp_path / "rejects.jsonl").read_text()
         assert len(contents(small)) == 38
+
+
+def test_note_that_is_too_large_for_a_request_alone_does_not_end_an_import(
+    url: str, start_with: StartWith, tmp_path: Path
+) -> None:
+    long = {"id": "a-long", "title": "soup", "content": "words " * 6600}
+    assert httpx2.post(f"{url}/notes", json=long, timeout=60).status_code == 201
+    file = tmp_path / "notes.jsonl"
+    report_of("export-notes", str(file), "--url", url)
+    with start_with(max_body_bytes=40_000) as small:
+        result = run("import-notes", str(file), "--url", small, "--json")
+        report = json.loads(result.stdout)
+        assert (report["created"], report["rejected"]) == (20, 1), result.stderr
+        assert "a-long: " in result.stderr
+        assert httpx2.get(f"{small}/limits").json()["max_import_bytes"] == 40_000
+
+
+def test_export_that_another_command_is_writing_is_left_to_it(url: str, tmp_path: Path) -> None:
+    part = tmp_path / "notes.jsonl.part"
+    with part.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        result = run("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
+    assert (result.returncode, part.exists()) == (1, True)
+    assert "another command is writing" in " ".join(result.stderr.split())
+    assert report_of("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)["notes"] == 20
+
+
+def test_export_that_could_not_begin_leaves_no_file(tmp_path: Path) -> None:
+    result = run("export-notes", str(tmp_path / "n.jsonl"), "--url", "http://127.0.0.1:9", "--patience", "0")
+    assert (result.returncode, list(tmp_path.iterdir())) == (1, [])
 
 
 def test_texts_with_other_ends_of_lines_are_exported_and_imported(url: str, start: Start, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,8 @@ from service.errors import IndexBehind, NoteNotFound, OtherSpace, StoreUnavailab
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
-from service.ranking.boosts import Boost, Match
+from service.ranking.boosts import Boost, Match, boost_values
+from service.ranking.strategies import Numbers, Query, Vectors, best_scores
 from service.recommender import Recommender
 from service.records import Hit, Similar, StoredNote, Unreadable, Write
 from service.search.request import Example, SearchRequest
@@ -454,6 +456,63 @@ async def test_best_score_that_would_go_too_deep_is_not_complete(
     assert len(many.items) < 10
     assert ids(many)[: len(few.items)] == ids(few)
     assert few.complete is (len(few.items) == 3)
+
+
+async def test_best_score_reads_its_candidates_in_parts(
+    recommender: Recommender, search: NoteSearch, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = soup(40)
+    await add(recommender, *notes)
+    examples = tuple(Example(note.id) for note in notes[:6])
+    request = SearchRequest(examples, (Example("n39"),), strategy="best_score", k=20)
+    whole, sizes, rows = await search.related(request), list[int](), live_index.rows
+
+    async def recorded(ids: Sequence[str]) -> Any:
+        sizes.append(len(ids))
+        return await rows(ids)
+
+    monkeypatch.setattr("service.search.sources.SCORED_TOGETHER", 7)
+    monkeypatch.setattr(live_index, "rows", recorded)
+    in_parts = await search.related(request)
+    assert [(item.stored.note.id, item.score) for item in in_parts.items] == [
+        (item.stored.note.id, item.score) for item in whole.items
+    ]
+    assert max(sizes[:-1]) == 7
+
+
+@pytest.mark.parametrize("compared", [10_000, 100])
+async def test_many_examples_are_compared_outside_the_event_loop(
+    recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch, compared: int
+) -> None:
+    notes, threads = soup(40), list[int]()
+    await add(recommender, *notes)
+
+    def recorded(query: Query, vectors: Vectors) -> Numbers:
+        threads.append(threading.get_ident())
+        return best_scores(query, vectors)
+
+    monkeypatch.setattr("service.search.sources.best_scores", recorded)
+    monkeypatch.setattr("service.search.sources.MAX_COMPARED_IN_LOOP", compared)
+    examples = tuple(Example(note.id) for note in notes[:6])
+    await search.related(SearchRequest(examples, (), strategy="best_score", k=20))
+    assert {thread == threading.get_ident() for thread in threads} == {compared == 10_000}
+
+
+@pytest.mark.parametrize("boosts", [1, 20])
+async def test_many_boosts_are_computed_outside_the_event_loop(
+    recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch, boosts: int
+) -> None:
+    notes, threads = soup(90), list[int]()
+    await add(recommender, *notes)
+
+    def recorded(*arguments: Any) -> tuple[float, ...]:
+        threads.append(threading.get_ident())
+        return boost_values(*arguments)
+
+    monkeypatch.setattr("service.ranking.selection.boost_values", recorded)
+    boost = (Boost(0.1, Match("hashtag", "x")),) * boosts
+    await search.related(SearchRequest((Example("n0"),), k=5, boosts=boost))
+    assert {thread == threading.get_ident() for thread in threads} == {boosts == 1}
 
 
 async def test_note_that_the_store_lost_frees_its_author(

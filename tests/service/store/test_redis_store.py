@@ -389,19 +389,19 @@ def test_log_has_lost_what_no_cut_explains(bounds: LogBounds, lost: list[str], k
 
 
 async def test_samples_begin_in_a_store_that_never_held_a_note(store: RedisNoteStore) -> None:
-    assert await store.begin_samples()
+    assert await store.begin_samples(["a"])
     await put(store, stored_note())
-    assert await store.begin_samples(), "a first loading that was cut off goes on"
+    assert await store.begin_samples(["a"]), "a first loading that was cut off goes on"
     await store.mark_samples_loaded()
-    assert not await store.begin_samples()
+    assert not await store.begin_samples(["a"])
 
 
 async def test_samples_do_not_begin_in_a_store_that_was_used(store: RedisNoteStore, admin: redis.Redis) -> None:
     await put(store, stored_note())
-    assert not await store.begin_samples()
+    assert not await store.begin_samples(["a"])
     await store.delete("a")
     admin.xtrim(LOG, maxlen=0, approximate=False)
-    assert not await store.begin_samples()
+    assert not await store.begin_samples(["a"])
 
 
 async def test_damaged_notes_are_unreadable_however_they_are_read(store: RedisNoteStore, admin: redis.Redis) -> None:
@@ -478,7 +478,7 @@ CALLS: dict[str, Callable[[RedisNoteStore], Awaitable[object]]] = {
     "log_bounds": lambda store: store.log_bounds(),
     "scan": drain,
     "durability": lambda store: store.durability(),
-    "begin_samples": lambda store: store.begin_samples(),
+    "begin_samples": lambda store: store.begin_samples(["a"]),
     "mark_samples_loaded": lambda store: store.mark_samples_loaded(),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from itertools import count
@@ -52,6 +53,29 @@ def test_backup_is_never_written_over_another(source: Any, embedded: EmbeddedRed
     back_up(embedded.url, tmp_path / "b")
     with pytest.raises(BackupError, match="use a new folder"):
         back_up(embedded.url, tmp_path / "b")
+
+
+@pytest.mark.parametrize("step", ["Receiving the data", "Checking that the data can be loaded", "Writing the backup"])
+def test_backup_that_another_one_overtakes_leaves_that_one_whole(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path, step: str
+) -> None:
+    fill(source)
+    overtaken = False
+
+    def overtake(name: str, done: int, total: int) -> None:
+        nonlocal overtaken
+        if name == step and not overtaken:
+            overtaken = True
+            with contextlib.suppress(BackupError):  # the data file of the slower one may be there
+                back_up(embedded.url, tmp_path / "b")
+
+    if step == "Writing the backup":
+        make_backup(embedded.url, str(tmp_path / "b"), overtake)
+    else:
+        with pytest.raises(BackupError, match="use a new folder"):
+            make_backup(embedded.url, str(tmp_path / "b"), overtake)
+    restore(tmp_path / "b", other.url)
+    assert contents(target) == contents(source)
 
 
 def test_storage_other_than_a_disk_is_reached_by_its_url(

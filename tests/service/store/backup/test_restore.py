@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import resource
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,9 @@ from tests.service.store.backup.conftest import (
     restore,
 )
 
+PURGES = ("{notes}:purged", "{notes}:purging", "{notes}:purge:cut", "{notes}:purge:failing")
+"""Keys that purges keep in a store."""
+
 
 def test_all_tenants_and_types_of_keys_come_back(
     source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
@@ -78,13 +84,14 @@ def test_restored_store_has_another_identity_and_goes_on_behind_its_log(
         "{notes}:tenants", mapping={"acme": identity("{notes}:tenant:acme:"), "old": "!" + identity("{notes}:")}
     )
     source.hset("{notes}:snapshots", "replica", "1-1 1.0")
+    source.mset(dict.fromkeys(PURGES, "1000"))
     (last, _), *_ = source.xrevrange(LOG, count=1)
     back_up(embedded.url, tmp_path / "b")
     restore(tmp_path / "b", other.url)
     assert target.get(IDENTITY) not in (None, source.get(IDENTITY))
     acme = target.get("{notes}:tenant:acme:identity")
     assert target.hgetall("{notes}:tenants") == {b"acme": acme, b"old": b"!" + target.get(IDENTITY)}
-    assert not target.exists("{notes}:snapshots")
+    assert not target.exists("{notes}:snapshots", *PURGES)
     assert [position for position, _ in target.xrange(LOG)] == [last]
     assert target.xadd(LOG, {"id": "n9", "op": "put"}) > last
 
@@ -348,6 +355,29 @@ def test_database_of_somebody_else_is_not_used(
         theirs.set("theirs", "1")
         restore(tmp_path / "b", other.url)
         assert theirs.get("theirs") == b"1"
+    assert contents(target) == contents(source)
+
+
+def test_error_behind_the_exchange_does_not_say_that_nothing_was_changed(
+    source: Any,
+    target: Any,
+    embedded: EmbeddedRedis,
+    other: EmbeddedRedis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cleanup = tempfile.TemporaryDirectory.cleanup
+
+    def broken(folder: tempfile.TemporaryDirectory[str]) -> None:
+        cleanup(folder)
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), folder.name)
+
+    fill(source)
+    back_up(embedded.url, tmp_path / "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile.TemporaryDirectory, "cleanup", broken)
+        with pytest.raises(BackupError, match="the backup was restored, but not all temporary data"):
+            restore(tmp_path / "b", other.url)
     assert contents(target) == contents(source)
 
 
