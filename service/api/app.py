@@ -207,7 +207,7 @@ def _new_app(
         telemetry=tracer.config if tracer else TRACING_OFF,
     )
     app.state.lifecycle, app.state.telemetry, app.state.gate = lifecycle, telemetry, gate
-    app.state.scenarios = scenarios or {}
+    app.state.scenarios, app.state.settings = scenarios or {}, settings
     app.state.request_log = RequestLog(telemetry, gate.meter, settings.log_sample)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)

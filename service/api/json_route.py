@@ -16,7 +16,6 @@ from service.api.bodies import (
     check_not_empty,
 )
 from service.api.bounds import check_note_size
-from service.api.dependencies import get_service
 from service.api.strict_route import StrictRoute
 
 
@@ -45,7 +44,7 @@ class StrictJsonRoute(StrictRoute):
                 check_media_type(strict.headers)
                 body = await strict.body()
                 check_not_empty(body)
-                check_note_size(len(body), (await get_service(strict)).settings)
+                check_note_size(len(body), strict.app.state.settings)  # no tenant is opened for it
                 check_containers(body, max_containers=self.max_containers)
             return await handle(strict)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import httpx2
 import pytest
 
 from tests.service.api.conftest import Serve, eventually_true
+from tests.service.api.test_tenants import failing_to_open
 
 pytestmark = pytest.mark.slow
 BOOTSTRAP_KEY = "the-bootstrap-key-of-these-tests"
@@ -16,8 +19,8 @@ def under(url: str, key: str) -> httpx2.Client:
     return httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
 
 
-def key_of(root: httpx2.Client, tenant: str) -> str:
-    created = root.post("/keys", json={"name": tenant, "tenant": tenant, "scopes": SCOPES})
+def key_of(root: httpx2.Client, tenant: str, scopes: Sequence[str] = SCOPES) -> str:
+    created = root.post("/keys", json={"name": tenant, "tenant": tenant, "scopes": scopes})
     assert created.status_code == 201, created.text
     key: str = created.json()["key"]
     return key
@@ -60,3 +63,18 @@ def test_keys_go_with_their_tenant(serve: Serve) -> None:
         assert root.delete("/tenants/never").status_code == 404
         with under(url, unused) as never:
             eventually_true(lambda: never.get("/notes/a").status_code == 401)
+
+
+def test_keys_of_a_tenant_that_cannot_be_opened_are_managed(serve: Serve) -> None:
+    with (
+        failing_to_open("acme"),
+        serve(bootstrap_key=BOOTSTRAP_KEY) as url,
+        under(url, BOOTSTRAP_KEY) as root,
+        under(url, key_of(root, "acme", [*SCOPES, "keys.manage"])) as acme,
+    ):
+        created = acme.post("/keys", json={"name": "website", "scopes": ["similar"]})
+        assert created.status_code == 201, created.text
+        address = f"/keys/{created.json()['prefix']}"
+        assert acme.patch(address, json={"name": "page"}).status_code == 200
+        assert acme.post(f"{address}/rotate", json={"overlap_seconds": 0}).status_code == 200
+        assert acme.delete(address).status_code == 204
