@@ -151,12 +151,12 @@ class Batcher:
         if admission is None:
             with self.admit(len(notes), notes[0][1], urgency, tenant=tenant) as admission:
                 return await self.generate_all(notes, urgency, admission)
-        if self._stopping:
-            raise Stopping
         loop = asyncio.get_running_loop()
         started = self._now()
         tokenized: list[TokenizedRequest] = []
         for part in parts_to_tokenise(notes):
+            if self._stopping:
+                raise Stopping
             tokenized += await loop.run_in_executor(self._tokenise_thread, self._tokenise, part)
         self._telemetry.tokenise.observe(self._now() - started)
         if self._stopping:  # it began to stop meanwhile

@@ -211,7 +211,7 @@ class NoteStore(Protocol):
     async def begin_samples(self, ids: Sequence[str]) -> bool:
         """Begin to add the sample notes with these ids. Return False if none are to be added: something was written
         here before, or all were added once. An addition that was interrupted before `mark_samples_loaded` is resumed,
-        unless another note was written, or any was removed, meanwhile."""
+        unless another note was written, any was removed, or the log was purged or trimmed, meanwhile."""
 
     async def mark_samples_loaded(self) -> None:
         """Record that all sample notes were added."""

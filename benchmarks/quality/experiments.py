@@ -7,7 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.quality.records import CHINESE, COMMUNITY, FITTED, KUAIREC, MICROLENS, MOVIELENS, OURS, TAUGHT
+from benchmarks.quality.records import (
+    CHINESE,
+    COMMUNITY,
+    FITTED,
+    KUAIREC,
+    MICROLENS,
+    MOVIELENS,
+    OURS,
+    TAUGHT,
+    WHITENED_DIMENSION,
+)
 from model.config import GEMMA_BACKBONE, PACKAGED_BACKBONE
 from model.weights import SHIPPED_CHECKPOINT
 
@@ -109,7 +119,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "minilm-microlens50k-seed2": Experiment(MICROLENS, recipe="minilm-microlens50k", changes=("seed=2",)),
     "minilm-distilled-microlens50k": Experiment(MICROLENS, recipe="minilm-distilled-microlens50k"),
     "minilm-distilled-whitened-microlens50k": Experiment(
-        MICROLENS, recipe="minilm-distilled-microlens50k", options=(*TEST, "--part", "related", "--whiten", "256")
+        MICROLENS,
+        recipe="minilm-distilled-microlens50k",
+        options=(*TEST, "--part", "related", "--whiten", f"{WHITENED_DIMENSION}"),
     ),
     "minilm-movielens_tmdb-seed0": Experiment(MOVIELENS, recipe="minilm-movielens_tmdb"),
     "category-minilm-movielens_tmdb": Experiment(MOVIELENS, recipe="category-minilm-movielens_tmdb"),

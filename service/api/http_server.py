@@ -31,17 +31,18 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
     return config
 
 
-def allow_open_files(max_tenants: int, files_per_connection: int = 1) -> None:
+def allow_open_files(max_tenants: int, readers: int, *, is_reader: bool = False) -> None:
     """Raise this process's limit on open files as far as it may, and bound the connections by the room that it leaves.
-    `files_per_connection`: 1, and one more for each process whose requests may be passed on beside it."""
+    A reader takes its share of the room: each request that it passes on takes a second file of its own, and one of the
+    process with the model, which has the same limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare = SPARE_FILES + FILES_OF_TENANT * max_tenants
-    needed = BoundedProtocol.needed_files = MAX_CONNECTIONS * files_per_connection + spare
+    spare, processes = SPARE_FILES + FILES_OF_TENANT * max_tenants, 1 + readers
+    needed = BoundedProtocol.needed_files = MAX_CONNECTIONS * processes + spare
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         soft = allowed
     room = MAX_CONNECTIONS
     if soft != resource.RLIM_INFINITY:
-        room = min(MAX_CONNECTIONS, (soft - spare) // files_per_connection)
+        room = min(MAX_CONNECTIONS, (soft - spare) // (processes if is_reader else 1))
     BoundedProtocol.max_connections = max(1, room)

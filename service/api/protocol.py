@@ -127,7 +127,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_exempt(self) -> bool:
-        """Whether the connection does not count towards the bound: one to the admin port, or one of a reader, which
+        """Whether the connection is not refused because of the bound: one to the admin port, or one of a reader, which
         comes over a Unix socket and so has no port."""
         return self.server is not None and self.server[1] in (None, self.config.admin_port)
 
@@ -182,7 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 return
             if self._unparsed > MAX_HEAD_BYTES:
                 self._refuse_head("max_head_bytes", MAX_HEAD_BYTES)
-            elif len(self.headers) > MAX_HEADERS:
+            elif self.headers and len(self.headers) > MAX_HEADERS:  # None before the first request
                 self._refuse_head("max_headers", MAX_HEADERS)
 
     def _feed(self, piece: memoryview) -> int:
@@ -246,7 +246,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._call_app()
 
     def _refuse_head(self, name: str, bound: int, status: int = 431) -> None:
-        self._end("head_too_large", status, f"The request line and headers exceed {name} = {bound} of GET /limits.")
+        self._end("head_too_large", status, f"The head of the request exceeds {name} = {bound} of GET /limits.")
 
     def _decide(self) -> EarlyResponse | None:
         """Return the answer to the current request if it does not need the app."""

@@ -69,7 +69,7 @@ def serve() -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
     readers = Readers(settings.readers, listeners[0].getsockname()[1])
-    allow_open_files(settings.max_tenants, 1 + settings.readers)
+    allow_open_files(settings.max_tenants, settings.readers)
     tls = certificate.context if certificate else None
     with misused_where(ScenariosUnusable):
         config = http_config(build_app(settings, lifecycle, readers=readers), settings.shutdown_seconds, tls)

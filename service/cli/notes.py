@@ -111,11 +111,12 @@ class Download:
         with self._part.open("ab") as part:
             try:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TransferFailed(f"another command is writing {self._part}: wait for it") from error
+                is_named = os.path.samestat(os.fstat(part.fileno()), self._part.stat())
+            except (BlockingIOError, FileNotFoundError):
+                is_named = False
+            if not is_named:  # locked, or renamed or removed by the other command in between
+                raise TransferFailed(f"another command is writing {self._part}: wait for it")
             try:
-                if self.file.exists():  # the other command has finished in between
-                    raise TransferFailed(f"{self.file} already exists: choose a new file")
                 yield
             finally:
                 if self._part.exists() and not self._part.stat().st_size:

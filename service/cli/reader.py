@@ -35,7 +35,7 @@ def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
     settings, lifecycle, telemetry = Settings.from_environment(), Lifecycle(), Telemetry()
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    allow_open_files(settings.max_tenants, files_per_connection=2)  # the caller's, and one to the main process
+    allow_open_files(settings.max_tenants, settings.readers, is_reader=True)
     certificate = read_certificate(settings)
     app = build_reader(settings, start, lifecycle, telemetry)
     config = http_config(app, settings.shutdown_seconds, certificate.context if certificate else None)

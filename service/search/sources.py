@@ -36,6 +36,8 @@ recall of 98.5%, in less than half the time that 99.8% takes."""
 MAX_COMPARED_IN_LOOP = 10_000
 """Maximum number of cosines, one for each row and example, that are computed in the event loop; more are left to a
 thread."""
+MAX_SORTED_IN_LOOP = 1000
+"""Maximum candidates of `best_score` that are sorted in the event loop; more are left to a thread."""
 SCORED_TOGETHER = 4096
 """Rows that `best_score` reads from the index and compares at a time: a hundred examples may have 100,000 candidates,
 whose vectors take 140 MB."""
@@ -130,18 +132,19 @@ class ContentSource:
             # to all negative examples, than this.
             cosine = max(w * sign * near[-1].score for w, near in zip(weights.tolist(), lists, strict=True))
             threshold = sign * float(scaled_sigmoid(np.array(cosine)))
-        return Candidates([hit for hit in hits if hit.score >= threshold], exhausted, cut=cut)
+        in_loop = len(hits) <= MAX_SORTED_IN_LOOP
+        ranked = by_score(hits, threshold) if in_loop else await asyncio.to_thread(by_score, hits, threshold)
+        return Candidates(ranked, exhausted, cut=cut)
 
     async def _score(self, ids: Sequence[str]) -> list[Hit]:
-        """Return hits for those of the notes that are in the index, the best first."""
+        """Return hits for those of the notes that are in the index, in the order of `ids`."""
         hits: list[Hit] = []
         for start in range(0, len(ids), SCORED_TOGETHER):
             rows = await self._index.rows(ids[start : start + SCORED_TOGETHER])
             hits += map(Hit, rows.ids, (await self.scores(rows.vectors)).tolist())
-        in_loop = len(hits) <= SCORED_TOGETHER
-        return by_score(hits) if in_loop else await asyncio.to_thread(by_score, hits)
+        return hits
 
 
-def by_score(hits: Iterable[Hit]) -> list[Hit]:
-    """Sort hits by descending score, equal ones by id."""
-    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+def by_score(hits: Iterable[Hit], threshold: float = -np.inf) -> list[Hit]:
+    """Return the hits that score `threshold` or more by descending score, equal ones by id."""
+    return sorted((hit for hit in hits if hit.score >= threshold), key=lambda hit: (-hit.score, hit.id))

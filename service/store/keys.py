@@ -2,7 +2,7 @@
 
     <prefix>note:<id>   hash    document, vector, space, revision, position: see document.py
     <prefix>log         stream  position -> id, op (put, delete, purge, restore), by (process and number of a put)
-    <prefix>samples     string  "loading" from before the first sample note is added, "1" once all were
+    <prefix>samples     string  "loading" from before the first sample note is added, "1" once no more are to be
     <prefix>identity    string  random; of the default tenant made when it is first asked for, else with the tenant
     <prefix>snapshots   hash    replica -> log position of its snapshot, and the time it was made
     <prefix>list:<id>   list    a ranked list that is kept for its pages

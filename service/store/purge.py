@@ -303,6 +303,8 @@ def _dump(client: Any, claim: PurgeClaim) -> None:
         except ResponseError as error:
             if not CHILD_RUNS.search(str(error)):  # it has begun another dump or rewrite meanwhile
                 raise
+            claim.renew()
+            time.sleep(CHECK_SECONDS)
     if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
         raise PurgeError("the server could not write its dump; see the log of the server")
 

@@ -118,14 +118,17 @@ return position
 )
 # KEYS samples, log; ARGV LOADING, LOADED, the ids of all samples. Answers whether samples are to be added. The log's
 # key exists from the first write on, even when all entries are trimmed. An interrupted loading does not go on if the
-# log has an entry of another note, or of a removal: the store is in use.
+# log has an entry of anything but a sample, or has lost entries: the store may be in use.
 BEGIN_SAMPLES = """
 if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SET', KEYS[1], ARGV[1]) end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local samples = {}
 for i = 3, #ARGV do samples[ARGV[i]] = true end
+if redis.call('EXISTS', KEYS[2]) == 0 then return 1 end
+local reply, info = redis.call('XINFO', 'STREAM', KEYS[2]), {}
+for i = 1, #reply, 2 do info[reply[i]] = reply[i + 1] end
 local entries = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 10000)
-local used = #entries == 10000
+local used = #entries == 10000 or (info['entries-added'] or info.length) > info.length
 for _, entry in ipairs(entries) do used = used or not samples[entry[2][2]] or entry[2][4] ~= 'put' end
 if used then redis.call('SET', KEYS[1], ARGV[2]) end
 return used and 0 or 1

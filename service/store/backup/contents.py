@@ -16,7 +16,8 @@ PREFIX = rb"(\{[^}]*\}:" + TENANT_PATTERN + rb")"
 NOTE_KEY = re.compile(PREFIX + b"note:")
 LOG_KEY = re.compile(PREFIX + b"log")
 IDENTITY_KEY = re.compile(PREFIX + b"identity")
-BOOKKEEPING_KEY = re.compile(PREFIX + b"(snapshots|purged|purging|purge:.*)")
+BOOKKEEPING = b"snapshots|purged|purging|purge:(?:compression|cut|failed|failing|canary:[0-9a-f]+)"
+BOOKKEEPING_KEY = re.compile(PREFIX + b"(" + BOOKKEEPING + b")")
 """Keys of a note, of a change log, of the identity of a store, and of what the replicas and purges of one server keep
 there: their snapshots, and which purges they have made."""
 PAGE_KEYS = 1000

@@ -18,7 +18,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError, ResponseError
 
 from service.store.backup.backup import DATA_SET, Progress, counting, database_count
-from service.store.backup.contents import PREFIX, notes_of, pages
+from service.store.backup.contents import BOOKKEEPING, PREFIX, notes_of, pages
 from service.store.backup.copying import begin_of_log, copy_all
 from service.store.backup.folder import BackupFolder
 from service.store.backup.manifest import BackupError, Manifest
@@ -31,10 +31,8 @@ the restore that is running there. The second expires unless it is renewed."""
 ALIVE_SECONDS = 60
 DISK_MILLISECONDS = 60_000
 """Bound on the wait for the server's disk at the end."""
-BOOKKEEPING = re.compile(
-    PREFIX
-    + b"(identity|snapshots|samples|events:salt|tenants|removed:[^:]+|audit"
-    + b"|purged|purging|purge:(compression|cut|failed|failing|canary:[0-9a-f]+))"
+EMPTY_STORE_KEY = re.compile(
+    PREFIX + b"(identity|samples|events:salt|tenants|removed:[^:]+|audit|" + BOOKKEEPING + b")"
 )
 """Keys that a service or a purge makes in an empty store. A note may have any of these words at the end of its id."""
 # KEYS mark, alive; ARGV token, seconds. Takes a database that is empty or left by an interrupted restore, empties it,
@@ -105,7 +103,7 @@ def _keys_if_empty(store: Any) -> list[bytes] | None:
     """Return the keys of a store that holds nothing but bookkeeping; None for one that holds more."""
     bookkeeping: list[bytes] = []
     for keys in pages(store):
-        if not all(map(BOOKKEEPING.fullmatch, keys)):
+        if not all(map(EMPTY_STORE_KEY.fullmatch, keys)):
             return None
         bookkeeping += keys
     return bookkeeping

@@ -320,7 +320,7 @@ def test_hashtag_that_the_note_has_gives_its_rank_to_the_next(tokenizer: PreTrai
 
 @pytest.mark.parametrize("policy", ["open", "known"])
 @pytest.mark.parametrize("refused", ["blocked", "own"])
-def test_hashtags_that_may_not_be_returned_displace_no_others(
+def test_few_hashtags_that_may_not_be_returned_displace_no_others(
     tokenizer: PreTrainedTokenizerBase, policy: str, refused: str
 ) -> None:
     words = {"ball": 0.4, "line": 0.35, "cat": 0.25}
@@ -334,10 +334,12 @@ def test_hashtags_that_may_not_be_returned_displace_no_others(
 
 
 def test_search_is_wider_by_the_hashtags_that_may_not_be_returned_up_to_a_bound() -> None:
-    def width(hashtags: int, blocked: int) -> int:
-        return beam_width(hashtags, HashtagFilter(frozenset(map(str, range(blocked)))))
+    def width(hashtags: int, blocked: int, own: int = 0) -> int:
+        names, owned = frozenset(map(str, range(blocked))), frozenset(map(str, range(own)))
+        return beam_width(hashtags, HashtagFilter(names, own=owned))
 
-    assert [width(0, 9), width(1, 0), width(5, 3), width(5, 1000), width(10, 1000)] == [0, 2, 13, 20, 20]
+    assert [width(0, 9), width(1, 0), width(5, 3), width(5, 1000), width(10, 1000)] == [0, 2, 13, 14, 20]
+    assert [width(5, 0, own=7), width(5, 1000, own=30)] == [17, 20]
 
 
 def test_hashtag_below_min_score_is_left_out_and_not_announced(tokenizer: PreTrainedTokenizerBase) -> None:

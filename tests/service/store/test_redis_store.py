@@ -396,6 +396,13 @@ async def test_samples_begin_in_a_store_that_never_held_a_note(store: RedisNoteS
     assert not await store.begin_samples(["a"])
 
 
+async def test_samples_do_not_go_on_in_a_store_whose_log_was_trimmed(store: RedisNoteStore, admin: redis.Redis) -> None:
+    assert await store.begin_samples(["a"])
+    await put(store, stored_note())
+    admin.xtrim(LOG, maxlen=0, approximate=False)
+    assert not await store.begin_samples(["a"])
+
+
 async def test_samples_do_not_begin_in_a_store_that_was_used(store: RedisNoteStore, admin: redis.Redis) -> None:
     await put(store, stored_note())
     assert not await store.begin_samples(["a"])

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import redis
 
-from service.store.backup.backup import make_backup
-from service.store.backup.manifest import BackupError
+from service.store.backup.backup import DATA_SET, make_backup
+from service.store.backup.folder import BackupFolder
+from service.store.backup.manifest import MANIFEST, BackupError
 from service.store.clients import client_of
 from service.store.embedded_redis import EmbeddedRedis, server_program
 from service.store.tenants import REMOVING
@@ -76,6 +77,19 @@ def test_backup_that_another_one_overtakes_leaves_that_one_whole(
             make_backup(embedded.url, str(tmp_path / "b"), overtake)
     restore(tmp_path / "b", other.url)
     assert contents(target) == contents(source)
+
+
+@pytest.mark.parametrize("name", [DATA_SET, MANIFEST])
+def test_file_of_another_backup_is_never_overwritten(
+    source: Any, embedded: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The other backup writes its file behind the last look into the folder."""
+    fill(source)
+    (tmp_path / name).write_bytes(b"of another backup")
+    monkeypatch.setattr(BackupFolder, "refuse_unless_empty", lambda folder: None)
+    with pytest.raises(BackupError, match="use a new folder"):
+        back_up(embedded.url, tmp_path)
+    assert (tmp_path / name).read_bytes() == b"of another backup"
 
 
 def test_storage_other_than_a_disk_is_reached_by_its_url(
