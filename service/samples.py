@@ -21,8 +21,8 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
     """Add the sample notes to a store that never held another note, so that deleted ones do not come back.
 
     If the process is killed meanwhile, the next start continues with those that are missing, unless other notes were
-    written, samples removed, or the log purged or trimmed. While the store is away, nothing is added. Where two processes load them at once, a note
-    that is deleted while a batch with it is being added may come back.
+    written, samples removed, or the log purged or trimmed. While the store is away, nothing is added. Where two
+    processes load them at once, a note that is deleted while a batch with it is being added may come back.
     """
     count = service.settings.samples_wanted
     try:
