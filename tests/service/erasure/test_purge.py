@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,7 @@ async def test_dump_that_runs_as_a_purge_begins_is_followed_by_another(
     debian_redis: DebianRedis, clock: Clock, short_folder: Path
 ) -> None:
     debian_redis.stop()
+    shutil.rmtree(short_folder / "appendonlydir")
     debian_redis.start("--appendonly", "no", "--save", "3600 1000000")  # a rewrite would wait for the dump anyway
     store = RedisNoteStore(debian_redis.url, clock=clock)
     await store.put([Write(stored_note(f"kept{n}")) for n in range(50)])
