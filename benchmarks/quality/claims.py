@@ -45,8 +45,8 @@ from model.evaluation.record import HASHTAG_CUTOFFS, HashtagSource, Record
 SMALLEST_P = 1e-4
 """Smaller p values are shown as "below" this one: the far tail of the distribution is only roughly normal."""
 NOT_MEASURED = "not measured"
-TRAINED_WITH_WORDS = "hybrid_trained_test"
-"""Result of `python -m benchmarks.quality.hybrid DATA test trained`."""
+TRAINED_WITH_WORDS, WHITENED_WITH_WORDS = "hybrid_trained_test", "hybrid_whitened_test"
+"""Results of `python -m benchmarks.quality.hybrid DATA test trained`, and `whitened`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,32 +174,38 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class WithWords:
-    """Recall@100 of COMMUNITY by vectors and words, against a rival's by vectors or, if `rival_too`, by both.
+    """Recall@100 of COMMUNITY by vectors and words, against a rival's. `rival_result`: the result that has the rival's
+    recall by vectors and words; "" for its recall by vectors alone, from the records.
 
     benchmarks/quality/hybrid.py stores shares but no ranks, so there is no paired test.
     """
 
     rival: str
     min_ratio: float
-    rival_too: bool = False
+    rival_result: str = ""
 
     def row(self, runs: Sequence[Run]) -> Row:
         """Return the row of the result."""
-        shares = {row["what"]: row["value"] for row in read(TRAINED_WITH_WORDS)["rows"]}
-        ours = float(shares[f"{MICROLENS}, notes, {COMMUNITY}"])
-        if self.rival_too:
-            rival, seeds = float(shares[f"{MICROLENS}, notes, {self.rival}"]), ""
+        ours = _with_words(TRAINED_WITH_WORDS, COMMUNITY)
+        if self.rival_result:
+            rival, seeds = _with_words(self.rival_result, self.rival), ""
         else:
             rival_units = runs_by_seed(runs, self.rival, MICROLENS, partial(hits, COLD_COLD))
             rival, seeds = over_seeds([units.mean for _, units in rival_units])
-        ratio = ours / rival
+        ratio, with_words = ours / rival, ", vectors and words" if self.rival_result else ""
         return row(
             f"{MICROLENS}, Recall@100, {COLD_COLD}: {label(COMMUNITY)}, vectors and words", ours, "%",
-            against=joined(f"{label(self.rival)}{', vectors and words' if self.rival_too else ''}: {rival} %", seeds),
-            spread=f"ratio {ratio:.2f}x, no paired test; result {TRAINED_WITH_WORDS}",
+            against=joined(f"{label(self.rival)}{with_words}: {rival} %", seeds),
+            spread=f"ratio {ratio:.2f}x, no paired test; result {self.rival_result or TRAINED_WITH_WORDS}",
             target=str(MinRatio(self.min_ratio)),
             met=ratio >= self.min_ratio,
         )  # fmt: skip
+
+
+def _with_words(result: str, system: str) -> float:
+    """Return Recall@100 in percent of a system by vectors and words, with whole notes as queries, from a result."""
+    shares = {row["what"]: row["value"] for row in read(result)["rows"]}
+    return float(shares[f"{MICROLENS}, notes, {system}"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +310,11 @@ TRAINED_ON_IT: Sequence[Contest] = tuple(
     )
     for protocol in PROTOCOLS
 )
-WITH_WORDS: Sequence[WithWords] = (WithWords(TRAINED_RIVAL, 1.1), WithWords(DISTILLED_RIVAL, 1.1, rival_too=True))
+WITH_WORDS: Sequence[WithWords] = (
+    WithWords(TRAINED_RIVAL, 1.1),
+    WithWords(DISTILLED_RIVAL, 1.1, TRAINED_WITH_WORDS),
+    WithWords(WHITENED_RIVAL, 1.0, WHITENED_WITH_WORDS),
+)
 WITHOUT_HASHTAGS: Sequence[Contest] = tuple(
     Contest(
         f"Recall@100, {protocol}, notes without hashtags: research checkpoint",
