@@ -102,7 +102,9 @@ async def test_a_bulk_note_that_is_due_gets_the_next_room_of_the_engine(engine: 
     assert sorted(itertools.chain(*names(engine))) == ["a", "b", "c", "u", "v"]
 
 
-async def test_interactive_note_is_tokenised_between_long_bulk_notes(engine: WordEngine) -> None:
+async def test_interactive_note_is_tokenised_between_long_bulk_notes(
+    engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenised: list[str] = []
     begun, go_on, tokenize = threading.Event(), threading.Event(), engine.tokenize
 
@@ -112,7 +114,7 @@ async def test_interactive_note_is_tokenised_between_long_bulk_notes(engine: Wor
         assert go_on.wait(ANSWER_SECONDS)
         return tokenize(one, request)
 
-    engine.tokenize = recorded  # type: ignore[method-assign]  # the batcher calls it on this object
+    monkeypatch.setattr(engine, "tokenize", recorded)
     async with batching(engine, max_tokens=10**6) as batcher:
         bulk = asyncio.create_task(
             batcher.generate_all([(note(name, TOKENISED_CHARS), VECTOR_ONLY) for name in "uvw"], Urgency(Lane.BULK))

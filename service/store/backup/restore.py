@@ -70,7 +70,7 @@ return ''
 """
 NOT_CHANGED = "the store was not changed"
 NOT_EXCHANGED = {
-    "lost": "this restore was interrupted for so long that another one took its database; the store was not changed. "
+    "lost": f"this restore was interrupted for so long that another one took its database; {NOT_CHANGED}. "
     "Repeat it once the other one has ended",
     "written": "the store was empty but was written to during the restore, so it was not changed. Stop clients from "
     "writing, or delete its contents with --replace",
