@@ -173,7 +173,7 @@ class Batcher:
         finally:
             for note in queued:
                 note.answer.cancel()
-            self._drop_left(urgency.lane, [note for note in queued if note.answer.cancelled()])
+            self._drop_abandoned(urgency.lane, [note for note in queued if note.answer.cancelled()])
             add_stages(queued, self._now())
 
     def _tokenise(self, notes: Sequence[tuple[Note, GenerationRequest]]) -> list[TokenizedRequest]:
@@ -333,7 +333,7 @@ class Batcher:
         """Return whether the caller of a note has not left and its deadline has not passed."""
         return not note.answer.done() and note.urgency.deadline > self._now()
 
-    def _drop_left(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
+    def _drop_abandoned(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
         """Remove notes whose caller left from the queue: their admission has ended, so nothing would bound them."""
         self._telemetry.dropped.labels("left").inc(self._lanes[lane].discard(notes))
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))

@@ -26,7 +26,9 @@ class Claims:
 
     @contextlib.asynccontextmanager
     async def hold(self, attempts: Sequence[Attempt], urgency: Urgency) -> AsyncIterator[list[Claim]]:
-        """Claim the writes of some attempts; if the block fails, release the claims on those that it has not made."""
+        """Claim the writes of some attempts for the block, and yield the claims in their order; [] without attempts. If
+        the block fails, release the claims on writes that it has not made. Raises KeyInUse, KeyReused,
+        StoreUnavailable."""
         if not attempts:
             yield []
             return

@@ -23,8 +23,8 @@ from service.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadService:
-    """Components that answer reads of one tenant's notes; a reader (decision 32) has only these. `model`: name of the
-    model that computed the vectors."""
+    """Components that answer reads of one tenant's notes; a reader process (docs/decisions/0032-readers.md) has only
+    these. `model`: name of the model that computed the vectors."""
 
     settings: Settings
     model: str
@@ -40,8 +40,8 @@ class ReadService:
 class Service(ReadService):
     """All components that serve one tenant. Settings, engine, batcher, telemetry and clock are shared by all tenants of
     a process; the rest is the tenant's own. `exports` limits exports of notes and of reads, which share a bound;
-    `reader_exports` exports of one reader's events, `event_bodies` bodies of events as NDJSON, `erasures` erasures of
-    users' events."""
+    `reader_exports` exports of the events of one user or session, `event_bodies` bodies of events as NDJSON, `erasures`
+    erasures of users' events."""
 
     recommender: Recommender
     search: NoteSearch

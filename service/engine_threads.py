@@ -22,10 +22,10 @@ NICENESS = 10
 def engine_thread(name: str) -> ThreadPoolExecutor:
     """Return an executor with one thread for calls of the engine. Threads that these calls start, such as OpenVINO's,
     inherit its niceness."""
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_give_way)
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_lower_priority)
 
 
-def _give_way() -> None:
+def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere niceness is the whole process's
         thread = threading.get_native_id()
         try:

@@ -336,8 +336,9 @@ class VerifyRunning(TryLater):
 class DeadlineExceeded(TryLater):
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"The answer was not ready after {seconds:g} s. What this request has stored stays stored. Try again with "
-            "fewer notes; to add notes, send ids or an Idempotency-Key, so that none is added twice."
+            f"The answer was not ready after {seconds:g} s. What this request has stored or removed stays so. Try "
+            "again, with fewer notes or with more time (X-Request-Timeout, at most request_seconds of GET /limits); to "
+            "add notes, send ids or an Idempotency-Key, so that none is added twice."
         )
 
 

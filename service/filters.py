@@ -21,7 +21,7 @@ from service.records import StoredNote, position_key
 
 MAX_PLAIN_EXCLUSIONS = 16
 """Number of excluded ids up to which a search is not noticeably slower."""
-TESTED_TOGETHER = 32
+TEST_BATCH_SIZE = 32
 """Notes that are tested before other tasks may run."""
 JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 OrderKey = tuple[bool, int | float, str]
@@ -246,11 +246,11 @@ class Filter:
 
 
 async def accepted_by(where: Filter, notes: Iterable[StoredNote]) -> list[bool]:
-    """Return for each note whether a filter accepts it. Other tasks may run after every TESTED_TOGETHER notes: the
+    """Return for each note whether a filter accepts it. Other tasks may run after every TEST_BATCH_SIZE notes: the
     largest filters take up to 1 ms per note."""
     accepted = list[bool]()
     for note in notes:
         accepted.append(where.accepts(note))
-        if len(accepted) % TESTED_TOGETHER == 0:
+        if len(accepted) % TEST_BATCH_SIZE == 0:
             await asyncio.sleep(0)
     return accepted

@@ -266,7 +266,7 @@ class EventStore(Protocol):
     async def last(self) -> str:
         """Return the position of the last entry ever written, ORIGIN before the first."""
 
-    def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+    def read_events_of(self, reader: str) -> AsyncIterator[list[EventEntry]]:
         """Yield all events of a reader that are kept, in batches, in the order in which `add` stored them."""
 
     async def forget(self, reader: str) -> int:
@@ -321,7 +321,10 @@ class NoteIndex(Protocol):
         """Wait until every write up to `position` can be found. Raises IndexBehind after `seconds`."""
 
     async def search(self, vector: Vector, k: int, where: Filter, recall_k: int | None = None) -> list[Hit]:
-        """Do what VectorIndex.search (index/backend.py) does. Raises IndexBehind before the index was first built."""
+        """Return the `k` notes nearest to `vector` (D,) among those that pass a filter, best first, ties by id; fewer
+        only where fewer pass. Unless `where.exact` is set, some of the nearest may be missed. `recall_k`: only the
+        nearest `recall_k` notes have the recall of a search for that many; None for all `k`. Raises IndexBehind before
+        the index was first built."""
 
     def search_nowait(self, vector: Vector, k: int, where: Filter) -> list[Hit] | None:
         """Do what `search` does, if that needs no other thread; return None if it does, or before the index was first

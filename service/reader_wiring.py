@@ -11,7 +11,6 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from service.access.gate import Gate
 from service.api.app import create_reader_app
 from service.api.scenarios import read_scenarios
 from service.container import ReadService
@@ -19,17 +18,17 @@ from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
 from service.index.snapshot_files import OthersSnapshots
 from service.index.texts import NoTexts
-from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.readers import ReaderStart
 from service.settings import Settings
-from service.shared_wiring import SharedParts, snapshot_folder
+from service.shared_wiring import SharedParts, make_gate, snapshot_folder
 from service.store.known_position import KnownPositions
 from service.telemetry import Telemetry
 from service.tenants import Tenants
 from service.tracing import open_tracer
 
 READY_CHECK_SECONDS = 0.05
+"""Pause between two checks whether all indexes follow the store."""
 MAX_MERGED_ROWS = 50_000
 """Rows above which a reader does not merge a segment: all readers share the memory of the snapshot's segments, while a
 merged segment would be one reader's own. Segments of notes written while a reader runs reach up to four times as many
@@ -38,8 +37,7 @@ rows."""
 
 def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, telemetry: Telemetry) -> FastAPI:
     """Build the HTTP app of a reader. `settings` must name the store. Raises ScenariosUnusable."""
-    hosts = (settings.host, *settings.allowed_hosts)
-    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts, settings.cors_origins)
+    gate = make_gate(settings, telemetry)
     tracer = open_tracer()
 
     @contextlib.asynccontextmanager

@@ -94,8 +94,9 @@ class Reader:
         self.process: Process | None = None
         self.ready = False
         self.tried = False
-        self._asking = asyncio.Lock()
-        self._asked = 0
+        self._request_lock = asyncio.Lock()
+        self._request_number = 0
+        """Number of the last metrics request; an answer repeats it."""
         self._unanswered = 0
         self._answered = False
         """Whether a line arrived since the last check, even as a late answer to an earlier request."""
@@ -151,9 +152,9 @@ class Reader:
         process = self.process
         if not self.ready or process is None or process.stdin is None or process.stdout is None:
             return {}
-        async with self._asking:
-            self._asked += 1
-            process.stdin.write(b"%d\n" % self._asked)
+        async with self._request_lock:
+            self._request_number += 1
+            process.stdin.write(b"%d\n" % self._request_number)
             with contextlib.suppress(
                 TimeoutError, OSError, ValueError
             ):  # ValueError: an incomplete line, or one that is too long
@@ -161,7 +162,7 @@ class Reader:
                     while line := await process.stdout.readline():
                         number, samples = orjson.loads(line)
                         self._answered = True
-                        if number == self._asked:  # else it answers an earlier request, which timed out
+                        if number == self._request_number:  # else it answers an earlier request, which timed out
                             return cast(Samples, samples)
         return {}
 

@@ -24,7 +24,7 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
     written, samples removed, or the log purged or trimmed. While the store is away, nothing is added. Where two
     processes load them at once, a note that is deleted while a batch with it is being added may come back.
     """
-    count = service.settings.samples_wanted
+    count = service.settings.samples_to_load
     try:
         if count == 0:
             return

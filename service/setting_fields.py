@@ -14,6 +14,8 @@ PREFIX = "NOTELLM_"
 WORDS_WEIGHT = 0.5
 """Weight of words relative to vectors with weight 1: best on validation for vectors that were not trained on the
 community (docs/log/words.md)."""
+SHOWN = "shown"
+"""Type of the event that a note was shown to a reader."""
 
 
 class SettingFields(BaseSettings):

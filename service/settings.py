@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from service.setting_fields import SettingFields
+from service.setting_fields import SHOWN, SettingFields
 
 HOST = re.compile(r"\*|[\w.-]+")
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?")
 EVENT_TYPE = re.compile(r"(?P<name>[a-z][a-z0-9_]{0,31})=-?\d{1,6}(\.\d{1,6})?")
 BOOTSTRAP_KEY = re.compile(r"[\x21-\x7e]{32,200}")
 DEFAULT_BODY_MEMORY = 256 * 2**20
+"""Default of max_bodies_bytes, in bytes, unless max_body_bytes is larger."""
 MAX_NUMBER = 1e10
 """Bound on settings that are decimal numbers: as seconds it is 300 years, which the store's times can hold."""
 
@@ -60,7 +61,7 @@ class Settings(SettingFields):
     @classmethod
     def _check_event_types(cls, types: tuple[str, ...]) -> tuple[str, ...]:
         names = [match["name"] for entry in types if (match := EVENT_TYPE.fullmatch(entry))]
-        if len(names) < len(types) or len(set(names)) < len(names) or "shown" not in names:
+        if len(names) < len(types) or len(set(names)) < len(names) or SHOWN not in names:
             raise PydanticCustomError(
                 "event_types",
                 "must be distinct names with weights, one of them shown, such as shown=0,click=1,finished=0.5",
@@ -201,7 +202,7 @@ class Settings(SettingFields):
         return min(self.max_note_bytes, self.max_body_bytes)
 
     @property
-    def samples_wanted(self) -> int | None:
+    def samples_to_load(self) -> int | None:
         """Sample notes to load; None for all. An external Redis gets none unless NOTELLM_SAMPLE_NOTES says so."""
         return 0 if self.sample_notes is None and self.redis_url else self.sample_notes
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from service.access.gate import Gate
 from service.api.rendered import render_item
-from service.interfaces import NoteIndex, NoteStore
+from service.interfaces import Clock, NoteIndex, NoteStore
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
 from service.search.nearest import NearestNotes
@@ -109,6 +109,12 @@ class SharedParts:
         neighbours = NeighbourCache(index, self.neighbours, self.telemetry)
         stack.callback(neighbours.apply, None)
         return NearestNotes(index, Freshness(store, index), neighbours, items, self.clock, beside_writer=beside_writer)
+
+
+def make_gate(settings: Settings, telemetry: Telemetry) -> Gate:
+    """Build the gate of a process; it has no keys before it is opened."""
+    hosts = (settings.host, *settings.allowed_hosts)
+    return Gate(settings.bootstrap, Clock(), telemetry, hosts, settings.cors_origins)
 
 
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:

@@ -12,8 +12,8 @@ from prometheus_client.process_collector import ProcessCollector
 
 LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds: from a search in memory to the deadline of a request."""
-
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+"""Seconds of the event loop's lag."""
 LAG_SECONDS = 0.1
 """Time between two measurements of the event loop's lag."""
 
@@ -25,6 +25,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._add_request_metrics(self.registry)
+        self._add_connection_metrics(self.registry)
         self._add_engine_metrics(self.registry)
         self._add_index_metrics(self.registry)
         self._add_store_metrics(self.registry)
@@ -70,6 +71,19 @@ class Telemetry:
             ("reason",),
             registry=registry,
         )
+        self.uncounted = Counter(
+            "notellm_quota_uncounted",
+            "Requests and token uses not counted against a quota because the store was unavailable or too slow",
+            registry=registry,
+        )
+        self.ready = Gauge(
+            "notellm_ready",
+            "1 if the process is ready: started, not draining, the store responds, the indexes follow the log, the "
+            "engine makes progress, and the readers were started; otherwise 0",
+            registry=registry,
+        )
+
+    def _add_connection_metrics(self, registry: CollectorRegistry) -> None:
         self.refused_connections = Counter(
             "notellm_connections_refused",
             "Connections refused with 503 because the maximum number of connections was open",
@@ -84,17 +98,6 @@ class Telemetry:
             registry=registry,
         )
         self.ended_connections.labels("failed")  # starts at 0: the alert sees no increase in a series that starts at 1
-        self.uncounted = Counter(
-            "notellm_quota_uncounted",
-            "Requests and token uses not counted against a quota because the store was unavailable or too slow",
-            registry=registry,
-        )
-        self.ready = Gauge(
-            "notellm_ready",
-            "1 if the process is ready: started, not draining, the store responds, the indexes follow the log, the "
-            "engine makes progress, and the readers were started; otherwise 0",
-            registry=registry,
-        )
 
     def _add_engine_metrics(self, registry: CollectorRegistry) -> None:
         self.queue_depth = Gauge("notellm_queue_depth", "Notes waiting for the engine", ("lane",), registry=registry)

@@ -28,7 +28,7 @@ FOLLOW_SECONDS = 1.0
 """Time between two reads of the list of tenants by a replica."""
 OPEN_SECONDS = 1.0
 """Maximum wait of a request for its tenant to be opened; a small tenant takes a few hundredths of a second."""
-OPENED_TOGETHER = 4
+MAX_OPENING = 4
 """Tenants that are opened at a time without a request for them: each reads its snapshot or its notes."""
 RETRY_SECONDS = (1.0, 60.0)
 """First and longest back-off before the next attempt at opening a tenant."""
@@ -103,7 +103,7 @@ class Tenants(Generic[S]):
         self._telemetry = telemetry
         self._forget = forget
         self._discard = discard
-        self._turns = asyncio.Semaphore(OPENED_TOGETHER)
+        self._turns = asyncio.Semaphore(MAX_OPENING)
         self._tenants: dict[str, Tenant[S]] = {}
         """By name, in the order in which they were opened."""
         self._listed = False
@@ -254,7 +254,7 @@ class Tenants(Generic[S]):
 
     @contextlib.asynccontextmanager
     async def _turn(self, tenant: Tenant[S]) -> AsyncIterator[None]:
-        """Hold one of the OPENED_TOGETHER turns for the block; enter the block without one as soon as a request needs
+        """Hold one of the MAX_OPENING turns for the block; enter the block without one as soon as a request needs
         the tenant, which must not wait for tenants that no request needs."""
         turn = asyncio.ensure_future(self._turns.acquire())
         requested = asyncio.ensure_future(tenant.requested.wait())

@@ -25,7 +25,7 @@ BATCH_SIZE = 500
 """Suspected ids that are checked together."""
 PART_SIZE = 10_000
 """Ids that are compared before the event loop runs other tasks: about a millisecond."""
-MAX_LOOKS = 3
+MAX_CHECKS = 3
 """Number of times that a difference is checked before it is reported: a single check may read one side before a write
 and the other after it."""
 
@@ -86,7 +86,7 @@ async def verify(store: NoteStore, index: NoteIndex, space: str, clock: Clock, *
     async for part in _in_parts(rows.items()):
         suspects.update(note_id for note_id, count in part if count > 1 or note_id not in seen)
     ids: Sequence[str] = await _sorted(suspects)
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_CHECKS):
         await index.wait_for((await store.log_bounds()).last, WAIT_SECONDS)
         await index.expire()
         report = await _inspect(store, index, space, ids, len(seen), other_space)

@@ -44,14 +44,14 @@ from service.index.segmented import SegmentedIndex
 from service.index.snapshot_files import SnapshotFolder, remove_unused_snapshots
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
-from service.interfaces import Clock, NoteStore
+from service.interfaces import NoteStore
 from service.lifecycle import Lifecycle
 from service.readers import Readers, ReaderStart
 from service.recommender import GenerationDefaults, Recommender
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings
-from service.shared_wiring import SharedParts, snapshot_folder
+from service.shared_wiring import SharedParts, make_gate, snapshot_folder
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.keys import Keys
@@ -65,7 +65,7 @@ from service.tracing import Tracer, open_tracer
 START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 """Start-up errors whose message says what to do; see `open_service`."""
 FOLLOWING_SECONDS = 60.0
-"""Time between two reports of a replica without snapshots to the store of how far it has followed the log."""
+"""Seconds between two reports of its log position to the store by a replica that keeps no snapshots."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
 """Note for the first run of the model at the start; its output is not used."""
 MERGE_SECONDS = 600.0
@@ -96,8 +96,7 @@ def build_app(
     lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
-    hosts = (settings.host, *settings.allowed_hosts)
-    gate = Gate(settings.bootstrap, Clock(), telemetry, hosts, settings.cors_origins)
+    gate = make_gate(settings, telemetry)
 
     @contextlib.asynccontextmanager
     async def open_with_samples() -> AsyncIterator[Tenants[Service]]:

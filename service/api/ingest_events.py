@@ -181,13 +181,13 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
 
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
-    """Yield the events of one reader as lines, in the order of EventStore.of_reader, while the caller is connected. If
-    the store is unavailable, or the key is revoked or its tokens are used up meanwhile, the last line is a problem.
-    Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
+    """Yield the events of one reader as lines, in the order of EventStore.read_events_of, while the caller is
+    connected. If the store is unavailable, or the key is revoked or its tokens are used up meanwhile, the last line is
+    a problem. Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
     with service.reader_exports.slot():
         begun = False
         try:
-            async for entries in service.behaviour.of_reader(reader):
+            async for entries in service.behaviour.read_events_of(reader):
                 if await request.is_disconnected():
                     return
                 await reauthorise(request)

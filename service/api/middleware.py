@@ -10,6 +10,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.early_response import first_values
 from service.api.ingest_stream import is_note_stream
 from service.api.problems import error_response, plain_problem, problem_response
 from service.api.request_id import request_id_of
@@ -65,7 +66,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(reversed(scope["headers"]))  # the first of a repeated header counts, as on the short path
+        headers = first_values(scope["headers"])
         request_id = request_id_of(headers.get(b"x-request-id"))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)

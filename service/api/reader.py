@@ -21,10 +21,11 @@ from service.api.dependencies import ConditionDep, read_timeout, remaining_read_
 from service.api.passing_on import PassedOn
 from service.api.query import read_query
 from service.api.routes.notes import answer_note
-from service.api.routes.similar import OPTIONS, answer_nearest, read_options
+from service.api.routes.similar import OPTIONS, answer_nearest
 from service.api.schemas.common import NoteId
 from service.api.schemas.notes import NoteOut
 from service.api.schemas.similar import SimilarQuery
+from service.api.search_options import read_options
 from service.api.strict_route import StrictRoute
 from service.container import ReadService
 from service.errors import NoteLLMError

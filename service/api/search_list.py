@@ -1,4 +1,5 @@
-"""A list of searches: each gets its own answer or problem, in order. The model reads all their texts in one batch."""
+"""A list of searches: each gets its own answer or problem, in order. The model reads the texts of all of them
+together."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from model.note import Note
 from service.admission import Urgency
 from service.api.access import count_items
 from service.api.bodies import MAX_SEARCH_CONTAINERS, Turns, count_list, parse_json, read_list
-from service.api.bounds import check_note_size, check_search_options
-from service.api.included import IncludedFields, check_note_access
+from service.api.bounds import check_note_size
+from service.api.included import IncludedFields
 from service.api.problems import inner_problem, invalid_value
-from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.search import MAX_SEARCHES, SearchResult, SimilarIn
 from service.api.schemas.similar import IncludedField, SimilarOut
+from service.api.search_options import read_options
 from service.api.waiting import wait_for_position
 from service.container import Service
 from service.errors import MalformedBody, NoteLLMError, TryLater
@@ -57,12 +58,12 @@ class LargeSearch:
     texts: list[Note]
 
 
-async def answer_list(body: bytes, request: Request, service: Service, scenarios: Scenarios, urgency: Urgency) -> bytes:
+async def answer_list(body: bytes, request: Request, service: Service, urgency: Urgency) -> bytes:
     """Answer the searches of a JSON list; return the answer's JSON. Raises MalformedBody, LimitExceeded, QuotaExceeded,
     InvalidInput, and what reading the texts raises if each search has texts."""
 
     def parse(raw: bytes) -> ListedSearch:
-        return _parse_search(raw, request, service, scenarios)
+        return _parse_search(raw, request, service)
 
     def read(raw: bytes, pointer: str) -> ListedSearch | LargeSearch | SearchResult:
         try:
@@ -89,22 +90,20 @@ async def answer_list(body: bytes, request: Request, service: Service, scenarios
         else:
             one = parse(one.raw) if isinstance(one, LargeSearch) else one
             result = await _answer(one, vectors, included, service, urgency, waits_until)
-        unset, none = result.answer is not None, result.answer is None
-        results.append(result.model_dump_json(exclude_unset=unset, exclude_none=none).encode())
+        answered = result.answer is not None
+        results.append(result.model_dump_json(exclude_unset=answered, exclude_none=not answered).encode())
         await turns.check()
     return b'{"results":[%s]}' % b",".join(results)
 
 
-def _parse_search(raw: bytes, request: Request, service: Service, scenarios: Scenarios) -> ListedSearch:
+def _parse_search(raw: bytes, request: Request, service: Service) -> ListedSearch:
     """Parse and validate one search. Raises MalformedBody, InvalidInput, LimitExceeded, Forbidden."""
     check_note_size(len(raw), service.settings)
     try:
         body = SimilarIn.model_validate(parse_json(raw, max_containers=MAX_SEARCH_CONTAINERS))
     except ValidationError as error:
         raise invalid_value(error) from error
-    check_note_access(body, request)
-    options = with_scenario(body, scenarios)
-    check_search_options(options, "", service.settings)
+    options = read_options(body, request, service, "")
     search = options.as_request(body.positives(), body.negatives())
     check_examples(search)
     return ListedSearch(search, options.min_log_position, options.variant, options.include)

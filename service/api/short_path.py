@@ -28,7 +28,7 @@ from service.access.principal import Principal
 from service.api.access import caller_nowait, needed_scopes
 from service.api.bodies import JSON
 from service.api.bounds import check_search_options
-from service.api.early_response import EarlyResponse
+from service.api.early_response import EarlyResponse, first_values
 from service.api.query import KEPT_QUERIES, list_fields, may_be_kept, parse_query
 from service.api.rendered import render_nearest
 from service.api.request_id import request_id_of
@@ -84,7 +84,7 @@ class ShortPath:
         """Return the answer to a request if nothing has to be waited for; None if the app is to answer."""
         if method != b"GET" or self._lifecycle.draining or b"%" in target or not target.isascii():
             return None
-        given = dict(reversed(headers))  # the first of a repeated header counts
+        given = first_values(headers)
         if not UNDECIDED_EARLY.isdisjoint(given):
             return None
         began, stages = time.monotonic(), begin_request(None)
@@ -115,7 +115,7 @@ class ShortPath:
         """Return the answer to a request, which may wait for the store; None if the app is to answer."""
         if scope["method"] != "GET":
             return None
-        headers = dict(reversed(scope["headers"]))
+        headers = first_values(scope["headers"])
         plain = self._read(scope["path"], scope["query_string"], headers)
         if plain is None or not UNDECIDED_HEADERS.isdisjoint(headers):
             return None

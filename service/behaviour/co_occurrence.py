@@ -48,11 +48,11 @@ READ_BYTES, READER_BYTES, NOTE_BYTES = 36, 720, 380
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoOccurrenceOptions:
-    """Options of the scores. `window`: most steps between the two reads of a pair, in the reader's order of distinct
-    notes; None: any number. `lower`, `upper`: pairs with a score outside these bounds do not count. `min_readers`:
-    least number of readers of a pair. `top`: most related notes of one note. `half_life`: seconds after which a pair
-    counts half; None: it always counts whole. `max_reads`: most reads that are kept; beyond it, those of the readers
-    who were idle longest are dropped."""
+    """Options of the scores. `window`: maximum number of steps between the two reads of a pair, in the reader's order
+    of distinct notes; None: any number. `lower`, `upper`: pairs with a score outside these bounds do not count.
+    `min_readers`: minimum number of readers of a pair. `top`: maximum number of related notes of one note. `half_life`:
+    seconds after which a pair counts half; None: it always counts whole. `max_reads`: maximum number of reads that are
+    kept; beyond it, those of the readers who were idle longest are dropped."""
 
     window: int | None = None
     lower: float = 0.01

@@ -23,6 +23,7 @@ from service.errors import StoreUnavailable, TenantRemoved
 from service.events import EventEntry
 from service.interfaces import Clock, EventStore
 from service.records import ORIGIN, position_key
+from service.setting_fields import SHOWN
 
 READ_SIZE = 500
 """Entries that are read at a time: a few milliseconds of the event loop."""
@@ -39,8 +40,6 @@ EXPIRE_SECONDS, EXPIRE_COUNT = 1.0, 2000
 millisecond if no read has expired."""
 MAX_HELD_SECONDS = 0.01
 """Time for which entries are applied, or reads removed, before other tasks may run."""
-SHOWN = "shown"
-"""Type of the event that a note was shown to a reader."""
 log = structlog.get_logger(__name__)
 
 

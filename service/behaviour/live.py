@@ -93,9 +93,9 @@ class LiveBehaviour:
         outcome_at = dict(zip(by_time, outcomes, strict=True))
         return [outcome_at[place] for place in range(len(events))]
 
-    def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+    def read_events_of(self, reader: str) -> AsyncIterator[list[EventEntry]]:
         """Yield the events of a reader that the store has, in batches. Raises StoreUnavailable."""
-        return self._store.of_reader(reader)
+        return self._store.read_events_of(reader)
 
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return their number. Each replica stops counting them when it

@@ -12,13 +12,13 @@ MAX_BYTES = 4 * 2**20
 """Maximum bytes of a batch: a quarter of what a service accepts by default (max_body_bytes of GET /limits)."""
 
 
-def batches(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Yield batches of at most `most` items and MAX_BYTES; an item that is larger is a batch of its own. `size`:
+def batches(items: Iterable[T], size: Callable[[T], int], max_items: int) -> Iterator[list[T]]:
+    """Yield batches of at most `max_items` items and MAX_BYTES; an item that is larger is a batch of its own. `size`:
     returns the bytes of an item. The same items always give the same batches."""
     batch: list[T] = []
     left = MAX_BYTES
     for item in items:
-        if batch and (len(batch) == most or size(item) > left):
+        if batch and (len(batch) == max_items or size(item) > left):
             yield batch
             batch, left = [], MAX_BYTES
         batch.append(item)

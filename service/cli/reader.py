@@ -29,7 +29,7 @@ ORPHANED = 1
 """Exit status of a reader whose parent has died."""
 
 
-def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
+def main(start: ReaderStart, requests: BinaryIO, answers: BinaryIO) -> None:
     """Serve until the parent asks the reader to stop, or dies."""
     exempt_imports()
     settings, lifecycle, telemetry = Settings.from_environment(), Lifecycle(), Telemetry()
@@ -58,13 +58,13 @@ def main(start: ReaderStart, questions: BinaryIO, answers: BinaryIO) -> None:
         server.should_exit = True
 
     server = Server(config, lifecycle, settings.drain_seconds, certificate, say_ready, write_lines, Readers(0))
-    listening = (questions, answers, telemetry.registry, call_in_loop, end, write_lines)
+    listening = (requests, answers, telemetry.registry, call_in_loop, end, write_lines)
     threading.Thread(target=answer_parent, args=listening, name="answer-parent", daemon=True).start()
     server.run(bind_shared(settings.host, start.port))
 
 
 def answer_parent(
-    questions: BinaryIO,
+    requests: BinaryIO,
     answers: BinaryIO,
     registry: CollectorRegistry,
     call_in_loop: Callable[[Callable[[int], None], int], None],
@@ -78,7 +78,7 @@ def answer_parent(
     due: SimpleQueue[int] = SimpleQueue()
     threading.Thread(target=write_answers, args=(due, answers, registry), name="write-answers", daemon=True).start()
     with contextlib.suppress(OSError):
-        while line := questions.readline():
+        while line := requests.readline():
             if line == STOP_LINE:
                 end()
             else:

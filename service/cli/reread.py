@@ -21,7 +21,7 @@ from service.records import position_key
 
 PAGE_SIZE = 1000
 """Notes of one page of the list."""
-GONE = 404
+NOT_FOUND = 404
 """Status of a note that was removed after it was listed."""
 CHANGED = 412
 """Status of a note that was changed since it was read."""
@@ -116,8 +116,8 @@ class Reread:
         """Have one note read; return the outcome."""
         fields = [field for field in self.generate if field != HASHTAGS]
         query = {"generate": ",".join(fields)} if fields else {}
-        answer = self._send(client, "PATCH", _address(note), query, (200, GONE, *INVALID), {})
-        if answer.status_code == GONE:
+        answer = self._send(client, "PATCH", _address(note), query, (200, NOT_FOUND, *INVALID), {})
+        if answer.status_code == NOT_FOUND:
             return "removed"
         if answer.status_code in INVALID:
             complain(f"{note['id']}: {explain_body(answer.content, answer.status_code)}")
@@ -127,15 +127,15 @@ class Reread:
     def _write_hashtags(self, client: httpx2.Client, note: Listed) -> str:
         """Have the hashtags of one note generated anew, unless they are its author's; return the outcome. Hashtags that
         the author adds meanwhile stay, since the change is conditional on the listed version of the note."""
-        query, accepted = {"generate": HASHTAGS}, (200, GONE, CHANGED, *INVALID)
+        query, accepted = {"generate": HASHTAGS}, (200, NOT_FOUND, CHANGED, *INVALID)
         while not _has_author_hashtags(note):
             condition = {"If-Match": f'"{note["log_position"]}"'}
             answer = self._send(client, "PATCH", _address(note), query, accepted, {"hashtags": []}, condition)
             if answer.status_code == 200:
                 return "hashtags_written"
             if answer.status_code == CHANGED:
-                answer = self._send(client, "GET", _address(note), {}, (200, GONE))
-            if answer.status_code == GONE:
+                answer = self._send(client, "GET", _address(note), {}, (200, NOT_FOUND))
+            if answer.status_code == NOT_FOUND:
                 return "removed"
             if answer.status_code in INVALID:  # `_read` has reported why
                 return "hashtags_rejected"

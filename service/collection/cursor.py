@@ -10,6 +10,7 @@ from service.filters import Filter
 from service.fingerprint import fingerprint
 
 DIGEST_BYTES = 8
+"""Bytes of the digest of a list's filters; CURSOR expects twice as many hexadecimal digits."""
 CURSOR = re.compile(r"(\d{1,20}-\d{1,20}) ([0-9a-f]{16})")
 
 

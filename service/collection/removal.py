@@ -98,7 +98,7 @@ class Remover:
                 await self._index.wait_for(receipt.position, WAIT_SECONDS)
             return receipt, bool(claims and claims[0].earlier)
 
-    async def try_out(self, what: Sequence[str] | Filter) -> Receipt:
+    async def dry_run(self, what: Sequence[str] | Filter) -> Receipt:
         """Return the receipt that a removal would have now, without removing anything."""
         tally = _Tally()
         if not isinstance(what, Filter):

@@ -22,7 +22,7 @@ class PurgeReport:
     """Result of a purge. `late`: folders of snapshots that their processes have not renewed. `looked_for`: number of
     ids and texts that were searched for. `store_searched`: whether each folder that was named as the Redis server's has
     files that it wrote at this purge, in which texts can be found. `old_or_compressed`: dumps and bases of append-only
-    files in these folders that the server did not write at this purge, or compressed."""
+    files in these folders that the server did not write at this purge, or that it compressed."""
 
     logs: tuple[PurgedLog, ...]
     late: tuple[str, ...]

@@ -44,14 +44,16 @@ class PurgeSchedule:
         """Purge when it is due, until cancelled. A failure is logged, and tried again at the next check."""
         while True:
             try:
-                await run_in_daemon(self._look)
+                await run_in_daemon(self._purge_if_due)
             except PurgeError as error:
                 log.error("purge_failed", detail=str(error))
             except Exception:  # the task must not end unnoticed: nothing would be purged any more
                 log.exception("purge_failed")
             await asyncio.sleep(min(MAX_PAUSE_SECONDS, self._seconds / PAUSES))
 
-    def _look(self) -> None:
+    def _purge_if_due(self) -> None:
+        """Purge the store if that is due, and remove this machine's snapshots from before the last purge. Raises
+        PurgeError."""
         url = self._url.get_secret_value()
         self._last = last_purge(url, self._clock())  # known even if the purge fails
         self._last, purged = purge_store_if_due(url, self._seconds, self._clock())

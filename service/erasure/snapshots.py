@@ -13,6 +13,7 @@ from service.records import position_key
 from service.store.purge import PurgedLog
 
 CHECK_SECONDS = 0.1
+"""Pause between two checks whether the snapshots are renewed."""
 
 
 def snapshot_parents(data_dir: Path) -> Iterator[Path]:

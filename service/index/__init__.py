@@ -1,1 +1,1 @@
-"""The live index: derived from the change log, rebuilt at any time."""
+"""The live index: derived from the store and its change log, and can be rebuilt from them at any time."""

@@ -10,7 +10,6 @@ import numpy as np
 from service.index.bitmaps import RowNumbers
 from service.index.native import (
     FaissIndex,
-    Vectors,
     add_to_lists,
     fast_scan,
     flat_index,
@@ -21,6 +20,7 @@ from service.index.native import (
 )
 from service.index.probing import Probing, measure
 from service.index.segment import Segment
+from service.records import Vectors
 
 IVF_ROWS = 8192
 """A segment of fewer rows has no inverted file and is searched exactly."""

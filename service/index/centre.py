@@ -15,9 +15,8 @@ MIN_NOTES = 256
 SAMPLED_NOTES = 2048
 """Approximate size of the sample for an estimate: reading it takes some milliseconds, whatever the size of the
 index."""
-CHANGES_SHARE = 8
-"""The mean is estimated again once an eighth of the index's notes, and at least MIN_NOTES, have changed."""
-
+MIN_CHANGED_SHARE = 1 / 8
+"""Share of the index's notes, at least MIN_NOTES of them, after whose change the mean is estimated again."""
 MOVED = 0.03
 """Minimum distance of a new estimate of the mean from the old one to replace it. The means of two samples of the same
 notes are at most this far apart, and each new centre invalidates all kept lists of neighbours."""
@@ -33,13 +32,13 @@ class LiveCentre:
         self._mean: Vector | None = None
         self._changes = 0
 
-    def is_due(self, changes: int, notes: int) -> bool:
+    def count_changes(self, changes: int, notes: int) -> bool:
         """Add to the changes since the last estimate; return whether the centre should be estimated again. `notes`: the
         number of notes in the index."""
         self._changes += changes
         if not self._share or notes < MIN_NOTES:
             return self._mean is not None
-        return self._mean is None or self._changes >= max(MIN_NOTES, notes // CHANGES_SHARE)
+        return self._mean is None or self._changes >= max(MIN_NOTES, int(MIN_CHANGED_SHARE * notes))
 
     def renew(self, sample: Vectors, *, anew: bool = False) -> None:
         """Estimate the mean from a sample of the notes' vectors (N, D). With fewer than MIN_NOTES there is no centre.

@@ -14,11 +14,11 @@ import numpy as np
 
 from service.index.backend import Arrays
 from service.index.bitmaps import Bits, RowNumbers, packed_bits
-from service.index.native import FaissIndex, RankedRows, Vectors, exact_search, preallocated_flat_index
+from service.index.native import FaissIndex, RankedRows, exact_search, preallocated_flat_index
 from service.index.packed_strings import HashedStrings, PackedStrings, packed, unpacked
 from service.index.segment import Segment
 from service.index.tags import Columns, TagCodes, TagDictionary, TagPairs
-from service.records import StoredNote, Vector
+from service.records import StoredNote, Vector, Vectors
 
 
 class GrowingSegment(Segment):

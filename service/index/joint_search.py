@@ -16,9 +16,9 @@ import numpy as np
 
 from service.index.bitmaps import RowNumbers
 from service.index.gpu import Gpu
-from service.index.native import RankedRows, Vectors, concatenated, exact_search, without_padding
+from service.index.native import RankedRows, concatenated, exact_search, without_padding
 from service.index.segment import Segment
-from service.records import Vector
+from service.records import Vector, Vectors
 
 MIN_SAVED_ROWS = 4096
 """Minimum number of row comparisons that codes must save: about the cost of a second FAISS call and the work around

@@ -61,7 +61,7 @@ def search_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="index-search", initializer=use_one_faiss_thread)
 
 
-FREE_SCANS = 3
+MAX_OPTIMISTIC_SCANS = 3
 """Scans for the last page of a list during which changes may be applied, before one that holds changes up."""
 
 
@@ -287,9 +287,9 @@ class LiveIndex:
             if len(best) < count and len(scores) >= depth:  # more notes share words than were looked at
                 seen = len(best) + len(notes.index.passing(ids, where, now))
                 if seen < (passing := notes.index.count(where, now)) <= MAX_PASSING_SCORED:
-                    of_passing = notes.texts.word_scores(note, 0, now, notes.passing_ids(where, passing, now))
-                    scores |= of_passing
-                    best = ranked(of_passing)
+                    passing_scores = notes.texts.word_scores(note, 0, now, notes.passing_ids(where, passing, now))
+                    scores |= passing_scores
+                    best = ranked(passing_scores)
         return {note_id: scores[note_id] for note_id in (*(known & scores.keys()), *best[:count])}
 
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
@@ -318,7 +318,7 @@ class LiveIndex:
     async def written(self, after: str, count: int, where: Filter) -> WrittenRows:
         if not self._state.built:
             raise IndexBehind("the end of the store's log", self._state.position)
-        for _ in range(FREE_SCANS):
+        for _ in range(MAX_OPTIMISTIC_SCANS):
             batches = self.begun_batches
             written = await self._scan_written(after, count, where)
             if len(written.rows) == count or batches == self.begun_batches is not None:

@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.bitmaps import Bits, RowNumbers
-from service.records import Vector
+from service.records import Vector, Vectors
 
 swig: Any = faiss
 """FAISS without its type stubs, which describe the C++ classes and not the Python ones around them."""
 FaissIndex = Any
-Vectors = npt.NDArray[np.float32]
-"""(N, D)"""
 Scores = npt.NDArray[np.float32]
 """(n,): inner products, highest first."""
 RankedRows = tuple[Scores, RowNumbers]

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.index.bitmaps import Mask, RowNumbers
-from service.index.native import FaissIndex, Vectors, lists_of_rows, nearest_lists, search_lists
+from service.index.native import FaissIndex, lists_of_rows, nearest_lists, search_lists
+from service.records import Vectors
 
 RECALL = 0.998
 """Share of the true neighbours that a search finds."""
@@ -129,9 +130,9 @@ def _candidates(probing: Probing, codes: FaissIndex, queries: Vectors, true_neig
     few."""
     candidates_by_k: dict[int, int] = {}
     for k in MEASURED_K:
-        most = probing.rows_in(probing.lists_by_k[k]) / ROWS_PER_CANDIDATE
+        max_candidates = probing.rows_in(probing.lists_by_k[k]) / ROWS_PER_CANDIDATE
         steps = pairwise(times * (k + 1) for times in CANDIDATES_PER_NEIGHBOUR)
-        steps_that_pay = [(enough, more) for enough, more in steps if more <= most]
+        steps_that_pay = [(enough, more) for enough, more in steps if more <= max_candidates]
         if not steps_that_pay:
             break
         candidate_rows = search_lists(codes, queries, steps_that_pay[-1][0], probing.scanned_lists(k))

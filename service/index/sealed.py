@@ -21,7 +21,6 @@ from service.index.gpu import Gpu, GpuIndex
 from service.index.native import (
     FaissIndex,
     RankedRows,
-    Vectors,
     copied_index,
     exact_search,
     read_index,
@@ -33,7 +32,7 @@ from service.index.packed_strings import HashedStrings, PackedStrings
 from service.index.probing import ROWS_PER_CANDIDATE, Probing
 from service.index.segment import Codes, Segment
 from service.index.tags import Columns, TagCodes, TagPairs, TagPostings
-from service.records import Vector
+from service.records import Vector, Vectors
 
 GPU_K = 1000
 """Number of neighbours that determines how many lists a copy on a GPU searches; it has one setting for all searches."""

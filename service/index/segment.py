@@ -19,10 +19,10 @@ import numpy as np
 from service.filters import AllOf, AnyOf, Clause, Not, TagClause, TimeRange
 from service.index.bitmaps import Bits, Mask, RowNumbers, count_of, has, packed_bits, rows_of, without_rows
 from service.index.gpu import GpuIndex
-from service.index.native import FaissIndex, RankedRows, Vectors
+from service.index.native import FaissIndex, RankedRows
 from service.index.packed_strings import HashedStrings, PackedStrings
 from service.index.tags import Columns, CompiledFilter, TagCodes, TagPairs
-from service.records import PositionKey, Vector
+from service.records import PositionKey, Vector, Vectors
 
 MAX_RANKED_EXCLUSIONS = 64
 """Maximum number of excluded rows of a segment that a search finds and then drops. More are removed from the bitmap

@@ -170,7 +170,7 @@ class SegmentedIndex:
 
     def _count_changes(self, changes: int) -> None:
         """Count changed rows, and estimate the centre again once there are many."""
-        if self._centre.is_due(changes, len(self)):
+        if self._centre.count_changes(changes, len(self)):
             self._renew_centre()
 
     def _renew_centre(self, *, anew: bool = False) -> None:

@@ -1,5 +1,5 @@
 """SeqLock, a sequence lock: a thread reads data as they are between two changes that another thread makes in several
-steps each. A reader makes the writer wait only after changes have spoilt FREE_READS of its attempts."""
+steps each. A reader makes the writer wait only after changes have spoilt MAX_OPTIMISTIC_READS of its attempts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-FREE_READS = 3
+MAX_OPTIMISTIC_READS = 3
 """Reads during which changes may be made, before one that makes changes wait, so that a read ends however much is
 written."""
 
@@ -37,9 +37,9 @@ class SeqLock:
                 self._count += 1
 
     def read(self, look: Callable[[], T]) -> T:
-        """Return what `look` returns while nothing changes. It is called at most FREE_READS times while changes may be
-        made, and then once while they wait, so it should take little time."""
-        for _ in range(FREE_READS):
+        """Return what `look` returns while nothing changes. It is called at most MAX_OPTIMISTIC_READS times while
+        changes may be made, and then once while they wait, so it should take little time."""
+        for _ in range(MAX_OPTIMISTIC_READS):
             before = self._count
             if before % 2 == 0:
                 seen = look()

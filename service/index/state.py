@@ -65,19 +65,19 @@ class IndexedNotes:
             log.error("vectors_not_finite", ids=sorted(broken)[:10], detail="searches do not find these notes")
         ours = [note for note in notes if note.space == self._space and note.note.id not in broken]
         others = {note.note.id: note.position for note in notes if note.space != self._space}
-        gone = {*removed, *broken}
+        removed_ids = {*removed, *broken}
         self.newest = max([self.newest, *(note.position for note in notes)], key=position_key)
         self.index.upsert(ours)
-        self.index.remove([*gone, *others])
+        self.index.remove([*removed_ids, *others])
         self.texts.upsert(ours)
-        self.texts.remove([*gone, *others])
+        self.texts.remove([*removed_ids, *others])
         expiries = {
             note.note.id: note.note.expires_at
             for note in notes
             if note.note.id in others and note.note.expires_at is not None
         }
         self.other_space.put(others, expiries)
-        self.other_space.remove({note.note.id for note in ours} | gone)
+        self.other_space.remove({note.note.id for note in ours} | removed_ids)
 
     def unmoved(self, notes: ChangedNotes, now: float) -> set[str]:
         """Return the ids of those notes that can already be found here at `now`, by the same vectors."""

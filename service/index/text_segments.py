@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from model.note import Note
-from service.index.backend import Arrays, PackedWords, Scores, WordSegment
+from service.index.backend import Arrays, PackedWords, WordSegment
 from service.index.bitmaps import Mask, RowNumbers
 from service.index.packed_strings import HashedStrings, PackedLists, PackedStrings
 
 Digests = npt.NDArray[np.uint64]
+Times = npt.NDArray[np.float64]
+"""(N,): seconds since the epoch."""
 
 
 class TextSegment(ABC):
@@ -25,7 +27,7 @@ class TextSegment(ABC):
     expiry, infinite for none; `digests` are hashes of all that a row is made of. `words` is the same rows' segment in
     the lexical index. `name` is unique, also among segments of other processes."""
 
-    def __init__(self, name: str, alive: Mask, expires: Scores, digests: Digests, words: WordSegment) -> None:
+    def __init__(self, name: str, alive: Mask, expires: Times, digests: Digests, words: WordSegment) -> None:
         self.name = name
         self.alive = alive
         self.expires = expires
@@ -135,7 +137,7 @@ class SealedTexts(TextSegment):
         self,
         name: str,
         alive: Mask,
-        expires: Scores,
+        expires: Times,
         digests: Digests,
         words: PackedWords,
         ids: PackedStrings,

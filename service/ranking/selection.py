@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from service.ranking.boosts import Boost, boost_values
-from service.ranking.strategies import Numbers, Vectors
-from service.records import Hit, IndexRows, StoredNote
+from service.ranking.strategies import Numbers
+from service.records import Hit, IndexRows, StoredNote, Vectors
 
-Known = Mapping[str, StoredNote | None]
+NotesById = Mapping[str, StoredNote | None]
 """Notes by id, as far as they have been read; None for one that must not be returned."""
 
 ROUNDING = 1e-6
@@ -68,7 +68,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class PassedOver:
+class LeftOut:
     """Candidates that were passed over before the selection was complete, by the reason."""
 
     max_per_author: int = 0
@@ -85,7 +85,7 @@ class Selection:
     vectors: Vectors | None = None
     per_author: Counter[str] = field(default_factory=Counter)
     per_category: Counter[str] = field(default_factory=Counter)
-    passed_over: PassedOver = PassedOver()
+    left_out: LeftOut = LeftOut()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -99,7 +99,7 @@ class Selection:
         """Ids of all notes that an answer would name, duplicates included."""
         return [note_id for one in self.chosen for note_id in (one.id, *one.duplicates)]
 
-    def extended(self, block: Sequence[Hit], rows: IndexRows | None, known: Known, count: int) -> Selection:
+    def extended(self, block: Sequence[Hit], rows: IndexRows | None, known: NotesById, count: int) -> Selection:
         """Return the selection with notes of one more block, up to `count` notes in all. `rows`: the rows of the block;
         None where the options are plain. A note that was not read counts for caps by its row, and has no boosts."""
         if not block:
@@ -114,7 +114,7 @@ class Selection:
 class _Greedy:
     """The extension of a selection by one block."""
 
-    def __init__(self, selection: Selection, block: Sequence[Hit], rows: IndexRows, known: Known) -> None:
+    def __init__(self, selection: Selection, block: Sequence[Hit], rows: IndexRows, known: NotesById) -> None:
         self._options = selection.options
         self._block = block
         self._rows = rows
@@ -125,10 +125,10 @@ class _Greedy:
         """Places in the block of the notes chosen from it."""
         self._earlier = selection.vectors
         self._per_author, self._per_category = Counter(selection.per_author), Counter(selection.per_category)
-        self._passed_over = Counter(
-            max_per_author=selection.passed_over.max_per_author,
-            max_per_category=selection.passed_over.max_per_category,
-            collapse_above=selection.passed_over.collapse_above,
+        self._left_out = Counter(
+            max_per_author=selection.left_out.max_per_author,
+            max_per_category=selection.left_out.max_per_category,
+            collapse_above=selection.left_out.collapse_above,
         )
         relevance: Numbers = self._options.relevance_unit * np.array([hit.score for hit in block], np.float64)
         self._boosts: list[tuple[float, ...]] = [()] * len(block)
@@ -138,9 +138,9 @@ class _Greedy:
         self._value: Numbers = (1 - self._options.diversity) * relevance
         """Part of each candidate's marginal relevance that does not depend on the notes chosen before; CLOSED for one
         that may not be chosen any more."""
-        gone = {note_id for note_id, note in known.items() if note is None}
-        if gone:
-            self._value[[hit.id in gone for hit in block]] = CLOSED
+        unavailable_ids = {note_id for note_id, note in known.items() if note is None}
+        if unavailable_ids:
+            self._value[[hit.id in unavailable_ids for hit in block]] = CLOSED
         self._nearest: Numbers | None = None
         """Largest cosine of each candidate to a chosen note; None before there is one."""
         if vectors is not None and self._earlier is not None and len(self._earlier):
@@ -159,7 +159,7 @@ class _Greedy:
         duplicates = (self._value > CLOSED) & (cosines >= self._options.collapse_above - ROUNDING)
         places: list[int] = np.flatnonzero(duplicates).tolist()
         self._value[places] = CLOSED
-        self._passed_over["collapse_above"] += len(places)
+        self._left_out["collapse_above"] += len(places)
         return places
 
     def choose(self, count: int) -> Selection:
@@ -173,7 +173,7 @@ class _Greedy:
             self._chosen_vectors(),
             self._per_author,
             self._per_category,
-            PassedOver(**self._passed_over),
+            LeftOut(**self._left_out),
         )
 
     def _next(self) -> int | None:
@@ -195,10 +195,10 @@ class _Greedy:
         else:
             category, author = self._rows.category(place), self._rows.author(place)
         if _full(self._per_author, author, options.max_per_author):
-            self._passed_over["max_per_author"] += 1
+            self._left_out["max_per_author"] += 1
             return True
         if _full(self._per_category, category, options.max_per_category):
-            self._passed_over["max_per_category"] += 1
+            self._left_out["max_per_category"] += 1
             return True
         if author is not None:
             self._per_author[author] += 1

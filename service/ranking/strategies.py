@@ -17,11 +17,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from service.records import Vector
+from service.records import Vector, Vectors
 
 Strategy = Literal["average", "best_score", "sum_scores"]
-Vectors = npt.NDArray[np.float32]
-"""(N, D)"""
 Numbers = npt.NDArray[np.float64]
 MIN_LENGTH = 1e-4
 """Length of a combined vector, relative to the sum of the weights, below which its direction is only rounding error."""

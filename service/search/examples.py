@@ -1,6 +1,6 @@
 """Vectors of the examples of a search. A stored note's vector comes from the index, or else from the store; a text's
-from the model, which reads all texts of a search in one batch. A centre, a share of the mean vector of the notes (of
-titles, for a text that is only a title), is subtracted."""
+from the model, which reads all texts of a search in order, in batches. A centre, a share of the mean vector of the
+notes (of titles, for a text that is only a title), is subtracted."""
 
 from __future__ import annotations
 
@@ -133,15 +133,15 @@ def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample], mod
         for example in request.examples
         if (note_id := example.note_id) is not None and note_id in missing
     ]
-    of_address = len(unusable) == 1 and not unusable[0][0].pointer
-    if of_address or request.on_missing == "error":
+    only_url_note = len(unusable) == 1 and not unusable[0][0].pointer
+    if only_url_note or request.on_missing == "error":
         if others := [(example, note_id) for example, note_id, stored in unusable if isinstance(stored, StoredNote)]:
             fields = [FieldError(example.pointer, OTHER_MODEL) for example, _ in others if example.pointer]
             return OtherSpace(others[0][1], model, fields)
         for _, note_id, stored in unusable:
             if isinstance(stored, Unreadable):
                 return StoredNoteUnreadable(note_id, stored.reason)
-        if of_address:
+        if only_url_note:
             return NoteNotFound(unusable[0][1])
     errors = [FieldError(example.pointer, _what_is_wrong(note_id, stored)) for example, note_id, stored in unusable]
     return ExamplesNotFound(errors, skipped=request.on_missing == "skip")

@@ -13,8 +13,8 @@ from service.interfaces import NoteIndex
 from service.ranking.selection import Chosen, SelectionOptions
 from service.ranking.strategies import cosines
 from service.records import Explanation, IndexRows, StoredNote, Vector
+from service.search.behaviour import BehaviourEvidence
 from service.search.examples import Examples
-from service.search.read_after import BehaviourEvidence
 from service.search.request import Example, SearchRequest
 from service.search.verified import VerifiedNotes
 from service.search.words import WordEvidence

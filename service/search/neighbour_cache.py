@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service.filters import Filter
-from service.index.native import Vectors, exact_search
+from service.index.native import exact_search
 from service.interfaces import NoteIndex
-from service.records import Centre, ChangedNotes, Hit, StoredNote, Vector
+from service.records import Centre, ChangedNotes, Hit, StoredNote, Vector, Vectors
 from service.search.shared_lru import SharedLru
 from service.telemetry import Telemetry
 
@@ -69,7 +69,7 @@ class RecentChanges:
 
     def concern(self, since: int, ids: Sequence[str], vector: Vector, score: float) -> bool:
         """Return whether a change from number `since` on names one of `ids`, or has an inner product of `score` or more
-        with `vector` (D,); also where some of these changes are no longer kept."""
+        with `vector` (D,). Return True as well where some of these changes are no longer kept."""
         if since < self.first or any(self._last_change.get(note_id, -1) >= since for note_id in ids):
             return True
         products, _ = exact_search(self._vectors[since - self.first : self.end - self.first], vector, 1)
@@ -109,10 +109,10 @@ class NeighbourList:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourQuery:
-    """A search for the neighbours of a note, by the vector `query` (D,), from which `centre` was subtracted. `since`:
+    """A search for the neighbours of a note, by `vector` (D,), from which `centre` was subtracted. `since`:
     number of the first change after the query was made: a search may miss changes that are made while it runs."""
 
-    query: Vector
+    vector: Vector
     where: Filter
     centre: Centre
     since: int
@@ -141,11 +141,11 @@ class NeighbourCache:
         row. A search raises IndexBehind before the index was first built."""
         if (hits := self.search_nowait(note_id, k, where)) is not None:
             return hits
-        question = self._question(note_id, where)
-        if question is None:
+        query = self._make_query(note_id, where)
+        if query is None:
             return None
-        hits = await self._index.search(question.query, k, question.where)
-        self._keep(note_id, k, where, question, hits)
+        hits = await self._index.search(query.vector, k, query.where)
+        self._keep(note_id, k, where, query, hits)
         return hits
 
     def search_nowait(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
@@ -155,13 +155,13 @@ class NeighbourCache:
         if kept := self._current(note_id, k):
             self._from_memory.inc()
             return kept.hits
-        question = self._question(note_id, where)
-        hits = None if question is None else self._index.search_nowait(question.query, k, question.where)
-        if question is not None and hits is not None:
-            self._keep(note_id, k, where, question, hits)
+        query = self._make_query(note_id, where)
+        hits = None if query is None else self._index.search_nowait(query.vector, k, query.where)
+        if query is not None and hits is not None:
+            self._keep(note_id, k, where, query, hits)
         return hits
 
-    def _question(self, note_id: str, where: Filter) -> NeighbourQuery | None:
+    def _make_query(self, note_id: str, where: Filter) -> NeighbourQuery | None:
         """Return the query for the neighbours of a note; None where it has no row."""
         centre, vector = self._index.centre, self._index.vector(note_id)
         if vector is None:
@@ -169,14 +169,14 @@ class NeighbourCache:
         beside = replace(where, exclude=where.exclude | {note_id})
         return NeighbourQuery(centre.query(vector), beside, centre, self._count)
 
-    def _keep(self, note_id: str, k: int, where: Filter, question: NeighbourQuery, hits: list[Hit]) -> None:
+    def _keep(self, note_id: str, k: int, where: Filter, query: NeighbourQuery, hits: list[Hit]) -> None:
         """Cache the result of a search, unless it had conditions, or all lists were dropped meanwhile."""
         if where != UNCONDITIONAL:
             return
         self._from_index.inc()
-        if question.since >= self._dropped_at:
-            self._dimension = len(question.query)
-            made = NeighbourList(hits, question.centre, question.since)
+        if query.since >= self._dropped_at:
+            self._dimension = len(query.vector)
+            made = NeighbourList(hits, query.centre, query.since)
             self._lists.put(self._owner, (note_id, k), made, made.nbytes)
 
     def apply(self, notes: ChangedNotes | None) -> None:
@@ -215,11 +215,11 @@ class NeighbourCache:
         """Return whether no change since `kept.since` can have altered a list."""
         if kept.since == self._count:
             return True
-        changes, question = self._recent_changes(), self._question(note_id, UNCONDITIONAL)
-        if changes is None or question is None or len(kept.hits) < k:  # any note may enter a list with fewer than k
+        changes, query = self._recent_changes(), self._make_query(note_id, UNCONDITIONAL)
+        if changes is None or query is None or len(kept.hits) < k:  # any note may enter a list with fewer than k
             return False
         ids = [note_id, *(hit.id for hit in kept.hits)]
-        return not changes.concern(kept.since, ids, question.query, kept.hits[-1].score)
+        return not changes.concern(kept.since, ids, query.vector, kept.hits[-1].score)
 
     def _recent_changes(self) -> RecentChanges | None:
         """Return the kept changes; None where there are none, or they were evicted for other values."""

@@ -26,12 +26,12 @@ from service.ranking.selection import SelectionOptions
 from service.ranking.strategies import NoDirection
 from service.read_time import ReadTime
 from service.records import RankedList, RankedNote, Similar, Vector
+from service.search.behaviour import BehaviourEvidence
 from service.search.examples import Examples, UnusableExample, check_examples, query_of, read_examples
 from service.search.explanation import explain, explain_behaviour, explain_words
 from service.search.fusion import Evidence, FusedSource, find_nearest
 from service.search.pages import MAX_LIST_NOTES, Pages, answer
 from service.search.ranker import Ranker, Ranking
-from service.search.read_after import BehaviourEvidence
 from service.search.request import AUTO, FIRST_PAGE, OTHER_SOURCES, SearchRequest, SourceName
 from service.search.sources import ContentSource, Source
 from service.search.title_centre import TitleCentre
@@ -163,17 +163,19 @@ class NoteSearch:
         try:
             # The vectors are compared while the store looks up the examples' texts. A failure of one cancels the other.
             async with asyncio.TaskGroup() as group:
-                finding_words = group.create_task(self._words(request, examples, notes))
+                finding_words = group.create_task(self._word_evidence(request, examples, notes))
                 finding_nearest = group.create_task(find_nearest(content, where))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
         words, nearest = finding_words.result(), finding_nearest.result()
-        behaviour = await self._read_after(request, examples, content.unit)
+        behaviour = await self._behaviour_evidence(request, examples, content.unit)
         evidence: list[Evidence] = [one for one in (words, behaviour) if one]
         source = FusedSource(self._index, content, evidence, nearest) if evidence else content
         return source, words, behaviour
 
-    async def _words(self, request: SearchRequest, examples: Examples, notes: VerifiedNotes) -> WordEvidence | None:
+    async def _word_evidence(
+        self, request: SearchRequest, examples: Examples, notes: VerifiedNotes
+    ) -> WordEvidence | None:
         """Return the evidence of the positive examples' words; None where words have no weight, there are no such
         examples, or the store, which has the texts, is unavailable. Raises ExamplesMissing."""
         weight = self._weight(request, "words")
@@ -187,7 +189,9 @@ class NoteSearch:
         known = [text for text in texts if text]
         return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
 
-    async def _read_after(self, request: SearchRequest, examples: Examples, unit: float) -> BehaviourEvidence | None:
+    async def _behaviour_evidence(
+        self, request: SearchRequest, examples: Examples, unit: float
+    ) -> BehaviourEvidence | None:
         """Return the evidence of the readers of the positive examples; None where behaviour has no weight, or no such
         example is a stored note."""
         weight = self._weight(request, "behaviour")
@@ -229,12 +233,12 @@ class NoteSearch:
             complete=ranking.complete,
             log_position=search.position,
             missing=search.examples.missing,
-            removed=await self._count_removed(request, ranking) if request.explain else {},
+            removed=await self._count_left_out(request, ranking) if request.explain else {},
         )
 
-    async def _count_removed(self, request: SearchRequest, ranking: Ranking) -> dict[str, int]:
+    async def _count_left_out(self, request: SearchRequest, ranking: Ranking) -> dict[str, int]:
         """Return how many notes the filter, caps and collapse left out, by name."""
-        return {"filter": await self._index.count_excluded(request.where), **asdict(ranking.selection.passed_over)}
+        return {"filter": await self._index.count_excluded(request.where), **asdict(ranking.selection.left_out)}
 
 
 def selection_options(request: SearchRequest, source: Source, now: float) -> SelectionOptions:

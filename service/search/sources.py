@@ -15,7 +15,6 @@ from service.interfaces import NoteIndex
 from service.ranking.strategies import (
     Numbers,
     Query,
-    Vectors,
     best_scores,
     cosines,
     linear_query,
@@ -23,7 +22,7 @@ from service.ranking.strategies import (
     scaled_sigmoid,
     total_weight,
 )
-from service.records import Hit, IndexRows
+from service.records import Hit, IndexRows, Vectors
 
 POOL_SIZE, WORDS_POOL_SIZE = 256, 128
 """Numbers of candidates that the vectors and behaviour each propose, and that words propose. They are fixed, since the
@@ -38,12 +37,12 @@ MAX_COMPARED_IN_LOOP = 10_000
 thread."""
 MAX_SORTED_IN_LOOP = 1000
 """Maximum candidates of `best_score` that are sorted in the event loop; more are left to a thread."""
-SCORED_TOGETHER = 4096
+SCORE_BATCH_SIZE = 4096
 """Rows that `best_score` reads from the index and compares at a time: a hundred examples may have 100,000 candidates,
 whose vectors take 140 MB."""
 MAX_DEPTH = 4096
 """Bound on the candidates of a source where options make a search go deeper than k; published at GET /limits."""
-LEAST_DEPTH = 1024
+MIN_DEPTH = 1024
 """Notes that `best_score` may look at near each example, however many examples share MAX_DEPTH: more than a list for
 paging has."""
 
@@ -115,7 +114,7 @@ class ContentSource:
         deepest search keeps all: its depth is the same for every k, so that pages continue each other."""
         positive, negative = self._query.positive, self._query.negative
         examples, sign = (positive, 1.0) if len(positive) else (negative, -1.0)
-        deepest = max(MAX_DEPTH // len(examples), LEAST_DEPTH)
+        deepest = max(MAX_DEPTH // len(examples), MIN_DEPTH)
         depth, lists = min(depth, deepest), []
         for vector in examples.vectors:
             lists.append(await self._index.search(sign * vector, depth, where))
@@ -139,8 +138,8 @@ class ContentSource:
     async def _score(self, ids: Sequence[str]) -> list[Hit]:
         """Return hits for those of the notes that are in the index, in the order of `ids`."""
         hits: list[Hit] = []
-        for start in range(0, len(ids), SCORED_TOGETHER):
-            rows = await self._index.rows(ids[start : start + SCORED_TOGETHER])
+        for start in range(0, len(ids), SCORE_BATCH_SIZE):
+            rows = await self._index.rows(ids[start : start + SCORE_BATCH_SIZE])
             hits += map(Hit, rows.ids, (await self.scores(rows.vectors)).tolist())
         return hits
 

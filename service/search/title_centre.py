@@ -25,11 +25,11 @@ SAMPLED_TITLES = 256
 0.003."""
 MIN_TITLES = 16
 """Minimum number of titles for a centre: the mean of one or two is mostly their own content."""
-READ_TOGETHER = 8
+READ_BATCH_SIZE = 8
 """Titles that wait for the engine at a time, so that its queue has room for other requests."""
 MOVED = 0.05
-"""Distance by which the centre of the index must move before titles are read again; two estimates of one mean differ by
-about 0.015 (service/index/centre.py)."""
+"""Distance by which the centre of the index must move before titles are read again. Two estimates of the mean of the
+same notes are at most 0.03 apart (service/index/centre.py), and their centres a share of that."""
 RETRY_SECONDS = 30.0
 """Pause after an estimate that failed."""
 log = structlog.get_logger(__name__)
@@ -88,8 +88,8 @@ class TitleCentre:
         if len(titles) < MIN_TITLES:
             return Centre()
         vectors: list[Vector] = []
-        for begin in range(0, len(titles), READ_TOGETHER):
-            vectors += await self._read(titles[begin : begin + READ_TOGETHER])
+        for begin in range(0, len(titles), READ_BATCH_SIZE):
+            vectors += await self._read(titles[begin : begin + READ_BATCH_SIZE])
         return Centre(np.float32(self._share) * np.mean(vectors, axis=0))
 
     async def stop(self) -> None:

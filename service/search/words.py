@@ -18,10 +18,10 @@ from service.search.verified import KEPT_CHARACTERS
 def query_note(notes: Sequence[Note]) -> Note:
     """Return one note with the texts of all positive examples: the beginnings of title and content of each, since words
     are read from the first KEPT_CHARACTERS characters of the combined note."""
-    most = KEPT_CHARACTERS // len(notes) - 1
+    max_chars = KEPT_CHARACTERS // len(notes) - 1
     return Note(
-        title="\n".join(note.title[:most] for note in notes),
-        content="\n".join(note.content[:most] for note in notes),
+        title="\n".join(note.title[:max_chars] for note in notes),
+        content="\n".join(note.content[:max_chars] for note in notes),
         hashtags=tuple(dict.fromkeys(hashtag for note in notes for hashtag in note.hashtags)),
     )
 

@@ -37,7 +37,7 @@ NO_KEY = "-"
 """Actor without a key, which may act as long as there are no keys. No prefix has this form."""
 MAX_ACTS = 10_000
 """Approximate number of acts that are kept."""
-DECODED_TOGETHER = 500
+DECODE_BATCH_SIZE = 500
 """Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
 KEPT_DOCUMENTS = 2 * MAX_KEYS
 """Number of decoded documents that are cached: after any change all keys are read again, most of them unchanged."""
@@ -118,7 +118,7 @@ class RedisKeyStore:
         for number, (prefix, document) in enumerate(documents.items(), 1):
             if key := _decode(prefix, document, older.get(prefix)):
                 keys[key.prefix] = key
-            if number % DECODED_TOGETHER == 0:
+            if number % DECODE_BATCH_SIZE == 0:
                 await asyncio.sleep(0)
         return KeyTable((version or b"").decode(), keys, unreadable=len(documents) - len(keys))
 

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from redis.maint_notifications import MaintNotificationsConfig
 
-SECONDS = 120.0
+TIMEOUT_SECONDS = 120.0
 """Time-out of one answer: long enough for a server that forks or frees much memory."""
 
 
@@ -17,8 +17,8 @@ def pool_of(url: str, database: int | None = None) -> redis.ConnectionPool:
     """Return a pool of connections to a database, by default the one that the URL names."""
     pool = redis.ConnectionPool.from_url(
         url,
-        socket_timeout=SECONDS,
-        socket_connect_timeout=SECONDS,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     if database is not None:

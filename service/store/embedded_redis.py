@@ -27,8 +27,8 @@ import structlog
 START_SECONDS = 60.0
 """Time-out of a server that starts without answering. A server that reports that it is loading its data is waited for
 as long as that takes."""
-MAX_LAUNCHES = 3
-"""Maximum number of launches in one start whose servers exit at once; after one more launch the start is given up."""
+MAX_LAUNCHES = 4
+"""Maximum number of launches in one start."""
 STOP_SECONDS = 20.0
 """Time that a server has to end by itself before it is killed; its data are on disk already."""
 CHECK_SECONDS = 0.2
@@ -72,7 +72,8 @@ class EmbeddedRedisError(RuntimeError):
 
 class EmbeddedRedis:
     """The server of one data folder, which is created if need be. `on_restart` is called when a server that died is
-    started again. Raises EmbeddedRedisError for a folder that cannot be written to."""
+    started again. `max_memory`: bytes that the server may use; None for default_max_memory(). Raises EmbeddedRedisError
+    for a folder that cannot be written to."""
 
     def __init__(
         self, folder: Path, on_restart: Callable[[], object] = lambda: None, max_memory: int | None = None
@@ -127,13 +128,17 @@ class EmbeddedRedis:
                 deadline = time.monotonic() + START_SECONDS
                 if match := LOADED_PERCENT.search(_ask(self.socket, b"INFO persistence") or b""):
                     self.loaded_percent = float(match[1])
-            elif time.monotonic() > deadline or self._launches > MAX_LAUNCHES:
+            elif time.monotonic() > deadline or self._is_given_up():
                 self._tell_warnings()
                 raise EmbeddedRedisError(f"the embedded server did not start; see {self._log_file}")
             if self._take_lock():
                 self._launch_if_dead(deadline)
             yield 0.01
         self._tell_warnings()
+
+    def _is_given_up(self) -> bool:
+        """Whether the server of the last launch that a start may make has exited, too."""
+        return self._launches >= MAX_LAUNCHES and self._process is not None and self._process.poll() is not None
 
     async def keep_alive(self) -> None:
         """Check for ever that the server lives, and start it again when it, or the process that owned it, has died. It

@@ -267,7 +267,7 @@ class RedisEventStore:
             entries = await self._connection.redis.xrevrange(self._keys.events, count=1)
         return entries[0][0].decode() if entries else ORIGIN
 
-    async def of_reader(self, reader: str) -> AsyncIterator[list[EventEntry]]:
+    async def read_events_of(self, reader: str) -> AsyncIterator[list[EventEntry]]:
         self._salt = b""  # another process may have restored the store, which then has another salt
         pseudonym, first = _pseudonym(reader, await self._read_salt()), b"-"
         while first:
@@ -279,7 +279,7 @@ class RedisEventStore:
             first = b"(" + last if last else b""
 
     async def forget(self, reader: str) -> int:
-        self._salt = b""  # as in `of_reader`
+        self._salt = b""  # as in `read_events_of`
         pseudonym = _pseudonym(reader, await self._read_salt())
         keys = (self._keys.events, self._keys.identity)
         mark = await self._write(Command(MARK_FORGOTTEN, keys, (self._identity, pseudonym)))

@@ -118,8 +118,8 @@ def logs_of_store(url: str) -> list[PurgedLog]:
     """Return the change logs of all tenants as they begin now; one without entries begins at ORIGIN. Raises
     PurgeError."""
     with _client(url) as client:
-        firsts = [(log, client.xrange(log, count=1)) for log in _logs(client)]
-        return [_purged(client, log, entries[0][0] if entries else ORIGIN.encode()) for log, entries in firsts]
+        firsts = [(key, client.xrange(key, count=1)) for key in _log_keys(client)]
+        return [_read_log(client, key, entries[0][0] if entries else ORIGIN.encode()) for key, entries in firsts]
 
 
 def last_purge(url: str, now: float) -> float:
@@ -205,22 +205,23 @@ def _purge_streams(client: Any, claim: PurgeClaim) -> list[PurgedLog]:
     """Rewrite the streams of events and the change logs of all tenants without what was removed. Events come first:
     they need the most memory, and where it does not suffice, no log is cut."""
     _forget_lists(client, claim)
-    logs = list(_logs(client))
-    for log in logs:
+    log_keys = list(_log_keys(client))
+    for key in log_keys:
         claim.renew()
-        purge_events(client, log.removesuffix(b"log"), claim)
-    marks = [(log, client.eval(MARK, 1, log, PURGE)) for log in logs]
-    begun = [(log, position) for log, position in marks if position]  # else its tenant was removed just now
+        purge_events(client, key.removesuffix(b"log"), claim)
+    marks = [(key, client.eval(MARK, 1, key, PURGE)) for key in log_keys]
+    begun = [(key, position) for key, position in marks if position]  # else its tenant was removed just now
     time.sleep(FOLLOW_SECONDS if begun else 0)
     purged = []
-    for log, position in begun:
+    for key, position in begun:
         claim.renew()
-        if client.eval(CUT, 2, log, log + b":new", position) is not None:
-            purged.append(_purged(client, log, position))
+        if client.eval(CUT, 2, key, key + b":new", position) is not None:
+            purged.append(_read_log(client, key, position))
     return purged
 
 
-def _logs(client: Any) -> Iterator[bytes]:
+def _log_keys(client: Any) -> Iterator[bytes]:
+    """Yield the keys of the change logs of all tenants, each once."""
     for key in set(client.scan_iter(match=f"{HASH_TAG}*log", count=SCAN_COUNT, _type="stream")):
         if PREFIX.fullmatch(key.removesuffix(b"log")):
             yield key
@@ -272,8 +273,9 @@ def _pages(items: Iterable[T], claim: PurgeClaim) -> Iterator[list[T]]:
         yield page
 
 
-def _purged(client: Any, log: bytes, position: bytes) -> PurgedLog:
-    prefix = log.removesuffix(b"log")
+def _read_log(client: Any, log_key: bytes, position: bytes) -> PurgedLog:
+    """Return the tenant and the identity of a change log, which begins at `position`."""
+    prefix = log_key.removesuffix(b"log")
     return PurgedLog(prefix.decode(), (client.get(prefix + b"identity") or b"").decode(), position.decode())
 
 

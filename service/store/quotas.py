@@ -8,7 +8,7 @@ It expires two minutes after its last use, or once the tokens beyond the quota h
 from __future__ import annotations
 
 from service.access.principal import Quota
-from service.access.quota import WINDOW_SECONDS, Counted, Usage
+from service.access.quota import WINDOW_SECONDS, Usage, WindowCount
 from service.store.connection import Connection
 from service.store.scripts import FIRST_WRITE
 
@@ -68,6 +68,6 @@ class RedisQuotaStore:
         elapsed = milliseconds / 1000
         return Usage(
             bool(allowed),
-            Counted(requests_before, requests_now, elapsed),
-            Counted(tokens_before, tokens_now, elapsed, quota.tokens_per_minute),
+            WindowCount(requests_before, requests_now, elapsed),
+            WindowCount(tokens_before, tokens_now, elapsed, quota.tokens_per_minute),
         )

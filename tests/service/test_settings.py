@@ -107,7 +107,7 @@ def test_a_setting_does_not_change_after_the_start() -> None:
 def test_external_redis_gets_samples_only_when_asked(
     asked: int | None, redis_url: str | None, wanted: int | None
 ) -> None:
-    assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_wanted == wanted
+    assert Settings(sample_notes=asked, redis_url=redis_url and SecretStr(redis_url)).samples_to_load == wanted
 
 
 def test_memory_of_the_embedded_server_is_refused_beside_another_store(monkeypatch: pytest.MonkeyPatch) -> None:

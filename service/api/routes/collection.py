@@ -101,7 +101,7 @@ async def remove_notes(
     what = body.ids if body.filter is None else body.filter.as_filter()
     assert what is not None
     if body.dry_run:
-        return ReceiptOut.of(await while_connected(request, urgency, service.remover.try_out(what)))
+        return ReceiptOut.of(await while_connected(request, urgency, service.remover.dry_run(what)))
     attempts = key.attempts(await request.body())
     receipt, replayed = await while_connected(request, urgency, service.remover.remove(what, urgency, attempts))
     response.headers.update(replay_headers(replayed))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import cast
 
 from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
 from service.api.bodies import check_media_type
-from service.api.bounds import check_search_options
 from service.api.connection import while_connected
 from service.api.dependencies import (
     RequestedUrgency,
@@ -20,16 +18,16 @@ from service.api.dependencies import (
     read_timeout,
     remaining_read_time,
 )
-from service.api.included import IncludedFields, check_note_access
+from service.api.included import IncludedFields
 from service.api.json_route import SearchRoute
 from service.api.problems import documented
 from service.api.query import query_parameters, read_query
 from service.api.rendered import render_nearest
-from service.api.scenarios import Scenarios, with_scenario
 from service.api.schemas.common import NoteId
 from service.api.schemas.search import SearchBody, SearchDefaults, SearchResults, SimilarIn
 from service.api.schemas.similar import RankingOptions, SimilarOut, SimilarQuery
 from service.api.search_list import answer_list
+from service.api.search_options import read_options
 from service.api.waiting import wait_for_position
 from service.container import ReadService, Service
 from service.errors import ExamplesNotFound, InvalidInput, OtherSpace, StoreUnavailable
@@ -135,7 +133,8 @@ async def similar_to_examples(
 )
 @needs(Scope.SIMILAR)
 async def similar_batch(request: Request, service: ServiceDep, requested: RequestedUrgencyDep) -> Response:
-    """Answer up to `max_searches` searches, each as in POST /similar. The model reads all texts in one batch.
+    """Answer up to `max_searches` searches, each as in POST /similar. The model reads the texts of all searches
+    together.
 
     If the model cannot read them, because it fails or its queue is full, each search with texts gets this problem, with
     `retry_after`, and the others get their answers. If every valid search has texts, the whole request gets the
@@ -144,20 +143,9 @@ async def similar_batch(request: Request, service: ServiceDep, requested: Reques
     urgency = requested.for_list(service.settings)
     check_media_type(request.headers)
     body = await request.body()
-    answering = answer_list(body, request, service, scenarios_of(request), urgency)
+    answering = answer_list(body, request, service, urgency)
     content = await while_connected(request, urgency, answering)
     return Response(content, 207, media_type="application/json")
-
-
-def read_options(
-    given: RankingOptions, request: Request, service: ReadService, pointer: str
-) -> RankingOptions | SearchDefaults:
-    """Return the options of a search with the defaults of their scenario. Raises Forbidden, and InvalidInput at
-    `pointer`."""
-    check_note_access(given, request)
-    options = with_scenario(given, scenarios_of(request), pointer)
-    check_search_options(options, pointer, service.settings)
-    return options
 
 
 async def answer_nearest(
@@ -195,7 +183,3 @@ async def answer_response(
     answer = SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
     await IncludedFields(service.store).add(answer, related, options.include)
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
-
-
-def scenarios_of(request: Request) -> Scenarios:
-    return cast(Scenarios, request.app.state.scenarios)

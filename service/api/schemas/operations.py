@@ -39,7 +39,7 @@ from service.collection.listing import MAX_IDS, MAX_PAGE
 from service.collection.removal import MAX_REMOVED_IDS
 from service.interfaces import MAX_READ_BYTES
 from service.search.pages import MAX_LIST_NOTES
-from service.search.sources import LEAST_DEPTH, MAX_DEPTH
+from service.search.sources import MAX_DEPTH, MIN_DEPTH
 from service.verify import KINDS, Kind, Report
 
 MAX_REPORTED_IDS = 20
@@ -122,7 +122,7 @@ class LimitsOut(BaseModel):
         MAX_DEPTH,
         description="maximum candidates among which diversity, boosts, `max_per_author`, `max_per_category`, "
         "`collapse_above` and the strategy `best_score` select; the last looks at this many for all its examples "
-        f"together, but at {LEAST_DEPTH:,} for each",
+        f"together, but at {MIN_DEPTH:,} for each",
     )
     max_list_notes: int = Field(MAX_LIST_NOTES, description="maximum notes of a list that is kept for paging")
     max_list_bytes: int = Field(description="maximum bytes of such a list as stored; a longer list is cut off")

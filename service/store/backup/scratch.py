@@ -15,6 +15,7 @@ from service.store.backup.manifest import DATABASES, BackupError
 from service.store.embedded_redis import EmbeddedRedisError, launch_command, socket_path
 
 STOP_SECONDS = 20.0
+"""Time that the server has to end by itself before it is killed."""
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from service.access.meter import RETRY_SECONDS, Meter
 from service.access.principal import Principal, Quota
-from service.access.quota import WINDOW_SECONDS, Counted, OwnUse, Usage, carry_over
+from service.access.quota import WINDOW_SECONDS, OwnUse, Usage, WindowCount, carry_over
 from service.api.rate_limit import rate_limit_headers
 from service.errors import QuotaExceeded, StoreUnavailable
 from service.telemetry import Telemetry
@@ -20,20 +20,29 @@ BOTH = Quota(100, 5000)
 
 @pytest.mark.parametrize(
     ("counted", "used"),
-    [(Counted(0, 7, 30.0), 7), (Counted(100, 0, 0.0), 100), (Counted(100, 0, 15.0), 75), (Counted(60, 10, 59.0), 11)],
+    [
+        (WindowCount(0, 7, 30.0), 7),
+        (WindowCount(100, 0, 0.0), 100),
+        (WindowCount(100, 0, 15.0), 75),
+        (WindowCount(60, 10, 59.0), 11),
+    ],
 )
-def test_share_of_the_minute_before_counts(counted: Counted, used: float) -> None:
+def test_share_of_the_minute_before_counts(counted: WindowCount, used: float) -> None:
     assert counted.used == pytest.approx(used)
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 5, 49, 50, 99, 100])
 @pytest.mark.parametrize(
-    "counted", [Counted(0, 0, 0), Counted(100, 20, 12.5), Counted(10, 100, 30), Counted(0, 100, 59)]
+    "counted", [WindowCount(0, 0, 0), WindowCount(100, 20, 12.5), WindowCount(10, 100, 30), WindowCount(0, 100, 59)]
 )
-def test_wait_ends_when_no_more_than_allowed_is_used(counted: Counted, allowed: int) -> None:
+def test_wait_ends_when_no_more_than_allowed_is_used(counted: WindowCount, allowed: int) -> None:
     seconds = counted.seconds_until(allowed)
     later = counted.elapsed + seconds
-    then = Counted(counted.before, counted.present, later) if later < 60 else Counted(counted.present, 0, later - 60)
+    then = (
+        WindowCount(counted.before, counted.present, later)
+        if later < 60
+        else WindowCount(counted.present, 0, later - 60)
+    )
     assert then.used <= allowed + 1e-6
     assert (seconds == 0) is (counted.used <= allowed)
     assert 0 <= seconds <= 120
@@ -43,10 +52,12 @@ def test_wait_ends_when_no_more_than_allowed_is_used(counted: Counted, allowed: 
 @pytest.mark.parametrize("elapsed", [0, 12.5, 59])
 @pytest.mark.parametrize(("before", "present"), [(0, 40), (100, 20), (0, 100), (30, 101), (100, 250), (0, 100_000)])
 def test_wait_ends_when_what_was_carried_over_has_left(before: int, present: int, elapsed: float, allowed: int) -> None:
-    counted = Counted(before, present, elapsed, 100)
+    counted = WindowCount(before, present, elapsed, 100)
     seconds = counted.seconds_until(allowed)
     minutes, later = divmod(elapsed + seconds, WINDOW_SECONDS)
-    then = Counted(*carry_over(present, int(minutes), 100), later) if minutes else Counted(before, present, later)
+    then = (
+        WindowCount(*carry_over(present, int(minutes), 100), later) if minutes else WindowCount(before, present, later)
+    )
     assert then.used == pytest.approx(min(allowed, counted.used), abs=1e-3)
     assert (seconds == 0) is (counted.used <= allowed)
 
@@ -71,7 +82,7 @@ def test_use_beyond_what_a_minute_drains_is_carried_over(
 
 
 def test_headers_are_structured_fields_of_the_draft() -> None:
-    usage = Usage(True, Counted(40, 10, 30.0), Counted(0, 6000, 45.0))
+    usage = Usage(True, WindowCount(40, 10, 30.0), WindowCount(0, 6000, 45.0))
     assert dict(rate_limit_headers(usage, BOTH)) == {
         b"ratelimit-policy": b'"requests";q=100;w=60, "tokens";q=5000;w=60',
         b"ratelimit": b'"requests";r=70;t=90, "tokens";r=0;t=75',
@@ -94,7 +105,7 @@ class Store:
         if self.away:
             raise StoreUnavailable("away")
         self.counted.append((requests, tokens))
-        return Usage(self.allowed, Counted(0, 100, 30.0), Counted(0, 0, 30.0))
+        return Usage(self.allowed, WindowCount(0, 100, 30.0), WindowCount(0, 0, 30.0))
 
 
 class Now:
@@ -205,13 +216,13 @@ async def test_late_count_of_a_key_leaves_the_quotas_of_others(meter: Meter, sto
 def test_use_of_one_process_is_counted_by_the_same_window() -> None:
     own, quota = OwnUse(), Quota(5, 5000)
     steps = [
-        ((0, 4, 0), Usage(True, Counted(0, 4, 0), Counted(0, 0, 0))),
-        ((30, 2, 7), Usage(False, Counted(0, 4, 30), Counted(0, 7, 30))),
-        ((75, 1, 0), Usage(True, Counted(4, 1, 15), Counted(7, 0, 15))),
-        ((75, 2, 0), Usage(False, Counted(4, 1, 15), Counted(7, 0, 15))),
-        ((200, 5, 9000), Usage(True, Counted(0, 5, 20), Counted(0, 9000, 20))),
-        ((241, 0, 0), Usage(False, Counted(5, 0, 1), Counted(5000, 4000, 1))),
-        ((310, 1, 0), Usage(True, Counted(0, 1, 10), Counted(4000, 0, 10))),
+        ((0, 4, 0), Usage(True, WindowCount(0, 4, 0), WindowCount(0, 0, 0))),
+        ((30, 2, 7), Usage(False, WindowCount(0, 4, 30), WindowCount(0, 7, 30))),
+        ((75, 1, 0), Usage(True, WindowCount(4, 1, 15), WindowCount(7, 0, 15))),
+        ((75, 2, 0), Usage(False, WindowCount(4, 1, 15), WindowCount(7, 0, 15))),
+        ((200, 5, 9000), Usage(True, WindowCount(0, 5, 20), WindowCount(0, 9000, 20))),
+        ((241, 0, 0), Usage(False, WindowCount(5, 0, 1), WindowCount(5000, 4000, 1))),
+        ((310, 1, 0), Usage(True, WindowCount(0, 1, 10), WindowCount(4000, 0, 10))),
     ]
     for (now, requests, tokens), usage in steps:
         drained = replace(usage, tokens=replace(usage.tokens, drained=5000))

@@ -25,7 +25,7 @@ from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import Keys
 from service.store.redis_store import RedisNoteStore
-from service.tenants import OPENED_TOGETHER, Tenants
+from service.tenants import MAX_OPENING, Tenants
 from tests.service.api.conftest import Serve, eventually_true, gauge
 
 pytestmark = pytest.mark.slow
@@ -320,8 +320,8 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
             def details() -> list[str]:
                 return [one["detail"] for one in default.get("/tenants").json()["tenants"] if one["name"] in names]
 
-            eventually_true(lambda: details().count("1 of about 1 notes read") == OPENED_TOGETHER)
-            assert details().count("opening has not started yet") == len(names) - OPENED_TOGETHER
+            eventually_true(lambda: details().count("1 of about 1 notes read") == MAX_OPENING)
+            assert details().count("opening has not started yet") == len(names) - MAX_OPENING
             with as_tenant(url, names[-1]) as last:
                 eventually_true(lambda: last.get("/notes/a").status_code == 200)
             assert details().count("opening has not started yet") == 1, (

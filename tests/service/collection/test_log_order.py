@@ -96,7 +96,7 @@ async def test_note_that_is_rewritten_after_it_was_read_counts_once_in_a_dry_run
     await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
     monkeypatch.setattr("service.collection.removal.BATCH_SIZE", 1)
     monkeypatch.setattr(embedded_store, "get", get_then_rewrite)
-    receipt = await Remover(embedded_store, live_index, Claims(embedded_store, 3600)).try_out(ANY)
+    receipt = await Remover(embedded_store, live_index, Claims(embedded_store, 3600)).dry_run(ANY)
     assert not rewritten
     assert (receipt.count, receipt.ids) == (3, ["a", "b", "c"])
 

@@ -313,8 +313,8 @@ async def test_reader_who_is_forgotten_before_a_page_is_copied_stays_forgotten(
         assert await behaviour.forget("u1") == 1
         forgotten.set()
         await purging
-        assert [part async for part in behaviour.of_reader("u1")] == [[]]
-        assert [len(part) async for part in behaviour.of_reader("u2")] == [1]
+        assert [part async for part in behaviour.read_events_of("u1")] == [[]]
+        assert [len(part) async for part in behaviour.read_events_of("u2")] == [1]
 
 
 async def test_follower_sees_a_purge_and_later_events_where_the_clock_was_set_back(

@@ -113,13 +113,13 @@ def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(
     telemetry, clock = Telemetry(), Clock()
     schedule = PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, telemetry, clock)
     assert value(telemetry.registry, "notellm_purge_timestamp_seconds") == 0
-    schedule._look()
+    schedule._purge_if_due()
     first = value(telemetry.registry, "notellm_purge_timestamp_seconds")
     assert first == pytest.approx(clock(), abs=60)
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
     clock.offset += DAY + 500
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == pytest.approx(500, abs=60)
-    schedule._look()
+    schedule._purge_if_due()
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
     assert value(telemetry.registry, "notellm_purge_timestamp_seconds") == pytest.approx(clock(), abs=60)
 
@@ -133,7 +133,7 @@ def test_purge_that_fails_from_the_start_is_overdue(
     schedule = PurgeSchedule(SecretStr(f"unix://limited:x@{embedded.socket}"), tmp_path, DAY, telemetry, clock)
     assert math.isnan(value(telemetry.registry, "notellm_purge_overdue_seconds") or 0)
     with pytest.raises(PurgeError, match="was not purged"):
-        schedule._look()
+        schedule._purge_if_due()
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == pytest.approx(500, abs=60)
 
 
@@ -183,11 +183,11 @@ def test_snapshot_of_a_replica_that_starts_more_slowly_stays_until_a_purge(
     of_another_store = save_snapshot(tmp_path / "snapshots" / "1", "another", position)
     last_purge(embedded.url, clock())
     schedule = PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)
-    schedule._look()
-    schedule._look()
+    schedule._purge_if_due()
+    schedule._purge_if_due()
     assert (snapshot.exists(), of_another_store.exists()) == (True, False)
     clock.offset += DAY + 500
-    schedule._look()
+    schedule._purge_if_due()
     assert not snapshot.exists()
 
 
@@ -202,7 +202,7 @@ def test_snapshot_of_before_a_purge_that_this_machine_missed_is_removed_at_the_f
     assert purge_store_if_due(embedded.url, DAY, clock())[1]
     behind = save_snapshot(tmp_path / "snapshots" / "1", "this", written.xrange(LOG)[0][0])
     (tmp_path / "snapshots" / "00-no-folder").touch()
-    PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)._look()
+    PurgeSchedule(SecretStr(embedded.url), tmp_path, DAY, Telemetry(), clock)._purge_if_due()
     assert (before.exists(), behind.exists()) == (False, True)
 
 

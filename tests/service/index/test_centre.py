@@ -7,7 +7,7 @@ import pytest
 
 from service.filters import Filter
 from service.index.backend import Part
-from service.index.centre import CHANGES_SHARE, MIN_NOTES, MOVED, SAMPLED_NOTES
+from service.index.centre import MIN_CHANGED_SHARE, MIN_NOTES, MOVED, SAMPLED_NOTES
 from service.index.segmented import SegmentedIndex
 from service.records import StoredNote, Vector
 from tests.service.conftest import DIMENSION, stored_note
@@ -70,7 +70,7 @@ def test_centre_of_many_notes_is_near_their_mean():
 
 
 def test_centre_stays_until_a_share_of_the_notes_has_changed():
-    notes, others = leaning(CHANGES_SHARE * MIN_NOTES), leaning(MIN_NOTES, seed=1, lean=-2.0)
+    notes, others = leaning(int(MIN_NOTES / MIN_CHANGED_SHARE)), leaning(MIN_NOTES, seed=1, lean=-2.0)
     changed = [stored_note(old.note.id, vector=new.vector) for old, new in zip(notes, others, strict=False)]
     index = index_of(notes)
     before = index.centre
@@ -96,7 +96,7 @@ def test_centre_stays_where_notes_change_and_their_mean_hardly_moves():
 
 
 def test_note_that_keeps_its_vector_is_no_change_to_the_centre():
-    notes, others = leaning(CHANGES_SHARE * MIN_NOTES), leaning(MIN_NOTES - 1, seed=1, lean=-2.0)
+    notes, others = leaning(int(MIN_NOTES / MIN_CHANGED_SHARE)), leaning(MIN_NOTES - 1, seed=1, lean=-2.0)
     index = index_of(notes)
     before = index.centre
     index.upsert([stored_note(old.note.id, vector=new.vector) for old, new in zip(notes, others, strict=False)])

@@ -18,7 +18,7 @@ from service.index.growing import GrowingSegment
 from service.index.probing import RECALL
 from service.index.segment import Segment
 from service.index.segmented import SegmentedIndex
-from service.index.seqlock import FREE_READS, SeqLock
+from service.index.seqlock import MAX_OPTIMISTIC_READS, SeqLock
 from service.index.tags import Columns, TagDictionary
 from service.records import StoredNote
 from tests.service.conftest import stored_note
@@ -245,10 +245,10 @@ def test_filtered_search_beside_changes_at_any_of_its_steps_misses_nothing(
     expected = {f"stay{number}" for number in range(12)}
     for search in range(300):
         # One more change might come during a read that makes writers wait: this thread would wait for itself.
-        changes_left = FREE_READS
+        changes_left = MAX_OPTIMISTIC_READS
         found = [hit.id for hit in index.search(direction(search), 20, where, 0.0)]
         assert (set(found), len(found)) == (expected, len(expected)), f"search {search}"
-        changes_left = FREE_READS
+        changes_left = MAX_OPTIMISTIC_READS
         assert index.count(where, 0.0) == len(expected), f"count {search}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.index.seqlock import FREE_READS, SeqLock
+from service.index.seqlock import MAX_OPTIMISTIC_READS, SeqLock
 from service.index.threads import IndexWriter, map_in_two_threads
 
 
@@ -93,11 +93,11 @@ def test_read_beside_which_something_changed_is_repeated() -> None:
     def look() -> tuple[int, int]:
         nonlocal reads
         first, reads = halves[0], reads + 1
-        if reads < FREE_READS:
+        if reads < MAX_OPTIMISTIC_READS:
             change()
         return first, halves[1]
 
-    assert (lock.read(look), reads) == ((FREE_READS - 1, FREE_READS - 1), FREE_READS)
+    assert (lock.read(look), reads) == ((MAX_OPTIMISTIC_READS - 1, MAX_OPTIMISTIC_READS - 1), MAX_OPTIMISTIC_READS)
 
 
 def test_read_that_was_overtaken_again_and_again_makes_changes_wait() -> None:
@@ -113,15 +113,15 @@ def test_read_that_was_overtaken_again_and_again_makes_changes_wait() -> None:
     def look() -> tuple[int, int]:
         nonlocal reads
         first, reads = value, reads + 1
-        if reads <= FREE_READS:
+        if reads <= MAX_OPTIMISTIC_READS:
             change()
         else:
             late.start()
         return first, value
 
-    assert lock.read(look) == (FREE_READS, FREE_READS)
+    assert lock.read(look) == (MAX_OPTIMISTIC_READS, MAX_OPTIMISTIC_READS)
     late.join()
-    assert value == FREE_READS + 1, "the change that waited"
+    assert value == MAX_OPTIMISTIC_READS + 1, "the change that waited"
 
 
 def test_read_that_begins_during_a_change_sees_all_of_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from model.note import Note
 from service.ranking.boosts import Boost, Match
-from service.ranking.selection import PassedOver, Selection, SelectionOptions
+from service.ranking.selection import LeftOut, Selection, SelectionOptions
 from service.records import Hit, IndexRows, StoredNote
 
 COUNT, DIMENSION = 40, 6
@@ -88,7 +88,7 @@ def test_no_two_chosen_notes_are_near_duplicates_over_all_blocks() -> None:
     chosen = [one.id for one in selection.chosen]
     for place, note_id in enumerate(chosen):
         assert all(by_id[note_id] @ by_id[other] < 0.6 for other in chosen[:place])
-    assert selection.passed_over.collapse_above == COUNT - len(chosen)
+    assert selection.left_out.collapse_above == COUNT - len(chosen)
 
 
 def test_copies_collapse_at_1_whatever_the_rounding_of_their_cosine() -> None:
@@ -116,7 +116,7 @@ def test_note_without_an_author_has_no_cap() -> None:
     notes = {hit.id: StoredNote(Note(id=hit.id, author="ann" if i < 2 else None), "s") for i, hit in enumerate(hits)}
     selection = Selection(SelectionOptions(max_per_author=1)).extended(hits, rows_of(hits), notes, 4)
     assert [one.id for one in selection.chosen] == ["n0", "n2", "n3"]
-    assert selection.passed_over == PassedOver(max_per_author=1)
+    assert selection.left_out == LeftOut(max_per_author=1)
 
 
 def test_note_that_was_not_read_counts_for_caps_as_its_row_says() -> None:
@@ -127,7 +127,7 @@ def test_note_that_was_not_read_counts_for_caps_as_its_row_says() -> None:
     assert [one.id for one in Selection(options).extended(hits, rows_of(hits), changed, 4).chosen] == ["n1", "n3"]
     per_category = Selection(SelectionOptions(max_per_category=2)).extended(hits, rows_of(hits), {}, 4)
     assert [one.id for one in per_category.chosen] == ["n1", "m1"]
-    assert per_category.passed_over == PassedOver(max_per_category=2)
+    assert per_category.left_out == LeftOut(max_per_category=2)
 
 
 def test_boost_changes_the_order_and_not_the_score() -> None:

@@ -19,7 +19,7 @@ from service.interfaces import Clock
 from service.recommender import Recommender
 from service.records import Hit
 from service.search import fusion
-from service.search.read_after import BehaviourEvidence
+from service.search.behaviour import BehaviourEvidence
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.search.sources import Candidates

@@ -19,9 +19,9 @@ from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.ranking.boosts import Boost, Match, boost_values
-from service.ranking.strategies import Numbers, Query, Vectors, best_scores
+from service.ranking.strategies import Numbers, Query, best_scores
 from service.recommender import Recommender
-from service.records import Hit, Similar, StoredNote, Unreadable, Write
+from service.records import Hit, Similar, StoredNote, Unreadable, Vectors, Write
 from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.search.verified import KEPT_CHARACTERS
@@ -444,7 +444,7 @@ async def test_best_score_that_would_go_too_deep_is_not_complete(
     """The search looks at the eight notes nearest to its positive example. All eight score below 0, since each is
     nearer to the negative example, and notes that the search did not look at may score more."""
     monkeypatch.setattr("service.search.sources.MAX_DEPTH", 8)
-    monkeypatch.setattr("service.search.sources.LEAST_DEPTH", 8)
+    monkeypatch.setattr("service.search.sources.MIN_DEPTH", 8)
     await add(recommender, *soup(30))
 
     def request(k: int) -> SearchRequest:
@@ -471,7 +471,7 @@ async def test_best_score_reads_its_candidates_in_parts(
         sizes.append(len(ids))
         return await rows(ids)
 
-    monkeypatch.setattr("service.search.sources.SCORED_TOGETHER", 7)
+    monkeypatch.setattr("service.search.sources.SCORE_BATCH_SIZE", 7)
     monkeypatch.setattr(live_index, "rows", recorded)
     in_parts = await search.related(request)
     assert [(item.stored.note.id, item.score) for item in in_parts.items] == [

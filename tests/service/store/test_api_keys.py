@@ -141,7 +141,7 @@ async def test_keys_of_a_tenant_are_managed_without_reading_all_keys_each_time(
 async def test_whoever_revokes_the_keys_of_its_own_tenant_revokes_its_own_last(
     keys: RedisKeyStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.access.manager.KEYS_TOGETHER", 1)
+    monkeypatch.setattr("service.access.manager.KEY_BATCH_SIZE", 1)
     authenticator = Authenticator(None, clock)
     authenticator.connect(keys)
     manager = Manager(authenticator)

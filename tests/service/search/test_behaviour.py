@@ -11,7 +11,7 @@ from service.filters import Filter
 from service.index.live import LiveIndex
 from service.interfaces import Clock
 from service.records import Write
-from service.search.read_after import BehaviourEvidence
+from service.search.behaviour import BehaviourEvidence
 from tests.service.conftest import GatedStore, stored_note
 
 pytestmark = pytest.mark.anyio
