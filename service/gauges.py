@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from service.admission import Lane
 from service.batcher import Batcher
 from service.behaviour.live import BehaviourStatus
-from service.container import Service
+from service.container import ReadService, Service
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.readers import Readers
@@ -19,6 +20,8 @@ from service.records import IndexStatus
 from service.store_probe import StoreProbe
 from service.telemetry import Telemetry
 from service.tenants import Tenants
+
+S = TypeVar("S", bound=ReadService)
 
 
 def connect_gauges(telemetry: Telemetry, tenants: Tenants[Service], event_bytes: int, data_dir: Path) -> None:
@@ -82,7 +85,16 @@ def connect_readiness(
 
 def connect_unsaved(telemetry: Telemetry, tenants: Tenants[Service], clock: Clock) -> None:
     """Connect the gauge of how long the oldest change of any tenant has waited for a snapshot; 0 if none waits."""
-    telemetry.snapshot_unsaved.set_function(partial(_unsaved_seconds, tenants, clock))
+    telemetry.snapshot_unsaved.set_function(
+        lambda: _oldest_age((one.index.status().unsaved_since for one in tenants.services), clock)
+    )
+
+
+def connect_lag(telemetry: Telemetry, tenants: Tenants[S], clock: Clock) -> None:
+    """Connect the gauge of how far the indexes of this process are behind the log."""
+    telemetry.index_behind.set_function(
+        lambda: _oldest_age((one.index.status().behind_since for one in tenants.services), clock)
+    )
 
 
 def _free_share(folder: Path) -> float:
@@ -94,9 +106,10 @@ def _free_share(folder: Path) -> float:
     return disk.free / disk.total if disk.total else math.nan
 
 
-def _unsaved_seconds(tenants: Tenants[Service], clock: Clock) -> float:
-    now = clock()
-    return max((now - since for one in tenants.services if (since := one.index.status().unsaved_since)), default=0.0)
+def _oldest_age(times: Iterable[float], clock: Clock) -> float:
+    """Return the seconds since the oldest of some times; 0 stands for none."""
+    since = min(filter(None, times), default=None)
+    return 0.0 if since is None else max(0.0, clock() - since)
 
 
 def _mean_recall(tenants: Tenants[Service]) -> float:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from service.api.app import create_reader_app
 from service.api.scenarios import read_scenarios
 from service.container import ReadService
+from service.gauges import connect_lag
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
 from service.index.snapshot_files import OthersSnapshots
@@ -56,6 +57,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
             tenants = Tenants(directory, partial(_open_tenant, shared, start, searchers), telemetry)
             stack.push_async_callback(tenants.stop)
             await tenants.start(lifecycle)
+            connect_lag(telemetry, tenants, shared.clock)
             while not tenants.ready:  # noqa: ASYNC110 - an index sends no event when it is ready; the store may be away
                 await asyncio.sleep(READY_CHECK_SECONDS)
             yield tenants

@@ -34,6 +34,11 @@ def position_key(position: str) -> PositionKey:
     return int(milliseconds), int(sequence or 0)
 
 
+def position_seconds(position: str) -> float:
+    """Return the time of a log position, in seconds since the epoch by the store's clock."""
+    return position_key(position)[0] / 1000
+
+
 GeneratedField = Literal["hashtags", "category"]
 
 
@@ -314,7 +319,8 @@ class IndexRows:
 
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
-    """State of an index. `ready`: it is built and follows the log; `detail` describes this in words.
+    """State of an index. `ready`: it is built and follows the log; `detail` describes this in words. `behind_since`:
+    time of the oldest change in the log, as it was last read, that the index does not have; 0 if it has all of them.
 
     `vectors` counts the rows that can be found, `tombstones` those that cannot, `segments` the parts that a search goes
     through, `other_space` the notes in the store whose vectors are from another model. `saved_at` is the time of the
@@ -326,6 +332,7 @@ class IndexStatus:
     ready: bool
     detail: str
     position: str
+    behind_since: float
     vectors: int
     tombstones: int
     segments: int

@@ -170,7 +170,8 @@ class SettingFields(BaseSettings):
         0.0,
         ge=0,
         description="Seconds between automatic purges, which rewrite the store's files and the snapshots without "
-        "removed data. One replica purges the store for all. 0: only `notellm purge` does.",
+        "removed data. One replica purges the store for all. Each purge starts the change log over. 0: only "
+        "`notellm purge` does.",
     )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="Format of log lines. auto: console on a terminal, otherwise json."

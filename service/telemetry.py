@@ -185,6 +185,12 @@ class Telemetry:
             "Age of the oldest change of any tenant that is not in a snapshot; 0: none, or snapshots are off",
             registry=registry,
         )
+        self.index_behind = Gauge(
+            "notellm_index_behind_seconds",
+            "Age of the oldest change in the log that the index of a tenant does not have yet, of the tenant that is "
+            "furthest behind; 0 if none is behind",
+            registry=registry,
+        )
         self.items = Counter(
             "notellm_items",
             "Notes in search results, by source: memory (cache) or store",

@@ -37,7 +37,7 @@ from service.container import Service
 from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
 from service.events import EventBounds
-from service.gauges import connect_gauges, connect_readiness, connect_unsaved
+from service.gauges import connect_gauges, connect_lag, connect_readiness, connect_unsaved
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
@@ -155,6 +155,7 @@ async def open_service(
         _run_until_left(stack, store_probe.watch(), "watch-store")
         telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
         connect_gauges(telemetry, tenants, settings.event_bytes, settings.data_dir)
+        connect_lag(telemetry, tenants, shared.clock)
         if settings.snapshot_seconds:
             connect_unsaved(telemetry, tenants, shared.clock)
         readers = readers or Readers(0)

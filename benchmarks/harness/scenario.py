@@ -89,7 +89,7 @@ class Load:
     async def _run_client(self, number: int, kinds: Sequence[str], until: float) -> None:
         rounds = self.scenario.rounds
         turns = itertools.count() if rounds is None else range(rounds * len(kinds))
-        # With rounds, no two clients send the same text.
+        # With rounds, clients begin at different texts; kinds with a body share one sequence, so neighbours overlap.
         texts = itertools.count(number * rounds if rounds else number)
         for turn in turns:
             if time.perf_counter() >= until:

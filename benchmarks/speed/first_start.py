@@ -18,7 +18,7 @@ from benchmarks.harness.inputs import notes_of_one_length
 from benchmarks.harness.report import Row, row, write
 from benchmarks.harness.scenario import Load, Scenario
 from benchmarks.harness.service_process import ServiceProcess
-from benchmarks.harness.weights import model_mib, size_mib
+from benchmarks.harness.weights import MILLION_LAYER_WEIGHTS, model_mib, size_mib
 from model.data.dataset import read_notes
 from model.inference.engine import Engine
 from service import SAMPLES
@@ -28,8 +28,6 @@ LOADS = ((8500, ("embed", "similar", "similar", "similar")), (1500, ("embed", "s
 """Number of requests of each part of the load, and the kinds that take turns. Memory is read after each part."""
 CLIENTS = 16
 TEXTS = 256
-MILLION_DECODER_WEIGHTS = 106.2
-"""Weights of the decoder: the model's layers once more, with the generation adapter."""
 BYTES_PER_DECODER_WEIGHT = {"float32": 4, "bfloat16": 1, "int8": 1}
 """Bytes of a weight of the decoder, by the number format that the engine runs in."""
 MAX_SECONDS, MAX_MEMORY_RATIO = 60, 2.5
@@ -55,7 +53,7 @@ def measure() -> Figures:
     texts = [note.content for note in notes_of_one_length(engine, TEXTS)]
     number_format = engine.runtime.number_format
     backbone_mib = model_mib(number_format)
-    decoder_mib = size_mib(MILLION_DECODER_WEIGHTS, BYTES_PER_DECODER_WEIGHT[number_format])
+    decoder_mib = size_mib(MILLION_LAYER_WEIGHTS, BYTES_PER_DECODER_WEIGHT[number_format])
     del engine
     return asyncio.run(measure_service(texts, list(read_notes(SAMPLES)), backbone_mib, decoder_mib))
 

@@ -183,6 +183,7 @@ class LiveIndex:
             ready=readiness.ready,
             detail=readiness.detail,
             position=self._state.position,
+            behind_since=self._follower.behind_since,
             vectors=len(self._index),
             tombstones=self._index.tombstones,
             segments=self._index.segments,

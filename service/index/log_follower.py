@@ -24,7 +24,7 @@ from service.index.snapshots import SnapshotKeeper
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.threads import IndexWriter
 from service.interfaces import Clock, NoteStore
-from service.records import StoredNote, position_key
+from service.records import StoredNote, position_key, position_seconds
 
 BLOCK_SECONDS = 1.0
 """Maximum wait of a read of the log for a first entry."""
@@ -77,6 +77,8 @@ class LogFollower:
         clock: Clock,
     ) -> None:
         self.readiness = Readiness()
+        self.behind_since = 0.0
+        """Time of the oldest change in the log, as it was last read, that the index does not have; 0 if it has all."""
         self._store = store
         self._state = state
         self._make_notes = make_notes
@@ -182,6 +184,7 @@ class LogFollower:
             state.unlogged_changes += exchanged  # so that a snapshot of the new store is made
             return
         if entries:
+            self.behind_since = position_seconds(entries[0].position)
             async with self._applying:
                 self._batches += 1
                 notes = await self._store.get_logged(entries)
@@ -193,6 +196,8 @@ class LogFollower:
                     self._purger.request()
                 # Within the lock: listeners must not get an older version of a note than `resync` gave them.
                 await state.move_to(entries[-1].position, notes, unmoved)
+        ended = position_key(state.position) >= position_key(bounds.last)
+        self.behind_since = 0.0 if ended else position_seconds(state.position)
         if time.monotonic() >= self._expired_at + EXPIRY_SECONDS:
             await self.expire()
         self.readiness.advance(state.position, bounds.last)

@@ -185,7 +185,7 @@ async def limits(request: Request, service: ServiceDep) -> LimitsOut:
         max_lists=MAX_LISTS,
         page_seconds=settings.page_seconds,
         scenarios=sorted(request.app.state.scenarios),
-        log_seconds=settings.log_seconds,
+        log_seconds=min(settings.log_seconds, settings.purge_seconds or settings.log_seconds),
         queue_notes=settings.queue_notes,
         queue_seconds=settings.queue_seconds,
         interactive_seconds=min(settings.interactive_seconds, settings.request_seconds),

@@ -123,7 +123,12 @@ class NoteIn(TaggedText):
 
     id: NoteId | None = Field(None, description=f"{NOTE_ID_FORM}; generated (a ULID) if omitted", examples=["kyoto-1"])
     category: Name | None = Field(None, description="category chosen by the author; null if none", examples=["Travel"])
-    author: Name | None = Field(None, description="name of the author; null if none", examples=["tomhikes"])
+    author: Name | None = Field(
+        None,
+        description="author, best as a unique id that never changes: filters, caps and removal by author compare it "
+        "exactly; null if none",
+        examples=["tomhikes"],
+    )
     created_at: Time | None = Field(
         None,
         description="time of creation; default: that of the note which this one replaces, else the time when the "

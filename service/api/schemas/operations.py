@@ -167,7 +167,10 @@ class LimitsOut(BaseModel):
         description="maximum removals of the events of a user or session that run in one process for a tenant; 429 "
         "beyond",
     )
-    log_seconds: float = Field(description="seconds for which GET /changes reaches back, up to about a million changes")
+    log_seconds: float = Field(
+        description="seconds for which GET /changes reaches back, up to about a million changes, and at most to the "
+        "last purge"
+    )
     queue_notes: int = Field(
         description="maximum notes that may wait for the model; 429 beyond. With several tenants, each may take half "
         "of the places that the others leave"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from service.filters import Filter
 from service.index.live import LiveIndex
 from service.index.state import IndexedNotes
 from service.interfaces import Clock
-from service.records import Write, position_key
+from service.records import LogEntry, StoredNote, Unreadable, Write, position_key, position_seconds
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.keys import LOG, NOTE
 from service.store.redis_store import RedisNoteStore
@@ -285,3 +286,22 @@ async def test_follower_note_written_expired_is_not_added(
     await live_index.wait_for(await put(embedded_store, stored_note("a", expires_at=clock() - 1)), WAIT)
     assert await find_ids(live_index) == set()
     assert live_index.status().vectors == 0
+
+
+async def test_index_that_has_not_applied_a_change_tells_since_when(
+    embedded_store: GatedStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert live_index.status().behind_since == 0.0
+    gate, get_logged = asyncio.Event(), embedded_store.get_logged
+
+    async def get_later(entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
+        await gate.wait()
+        return await get_logged(entries)
+
+    monkeypatch.setattr(embedded_store, "get_logged", get_later)
+    first = await put(embedded_store, stored_note("a"))
+    await eventually(lambda: live_index.status().behind_since == position_seconds(first))
+    last = await put(embedded_store, stored_note("b"))
+    gate.set()
+    await live_index.wait_for(last, WAIT)
+    await eventually(lambda: live_index.status().behind_since == 0.0)
