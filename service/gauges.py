@@ -16,8 +16,8 @@ from service.container import ReadService, Service
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.readers import Readers
+from service.readiness import is_ready
 from service.records import IndexStatus
-from service.store_probe import StoreProbe
 from service.telemetry import Telemetry
 from service.tenants import Tenants
 
@@ -65,22 +65,11 @@ def connect_readiness(
     tenants: Tenants[Service],
     readers: Readers,
     batcher: Batcher,
-    store_probe: StoreProbe,
 ) -> None:
-    """Connect the gauges that tell whether this process may serve, as /readyz does, and how long a note would wait for
-    the model."""
+    """Connect the gauges that tell whether this process may serve, and how long a note would wait for the model."""
     for lane in Lane:
         telemetry.expected_wait.labels(lane).set_function(partial(batcher.expected_wait, lane))
-    telemetry.ready.set_function(
-        lambda: (
-            lifecycle.started
-            and not lifecycle.draining
-            and store_probe.answers
-            and tenants.ready
-            and readers.tried
-            and not batcher.is_stuck
-        )
-    )
+    telemetry.ready.set_function(partial(is_ready, lifecycle, tenants, readers))
 
 
 def connect_unsaved(telemetry: Telemetry, tenants: Tenants[Service], clock: Clock) -> None:

@@ -151,15 +151,14 @@ async def open_service(
         if settings.purge_seconds:
             schedule = PurgeSchedule(url, settings.data_dir, settings.purge_seconds, telemetry, shared.clock)
             _run_until_left(stack, schedule.run(), "purge-store")
-        store_probe = tenants.default.store_probe
-        _run_until_left(stack, store_probe.watch(), "watch-store")
+        _run_until_left(stack, tenants.default.store_probe.watch(), "watch-store")
         telemetry.model_info.labels(engine.name, engine.space, "serving").set(1)
         connect_gauges(telemetry, tenants, settings.event_bytes, settings.data_dir)
         connect_lag(telemetry, tenants, shared.clock)
         if settings.snapshot_seconds:
             connect_unsaved(telemetry, tenants, shared.clock)
         readers = readers or Readers(0)
-        connect_readiness(telemetry, lifecycle, tenants, readers, batcher, store_probe)
+        connect_readiness(telemetry, lifecycle, tenants, readers, batcher)
         if readers.count:
             telemetry.readers.set_function(lambda: readers.ready)
             stack.push_async_callback(readers.stop, settings.shutdown_seconds)

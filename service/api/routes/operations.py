@@ -20,6 +20,7 @@ from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.lifecycle import Lifecycle
 from service.readers import Readers
+from service.readiness import is_ready
 from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
 from service.verify import verify
@@ -64,19 +65,17 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     notes are those of the caller's tenant."""
     caller = await recognise(request)
     if lifecycle.started:
-        tenants = await get_tenants(request)
-        answer = await _readiness(tenants, tenants.find(caller.tenant) if caller else None)
-        if (readers := get_readers(request)).count:
+        tenants, readers = await get_tenants(request), get_readers(request)
+        answer = await _check(lifecycle, tenants, readers, tenants.find(caller.tenant) if caller else None)
+        if readers.count:
             detail = f"{readers.ready} of {readers.count} are ready; one that dies is restarted"
             answer.checks["readers"] = Check(ok=readers.tried, detail=detail)
-            answer.ready &= readers.tried
     else:
         answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=progress_for(lifecycle, caller))})
     if lifecycle.draining:
         answer.checks["drain"] = Check(
             ok=False, detail="the process is stopping: requests are still served, but should go to another process"
         )
-        answer.ready = False
     response.status_code = 200 if answer.ready else 503
     return answer
 
@@ -97,7 +96,7 @@ def get_readers(request: Request) -> Readers:
     return cast(Readers, request.app.state.readers)
 
 
-async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut:
+async def _check(lifecycle: Lifecycle, tenants: Tenants[Service], readers: Readers, own: Service | None) -> ReadyOut:
     """Check the parts of a running service. `own`: service of the caller's tenant; None for a caller without one."""
     service = tenants.default
     durable: bool | None = None
@@ -120,7 +119,7 @@ async def _readiness(tenants: Tenants[Service], own: Service | None) -> ReadyOut
     if own is not service:  # positions, numbers of notes and of tenants are hidden from others
         index.detail = "follows the log" if index.ok else "does not follow the log yet for all tenants"
     return ReadyOut(
-        ready=store.ok and index.ok and engine.ok,
+        ready=is_ready(lifecycle, tenants, readers),
         checks={"store": store, "index": index, "engine": engine},
         durable=durable,
         model=service.recommender.engine.name,
