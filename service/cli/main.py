@@ -31,8 +31,8 @@ app.add_typer(keys.app, name="keys")
 
 START_FAILED = 3
 """Exit status of a service that could not start: the same as uvicorn's."""
-REJECTED = 2
-"""Exit status of an ingest that completed with some lines rejected."""
+REJECTED = 4
+"""Exit status of an ingest that completed with some lines rejected; 1 is a failure, 2 a wrong option or setting."""
 VERIFY_SECONDS = 3600.0
 """Bound on a comparison of index and store, which takes seconds for each 10,000 notes."""
 

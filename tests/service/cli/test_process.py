@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 from service.cli.ingest import Ingest
+from service.cli.main import REJECTED
 from service.cli.transfer import TransferFailed
 from service.notes_file import Line
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
@@ -145,7 +146,7 @@ def test_embedded_server_is_restarted_after_sigkill(service: Process) -> None:
 def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path) -> None:
     first = shared.call("ingest", str(notes_file), "--json")
     report: dict[str, Any] = json.loads(first.stdout)
-    assert (first.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 148, 2, 150)
+    assert (first.exit_code, report["created"], report["rejected"], report["last_line"]) == (REJECTED, 148, 2, 150)
     assert "caption" in first.stderr
     rejected = shared.folder / f"{notes_file.name}.rejects.jsonl"
     assert rejected.stat().st_mode & 0o077 == 0
@@ -155,7 +156,7 @@ def test_ingest_reports_bad_lines_and_resumes(shared: Process, notes_file: Path)
     repeated = shared.call("ingest", str(notes_file), "--json")
     again = json.loads(repeated.stdout)
     assert (again["created"], again["unchanged"], again["last_line"]) == (0, 0, 150)
-    assert (repeated.exit_code, again["rejected"]) == (2, 2), "the file has lines that were not taken"
+    assert (repeated.exit_code, again["rejected"]) == (REJECTED, 2), "the file has lines that were not taken"
     assert "nothing was sent: all 150 lines were already sent to this model" in " ".join(repeated.stderr.split())
     anew = json.loads(shared.call("ingest", str(notes_file), "--restart", "--json").stdout)
     assert (anew["created"], anew["unchanged"]) == (0, 148)
@@ -242,7 +243,7 @@ def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(
     monkeypatch.setattr(Ingest, "_post", fail_at_the_second)
     assert shared.call("ingest", str(file)).exit_code == 1
     resumed = shared.call("ingest", str(file), "--json")
-    assert (resumed.exit_code, json.loads(resumed.stdout)["rejected"]) == (2, 3)
+    assert (resumed.exit_code, json.loads(resumed.stdout)["rejected"]) == (REJECTED, 3)
     rejects = (shared.folder / "broken-off.jsonl.rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["line"] for line in rejects] == [10, 20, 100]
 
@@ -285,7 +286,7 @@ def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> N
         {"id": "stays", "title": "stays"},
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert shared.call("ingest", str(file)).exit_code == 2
+    assert shared.call("ingest", str(file)).exit_code == REJECTED
     for state in (shared.folder / "d" / "ingest").glob("*.json"):
         acknowledged = json.loads(state.read_text())
         if acknowledged["file"] == str(file):
@@ -293,7 +294,7 @@ def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> N
     wait_until(lambda: datetime.now(UTC).isoformat() > soon)
     again = shared.call("ingest", str(file), "--json")
     report = json.loads(again.stdout)
-    assert (again.exit_code, report["created"], report["rejected"], report["last_line"]) == (2, 2, 1, 3)
+    assert (again.exit_code, report["created"], report["rejected"], report["last_line"]) == (REJECTED, 2, 1, 3)
     (reject,) = map(json.loads, (shared.folder / "expiring.jsonl.rejects.jsonl").read_text().splitlines())
     assert (reject["line"], "/expires_at: must be in the future" in reject["reason"]) == (2, True)
 
