@@ -46,6 +46,7 @@ SMALLEST_P = 1e-4
 """Smaller p values are shown as "below" this one: the far tail of the distribution is only roughly normal."""
 NOT_MEASURED = "not measured"
 TRAINED_WITH_WORDS, WHITENED_WITH_WORDS = "hybrid_trained_test", "hybrid_whitened_test"
+FINE_TUNED_WITH_WORDS = "hybrid_fine_tuned_test"
 """Results of `python -m benchmarks.quality.hybrid DATA test trained`, and `whitened`."""
 
 
@@ -316,6 +317,7 @@ TRAINED_ON_IT: Sequence[Contest] = tuple(
 )
 WITH_WORDS: Sequence[WithWords] = (
     WithWords(TRAINED_RIVAL, 1.1),
+    WithWords(TRAINED_RIVAL, 1.1, FINE_TUNED_WITH_WORDS),
     WithWords(DISTILLED_RIVAL, 1.1, TRAINED_WITH_WORDS),
     WithWords(WHITENED_RIVAL, 1.0, WHITENED_WITH_WORDS),
 )
