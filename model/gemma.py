@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from model.cache_option import add_cache_option
 from model.config import GEMMA_BACKBONE, CheckpointError
 from model.parted_file import PartedFile
 from model.weights import GEMMA_GGUF, GEMMA_SHA256, Progress, convert_gguf, gemma_folder
@@ -62,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Name Gemma's terms, and fetch it as a backbone where they are accepted."
     )
     parser.add_argument("--accept-gemma-terms", action="store_true", help="you have read the terms and accept them")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     options = parser.parse_args(arguments)
     print(TERMS, flush=True)
     if not options.accept_gemma_terms:
         parser.exit(2, "\nNothing was fetched. Read the terms; then: python -m model.gemma --accept-gemma-terms\n")
     try:
         folder = fetch(options.cache, print)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         parser.exit(1, f"\n{error}\n")
     print(f"\n{GEMMA_BACKBONE} is in {folder}, with its terms. Name it with NOTELLM_CHECKPOINT or --backbone.")
 

@@ -22,12 +22,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from model.config import CheckpointError, NoteLLMConfig
 from model.note import Note, hashtag_key, normalise_hashtag, replace_lone_surrogates
 from model.scripts import letters_by_script
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_HASHTAG_WORDS = 6
 """Maximum words of a generated hashtag; one with more is running text and is dropped."""

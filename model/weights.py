@@ -10,8 +10,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,7 +240,7 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     """Return a folder in `cache` with the GGUF's weights as bfloat16 safetensors, converted at most once.
 
     The folder's name contains the file's digest. It is written under a temporary name and renamed, so a killed
-    conversion leaves no incomplete result. Raises CheckpointError for a broken file.
+    conversion leaves no incomplete result. Raises CheckpointError for a broken file or a cache that cannot be written.
     """
     target = converted_folder(gguf, cache)
     if target.is_dir():
@@ -248,9 +248,8 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_folder(target)
     progress(f"Converting {gguf.name} to safetensors (once, 15 s or more)")
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=cache))
     try:
         backbone = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -266,6 +265,17 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def unfinished_folder(target: Path) -> Path:
+    """Create an empty folder beside `target`, to be renamed to it once complete. It has the permissions of any new
+    folder, since one user may convert what another one serves. Raises CheckpointError where it cannot be created."""
+    folder = target.with_name(f"{target.name}.{secrets.token_hex(4)}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to the cache {target.parent}: {error}") from error
+    return folder
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -297,8 +307,11 @@ def folder_digest(folder: Path) -> str:
 
 @contextlib.contextmanager
 def loading_errors(weights: Path) -> Iterator[None]:
-    """Turn whatever transformers and safetensors raise on broken files into a CheckpointError that names `weights`."""
+    """Turn whatever transformers and safetensors raise on broken files into a CheckpointError that names `weights`; a
+    CheckpointError stays as it is."""
     try:
         yield
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{weights} could not be loaded: {error}") from error

@@ -14,8 +14,14 @@ from safetensors import SafetensorError
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a new file that is renamed to `path` when the block ends without an error. If the block raises or the
-    process is killed, an earlier file of that name stays intact. Only one process at a time may write a path. Creates
-    the folder. Raises OSError."""
+    process is killed, an earlier file of that name stays intact. A device or pipe, such as /dev/stdout, is written in
+    place instead, and a symbolic link stays one. Only one process at a time may write a path. Creates the folder.
+    Raises OSError."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     opened = unfinished.open("wb")

@@ -11,11 +11,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,8 @@ UNUSED_FIELDS = (
     "checkpoint_activations", "shard",
 )  # fmt: skip
 """Recipe fields, off by default, that an encoder's training refuses. Other unused fields (`alpha`) are ignored."""
+UNUSED_DATA_FIELDS: Mapping[str, Any] = {"share": 1.0, "category_names": {}}
+"""Fields of [[data]] that an encoder's training refuses, with their defaults: it has one data set, and no synonyms."""
 UNSEEN = -1e9
 """Log probability of a category that training never showed: finite, so that renormalising stays possible."""
 
@@ -196,9 +198,9 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
 
     The validation metric is recall for related notes, with the k that `progress` reports, and accuracy for categories.
     `folder` gets log.jsonl and best/, the encoder with the highest metric. Raises RecipeError where one of
-    UNUSED_FIELDS is set, the recipe has several [[data]], `folder` already holds a run, another process trains there,
-    or the loss or the gradient is not finite, before that step changes the weights; DatasetError, PairsError, and
-    ModuleNotFoundError where the published weights are not installed.
+    UNUSED_FIELDS or UNUSED_DATA_FIELDS is set, the recipe has several [[data]], `folder` already holds a run, another
+    process trains there, or the loss or the gradient is not finite, before that step changes the weights; DatasetError,
+    PairsError, and ModuleNotFoundError where the published weights are not installed.
     """
     if (folder / LOG).exists():
         raise RecipeError(f"{folder} holds a run, and runs of an encoder cannot be resumed: choose a new folder")
@@ -207,6 +209,9 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
         raise RecipeError(f"{names}: has no effect on an encoder, which starts from the published weights")
     if len(recipe.data) > 1:
         raise RecipeError(f"data: an encoder is trained on one [[data]], but the recipe has {len(recipe.data)}")
+    (data,) = recipe.data
+    if without_effect := [name for name, default in UNUSED_DATA_FIELDS.items() if getattr(data, name) != default]:
+        raise RecipeError(f"{', '.join(without_effect)} of [[data]]: has no effect on an encoder")
     lock = FolderLock(folder, progress)
     torch.manual_seed(recipe.seed)
     steps = _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder, progress)

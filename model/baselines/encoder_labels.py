@@ -27,7 +27,7 @@ from model.config import CheckpointError
 from model.data.corpora import write_notes
 from model.data.dataset import DatasetError
 from model.data.pseudo_labels import Floats, PseudoLabeller
-from model.data.tag_vocabulary import build_vocabulary
+from model.data.tag_vocabulary import TagVocabulary, build_vocabulary
 from model.note import Note
 from model.training.corpus_vectors import read_corpus_vectors
 
@@ -70,15 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         vocabulary = build_vocabulary(options.wordnet)
         encoder = encoder_of(options)
-    except (CheckpointError, OSError) as error:
+        label_sources(options, vocabulary, encoder)
+    except (CheckpointError, DatasetError, ModuleNotFoundError, OSError) as error:
         parser.exit(1, f"{error}\n")
+
+
+def label_sources(options: argparse.Namespace, vocabulary: TagVocabulary, encoder: SentenceEncoder) -> None:
+    """Write the labelled notes of each source that the options name. Raises DatasetError, OSError."""
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
-    try:
-        texts = {source: read_corpus_vectors(options.folder, source, encoder.name) for source in sources}
-    except (DatasetError, FileNotFoundError) as error:
-        parser.exit(1, f"{error}\n")
+    texts = {source: read_corpus_vectors(options.folder, source, encoder.name) for source in sources}
+    if not texts:
+        raise DatasetError(f"{options.folder} has no notes files")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
     labeller = PseudoLabeller(vocabulary, partial(embed_texts, encoder), sample)
     all_kept: list[Note] = []

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ import torch
 
 from model.baselines import mpnet
 from model.baselines.encoder import SentenceEncoder, plain_text
-from model.config import CheckpointError
+from model.cache_option import add_cache_option
 from model.note import Note
 from model.precision import bfloat16_pays
 from model.training.corpus_vectors import teacher_parser, write_missing_vectors
@@ -50,7 +49,7 @@ def embed_in_bfloat16(encoder: SentenceEncoder, notes: Sequence[Note]) -> npt.ND
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `encoder_of` reads."""
     parser.add_argument("--encoder", choices=("minilm", "mpnet"), default="minilm")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
 
 
 def encoder_of(options: argparse.Namespace) -> SentenceEncoder:
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         encoder = encoder_of(options)
         write_missing_vectors(partial(embed_in_bfloat16, encoder), encoder.name, options)
-    except (CheckpointError, ValueError) as error:
+    except (ValueError, ModuleNotFoundError, OSError) as error:  # CheckpointError and DatasetError are ValueErrors
         parser.exit(1, f"{error}\n")
 
 

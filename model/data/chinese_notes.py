@@ -16,6 +16,7 @@ from pathlib import Path
 
 from model.data.corpora import note_line
 from model.note import Note, normalise_hashtags
+from model.whole_file import whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--notes", type=int, default=2000, help="maximum number of notes (default: %(default)s)")
     options = parser.parse_args(arguments)
     lines = [note_line(f"zh-{n}", note) for n, note in enumerate(islice(chinese_notes(), options.notes), 1)]
-    options.out.write_text("".join(lines), "utf-8")
+    with whole_file(options.out) as file:
+        file.write("".join(lines).encode())
     print(f"{options.out}: {len(lines):,} notes")
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model.data.pairs import Split, read_pairs, split_of
-from model.note import Note, normalise_hashtags
+from model.note import Note, normalise_hashtags, replace_lone_surrogates
 from model.prompt import Prompt
 
 PromptText = tuple[str, str, tuple[str, ...]]
@@ -152,22 +152,25 @@ def _has_text(note: Note) -> bool:
 
 def _note(record: Mapping[str, Any]) -> Note:
     """Return the note of a line; null stands for a missing field. Raises TypeError for fields of a wrong type, and
-    ValueError for a category of more than MAX_CATEGORY_CHARS characters."""
+    ValueError for an id with a lone surrogate or a category of more than MAX_CATEGORY_CHARS characters."""
     if not isinstance(record["id"], str | int):
         raise TypeError("id must be a string or an integer")
+    note_id = str(record["id"])
+    if note_id != replace_lone_surrogates(note_id):
+        raise ValueError("its id has a lone surrogate, which UTF-8 cannot encode")
     for name in ("title", "content", "category"):
         if not isinstance(record.get(name), str | None):
             raise TypeError(f"{name} must be a string")
     hashtags = record.get("hashtags") or []
     if not isinstance(hashtags, list) or not all(isinstance(hashtag, str) for hashtag in hashtags):
         raise TypeError("hashtags must be a list of strings")
-    category = (record.get("category") or "").strip()
+    category = replace_lone_surrogates(record.get("category") or "").strip()
     if len(category) > MAX_CATEGORY_CHARS:
         raise ValueError(
-            f"the category of note {record['id']} has {len(category):,} characters, more than {MAX_CATEGORY_CHARS}"
+            f"the category of note {note_id} has {len(category):,} characters, more than {MAX_CATEGORY_CHARS}"
         )
     return Note(
-        id=str(record["id"]),
+        id=note_id,
         title=record.get("title") or "",
         content=record.get("content") or "",
         hashtags=normalise_hashtags(hashtags),
@@ -379,7 +382,7 @@ class PairedNotes:
             same_text[note.prompt_text].append(column)
         known = torch.zeros(len(notes), len(among), dtype=torch.bool)
         for row, note in enumerate(notes):
-            ids = {related for copy in self._copies_of(note) for related in self._related[copy]}
+            ids = {related for copy in self._copies_of(note) for related in self._related.get(copy, ())}
             related = [column for i in ids if i in columns for column in columns[i]]
             known[row, [*related, *same_text[note.prompt_text]]] = True
         return known

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from model.cache_option import add_cache_option
 from model.config import PACKAGED_BACKBONE
 from model.data.corpora import english_sample_notes, note_line
 from model.data.note_topics import FORMS, TOPICS, VOICES
@@ -150,13 +151,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=96, help="notes generated together (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--backbone", default=PACKAGED_BACKBONE, help="backbone folder or name on the model hub")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     options = parser.parse_args(arguments)
     try:
         things = everyday_things(options.wordnet) if options.wordnet else []
         examples = list(english_sample_notes(options.samples))
-    except (ValueError, OSError) as error:
+        append_notes(options, examples, things)
+    except (ValueError, ModuleNotFoundError, OSError) as error:  # CheckpointError and DatasetError are ValueErrors
         parser.exit(1, f"{error}\n")
+
+
+def append_notes(options: argparse.Namespace, examples: Sequence[Note], things: Sequence[str]) -> None:
+    """Append generated notes to the file that the options name, until it has as many as they ask for."""
     torch.set_num_threads(options.threads)
     dtype = torch.bfloat16 if bfloat16_pays("cpu") else torch.float32
     model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=dtype)

@@ -20,6 +20,7 @@ from pathlib import Path
 from model.config import DEFAULT_CATEGORIES
 from model.data.pairs import split_of
 from model.note import Note, normalise_hashtags
+from model.whole_file import whole_file
 
 LINES = """
 Travel | Three nights in Ghent, one plan // Waffles, canals, a museum. | ghent, city break, weekend trip
@@ -339,11 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description="Write the project's labelled lines as notes, to fit a category head.")
     parser.add_argument("file", type=Path, help="notes file to write, JSONL")
-    file: Path = parser.parse_args(arguments).file
-    with file.open("w", encoding="utf-8") as lines:
+    with whole_file(parser.parse_args(arguments).file) as file:
         for note in category_examples():
             fields = {"id": note.id, "title": note.title, "content": note.content, "category": note.category}
-            lines.write(json.dumps(fields) + "\n")
+            file.write((json.dumps(fields) + "\n").encode())
 
 
 if __name__ == "__main__":

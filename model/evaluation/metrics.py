@@ -79,9 +79,9 @@ def mean_reciprocal_rank(ranks: Integers) -> float:
 def exposure_groups(targets: Integers, clicks: Integers) -> npt.NDArray[np.int64]:
     """Split pairs into three groups of equal size by the clicks of the target, as the paper does for exposure.
 
-    `targets`: (P,) columns in ascending order of note id. `clicks`: (N,) clicks of each column. Returns (P,) int64:
-    0 low, 1 middle, 2 high. Sizes differ by at most one; of equal clicks the lower column is lower, so at a boundary
-    the pairs of one target may fall in two groups, the earlier pairs in the lower.
+    `targets`: (P,) column of each pair's target, where columns are numbered by ascending note id. `clicks`: (N,) clicks
+    of each column. Returns (P,) int64: 0 low, 1 middle, 2 high. Sizes differ by at most one; of equal clicks the lower
+    column is lower, so at a boundary the pairs of one target may fall in two groups, the earlier pairs in the lower.
     """
     if targets.ndim != 1 or clicks.ndim != 1:
         raise ValueError(f"targets {targets.shape} and clicks {clicks.shape} must have one axis")

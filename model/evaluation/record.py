@@ -25,6 +25,7 @@ from model.evaluation.metrics import (
     recall_at,
     recall_by_exposure,
 )
+from model.whole_file import whole_file
 
 CUTOFFS = (10, 100, 1000)
 """Values of k at which recall of related notes is reported."""
@@ -118,9 +119,10 @@ class Record:
         }
 
     def write(self, path: Path, origin: Mapping[str, str]) -> None:
-        """Write the record as one line of JSON, after the fields of `origin`; creates the folder."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**origin, **asdict(self)}) + "\n")
+        """Write the record atomically as one line of JSON, after the fields of `origin`; creates the folder. Raises
+        OSError."""
+        with whole_file(path) as file:
+            file.write((json.dumps({**origin, **asdict(self)}) + "\n").encode())
 
 
 def _recall_by_exposure(related: Ranks) -> dict[str, float] | None:

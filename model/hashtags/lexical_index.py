@@ -160,9 +160,10 @@ class InvertedLexicalIndex:
             score = s / sqrt(m n max(m n', s)),    s = sum of idf(w)^2 over shared words w,
             idf(w) = log(1 + rows / rows with w)
 
-        where m is the mean of idf^2 over the n words searched for, and n' the number of words of the row. This is the
-        cosine of TF-IDF (Salton and Buckley 1988) with each word counted once, where the words of a row are assumed to
-        be as rare as those searched for, or as those that both share. So only n' has to be stored for each row.
+        where n is the number of `words`, m the sum of idf^2 of those that are searched divided by n, and n' the number
+        of words of the row. This is the cosine of TF-IDF (Salton and Buckley 1988) with each word counted once, where
+        the words of a row are assumed to be as rare as `words`, or as those that both share. So only n' has to be
+        stored for each row.
         """
         summed = self._sum_up(words)
         if not summed.total:  # no word is searched: the formula is undefined

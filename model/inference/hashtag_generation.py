@@ -36,6 +36,8 @@ class HashtagGeneration:
         self._search = HashtagBeamSearch(prompt, request, allowed)
         self._ranking: GroundedRanking | None = None
         self._scorer: CandidateScorer | None = None
+        self._ranked: tuple[Hashtag, ...] = ()
+        """Ranked hashtags of the finished generation, the best first, whatever their scores."""
         self._announced = 0
         """Number of hashtags that `on_hashtag` was called with."""
 
@@ -79,22 +81,23 @@ class HashtagGeneration:
             nodes = len(self._scorer.first_batch.trie.tokens)
             self._scorer.read_first(candidate_log_probs, answers[1 : 1 + nodes])
             yield from side_by_side(self._scorer.score_open(table), search)
-        self._announce(self._ranked())
+        self._ranked = self._ranking.ranked(self._search.hashtags) if self._ranking else self._search.hashtags
+        self._announce(self._ranked)
 
     @property
     def hashtags(self) -> tuple[Hashtag, ...]:
-        """The answer, at most as many as requested, the best first."""
-        return tuple(hashtag for hashtag in self._ranked() if hashtag.score >= self._request.min_hashtag_score)
+        """The answer, at most as many as requested, the best first; it is empty before the end of `run`."""
+        return tuple(hashtag for hashtag in self._ranked if hashtag.score >= self._request.min_hashtag_score)
 
     @property
     def below_min(self) -> tuple[Hashtag, ...]:
         """Hashtags left out of the answer only because of `min_hashtag_score`, the best first."""
-        return tuple(hashtag for hashtag in self._ranked() if hashtag.score < self._request.min_hashtag_score)
+        return tuple(hashtag for hashtag in self._ranked if hashtag.score < self._request.min_hashtag_score)
 
     @property
     def reason_for_none(self) -> str:
         """Reason for an answer without hashtags."""
-        return BELOW_MIN_SCORE if self._ranked() else self._search.reason_for_none
+        return BELOW_MIN_SCORE if self._ranked else self._search.reason_for_none
 
     @property
     def candidate_tokens(self) -> int:
@@ -105,9 +108,6 @@ class HashtagGeneration:
     def generated_tokens(self) -> int:
         """Number of tokens decoded in all beams."""
         return self._search.generated_tokens
-
-    def _ranked(self) -> tuple[Hashtag, ...]:
-        return self._ranking.ranked(self._search.hashtags) if self._ranking else self._search.hashtags
 
     def _is_settled(self) -> bool:
         """Announce the hashtags that are settled, and return whether the candidates are the answer, whatever else the

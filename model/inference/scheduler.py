@@ -26,9 +26,9 @@ class RunningRequest(Generic[T]):
     max_blocks: int
     spans: list[Span] = field(default_factory=list)
     prompt_tokens: int = 0
-    """Tokens of its prefills so far."""
+    """Tokens of its prompts, tasks and candidates so far."""
     decoded_tokens: int = 0
-    """Tokens of its decode steps so far."""
+    """Tokens of its decode steps so far, in all beams."""
 
     @property
     def tokens(self) -> int:
@@ -36,11 +36,10 @@ class RunningRequest(Generic[T]):
         return sum(len(span.ids) for span in self.spans)
 
     def count_forward(self) -> None:
-        """Count the tokens of its part of a forward."""
-        if self.is_decoding:
-            self.decoded_tokens += self.tokens
-        else:
-            self.prompt_tokens += self.tokens
+        """Count the tokens of its part of a forward, in which candidates may be scored beside the steps of beams."""
+        decoded = sum(is_decode_step(span) for span in self.spans)
+        self.decoded_tokens += decoded
+        self.prompt_tokens += self.tokens - decoded
 
     @property
     def is_decoding(self) -> bool:
@@ -117,6 +116,11 @@ class Scheduler(Generic[T]):
             for request in list(self._running):
                 self.abort(request)
             raise
+
+
+def is_decode_step(span: Span) -> bool:
+    """Return whether a span is the next token of a beam; a span with `parents` is a tree, of one candidate or more."""
+    return len(span.ids) == 1 and span.parents is None
 
 
 def requests_of_next_forward(running: Sequence[RunningRequest[T]]) -> list[RunningRequest[T]]:

@@ -51,7 +51,9 @@ def digest_path(folder: Path, source: str) -> Path:
 
 def write_digest(folder: Path, source: str, encoder: str) -> None:
     """Record the digest of a source's notes and the name of their encoder, before the first vectors are written."""
-    digest_path(folder, source).write_text(f"{_notes_digest(folder, source)}  {encoder}\n")
+    digest = _notes_digest(folder, source)
+    with whole_file(digest_path(folder, source)) as file:
+        file.write(f"{digest}  {encoder}\n".encode())
 
 
 def checked_digest(folder: Path, source: str) -> str:

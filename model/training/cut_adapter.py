@@ -56,14 +56,16 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
     with loading_errors(folder):
         settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
         weights = load_file(folder / ADAPTER_FILE)
-    if not 1 <= rank < settings["r"]:
-        raise CheckpointError(f"{checkpoint} has an adapter of rank {settings['r']}: choose a lower rank, at least 1")
+        own_rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]  # the factor of B A in LoRA
+        layers = [name.removesuffix(A) for name in weights if name.endswith(A)]
+        factors = {name: (scale * weights[name + B], weights[name + A]) for name in layers}
+    if not 1 <= rank < own_rank:
+        raise CheckpointError(f"{checkpoint} has an adapter of rank {own_rank}: choose a lower rank, at least 1")
     if out.exists():
         raise CheckpointError(f"{out} already exists: choose a new folder")
-    scale = settings["lora_alpha"] / settings["r"]  # factor of B A in LoRA, moved into B
     cut = {}
-    for name in [name.removesuffix(A) for name in weights if name.endswith(A)]:
-        cut[name + B], cut[name + A] = cut_product(scale * weights[name + B], weights[name + A], rank)
+    for name, (b, a) in factors.items():
+        cut[name + B], cut[name + A] = cut_product(b, a, rank)
     stored = {name: weight.to(torch.bfloat16).contiguous() for name, weight in sorted(cut.items())}
     settings |= {"r": rank, "lora_alpha": rank}
     with whole_folder(out) as unfinished:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model.cache_option import add_cache_option
 from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.data.dataset import DatasetError
 from model.data.pairs import PairsError
@@ -37,7 +38,7 @@ from model.note import Note
 from model.training.held_out import POOL_SIZES, HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
-from model.training.recipe import RecipeError, check_rates
+from model.training.recipe import RecipeError, check_counts, check_rates, check_shares, from_table
 from model.training.resume import (
     backbone_digest,
     lower_rate_in,
@@ -63,7 +64,7 @@ CHANGEABLE = ("learning_rate", "solve_every", "save_every", "measure_every")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distillation:
-    """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
+    """The recipe of one run; state files hold it under these names. Raises RecipeError for an invalid value."""
 
     shares: dict[str, float] = field(default_factory=dict)
     """Relative frequency with which each source is drawn."""
@@ -102,7 +103,15 @@ class Distillation:
     """Minutes between two points of the learning curve."""
 
     def __post_init__(self) -> None:
-        check_rates(self)
+        check_rates(self, ("learning_rate", "weight_decay", "words", "structure"))
+        counts = ("threads", "batch", "warmup_steps", "ranked", "averaged", "remembered", "solve_every")
+        check_counts(self, (*counts, "starting_notes"))
+        check_counts(self, ("seed",), minimum=0)
+        if not self.temperature > 0:
+            raise RecipeError(f"temperature must be above 0, not {self.temperature}")
+        if self.pooling not in POOLINGS:
+            raise RecipeError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling}")
+        check_shares(self.shares)
 
 
 class PartialLoss(NamedTuple):
@@ -133,9 +142,9 @@ class Distiller:
 
     `pause_file`: while it exists, the run waits between steps. `device`: "cpu" or "cuda"; a run may resume on the other
     one with the same number of threads. Raises CheckpointError; FileNotFoundError where the corpus lacks vectors;
-    DatasetError where they belong to other notes or to several encoders; RecipeError where the folder's run has
-    different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged states, or another process
-    trains there.
+    DatasetError where they belong to other notes or to several encoders; RecipeError where a share is too small for any
+    note, the folder's run has different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged
+    states, or another process trains there.
     """
 
     def __init__(
@@ -155,6 +164,7 @@ class Distiller:
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
         self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
+        self.texts.mix.check_batches(recipe.batch)
         self.inputs = self.texts.digests | backbone_digest(recipe.backbone)  # norms and embeddings stay frozen
         """Digests, by name, of everything besides the recipe that determines the run."""
         if recipe.words:
@@ -346,7 +356,7 @@ def option_parser() -> argparse.ArgumentParser:
         default="cpu",
         help="training device (default: cpu); with cuda, use --threads 1",
     )
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     recipe.add_argument("--backbone")
     recipe.add_argument("--pooling", choices=POOLINGS)
@@ -360,16 +370,14 @@ def option_parser() -> argparse.ArgumentParser:
 def recipe_of(options: argparse.Namespace) -> Distillation:
     """Build the recipe from the file, where one is named, and from the options, which replace the file's fields.
 
-    Raises OSError, ValueError and TypeError for a file that cannot be read, is not TOML, or has unknown fields,
-    ValueError where no source has a share, and RecipeError (`check_rates`).
+    Raises OSError and ValueError for a file that cannot be read or is not TOML, ValueError for a share that is not a
+    number, and RecipeError for unknown fields and invalid values.
     """
     table: dict[str, Any] = tomllib.loads(options.recipe.read_text("utf-8")) if options.recipe else {}
     table |= {name: value for name, value in vars(options).items() if name in Distillation.__dataclass_fields__}
     if options.share:
         table["shares"] = {name: float(share) for name, _, share in (text.partition("=") for text in options.share)}
-    recipe = Distillation(**table)
-    if not recipe.shares:
-        raise ValueError("no source has a share")
+    recipe: Distillation = from_table(Distillation, str(options.recipe or "options"), table)
     return recipe
 
 
@@ -379,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         recipe = recipe_of(options)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:  # RecipeError is a ValueError
         parser.error(f"the recipe: {error}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no GPU; omit the option to train on the CPU")

@@ -33,6 +33,11 @@ def processes(device: str) -> Iterator[tuple[int, str]]:
         dist.destroy_process_group()
 
 
+def has_process_group() -> bool:
+    """Return whether this process was started by torchrun, alone or with others, and is inside of `processes`."""
+    return dist.is_initialized()
+
+
 def rank_and_size() -> tuple[int, int]:
     """Return this process's rank and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
 from model.notellm import NoteLLM
 from model.training.distil import Distillation
@@ -172,7 +173,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device that embeds the corpus (default: %(default)s)"
     )
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     return parser
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model.data.dataset import read_notes
+from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import split_of
 from model.evaluation.metrics import recall_at
 from model.evaluation.protocol import CLICKS_FILE, COLD_COLD, NOTES_FILE, evaluation_pairs
@@ -43,7 +43,7 @@ class HeldOutDomain:
     @classmethod
     def load(cls, folder: Path, cache: Path) -> HeldOutDomain:
         """Read a data folder. The pairs are made once from its clicks and notes, and cached in `cache` under a name
-        with the digests of both files."""
+        with the digests of both files. Raises DatasetError where no two validation notes are a pair."""
         notes = [n for i, n in sorted(read_notes(folder / NOTES_FILE).items()) if split_of(i) == "validation"]
         digests = (file_digest(folder / name)[:8] for name in (NOTES_FILE, CLICKS_FILE))
         pairs_file = cache / f"pairs_without_ties.{folder.name}.{'.'.join(digests)}.json"
@@ -54,6 +54,8 @@ class HeldOutDomain:
             with whole_file(pairs_file) as file:
                 file.write(json.dumps(sorted(pair for pair in pairs if ids.issuperset(pair))).encode())
         stored_pairs = json.loads(pairs_file.read_text())
+        if not stored_pairs:
+            raise DatasetError(f"{folder} has no related pairs among its validation notes, so nothing can be measured")
         return cls(folder.name, tuple(notes), tuple((query, target) for query, target in stored_pairs))
 
     @classmethod

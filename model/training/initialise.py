@@ -51,7 +51,7 @@ def build_model(
     full = not recipe.lora_rank
     backbone_name = BACKBONE_FOLDER if full else adaptable(recipe.backbone)
     source = str(recipe.start) if full and recipe.start else recipe.backbone
-    loaded = NoteLLM.load(source, cache=cache, device=device, dtype=torch.float32, progress=progress)
+    loaded = NoteLLM.load(source, cache=cache, device=device, dtype=torch.float32, progress=progress, trunk_alone=True)
     origin = NoteLLMConfig.load(recipe.start) if recipe.start else loaded.config
     if recipe.start and not full and not origin.adapter:
         raise CheckpointError(f"{recipe.start} has no adapter to continue from: set lora_rank = 0")

@@ -14,6 +14,7 @@ from model.config import CONFIG_FILE, NoteLLMConfig
 from model.training.processor import processor
 from model.training.recipe import Recipe
 from model.training.trainer import BEST, LOG, Trainer
+from model.whole_file import whole_file
 
 CARD = "README.md"
 LAST_STEPS = 20
@@ -69,7 +70,8 @@ def write_card(trainer: Trainer, command: Sequence[str], commit: str) -> Path:
         "",
     ]
     card = folder / BEST / CARD
-    card.write_text("\n".join(lines), "utf-8")
+    with whole_file(card) as file:
+        file.write("\n".join(lines).encode())
     return card
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import DEFAULT_PROMPT, PACKAGED_BACKBONE
+from model.prompt import TEMPLATES
 
 MIN_VALIDATION_NOTES = 4
 """Smallest validation pool that contains a pair: at most half of the pool are notes of pairs."""
@@ -126,12 +127,8 @@ class Recipe:
             "patience",
             "save_every",
         )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("hashtag_share", "hide_hashtags", "warmup", "distillation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} must be between 0 and 1, not {getattr(self, name)}")
+        check_counts(self, positive)
+        check_fractions(self, ("hashtag_share", "hide_hashtags", "warmup", "distillation"))
         if not self.data or sum(d.share for d in self.data) <= 0:
             raise RecipeError("data: at least one [[data]] with a share above 0 is required")
         if self.contrastive and not any(d.pairs for d in self.data):
@@ -157,6 +154,24 @@ class Recipe:
         check_rates(self, ("alpha", "learning_rate", "head_learning_rate", "weight_decay"))
         if not self.contrastive and (self.distillation or self.memory):
             raise RecipeError("distillation and memory require contrastive = true, since their losses are of pairs")
+        self._check_input_hashtags()
+
+    def _check_input_hashtags(self) -> None:
+        """Raise RecipeError where `input_hashtags` would have no effect."""
+        if not self.input_hashtags:
+            return
+        template = TEMPLATES.get(self.prompt_version)  # an unknown version is an error of the Prompt
+        if template is not None and not template.hashtags_last:
+            last = [version for version, other in TEMPLATES.items() if other.hashtags_last]
+            raise RecipeError(
+                f"input_hashtags requires a prompt_version with the hashtags last ({', '.join(last)}), not "
+                f"{self.prompt_version}"
+            )
+        if not self.teaches_categories:
+            raise RecipeError(
+                "input_hashtags requires alpha above 0, and hashtag_share and hide_hashtags below 1, since it adds "
+                "targets to the category task"
+            )
 
     @property
     def teaches_categories(self) -> bool:
@@ -180,8 +195,8 @@ class Recipe:
         rows = table.get("data", ())
         if not isinstance(rows, list | tuple) or not all(isinstance(row, dict) for row in rows):
             raise RecipeError(f"{path}: data must be a list of tables, each under [[data]]")
-        table["data"] = tuple(_table(Data, f"{path}, [[data]]", row) for row in rows)
-        recipe: Recipe = _table(cls, str(path), table)
+        table["data"] = tuple(from_table(Data, f"{path}, [[data]]", row) for row in rows)
+        recipe: Recipe = from_table(cls, str(path), table)
         return recipe
 
 
@@ -195,6 +210,29 @@ def check_rates(recipe: Any, names: Sequence[str] = ("learning_rate", "weight_de
         raise RecipeError(f"clip, the maximum norm of the gradient, must be above 0, not {recipe.clip}")
 
 
+def check_counts(recipe: Any, names: Sequence[str], minimum: int = 1) -> None:
+    """Raise RecipeError where a field in `names` is less than `minimum`. `recipe`: the recipe of any trainer."""
+    for name in names:
+        if getattr(recipe, name) < minimum:
+            raise RecipeError(f"{name} must be at least {minimum}, not {getattr(recipe, name)}")
+
+
+def check_fractions(recipe: Any, names: Sequence[str]) -> None:
+    """Raise RecipeError where a field in `names` is not in [0, 1]. `recipe`: the recipe of any trainer."""
+    for name in names:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise RecipeError(f"{name} must be between 0 and 1, not {getattr(recipe, name)}")
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Raise RecipeError where the share of a source is not a number, negative or not finite, or none is above 0."""
+    for source, share in shares.items():
+        if type(share) not in (int, float) or not 0 <= share < math.inf:
+            raise RecipeError(f"shares: that of {source} must be 0 or more and finite, not {share!r}")
+    if not any(shares.values()):
+        raise RecipeError("shares: no source has a share above 0")
+
+
 def parse_change(text: str) -> tuple[str, Any]:
     """Split `name=value` and parse the value as TOML; a value that is not TOML stays text."""
     name, _, value = text.partition("=")
@@ -204,7 +242,7 @@ def parse_change(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _table(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
+def from_table(kind: type[Any], where: str, table: Mapping[str, Any]) -> Any:
     """Build a dataclass from a TOML table. Raises RecipeError for unknown or missing fields and for wrong types."""
     types = {column.name: str(column.type) for column in fields(kind)}
     if unknown := sorted(set(table) - set(types)):
@@ -219,7 +257,7 @@ def _value(name: str, kind: str, value: Any) -> Any:
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     if kind.startswith("Path"):
         return Path(_expanded(name, str(value))).expanduser()
-    if kind.startswith("Mapping") and not isinstance(value, dict):
+    if kind.startswith(("Mapping", "dict")) and not isinstance(value, dict):
         raise RecipeError(f"{name} must be a table, not {value!r}")
     if kind in accepted and type(value) not in accepted[kind]:  # not isinstance: True is an int
         raise RecipeError(f"{name} must be {kind}, not {value!r}")

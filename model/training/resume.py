@@ -81,6 +81,12 @@ class RunState:
             optim_state_dict=state["optimizer"],
             options=replace(_OPTIONS, strict=False),  # frozen weights are not in the file
         )
+        # torch gives a weight without a saved state, such as the projection before the first batch of pairs, the state
+        # after one step with a gradient of zeros. The optimizer creates it in the weight's first step.
+        saved = state["optimizer"]["state"]
+        for name, weight in self.model.named_parameters():
+            if name not in saved:
+                self.optimizer.state.pop(weight, None)
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.best, self.evaluations_without_gain = state["progress"]
         for objective, memory in zip(self.objectives, state["memory"], strict=True):

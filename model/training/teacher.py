@@ -33,11 +33,12 @@ Vectors = Mapping[str, npt.NDArray[np.float32]]
 
 
 class Teacher:
-    """The teacher of one data set. `vectors_file`: another model's vectors of its notes, from `write_vectors`. Raises
-    DatasetError where the file has a vector of none of the notes."""
+    """The teacher of one data set. `vectors_file`: another model's vectors of its notes, from `write_vectors`. Pairs
+    with a score of 0 or less teach nothing. Raises DatasetError where the file has a vector of none of the notes."""
 
     def __init__(self, paired: PairedNotes, vectors_file: Path | None = None) -> None:
-        self._sources = [behaviour_vectors(paired.scores)] if paired.scores else []
+        scores = {pair: score for pair, score in paired.scores.items() if score > 0}
+        self._sources = [behaviour_vectors(scores)] if scores else []
         if vectors_file is not None:
             read = read_vectors(vectors_file)
             if read.keys().isdisjoint(paired.notes):
@@ -64,7 +65,7 @@ class Teacher:
 
 
 def behaviour_vectors(scores: Mapping[tuple[str, str], float], dimension: int = BEHAVIOUR_DIMENSION) -> Vectors:
-    """Return vectors of all notes that have a pair, from the pairs' scores by (id, id).
+    """Return vectors of all notes that have a pair, from the pairs' scores by (id, id), which are above 0.
 
     They are the largest singular vectors of the notes' positive pointwise mutual information (Levy et al. 2015,
     sections 2.2 and 3.2, with smoothed contexts), with low scores, made by few users, damped.

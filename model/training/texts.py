@@ -24,6 +24,7 @@ from torch import Tensor
 from model.note import Note
 from model.prompt import Prompt
 from model.training.corpus_vectors import UNNAMED, checked_digest, encoder_name, read_corpus_vectors
+from model.training.recipe import RecipeError
 from model.training.student import group_by_tokens, pad_right
 from model.training.teacher import unit
 from model.training.token_teacher import TokenTeacher
@@ -66,15 +67,24 @@ class Mix:
         self.shares = {source: share / total for source, share in shares.items() if share}
         self._orders: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
 
+    def check_batches(self, batch_size: int) -> None:
+        """Raise RecipeError, naming the sources, where the share of some is so small that `groups` never draws them."""
+        counts = self._counts(batch_size * BATCHES_PER_DRAW)
+        if never := [source for source, count in counts.items() if not count]:
+            raise RecipeError(f"shares: too small for any note in batches of {batch_size}: {', '.join(never)}")
+
     def draw(self, number: int, size: int) -> list[int]:
         """Return the rows of the `number`-th draw of `size` notes: each source's share, no repeats in an epoch."""
-        rows: list[int] = []
+        counts = self._counts(size).items()
+        return [self._nth_row(source, number * count + place) for source, count in counts for place in range(count)]
+
+    def _counts(self, size: int) -> dict[str, int]:
+        """Return the number of notes of each source in a draw of `size` notes; the last source gets the rest."""
+        counts: dict[str, int] = {}
         *sources, last = self.shares
         for source in sources:
-            count = min(size - len(rows), round(self.shares[source] * size))
-            rows += [self._nth_row(source, number * count + place) for place in range(count)]
-        count = size - len(rows)
-        return rows + [self._nth_row(last, number * count + place) for place in range(count)]
+            counts[source] = min(size - sum(counts.values()), round(self.shares[source] * size))
+        return {**counts, last: size - sum(counts.values())}
 
     def groups(
         self,

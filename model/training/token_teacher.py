@@ -24,8 +24,9 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from model.config import PACKAGED_BACKBONE
-from model.data.dataset import read_notes
+from model.cache_option import add_cache_option
+from model.config import PACKAGED_BACKBONE, CheckpointError
+from model.data.dataset import DatasetError, read_notes
 from model.note import Note
 from model.notellm import NoteLLM
 from model.training.teacher import unit
@@ -35,7 +36,7 @@ from model.whole_file import whole_file
 TOKENS_FILE = "tokens.npz"
 MAX_COUNTED_NOTES = 10_000
 """Maximum notes of each source in which tokens are counted, so that no source dominates."""
-TOKENIZED_TOGETHER = 4096
+TOKENIZE_BATCH_SIZE = 4096
 """Notes per tokenizer call: half the time of one call per note, and less with more cores."""
 VARIANCE_FLOOR = 1e-3
 """Added to all variances when whitening, as a share of the largest: narrower directions are noise."""
@@ -67,8 +68,8 @@ class TokenTeacher:
         """Unit vectors (N, H) of notes; zeros for a note without text."""
         table = torch.from_numpy(self.table)
         sums = np.zeros((len(notes), self.table.shape[1]), np.float32)
-        for start in range(0, len(notes), TOKENIZED_TOGETHER):
-            texts = [token_text(note) for note in notes[start : start + TOKENIZED_TOGETHER]]
+        for start in range(0, len(notes), TOKENIZE_BATCH_SIZE):
+            texts = [token_text(note) for note in notes[start : start + TOKENIZE_BATCH_SIZE]]
             ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False).input_ids
             starts = list(accumulate(map(len, ids[:-1]), initial=0))
             flat = torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int64)
@@ -97,25 +98,35 @@ def inverse_document_frequencies(texts: Iterable[Sequence[int]], vocabulary_size
     return np.log((text_count + 1) / smoothed).astype(np.float32)
 
 
+def write_tokens(folder: Path, backbone: str, cache: Path) -> int:
+    """Write the table of a corpus's folder; returns its number of tokens. Raises CheckpointError, DatasetError,
+    OSError."""
+    model = NoteLLM.load(backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
+    embedding: Any = model.backbone.get_input_embeddings()
+    embeddings: npt.NDArray[np.float32] = embedding.weight.detach().numpy()
+    texts = (
+        model.tokenizer(token_text(note), add_special_tokens=False).input_ids
+        for path in sorted(folder.glob("*.jsonl.gz"))
+        for note in list(read_notes(path).values())[:MAX_COUNTED_NOTES]
+    )
+    table = whitened(embeddings) * inverse_document_frequencies(texts, len(embeddings))[:, None]
+    with whole_file(folder / TOKENS_FILE) as file:
+        np.savez(file, table=table.astype(np.float16), backbone=np.array(backbone))
+    return len(table)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description="Create the teacher whose vectors depend on words only.")
     parser.add_argument("folder", type=Path, help="folder of the corpus")
     parser.add_argument("--backbone", default=PACKAGED_BACKBONE, help="backbone folder or name on the model hub")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     options = parser.parse_args(arguments)
-    model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=torch.float32)
-    embedding: Any = model.backbone.get_input_embeddings()
-    embeddings: npt.NDArray[np.float32] = embedding.weight.detach().numpy()
-    texts = (
-        model.tokenizer(token_text(note), add_special_tokens=False).input_ids
-        for path in sorted(options.folder.glob("*.jsonl.gz"))
-        for note in list(read_notes(path).values())[:MAX_COUNTED_NOTES]
-    )
-    table = whitened(embeddings) * inverse_document_frequencies(texts, len(embeddings))[:, None]
-    with whole_file(options.folder / TOKENS_FILE) as file:
-        np.savez(file, table=table.astype(np.float16), backbone=np.array(options.backbone))
-    print(f"{options.folder / TOKENS_FILE}: {len(table):,} tokens")
+    try:
+        size = write_tokens(options.folder, options.backbone, options.cache)
+    except (CheckpointError, DatasetError, ModuleNotFoundError, OSError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{options.folder / TOKENS_FILE}: {size:,} tokens")
 
 
 if __name__ == "__main__":

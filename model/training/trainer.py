@@ -43,6 +43,7 @@ from model.training.distributed import (
     any_process,
     clip_gradients,
     gather_rows,
+    has_process_group,
     rank_and_size,
     sum_over_processes,
     value_of_the_first_process,
@@ -50,7 +51,7 @@ from model.training.distributed import (
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
 from model.training.optimizer import LOWER_RATES, Schedule, optimizer_and_schedule, refuse_divergence
-from model.training.recipe import Recipe
+from model.training.recipe import Recipe, RecipeError
 from model.training.resume import (
     LAST,
     RunState,
@@ -95,11 +96,13 @@ class Trainer:
 
     `folder` gets log.jsonl, last.pt (the state to resume from), best/ (the best checkpoint, which can be served) and
     final/ (the checkpoint after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where
-    `folder` holds a run with another recipe, data, start or frozen backbone, or a damaged state, or another process
-    trains there.
+    `folder` holds a run with another recipe, data, start or frozen backbone, or a damaged state, another process trains
+    there, or the recipe has `shard` without torchrun.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):
+        if recipe.shard and not has_process_group():
+            raise RecipeError("shard = true requires torchrun, also for one process")
         self.recipe = recipe
         self.folder = folder
         self.rank, self.ranks = rank_and_size()
@@ -137,11 +140,11 @@ class Trainer:
         """Step of the state in last.pt; None before the first save."""
         if saved is not None:
             progress(f"Resuming from {folder / LAST}")
-            for name in (BEST, FINAL):
-                restore_replaced(folder / name)
             self.state.restore(saved)
             self.saved_step = self.state.step
             if self.rank == 0:
+                for name in (BEST, FINAL):
+                    restore_replaced(folder / name)
                 restore_log(folder / LOG, self.state.step, progress)
         else:
             progress("Starting a new run: initialising from the states of the notes")
@@ -396,8 +399,8 @@ class Trainer:
         return pool_cutoff(pool) if pool else None
 
     def validation_recall(self) -> float:
-        """Recall@`recall_at` of validation pairs in a pool of at most `validation_notes` notes, embedded by the serving
-        Engine."""
+        """Recall@`recall_at` of validation pairs in a pool of at most `validation_notes` notes, embedded by the Engine
+        that serves, in the precision of training."""
         assert self.validation is not None
         assert self.recall_at is not None
         notes, pairs = self.validation.sample(self.recipe.validation_notes, self.recipe.seed)

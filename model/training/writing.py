@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
+from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import DatasetError, read_notes, shown_categories
 from model.data.labelled_lines import labelled_notes
@@ -45,7 +46,7 @@ from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
-from model.training.recipe import RecipeError, check_rates
+from model.training.recipe import RecipeError, check_counts, check_fractions, check_rates, check_shares
 from model.training.resume import (
     lower_rate_in,
     read_newest_state,
@@ -82,7 +83,7 @@ MEASURED_NOTES = 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRecipe:
-    """The recipe of one run; state files hold it under these names. Raises RecipeError (`check_rates`)."""
+    """The recipe of one run; state files hold it under these names. Raises RecipeError for an invalid value."""
 
     shares: dict[str, float] = field(default_factory=dict)
     """Relative frequency with which each source is drawn."""
@@ -111,6 +112,10 @@ class GenerationRecipe:
 
     def __post_init__(self) -> None:
         check_rates(self, ("learning_rate", "final_rate", "weight_decay"))
+        check_counts(self, ("rank", "threads", "batch", "steps", "warmup_steps", "averaged"))
+        check_counts(self, ("seed",), minimum=0)
+        check_fractions(self, ("shown_hashtags", "subject_names"))
+        check_shares(self.shares)
 
 
 def read_sources(files: Mapping[str, Path], split: str) -> dict[str, list[Note]]:
@@ -131,9 +136,9 @@ class GenerationTrainer:
     """A run with its notes and its folder. It resumes from the newest state in the folder, if there is one.
 
     `files`: notes files by source. `pause_file`: while it exists, the run waits between steps. Raises CheckpointError,
-    also where `folder` holds a run on another trunk; RecipeError where the folder's run has a different recipe (except
-    for CHANGEABLE), different files or only damaged states, or another process trains there; DatasetError where a
-    source with a share has no training notes, or no source has validation notes.
+    also where `folder` holds a run on another trunk; RecipeError where a share is too small for any note, the folder's
+    run has a different recipe (except for CHANGEABLE), different files or only damaged states, or another process
+    trains there; DatasetError where a source with a share has no training notes, or no source has validation notes.
     """
 
     def __init__(
@@ -160,6 +165,7 @@ class GenerationTrainer:
         drawn = [notes for name, notes in training.items() if recipe.shares.get(name)]
         self.spellings = common_spellings(note for notes in drawn for note in notes)
         self.notes, self.mix = self._mix(training)
+        self.mix.check_batches(recipe.batch)
         self.validation, validation_mix = self._mix(read_sources(files, "validation"))
         if not self.validation:
             raise DatasetError(
@@ -375,7 +381,7 @@ def option_parser() -> argparse.ArgumentParser:
         "--minutes", type=float, default=float("inf"), help="maximum training time in minutes; unlimited by default"
     )
     parser.add_argument("--pause-file", type=Path, help="file that pauses the run between steps while it exists")
-    parser.add_argument("--cache", type=Path, default=Path("~/.cache/notellm").expanduser())
+    add_cache_option(parser)
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     for name in ("rank", "seed", "threads", "batch", "steps"):
         recipe.add_argument(f"--{name}", type=int)

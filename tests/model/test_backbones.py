@@ -13,9 +13,9 @@ from model.config import NoteLLMConfig
 from model.inference.openvino.runtime import OpenVinoRuntime
 from model.notellm import NoteLLM, save_generation_adapter
 from model.weights import BACKBONE_FOLDER
-from tests.conftest import FAMILIES
 from tests.model.inference.samples import FEW_NOTES
 from tests.model.inference.test_openvino import assert_same_outputs, load, read, save_random
+from tests.models import FAMILIES
 
 pytestmark = pytest.mark.slow
 

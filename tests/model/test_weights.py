@@ -13,7 +13,17 @@ import torch
 
 from model.config import PACKAGED_BACKBONE, CheckpointError
 from model.notellm import NoteLLM
-from model.weights import BACKBONE_FOLDER, adaptable, convert_gguf, file_digest, folder_digest, packaged_gguf, resolve
+from model.weights import (
+    BACKBONE_FOLDER,
+    adaptable,
+    convert_gguf,
+    file_digest,
+    folder_digest,
+    loading_errors,
+    packaged_gguf,
+    resolve,
+    unfinished_folder,
+)
 
 
 def load(checkpoint: Path, cache: Path) -> NoteLLM:
@@ -125,3 +135,24 @@ def test_backbone_of_an_adapter_is_named_by_its_absolute_path(
     assert adaptable(PACKAGED_BACKBONE) == PACKAGED_BACKBONE
     with pytest.raises(CheckpointError, match=rf"use {tiny_checkpoint / BACKBONE_FOLDER}$"):
         adaptable(str(tiny_checkpoint))
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    with pytest.raises(CheckpointError, match=f"cannot write to the cache {cache}"):
+        convert_gguf(tmp_path / "file", cache)
+
+
+def test_folder_for_the_cache_has_the_permissions_of_any_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    folder = unfinished_folder(tmp_path / "weights")
+    assert folder != unfinished_folder(tmp_path / "weights")
+    assert folder.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_error_of_a_checkpoint_keeps_its_message_while_weights_are_loaded(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^unknown prompt version$"), loading_errors(tmp_path):
+        raise CheckpointError("unknown prompt version")
+    with pytest.raises(CheckpointError, match=f"^{tmp_path} could not be loaded: no number$"), loading_errors(tmp_path):
+        raise ValueError("no number")

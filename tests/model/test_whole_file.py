@@ -1,5 +1,6 @@
 """Tests of whole_file: a file gets its name only when it is complete."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,28 @@ def test_block_that_fails_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"earlier"
+
+
+def test_pipe_is_written_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with whole_file(path) as file:
+        file.write(b"whole")
+    assert os.read(reader, 10) == b"whole"
+    os.close(reader)
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_link_leads_to_the_new_file(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"earlier")
+    link.symlink_to(target)
+    with whole_file(link) as file:
+        file.write(b"whole")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"whole"
 
 
 def test_full_disk_leaves_the_earlier_file_alone(tmp_path: Path) -> None:

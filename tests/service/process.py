@@ -6,25 +6,24 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx2
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from service.cli.main import app
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
-NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Option `verify` of httpx2 clients that speak plain HTTP. Without it each new client loads all certificates that the
-machine trusts, which takes 20 ms."""
 START_SECONDS = 120.0
 """Bound on a start, which takes a minute with readers on a busy machine."""
+START_PAUSE = 0.05
+"""Seconds between two looks at a start: each look takes processor time from it."""
 
 
 def cache_of(checkpoint: Path) -> Path:
@@ -35,6 +34,8 @@ def cache_of(checkpoint: Path) -> Path:
 
 class Process:
     """A `notellm serve` that can be killed and started again on the same data."""
+
+    command: tuple[str, ...] = (NOTELLM, "serve")
 
     def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -55,12 +56,15 @@ class Process:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
+    def begin(self) -> None:
+        """Start the process, without waiting until it is ready."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, env=self.environment, stderr=log)
+
     def start(self) -> None:
-        log = (self.folder / "log").open("ab")
-        with log:
-            self.process = subprocess.Popen([NOTELLM, "serve"], env=self.environment, stderr=log)
+        self.begin()
         try:
-            wait_until(self.ready, START_SECONDS)
+            wait_until(self.ready, START_SECONDS, START_PAUSE)
         except AssertionError as error:
             raise AssertionError(f"it was not ready in time; its log ends with:\n{self.log[-4000:]}") from error
 
@@ -72,7 +76,7 @@ class Process:
     def answers(self, probe: str) -> bool:
         """Return whether the service answers a probe with 200."""
         with contextlib.suppress(httpx2.TransportError):
-            return httpx2.get(f"{self.url}{probe}", verify=trusted_certificates(self.url)).status_code == 200
+            return httpx2.get(f"{self.url}{probe}").status_code == 200
         return False
 
     def listens(self) -> bool:
@@ -93,12 +97,8 @@ class Process:
         return (self.folder / "log").read_text()
 
     def call(self, *arguments: str) -> Result:
-        """Run a command in the test's process, which saves the second that a new process takes to start."""
-        with contextlib.chdir(self.folder):
-            ended = CliRunner().invoke(app, arguments, env=self.environment)
-        if ended.exception and not isinstance(ended.exception, SystemExit):
-            raise ended.exception
-        return ended
+        """Run a command in the test's process."""
+        return call(arguments, self.environment, self.folder)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a new process, as the shell does."""
@@ -116,17 +116,22 @@ class Process:
         return int(text.split("process_id:")[1].split()[0])
 
 
-def trusted_certificates(url: str) -> ssl.SSLContext | bool:
-    """Return the option `verify` of an httpx2 client for `url`: NO_CERTIFICATES for plain HTTP; for HTTPS True, which
-    stands for the certificates that the machine trusts."""
-    return True if url.startswith("https:") else NO_CERTIFICATES
+def call(arguments: Sequence[str], environment: Mapping[str, str | None], folder: Path) -> Result:
+    """Run a command in the test's process and a folder, which saves the second that a new process takes to start; None
+    stands for a variable that is not set. The output is without the log lines of services of this process. Raises what
+    the command raises."""
+    with contextlib.chdir(folder), capture_logs():
+        ended = CliRunner().invoke(app, arguments, env=environment)
+    if ended.exception and not isinstance(ended.exception, SystemExit):
+        raise ended.exception
+    return ended
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60, pause: float = 0.02) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def alive(pid: int) -> bool:

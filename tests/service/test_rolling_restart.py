@@ -19,8 +19,10 @@ from tests.service.process import Process, running, wait_until
 pytestmark = pytest.mark.slow
 
 CALLERS = 4
+CALL_PAUSE = 0.02
+"""Seconds between two calls of a caller: without a pause the callers would leave the starts little processor time."""
 POLL_SECONDS = 0.05
-DRAIN_SECONDS = "10"
+DRAIN_SECONDS = "5"
 """Long enough for many polls, since the machine of the tests may be busy."""
 
 
@@ -63,7 +65,7 @@ class Balancer:
     def _call(self, seed: int) -> None:
         rng = random.Random(seed)
         with httpx2.Client(timeout=60) as client:
-            while not self._ending.is_set():
+            while not self._ending.wait(CALL_PAUSE):
                 url = rng.choice(self._ready).url
                 try:
                     answer = client.post(f"{url}/notes", json={"title": f"rolling {rng.random()}"})

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,13 +30,12 @@ from transformers import AttentionInterface
 
 from model.config import CheckpointError
 from model.inference.openvino.runtime import DECODER, HEAD, LAYERS, MAX_TOP_K, OUTPUT, SHAPES
+from model.inference.openvino.window import WINDOW, check_window
 from model.inference.torch_runtime import using_attention
 from model.notellm import NoteLLM
-from model.weights import Progress, silent
+from model.weights import Progress, silent, unfinished_folder
 
 TRACED = "notellm-traced"
-AFTER_NOTE = 64
-"""Maximum tokens that a task and its output add to a note's prompt: an attention window must cover them too."""
 ACTIVATIONS = {"Gelu", "Relu", "Swish"}
 """OpenVINO's names of the activation functions that backbones apply to the result of a product."""
 OUTPUT_GROUP = 64
@@ -57,12 +55,10 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
     """
     model = NoteLLM.load(checkpoint, cache=cache, device=torch.device("cpu"), dtype=torch.float32, progress=progress)
     progress(f"Exporting {model.config.name} to OpenVINO (once, about 20 s)")
+    unfinished = unfinished_folder(folder)
+    window = getattr(model.backbone.config.get_text_config(), "sliding_window", None)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to the cache {folder.parent}: {error}") from error
-    try:
+        check_window(window, model.prompt)
         layers, shapes = _layers(model)
         graphs = {LAYERS: layers, OUTPUT: _output(model)}
         if model.decoder is not None:
@@ -75,6 +71,7 @@ def export(checkpoint: str, folder: Path, *, cache: Path, precision: str, progre
                 _quantise(graph, OUTPUT_GROUP)
             ov.save_model(graph, unfinished / path, compress_to_fp16=precision == "bfloat16")
         (unfinished / SHAPES).write_text(json.dumps(shapes))
+        (unfinished / WINDOW).write_text(json.dumps(window))
         if model.projection is not None:
             np.save(unfinished / HEAD, model.projection.weight.detach().float().numpy())
         os.rename(unfinished, folder)
@@ -126,11 +123,6 @@ def _layers(model: NoteLLM, decode: bool = False) -> tuple[ov.Model, list[dict[s
     """Return the graph of all layers, the trunk's or the decoder's, and for each layer the shapes to set on its
     attention when the graph is loaded."""
     config = model.backbone.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window < model.prompt.max_note_tokens() + AFTER_NOTE:
-        raise CheckpointError(
-            f"OpenVINO cannot run a sliding window of {window} tokens, which is shorter than a note's prompt"
-        )
     example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5)}
     inputs = [(name, [-1], ov.Type.i64) for name in example]
     with using_attention(model, TRACED), _quiet(), torch.inference_mode():

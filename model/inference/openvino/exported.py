@@ -20,6 +20,7 @@ import openvino as ov
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
 from model.inference.openvino.runtime import OpenVinoRuntime
+from model.inference.openvino.window import check_window, stored_window
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.weights import (
@@ -72,7 +73,6 @@ def write_exported(
         for name in (CATEGORIES_FILE, CARD_FILE):
             if (path := Path(checkpoint).expanduser() / name).is_file():
                 shutil.copy(path, unfinished)
-        graphs.chmod(0o755)  # `export` makes it private, but an image is built by one user and run by another
         (graphs / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
     return files.config
 
@@ -95,6 +95,9 @@ def load_exported(checkpoint: str, precision: str, blocks: int, progress: Progre
     if quantised != (precision == "int8"):
         raise CheckpointError(f"{folder} was exported as {stored_precision}, which cannot run as {precision}")
     progress(f"Loading {config.name} in OpenVINO as {precision}")
-    with loading_errors(folder):
-        prompt = Prompt(load_tokenizer(folder / TOKENIZER_FOLDER), config)
-        return OpenVinoRuntime(config, prompt, digest, folder / GRAPHS_FOLDER, precision, blocks)
+    tokenizer, graphs = folder / TOKENIZER_FOLDER, folder / GRAPHS_FOLDER
+    with loading_errors(tokenizer):
+        prompt = Prompt(load_tokenizer(tokenizer), config)
+    with loading_errors(graphs):
+        check_window(stored_window(graphs, tokenizer), prompt)
+        return OpenVinoRuntime(config, prompt, digest, graphs, precision, blocks)

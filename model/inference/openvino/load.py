@@ -16,6 +16,7 @@ from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.openvino.export_process import export_in_process
 from model.inference.openvino.exported import VERSION, load_exported
 from model.inference.openvino.runtime import OpenVinoRuntime
+from model.inference.openvino.window import check_window, stored_window
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.weights import (
@@ -69,8 +70,10 @@ def load(
         else:
             export_to_cache(checkpoint, precision, cache=cache, progress=progress)
     progress(f"Loading {files.config.name} in OpenVINO as {precision}")
-    with loading_errors(folder):
+    with loading_errors(files.weights):
         prompt = Prompt(load_tokenizer(files.weights), files.config)
+    with loading_errors(folder):
+        check_window(stored_window(folder, files.weights), prompt)
         return OpenVinoRuntime(files.config, prompt, digest, folder, precision, blocks)
 
 

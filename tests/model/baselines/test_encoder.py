@@ -214,6 +214,12 @@ def test_fields_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_pat
         fine_tune(recipe, tmp_path)
 
 
+def test_fields_of_its_data_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_path: Path):
+    recipe = Recipe(name="r", data=(replace(subjects, share=0.5, category_names={"baking": ["bread"]}),))
+    with pytest.raises(RecipeError, match=r"^share, category_names of \[\[data\]\]: has no effect on an encoder"):
+        fine_tune(recipe, tmp_path)
+
+
 def test_recipe_with_several_data_sets_is_refused_for_an_encoder(subjects: Data, tmp_path: Path):
     recipe = Recipe(name="r", data=(subjects, replace(subjects, pairs=None)))
     with pytest.raises(RecipeError, match=r"an encoder is trained on one \[\[data\]\], but the recipe has 2"):

@@ -72,6 +72,15 @@ def test_command_names_a_source_without_vectors(
     assert f"{tmp_path} has no vectors of trivia: run model.baselines.encoder_teacher" in capsys.readouterr().err
 
 
+def test_folder_without_notes_files_ends_the_command(
+    tmp_path: Path, wordnet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(tmp_path / "out")])
+    assert end.value.code == 1
+    assert f"{tmp_path} has no notes files" in capsys.readouterr().err
+
+
 def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
     write_corpus(tmp_path, "minilm")
     out = tmp_path / "out"
@@ -90,3 +99,13 @@ def test_balanced_notes_have_at_most_a_number_of_each_category() -> None:
     drawn = encoder_labels.balanced([*notes, Note(title="x", category="Pets")], 3)
     assert Counter(note.category for note in drawn) == {"Food": 3, "Tech": 3, "Pets": 1}
     assert len(drawn) == 7
+
+
+def test_command_without_the_package_of_its_encoder_says_so(
+    tmp_path: Path, wordnet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("model.baselines.encoder.PACKAGE", "no_such_package")
+    with pytest.raises(SystemExit) as end:
+        encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(tmp_path / "out")])
+    assert end.value.code == 1
+    assert "all-MiniLM-L6-v2 is not installed" in capsys.readouterr().err

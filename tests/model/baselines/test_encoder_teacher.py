@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.baselines import encoder as encoder_module
 from model.baselines import encoder_teacher
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import embed_in_bfloat16
@@ -129,3 +130,20 @@ def test_vectors_that_do_not_name_their_encoder_are_taken_as_before(folder: Path
 def test_command_names_its_encoder(folder: Path) -> None:
     encoder_teacher.main([str(folder)])
     assert encoder_name(folder, "own") == "minilm"
+
+
+def test_command_without_the_package_of_its_encoder_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encoder_module, "PACKAGE", "no_such_package")
+    with pytest.raises(SystemExit) as end:
+        encoder_teacher.main([str(folder)])
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "all-MiniLM-L6-v2 is not installed\n"
+
+
+def test_command_names_a_source_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        encoder_teacher.main([str(folder), "--source", "other"])
+    assert end.value.code == 1
+    assert "other.jsonl.gz" in capsys.readouterr().err

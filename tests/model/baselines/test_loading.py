@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from model.baselines.encoder import CategoryEncoder, SentenceEncoder
 from model.baselines.loading import load_system
+from model.config import CheckpointError
 from model.note import Note
 from model.weights import silent
 
@@ -40,3 +42,9 @@ def test_published_encoder_reads_more_as_a_rival_than_in_training(encoder: Sente
     for system, alike in ((encoder, True), (rival, False)):
         one, other = system.embed(notes)
         assert np.allclose(one, other, atol=1e-6) == alike
+
+
+def test_folder_with_a_broken_configuration_is_named(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=f"{tmp_path} could not be loaded"):
+        load_system(str(tmp_path), (), tmp_path, "auto", silent)

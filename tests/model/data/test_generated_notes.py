@@ -107,3 +107,16 @@ def test_line_that_was_cut_off_is_removed_before_more_are_appended(tmp_path: Pat
     assert count_whole_lines(path) == 2
     assert path.read_bytes() == b'{"id": "1"}\n{"id": "2"}\n'
     assert count_whole_lines(path) == 2
+
+
+def test_command_with_a_backbone_that_cannot_be_loaded_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text('{"id": "sample-en-1", "title": "A note on lamps"}\n')
+    (tmp_path / "none").mkdir()
+    options = ["--samples", str(samples), "--out", str(tmp_path / "out.jsonl"), "--cache", str(tmp_path)]
+    with pytest.raises(SystemExit) as end:
+        generated_notes.main([*options, "--backbone", str(tmp_path / "none")])
+    assert end.value.code == 1
+    assert f"{tmp_path / 'none'} has no .safetensors file" in capsys.readouterr().err

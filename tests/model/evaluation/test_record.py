@@ -1,5 +1,8 @@
 """Tests of a record's summary: its figures, and the names that programs read."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from model.evaluation.protocol import PROTOCOLS
@@ -38,3 +41,15 @@ def test_summary_has_the_agreed_names():
     nothing = Record(system="s", data="d", split="test", with_hashtags=True).summary()
     assert nothing.keys() == summary.keys()
     assert set(nothing.values()) == {None}
+
+
+def test_record_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path):
+    path = tmp_path / "records" / "s.json"
+    record = Record(system="s", data="d", split="test", with_hashtags=True)
+    record.write(path, {"commit": "1"})
+    earlier = path.read_text()
+    assert json.loads(earlier)["commit"] == "1"
+    (path.parent / "s.json.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        record.write(path, {"commit": "2"})
+    assert path.read_text() == earlier

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import NoteLLMConfig
 from model.inference.engine import Engine
-from tests.conftest import in_torch
 from tests.model.inference.models import add_random_generation_adapter, random_writer, with_random_decoder
+from tests.models import in_torch
 
 
 @pytest.fixture(scope="session")

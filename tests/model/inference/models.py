@@ -26,8 +26,8 @@ from model.inference.engine import Engine
 from model.inference.kv_cache import DEFAULT_BLOCKS
 from model.inference.torch_runtime import TorchRuntime
 from model.notellm import NoteLLM, save_generation_adapter
-from tests.conftest import COMMON, DEVICE, MIXED_LAYERS
 from tests.model.inference.samples import WORDS
+from tests.models import COMMON, DEVICE, MIXED_LAYERS
 
 ENDS = [" #", "#", "<|im_end|>", "\n"]
 """Texts of tokens that end a hashtag."""

@@ -16,7 +16,7 @@ from model.hashtags.grounding import HashtagFilter, dedup_key
 from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG, beam_width, key_without_edges, stem
 from model.inference.engine import Engine
 from model.note import hashtag_key
-from tests.conftest import COMMON, FOODS
+from tests.conftest import FOODS
 from tests.model.inference.models import (
     ENDS,
     bigram_engine,
@@ -30,6 +30,7 @@ from tests.model.inference.models import (
 from tests.model.inference.outputs import assert_same_hashtags, close_to, generate, generate_alone, scores, texts
 from tests.model.inference.reference import all_hashtags, assert_hashtags_match_reference, hashtag_probability
 from tests.model.inference.samples import FEW_NOTES, HASHTAGS, NOTES
+from tests.models import COMMON
 
 UNTAGGED = [replace(note, hashtags=()) for note in FEW_NOTES]
 """Notes without their own hashtags, since an answer leaves those out."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
+from model.hashtags.grounded_ranking import GroundedRanking
 from model.hashtags.grounding import MIN_WRITTEN_PROBABILITY, HashtagFilter, candidates_from, dedup_key, rerank
 from model.inference.engine import Engine
 from model.note import Note
@@ -72,6 +73,21 @@ def test_grounded_hashtags_equal_those_of_all_candidates_and_the_whole_search(
         assert texts(output.hashtags) == [hashtag.text for hashtag in expected]
         assert scores(output.hashtags) == close_to([hashtag.score for hashtag in expected])
         assert [hashtag.notes for hashtag in output.hashtags or ()] == [hashtag.notes for hashtag in expected]
+
+
+def test_answer_is_ranked_once(writer: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked, calls = GroundedRanking.ranked, []
+
+    def count_ranked(ranking: GroundedRanking, written: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
+        calls.append(ranking)
+        return ranked(ranking, written)
+
+    monkeypatch.setattr(GroundedRanking, "ranked", count_ranked)
+    for min_score in (0.0, 1.0):
+        request = GenerationRequest(3, min_hashtag_score=min_score, find_neighbours=lambda *_: CARRIED)
+        (output,) = generate(writer, FEW_NOTES[:1], request)
+        assert len(output.hashtags or output.hashtags_below_min) == 3
+    assert len(calls) == 2
 
 
 def test_candidates_that_nothing_written_can_pass_take_no_search(

@@ -17,7 +17,7 @@ from model.generation import CategoriesTooLong, GenerationRequest, Neighbour, Ne
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
-from tests.conftest import FOODS, in_torch
+from tests.conftest import FOODS
 from tests.model.inference.outputs import (
     assert_same_categories,
     assert_same_hashtags,
@@ -29,6 +29,7 @@ from tests.model.inference.outputs import (
 )
 from tests.model.inference.reference import category_log_probs, category_probabilities
 from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES, HASHTAGS
+from tests.models import in_torch
 
 
 def test_probabilities_equal_scoring_each_category_alone(tiny_engine: Engine) -> None:

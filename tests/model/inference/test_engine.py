@@ -14,7 +14,7 @@ from model.inference import torch_runtime
 from model.inference.engine import TOKENS_PER_CATEGORY, Engine
 from model.inference.trie import Trie
 from model.note import Note
-from tests.conftest import COMMON, FAMILIES, FOODS, in_torch
+from tests.conftest import FOODS
 from tests.model.inference.models import SHORT_WINDOWS, opposite_rows, random_engine, writes_only
 from tests.model.inference.outputs import (
     assert_same_categories,
@@ -31,6 +31,7 @@ from tests.model.inference.outputs import (
 )
 from tests.model.inference.reference import assert_outputs_match_reference, freely_written_category, hidden_states
 from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES, NOTES, WORDS
+from tests.models import COMMON, FAMILIES, in_torch
 
 pytestmark = pytest.mark.slow
 

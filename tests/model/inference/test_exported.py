@@ -15,7 +15,8 @@ from model.config import CheckpointError
 from model.generation import GenerationRequest
 from model.inference import loading
 from model.inference.engine import Engine
-from model.inference.openvino.exported import write_exported
+from model.inference.openvino.exported import TOKENIZER_FOLDER, write_exported
+from model.inference.openvino.window import WINDOW
 from model.weights import GRAPHS_FOLDER, ORIGIN_FILE
 from tests.model.inference.samples import FEW_NOTES
 
@@ -96,6 +97,18 @@ def test_export_of_another_openvino_is_refused(runtime: str, reason: str, copied
 def test_export_with_a_broken_origin_is_refused(content: str, copied: Path, tmp_path: Path) -> None:
     (copied / GRAPHS_FOLDER / ORIGIN_FILE).write_text(content)
     with pytest.raises(CheckpointError, match=r"export\.json could not be loaded"):
+        load(copied, tmp_path)
+
+
+def test_export_for_longer_notes_than_its_window_is_refused(copied: Path, tmp_path: Path) -> None:
+    (copied / GRAPHS_FOLDER / WINDOW).write_text("100")
+    with pytest.raises(CheckpointError, match="sliding window of 100 tokens"):
+        load(copied, tmp_path)
+
+
+def test_export_with_a_broken_tokenizer_is_refused_by_the_name_of_its_folder(copied: Path, tmp_path: Path) -> None:
+    (copied / TOKENIZER_FOLDER / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=f"{copied / TOKENIZER_FOLDER} could not be loaded"):
         load(copied, tmp_path)
 
 

@@ -23,12 +23,13 @@ from model.inference.openvino.exported import write_exported
 from model.inference.openvino.runtime import computes_bfloat16
 from model.notellm import NoteLLM, quiet_peft
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, BACKBONE_FOLDER, GENERATION_FOLDER
-from tests.conftest import FAMILIES, FOODS, in_torch
+from tests.conftest import FOODS
 from tests.model.inference.models import add_random_generation_adapter
 from tests.model.inference.outputs import generate, probabilities, record_forwards, texts, vectors
 from tests.model.inference.reference import assert_outputs_match_reference
 from tests.model.inference.samples import FEW_NOTES
 from tests.model.inference.test_openvino import assert_same_outputs, load, read, save_random
+from tests.models import FAMILIES, in_torch
 
 EVERYTHING = GenerationRequest(2, FOODS)
 

@@ -17,7 +17,7 @@ from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import UNSUPPORTED_LANGUAGE, Engine
 from model.note import Note
-from tests.conftest import in_torch
+from tests.models import in_torch
 
 WORDS = [f"{thing} number {i}" for i in range(60) for thing in ("lake", "train", "soup", "novel")]
 LONG = Note("All about it", " ".join(WORDS), ("daily",))

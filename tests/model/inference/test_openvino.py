@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 from transformers import AutoTokenizer, MistralConfig, PreTrainedConfig
 
-from model.config import CheckpointError
+from model.config import CheckpointError, NoteLLMConfig
 from model.generation import GenerationOutput, GenerationRequest
 from model.inference.engine import Engine, TokenizedRequest
 from model.inference.openvino import export as openvino_export
@@ -22,9 +23,10 @@ from model.inference.openvino import load as openvino_load
 from model.inference.openvino import runtime as openvino_runtime
 from model.inference.openvino.runtime import forget_files
 from model.note import Note
-from tests.conftest import COMMON, FAMILIES, FOODS
+from tests.conftest import FOODS
 from tests.model.inference.models import random_model
 from tests.model.inference.outputs import probabilities, scores, texts
+from tests.models import COMMON, FAMILIES
 
 pytestmark = pytest.mark.slow
 
@@ -209,6 +211,22 @@ def test_unsupported_attention_is_refused_and_leaves_no_file(
         load(checkpoint, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     assert len(load(checkpoint, tmp_path, runtime="torch").embed(NOTES)) == len(NOTES)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "older-export"])
+def test_graphs_are_refused_where_notes_became_longer_than_their_window(
+    stored: bool, backbone_folder: Path, tmp_path: Path
+) -> None:
+    checkpoint = save_random(MistralConfig(**COMMON, sliding_window=400), backbone_folder, tmp_path / "checkpoint")
+    load(checkpoint, tmp_path)
+    (window,) = tmp_path.glob("openvino-*/window.json")
+    if not stored:
+        window.unlink()
+    assert len(load(checkpoint, tmp_path).embed(NOTES)) == len(NOTES)
+    replace(NoteLLMConfig.load(Path(checkpoint)), max_content_tokens=350).save(Path(checkpoint))
+    with pytest.raises(CheckpointError, match="sliding window of 400 tokens, which is shorter than a note's prompt"):
+        load(checkpoint, tmp_path)
+    assert load(checkpoint, tmp_path, runtime="auto").runtime.precision == "PyTorch float32"
 
 
 def test_broken_exported_file_is_named_in_the_error(tiny_checkpoint: Path, tmp_path: Path) -> None:

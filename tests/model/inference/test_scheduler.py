@@ -15,7 +15,7 @@ from model.note import Note
 from tests.conftest import FOODS
 from tests.model.inference.models import fresh_engine
 from tests.model.inference.outputs import assert_same_hashtags, assert_same_vectors, generate, generate_alone
-from tests.model.inference.samples import FEW_NOTES, NOTES, WORDS
+from tests.model.inference.samples import FEW_NOTES, HASHTAGS, NOTES, WORDS
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +51,24 @@ def test_usage_of_a_running_request_grows_to_that_of_its_output(writer: Engine) 
     assert generated == sorted(generated)
     assert used[0] == Usage()
     assert used[1].prompt_tokens == used[-1].prompt_tokens > 0
+    assert used[-1] == finished[0][1].usage
+
+
+def test_usage_of_a_running_request_separates_candidates_from_beams(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A far neighbour's candidates are scored in the forward of the beams' first step, since they may not be enough."""
+    monkeypatch.setattr("model.inference.candidate_scoring.FIRST_CANDIDATE_TOKENS", 1)
+    engine = fresh_engine(writer)
+    neighbours = Neighbours([Neighbour("n", 0.01, HASHTAGS)])
+    tokenized = engine.tokenize(FEW_NOTES[0], GenerationRequest(4, find_neighbours=lambda *_: neighbours))
+    running = engine.add_request(tokenized)
+    used, finished = [], []
+    while not finished:
+        finished = engine.step()
+        used.append(engine.usage(running))
+    assert used[2].prompt_tokens > used[1].prompt_tokens
+    assert used[2].generated_tokens > 0
     assert used[-1] == finished[0][1].usage
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.category_head import CATEGORIES_FILE
@@ -90,6 +90,19 @@ def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(checkpoint: Pat
     with pytest.raises(CheckpointError, match="choose a lower rank"):
         cut_adapter(checkpoint, rank, out)
     assert not out.exists()
+
+
+def test_adapter_without_a_setting_or_a_factor_is_refused_by_its_folder(checkpoint: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    file = broken / ADAPTER_FOLDER / ADAPTER_FILE
+    weights = load_file(file)
+    del weights[next(name for name in weights if "lora_B" in name)]
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match=f"{broken / ADAPTER_FOLDER} could not be loaded: .*lora_B"):
+        cut_adapter(broken, 1, tmp_path / "cut")
+    (broken / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE).write_text('{"r": 8}')
+    with pytest.raises(CheckpointError, match=f"{broken / ADAPTER_FOLDER} could not be loaded: 'lora_alpha'"):
+        cut_adapter(broken, 1, tmp_path / "cut")
 
 
 def test_folder_that_is_there_is_refused_and_left_alone(

@@ -319,25 +319,43 @@ def test_command_that_had_its_total_minutes_does_nothing(
     assert f"the run in {tmp_path} has used its 1e-09 minutes and is at step 1" in capsys.readouterr().out
 
 
+def command(recipe: Distillation, corpus: Path, folder: Path) -> list[str]:
+    """Return the options of a command in `folder`."""
+    options = ["--corpus", str(corpus), "--out", str(folder), "--cache", str(folder), "--share", "long=1"]
+    return [*options, "--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
+
+
 def command_with_held_out(recipe: Distillation, corpus: Path, folder: Path, domain: Path) -> list[str]:
     """Write the data of a held-out domain, and return the options of a command in `folder` that is evaluated on it."""
     write_data(domain, [str(n) for n in range(40)])
-    options = ["--corpus", str(corpus), "--out", str(folder), "--cache", str(folder), "--share", "long=1"]
-    options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
-    return [*options, "--data", str(domain.parent)]
+    return [*command(recipe, corpus, folder), "--data", str(domain.parent)]
 
 
-@pytest.mark.parametrize("full", ["log", "pairs"])
-def test_full_disk_ends_the_command_with_the_reason(
-    recipe: Distillation, corpus: Path, tmp_path: Path, full: str
+def test_full_disk_ends_the_command_with_the_reason(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / LOG).symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="No space left on device"):
+        distil.main(command(recipe, corpus, tmp_path))
+
+
+def test_disk_full_of_the_pairs_of_a_held_out_domain_ends_the_command_with_the_reason(
+    recipe: Distillation, corpus: Path, tmp_path: Path
 ) -> None:
     domain = tmp_path / "data" / "microlens50k"
     options = command_with_held_out(recipe, corpus, tmp_path, domain)
     digests = [file_digest(domain / name)[:8] for name in ("notes.jsonl.gz", "clicks.jsonl.gz")]
     pairs_file = ".".join(("pairs_without_ties.microlens50k", *digests, "json.unfinished"))
-    (tmp_path / (LOG if full == "log" else pairs_file)).symlink_to("/dev/full")
+    (tmp_path / pairs_file).symlink_to("/dev/full")
     with pytest.raises(SystemExit, match="No space left on device"):
         distil.main(options)
+
+
+def test_held_out_domain_without_pairs_ends_the_command_before_the_first_step(
+    recipe: Distillation, corpus: Path, tmp_path: Path
+) -> None:
+    options = command_with_held_out(recipe, corpus, tmp_path, tmp_path / "data" / "microlens50k")
+    with pytest.raises(SystemExit, match="microlens50k has no related pairs among its validation notes"):
+        distil.main(options)
+    assert not (tmp_path / LOG).exists()
 
 
 def test_clicks_of_a_held_out_domain_that_make_no_pairs_end_the_command(
@@ -364,6 +382,20 @@ def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:
         ("bach = 1", "bach"),
         ("batch =", "Invalid"),
         ("batch = 1", "no source has a share"),
+        ("batch = 0", "batch must be at least 1, not 0"),
+        ("threads = 0", "threads must be at least 1, not 0"),
+        ("warmup_steps = 0", "warmup_steps must be at least 1, not 0"),
+        ("remembered = 0", "remembered must be at least 1, not 0"),
+        ("solve_every = 0", "solve_every must be at least 1, not 0"),
+        ("seed = -1", "seed must be at least 0, not -1"),
+        ('batch = "8"', "batch must be int, not '8'"),
+        ("words = -1.0", "words must be 0 or more and finite"),
+        ("temperature = 0.0", "temperature must be above 0, not 0.0"),
+        ('pooling = "last"', "pooling must be one of read-out, "),
+        ("shares = 1", "shares must be a table, not 1"),
+        ("[shares]\nlong = 0.0", "no source has a share above 0"),
+        ("[shares]\nlong = nan", "shares: that of long must be 0 or more and finite, not nan"),
+        ('[shares]\nlong = "1"', "shares: that of long must be 0 or more and finite, not '1'"),
         ("clip = 0.0", "clip, the maximum norm of the gradient, must be above 0, not 0.0"),
         ("learning_rate = -1e-4", "learning_rate must be 0 or more and finite"),
         ("weight_decay = inf", "weight_decay must be 0 or more and finite"),
@@ -461,3 +493,8 @@ def test_state_with_another_pooling_is_not_exported(recipe: Distillation, corpus
     run.save()
     with pytest.raises(CheckpointError, match="pooling 'both'"):
         load_state(next(tmp_path.glob("state.*.pt")), tmp_path)
+
+
+def test_source_that_no_batch_would_have_is_refused(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="shares: too small for any note in batches of 16: long"):
+        start(replace(recipe, shares={"long": 1e-4, "lists": 1.0}), corpus, tmp_path)

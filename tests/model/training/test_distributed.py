@@ -20,8 +20,8 @@ from model.training.model_card import read_log
 from model.training.recipe import Recipe
 from model.training.resume import LAST
 from model.training.trainer import BEST, FINAL, Trainer
-from tests.conftest import in_torch
 from tests.model.training.runs import losses
+from tests.models import in_torch
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.data.dataset import DatasetError
 from model.data.pairs import split_of
 from model.note import Note
 from model.training import held_out
@@ -80,3 +81,10 @@ def test_broken_off_write_of_pairs_leaves_none(tmp_path: Path, monkeypatch: pyte
 
 def no_space(path: Path, target: Path) -> None:
     raise OSError("no space")
+
+
+def test_domain_without_validation_pairs_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    write_data(tmp_path / "films", [str(n) for n in range(40) if split_of(str(n)) == "train"])
+    for _ in ("new", "cached"):
+        with pytest.raises(DatasetError, match="films has no related pairs among its validation notes"):
+            HeldOutDomain.load(tmp_path / "films", tmp_path / "cache")

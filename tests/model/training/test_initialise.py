@@ -17,10 +17,12 @@ from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.notellm import NoteLLM
-from model.training.initialise import projection_start, store_in_bfloat16
+from model.training.initialise import build_model, projection_start, store_in_bfloat16
 from model.training.recipe import Data, Recipe
 from model.training.teacher import write_vectors
 from model.training.trainer import BEST, Trainer
+from model.weights import silent
+from tests.model.inference.models import add_random_generation_adapter
 from tests.model.training.runs import random_vectors
 
 pytestmark = pytest.mark.slow
@@ -179,3 +181,14 @@ def test_start_on_a_moved_backbone_needs_the_same_weights(recipe: Recipe, tmp_pa
     shutil.rmtree(former)
     Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append)
     assert any(f"has an adapter for {former}, which no longer exists: {recipe.backbone} must" in line for line in told)
+
+
+def test_full_fine_tuning_starts_without_the_generation_adapter_of_its_start(
+    recipe: Recipe, tiny_checkpoint: Path, tmp_path: Path
+):
+    stale = Path(shutil.copytree(tiny_checkpoint, tmp_path / "stale"))
+    add_random_generation_adapter(stale)
+    replace(NoteLLMConfig.load(stale), generation_trunk="0" * 64).save(stale)
+    recipe = replace(recipe, lora_rank=0, start=stale, dimension=32)
+    model, adapter = build_model(recipe, ("",), tmp_path, torch.device("cpu"), silent)
+    assert (model.decoder, adapter, model.config.generation_adapter) == (None, None, False)

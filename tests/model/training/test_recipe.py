@@ -7,6 +7,8 @@ import pytest
 from model.training.recipe import Data, Recipe, RecipeError, parse_change
 
 RECIPES = sorted((Path(__file__).parents[3] / "model" / "training" / "recipes").glob("*.toml"))
+LAST = 'input_hashtags = true\nprompt_version = "note-first/2"\n'
+"""Fields of a recipe that learns the hashtags of the input, which its prompt has last."""
 MINIMAL = 'name = "x"\n[[data]]\nnotes = "n.jsonl"\npairs = "p.parquet"\n'
 
 
@@ -89,6 +91,12 @@ def test_category_names_of_a_data_set_are_read(tmp_path: Path):
         ("validation_notes = 3\n" + MINIMAL, "validation_notes must be at least 4"),
         ("alpha = 0.0\ncontrastive = false\n" + MINIMAL, "alpha: 0 requires contrastive"),
         ("alpha = 0.0\n" + MINIMAL + '[[data]]\nnotes = "o.jsonl"\n', "alpha: 0 requires contrastive"),
+        (
+            "input_hashtags = true\n" + MINIMAL,
+            "input_hashtags requires .*note-first/2.*, not note-first/1",
+        ),
+        (LAST + "alpha = 0.0\n" + MINIMAL, "input_hashtags requires alpha above 0"),
+        (LAST + "hashtag_share = 1.0\n" + MINIMAL, "input_hashtags requires alpha .* hashtag_share .* below 1"),
         (MINIMAL + 'teacher = "t.npz"\n', "teacher: its vectors"),
         (MINIMAL + '[[data]]\nnotes = "o.jsonl"\nmin_score = 0.3\n', "o.jsonl lacks"),
         ('name = "x"\n', "data"),

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from model.training.model_card import read_log
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import (
     LAST,
+    RunState,
     lower_rate_in,
     newest_state,
     read_newest_state,
@@ -293,3 +295,29 @@ def test_folder_that_a_kill_left_between_its_renames_gets_its_name_back(recipe: 
     Trainer(recipe, tmp_path, cache=tmp_path)
     assert (tmp_path / BEST).is_dir()
     assert not (tmp_path / f"{BEST}.previous").exists()
+
+
+def test_weight_without_a_gradient_before_the_break_starts_afresh_after_it(recipe: Recipe, tmp_path: Path):
+    """As does the projection, of which only a batch with pairs has a gradient."""
+
+    def state_of_a_run() -> RunState:
+        torch.manual_seed(0)
+        model: Any = torch.nn.ModuleDict({name: torch.nn.Linear(3, 1) for name in ("every", "pairs")})
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return RunState(model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer), ())
+
+    def step(run: RunState, *names: str) -> None:
+        model: Any = run.model
+        torch.autograd.backward(torch.stack([model[name](torch.tensor([1.0, 2.0, 3.0])) for name in names]).sum())
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+
+    whole, broken, resumed = state_of_a_run(), state_of_a_run(), state_of_a_run()
+    for run in (whole, broken):
+        step(run, "every")
+    broken.save(tmp_path, recipe)
+    resumed.restore(torch.load(tmp_path / LAST, weights_only=True))
+    for run in (whole, resumed):
+        step(run, "every", "pairs")
+    for weight, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(weight, expected)

@@ -149,3 +149,12 @@ def test_file_without_vectors_is_named(tmp_path: Path, name: str):
     path = broken(tmp_path)[name]
     with pytest.raises(DatasetError, match=str(path)):
         read_vectors(path)
+
+
+def test_pairs_without_a_score_teach_nothing(paired: PairedNotes):
+    expected = Teacher(paired).vectors(list(paired.notes.values()))
+    alone = next(note_id for note_id in paired.notes if note_id not in {i for pair in paired.scores for i in pair})
+    paired.scores[min(alone, TRAIN[0]), max(alone, TRAIN[0])] = 0.0
+    assert Teacher(paired).vectors(list(paired.notes.values())).equal(expected)
+    paired.scores = dict.fromkeys(paired.scores, 0.0)
+    assert Teacher(paired).vectors(list(paired.notes.values())).shape == (len(paired.notes), 0)

@@ -16,6 +16,7 @@ from model.note import Note
 from model.prompt import Prompt
 from model.training import texts as texts_module
 from model.training.corpus_vectors import write_digest
+from model.training.recipe import RecipeError
 from model.training.teacher import unit
 from model.training.texts import Mix, Texts
 from tests.model.training.distillation import write_corpus
@@ -63,6 +64,21 @@ def test_source_without_a_share_is_never_drawn(corpus: Path) -> None:
         0,
     )
     assert set(mix.draw(0, 1536)) == set(range(27))  # the rounded shares leave one row
+
+
+@pytest.mark.parametrize(
+    ("shares", "named"),
+    [
+        ({"a": 1e-4, "b": 0.4, "c": 0.6}, "a"),
+        ({"b": 0.4, "c": 0.6, "a": 1e-4}, "a"),
+        ({"b": 1e-4, "c": 1.0, "a": 1e-4}, "b, a"),
+    ],
+)
+def test_source_whose_share_rounds_to_no_note_is_named(shares: dict[str, float], named: str) -> None:
+    mix = Mix({"a": range(9), "b": range(9, 18), "c": range(18, 27)}, shares, 0)
+    with pytest.raises(RecipeError, match=f"too small for any note in batches of 48: {named}$"):
+        mix.check_batches(48)
+    mix.check_batches(500)
 
 
 def test_sources_have_their_shares_and_no_repeats_in_an_epoch(corpus: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_word_of_no_text_counts_as_the_rarest(teacher: TokenTeacher) -> None:
 def test_vectors_are_sums_of_the_table_however_many_notes_are_tokenised_together(
     teacher: TokenTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_teacher, "TOKENIZED_TOGETHER", 4)
+    monkeypatch.setattr(token_teacher, "TOKENIZE_BATCH_SIZE", 4)
     ids = [teacher.tokenizer(token_text(note), add_special_tokens=False).input_ids for note in NOTES]
     expected = unit(np.stack([teacher.table[of_note].sum(0) for of_note in ids]))
     assert teacher.vectors(NOTES) == pytest.approx(expected, abs=1e-5)
@@ -72,3 +73,18 @@ def test_whitened_embeddings_have_no_common_direction() -> None:
     assert np.linalg.norm(white.mean(0)) < 0.05
     variances = np.linalg.eigvalsh(np.cov(white.T))
     assert variances.max() < 1.3 * variances.min()
+
+
+@pytest.mark.parametrize(("backbone", "reason"), [("", "own.jsonl.gz, line 1, is not a note"), ("none", "config.json")])
+def test_command_that_cannot_read_its_inputs_says_why(
+    backbone: str, reason: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with gzip.open(tmp_path / "own.jsonl.gz", "wt") as file:
+        file.write("[]\n")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "model.safetensors").touch()
+    folder = tmp_path / backbone if backbone else tiny_checkpoint / BACKBONE_FOLDER
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path), "--backbone", str(folder), "--cache", str(tmp_path)])
+    assert end.value.code == 1
+    assert reason in capsys.readouterr().err

@@ -42,9 +42,9 @@ from model.training.resume import LAST
 from model.training.teacher import write_vectors
 from model.training.trainer import BEST, FINAL, LOG, Step, Trainer
 from model.weights import ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE
-from tests.conftest import in_torch
 from tests.model.pairs_file import write_pairs_file
 from tests.model.training.runs import random_vectors
+from tests.models import in_torch
 
 pytestmark = pytest.mark.slow
 
@@ -376,6 +376,12 @@ def test_prompt_version_of_the_recipe_is_trained_and_served(recipe: Recipe, tmp_
         note, GenerationRequest(3)
     )
     np.testing.assert_allclose(engine.embed([note]), Engine(TorchRuntime(trainer.model)).embed([note]), atol=1e-5)
+
+
+def test_shards_without_torchrun_are_refused_before_anything_is_read(recipe: Recipe, tmp_path: Path):
+    with pytest.raises(RecipeError, match="shard = true requires torchrun"):
+        Trainer(replace(recipe, shard=True), tmp_path / "run", cache=tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_prompt_version_is_refused(recipe: Recipe, tmp_path: Path):

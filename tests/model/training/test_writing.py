@@ -40,7 +40,7 @@ from tests.model.inference.models import add_random_generation_adapter
 from tests.model.training.runs import training_in
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
-RECIPE = GenerationRecipe(shown_hashtags=0.0, subject_names=0.0)
+RECIPE = GenerationRecipe(shares={"own": 1.0}, shown_hashtags=0.0, subject_names=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -280,6 +280,27 @@ def test_notes_that_cannot_be_told_apart_end_the_command(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", "c", "--out", str(tmp_path), *(f"--notes={text}" for text in notes)])
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--batch", "0"], "batch must be at least 1, not 0"),
+        (["--threads", "0"], "threads must be at least 1, not 0"),
+        (["--rank", "0"], "rank must be at least 1, not 0"),
+        (["--steps", "0"], "steps must be at least 1, not 0"),
+        (["--seed", "-1"], "seed must be at least 0, not -1"),
+        (["--shown-hashtags", "1.5"], "shown_hashtags must be between 0 and 1, not 1.5"),
+        (["--lines", "inf"], "shares: that of lines must be 0 or more and finite, not inf"),
+        ([], "shares: no source has a share above 0"),
+    ],
+)
+def test_recipe_that_cannot_be_used_ends_the_command(
+    options: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--checkpoint", "c", "--out", str(tmp_path), "--notes", "own.jsonl=0", *options])
     assert reason in capsys.readouterr().err
 
 

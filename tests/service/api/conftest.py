@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.tracing import Tracer
 from service.wiring import build_app
 from tests.service.api.connections import SHORT
-from tests.service.process import NO_CERTIFICATES, cache_of
+from tests.service.process import cache_of
 
 SAMPLES = 20
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
@@ -102,7 +102,7 @@ def tenants_opened_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=60, verify=NO_CERTIFICATES) as opened:
+    with httpx2.Client(base_url=url, timeout=60) as opened:
         yield opened
 
 

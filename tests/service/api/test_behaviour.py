@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -27,6 +24,7 @@ from service.store.purge import purge_store
 from tests.service.api.conftest import Serve, gauge, sizes_written
 from tests.service.api.routes.test_events import event, statuses
 from tests.service.conftest import running_embedded
+from tests.service.process import call
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -272,10 +270,8 @@ def test_exported_reads_are_the_clicks_that_training_takes(
     client.post("/events", json=[event(note, user) for user in ("u1", "u2", "u3") for note in "abc"])
     client.post("/events", json=[event("a", "u1", type="shown"), event("c", "u3", type="hide")])
     eventually(lambda: kept(client) == (8, 3, 3))
-    command = [str(Path(sys.executable).with_name("notellm")), "export-events", "clicks.jsonl.gz"]
-    environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.strip()) == (0, "8 clicks written to clicks.jsonl.gz")
+    done = call(["export-events", "clicks.jsonl.gz"], {"NOTELLM_URL": str(client.base_url)}, tmp_path)
+    assert (done.exit_code, done.stderr.strip()) == (0, "8 clicks written to clicks.jsonl.gz")
     assert (tmp_path / "clicks.jsonl.gz").stat().st_mode & 0o077 == 0
     made = related_pairs(tmp_path / "clicks.jsonl.gz", tmp_path / "pairs.parquet")
     assert (made.users, made.clicks, made.notes) == (3, 8, 3)
@@ -324,10 +320,8 @@ def test_a_command_about_events_says_what_is_wrong(
     served: tuple[httpx2.Client, redis.Redis], tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     client, _ = served
-    command = [str(Path(sys.executable).with_name("notellm")), *arguments]
-    environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
+    done = call(arguments, {"NOTELLM_URL": str(client.base_url)}, tmp_path)
+    assert done.exit_code != 0
     assert said in done.stderr
 
 
@@ -342,9 +336,8 @@ def test_the_report_command_shows_rates(
     client.post("/events", json=[*others, event("b", type="shown", **place)])
     eventually(lambda: kept(client) == (1, 1, 1))
     eventually(lambda: client.get("/reports/recommendations").json()["left_out"] == 2)
-    command = [str(Path(sys.executable).with_name("notellm")), "report", "--by", "scenario"]
-    environment = os.environ | {"NOTELLM_URL": str(client.base_url)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = call(["report", "--by", "scenario"], {"NOTELLM_URL": str(client.base_url)}, tmp_path)
+    assert done.exit_code == 0, done.stderr
     assert all(text in done.stdout for text in ("feed", "50.00%", "9.45 to 90.55%"))
     assert "2 more groups" in done.stderr
 

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.service.process import NO_CERTIFICATES, Process, alive, running, wait_until
+from tests.service.process import Process, alive, running, wait_until
 
 pytestmark = pytest.mark.slow
 KEY = "the-bootstrap-key-of-these-tests"
@@ -39,7 +39,7 @@ def service(tiny_checkpoint: Path) -> Iterator[Process]:
 def call(service: Process, method: str, path: str, key: str = KEY, **options: Any) -> httpx2.Response:
     """Send a request over a new connection."""
     headers = {"Authorization": f"Bearer {key}", **options.pop("headers", {})}
-    return httpx2.request(method, service.url + path, headers=headers, timeout=60, verify=NO_CERTIFICATES, **options)
+    return httpx2.request(method, service.url + path, headers=headers, timeout=60, **options)
 
 
 def read_everywhere(service: Process, path: str, **options: Any) -> list[httpx2.Response]:

@@ -37,39 +37,39 @@ def answers(service: Process) -> list[object]:
 def test_restore_beside_a_running_service_brings_its_answers_back(service: Process, tmp_path: Path) -> None:
     httpx2.post(f"{service.url}/notes", json=NOTES, timeout=60)
     before = answers(service)
-    backup = service.run("backup", str(tmp_path / "b"), "--json")
-    assert backup.returncode == 0, backup.stderr
+    backup = service.call("backup", str(tmp_path / "b"), "--json")
+    assert backup.exit_code == 0, backup.stderr
     assert [entry["notes"] for entry in json.loads(backup.stdout)["notes"]] == [len(NOTES)]
     assert {path.stat().st_mode & 0o077 for path in (tmp_path / "b").iterdir()} == {0}
     for note in NOTES:
         httpx2.delete(f"{service.url}/notes/{note['id']}")
     httpx2.post(f"{service.url}/notes", json={"id": "later", "title": "Lemon tart"}, timeout=60)
-    refused = service.run("restore", str(tmp_path / "b"))
-    assert (refused.returncode, "--replace" in refused.stderr) == (1, True)
+    refused = service.call("restore", str(tmp_path / "b"))
+    assert (refused.exit_code, "--replace" in refused.stderr) == (1, True)
     restored = service.run("restore", str(tmp_path / "b"), "--replace")
     assert restored.returncode == 0, restored.stderr
     wait_until(lambda: httpx2.get(f"{service.url}/notes/n1/similar").json().get("items") == before[len(NOTES) + 1])
     wait_until(service.ready)
     assert answers(service) == before
     assert httpx2.get(f"{service.url}/notes/later").status_code == 404
-    assert json.loads(service.run("verify", "--json").stdout)["well"]
+    assert json.loads(service.call("verify", "--json").stdout)["well"]
 
 
 def test_store_of_a_stopped_service_is_backed_up_and_restored(service: Process, tmp_path: Path) -> None:
     httpx2.post(f"{service.url}/notes", json=NOTES, timeout=60)
     before = answers(service)
     service.end(signal.SIGTERM)
-    assert service.run("backup", str(tmp_path / "b")).returncode == 0
-    restored = service.run("restore", str(tmp_path / "b"), "--replace")
-    assert restored.returncode == 0, restored.stderr
+    assert service.call("backup", str(tmp_path / "b")).exit_code == 0
+    restored = service.call("restore", str(tmp_path / "b"), "--replace")
+    assert restored.exit_code == 0, restored.stderr
     service.start()
     assert answers(service) == before
 
 
 def test_folder_without_a_backup_is_refused_in_one_line_behind_the_target(service: Process, tmp_path: Path) -> None:
-    refused = service.run("restore", str(tmp_path))
+    refused = service.call("restore", str(tmp_path))
     target, message = filter(None, refused.stderr.splitlines())
-    assert (refused.returncode, target) == (1, f"Restoring into {service.environment['NOTELLM_DATA_DIR']}")
+    assert (refused.exit_code, target) == (1, f"Restoring into {service.environment['NOTELLM_DATA_DIR']}")
     assert "there is no backup in" in message
 
 

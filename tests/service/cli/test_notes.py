@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,19 +18,17 @@ from typing import Any
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
+from typer.testing import Result
 
 from model.config import NoteLLMConfig
 from model.data.dataset import read_notes
-from service.cli.main import app
 from service.cli.notes import Upload
 from service.cli.reread import Reread, fields_of
 from service.cli.transfer import TransferFailed
 from service.settings import Settings
 from tests.service.api.conftest import serving
-from tests.service.process import cache_of
+from tests.service.process import NOTELLM, cache_of, call
 
-NOTELLM = str(Path(sys.executable).with_name("notellm"))
 Start = Callable[[str], contextlib.AbstractContextManager[str]]
 StartWith = Callable[..., contextlib.AbstractContextManager[str]]
 
@@ -61,14 +58,27 @@ def url(start: Start) -> Iterator[str]:
         yield address
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a new process, since the service writes its log lines to this process's output."""
+def run(*arguments: str) -> Result:
+    """Run the command in the test's process."""
+    return call(arguments, {name: None for name in os.environ if name.startswith("NOTELLM_")}, Path.cwd())
+
+
+def run_alone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a new process, as the shell does."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("NOTELLM_")}
     return subprocess.run([NOTELLM, *arguments], env=clean, capture_output=True, text=True, check=False)
 
 
 def report_of(*arguments: str) -> dict[str, Any]:
     result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def report_alone(*arguments: str) -> dict[str, Any]:
+    """Return the report of the command, run in a new process."""
+    result = run_alone(*arguments, "--json")
     assert result.returncode == 0, result.stderr
     report: dict[str, Any] = json.loads(result.stdout)
     return report
@@ -81,8 +91,12 @@ def contents(url: str) -> dict[str, Any]:
     return {line["id"]: {n: v for n, v in line.items() if n not in own} for line in lines if "id" in line}
 
 
-@pytest.mark.parametrize("name", ["notes.jsonl", "notes.jsonl.gz"])
-def test_exported_notes_are_imported_with_their_vectors(url: str, start: Start, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "report_of"), [("notes.jsonl", report_of), ("notes.jsonl.gz", report_alone)], ids=["here", "alone"]
+)
+def test_exported_notes_are_imported_with_their_vectors(
+    url: str, start: Start, tmp_path: Path, name: str, report_of: Callable[..., dict[str, Any]]
+) -> None:
     file = tmp_path / name
     assert report_of("export-notes", str(file), "--url", url)["notes"] == 20
     assert os.listdir(tmp_path) == [name]
@@ -117,7 +131,7 @@ def test_export_is_on_the_disk_before_its_part_is_removed(
 
     monkeypatch.setattr(os, "fsync", lambda file: steps.append(Path(f"/proc/self/fd/{file}").resolve().name))
     monkeypatch.setattr(Path, "unlink", remove)
-    result = CliRunner().invoke(app, ["export-notes", str(folder / name), "--url", url])
+    result = run("export-notes", str(folder / name), "--url", url)
     assert result.exit_code == 0, result.output
     assert steps == expected
 
@@ -141,7 +155,7 @@ def test_changes_since_an_export_are_applied_with_their_removals_however_often(
         report_of("import-notes", whole, "--url", other)
         before = contents(other)
         refused = run("import-notes", str(changes), "--url", other)
-        assert (refused.returncode, "apply it with --replace" in " ".join(refused.stderr.split())) == (1, True)
+        assert (refused.exit_code, "apply it with --replace" in " ".join(refused.stderr.split())) == (1, True)
         assert contents(other) == before
         report = report_of("import-notes", str(changes), "--replace", "--url", other)
         counts = report["created"], report["updated"], report["expired"], report["removed"]
@@ -181,7 +195,7 @@ def test_exported_notes_can_be_trained_on(url: str, tmp_path: Path) -> None:
 def test_archive_that_is_broken_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "notes.jsonl.gz"
     file.write_bytes(content)
-    result = run("import-notes", str(file), "--url", "http://127.0.0.1:9")
+    result = run_alone("import-notes", str(file), "--url", "http://127.0.0.1:9")
     assert (result.returncode, "Traceback" in result.stderr) == (1, False)
     assert "notes.jsonl.gz is incomplete or not a gzip file" in " ".join(result.stderr.split())
 
@@ -191,7 +205,7 @@ def test_notes_without_vectors_are_read_by_the_model_and_that_is_said(url: str, 
     report_of("export-notes", file, "--no-vectors", "--url", url)
     with start("b") as other:
         result = run("import-notes", file, "--url", other)
-        assert result.returncode == 0, result.stderr
+        assert result.exit_code == 0, result.stderr
         assert "20 notes were read by the model" in result.stderr
         assert contents(other).keys() == contents(url).keys()
 
@@ -278,7 +292,7 @@ def test_fields_of_reread_may_be_separated_by_commas_or_repeated(values: list[st
 
 def test_reread_refuses_an_unknown_field_before_it_calls_the_service() -> None:
     result = run("reread", "--generate", "hashtag", "--url", "http://127.0.0.1:9")
-    assert result.returncode == 2
+    assert result.exit_code == 2
     assert "name hashtags or category" in " ".join(result.stderr.split())
 
 
@@ -291,7 +305,7 @@ def test_reread_names_a_note_that_the_service_would_not_take_any_more_and_goes_o
         assert httpx2.post(f"{url}/notes", json=notes, timeout=60).status_code == 207
     with start_with(data_dir=folder, max_note_bytes=1024) as url:
         result = run("reread", "--url", url, "--json")
-    assert result.returncode == 1
+    assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert (report["read"], report["unchanged"], report["rejected"]) == (0, 1, 1)
     assert "long: " in result.stderr
@@ -364,7 +378,7 @@ def test_file_that_is_there_is_not_overwritten(url: str, tmp_path: Path) -> None
     file = tmp_path / "notes.jsonl"
     file.write_text("mine")
     result = run("export-notes", str(file), "--url", url)
-    assert (result.returncode, file.read_text()) == (1, "mine")
+    assert (result.exit_code, file.read_text()) == (1, "mine")
     assert "already exists" in result.stderr
 
 
@@ -387,7 +401,7 @@ def test_file_that_is_no_whole_export_is_refused(
     file = tmp_path / "notes.jsonl"
     file.write_text("".join(f"{line}\n" for line in damage(lines)))
     result = run("import-notes", str(file), "--url", url)
-    assert (result.returncode, reason in result.stderr) == (1, True), result.stderr
+    assert (result.exit_code, reason in result.stderr) == (1, True), result.stderr
 
 
 def test_import_says_in_words_why_notes_are_rejected(start_with: StartWith, tmp_path: Path) -> None:
@@ -442,14 +456,14 @@ def test_export_that_another_command_is_writing_is_left_to_it(url: str, tmp_path
     with part.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         result = run("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
-    assert (result.returncode, part.exists()) == (1, True)
+    assert (result.exit_code, part.exists()) == (1, True)
     assert "another command is writing" in " ".join(result.stderr.split())
     assert report_of("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)["notes"] == 20
 
 
 def test_export_that_could_not_begin_leaves_no_file(tmp_path: Path) -> None:
     result = run("export-notes", str(tmp_path / "n.jsonl"), "--url", "http://127.0.0.1:9", "--patience", "0")
-    assert (result.returncode, list(tmp_path.iterdir())) == (1, [])
+    assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
 
 
 def test_texts_with_other_ends_of_lines_are_exported_and_imported(url: str, start: Start, tmp_path: Path) -> None:
@@ -468,13 +482,13 @@ def test_export_of_another_kind_is_not_gone_on_with(url: str, tmp_path: Path) ->
     (tmp_path / "notes.jsonl.part").write_text("\n".join(lines[:8]) + "\n")
     result = run("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
     assert (
-        result.returncode,
+        result.exit_code,
         "belongs to another export (vectors None, here base64)" in " ".join(result.stderr.split()),
     ) == (1, True)
     head = json.dumps(json.loads(lines[0]) | {"tenant": "films"})
     (tmp_path / "notes.jsonl.part").write_text("\n".join([head, *lines[1:8]]) + "\n")
     result = run("export-notes", str(tmp_path / "notes.jsonl"), "--no-vectors", "--url", url)
     assert (
-        result.returncode,
+        result.exit_code,
         "belongs to another export (tenant films, here default)" in " ".join(result.stderr.split()),
     ) == (1, True)

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from tests.service.conftest import DebianRedis
-from tests.service.process import NOTELLM, Process, running, wait_until
+from tests.service.process import NOTELLM, Process, call, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -38,21 +38,21 @@ def service(tiny_checkpoint: Path) -> Iterator[Process]:
 
 
 def purge(service: Process) -> tuple[int, dict[str, Any]]:
-    ended = service.run("purge", "--id", "removed-01", "--text", "secret.txt", "--wait", "60", "--json")
+    ended = service.call("purge", "--id", "removed-01", "--text", "secret.txt", "--wait", "60", "--json")
     assert ended.stdout, ended.stderr
-    return ended.returncode, json.loads(ended.stdout)
+    return ended.exit_code, json.loads(ended.stdout)
 
 
 def test_purge_beside_a_running_service_proves_that_nothing_is_left(service: Process) -> None:
-    refused = service.run("purge", "--id", "removed-01")
-    assert (refused.returncode, "delete it first" in refused.stderr) == (1, True)
+    refused = service.call("purge", "--id", "removed-01")
+    assert (refused.exit_code, "delete it first" in refused.stderr) == (1, True)
     httpx2.delete(f"{service.url}/notes/removed-01")
     status, report = purge(service)
     assert (status, report["proved"], report["search"]["findings"]) == (0, True, [])
     found = httpx2.get(f"{service.url}/notes/kept-01/similar")
     assert (found.status_code, found.json()["items"]) == (200, [])
     assert httpx2.post(f"{service.url}/notes", json={"id": "next", "title": "Lemon tart"}).status_code == 201
-    assert json.loads(service.run("verify", "--json").stdout)["well"]
+    assert json.loads(service.call("verify", "--json").stdout)["well"]
 
 
 def test_text_that_is_still_there_is_reported_with_its_place(service: Process) -> None:
@@ -66,7 +66,8 @@ def test_text_that_is_still_there_is_reported_with_its_place(service: Process) -
 def test_data_folder_of_a_stopped_service_is_purged(service: Process) -> None:
     httpx2.delete(f"{service.url}/notes/removed-01")
     service.end(signal.SIGTERM)
-    assert purge(service)[0] == 0
+    ended = service.run("purge", "--id", "removed-01", "--text", "secret.txt")
+    assert ended.returncode == 0, ended.stderr
     service.start()
     assert httpx2.get(f"{service.url}/notes/kept-01").status_code == 200
     assert httpx2.get(f"{service.url}/notes/removed-01").status_code == 404
@@ -78,9 +79,8 @@ def test_folder_of_another_redis_is_told_as_not_searched(
     variables = {"NOTELLM_REDIS_URL": debian_redis.url, "NOTELLM_DATA_DIR": str(tmp_path), "COLUMNS": "200"}
     options = ["purge", "--id", "removed-01", "--tenant", "acme", "--folder"]
     for folder, searched in ((tmp_path, False), (short_folder, True)):
-        command = [NOTELLM, *options, str(folder)]
-        ended = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=False)
-        assert (ended.returncode, "NOT SEARCHED" in ended.stdout) == (0 if searched else 1, not searched), ended.stderr
+        ended = call([*options, str(folder)], variables, tmp_path)
+        assert (ended.exit_code, "NOT SEARCHED" in ended.stdout) == (0 if searched else 1, not searched), ended.stderr
 
 
 def test_purge_that_is_ended_leaves_the_settings_of_the_server_as_they_were(

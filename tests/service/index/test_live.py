@@ -24,7 +24,7 @@ from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.records import ORIGIN, LogBounds, LogEntry, StoredNote
 from service.store.embedded_redis import EmbeddedRedis
-from tests.conftest import in_torch
+from tests.models import in_torch
 from tests.service.conftest import DIMENSION, GatedStore, eventually, following, stored_note
 from tests.service.index.live_steps import WAIT, delete, find_ids, notes, put
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.purge import purge_store
-from service.store.ranked_lists import MAX_LISTS
 from tests.service.api.conftest import Serve
 
 pytestmark = pytest.mark.slow
@@ -211,7 +210,11 @@ def test_next_page_costs_no_model_call(replicas: list[httpx2.Client]) -> None:
     assert tokens() == before
 
 
-def test_lists_end_and_are_bounded_in_number(serve: Serve, embedded: EmbeddedRedis) -> None:
+def test_lists_end_and_are_bounded_in_number(
+    serve: Serve, embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    max_lists = 20
+    monkeypatch.setattr("service.store.ranked_lists.MAX_LISTS", max_lists)
     with (
         serve(redis_url=embedded.url, page_seconds=1000) as url,
         httpx2.Client(base_url=url, timeout=60) as client,
@@ -221,9 +224,9 @@ def test_lists_end_and_are_bounded_in_number(serve: Serve, embedded: EmbeddedRed
         first = post(client, positive=[{"note_id": "n0"}], k=1, cursor="*")
         (key,) = admin.keys("{notes}:list:*")
         assert 0 < admin.ttl(key) <= 1000
-        for _ in range(MAX_LISTS):
+        for _ in range(max_lists):
             post(client, positive=[{"note_id": "n0"}], k=1, cursor="*")
-        assert len(admin.keys("{notes}:list:*")) == MAX_LISTS
+        assert len(admin.keys("{notes}:list:*")) == max_lists
         problem(client, 410, positive=[{"note_id": "n0"}], k=1, cursor=first["next_cursor"])
 
 
