@@ -98,15 +98,16 @@ class Writer:
         return httpx2.Client(base_url=self.url, timeout=60, headers=headers)
 
     def step(self, client: httpx2.Client) -> bool:
-        """Send one random request, and return whether it was answered."""
+        """Send one random request, and return whether it was answered and not refused."""
         note_id = f"{self.name}-{self.chance.randrange(NOTES_EACH)}"
         kind = self.chance.choice(["put", "put", "put", "patch", "delete", "similar"])
         title = " ".join([note_id, *self.chance.choices(WORDS, k=6)])
         wanted: State = GONE if kind == "delete" else title
         try:
             if kind == "similar":
-                self.look(client.get(f"/notes/{note_id}/similar", params={"k": 200}))
-                return True
+                found = client.get(f"/notes/{note_id}/similar", params={"k": 200})
+                self.look(found)
+                return found.status_code in (200, 404)
             method = {"put": "PUT", "patch": "PATCH", "delete": "DELETE"}[kind]
             before = {self.known.get(note_id), *self.open.get(note_id, ())}
             self.open[note_id] = before | {wanted}
@@ -121,9 +122,9 @@ class Writer:
                 self.wrong.append(f"{note_id} is not there")
             self.known[note_id] = GONE if missing else wanted
             self.done[kind] += 1
-        else:
-            self.done["refused"] += 1
-        return True
+            return True
+        self.done["refused"] += 1
+        return False
 
     def look(self, answer: httpx2.Response) -> None:
         """Record each item of `answer` that is a removed note of this writer. The writer does not write meanwhile."""
