@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -249,15 +249,10 @@ class Prompt:
         """Return the ids that follow the read-out position to ask for `count` hashtags."""
         return self._encode(self.template.hashtag_task.format(count=count))
 
-    @cached_property
+    @property
     def hashtag_ends(self) -> list[int]:
         """Tokens that end a hashtag, sorted: the end token, those with a newline, and those that begin the next one."""
-        tokens = [[token] for token in range(len(self.tokenizer))]
-        # `batch_decode` of transformers takes ten times as long: 0.33 s for 49,152 tokens.
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        texts = fast.decode_batch(tokens, skip_special_tokens=False) if fast else self.tokenizer.batch_decode(tokens)
-        ends = [token for token, text in enumerate(texts) if text.lstrip(" ").startswith("#") or "\n" in text]
-        return sorted({*ends, self.end_id})
+        return sorted({*_newlines_and_hashes(self.tokenizer), self.end_id})
 
     def hashtag_output(self, hashtags: Iterable[str]) -> list[int]:
         """Return the target output of the hashtag task, end token included."""
@@ -369,6 +364,16 @@ class Prompt:
                 return ids, False
             ids += item
         return ids, True
+
+
+@lru_cache(maxsize=1)  # it takes 0.2 s, and engines and training runs of a process share their tokenizer
+def _newlines_and_hashes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens with a newline, and those that begin a hashtag."""
+    tokens = [[token] for token in range(len(tokenizer))]
+    # `batch_decode` of transformers takes ten times as long: 0.33 s for 49,152 tokens.
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    texts = fast.decode_batch(tokens, skip_special_tokens=False) if fast else tokenizer.batch_decode(tokens)
+    return tuple(token for token, text in enumerate(texts) if text.lstrip(" ").startswith("#") or "\n" in text)
 
 
 class AddedTokens:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import ssl
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from hypothesis import settings
 from model.config import PACKAGED_BACKBONE, NoteLLMConfig
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from model.inference.engine import Engine
 
 # PyTorch, and what imports it, is imported in the fixtures: pytest-xdist's controller, which runs no test, imports this
@@ -82,6 +85,29 @@ def certificates_loaded_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(httpcore2, "default_ssl_context", default_ssl_context)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tokenizers_loaded_once() -> Iterator[None]:
+    """Load each tokenizer once, and not for each engine and each training run, which takes a quarter of a second.
+    Tokenizers whose files have the same content are one object: a test that changes one loads it itself."""
+    from model import weights
+
+    load = weights.load_tokenizer
+    loaded: dict[tuple[tuple[str, str], ...], PreTrainedTokenizerBase] = {}
+
+    def load_once(folder: Path) -> PreTrainedTokenizerBase:
+        files = [path for path in sorted(folder.glob("*")) if path.is_file() and path.suffix != ".safetensors"]
+        content = tuple((path.name, weights.file_digest(path)) for path in files)
+        if content not in loaded:
+            loaded[content] = load(folder)
+        return loaded[content]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("model.") and getattr(module, "load_tokenizer", None) is load:
+                patch.setattr(module, "load_tokenizer", load_once)
         yield
 
 

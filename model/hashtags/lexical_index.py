@@ -70,7 +70,7 @@ class _SummedRows:
 
 class InvertedLexicalIndex:
     """An inverted index from words to rows; the port `LexicalIndex` of service/index/backend.py. Not thread-safe,
-    except `words_of`, `phrases_of` and `joined`.
+    except `words_of`, `phrases_of`, `shared_words` and `joined`.
 
     A row is a text as it was added. Rows are numbered from 0 through all segments, of which only the last one grows.
     Replacing segments renumbers the rows.
@@ -287,10 +287,16 @@ class InvertedLexicalIndex:
                 sizes[counted[place]] += self._living_rows([(begin, rows)]) - own
         return sizes
 
-    def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
-        """Return up to `count` words that two notes share, the rarest first, ties by the word; without those that are
-        too common to be searched."""
-        sizes = self._count_rows(words_of(note) & words_of(other))
+    @staticmethod
+    def shared_words(note: Note, others: Sequence[Note]) -> list[frozenset[str]]:
+        """Return the words that each of `others` shares with `note`."""
+        words = words_of(note)
+        return [words & words_of(other) for other in others]
+
+    def rarest(self, words: Collection[str], count: int) -> tuple[str, ...]:
+        """Return up to `count` of `words`, the rarest first, ties by the word; without those that are too common to be
+        searched."""
+        sizes = self._count_rows(words)
         most = max(COMMON_NOTES, COMMON_SHARE * len(self))
         return tuple(sorted((w for w, size in sizes.items() if size <= most), key=lambda w: (sizes[w], w))[:count])
 

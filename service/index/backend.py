@@ -188,9 +188,11 @@ class LexicalIndex(Protocol):
         where that many share any word, and those of `rows` that share any; never `own_row`. A score is above 0, and 1
         where the words are the same."""
 
-    def shared_words(self, note: Note, other: Note, count: int) -> tuple[str, ...]:
-        """Return up to `count` words that two notes share, the rarest first; words too common to be searched are left
-        out."""
+    def shared_words(self, note: Note, others: Sequence[Note]) -> list[frozenset[str]]:
+        """Return the words that each of `others` shares with `note`. It may be called in any thread."""
+
+    def rarest(self, words: Collection[str], count: int) -> tuple[str, ...]:
+        """Return up to `count` of `words`, the rarest first; words too common to be searched are left out."""
 
     def phrases_of(self, note: Note) -> Mapping[str, tuple[str, ...]]:
         """Return the phrases of a note's text that may be hashtags: the words of each, by its `hashtag_key`. It may be

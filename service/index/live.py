@@ -302,7 +302,7 @@ class LiveIndex:
 
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
         texts = self._state.notes.texts
-        return await run_in(self._searchers, lambda: [texts.shared_words(note, other) for other in others])
+        return await run_in(self._searchers, partial(texts.shared_words, note, others))
 
     @property
     def centre(self) -> Centre:

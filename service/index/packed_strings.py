@@ -35,8 +35,10 @@ class HashedStrings:
     @classmethod
     def of(cls, texts: Iterable[str]) -> HashedStrings:
         """Hash some strings."""
-        pairs = sorted((hash(text), text) for text in texts)
-        return cls([text for _, text in pairs], np.array([text_hash for text_hash, _ in pairs], np.int64))
+        unsorted = list(texts)
+        hashes = np.fromiter(map(hash, unsorted), np.int64, len(unsorted))
+        order = np.argsort(hashes)
+        return cls([unsorted[place] for place in order.tolist()], hashes[order])
 
 
 class PackedStrings:

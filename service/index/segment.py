@@ -10,7 +10,7 @@ The fields of a row, which filters test, change in place, and only in the segmen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -186,7 +186,7 @@ class Segment(ABC):
     def search(self, vector: Vector, k: int, compiled: CompiledFilter, rows: Bits | None, count: int) -> RankedRows:
         """Return scores and rows of the `k` nearest, best first, among the `count` rows that `filter_rows` returned,
         without the excluded ids; fewer than `k` where there are fewer."""
-        excluded = self._rows_among(compiled.exclude, rows)
+        excluded = self._excluded_rows(compiled, rows)
         if len(excluded) > MAX_RANKED_EXCLUSIONS:
             rows = without_rows(self._copy_alive()[0] if rows is None else rows, np.array(excluded))
             count = count_of(rows)
@@ -200,13 +200,13 @@ class Segment(ABC):
             scores, found_rows = scores[kept], found_rows[kept]
         return scores[:k], found_rows[:k]
 
-    def _rows_among(self, note_ids: Collection[str], rows: Bits | None) -> list[int]:
-        """Return the living rows of some notes, as far as `rows` has them: a row that was added after the filter was
-        applied is not in `rows`."""
-        if len(note_ids) > MAX_LOOKED_UP:
-            own = list(self.rows_of_ids(HashedStrings.of(note_ids)).values())
+    def _excluded_rows(self, compiled: CompiledFilter, rows: Bits | None) -> list[int]:
+        """Return the living rows of the excluded notes, as far as `rows` has them: a row that was added after the
+        filter was applied is not in `rows`."""
+        if len(compiled.exclude) > MAX_LOOKED_UP:
+            own = list(self.rows_of_ids(compiled.hashed_exclude).values())
         else:
-            own = [row for note_id in note_ids if (row := self.row_of(note_id)) is not None]
+            own = [row for note_id in compiled.exclude if (row := self.row_of(note_id)) is not None]
         return own if rows is None else [row for row in own if has(rows, row)]
 
     def written(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import starmap
 from typing import Any
 
@@ -19,6 +19,7 @@ from service.filters import Clause, Filter, Has, HasAttribute, TagClause, TimeRa
 from service.index.attribute_values import AttributeValues
 from service.index.backend import Arrays
 from service.index.bitmaps import Bits, Mask, RowNumbers, packed_bits
+from service.index.packed_strings import HashedStrings
 from service.records import PositionKey, StoredNote, position_key
 
 FIELD_PREFIXES = {"hashtag": "#", "category": "c", "author": "a"}
@@ -173,7 +174,7 @@ def _author_tag(author: str) -> str:
     return FIELD_PREFIXES["author"] + author
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CompiledFilter:
     """A Filter in tag codes. A row needs one of `any_tags`, unless there are none, and all of `all_tags`; category,
     author and attributes are among the latter. It also has to pass `clause`; `clause_tags` has, for each condition
@@ -188,6 +189,11 @@ class CompiledFilter:
     narrows: bool
     clause: Clause | None
     clause_tags: Mapping[TagClause, tuple[int, ...]]
+
+    @cached_property
+    def hashed_exclude(self) -> HashedStrings:
+        """The ids of `exclude`, hashed once for all segments."""
+        return HashedStrings.of(self.exclude)
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,10 +158,13 @@ class LiveTexts:
                     scores_by_id |= zip(segment.ids_at(own_rows[kept]), own_scores[kept].tolist(), strict=True)
         return scores_by_id
 
-    def shared_words(self, note: Note, other: Note) -> tuple[str, ...]:
-        """Return the rarest words that two notes share, the rarest first."""
-        with self._lock:
-            return self._lexical_index.shared_words(note, other, SHARED_WORDS)
+    def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
+        """Return the rarest words that each of `others` shares with `note`, the rarest first."""
+        rarest = list[tuple[str, ...]]()
+        for shared in self._lexical_index.shared_words(note, others):
+            with self._lock:  # for each note anew: a thousand would keep other searches waiting
+                rarest.append(self._lexical_index.rarest(shared, SHARED_WORDS))
+        return rarest
 
     def named_hashtags(self, note: Note) -> tuple[NamedHashtag, ...]:
         """Return the hashtags of other notes that the text of `note` names."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import redis
 from hypothesis import given, settings
@@ -47,6 +46,8 @@ each_set = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 @each_set
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_objects_fit_the_schemas_of_kubernetes(values: dict[str, Any], version: str):
+    import kubernetes_validate  # takes two seconds, and each worker imports each file
+
     for document in documents(values):
         if document["kind"] not in CUSTOM_RESOURCES:
             kubernetes_validate.validate(document, version, strict=True)

@@ -11,19 +11,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import httpx2
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
-from service.cli.main import app
+from service.cli.main import app, main
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 START_SECONDS = 120.0
 """Bound on a start, which takes a minute with readers on a busy machine."""
 START_PAUSE = 0.05
 """Seconds between two looks at a start: each look takes processor time from it."""
+FORK_SERVER = get_context("forkserver")
+"""Forks services from a process that has imported the service: a start takes one second of processor time instead of
+four. tests/service/cli/test_main.py starts `notellm serve` as a shell does."""
+FORK_SERVER.set_forkserver_preload([__name__, "service.api.http_server", "service.wiring", "openvino"])
 
 
 def cache_of(checkpoint: Path) -> Path:
@@ -32,10 +38,20 @@ def cache_of(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}-cache")
 
 
+def serve(environment: Mapping[str, str], log: Path) -> None:
+    """Do what `notellm serve` does, in a forked process with these variables, and write standard error to `log`."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = ["notellm", "serve"]
+    main()
+
+
 class Process:
     """A `notellm serve` that can be killed and started again on the same data."""
 
-    command: tuple[str, ...] = (NOTELLM, "serve")
+    serve: staticmethod[[Mapping[str, str], Path], None] = staticmethod(serve)
 
     def __init__(self, folder: Path, checkpoint: Path, **environment: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -54,24 +70,38 @@ class Process:
             "NOTELLM_URL": self.url,
             **environment,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: ForkServerProcess | None = None
 
     def begin(self) -> None:
         """Start the process, without waiting until it is ready."""
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(self.command, env=self.environment, stderr=log)
+        arguments = (self.environment, self.folder / "log")
+        self._process = FORK_SERVER.Process(target=self.serve, args=arguments, daemon=True)
+        self._process.start()
 
     def start(self) -> None:
+        """Start the process and wait until it is ready. One that is not ready in time is killed."""
         self.begin()
         try:
             wait_until(self.ready, START_SECONDS, START_PAUSE)
         except AssertionError as error:
+            if self.running:
+                self.end(signal.SIGKILL)
             raise AssertionError(f"it was not ready in time; its log ends with:\n{self.log[-4000:]}") from error
 
     def ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log
+        assert self.running, self.log
         return self.answers("/readyz")
+
+    @property
+    def running(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._process is not None and self._process.exitcode is None
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        assert self._process.pid
+        return self._process.pid
 
     def answers(self, probe: str) -> bool:
         """Return whether the service answers a probe with 200."""
@@ -86,10 +116,21 @@ class Process:
             return True
         return False
 
+    def send(self, how: signal.Signals) -> None:
+        """Send a signal to the process."""
+        os.kill(self.pid, how)
+
+    def wait(self) -> int:
+        """Wait until the process has ended, and return its exit status, or minus the signal that ended it."""
+        assert self._process
+        self._process.join(60)
+        assert self._process.exitcode is not None, "the process did not end in time"
+        return self._process.exitcode
+
     def end(self, how: signal.Signals) -> int:
-        assert self.process is not None
-        self.process.send_signal(how)
-        return self.process.wait(60)
+        """End the process by a signal, and return what `wait` does."""
+        self.send(how)
+        return self.wait()
 
     @property
     def log(self) -> str:
@@ -149,5 +190,5 @@ def running(checkpoint: Path, **environment: str) -> Iterator[Process]:
             process.start()
             yield process
         finally:
-            if process.process and process.process.poll() is None:
+            if process.running:
                 process.end(signal.SIGTERM)

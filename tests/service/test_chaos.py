@@ -12,23 +12,30 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx2
 import pytest
 
+from service import read_time, wiring
+from service.api import search_list
+from service.api.routes import collection
+from service.collection import log_order
+from service.index import live
+from service.index.segmented import SegmentedIndex
 from tests.service.conftest import DebianRedis
-from tests.service.process import START_PAUSE, START_SECONDS, Process, alive, wait_until
+from tests.service.process import START_PAUSE, START_SECONDS, Process, alive, serve, wait_until
 
-ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "15"))
 SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
 WRITERS, NOTES_EACH = 3, 40
 READ_ALONE = 3
@@ -36,36 +43,30 @@ READ_ALONE = 3
 SCOPES = ["notes.read", "notes.write", "similar", "admin"]
 TENANTS, BOOTSTRAP_KEY = 2, "the-bootstrap-key-of-these-tests"
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn", "bread", "river", "lamp", "winter", "song", "cloud", "garden")
-SERVE = """
-import sys
-from functools import partial
-from service import read_time
-read_time.READ_SECONDS = 60.0  # a busy machine degrades no answer; before modules that import its value
-from service import wiring
-from service.cli.main import main
-wiring.SegmentedIndex = partial(wiring.SegmentedIndex, growing_rows=8)
-sys.argv = ["notellm", "serve"]
-main()
-"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 30 * ROUNDS)]
 GONE = None
 State = str | None
 """A note's title, or GONE."""
 
 
+def serve_fragile(environment: Mapping[str, str], log: Path) -> None:
+    """Serve with growing segments of eight rows, and with time enough that a busy machine degrades no answer."""
+    with contextlib.ExitStack() as changed:
+        for module in (read_time, collection, search_list, log_order, live):
+            changed.enter_context(patch.object(module, "READ_SECONDS", 60.0))
+        changed.enter_context(patch.object(wiring, "SegmentedIndex", partial(SegmentedIndex, growing_rows=8)))
+        serve(environment, log)
+
+
 class Fragile(Process):
     """A service with small growing segments and frequent snapshots."""
 
-    command = (sys.executable, "-c", SERVE)
+    serve = staticmethod(serve_fragile)
 
     def __init__(self, folder: Path, checkpoint: Path, **settings: str) -> None:
         super().__init__(folder, checkpoint)
         often = {"NOTELLM_SNAPSHOT_SECONDS": "0.1", "NOTELLM_LOG_FORMAT": "json"}
         self.environment |= often | {f"NOTELLM_{name.upper()}": value for name, value in settings.items()}
-
-    def send(self, how: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(how)
 
     def events(self, name: str) -> int:
         """Return the number of log lines with an event."""

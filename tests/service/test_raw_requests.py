@@ -70,8 +70,7 @@ async def fuzz(port: int, numbers: range) -> tuple[Counter[str], list[tuple[int,
 
 
 def resident_mib(process: Process) -> int:
-    assert process.process is not None
-    status = Path(f"/proc/{process.process.pid}/status").read_text()
+    status = Path(f"/proc/{process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) // 1024
 
 

@@ -54,7 +54,7 @@ class Balancer:
 
     def _poll(self) -> None:
         while not self._ending.wait(POLL_SECONDS):
-            self._ready = [process for process in self._processes if process.process and self._is_ready(process)]
+            self._ready = [process for process in self._processes if self._is_ready(process)]
 
     @staticmethod
     def _is_ready(process: Process) -> bool:

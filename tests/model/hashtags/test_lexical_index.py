@@ -87,13 +87,14 @@ def test_scores_of_named_ids_leave_out_the_note_itself_and_those_that_share_noth
     assert index.scores(Note(title="!?"), 9, ids=("a",)) == {}
 
 
-def test_shared_words_are_the_rarest_first() -> None:
+def test_rarest_of_shared_words_come_first() -> None:
     index = NoteIndex(
         *(Note(id=f"{i}", title="soup with bread") for i in range(3)), Note(id="rare", title="saffron soup")
     )
-    shared = index.index.shared_words(Note(title="Saffron, soup"), Note(content="a soup of SAFFRON and onions"), 5)
-    assert shared == ("saffron", "soup")
-    assert index.index.shared_words(Note(title="saffron"), Note(title="soup"), 5) == ()
+    [shared] = index.index.shared_words(Note(title="Saffron, soup"), [Note(content="a soup of SAFFRON and onions")])
+    assert index.index.rarest(shared, 5) == ("saffron", "soup")
+    assert index.index.rarest(shared, 1) == ("saffron",)
+    assert index.index.rarest((), 5) == ()
 
 
 def test_named_hashtags_are_those_of_stored_notes_whose_words_follow_each_other() -> None:

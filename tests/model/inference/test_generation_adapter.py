@@ -101,29 +101,35 @@ def test_decoder_reads_as_peft_with_the_adapter_active(activated_checkpoint: Pat
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the exported files of the tiny checkpoint, with a generation adapter and without."""
+    return tmp_path_factory.mktemp("exported")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_openvino_adapter_changes_no_vector(
-    dtype: str, activated_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+    dtype: str, activated_checkpoint: Path, tiny_checkpoint: Path, exported: Path
 ) -> None:
-    engine, plain = (load(str(folder), tmp_path, dtype) for folder in (activated_checkpoint, tiny_checkpoint))
-    assert len(list(tmp_path.iterdir())) == 2, "both checkpoints have the same exported files"
+    engine, plain = (load(str(folder), exported, dtype) for folder in (activated_checkpoint, tiny_checkpoint))
+    assert len(list(exported.glob(f"openvino-{dtype}-*"))) == 2, "both checkpoints have the same exported files"
     assert_only_the_vectors_are_the_same(engine, plain)
 
 
 @pytest.mark.slow
-def test_exported_folder_writes_with_the_adapter(activated_checkpoint: Path, tmp_path: Path) -> None:
-    write_exported(str(activated_checkpoint), tmp_path / "served", cache=tmp_path, precision="float32")
-    served, loaded = (load(str(folder), tmp_path) for folder in (tmp_path / "served", activated_checkpoint))
+def test_exported_folder_writes_with_the_adapter(activated_checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    write_exported(str(activated_checkpoint), tmp_path / "served", cache=exported, precision="float32")
+    served, loaded = (load(str(folder), exported) for folder in (tmp_path / "served", activated_checkpoint))
     assert_same_outputs(read(served), read(loaded))
 
 
 @pytest.mark.slow
 def test_precision_says_where_the_decoder_has_another(
-    activated_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+    activated_checkpoint: Path, tiny_checkpoint: Path, exported: Path, tmp_path: Path
 ) -> None:
     served = tmp_path / "served"
-    write_exported(str(activated_checkpoint), served, cache=tmp_path, precision="bfloat16")
+    write_exported(str(activated_checkpoint), served, cache=exported, precision="bfloat16")
     bfloat16 = "bfloat16" if computes_bfloat16(ov.Core()) else "bfloat16 computed in float32"
     for folder, dtype, precision in (
         (served, "float32", "OpenVINO float32 with an 8-bit decoder"),
@@ -132,7 +138,7 @@ def test_precision_says_where_the_decoder_has_another(
         (activated_checkpoint, "int8", "OpenVINO int8"),
         (tiny_checkpoint, "bfloat16", f"OpenVINO {bfloat16}"),
     ):
-        assert load(str(folder), tmp_path, dtype).runtime.precision == precision
+        assert load(str(folder), exported, dtype).runtime.precision == precision
 
 
 @pytest.mark.parametrize("missing", [ADAPTER_FILE, ADAPTER_CONFIG_FILE])

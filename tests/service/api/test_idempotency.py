@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -280,9 +281,7 @@ def test_post_repeated_after_a_kill_stores_once(tiny_checkpoint: Path) -> None:
             lost = threading.Thread(target=post_and_lose, args=(process, key))
             lost.start()
             time.sleep(pause)  # any moment will do
-            assert process.process is not None
-            process.process.kill()
-            process.process.wait(60)
+            process.end(signal.SIGKILL)
             lost.join()
             process.start()
             answer = repeat(process.url, key)

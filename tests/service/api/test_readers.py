@@ -74,7 +74,6 @@ def searches_by_reader(service: Process) -> dict[tuple[str, str], float]:
 
 
 def reader_pids(service: Process) -> list[int]:
-    assert service.process is not None
     pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -82,7 +81,7 @@ def reader_pids(service: Process) -> list[int]:
             command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == service.process.pid and b"service.cli.reader" in command:
+        if parent == service.pid and b"service.cli.reader" in command:
             pids.append(int(stat.parent.name))
     return pids
 
@@ -257,10 +256,9 @@ def test_readers_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: 
 
 def check_drain(service: Process) -> None:
     """Send SIGTERM, and check that every process still answers, with `Connection: close`."""
-    assert service.process is not None
-    service.process.send_signal(signal.SIGTERM)
+    service.send(signal.SIGTERM)
     wait_until(lambda: call(service, "GET", "/readyz").status_code == 503)
     answers = read_everywhere(service, "/notes/n1/similar")
     assert {(answer.status_code, answer.headers.get("connection")) for answer in answers} == {(200, "close")}
-    service.process.send_signal(signal.SIGTERM)  # a second signal ends the drain
-    assert service.process.wait(60) == -signal.SIGTERM
+    service.send(signal.SIGTERM)  # a second signal ends the drain
+    assert service.wait() == -signal.SIGTERM

@@ -59,11 +59,10 @@ def test_sigterm_finishes_requests_in_flight_and_ends_redis(service: Process) ->
         head = "POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n".encode())
         assert b" 100 " in connection.recv(1024)  # the request is being read, so it is in flight
-        assert service.process is not None
-        service.process.send_signal(signal.SIGTERM)
+        service.send(signal.SIGTERM)
         connection.sendall(body)
         assert b" 207 " in connection.recv(1024)
-    service.process.wait(60)
+    service.wait()
     assert not alive(redis)
     service.start()
     assert httpx2.get(f"{service.url}/notes/w99").status_code == 200
@@ -74,16 +73,15 @@ def test_sigterm_is_told_by_readyz_while_requests_are_served(tiny_checkpoint: Pa
         running(tiny_checkpoint, NOTELLM_DRAIN_SECONDS="600") as service,
         httpx2.Client(base_url=service.url) as client,
     ):
-        assert service.process is not None
-        service.process.send_signal(signal.SIGTERM)
+        service.send(signal.SIGTERM)
         wait_until(lambda: client.get("/readyz").status_code == 503)
         answer = client.get("/readyz").json()
         assert {name: check["ok"] for name, check in answer["checks"].items() if not check["ok"]} == {"drain": False}
         added = client.post("/notes", json={"title": "in time"})
         assert (added.status_code, added.headers["connection"]) == (201, "close")
         assert client.get("/livez").status_code == 200
-        service.process.send_signal(signal.SIGTERM)  # a second signal ends the drain
-        service.process.wait(60)
+        service.send(signal.SIGTERM)  # a second signal ends the drain
+        service.wait()
 
 
 AS_FIRST_PROCESS = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
