@@ -33,7 +33,7 @@ from model.training.average import CARD_NOTE
 from model.training.calibrate import category_head, category_temperature, least_hashtag_score
 from model.training.model_card import read_log
 from model.training.teacher import read_vectors
-from model.training.trainer import BEST, FINAL, Step, Trainer
+from model.training.trainer import BEST, FINAL
 from model.weights import HEAD_FILE
 from service.cli.main import app
 from tests.model.inference.outputs import probabilities
@@ -93,21 +93,30 @@ def test_train_again_finds_nothing_to_do(trained: Path):
     assert files(trained / "out") == before
 
 
+SIGNAL_AFTER_STEP_3 = """
+import signal, sys
+from model.training.trainer import Trainer
+from service.cli.main import app
+
+log, number = Trainer._log, int(sys.argv.pop(1))
+def log_and_signal(trainer, step):
+    log(trainer, step)
+    if step.step == 3:
+        signal.raise_signal(number)
+Trainer._log = log_and_signal
+app()
+"""
+"""`notellm` in a process of its own, which gets a signal during the third step of a training run."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_train_saves_and_ends_at_a_signal_and_goes_on_with_the_same_command(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    trained: Path, tmp_path: Path, number: signal.Signals
 ):
-    log = Trainer._log
-
-    def log_and_signal(trainer: Trainer, step: Step) -> None:
-        log(trainer, step)
-        if step.step == 3:
-            signal.raise_signal(number)
-
-    monkeypatch.setattr(Trainer, "_log", log_and_signal)
     command = ["train", "--config", str(trained / "recipe.toml"), "--out", str(tmp_path / "out"), "--set", "steps=5"]
-    ended = run.invoke(app, command)
-    assert ended.exit_code == 1
+    process = [sys.executable, "-c", SIGNAL_AFTER_STEP_3, str(int(number)), *command]
+    ended = subprocess.run(process, check=False, capture_output=True, text=True, timeout=110)
+    assert ended.returncode == 1
     assert "stopped at step 3" in " ".join(ended.stderr.split())
     assert [step["step"] for step in read_log(tmp_path / "out")] == [1, 2, 3]
     assert run.invoke(app, command).exit_code == 0
