@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from model.generation import NamedHashtag
 from model.hashtags import lexical_index
+from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.note import Note
-from model.words import word_hashes
+from model.words import word_hashes, words_of
 from tests.model.hashtags.reference import NoteIndex, by_comparing_all, letter_trie
 
 WORDS = ("soup", "lemon", "hike", "kyoto", "yarn")
@@ -95,6 +96,18 @@ def test_rarest_of_shared_words_come_first() -> None:
     assert index.index.rarest(shared, 5) == ("saffron", "soup")
     assert index.index.rarest(shared, 1) == ("saffron",)
     assert index.index.rarest((), 5) == ()
+
+
+def test_words_of_a_note_are_read_once_however_many_others_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    note, others, read = Note(title="saffron soup"), [Note(id=f"{i}", title="soup") for i in range(5)], list[Note]()
+
+    def count_and_read(of: Note) -> frozenset[str]:
+        read.append(of)
+        return words_of(of)
+
+    monkeypatch.setattr(lexical_index, "words_of", count_and_read)
+    assert InvertedLexicalIndex.shared_words(note, others) == [{"soup"}] * 5
+    assert read == [note, *others]
 
 
 def test_named_hashtags_are_those_of_stored_notes_whose_words_follow_each_other() -> None:

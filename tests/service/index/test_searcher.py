@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from service.filters import AllOf, AnyOf, AttributeRange, Bounds, Filter, Has, Not, TimeRange, order_key
 from service.index.growing import GrowingSegment
+from service.index.packed_strings import HashedStrings
 from service.index.probing import RECALL
 from service.index.segment import Segment
 from service.index.segmented import SegmentedIndex
@@ -354,6 +355,23 @@ def test_search_for_candidates_finds_the_nearest_as_surely_as_a_short_one() -> N
 
 
 @pytest.mark.usefixtures("lists_of_few_rows")
+def test_excluded_ids_are_hashed_once_for_all_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 ids take 4 ms, which a search of six segments spent six times (docs/log/vector-index.md)."""
+    index, hashed = SegmentedIndex(DIMENSION, growing_rows=4), list[int]()
+    index.upsert(rows(20))
+    assert index.segments >= 5
+    hash_all = HashedStrings.of
+
+    def count_and_hash(texts: Iterable[str]) -> HashedStrings:
+        hashed.append(1)
+        return hash_all(texts)
+
+    monkeypatch.setattr(HashedStrings, "of", count_and_hash)
+    excluded = frozenset(f"n{number}" for number in range(1, 20))
+    assert [hit.id for hit in index.search(direction(7), 1, Filter(exclude=excluded, exact=True), 0.0)] == ["n0"]
+    assert len(hashed) == 1
+
+
 @pytest.mark.parametrize("where", [ANY, Filter(author="a1"), Filter(exclude=frozenset({"s7", "s8"}))])
 def test_rows_looked_up_one_by_one_and_by_segment_are_the_same(monkeypatch: pytest.MonkeyPatch, where: Filter) -> None:
     notes = [spread(n) for n in range(4000)]
