@@ -28,7 +28,7 @@ START_PAUSE = 0.05
 """Seconds between two looks at a start: each look takes processor time from it."""
 FORK_SERVER = get_context("forkserver")
 """Forks services from a process that has imported the service: a start takes one second of processor time instead of
-four. tests/service/cli/test_main.py starts `notellm serve` as a shell does."""
+four. tests/benchmarks/test_service_process.py starts `notellm serve` as a program of its own."""
 FORK_SERVER.set_forkserver_preload([__name__, "service.api.http_server", "service.wiring", "openvino"])
 
 

@@ -35,7 +35,7 @@ from service.index.segmented import SegmentedIndex
 from tests.service.conftest import DebianRedis
 from tests.service.process import START_PAUSE, START_SECONDS, Process, alive, serve, wait_until
 
-ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "15"))
+ROUNDS = int(os.environ.get("NOTELLM_CHAOS_ROUNDS", "25"))
 SEED = int(os.environ.get("NOTELLM_CHAOS_SEED", "0"))
 WRITERS, NOTES_EACH = 3, 40
 READ_ALONE = 3

@@ -354,9 +354,8 @@ def test_search_for_candidates_finds_the_nearest_as_surely_as_a_short_one() -> N
         assert len(long) == 80
 
 
-@pytest.mark.usefixtures("lists_of_few_rows")
 def test_excluded_ids_are_hashed_once_for_all_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """10,000 ids take 4 ms, which a search of six segments spent six times (docs/log/vector-index.md)."""
+    """Hashing 10,000 ids for each segment took most of a search's time (docs/log/vector-index.md)."""
     index, hashed = SegmentedIndex(DIMENSION, growing_rows=4), list[int]()
     index.upsert(rows(20))
     assert index.segments >= 5
@@ -372,6 +371,7 @@ def test_excluded_ids_are_hashed_once_for_all_segments(monkeypatch: pytest.Monke
     assert len(hashed) == 1
 
 
+@pytest.mark.usefixtures("lists_of_few_rows")
 @pytest.mark.parametrize("where", [ANY, Filter(author="a1"), Filter(exclude=frozenset({"s7", "s8"}))])
 def test_rows_looked_up_one_by_one_and_by_segment_are_the_same(monkeypatch: pytest.MonkeyPatch, where: Filter) -> None:
     notes = [spread(n) for n in range(4000)]
