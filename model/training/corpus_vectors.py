@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
 
 from model.data.dataset import DatasetError, read_notes
 from model.note import Note
@@ -100,7 +102,8 @@ def write_corpus_vectors(
     source: str,
     max_notes: int | None = None,
 ) -> int:
-    """Write the missing shards of a source's first `max_notes` notes; returns how many notes were embedded.
+    """Write the missing shards of a source's first `max_notes` notes, with a progress bar on standard error; returns
+    how many notes were embedded.
 
     `encoder`: name of the encoder that `embed` calls. Shards are written atomically; a shard that an earlier
     `max_notes` cut short is written again. Raises ValueError where existing shards have another dimension, and
@@ -118,7 +121,8 @@ def write_corpus_vectors(
             f"{first} has vectors of another encoder: remove the shards of {source}, or choose another folder"
         )
     embedded = 0
-    for shard, start in enumerate(range(0, len(notes), SHARD_SIZE)):
+    starts, progress = range(0, len(notes), SHARD_SIZE), Console(stderr=True)
+    for shard, start in enumerate(track(starts, f"{source}: {len(notes):,} notes", console=progress, transient=True)):
         path = shard_path(folder, source, shard)
         shard_notes = notes[start : start + SHARD_SIZE]
         if path.exists() and len(np.load(path, mmap_mode="r")) >= len(shard_notes):

@@ -59,6 +59,15 @@ def test_existing_shards_are_not_written_again(folder: Path, encoder: SentenceEn
     assert shard_path(folder, "own", 0).stat().st_mtime_ns == written_at
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, terminal: bool
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")  # rich takes what has colours for a terminal
+    write_corpus_vectors(lambda notes: np.ones((len(notes), 2), np.float32), "minilm", folder, "own")
+    assert ("own: 4 notes" in capsys.readouterr().err) == terminal
+
+
 def test_shard_that_fewer_notes_cut_short_is_written_again(folder: Path, encoder: SentenceEncoder) -> None:
     embed = partial(embed_in_bfloat16, encoder)
     assert write_corpus_vectors(embed, "minilm", folder, "own", max_notes=2) == 2
