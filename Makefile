@@ -86,6 +86,8 @@ bench-gpu: .venv/.gpu ## on a machine with a graphics card: contract tests, engi
 WORK ?= runs/generalist
 MINUTES ?= 60
 MIX ?= generalist
+# Texts of each source that get vectors and labels: an hour of distillation reads 27,000 in all.
+TEXTS ?= 24576
 TRAIN = $(BIN)/python -W ignore -m
 checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: make checkpoint WORDNET=folder DEBIAN=file RECIPES=file TRIVIA=folder (some hours; MINUTES=60 of distillation)
 	@test -d "$(WORDNET)" || { echo "name the texts: make checkpoint WORDNET=... DEBIAN=... RECIPES=... TRIVIA=..."; exit 1; }
@@ -93,7 +95,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	  --samples service/sample_notes.jsonl --wordnet $(WORDNET) --debian $(DEBIAN) --recipes $(RECIPES) --trivia $(TRIVIA) \
 	  $(if $(DICTIONARIES),--dictionaries $(DICTIONARIES)) $(if $(GENERATED),--generated $(GENERATED)) && \
 	  mv $(WORK)/corpus.part $(WORK)/corpus; }
-	$(TRAIN) model.baselines.encoder_teacher $(WORK)/corpus
+	$(TRAIN) model.baselines.encoder_teacher $(WORK)/corpus --max-notes $(TEXTS)
 	test -f $(WORK)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(WORK)/corpus
 	test -d $(WORK)/labels || { rm -rf $(WORK)/labels.part && $(TRAIN) model.baselines.encoder_labels $(WORK)/corpus --wordnet $(WORDNET) \
 	  --out $(WORK)/labels.part && mv $(WORK)/labels.part $(WORK)/labels; }
