@@ -3,7 +3,7 @@
 PYTHON ?= python3
 # Options for installing torch alone, for example the index of another build. See docs/dependencies.md.
 TORCH_ARGS ?=
-# What installs the locked packages. uv takes a tenth of pip's time and ignores pip's settings, so only CI sets it.
+# What installs the locked packages. CI takes uv, which is faster (docs/log/house.md) and ignores pip's settings.
 INSTALL ?= $(PIP)
 # Which FAISS: cpu or gpu. They exclude each other: `make clean` before changing.
 EXTRA ?= cpu

@@ -121,8 +121,9 @@ def write_corpus_vectors(
             f"{first} has vectors of another encoder: remove the shards of {source}, or choose another folder"
         )
     embedded = 0
-    starts, progress = range(0, len(notes), SHARD_SIZE), Console(stderr=True)
-    for shard, start in enumerate(track(starts, f"{source}: {len(notes):,} notes", console=progress, transient=True)):
+    starts = range(0, len(notes), SHARD_SIZE)
+    progress = track(starts, f"{source}: {len(notes):,} notes", console=Console(stderr=True), transient=True)
+    for shard, start in enumerate(progress):
         path = shard_path(folder, source, shard)
         shard_notes = notes[start : start + SHARD_SIZE]
         if path.exists() and len(np.load(path, mmap_mode="r")) >= len(shard_notes):
