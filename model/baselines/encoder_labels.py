@@ -5,13 +5,14 @@
 reads the notes of FOLDER that have the encoder's vectors (model.baselines.encoder_teacher) and writes notes files of
 the same names to --out, each note with its labels (model/data/pseudo_labels.py); notes without labels are left out. It
 also writes categories.jsonl.gz, with about the same number of notes per category, for `notellm fit-categories`; a note
-has the same id, and so the same split, in both files.
+has the same id, and so the same split, in both files. A progress bar is on standard error.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
@@ -40,11 +43,20 @@ MAX_NOTES_PER_CATEGORY = 300
 """Maximum notes of a category in categories.jsonl.gz. Most reach it; packages and recipes have thousands."""
 HUB_SAMPLE = 2000
 """Notes of each source by which the hubness of tags is estimated."""
+TAGS_PER_STEP = 2048
+"""Tags that are embedded between two steps of the progress bar."""
 
 
-def embed_texts(encoder: SentenceEncoder, texts: Sequence[str]) -> Floats:
-    """Unit vectors (len(texts), K) of texts."""
-    return embed_in_bfloat16(encoder, [Note(title=text) for text in texts])
+def embed_tags(encoder: SentenceEncoder, progress: Progress, tags: Sequence[str]) -> Floats:
+    """Unit vectors (len(tags), K) of tags. `progress` shows how many are embedded until all are."""
+    task = progress.add_task(f"vectors of {len(tags):,} tags", total=len(tags))
+    vectors: list[Floats] = []
+    for start in range(0, len(tags), TAGS_PER_STEP):
+        notes = [Note(title=tag) for tag in tags[start : start + TAGS_PER_STEP]]
+        vectors.append(embed_in_bfloat16(encoder, notes))
+        progress.advance(task, len(notes))
+    progress.remove_task(task)
+    return np.concatenate(vectors)
 
 
 def balanced(notes: Sequence[Note], count: int = MAX_NOTES_PER_CATEGORY) -> list[Note]:
@@ -70,12 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         vocabulary = build_vocabulary(options.wordnet)
         encoder = encoder_of(options)
-        label_sources(options, vocabulary, encoder)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
+            label_sources(options, vocabulary, encoder, progress)
     except (CheckpointError, DatasetError, ModuleNotFoundError, OSError) as error:
         parser.exit(1, f"{error}\n")
 
 
-def label_sources(options: argparse.Namespace, vocabulary: TagVocabulary, encoder: SentenceEncoder) -> None:
+def label_sources(
+    options: argparse.Namespace, vocabulary: TagVocabulary, encoder: SentenceEncoder, progress: Progress
+) -> None:
     """Write the labelled notes of each source that the options name. Raises DatasetError, OSError."""
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
@@ -84,11 +100,13 @@ def label_sources(options: argparse.Namespace, vocabulary: TagVocabulary, encode
     if not texts:
         raise DatasetError(f"{options.folder} has no notes files")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
-    labeller = PseudoLabeller(vocabulary, partial(embed_texts, encoder), sample)
+    labeller = PseudoLabeller(vocabulary, partial(embed_tags, encoder, progress), sample)
     all_kept: list[Note] = []
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)
-        labelled = labeller.label(notes, vectors.astype(np.float32))
+        labelled = progress.track(
+            labeller.label(notes, vectors.astype(np.float32)), len(notes), description=f"{source}: {len(notes):,} notes"
+        )
         tagged = (note for note in labelled if note.hashtags)
         kept = [
             replace(note, id=f"{source}-{number}", category=note.category or default)

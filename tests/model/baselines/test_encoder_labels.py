@@ -81,7 +81,10 @@ def test_folder_without_notes_files_ends_the_command(
     assert f"{tmp_path} has no notes files" in capsys.readouterr().err
 
 
-def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Path) -> None:
+def test_command_labels_all_sources_but_the_samples(
+    tmp_path: Path, wordnet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what has colours for a terminal, and shows the bar there
     write_corpus(tmp_path, "minilm")
     out = tmp_path / "out"
     encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out)])
@@ -92,6 +95,9 @@ def test_command_labels_all_sources_but_the_samples(tmp_path: Path, wordnet: Pat
     (note,) = [note for note in labelled.values() if note.title != "xq"]
     assert note.category == "Food"
     assert {"soup", "basil"} & set(note.hashtags)
+    told = capsys.readouterr()
+    assert "recipes: 2 of 2 notes have labels" in told.out
+    assert "recipes: 2 notes" in told.err
 
 
 def test_balanced_notes_have_at_most_a_number_of_each_category() -> None:
