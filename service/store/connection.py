@@ -116,6 +116,13 @@ class _Pool(BlockingConnectionPool):
         for connection in connections:
             connection.mark_for_reconnect()
 
+    async def release(self, connection: Any) -> None:
+        """Give back a connection, without waiting for the end of a marked one. redis-py would wait for it under the
+        pool's lock, and a call that is cancelled while it waits for that lock never gives back its own connection."""
+        if connection.should_reconnect():
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
     async def ensure_connection(self, connection: Any) -> None:
         if connection.should_reconnect():
             await connection.disconnect()
@@ -284,11 +291,14 @@ async def _read_answer(connection: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause of an error for callers: Redis's own words, or else a text without the server's address."""
+    """Return the cause of an error for callers, without the server's address, its users and keys: Redis's own words
+    only where these are known. The log has them all."""
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return "no answer within the timeout"
     if isinstance(error, OSError | RuntimeError | RedisConnectionError) and not isinstance(error, BusyLoadingError):
         return "no connection to it"
     if isinstance(error, OutOfMemoryError):
         return "its memory is full, or, for the embedded server, its disk"
-    return str(error) or type(error).__name__
+    if isinstance(error, BusyLoadingError | ReadOnlyError) or str(error).startswith("MISCONF"):
+        return str(error)
+    return "it refused a command; its log and the service's say why"

@@ -12,6 +12,7 @@ import pytest
 import redis
 import structlog
 import uvloop
+from redis.exceptions import MovedError
 
 from service.errors import StoreUnavailable
 from service.interfaces import Clock
@@ -67,6 +68,44 @@ async def fail_within_call(url: str) -> None:
 def test_mistake_of_ours_is_no_outage(embedded: EmbeddedRedis) -> None:
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         uvloop.run(fail_within_call(embedded.url))
+
+
+@pytest.mark.anyio
+async def test_call_that_is_cancelled_beside_reconnecting_ones_gives_back_its_connection(
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old server takes long to close its connections."""
+    ended = asyncio.Event()
+
+    async def close_slowly(writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+
+    connection = Connection(embedded.url, max_connections=2)
+    pool = connection.redis.connection_pool
+    first, second = [await pool.get_connection() for _ in range(2)]
+    monkeypatch.setattr(asyncio.StreamWriter, "wait_closed", close_slowly)
+    pool.mark_all()
+    releasing = [asyncio.create_task(pool.release(one)) for one in (first, second)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    releasing[1].cancel()
+    ended.set()
+    await asyncio.gather(*releasing, return_exceptions=True)
+    monkeypatch.undo()
+    assert not pool._in_use_connections
+    await asyncio.gather(*(ping(connection) for _ in range(4)))
+    await connection.close()
+
+
+@pytest.mark.anyio
+async def test_error_with_an_address_of_the_store_is_not_told_to_callers(embedded: EmbeddedRedis) -> None:
+    connection = Connection(embedded.url)
+    with pytest.raises(StoreUnavailable) as refused:
+        async with connection.call("ping"):
+            raise MovedError("5460 10.0.3.7:6379")
+    assert "it refused a command" in str(refused.value)
+    assert "10.0.3.7" not in str(refused.value)
+    await connection.close()
 
 
 async def close_after_refused_call() -> None:
