@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from service.api.access import reauthorise
 from service.api.bodies import Turns, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
-from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value
+from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value, problem_line
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
-from service.api.schemas.export import problem_line
 from service.behaviour.co_occurrence import Read
 from service.container import Service
 from service.errors import FieldError, InvalidInput, LimitExceeded, MalformedBody, NoteLLMError, NoteNotFound
@@ -123,8 +122,8 @@ def check_event_lines(body: bytes) -> None:
 
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
     """Store events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
-    refused alone. A store failure, or a key that was revoked or has used up its tokens, ends the lines with a refused
-    one; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
+    refused alone. A store failure, or a key that was revoked or has used up its tokens, ends the lines with one that
+    has only a `problem`; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
     with service.event_bodies.slot():
         parser = EventParser(service)
         async with aclosing(_parsed_batches(body, parser)) as batches:
@@ -135,7 +134,7 @@ async def add_event_lines(request: Request, body: bytes, service: Service) -> As
                     await reauthorise(request)
                     results = await _add(parsed, parser.now, service)
                 except NoteLLMError as error:
-                    yield orjson.dumps(refused_result(error, None)) + b"\n"
+                    yield problem_line(error)
                     return
                 yield b"".join(orjson.dumps(result) + b"\n" for result in results)
 
@@ -177,7 +176,7 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
         except NoteLLMError as error:
             if not begun:
                 raise
-            yield problem_line(inner_problem(error))
+            yield problem_line(error)
 
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
@@ -197,7 +196,7 @@ async def lines_of_reader(request: Request, service: Service, reader: str) -> As
         except NoteLLMError as error:
             if not begun:
                 raise
-            yield problem_line(inner_problem(error))
+            yield problem_line(error)
 
 
 def _read_line(read: Read) -> bytes:

@@ -22,13 +22,15 @@ from service.api.bodies import NDJSON, Turns, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
 from service.api.ingest_list import Batch, parse_note_or_reject, rejected
-from service.api.problems import ErrorBudget
+from service.api.problems import ErrorBudget, problem_line
 from service.api.schemas.notes import BatchItem
 from service.container import Service
 from service.errors import DeadlineExceeded, MalformedBody, NoteLLMError, QueueFull
 from service.records import Attempt
 from service.settings import Settings
 
+KEY_CHECK_SECONDS = 1.0
+"""Time within an unfinished line after which the API key is checked again."""
 STREAM_BATCH_SIZE = 64
 """Maximum notes of a stream that are added together; their results are sent before more is read."""
 
@@ -41,15 +43,18 @@ def is_note_stream(method: str, path: str, headers: Headers) -> bool:
 async def add_stream(
     request: Request, service: Service, generate: Generate, urgency: Urgency, key: IdempotencyKey
 ) -> AsyncGenerator[bytes]:
-    """Add the notes of a stream; yield one result line for each. The stream ends with a rejected line if the service
-    fails, a line differs from the one sent before under its Idempotency-Key, the API key was revoked or has used up its
-    tokens, or a long line arrives while other bodies take all memory for bodies. No batch begins once the caller has
-    disconnected. The seconds of `urgency` apply to each batch, from when its lines have arrived."""
+    """Add the notes of a stream; yield one result line for each. The stream ends with a line that has only a `problem`
+    if the service fails, a line differs from the one sent before under its Idempotency-Key, the API key was revoked or
+    has used up its tokens, or a long line arrives while other bodies take all memory for bodies. No batch begins once
+    the caller has disconnected. The seconds of `urgency` apply to each batch, from when its lines have arrived."""
     model, turns, place = service.recommender.engine.name, Turns(), 0
     try:
         async for lines in _line_batches(request, service.settings):
             if request.scope["state"].get("left"):
                 return
+            if not lines:
+                await reauthorise(request)
+                continue
             batch = await _read_lines(lines, service.settings, turns)
             attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
             place += len(lines)
@@ -59,23 +64,30 @@ async def add_stream(
             for item in batch.results(added, in_list=False):
                 yield _result_line(item, model)
     except NoteLLMError as error:
-        yield _result_line(rejected(error), model)
+        yield problem_line(error)
 
 
 async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:
-    """Yield batches of non-blank lines as they arrive. An unfinished line over max_note_bytes is cut one byte beyond
-    that bound, so that memory is bounded and `parse_note_or_reject` still rejects it."""
-    max_bytes = settings.note_bytes
-    rest = b""
+    """Yield batches of non-blank lines as they arrive, and an empty one where no line has ended for KEY_CHECK_SECONDS.
+    An unfinished line over max_note_bytes is cut one byte beyond that bound, so that memory is bounded and
+    `parse_note_or_reject` still rejects it."""
+    room = settings.note_bytes + 1
+    rest, yielded_at = bytearray(), time.monotonic()
     async for chunk in request.stream():
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > max_bytes:
-            rest = rest[: max_bytes + 1]
-        lines = [line for line in lines if line.strip()]
-        for start in range(0, len(lines), STREAM_BATCH_SIZE):
-            yield lines[start : start + STREAM_BATCH_SIZE]
+        if b"\n" in chunk:
+            *lines, last = (bytes(rest) + chunk).split(b"\n")
+            rest = bytearray(last[:room])
+            lines = [line for line in lines if line.strip()]
+            for start in range(0, len(lines), STREAM_BATCH_SIZE):
+                yield lines[start : start + STREAM_BATCH_SIZE]
+            yielded_at = time.monotonic()
+        else:
+            rest += chunk[: room - len(rest)]
+            if time.monotonic() - yielded_at > KEY_CHECK_SECONDS:
+                yield []
+                yielded_at = time.monotonic()
     if rest.strip():
-        yield [rest]
+        yield [bytes(rest)]
 
 
 async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) -> Batch:

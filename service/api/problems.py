@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
+import orjson
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -119,6 +120,11 @@ def inner_problem(error: NoteLLMError) -> Problem:
     if request := current_request():
         request.inner_problems |= {problem.status}
     return problem
+
+
+def problem_line(error: NoteLLMError) -> bytes:
+    """Return the line (NDJSON) that ends a stream before its end: it belongs to no item, and has only a `problem`."""
+    return orjson.dumps({"problem": inner_problem(error).model_dump()}) + b"\n"
 
 
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -48,7 +48,10 @@ POST_BODY = one_list_or_stream("EventIn", "event")
             "description": "Accepted, now or before; for NDJSON, results, one per line",
             "content": {
                 "application/json": {"schema": {"$ref": "#/components/schemas/EventOut"}},
-                **lines("one EventOut per line"),
+                **lines(
+                    "one EventOut per line; or a last line with only a `problem`, if they end before all events have "
+                    "results"
+                ),
             },
         },
         207: {

@@ -16,7 +16,7 @@ from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import read_import
 from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse, gzipped, pieces_of, started, takes_gzip
-from service.api.problems import documented, inner_problem
+from service.api.problems import documented, problem_line
 from service.api.query import query_parameters, read_query
 from service.api.schemas.collection import VectorForm
 from service.api.schemas.export import (
@@ -26,7 +26,6 @@ from service.api.schemas.export import (
     change_line,
     first_line,
     last_line,
-    problem_line,
 )
 from service.collection.export import Export
 from service.collection.importing import NoteToImport
@@ -34,8 +33,9 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput, NoteLLMError
 
 EXPORT_LINES = (
-    "first a line with `export` (the version), `begin` and more; then one line per change: a NoteWithVector, or "
-    "`removed` (an id) and `log_position`; last a line with `end`, or `problem` if the export failed: "
+    "first a line with `export` (the version), `begin` and more; then one line per change: `removed` (an id) and "
+    "`log_position`, or the fields of a NoteWithVector, where `hashtags` and `category` are the author's own alone, "
+    "whatever `generated` has, and `space` is always given; last a line with `end`, or `problem` if the export failed: "
     "docs/guides/notes-out.md#all-of-it"
 )
 ReplaceQuery = Annotated[
@@ -95,7 +95,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                         yield piece
                         await turns.check()
         except NoteLLMError as error:
-            yield problem_line(inner_problem(error))
+            yield problem_line(error)
             return
         yield last_line(export, len(service.store.unreadable))
 

@@ -40,6 +40,10 @@ from service.stored_notes import read_note
 router = APIRouter(tags=["notes"], route_class=StrictJsonRoute)
 
 POST_BODY = one_list_or_stream("NoteIn", "note")
+STREAM_LINES = (
+    "one BatchItem per line, with the `model` of BatchOut; or a last line with only a `problem`, if the stream ends "
+    "before all notes have results"
+)
 
 
 def _content(model: str) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def _content(model: str) -> dict[str, Any]:
     responses={
         200: {
             "description": "Updated or unchanged; for NDJSON, a stream of results, one per line",
-            "content": {**_content("AddedOut"), **lines("one BatchItem per line, with the `model` of BatchOut")},
+            "content": {**_content("AddedOut"), **lines(STREAM_LINES)},
         },
         201: {"description": "Created", "content": _content("AddedOut")},
         207: {"description": "For a list: result of each note", "content": _content("BatchOut")},

@@ -73,11 +73,6 @@ def last_line(export: Export, unreadable: int) -> bytes:
     return _line({"end": export.end} | counts)
 
 
-def problem_line(problem: Problem) -> bytes:
-    """Return the line that ends an export that failed."""
-    return _line({"problem": problem.model_dump()})
-
-
 def _line(fields: dict[str, Any]) -> bytes:
     return orjson.dumps(fields, option=orjson.OPT_UTC_Z) + b"\n"
 
