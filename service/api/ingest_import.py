@@ -34,9 +34,12 @@ async def read_import(request: Request, service: Service) -> list[Item]:
         return _parse_item(raw, service, budget, _note)
 
     items = await read_list(body, turns, limit, parse, _rejected)
-    notes = [item for item in items if isinstance(item, NoteToImport)]
-    if len({note.note.id for note in notes}) < len(notes):
-        raise InvalidInput([FieldError("", "contains an id twice")])
+    seen = set[str]()
+    for place, item in enumerate(items):
+        if isinstance(item, NoteToImport):
+            if item.note.id in seen:
+                raise InvalidInput([FieldError(f"/{place}/id", "an earlier note of this list has the same id")])
+            seen.add(item.note.id)
     return items
 
 

@@ -1,11 +1,17 @@
-"""Waiting for the index of this replica to reach a log position that a caller names."""
+"""Waiting for the index of this replica: to reach a log position that a caller names, or for a change."""
 
 from __future__ import annotations
 
 from service.container import Service
 from service.errors import FieldError, InvalidInput
-from service.read_time import ReadTime
+from service.read_time import READ_SECONDS, ReadTime
 from service.records import position_key
+
+
+def time_to_wait(left: float) -> float:
+    """Return for how many seconds a request may wait whose deadline is `left` seconds away. The rest, a second or half
+    of it, is for reading the store afterwards, and for the answer."""
+    return max(left - READ_SECONDS, left / 2)
 
 
 async def wait_for_position(position: str, pointer: str, service: Service, time_left: ReadTime, seconds: float) -> None:

@@ -26,8 +26,8 @@ from service.api.schemas.collection import (
     ReceiptOut,
     RemoveIn,
 )
+from service.api.waiting import time_to_wait
 from service.collection import listing
-from service.read_time import READ_SECONDS
 
 router = APIRouter(tags=["collection"], route_class=SearchRoute)
 
@@ -120,13 +120,12 @@ async def get_changes(
 ) -> ChangesOut:
     """List the notes that were written or removed after a log position, for other systems to follow. With `wait`, the
     request waits for a change (long polling); if none comes, it is answered without one before its deadline
-    (X-Request-Timeout).
+    (X-Request-Timeout). A note that expires is no change.
 
     410 if the log does not have `after` and all changes since, because it was trimmed, restored or has lost writes:
     read all notes again with GET /notes/export.
     """
     query = read_query(ChangesQuery, request)
-    left = seconds_left(urgency)
-    wait = min(query.wait, max(left - READ_SECONDS, left / 2))  # the rest is for the store, which is read once more
+    wait = min(query.wait, time_to_wait(seconds_left(urgency)))
     reading = service.changes.read(query.after, query.limit, wait, lambda: lifecycle.draining)
     return ChangesOut.of(await while_connected(request, urgency, reading))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.access.principal import Scope
 from service.api.access import needs
 from service.api.bodies import check_media_type
-from service.api.connection import while_connected
+from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import (
     RequestedUrgency,
     RequestedUrgencyDep,
@@ -28,7 +28,7 @@ from service.api.schemas.search import SearchBody, SearchDefaults, SearchResults
 from service.api.schemas.similar import RankingOptions, SimilarOut, SimilarQuery
 from service.api.search_list import answer_list
 from service.api.search_options import read_options
-from service.api.waiting import wait_for_position
+from service.api.waiting import time_to_wait, wait_for_position
 from service.container import ReadService, Service
 from service.errors import ExamplesNotFound, InvalidInput, OtherSpace, StoreUnavailable
 from service.read_time import ReadTime
@@ -168,7 +168,7 @@ async def answer_body(
 
     async def answering() -> Similar:
         if position:
-            seconds = min(urgency.seconds, service.settings.request_seconds)
+            seconds = min(time_to_wait(seconds_left(urgency)), service.settings.request_seconds)
             await wait_for_position(position, "", service, ReadTime(), seconds)
         return await service.search.related(search, urgency)
 

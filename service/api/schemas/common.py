@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -34,13 +34,20 @@ MAX_ATTRIBUTES = 32
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 END_TIME = datetime(2200, 1, 1, tzinfo=UTC)
 """Times before the first, or from the end on, are taken for mistakes."""
+BARE_DATES = tuple((FIRST_TIME.year * unit, END_TIME.year * unit) for unit in (1, 100, 10_000))
+"""First number, and the one after the last, that may be a year (2026), a month (202605) or a day (20260501). As seconds
+they lie in 1970, when nobody wrote notes."""
 
 
 def _check_range(time: datetime) -> datetime:
     if not FIRST_TIME <= time < END_TIME:
         raise PydanticCustomError("time_range", "must lie between the years 1970 and 2199")
-    if FIRST_TIME.year <= time.timestamp() < END_TIME.year:  # a year; as seconds they are minutes in which nobody wrote
-        raise PydanticCustomError("year", "must be ISO 8601 with a time zone: a number is read as seconds since 1970")
+    return time
+
+
+def _refuse_bare_date(time: datetime) -> datetime:
+    if any(first <= time.timestamp() < end for first, end in BARE_DATES):
+        raise PydanticCustomError("date", "must be ISO 8601 with a time zone: a number is read as seconds since 1970")
     return time
 
 
@@ -82,7 +89,9 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 """Name of a scenario, of its variants and of a source: in the settings, in searches, and in the events that follow."""
 ModelName = Annotated[str, Field(description="name of the serving model")]
-Time = Annotated[AwareDatetime, AfterValidator(_check_range)]
+StoredTime = Annotated[AwareDatetime, AfterValidator(_check_range)]
+"""Time of a stored note, which may be from before bare dates were refused."""
+Time = Annotated[StoredTime, AfterValidator(_refuse_bare_date)]
 Hashtags = Annotated[
     list[str],
     Field(
@@ -97,6 +106,8 @@ class Wire(BaseModel):
     """Base of all that callers send: an unknown field is an error. No error repeats a value, which may be private."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    answered: ClassVar[Mapping[str, str]] = {}
+    """Fields that only answers have, and what a caller who sends one is told."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,7 +127,8 @@ class Wire(BaseModel):
             message = "has {count} unknown fields, the first of them {names}"
             raise PydanticCustomError("unknown_fields", message, {"count": len(unknown), "names": names})
         if unknown:
-            raise ValidationError.from_exception_data(cls.__name__, [_unknown_field(name, known) for name in unknown])
+            errors = [_unknown_field(name, known, cls.answered) for name in unknown]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
         booleans = [name for name in value if isinstance(value[name], bool) and name in _number_fields(cls)]
         if booleans:
             raise ValidationError.from_exception_data(cls.__name__, [_boolean_field(name) for name in booleans])
@@ -145,10 +157,13 @@ def _boolean_field(name: str) -> InitErrorDetails:
     return InitErrorDetails(type=PydanticCustomError("boolean", "must not be true or false"), loc=(name,), input=None)
 
 
-def _unknown_field(name: str, known: Collection[str]) -> InitErrorDetails:
+def _unknown_field(name: str, known: Collection[str], answered: Mapping[str, str]) -> InitErrorDetails:
     """Return an error that problems.py ends with a hint, where it is among those that are told: a body has room for
-    thousands, and a hint takes longer than all else about it."""
-    error = PydanticCustomError(UNKNOWN_FIELD, "is not a known field", {"known": known})
+    thousands, and a hint takes longer than all else about it. A field of answers has its own hint."""
+    if hint := answered.get(name):
+        error = PydanticCustomError("answered", "is a field of answers only; {hint}", {"hint": hint})
+    else:
+        error = PydanticCustomError(UNKNOWN_FIELD, "is not a known field", {"known": known})
     return InitErrorDetails(type=error, loc=(name,), input=None)
 
 

@@ -29,6 +29,7 @@ from service.api.schemas.common import (
     ModelName,
     Name,
     NoteId,
+    StoredTime,
     TaggedText,
     Time,
     Wire,
@@ -53,6 +54,10 @@ EMPTY = {
     "created_at": "it cannot be cleared; omit it to keep it",
 }
 """Advice on emptying the fields of a note that null does not clear."""
+ANSWERED = dict.fromkeys(
+    ("revision", "log_position", "generated"), "to change a stored note, PATCH it with the fields that change"
+)
+"""Advice to who sends back what GET returned: as an author's own, generated hashtags would be read by the model."""
 MAX_ATTRIBUTE = 1024
 """Bound on the characters of an attribute."""
 MIN_NUMBER, MAX_NUMBER = -(2.0**63), 2.0**64
@@ -121,6 +126,7 @@ Attributes = Annotated[
 class NoteIn(TaggedText):
     """A note to store."""
 
+    answered = ANSWERED
     id: NoteId | None = Field(None, description=f"{NOTE_ID_FORM}; generated (a ULID) if omitted", examples=["kyoto-1"])
     category: Name | None = Field(None, description="category chosen by the author; null if none", examples=["Travel"])
     author: Name | None = Field(
@@ -157,12 +163,14 @@ class NoteIn(TaggedText):
 class EarlierNoteIn(NoteIn):
     """A note as a caller gave it at some earlier time, from the store or an export."""
 
+    created_at: StoredTime | None = Field(None, description="time of creation; null if unknown")
     attributes: StoredAttributes = Field({}, description="attributes by name, stored and returned as they are")
 
 
 class NotePatch(Wire):
     """Fields to change; omitted fields stay as they are."""
 
+    answered = ANSWERED
     # Of what is left out no default is read. A factory's is not in the OpenAPI, where it would say what PATCH does not.
     title: str = Field(default_factory=str, description='new title; "" clears it if `content` is not blank')
     content: str = Field(default_factory=str, description='new content; "" clears it if `title` is not blank')

@@ -66,8 +66,7 @@ class RankingOptions(SearchOptions):
 
     min_log_position: LogPosition | None = Field(
         None,
-        description="log position that the index must have reached; the search waits for it, or fails: "
-        "with 503 in a query string or a batch, with 504 in a body of its own",
+        description="log position that the index must have reached; the search waits for it, or fails with 503",
     )
     diversity: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         0.0, description="weight of novelty in the ranking (maximal marginal relevance); 0: rank by score alone"

@@ -105,6 +105,10 @@ def test_wait_for_a_position_has_the_same_bound_or_the_callers(
 
             with short_reads():
                 eventually_true(is_behind)
+            body = {"title": "a", **written}
+            late = second.post("/similar", json=body, headers={"x-request-timeout": "1"})
+            assert (late.status_code, late.json()["type"].rpartition("/")[2]) == (503, "index-behind")
+            assert written["min_log_position"] in late.json()["detail"]
             threading.Timer(0.5, follows.set).start()
             answer = second.get("/notes/a/similar", params=written, headers={"x-request-timeout": "15"})
             assert [item["id"] for item in answer.json()["items"]] == ["b"]

@@ -62,9 +62,23 @@ def test_text_of_a_wrong_form_is_answered_in_words(
     assert error["detail"].startswith(detail)
 
 
-def test_year_in_the_place_of_a_time_is_refused(client: httpx2.Client) -> None:
-    for address in ("/notes?created_after=2026", "/notes/sample-en-001/similar?created_before=2026"):
-        (error,) = client.get(address).json()["errors"]
+def test_note_that_is_sent_back_as_it_was_answered_is_refused_with_advice(client: httpx2.Client) -> None:
+    answered = client.get("/notes/sample-en-001").json()
+    for refused in (client.put("/notes/sample-en-001", json=answered), client.patch("/notes/x", json=answered)):
+        errors = {error["pointer"]: error["detail"] for error in refused.json()["errors"]}
+        assert errors.keys() >= {"/revision", "/log_position", "/generated"}
+        assert "PATCH it with the fields that change" in errors["/generated"]
+
+
+@pytest.mark.parametrize("date", ["2026", "202605", "20260501"])
+def test_bare_date_in_the_place_of_a_time_is_refused(client: httpx2.Client, date: str) -> None:
+    answers = [
+        client.get(f"/notes?created_after={date}"),
+        client.get(f"/notes/sample-en-001/similar?created_before={date}"),
+    ]
+    answers += [client.post("/notes", json={"title": "x", "created_at": sent}) for sent in (date, int(date))]
+    for answer in answers:
+        (error,) = answer.json()["errors"]
         assert error["detail"] == "must be ISO 8601 with a time zone: a number is read as seconds since 1970"
 
 

@@ -403,7 +403,8 @@ def test_imported_lines_are_bounded_and_of_a_version_that_is_read(serve: Serve) 
 
 
 def test_import_names_no_id_twice(client: httpx2.Client) -> None:
-    assert client.post("/notes/import", json=[{"id": "a", "title": "a"}] * 2).status_code == 422
+    refused = client.post("/notes/import", json=[{"id": id, "title": "a"} for id in ("a", "b", "a")])
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/2/id")
 
 
 def test_imported_note_that_has_expired_is_left_out(client: httpx2.Client) -> None:
