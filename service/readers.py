@@ -32,6 +32,7 @@ MODULE = "service.cli.reader"
 METRICS = frozenset(
     {
         *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
+        "notellm_index_behind_seconds",
         *("notellm_items", "notellm_item_bytes", "notellm_neighbour_lists", "notellm_neighbour_list_bytes"),
         *("notellm_store_errors", "notellm_quota_uncounted"),
         *("notellm_connections_refused", "notellm_connections_ended"),

@@ -10,7 +10,7 @@ from service.adding import Generate
 from service.admission import Lane, Urgency
 from service.api.schemas.notes import NoteIn
 from service.container import Service
-from service.errors import StoreUnavailable
+from service.errors import IndexBehind, StoreUnavailable
 from service.notes_file import NotesFile
 
 BATCH_SIZE = 16
@@ -39,5 +39,5 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
             missing = [note for note, known in zip(notes[start:], stored, strict=False) if known is None]
             await service.recommender.add(missing, Generate(), Urgency(Lane.BULK))
         await service.store.mark_samples_loaded()
-    except StoreUnavailable:
+    except (StoreUnavailable, IndexBehind):  # the store may also go away between a write and its index
         progress("The store is unavailable: no further sample notes are added")

@@ -180,6 +180,7 @@ class LogFollower:
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last, exchanged=exchanged)
             reason = "the store was restored or replaced" if exchanged else "the log lacks changes since this index"
             self.readiness.mark_unready(f"rebuilding: {reason}")
+            self.behind_since = position_seconds(state.position)
             await self._rebuild()
             state.unlogged_changes += exchanged  # so that a snapshot of the new store is made
             return

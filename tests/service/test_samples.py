@@ -10,6 +10,7 @@ import pytest
 
 from model.note import Note
 from service.container import Service
+from service.errors import IndexBehind
 from service.recommender import Recommender
 from service.records import StoredNote
 from service.samples import BATCH_SIZE, load_samples
@@ -114,6 +115,21 @@ async def test_interrupted_loading_leaves_an_edited_sample_as_it_is(
     (edited,) = await embedded_store.get(["sample-en-001"])
     assert isinstance(edited, StoredNote)
     assert edited.note.title == "edited"
+
+
+async def test_index_that_falls_behind_ends_the_loading_and_not_the_start(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Recommender.add
+
+    async def add(recommender: Recommender, notes: Sequence[Note], *rest: Any) -> Any:
+        await whole(recommender, notes, *rest)
+        raise IndexBehind("2-0", "1-0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recommender, "add", add)
+        assert await load(service) == BATCH_SIZE
+    assert await load(service) == WANTED
 
 
 async def killed() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -148,6 +148,30 @@ async def test_follower_log_cut_behind_index_loses_nothing(
     await live_index.wait_for(await put(embedded_store, stored_note("later")), WAIT)
     assert "later" in await find_ids(live_index)
     assert live_index.status().lost == ""
+
+
+async def test_index_that_is_rebuilt_after_a_gap_of_the_log_tells_since_when_it_is_behind(
+    embedded_store: GatedStore,
+    live_index: LiveIndex,
+    embedded_admin: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scan, behind = embedded_store.scan, list[float]()
+
+    def recording() -> AsyncIterator[list[StoredNote | Unreadable]]:
+        behind.append(live_index.status().behind_since)
+        return scan()
+
+    reached = await put(embedded_store, stored_note("a"))
+    await live_index.wait_for(reached, WAIT)
+    monkeypatch.setattr(embedded_store, "scan", recording)
+    await embedded_store.hold()
+    position = await put(embedded_store, *notes(5))
+    embedded_admin.xtrim(LOG, maxlen=1, approximate=False)
+    embedded_store.release()
+    await live_index.wait_for(position, WAIT)
+    assert behind == [position_seconds(reached)]
+    await eventually(lambda: live_index.status().behind_since == 0.0)
 
 
 async def test_follower_of_a_log_that_lost_its_end_and_went_on_tells_of_lost_writes(

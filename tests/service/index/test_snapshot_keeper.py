@@ -210,6 +210,26 @@ async def test_merges_without_a_write_are_in_the_next_snapshot(
     assert await first_segments() < unmerged / 4
 
 
+async def test_wait_for_merges_ends_with_the_index(
+    embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant may be removed while its merges are waited for."""
+    merging = asyncio.Event()
+
+    async def merge_for_ever(maintainer: Maintainer, parts: IndexedNotes) -> bool:
+        merging.set()
+        await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(Maintainer, "run_jobs", merge_for_ever)
+    async with started(embedded_store, clock, folder) as index:
+        await merging.wait()
+        waiting = asyncio.create_task(index.save_merged(3600))
+        await asyncio.sleep(0)
+        await index.discard()
+    await asyncio.wait_for(waiting, WAIT)
+
+
 async def test_position_of_a_snapshot_is_told_once_the_store_is_back(
     embedded_store: GatedStore, clock: Clock, folder: SnapshotFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
