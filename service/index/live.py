@@ -9,7 +9,6 @@ a scan of the store.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
+from model.cores import usable_cores
 from model.generation import Neighbour, Neighbours, Vocabulary
 from model.note import Note
 from service.errors import IndexBehind
@@ -39,7 +39,7 @@ from service.tasks import cancel_until_done
 from service.tracing import stage
 
 T = TypeVar("T")
-SEARCH_THREADS = os.cpu_count() or 1
+SEARCH_THREADS = usable_cores()
 MAX_ROWS_IN_LOOP, MAX_K_IN_LOOP = 2_000_000, 256
 """Bounds on the rows and the neighbours of a search that runs in the event loop; it has no filter. The ten nearest of a
 million rows are found in half a millisecond; switching to another thread takes a good part of that again
@@ -144,6 +144,7 @@ class LiveIndex:
         sampling = [self._recall.task] if self._recall.task else []
         for task in [*self._tasks, *sampling]:
             await cancel_until_done(task)
+        self._maintainer.idle.set()  # nothing will be merged any more: `save_merged` must not wait for it
         if self._discarded:
             return  # a request that has begun may still need the threads; they end with the last reference to them
         await self.save()

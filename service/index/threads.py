@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from contextvars import copy_context
 from functools import cache
 from typing import TypeVar
 
+from model.cores import usable_cores
 from service.index.native import use_one_faiss_thread
 
 T = TypeVar("T")
@@ -111,6 +111,6 @@ def map_in_two_threads(call: Callable[[Item], T], items: Sequence[Item]) -> list
 
 @cache
 def _helpers() -> ThreadPoolExecutor:
-    """Return a pool of helper threads: one fewer than there are cores, at least one."""
-    count = max(1, (os.cpu_count() or 1) - 1)
+    """Return a pool of helper threads: one fewer than there are usable cores, at least one."""
+    count = max(1, usable_cores() - 1)
     return ThreadPoolExecutor(count, thread_name_prefix="index-help", initializer=use_one_faiss_thread)

@@ -18,6 +18,7 @@ import openvino as ov
 from threadpoolctl import ThreadpoolController
 
 from model.config import NoteLLMConfig
+from model.cores import quota_cores
 from model.inference.kv_cache import DEFAULT_BLOCKS, BlockPool
 from model.inference.runtime import BatchLogProbs, Floats, OutputRows, PackedSpans, Span, SpanOutput, forward_in_two
 from model.prompt import Prompt
@@ -104,6 +105,8 @@ class OpenVinoRuntime:
         options, in_8_bits = dict(PRECISIONS[precision]), _has_8_bit_weights(graph)
         if self._in_float32:
             options |= IN_FLOAT32
+        if cores := quota_cores():
+            options["INFERENCE_NUM_THREADS"] = cores
         if file != OUTPUT:
             _set_attention_shapes(graph, json.loads((self._folder / SHAPES).read_text()))
         elif in_8_bits:
