@@ -85,7 +85,7 @@ class SettingFields(BaseSettings):
         None,
         ge=16 * 2**20,
         description="Maximum memory of the embedded server in bytes. When it is full, writes are refused. "
-        "Default: 40% of the memory of the machine or container. Cannot be combined with "
+        "Default: 30% of the memory of the machine or container. Cannot be combined with "
         "NOTELLM_REDIS_URL: set maxmemory of that server instead.",
     )
     item_cache_bytes: int = Field(
@@ -280,10 +280,9 @@ class SettingFields(BaseSettings):
         0.01, ge=0, description="Minimum score of a related note. Notes with a lower score are left out."
     )
     behaviour_upper: float = Field(
-        30.0,
+        0.0,
         ge=0,
-        validate_default=True,
-        description="Maximum score of a related note. Notes with a higher score are left out.",
+        description="Maximum score of a related note. Notes with a higher score are left out. 0: no maximum.",
     )
     behaviour_min_readers: int = Field(
         1,
