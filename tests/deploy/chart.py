@@ -33,7 +33,12 @@ EVERYTHING: dict[str, Any] = {
     "extraEnv": [{"name": "OTEL_EXPORTER_OTLP_HEADERS", "value": "team=notes"}],
     "extraVolumes": [{"name": "scenarios", "configMap": {"name": "scenarios"}}],
     "extraVolumeMounts": [{"name": "scenarios", "mountPath": "/scenarios", "readOnly": True}],
-    "valkey": {"enabled": True, "password": PASSWORD, "persistence": {"storageClass": "fast"}},
+    "valkey": {
+        "enabled": True,
+        "password": PASSWORD,
+        "persistence": {"storageClass": "fast"},
+        "image": {"pullSecrets": [{"name": "registry"}]},
+    },
     "persistence": {"accessMode": "ReadWriteMany", "storageClass": "shared"},
     "adminPort": 9000,
     "podAnnotations": {"team": "notes"},

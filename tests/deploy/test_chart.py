@@ -320,6 +320,16 @@ def test_store_of_the_chart_is_where_the_service_looks():
     assert variables["VALKEY_PASSWORD"] == environment(valkey["spec"]["template"]["spec"])["REDISCLI_AUTH"]
 
 
+def test_every_pod_pulls_its_image_with_the_secrets_of_its_registry():
+    objects = documents(VALUES["everything"])
+    specs = [pod["spec"] for pod in of_kind(objects, "Pod")]
+    specs += [
+        one["spec"]["template"]["spec"] for kind in ("Deployment", "StatefulSet") for one in of_kind(objects, kind)
+    ]
+    assert len(specs) == 3
+    assert all(spec["imagePullSecrets"] == [{"name": "registry"}] for spec in specs)
+
+
 def test_scalers_scale_the_deployment():
     for name, kind in (("external", "HorizontalPodAutoscaler"), ("everything", "ScaledObject")):
         objects = documents(VALUES[name])

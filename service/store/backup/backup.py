@@ -29,7 +29,7 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
     """Back up the store of the Redis at `url` into the empty folder `address`, while services use it. Raises
     BackupError; then the folder holds no manifest, and so no backup."""
     folder = BackupFolder(address)
-    folder.refuse_unless_empty()
+    folder.prepare()  # before the data are received and loaded, which takes long
     server, databases, expected = _describe(url)
     with tempfile.TemporaryDirectory(prefix="notellm-") as temporary:
         data_set = Path(temporary) / DATA_SET

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
@@ -45,6 +46,15 @@ class BackupFolder:
                 raise BackupError(f"there is no backup in {self.address}: {MANIFEST} is missing")
             content: bytes = self._storage.cat_file(self._at(MANIFEST))
         return Manifest.decode(content)
+
+    def prepare(self) -> None:
+        """Refuse a folder that is not empty; on a disk, create it, and try whether it can be written. Raises
+        BackupError."""
+        self.refuse_unless_empty()
+        if isinstance(self._storage, LocalFileSystem):
+            with self._errors():
+                self._storage.makedirs(self._path, exist_ok=True)
+                TemporaryFile(dir=self._path).close()
 
     def refuse_unless_empty(self) -> None:
         """Raise BackupError where the folder is not empty: a backup is never written over another one."""

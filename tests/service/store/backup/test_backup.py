@@ -101,7 +101,11 @@ def test_storage_other_than_a_disk_is_reached_by_its_url(
     assert contents(target) == contents(source)
 
 
-def test_storage_that_is_not_there_is_named(source: Any, embedded: EmbeddedRedis, tmp_path: Path) -> None:
+def test_storage_that_is_not_there_is_named_before_data_are_received(
+    source: Any, embedded: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = "service.store.backup.backup.receive_data_set"
+    monkeypatch.setattr(receive, lambda *arguments: pytest.fail("data were received"))
     (tmp_path / "file").write_bytes(b"")
     for address, words in [(tmp_path / "file" / "b", "file"), ("nowhere://b", "nowhere")]:
         with pytest.raises(BackupError, match=words):
