@@ -147,7 +147,7 @@ class Settings(SettingFields):
     @field_validator("behaviour_upper")
     @classmethod
     def _check_behaviour(cls, upper: float, info: ValidationInfo) -> float:
-        if upper < info.data.get("behaviour_lower", upper):
+        if 0 < upper < info.data.get("behaviour_lower", upper):
             raise PydanticCustomError("behaviour_upper", "must not be below NOTELLM_BEHAVIOUR_LOWER")
         return upper
 

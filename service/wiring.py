@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -273,7 +274,7 @@ def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehavio
     options = CoOccurrenceOptions(
         window=settings.behaviour_window or None,
         lower=settings.behaviour_lower,
-        upper=settings.behaviour_upper,
+        upper=settings.behaviour_upper or math.inf,
         min_readers=settings.behaviour_min_readers,
         top=settings.behaviour_top,
         half_life=settings.behaviour_half_life_seconds or None,
@@ -325,10 +326,11 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
         isolated_export=True,
         progress=progress,
     )
-    engine.tokenize(Note(), GenerationRequest(categories=settings.categories))  # fails now, not at the first note
-    engine.keep_closed_set(settings.categories)
+    categories = settings.categories or engine.categories
+    engine.tokenize(Note(), GenerationRequest(categories=categories))  # fails now, not at the first note
+    engine.keep_closed_set(categories)
     progress("Warming up the model")
-    engine.generate([FIRST_NOTE], GenerationRequest(hashtags=1, categories=settings.categories))
+    engine.generate([FIRST_NOTE], GenerationRequest(hashtags=1, categories=categories))
     return engine
 
 

@@ -113,7 +113,8 @@ def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
 
 def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> Options | SearchDefaults:
     """Return the options with the defaults of their scenario, or of the variant of it that their user gets; a field
-    that the caller gave wins. Raises InvalidInput at `pointer`."""
+    that the caller gave wins, except a filter with nothing but `exclude`, such as the notes that a reader has seen: it
+    leaves the scenario's conditions in force. Raises InvalidInput at `pointer`."""
     if options.scenario is None:
         if options.user is not None:
             raise InvalidInput([FieldError(f"{pointer}/user", "selects a variant of a scenario; requires `scenario`")])
@@ -131,6 +132,8 @@ def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> 
     defaults = variant.defaults if variant else scenario.defaults
     bound = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     given = {name: getattr(options, name) for name in options.model_fields_set}
+    if (bound_filter := bound.get("filter")) and (own := given.get("filter")) and own.model_fields_set == {"exclude"}:
+        given["filter"] = bound_filter.model_copy(update={"exclude": [*bound_filter.exclude, *own.exclude]})
     merged = type(options) if isinstance(options, SearchDefaults) else SearchDefaults
     chosen = merged.model_construct(**(bound | given))
     chosen.set_variant(variant.name if variant else None)

@@ -56,7 +56,7 @@ class CoOccurrenceOptions:
 
     window: int | None = None
     lower: float = 0.01
-    upper: float = 30.0
+    upper: float = math.inf
     min_readers: int = 1
     top: int = 100
     half_life: float | None = None

@@ -187,7 +187,10 @@ class NoteSearch:
         stored = [notes.example(example.note_id) for example in positive]
         texts = [example.note or (one and one.note) for example, one in zip(positive, stored, strict=True)]
         known = [text for text in texts if text]
-        return WordEvidence(self._index, query_note(known), weight, request.sources == AUTO) if known else None
+        if not known:
+            return None
+        adaptive, two_sided = request.sources == AUTO, request.strategy == "best_score"
+        return WordEvidence(self._index, query_note(known), weight, adaptive, two_sided)
 
     async def _behaviour_evidence(
         self, request: SearchRequest, examples: Examples, unit: float

@@ -29,15 +29,17 @@ def query_note(notes: Sequence[Note]) -> Note:
 class WordEvidence:
     """Evidence by the words that notes share with `note`: a candidate's score is its content score plus a multiple of
     its word score (ranking/words.py). `adaptive`: words have only a share of `weight`, which rises with the best word
-    score."""
+    score. `two_sided`: the content scores are those of `best_score`, negated where a negative example is nearer; they
+    differ little on either side, and that counts, not the jump in between."""
 
     pool_size = WORDS_POOL_SIZE
 
-    def __init__(self, index: NoteIndex, note: Note, weight: float, adaptive: bool) -> None:
+    def __init__(self, index: NoteIndex, note: Note, weight: float, adaptive: bool, two_sided: bool = False) -> None:
         self._index = index
         self._note = note
         self._weight = weight
         self._adaptive = adaptive
+        self._two_sided = two_sided
         self._scores: dict[str, float] = {}
         self._added: dict[str, float] = {}
 
@@ -49,7 +51,8 @@ class WordEvidence:
     async def adjust(self, ids: Sequence[str], scores: Numbers) -> Numbers:
         words = await self.scores(ids)
         weight = share_of_weight(words) * self._weight if self._adaptive else self._weight
-        added = word_factor(scores, words, weight) * words
+        content = np.abs(scores) if self._two_sided else scores
+        added = word_factor(content, words, weight) * words
         self._added = dict(zip(ids, added.tolist(), strict=True))
         return scores + added
 

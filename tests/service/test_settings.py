@@ -169,7 +169,6 @@ def test_event_types_have_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"MAX_NOTE_BYTES": "20000000"}, "MAX_NOTE_BYTES must not be above NOTELLM_MAX_BODY_BYTES"),
         ({"MAX_BODIES_BYTES": "1000"}, "MAX_BODIES_BYTES must not be below NOTELLM_MAX_BODY_BYTES"),
-        ({"BEHAVIOUR_LOWER": "31"}, "BEHAVIOUR_UPPER must not be below NOTELLM_BEHAVIOUR_LOWER"),
         ({"BEHAVIOUR_LOWER": "2", "BEHAVIOUR_UPPER": "1"}, "BEHAVIOUR_UPPER must not be below NOTELLM_BEHAVIOUR_LOWER"),
         ({"LOG_SECONDS": "1e300"}, "LOG_SECONDS must be at most 10000000000"),
     ],

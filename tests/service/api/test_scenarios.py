@@ -66,6 +66,16 @@ def test_limits_name_the_scenarios(client: httpx2.Client) -> None:
     assert client.get("/limits").json()["scenarios"] == ["by_name", "by_weights", "home", "strict"]
 
 
+def test_filter_of_seen_notes_alone_leaves_the_filter_of_the_scenario_in_force(client: httpx2.Client) -> None:
+    seen = [f"n{i}" for i in range(18)]
+    body = {"scenario": "home", "filter": {"exclude": seen}}
+    items = client.post("/notes/n0/similar", json=body).json()["items"]
+    assert {item["id"] for item in items} == {"n18", "n19"}
+    body["filter"] = {"exclude": seen, "category": "Pets"}
+    items = client.post("/notes/n0/similar", json=body).json()["items"]
+    assert {item["category"] for item in items} == {"Pets"}
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_scenario_sets_what_the_request_leaves_out(client: httpx2.Client, method: str) -> None:
     given: dict[str, Any] = {"params": {"scenario": "home"}} if method == "GET" else {"json": {"scenario": "home"}}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model.note import Note
@@ -106,6 +107,15 @@ async def test_search_whose_nearest_notes_are_all_nearer_to_a_negative_example_i
     both = await search.related(replace(request, sources=(("content", 1.0), ("behaviour", 1.0))))
     assert len(both.items) == 5
     assert ids(both) == ids(await search.related(request))
+
+
+async def test_words_lift_no_note_past_the_jump_of_best_score(search: NoteSearch, notes: list[Note]) -> None:
+    """The four notes of rare words, which the positive example has, too, are nearer to the negative one."""
+    request = replace(with_words(40), negative=(Example("far0"),), strategy="best_score")
+    found = await search.related(request)
+    assert {note_id.rstrip("0123456789") for note_id in ids(found)[-3:]} == {"far"}
+    positive = [item.score for item in found.items[:-3]]
+    assert max(one.explanation.words for one in found.items if one.explanation) < 5 * float(np.std(positive))
 
 
 async def test_behaviour_puts_forward_what_passes_the_filter_however_many_come_before(
