@@ -242,9 +242,9 @@ class TenantDirectory(Protocol):
     async def was_removed(self, name: str) -> bool:
         """Return whether a tenant that no longer exists was removed in the last day. If not, the store has lost it."""
 
-    async def remove(self, name: str) -> None:
-        """Remove everything in a tenant's store, or resume an interrupted removal. Once the removal has begun, nothing
-        is written to the store. Raises TenantNotFound."""
+    async def remove(self, name: str) -> str:
+        """Remove everything in a tenant's store, or resume an interrupted removal; return the store's identity. Once
+        the removal has begun, nothing is written to the store. Raises TenantNotFound."""
 
     async def finish_removal(self, name: str) -> None:
         """Resume the removal of a tenant; do nothing if none is in progress."""

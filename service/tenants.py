@@ -159,8 +159,9 @@ class Tenants(Generic[S]):
         close it within FOLLOW_SECONDS. Raises InvalidInput for the default one, and TenantNotFound."""
         if name == DEFAULT_TENANT:
             raise InvalidInput([FieldError("/name", "must not be the default tenant, which cannot be removed")])
-        await self._directory.remove(name)
-        if tenant := self._tenants.get(name):
+        identity = await self._directory.remove(name)
+        tenant = self._tenants.get(name)
+        if tenant and tenant.identity == identity:  # not one of that name that was made since, after another removal
             await self._close(tenant, removed=True)
 
     def __len__(self) -> int:

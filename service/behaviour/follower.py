@@ -200,12 +200,14 @@ class EventFollower:
             kept.forget(entry.reader)
         elif entry.kind == "event":
             weight = self._weights.get(entry.type, 0.0)  # a type that is not declared any more counts nothing
-            if weight > 0 and entry.at >= self._clock() - self._seconds:  # else `expire` would only drop it
+            recent = entry.at >= self._clock() - self._seconds  # else `expire` would only drop it
+            if weight > 0 and recent:
                 kept.add(entry.reader, entry.note_id, entry.at, weight, _arrival(entry.position))
             elif weight < 0:
                 kept.remove(entry.reader, entry.note_id, entry.at)
             shown = entry.type == SHOWN  # it may have a weight, too, and is no click
-            counts.add(entry.note_id, entry.at, entry.details, shown=shown, clicked=weight > 0 and not shown)
+            if recent:
+                counts.add(entry.note_id, entry.at, entry.details, shown=shown, clicked=weight > 0 and not shown)
 
 
 def _arrival(position: str) -> int:

@@ -84,6 +84,12 @@ class KnownPosition:
         """Raise the position to one that the store returned."""
         self._raise(_encode(position))
 
+    def doubt(self, now: float) -> None:
+        """Make the position unknown until there is a change later than both `now`, in seconds since the epoch, and the
+        position: the log may be ahead of the clock."""
+        milliseconds = max(int(1000 * now), max(self._numbers) // (SEQUENCE_MASK + 1))
+        self.raise_to(f"{milliseconds}-{SEQUENCE_MASK}")
+
     def end(self) -> None:
         """Make the position unknown from now on."""
         self._raise(NEVER)
@@ -147,7 +153,7 @@ class KnownPositions:
         for path in self._folder.glob("*"):
             if path.is_file():
                 with contextlib.closing(KnownPosition(path, self._process)) as known:
-                    known.raise_to(f"{int(1000 * now)}-{SEQUENCE_MASK}")
+                    known.doubt(now)
 
     def _find_folder(self, data_folder: Path) -> Path | None:
         """Return the folder that the other processes use, or a new one where there are none, with the shared lock held.

@@ -98,12 +98,14 @@ class RedisTenants:
             raise TenantRemoved
         return identity
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, name: str) -> str:
         keys = Keys(name)
         (known,) = await self._connection.write([Command(BEGIN_REMOVAL, [TENANTS, keys.identity], (name, REMOVING))])
         if known is None:
             raise TenantNotFound(name)
-        await self._go_on_removing(name, known.decode().removeprefix(REMOVING))
+        identity: str = known.decode().removeprefix(REMOVING)
+        await self._go_on_removing(name, identity)
+        return identity
 
     async def finish_removal(self, name: str) -> None:
         async with self._connection.call("tenants"):

@@ -358,6 +358,8 @@ async def test_events_that_are_too_old_are_not_read_in(
         await eventually(lambda: behaviour.status().ready)
         old = Event("e1", "click", "old", "u1", clock() - BOUNDS.seconds - 1)
         new = Event("e2", "click", "new", "u1", clock())
-        assert await behaviour.add([old, new], clock()) == ["accepted", "accepted"]
+        shown = Event("e3", "shown", "old", "u1", clock() - BOUNDS.seconds - 1, b'{"recommendation_id": "r"}')
+        assert await behaviour.add([old, shown, new], clock()) == ["accepted"] * 3
         await eventually(lambda: behaviour.status().reads > 0)
         assert [[read.note_id for read in reads] for reads in behaviour.all_reads()] == [["new"]]
+        assert await behaviour.rates([], 0.0) == ([], 0)

@@ -192,6 +192,15 @@ def test_doubted_position_is_known_again_after_a_later_change(positions: KnownPo
         assert known.read() == "10-0"
 
 
+def test_position_that_is_ahead_of_the_clock_is_doubted_too(positions: KnownPositions) -> None:
+    with positions.open("default", "") as known:
+        known.raise_to("8-3")
+        positions.doubt_all(0.001)  # the machine's clock was set back
+        assert known.read() is None
+        known.raise_to("9-0")
+        assert known.read() == "9-0"
+
+
 def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPositions, tmp_path: Path) -> None:
     with (
         closing(KnownPositions(tmp_path)) as other,
