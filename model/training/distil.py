@@ -38,6 +38,7 @@ from model.note import Note
 from model.training.held_out import POOL_SIZES, HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
+from model.training.progress_lines import ProgressLines
 from model.training.recipe import RecipeError, check_counts, check_rates, check_shares, from_table
 from model.training.resume import (
     backbone_digest,
@@ -207,12 +208,14 @@ class Distiller:
         """
         if self.step == 0:
             self.save()
+        lines = ProgressLines(partial(print, flush=True))
         started = saved = measured = self.seconds
         for batch in self.texts.batches(self.student.model.prompt, self.recipe.batch, self.position):
             if not wait_while_exists(self.pause_file, lambda: self.stopped):
                 self.save()
                 return
-            self.update(batch)
+            loss = self.update(batch)
+            lines.tell(self.step, loss, self.seconds)
             finished = self.seconds - started > 60 * minutes
             ending = finished or self.stopped
             if ending or self.seconds - saved > 60 * self.recipe.save_every:
@@ -228,8 +231,9 @@ class Distiller:
         """Save and end the run after the current step or pause."""
         self.stopped = True
 
-    def update(self, batch: Batch) -> None:
-        """Do one optimizer step. Raises RecipeError, without the step, where loss or gradient is not finite."""
+    def update(self, batch: Batch) -> float:
+        """Do one optimizer step, and return its loss. Raises RecipeError, without the step, where loss or gradient is
+        not finite."""
         started, cpu_started = time.monotonic(), time.process_time()
         parts = min(self.recipe.threads, len(batch.ids))
         losses = self.master_weights.add_gradients([partial(self._loss, batch, part) for part in range(parts)])
@@ -259,6 +263,7 @@ class Distiller:
             tokens=int(batch.lengths.sum()),
             seconds=seconds,
         )
+        return loss
 
     def _loss(self, batch: Batch, part: int) -> tuple[Tensor, PartialLoss]:
         """Return the loss of every `threads`-th row from row `part` on; the parts' losses sum to the batch's."""
@@ -413,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             distiller.run(min(options.minutes, minutes_left), pools)
     except (DatasetError, PairsError, RecipeError, OSError) as error:
         sys.exit(str(error))
+    if distiller.stopped:  # not a success: a script must not go on to export the run
+        sys.exit(f"stopped and saved at step {distiller.step}: the same command resumes the run")
 
 
 if __name__ == "__main__":

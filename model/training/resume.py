@@ -269,8 +269,13 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state atomically. Raises OSError."""
-    with whole_file(path) as file:  # given a path, torch raises RuntimeError on a full disk
-        torch.save(state, file)
+    try:
+        with whole_file(path) as file:  # given a path, torch raises RuntimeError on a full disk
+            torch.save(state, file)
+    except RuntimeError as error:  # torch fails to end its archive after the file's own error
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def wait_while_exists(file: Path | None, stopped: Callable[[], bool]) -> bool:

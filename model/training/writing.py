@@ -46,6 +46,7 @@ from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
+from model.training.progress_lines import ProgressLines
 from model.training.recipe import RecipeError, check_counts, check_fractions, check_rates, check_shares
 from model.training.resume import (
     lower_rate_in,
@@ -188,6 +189,8 @@ class GenerationTrainer:
         newest = read_newest_state(folder, print)
         if newest is not None:
             self._restore(*newest)
+        else:
+            (folder / LOG).write_text("")  # steps of a run that was killed before its first state
 
     def _mix(self, sources: Mapping[str, Sequence[Note]]) -> tuple[list[Note], Mix]:
         notes: list[Note] = []
@@ -209,6 +212,7 @@ class GenerationTrainer:
         Raises RecipeError where the loss or the gradient is not finite, before that step changes the weights, and
         OSError where a file of the run cannot be written.
         """
+        lines = ProgressLines(partial(print, flush=True))
         started = saved = self.seconds
         prompt = self.model.prompt
 
@@ -222,7 +226,8 @@ class GenerationTrainer:
             if not wait_while_exists(self.pause_file, lambda: self.stopped):
                 self.save()
                 return
-            self.update(rows)
+            loss = self.update(rows)
+            lines.tell(self.step, loss, self.seconds)
             self.position = next_position
             ending = self.ended or self.stopped or self.seconds - started > 60 * minutes
             if ending or self.seconds - saved > 60 * self.recipe.save_every:
@@ -235,8 +240,9 @@ class GenerationTrainer:
         """Save and end the run after the current step or pause."""
         self.stopped = True
 
-    def update(self, rows: Sequence[int]) -> None:
-        """Do one optimizer step. Raises RecipeError, without the step, where loss or gradient is not finite."""
+    def update(self, rows: Sequence[int]) -> float:
+        """Do one optimizer step, and return its loss. Raises RecipeError, without the step, where loss or gradient is
+        not finite."""
         started = time.monotonic()
         parts = self._parts(rows, self.notes, f"{self.recipe.seed} {self.step}")
         caches = self._read(parts)
@@ -249,6 +255,7 @@ class GenerationTrainer:
         self.master_weights.step(self.step, self._rate_factor())
         self.seconds += time.monotonic() - started
         self._log(step=self.step, loss=loss, notes=len(rows), norm=norm, seconds=time.monotonic() - started)
+        return loss
 
     def _rate_factor(self) -> float:
         warm = min(1.0, self.step / self.recipe.warmup_steps)
@@ -431,6 +438,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trainer.run(options.minutes)
     except (RecipeError, OSError) as error:
         sys.exit(str(error))
+    if trainer.stopped and not trainer.ended:  # not a success: a script must not go on with a part of the steps
+        sys.exit(f"stopped and saved at step {trainer.step}: the same command resumes the run")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,24 @@ def command_with_held_out(recipe: Distillation, corpus: Path, folder: Path, doma
     """Write the data of a held-out domain, and return the options of a command in `folder` that is evaluated on it."""
     write_data(domain, [str(n) for n in range(40)])
     return [*command(recipe, corpus, folder), "--data", str(domain.parent)]
+
+
+def test_command_that_is_stopped_fails_and_says_how_to_resume(
+    recipe: Distillation,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def stopped_at_once(stop: Callable[[], None]) -> Iterator[None]:
+        stop()
+        yield
+
+    monkeypatch.setattr(distil, "stopped_by_signals", stopped_at_once)
+    with pytest.raises(SystemExit, match="stopped and saved at step 1: the same command resumes the run"):
+        distil.main(command(recipe, corpus, tmp_path))
+    assert "step 1: loss " in capsys.readouterr().out
 
 
 def test_full_disk_ends_the_command_with_the_reason(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:

@@ -218,6 +218,18 @@ def test_two_newest_states_stay(tmp_path: Path) -> None:
     assert newest_state(tmp_path) == tmp_path / "state.00000200.pt"
 
 
+def test_disk_that_fills_within_a_state_is_the_error_and_leaves_the_earlier_state(tmp_path: Path) -> None:
+    save_state(tmp_path, 9, {"step": 9})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # in place of a full disk
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_state(tmp_path, 10, {"weights": torch.zeros(2**22)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.00000009.pt"]
+
+
 def test_older_state_is_read_where_the_newest_is_damaged(tmp_path: Path) -> None:
     told: list[str] = []
     assert read_newest_state(tmp_path, told.append) is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,27 @@ def test_rate_that_is_not_finite_ends_the_command(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit):
         main(["--checkpoint", "c", "--out", str(tmp_path), "--notes", "n.jsonl=1", "--learning-rate", "inf"])
     assert "learning_rate must be 0 or more and finite" in capsys.readouterr().err
+
+
+def test_command_that_is_stopped_fails_and_resumes_without_the_log_of_a_killed_run(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def stopped_at_once(stop: Callable[[], None]) -> Iterator[None]:
+        stop()
+        yield
+
+    log = tmp_path / "run" / LOG
+    log.parent.mkdir()
+    log.write_text('{"step": 1, "loss": 9}\n{"step": 2, "lo')  # killed before its first state
+    options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
+    options += ["--notes", f"{notes_file}=1", "--steps", "2", "--batch", "4", "--rank", "4"]
+    with monkeypatch.context() as patch:
+        patch.setattr("model.training.writing.stopped_by_signals", stopped_at_once)
+        with pytest.raises(SystemExit, match="stopped and saved at step 1: the same command resumes the run"):
+            main(options)
+    main(options)
+    assert [entry["step"] for entry in map(json.loads, log.read_text().splitlines()) if "loss" in entry] == [1, 2]
 
 
 def test_full_disk_ends_the_command_with_the_reason(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
