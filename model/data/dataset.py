@@ -171,8 +171,8 @@ def _note(record: Mapping[str, Any]) -> Note:
         )
     return Note(
         id=note_id,
-        title=record.get("title") or "",
-        content=record.get("content") or "",
+        title=replace_lone_surrogates(record.get("title") or ""),
+        content=replace_lone_surrogates(record.get("content") or ""),
         hashtags=normalise_hashtags(hashtags),
         category=category or None,
     )

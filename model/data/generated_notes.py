@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from model.cache_option import add_cache_option
 from model.config import PACKAGED_BACKBONE
@@ -167,12 +169,12 @@ def append_notes(options: argparse.Namespace, examples: Sequence[Note], things: 
     dtype = torch.bfloat16 if bfloat16_pays("cpu") else torch.float32
     model = NoteLLM.load(options.backbone, cache=options.cache, device=torch.device("cpu"), dtype=dtype)
     count = count_whole_lines(options.out)
+    console = Console(stderr=True)
     with options.out.open("a", encoding="utf-8") as file:
         notes = generate_notes(Sampler(model, seed=count), examples, things, options.batch, seed=count)
-        while count < options.notes:
-            note = next(notes)
-            count += 1
-            file.write(note_line(str(count), note))
+        numbers = range(count + 1, options.notes + 1)
+        for number in track(numbers, f"{options.out.name}: notes {count + 1:,} to {options.notes:,}", console=console):
+            file.write(note_line(str(number), next(notes)))
             file.flush()
 
 

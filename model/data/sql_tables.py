@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,13 +133,16 @@ class SparkTables:
             self._session.udf.register(name, function, "string")
 
     def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
+        from pyspark.sql import DataFrame
         from pyspark.sql.functions import col, lit, monotonically_increasing_id
 
         reader, files = self._session.read.option("mode", "FAILFAST"), [*map(str, paths)]
         if kind == "json":
             frame = reader.schema(", ".join(f"`{column}` STRING" for column in columns)).json(files)
         elif kind == "csv":
-            frame = reader.option("header", True).option("escape", '"').csv(files)
+            parts = [reader.option("header", True).option("escape", '"').csv(file) for file in files]
+            # One by one, since Spark reads all files of a call by the header of one, whatever theirs are.
+            frame = reduce(partial(DataFrame.unionByName, allowMissingColumns=True), parts)
         else:
             frame = reader.parquet(*files)
         chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]

@@ -36,6 +36,8 @@ from model.note import Note
 from model.prompt import NotePrompt
 from model.weights import SHIPPED_CHECKPOINT, Progress, silent
 
+EMBED_BATCH_SIZE = 1024
+"""Notes that `Engine.embed` tokenises at a time: token ids of a long note take many times the memory of its vector."""
 TOKENS_PER_CATEGORY = 16
 """Maximum tokens of a category that is written without a closed set."""
 UNSUPPORTED_LANGUAGE = "the model does not read the script of this note"
@@ -224,7 +226,9 @@ class Engine:
 
     def embed(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
         """Return the vectors of any number of notes, shape (len(notes), dimension), in order."""
-        vectors = [output.vector for output in self.generate(notes)]
+        starts = range(0, len(notes), EMBED_BATCH_SIZE)
+        batches = (self.generate(notes[start : start + EMBED_BATCH_SIZE]) for start in starts)
+        vectors = [output.vector for outputs in batches for output in outputs]
         return np.array(vectors, np.float32).reshape(len(notes), self.dimension)
 
     def write_category(self, notes: Sequence[Note]) -> list[str]:
@@ -388,10 +392,11 @@ class Engine:
 
 
 def pooled(vectors: Sequence[npt.NDArray[np.float32]], weights: Sequence[int]) -> npt.NDArray[np.float32]:
-    """Return the unit vector (D,) of a note from those of its windows: their weighted mean, scaled to unit length."""
+    """Return the unit vector (D,) of a note from those of its windows: their weighted mean, scaled to unit length. A
+    window without tokens weighs as much as one of a single token."""
     if len(vectors) == 1:
         return vectors[0]
-    mean = np.average(vectors, axis=0, weights=weights)
+    mean = np.average(vectors, axis=0, weights=np.maximum(weights, 1))
     unit: npt.NDArray[np.float32] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
     return unit
 

@@ -430,10 +430,11 @@ def test_note_with_a_text_in_the_place_of_its_category_is_named(tmp_path: Path):
         read_notes(path)
 
 
-def test_lone_surrogates_are_replaced_in_a_category_and_refused_in_an_id(tmp_path: Path):
+def test_lone_surrogates_are_replaced_in_texts_and_refused_in_an_id(tmp_path: Path):
     path = tmp_path / "n.jsonl"
-    path.write_text('{"id": "1", "title": "t", "category": "Food \\ud83d"}\n')
-    assert read_notes(path)["1"].category == "Food \ufffd"
+    path.write_text('{"id": "1", "title": "t \\ud83d", "content": "c \\udc00", "category": "Food \\ud83d"}\n')
+    note = read_notes(path)["1"]
+    assert (note.title, note.content, note.category) == ("t \ufffd", "c \ufffd", "Food \ufffd")
     path.write_text('{"id": "1", "title": "t"}\n{"id": "2\\udc00", "title": "t"}\n')
     with pytest.raises(DatasetError, match=r"n\.jsonl, line 2, .*its id has a lone surrogate"):
         read_notes(path)

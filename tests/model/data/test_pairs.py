@@ -371,13 +371,16 @@ def test_spark_reads_part_files(tmp_path: Path) -> None:
     check_parts(tmp_path, "spark")
 
 
-def test_part_files_may_lack_columns_of_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engine", ["duckdb", pytest.param("spark", marks=[pytest.mark.slow, pytest.mark.usefixtures("spark")])]
+)
+def test_part_files_may_have_columns_in_another_order_and_lack_some(tmp_path: Path, engine: Any) -> None:
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "a.csv").write_text("user,note,time\nu,1,1\nu,2,2\n")
     (parts / "b.csv").write_text("time,rating,user,note\n3,5,v,1\n4,5,v,2\n")
-    related_pairs(parts, tmp_path / "pairs.parquet", ALL)
-    assert {pair[:2]: pair.score for pair in read_pairs(tmp_path / "pairs.parquet")} == {("1", "2"): 1.0}
+    related_pairs(parts, tmp_path / "pairs", ALL, engine=engine)
+    assert {pair[:2]: pair.score for pair in read_pairs(tmp_path / "pairs")} == {("1", "2"): 1.0}
 
 
 def test_file_whose_name_begins_with_an_underscore_is_read(tmp_path: Path) -> None:
