@@ -313,10 +313,11 @@ def _save_adapter(adapter: PeftModel, folder: Path, backbone: str, state: dict[s
 
 
 def _merge_adapter(backbone: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return `backbone` with the adapter in `folder` merged into its weights."""
+    """Return `backbone` with the adapter in `folder` merged into its weights. Raises CheckpointError, which names the
+    folder, where the adapter cannot be read or does not fit."""
     from peft import PeftModel
 
-    with quiet_peft():
+    with quiet_peft(), loading_errors(folder):
         merged: PreTrainedModel = PeftModel.from_pretrained(backbone, str(folder)).merge_and_unload()
     return merged
 

@@ -344,7 +344,8 @@ class Prompt:
             if len(ids) <= limit:
                 return ids, max(chars, 1)
             cut = encoded.offset_mapping[limit][0]
-            ends = [unit.end() for unit in JSON_UNIT.finditer(escaped) if unit.end() <= cut]
+            # At least the last unit goes: offsets that leave out the space of a token may point behind all of them.
+            ends = [unit.end() for unit in JSON_UNIT.finditer(escaped) if unit.end() <= min(cut, len(escaped) - 1)]
             escaped, chars = (escaped[: ends[-1]], len(ends)) if ends else ("", 0)
 
     def _hashtag_list(self, hashtags: Sequence[str]) -> tuple[list[int], bool]:

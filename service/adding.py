@@ -83,7 +83,8 @@ class Plan:
             category = output.categories[0]
             if category.probability < min_category_probability:
                 category, improbable = None, category
-        generated = Generated(self.reused.hashtags if hashtags is None else hashtags, category)
+        asked = self.request is not None and self.request.hashtags > 0
+        generated = Generated(hashtags if asked else self.reused.hashtags, category)
         old = self.old or StoredNote(self.note, space)
         return Added(
             replace(old, note=self.note, space=space, vector=output.vector, generated=generated),

@@ -18,7 +18,8 @@ from model.inference.engine import Engine
 from model.inference.torch_runtime import TorchRuntime
 from model.note import Note
 from model.notellm import NoteLLM
-from model.weights import HEAD_FILE
+from model.weights import GENERATION_FOLDER, HEAD_FILE
+from tests.model.inference.models import add_random_generation_adapter
 
 NOTES = [Note("Rome", "Coffee near the river", ("food",)), Note("A cat", "sleeps"), Note()]
 BROKEN = {"empty": b"", "junk": b"junk", "too long a header": b"\xff" * 64}
@@ -175,6 +176,13 @@ def test_head_of_another_shape_is_refused(copied: Path) -> None:
 def test_weights_broken_are_refused(content: bytes, copied: Path) -> None:
     (copied / "backbone" / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError):
+        load(copied)
+
+
+def test_generation_adapter_broken_is_refused_by_name(copied: Path) -> None:
+    add_random_generation_adapter(copied)
+    (copied / GENERATION_FOLDER / "adapter_model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=f"{copied / GENERATION_FOLDER} could not be loaded"):
         load(copied)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers.processors import TemplateProcessing
+from tokenizers.processors import ByteLevel, TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from model.config import DEFAULT_CATEGORIES, CheckpointError, NoteLLMConfig
@@ -111,6 +111,16 @@ def tight(tokenizer: PreTrainedTokenizerBase, version: str) -> Prompt:
 @pytest.fixture(scope="module")
 def with_bos(bos_tokenizer: PreTrainedTokenizerBase, version: str) -> Prompt:
     return Prompt(bos_tokenizer, replace(TIGHT, prompt_version=version))
+
+
+def test_field_is_cut_where_the_offsets_of_tokens_leave_out_their_spaces(tokenizer: PreTrainedTokenizerBase) -> None:
+    trimming = copy.deepcopy(tokenizer)
+    trimming.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    words = "seven plain words that are long enough " * 20
+    expected, actual = (Prompt(one, NoteLLMConfig())._field(words, 32) for one in (tokenizer, trimming))
+    assert 24 <= len(actual[0]) <= 32
+    assert actual[0] == expected[0][: len(actual[0])]
+    assert words[: actual[1]] == text_of(Prompt(tokenizer, NoteLLMConfig()), actual[0])
 
 
 def text_of(prompt: Prompt, ids: list[int]) -> str:

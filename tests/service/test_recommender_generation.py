@@ -235,3 +235,13 @@ async def test_a_note_of_another_model_keeps_what_was_generated_until_it_is_aske
     anew = await recommender.put(Note(id="a", title="soup"), Generate(hashtags=2))
     assert anew.stored.generated.hashtags not in (None, written.hashtags)
     assert anew.stored.generated.category == written.category
+
+
+async def test_hashtags_of_another_model_do_not_stay_where_the_new_one_finds_none(
+    recommender: Recommender, embedded_store: GatedStore
+) -> None:
+    written = Generated((Hashtag("broth", 0.5),), CategoryProbability("Food", 0.9))
+    await embedded_store.put([Write(replace(stored_note("a", "soup", space="another"), generated=written))])
+    recommender.defaults = GenerationDefaults(hashtag_policy="known")
+    anew = await recommender.put(Note(id="a", title="soup"), Generate(hashtags=2))
+    assert anew.stored.generated == replace(written, hashtags=None), "the next request tries again"
