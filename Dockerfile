@@ -22,8 +22,8 @@ WORKDIR /app
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; from service.cli.address import local_url; \
-urllib.request.urlopen(local_url(os.environ['NOTELLM_HOST'], os.environ.get('NOTELLM_PORT', '8000'), tls=False) + '/livez', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; from service.cli.address import local_url; \
+r.build_opener(r.ProxyHandler({})).open(local_url(os.environ['NOTELLM_HOST'], os.environ.get('NOTELLM_PORT', '8000'), tls=False) + '/livez', timeout=4)"]
 CMD ["notellm", "serve"]
 
 # The wheel of this checkout.

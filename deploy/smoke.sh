@@ -51,7 +51,7 @@ env --ignore-environment PATH="$folder/venv/bin:/usr/bin:/bin" HOME="$folder/hom
     NOTELLM_CHECKPOINT="$folder/model" NOTELLM_SAMPLE_NOTES=0 HF_HOME="$folder/cache/huggingface" HF_HUB_OFFLINE=1 \
     TRANSFORMERS_NO_ADVISORY_WARNINGS=1 "${as_user[@]}" notellm serve 2>"$folder/log" &
 service=$!
-ask() { "$folder/venv/bin/python" -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:$port$1', timeout=4)"; }
+ask() { "$folder/venv/bin/python" -c "import urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:$port$1', timeout=4)"; }
 deadline=$((SECONDS + 300))
 until ask /readyz 2>/dev/null; do
     kill -0 "$service" 2>/dev/null && ((SECONDS < deadline)) || { cat "$folder/log"; echo "it is not ready"; exit 1; }

@@ -4,6 +4,8 @@ Python package, so that the page needs no internet."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -11,10 +13,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
 
 from service.api.access import open_to_all
-from service.api.bodies import JSON
+from service.api.bodies import JSON, SLICE_BYTES
 from service.api.strict_route import StrictRoute
 
 router = APIRouter(include_in_schema=False, route_class=StrictRoute)
@@ -67,16 +69,28 @@ async def docs(request: Request) -> HTMLResponse:
 
 @router.get("/docs/{asset}")
 @open_to_all()
-async def docs_asset(asset: str, request: Request, if_none_match: Annotated[str, Header()] = "") -> Response:
-    """Return a file of the page, sent in pieces, so that only one piece is in memory for a slow caller. Browsers keep
-    the file, and ask each time whether their copy is current."""
+async def docs_asset(asset: str, if_none_match: Annotated[str, Header()] = "") -> Response:
+    """Return a file of the page, sent in pieces, so that only one piece waits for a slow caller. Browsers keep the
+    file, and ask each time whether their copy is current."""
     if asset not in ASSETS:
         raise HTTPException(404)
     headers = {"ETag": ASSETS_ETAG, "Cache-Control": "no-cache", "Accept-Ranges": "none"}
     known = {etag.strip().removeprefix("W/") for etag in if_none_match.split(",")}
     if not known.isdisjoint((ASSETS_ETAG, "*")):
         return Response(status_code=304, headers=headers)
-    path, media_type = ASSETS[asset]
-    # FileResponse would send only the part named by a Range header, and refuse one beyond the file.
-    request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
-    return FileResponse(path, headers=headers, media_type=media_type)
+    content, (_, media_type) = read_asset(asset), ASSETS[asset]
+    headers["Content-Length"] = str(len(content))
+    return StreamingResponse(pieces(content), headers=headers, media_type=media_type)
+
+
+@cache
+def read_asset(asset: str) -> bytes:
+    """Return the content of a file of the page. It is kept, 1.8 MB for all: a file that is open until a slow caller has
+    its end would let callers without a key use up the process's file descriptors."""
+    return ASSETS[asset][0].read_bytes()
+
+
+async def pieces(content: bytes) -> AsyncIterator[bytes]:
+    """Yield the content in pieces of SLICE_BYTES."""
+    for start in range(0, len(content), SLICE_BYTES):
+        yield content[start : start + SLICE_BYTES]

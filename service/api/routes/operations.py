@@ -68,7 +68,8 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
         tenants, readers = await get_tenants(request), get_readers(request)
         answer = await _check(lifecycle, tenants, readers, tenants.find(caller.tenant) if caller else None)
         if readers.count:
-            detail = f"{readers.ready} of {readers.count} are ready; one that dies is restarted"
+            detail = f"{readers.ready} of {readers.count} are ready" if caller else "are started"
+            detail += "; one that dies is restarted"
             answer.checks["readers"] = Check(ok=readers.tried, detail=detail)
     else:
         answer = ReadyOut(ready=False, checks={"start": Check(ok=False, detail=progress_for(lifecycle, caller))})
@@ -107,7 +108,8 @@ async def _check(lifecycle: Lifecycle, tenants: Tenants[Service], readers: Reade
         store = Check(ok=False, detail=str(error))
     status = service.index.status()
     if tenants.lost:
-        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {tenants.lost}")
+        lost = tenants.lost if own is service else "it has lost writes"
+        durable, store = False, Check(ok=store.ok, detail=f"{store.detail}; {lost}")
     busy = service.batcher.busy_seconds
     engine = Check(
         ok=not service.batcher.is_stuck,
@@ -116,6 +118,8 @@ async def _check(lifecycle: Lifecycle, tenants: Tenants[Service], readers: Reade
     index = Check(ok=tenants.ready, detail=status.detail)
     if status.ready and not tenants.ready:
         index.detail = f"{tenants.count_ready()} of {len(tenants)} tenants follow the log"
+    if own is None:
+        engine.detail = "makes progress" if engine.ok else "makes no progress"
     if own is not service:  # positions, numbers of notes and of tenants are hidden from others
         index.detail = "follows the log" if index.ok else "does not follow the log yet for all tenants"
     return ReadyOut(
