@@ -96,7 +96,7 @@ def say(message: str) -> None:
 def show(report: Mapping[str, Any], as_json: bool) -> None:
     """Print a report to standard output, as a table or as JSON."""
     if as_json:
-        out.print_json(json.dumps(report))
+        print(json.dumps(report, indent=2, ensure_ascii=False))
         return
     table = Table("what", "value")
     for name, value in flat(report):

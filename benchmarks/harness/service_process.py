@@ -22,6 +22,8 @@ NOTELLM = str(Path(sys.executable).with_name("notellm"))
 """The command line that is installed beside this interpreter."""
 READER = READER_MODULE.encode()
 """Module name that marks the command line of a reader process."""
+INHERITED = ("NOTELLM_CHECKPOINT", "NOTELLM_CACHE_DIR")
+"""Settings that a service takes from the environment of the benchmark."""
 POLL_SECONDS = 0.02
 """Pause between two attempts to reach a starting process; bounds the error of a measured start."""
 
@@ -39,7 +41,10 @@ class ServiceProcess:
         self.folder = folder
         self.log = folder / "serve.log"
         self._cores = cores
-        self.environment = os.environ | {
+        # No other setting of the shell: it may name a real store, and would change what is measured.
+        names = [name for name in os.environ if not name.startswith("NOTELLM_") or name in INHERITED]
+        kept = {name: os.environ[name] for name in names}
+        self.environment = kept | {
             "NOTELLM_PORT": str(self.port),
             "NOTELLM_DATA_DIR": str(folder / "data"),
             "NOTELLM_SAMPLE_NOTES": "0",

@@ -136,8 +136,10 @@ def quantise(gguf: Path, folder: Path, file_type: str) -> Path:
     if not path.exists():
         options = llama.llama_model_quantize_default_params()
         options.ftype, options.allow_requantize, options.nthread = FILE_TYPES[file_type], True, 2
-        if llama.llama_model_quantize(str(gguf).encode(), str(path).encode(), ctypes.byref(options)):
+        part = path.with_suffix(".part")  # renamed once it is whole
+        if llama.llama_model_quantize(str(gguf).encode(), str(part).encode(), ctypes.byref(options)):
             raise RuntimeError(f"cannot convert {gguf} to {file_type}")
+        part.rename(path)
     return path
 
 

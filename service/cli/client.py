@@ -28,8 +28,15 @@ def default_admin_url() -> str:
     return local_url(settings.host, settings.admin_port or settings.port, tls=settings.tls_certificate is not None)
 
 
-def without_slash(url: str) -> str:
-    """Return a URL without trailing slashes, since paths are appended to it."""
+def checked_url(url: str) -> str:
+    """Return a URL without trailing slashes, since paths are appended to it. One that no request can be sent to ends
+    the command."""
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise typer.BadParameter(str(error)) from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise typer.BadParameter("must begin with http:// or https://, and name a host")
     return url.rstrip("/")
 
 
@@ -37,7 +44,7 @@ Url = Annotated[
     str,
     typer.Option(
         envvar="NOTELLM_URL",
-        callback=without_slash,
+        callback=checked_url,
         default_factory=default_url,
         show_default="from NOTELLM_HOST and NOTELLM_PORT",
         help="URL of the service.",
@@ -47,7 +54,7 @@ AdminUrl = Annotated[
     str,
     typer.Option(
         envvar="NOTELLM_URL",
-        callback=without_slash,
+        callback=checked_url,
         default_factory=default_admin_url,
         show_default="from NOTELLM_HOST and NOTELLM_ADMIN_PORT, or NOTELLM_PORT",
         help="URL of the service; with its admin port if it has one.",

@@ -14,6 +14,7 @@ import typer
 from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain, explain_body
 from service.cli.notes import lines_of
 from service.cli.terminal import FAILED, MISUSED, complain, err, files_for_owner_alone, show
+from service.disk import sync_file, sync_folder
 
 PROBLEM_LINE = b'{"problem":'
 """Beginning of the last line of a stream that was broken off."""
@@ -33,7 +34,10 @@ def export_events(
     try:
         with files_for_owner_alone():
             clicks = _download(f"{url}/events/reads", api_key, part, packed=file.suffix == ".gz")
+        with part.open("rb") as written:
+            sync_file(written)
         os.replace(part, file)
+        sync_folder(file.parent)
     except (httpx2.HTTPError, OSError) as error:
         complain(f"the export of events failed: {error}")
         raise typer.Exit(FAILED) from error
@@ -48,6 +52,9 @@ def _download(address: str, api_key: str | None, part: Path, *, packed: bool) ->
     with httpx2.stream("GET", address, headers=bearer(api_key), timeout=TIMEOUT_SECONDS) as response:
         if response.status_code != 200:
             complain(explain_body(response.read(), response.status_code))
+            raise typer.Exit(FAILED)
+        if not response.headers.get("content-type", "").startswith("application/x-ndjson"):  # a proxy's page
+            complain(explain(None, response.status_code))
             raise typer.Exit(FAILED)
         with gzip.open(part, "wb") if packed else part.open("wb") as out:
             for line in lines_of(response):

@@ -26,6 +26,7 @@ from service.cli.batches import TOO_LARGE, batches
 from service.cli.client import bearer, explain
 from service.cli.terminal import complain
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed
+from service.disk import sync_file, sync_folder
 from service.notes_file import STDIN, Line, NotesFile
 
 BATCH_SIZE = 64
@@ -203,8 +204,11 @@ class Ingest:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
-            fresh.write_text(json.dumps({"file": str(self.file), "url": self.url, **asdict(state)}))
+            with fresh.open("wb") as file:
+                file.write(json.dumps({"file": str(self.file), "url": self.url, **asdict(state)}).encode())
+                sync_file(file)
             fresh.replace(path)
+            sync_folder(path.parent)
 
 
 def _batches(lines: Iterator[Line], until: int) -> Iterator[list[Line]]:

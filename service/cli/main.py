@@ -195,7 +195,9 @@ def category(
 def status(*, url: Url, api_key: Key = None, as_json: AsJson = False) -> None:
     """Show whether the service is ready, and which check fails."""
     answer = call(url, "GET", "/readyz", key=api_key, accept=(200, 503))
-    if "checks" not in answer:  # refused before the probe could answer: draining, or too many connections
+    if (
+        not isinstance(answer, dict) or "checks" not in answer
+    ):  # refused before the probe could answer: draining, or too many connections
         complain(explain(answer, 503))
         raise typer.Exit(FAILED)
     rows = [(name, "ok" if check["ok"] else "NOT OK", check["detail"]) for name, check in answer["checks"].items()]

@@ -161,7 +161,10 @@ class Download:
         """Append the lines of an answer. Return the last line, which counts all lines of the file; None if the stream
         broke off. `head`: the first line of the file, if it has lines already."""
         for text in lines_of(response):
-            line = orjson.loads(text)
+            try:
+                line = orjson.loads(text)
+            except orjson.JSONDecodeError as error:
+                raise TransferFailed(f"the answer of {self.url} is not an export of a NoteLLM service") from error
             if "problem" in line:
                 patience.pause(f"the service aborted the export: {line['problem']['detail']}")
                 return None
@@ -390,8 +393,8 @@ class Upload:
                 if response.status_code == TOO_LARGE and rejection:
                     return [rejection(response)]
                 patience.after(response.status_code, response.content, response.headers)
-            except httpx2.TransportError as error:
-                patience.pause(f"{self.url} does not respond: {error}.")
+            except (httpx2.TransportError, ValueError) as error:  # ValueError: an answer that is not JSON, as a proxy's
+                patience.pause(f"{self.url} does not respond like a NoteLLM service: {error}.")
 
 
 def rejection_of_note(refusal: httpx2.Response) -> dict[str, Any]:

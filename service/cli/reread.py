@@ -159,10 +159,11 @@ class Reread:
             try:
                 answer = client.request(method, path, params=query, json=body, headers=headers)
                 if answer.status_code in accepted:
+                    answer.json()  # fails for the page of a proxy
                     return answer
                 patience.after(answer.status_code, answer.content, answer.headers)
-            except httpx2.TransportError as error:
-                patience.pause(f"{self.url} does not respond: {error}.")
+            except (httpx2.TransportError, ValueError) as error:
+                patience.pause(f"{self.url} does not respond like a NoteLLM service: {error}.")
 
 
 def _address(note: Listed) -> str:

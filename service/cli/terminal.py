@@ -77,7 +77,7 @@ def read_settings() -> Settings:
 def show(answer: Any, as_json: bool, columns: Sequence[str | Column], rows: Sequence[tuple[Any, ...]]) -> None:
     """Write an answer: as JSON for programs, as a table for people."""
     if as_json:
-        out.print_json(json.dumps(answer))
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
         return
     table = Table(*columns)
     for row in rows:

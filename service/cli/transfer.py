@@ -66,7 +66,7 @@ def show_report(run: Callable[[], dict[str, Any]], as_json: bool, rejected: int 
         complain(str(error))
         raise typer.Exit(FAILED) from error
     if as_json:
-        out.print_json(json.dumps(report))
+        print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         out.print("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in report.items()), highlight=False)
     if report.get("rejected"):

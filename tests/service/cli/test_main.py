@@ -201,11 +201,61 @@ def test_error_page_of_a_proxy_is_told_by_its_status(
     assert "The response with status 502 is not from a NoteLLM service." in result.stderr
 
 
+class WelcomePage(ErrorPage):
+    """Answers every request with a page, as the front end of a web site does."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>\n<h1>Welcome</h1>\n</html>\n")
+
+
+@pytest.mark.parametrize("command", [["export-events"], ["export-notes", "--patience", "0"]], ids=["events", "notes"])
+def test_page_of_a_web_site_replaces_no_file(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.jsonl").write_text("of last week")
+    with ThreadingHTTPServer(("127.0.0.1", 0), WelcomePage) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        result = run(*command, "out.jsonl", NOTELLM_URL=f"http://127.0.0.1:{site.server_port}")
+        site.shutdown()
+    assert (result.exit_code, (tmp_path / "out.jsonl").read_text()) == (1, "of last week")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("url", ["http://localhost:80a", "localhost:8000", "ftp://localhost", "http://"])
+def test_url_that_no_request_can_be_sent_to_is_refused_at_once(url: str, tmp_path: Path) -> None:
+    for command in (["status"], ["ingest", "-"], ["export-notes", str(tmp_path / "notes.jsonl")]):
+        result = run(*command, "--url", url)
+        assert (result.exit_code, "Traceback" in result.stderr) == (2, False)
+        assert "--url" in result.stderr
+
+
+class EmptyAnswer(ErrorPage):
+    """Answers like a proxy that has no service to pass requests on to, and no page either."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_status_of_a_service_whose_proxy_answers_nothing_is_told_in_a_line() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyAnswer) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        result = run("status", NOTELLM_URL=f"http://127.0.0.1:{proxy.server_port}")
+        proxy.shutdown()
+    assert (result.exit_code, "status 503 is not from a NoteLLM service" in result.stderr) == (1, True)
+
+
 class BrokenOff(ErrorPage):
     """Answers like a service that ends a stream of reads when its key is revoked."""
 
     def do_GET(self) -> None:
         self.send_response(200)
+        self.send_header("Content-Type", "application/x-ndjson")
         self.end_headers()
         self.wfile.write(b'{"user":"u","note":"a","time":1.0,"rating":1.0}\n')
         self.wfile.write(b'{"problem":{"status":401,"title":"No key","detail":"This key is not valid."}}\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -24,6 +25,14 @@ def test_table_shows_hostile_text_as_it_is(cell: str, shown: str) -> None:
     with out.capture() as captured:
         show({}, False, ("name", "other"), [(cell, None)])
     assert shown in captured.get()
+
+
+def test_json_is_json_where_colours_are_forced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes a pipe for a terminal then
+    show({"name": "brød 🍞", "count": 2}, True, (), [])
+    assert json.loads(capsys.readouterr().out) == {"name": "brød 🍞", "count": 2}
 
 
 HANG_UP = """
