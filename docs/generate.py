@@ -329,14 +329,13 @@ class Figure:
 
 NOT_TRAINED_ON = "^{}, Recall@100, cold-cold: shipped checkpoint, not trained on this data set"
 FIGURES = (
-    Figure("Recall@100: share of the related notes among the first 100 results; new notes, data sets not trained on: "
-           "microlens50k (titles of short videos); films", "quality", "quality",
+    Figure("Recall@100, sets not trained on: microlens50k (short videos); films", "quality", "quality",
            tuple((NOT_TRAINED_ON.format(data), rival) for data in ("microlens50k", "movielens_tmdb")
                  for rival in ("all-MiniLM-L6-v2 without fine-tuning, 0.5", "BM25:"))),
     Figure("index search throughput, 1,000,000 synthetic rows (real ones take more work per search), one thread",
            "index_1000000", "the-index-at-a-million-rows", (("threads: 1$", ""),)),
-    Figure("`similar` over HTTP, 1,000,000 synthetic notes, no writes meanwhile: without neighbour cache; with it, "
-           "10,000 notes requested repeatedly", "similar_1000000", "related-notes-at-a-million-over-http",
+    Figure("`similar` over HTTP, 1,000,000 synthetic notes, no writes: without neighbour cache; with it, 10,000 notes "
+           "requested repeatedly", "similar_1000000", "related-notes-at-a-million-over-http",
            (("^`similar` without neighbour cache: throughput", ""),
             ("^`similar` with neighbour cache: throughput", ""))),
     Figure("ingest throughput, vectors alone, 19,220 real notes of 35 tokens", "ingest_and_query", "ingest-and-query",

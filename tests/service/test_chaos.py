@@ -27,8 +27,7 @@ import httpx2
 import pytest
 
 from service import read_time, wiring
-from service.api import search_list
-from service.api.routes import collection
+from service.api import search_list, waiting
 from service.collection import log_order
 from service.index import live
 from service.index.segmented import SegmentedIndex
@@ -52,7 +51,7 @@ State = str | None
 def serve_fragile(environment: Mapping[str, str], log: Path) -> None:
     """Serve with growing segments of eight rows, and with time enough that a busy machine degrades no answer."""
     with contextlib.ExitStack() as changed:
-        for module in (read_time, collection, search_list, log_order, live):
+        for module in (read_time, waiting, search_list, log_order, live):
             changed.enter_context(patch.object(module, "READ_SECONDS", 60.0))
         changed.enter_context(patch.object(wiring, "SegmentedIndex", partial(SegmentedIndex, growing_rows=8)))
         serve(environment, log)

@@ -33,10 +33,9 @@ from service.container import Service
 from service.errors import FieldError, InvalidInput, NoteLLMError
 
 EXPORT_LINES = (
-    "first a line with `export` (the version), `begin` and more; then one line per change: `removed` (an id) and "
-    "`log_position`, or the fields of a NoteWithVector, where `hashtags` and `category` are the author's own alone, "
-    "whatever `generated` has, and `space` is always given; last a line with `end`, or `problem` if the export failed: "
-    "docs/guides/notes-out.md#all-of-it"
+    "first a line with `export` (the version) and more; then one per change: `removed` (an id), or the fields of a "
+    "NoteWithVector, with `hashtags` and `category` as the author gave them and always with `space`; last a line with "
+    "`end`, or with a `problem`: docs/guides/notes-out.md#all-of-it"
 )
 ReplaceQuery = Annotated[
     bool, Query(description="true: replace stored notes that have the same ids; by default these stay as they are")
