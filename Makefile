@@ -86,7 +86,7 @@ bench-gpu: .venv/.gpu ## on a machine with a graphics card: contract tests, engi
 WORK ?= runs/generalist
 MINUTES ?= 60
 MIX ?= generalist
-# Texts of each source that get vectors and labels: an hour of distillation reads 27,000 in all.
+# Texts of each source that get vectors and labels: an hour of distillation reads 27,000 to 47,000 in all.
 TEXTS ?= 24576
 TRAIN = $(BIN)/python -W ignore -m
 checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: make checkpoint WORDNET=folder DEBIAN=file RECIPES=file TRIVIA=folder (some hours; MINUTES=60 of distillation)
