@@ -144,7 +144,7 @@ class SparkTables:
             # One by one, since Spark reads all files of a call by the header of one, whatever theirs are.
             frame = reduce(partial(DataFrame.unionByName, allowMissingColumns=True), parts)
         else:
-            frame = reader.parquet(*files)
+            frame = reader.option("mergeSchema", True).parquet(*files)
         chosen = [(col(c) if c in frame.columns else lit(None)).cast("string").alias(c) for c in columns]
         # The id grows along the file, since the parts of a file become partitions in their order.
         frame.select(*chosen, monotonically_increasing_id().alias("line")).createOrReplaceTempView(name)

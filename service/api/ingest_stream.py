@@ -68,7 +68,7 @@ async def add_stream(
 
 
 async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[list[bytes]]:
-    """Yield batches of non-blank lines as they arrive, and an empty one where no line has ended for KEY_CHECK_SECONDS.
+    """Yield batches of non-blank lines as they arrive, and an empty one where there was none for KEY_CHECK_SECONDS.
     An unfinished line over max_note_bytes is cut one byte beyond that bound, so that memory is bounded and
     `parse_note_or_reject` still rejects it."""
     room = settings.note_bytes + 1
@@ -80,12 +80,12 @@ async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[
             lines = [line for line in lines if line.strip()]
             for start in range(0, len(lines), STREAM_BATCH_SIZE):
                 yield lines[start : start + STREAM_BATCH_SIZE]
-            yielded_at = time.monotonic()
+                yielded_at = time.monotonic()
         else:
             rest += chunk[: room - len(rest)]
-            if time.monotonic() - yielded_at > KEY_CHECK_SECONDS:
-                yield []
-                yielded_at = time.monotonic()
+        if time.monotonic() - yielded_at > KEY_CHECK_SECONDS:
+            yield []
+            yielded_at = time.monotonic()
     if rest.strip():
         yield [bytes(rest)]
 

@@ -81,7 +81,7 @@ def refuse_repeated(given: QueryParams, lists: Collection[str]) -> None:
     if len(given.multi_items()) == len(given):
         return
     counts = Counter(name for name, _ in given.multi_items() if name not in lists)
-    message = "is given {} times, but this address takes one value; join the items of a list with commas"
+    message = "is given {} times, but this address reads it once; the items of a list are joined by commas"
     repeated = [FieldError(f"/query/{name}", message.format(count)) for name, count in counts.items() if count > 1]
     if repeated:
         raise InvalidInput(repeated)

@@ -41,7 +41,7 @@ WARNING = re.compile(r" # .*(?:AOF|append.?only)", re.IGNORECASE)
 MEMORY_SHARE = 0.3
 """Share of the memory of this machine or container that the server may use; beyond it the server refuses writes. The
 process of the service needs about 1 GiB and 0.7 bytes for each of the server's (docs/operations.md, What N notes take),
-and up to 256 MiB for bodies: with a share of 0.4, a container of 4 GiB would be killed before its store is full."""
+and up to 256 MiB for bodies: with a share of 0.4, a container of 4 GiB would have no room once its store is full."""
 DISK_RESERVE_BYTES = 2**28
 """Free bytes of the folder's disk below which the server takes no writes. On a full disk it would exit, since it cannot
 undo a partial write; half a second of writing, or of compacting its file, takes this much."""

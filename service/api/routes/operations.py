@@ -68,7 +68,8 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
         tenants, readers = await get_tenants(request), get_readers(request)
         answer = await _check(lifecycle, tenants, readers, tenants.find(caller.tenant) if caller else None)
         if readers.count:
-            detail = f"{readers.ready} of {readers.count} are ready" if caller else "are started"
+            started = "are started" if readers.tried else "are not all started yet"
+            detail = f"{readers.ready} of {readers.count} are ready" if caller else started
             detail += "; one that dies is restarted"
             answer.checks["readers"] = Check(ok=readers.tried, detail=detail)
     else:

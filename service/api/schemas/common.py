@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -34,9 +36,8 @@ MAX_ATTRIBUTES = 32
 FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 END_TIME = datetime(2200, 1, 1, tzinfo=UTC)
 """Times before the first, or from the end on, are taken for mistakes."""
-BARE_DATES = tuple((FIRST_TIME.year * unit, END_TIME.year * unit) for unit in (1, 100, 10_000))
-"""First number, and the one after the last, that may be a year (2026), a month (202605) or a day (20260501). As seconds
-they lie in 1970, when nobody wrote notes."""
+BARE_DATE = re.compile(r"(19[7-9]|2[01]\d)\d((0[1-9]|1[0-2])([012]\d|3[01])?)?(\.0*)?", re.ASCII)
+"""A year (2026), a month (202605) or a day (20260501), which would be read as seconds since 1970."""
 
 
 def _check_range(time: datetime) -> datetime:
@@ -45,10 +46,10 @@ def _check_range(time: datetime) -> datetime:
     return time
 
 
-def _refuse_bare_date(time: datetime) -> datetime:
-    if any(first <= time.timestamp() < end for first, end in BARE_DATES):
+def _refuse_bare_date(value: Any) -> Any:
+    if isinstance(value, int | float | str) and BARE_DATE.fullmatch(str(value).strip()):
         raise PydanticCustomError("date", "must be ISO 8601 with a time zone: a number is read as seconds since 1970")
-    return time
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 ModelName = Annotated[str, Field(description="name of the serving model")]
 StoredTime = Annotated[AwareDatetime, AfterValidator(_check_range)]
 """Time of a stored note, which may be from before bare dates were refused."""
-Time = Annotated[StoredTime, AfterValidator(_refuse_bare_date)]
+Time = Annotated[StoredTime, BeforeValidator(_refuse_bare_date)]
 Hashtags = Annotated[
     list[str],
     Field(

@@ -371,9 +371,10 @@ def test_spark_reads_part_files(tmp_path: Path) -> None:
     check_parts(tmp_path, "spark")
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
 def test_part_files_may_have_columns_in_another_order_and_lack_some(
-    tmp_path: Path, engine: Any, request: pytest.FixtureRequest
+    tmp_path: Path, engine: Any, kind: str, request: pytest.FixtureRequest
 ) -> None:
     if engine == "spark":
         request.getfixturevalue("spark")
@@ -381,6 +382,11 @@ def test_part_files_may_have_columns_in_another_order_and_lack_some(
     parts.mkdir()
     (parts / "a.csv").write_text("user,note,time\nu,1,1\nu,2,2\n")
     (parts / "b.csv").write_text("time,rating,user,note\n3,5,v,1\n4,5,v,2\n")
+    if kind == "parquet":
+        for part in list(parts.iterdir()):
+            target = part.with_suffix(".parquet")
+            duckdb.execute(f"COPY (FROM read_csv('{part}', all_varchar = true)) TO '{target}' (FORMAT parquet)")
+            part.unlink()
     related_pairs(parts, tmp_path / "pairs", ALL, engine=engine)
     assert {pair[:2]: pair.score for pair in read_pairs(tmp_path / "pairs")} == {("1", "2"): 1.0}
 

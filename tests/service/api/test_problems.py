@@ -70,6 +70,11 @@ def test_note_that_is_sent_back_as_it_was_answered_is_refused_with_advice(client
         assert "PATCH it with the fields that change" in errors["/generated"]
 
 
+def test_time_of_the_year_1970_is_taken(client: httpx2.Client) -> None:
+    for at in ("1970-09-01T00:00:00Z", "1970-01-01T00:33:46Z", "20908800"):
+        assert client.get(f"/notes?created_after={at}").status_code == 200
+
+
 @pytest.mark.parametrize("date", ["2026", "202605", "20260501"])
 def test_bare_date_in_the_place_of_a_time_is_refused(client: httpx2.Client, date: str) -> None:
     answers = [

@@ -65,7 +65,7 @@ def test_parameter_that_is_given_twice_and_taken_once_is_refused(
     assert answer.json()["errors"] == [
         {
             "pointer": f"/query/{name}",
-            "detail": "is given 2 times, but this address takes one value; join the items of a list with commas",
+            "detail": "is given 2 times, but this address reads it once; the items of a list are joined by commas",
         }
     ]
 

@@ -463,15 +463,16 @@ def test_stream_ends_when_its_key_is_revoked(root: httpx2.Client, closed_url: st
         assert send_line(stream, "after")["problem"]["status"] == 401
 
 
-def test_stream_ends_within_an_endless_line_when_its_key_is_revoked(
-    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", [b'{"title": "x', b"\n\n"], ids=["unfinished line", "blank lines"])
+def test_stream_of_no_whole_notes_ends_when_its_key_is_revoked(
+    root: httpx2.Client, closed_url: str, monkeypatch: pytest.MonkeyPatch, part: bytes
 ) -> None:
     monkeypatch.setattr("service.api.ingest_stream.KEY_CHECK_SECONDS", 0.0)
     key = create(root, scopes=["notes.write"])
     with open_stream(closed_url, key["key"]) as stream:
         assert send_line(stream, "before")["status"] == "created"
         assert root.delete(f"/keys/{key['prefix']}").status_code == 204
-        stream.sendall(b'c\r\n{"title": "x\r\n')
+        stream.sendall(b"%x\r\n%s\r\n" % (len(part), part))
         received = b""
         while b'{"problem":' not in received:
             chunk = stream.recv(10_000)
