@@ -329,7 +329,7 @@ class Figure:
 
 NOT_TRAINED_ON = "^{}, Recall@100, cold-cold: shipped checkpoint, not trained on this data set"
 FIGURES = (
-    Figure("Recall@100, sets not trained on: microlens50k (short videos); films", "quality", "quality",
+    Figure("Recall@100, sets not trained on: microlens50k (videos); films", "quality", "quality",
            tuple((NOT_TRAINED_ON.format(data), rival) for data in ("microlens50k", "movielens_tmdb")
                  for rival in ("all-MiniLM-L6-v2 without fine-tuning, 0.5", "BM25:"))),
     Figure("index search throughput, 1,000,000 synthetic rows (real ones take more work per search), one thread",

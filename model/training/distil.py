@@ -208,7 +208,7 @@ class Distiller:
         """
         if self.step == 0:
             self.save()
-        lines = ProgressLines(partial(print, flush=True))
+        lines = ProgressLines()
         started = saved = measured = self.seconds
         for batch in self.texts.batches(self.student.model.prompt, self.recipe.batch, self.position):
             if not wait_while_exists(self.pause_file, lambda: self.stopped):

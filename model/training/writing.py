@@ -212,7 +212,7 @@ class GenerationTrainer:
         Raises RecipeError where the loss or the gradient is not finite, before that step changes the weights, and
         OSError where a file of the run cannot be written.
         """
-        lines = ProgressLines(partial(print, flush=True))
+        lines = ProgressLines()
         started = saved = self.seconds
         prompt = self.model.prompt
 

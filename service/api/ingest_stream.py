@@ -30,7 +30,7 @@ from service.records import Attempt
 from service.settings import Settings
 
 KEY_CHECK_SECONDS = 1.0
-"""Time within an unfinished line after which the API key is checked again."""
+"""Time without a whole line after which the API key is checked again."""
 STREAM_BATCH_SIZE = 64
 """Maximum notes of a stream that are added together; their results are sent before more is read."""
 

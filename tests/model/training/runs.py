@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,3 +45,10 @@ def training_in(folder: Path) -> Iterator[None]:
         assert other.stdout.readline() == b"held\n"
         yield
         other.communicate()
+
+
+@contextmanager
+def stopped_at_once(stop: Callable[[], None]) -> Iterator[None]:
+    """Take the place of `stopped_by_signals`, as if a signal came before the first step."""
+    stop()
+    yield

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from model.training.held_out import HeldOutDomain
 from model.training.recipe import RecipeError
 from model.weights import BACKBONE_FOLDER, file_digest
 from tests.model.training.distillation import ENCODER, write_corpus, write_data
-from tests.model.training.runs import training_in
+from tests.model.training.runs import stopped_at_once, training_in
 
 pytestmark = pytest.mark.slow
 
@@ -339,11 +338,6 @@ def test_command_that_is_stopped_fails_and_says_how_to_resume(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    @contextmanager
-    def stopped_at_once(stop: Callable[[], None]) -> Iterator[None]:
-        stop()
-        yield
-
     monkeypatch.setattr(distil, "stopped_by_signals", stopped_at_once)
     with pytest.raises(SystemExit, match="stopped and saved at step 1: the same command resumes the run"):
         distil.main(command(recipe, corpus, tmp_path))

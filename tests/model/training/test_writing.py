@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,7 @@ from model.training.writing_examples import Tree, WritingExample, common_spellin
 from model.training.writing_loss import read_notes_into_cache, writing_loss
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
 from tests.model.inference.models import add_random_generation_adapter
-from tests.model.training.runs import training_in
+from tests.model.training.runs import stopped_at_once, training_in
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
 RECIPE = GenerationRecipe(shares={"own": 1.0}, shown_hashtags=0.0, subject_names=0.0)
@@ -209,11 +207,6 @@ def test_rate_that_is_not_finite_ends_the_command(tmp_path: Path, capsys: pytest
 def test_command_that_is_stopped_fails_and_resumes_without_the_log_of_a_killed_run(
     tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @contextmanager
-    def stopped_at_once(stop: Callable[[], None]) -> Iterator[None]:
-        stop()
-        yield
-
     log = tmp_path / "run" / LOG
     log.parent.mkdir()
     log.write_text('{"step": 1, "loss": 9}\n{"step": 2, "lo')  # killed before its first state
