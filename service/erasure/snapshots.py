@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import orjson
 
 from service.index.snapshot_files import MANIFEST, remove_unused_snapshots
 from service.records import position_key
+from service.store.keys import DEFAULT_KEYS
 from service.store.purge import PurgedLog
 
+DEFAULT_PARENT = "snapshots"
+"""Name of the default tenant's folder of `snapshot_parents`."""
 CHECK_SECONDS = 0.1
 """Pause between two checks whether the snapshots are renewed."""
 
 
 def snapshot_parents(data_dir: Path) -> Iterator[Path]:
     """Yield, for each tenant, the folder in which each process has a subfolder with its snapshot."""
-    yield data_dir / "snapshots"
+    yield data_dir / DEFAULT_PARENT
     yield from (data_dir / "tenants").glob("*")
 
 
@@ -32,19 +35,31 @@ def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
 
 def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float) -> list[Path]:
     """Wait until each process has made a snapshot after the purge of `logs`; return the folders of those that have not
-    within `seconds`."""
+    within `seconds`. Called after `remove_unused`, which leaves no folder without a snapshot but those in use: their
+    processes may be writing a first one, begun before they read of the purge."""
+    logs = list(logs)
     positions = _positions(logs)
     deadline = time.monotonic() + seconds
     while True:
-        late = [path.parent for path in _manifests(data_dir) if path.exists() and not _can_go_on(path, positions)]
+        folders = list(_folders(data_dir, logs))
+        late = [folder for folder in folders if folder.exists() and not _can_go_on(folder / MANIFEST, positions)]
         if not late or time.monotonic() > deadline:
             return late
         time.sleep(CHECK_SECONDS)
 
 
-def _manifests(data_dir: Path) -> Iterator[Path]:
+def _folders(data_dir: Path, logs: Sequence[PurgedLog]) -> Iterator[Path]:
+    """Yield the folders that have a snapshot, and those without one of the tenants that have a log."""
     for parent in snapshot_parents(data_dir):
-        yield from parent.glob(f"*/{MANIFEST}")
+        has_log = any(_keeps_snapshots_in(parent, log) for log in logs)
+        yield from (folder for folder in parent.glob("*/") if has_log or (folder / MANIFEST).exists())
+
+
+def _keeps_snapshots_in(parent: Path, log: PurgedLog) -> bool:
+    """Return whether the snapshots of a log's tenant are in `parent`, named by service/shared_wiring.py."""
+    if log.prefix == DEFAULT_KEYS.prefix:
+        return parent.name == DEFAULT_PARENT
+    return bool(log.identity) and parent.name.endswith(f"-{log.identity}")
 
 
 def _positions(logs: Iterable[PurgedLog]) -> Mapping[str, str]:
