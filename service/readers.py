@@ -58,7 +58,7 @@ RESTART_SECONDS = (0.1, 5.0)
 doubled, up to the second value."""
 SOCKET = "service.sock"
 STORE_MEMORY = "NOTELLM_STORE_MEMORY_BYTES"
-"""Setting of the process that runs the embedded store, which a reader never does."""
+"""Setting of the process that runs the embedded server, which a reader never does."""
 Samples = Mapping[str, Sequence[tuple[str, Mapping[str, str], float]]]
 """Name, labels and value of samples, by the name of their metric."""
 log = structlog.get_logger(__name__)

@@ -37,8 +37,8 @@ class SettingFields(BaseSettings):
         0,
         ge=0,
         le=16,
-        description="Number of additional processes that answer reads on the same port, each using one core. "
-        "Linux only.",
+        description="Number of reader processes: additional processes that answer reads on the same port, each using "
+        "one core. Linux only.",
     )
     tls_certificate: Path | None = Field(
         None,
@@ -139,13 +139,15 @@ class SettingFields(BaseSettings):
         0.0,
         ge=0,
         le=1,
-        description="Minimum score of hashtags stored by `?generate=hashtags`, if the request has no `min_score`.",
+        description="Minimum score of hashtags stored by `?generate=hashtags`, if the request has no `min_score`. "
+        "Independent of `min_hashtag_score` in the checkpoint's notellm.json, which drops hashtags that the model is "
+        "unlikely to write.",
     )
     hashtag_policy: HashtagPolicy = Field(
         "grounded",
         description="Default `policy` of generated hashtags. open: any text that the model writes; known: only "
-        "hashtags that authors of stored notes use; grounded: the best of what the model writes, what similar notes "
-        "carry, and what the text names of stored notes' hashtags.",
+        "hashtags that authors of stored notes use; grounded: the best of what the model writes, what the note's "
+        "neighbours carry (the stored notes nearest to it), and what the text names of stored notes' hashtags.",
     )
     blocked_hashtags: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Hashtags that are never generated, separated by commas."

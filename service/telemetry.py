@@ -53,7 +53,7 @@ class Telemetry:
         )
         self.rejected = Counter(
             "notellm_rejected",
-            "Requests rejected with 413, 415, 422, 429, 503 or 504, by problem name, or by status code if it has none",
+            "Requests refused with 413, 415, 422, 429, 503 or 504, by problem name, or by status code if it has none",
             ("reason",),
             registry=registry,
         )
@@ -92,7 +92,7 @@ class Telemetry:
         self.ended_connections = Counter(
             "notellm_connections_ended",
             "Connections closed by the service because of the caller: malformed (400), slow_head, slow_body (408), "
-            "head_too_large (431), slow_answer, body_not_taken (no problem sent); or of an internal error: failed "
+            "head_too_large (414, 431), slow_answer, body_not_taken (no problem sent); or of an internal error: failed "
             "(500)",
             ("reason",),
             registry=registry,
@@ -217,7 +217,7 @@ class Telemetry:
             registry=registry,
         )
         self.store_restarts = Counter(
-            "notellm_store_restarts", "Restarts of the embedded store after it died", registry=registry
+            "notellm_store_restarts", "Restarts of the embedded server after it died", registry=registry
         )
         self.store_durable = Gauge(
             "notellm_store_durable",

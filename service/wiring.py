@@ -340,7 +340,7 @@ async def _open_embedded(
     """Start or join the embedded server of the data folder; return its address."""
     embedded = EmbeddedRedis(settings.data_dir, telemetry.store_restarts.inc, settings.store_memory_bytes)
     stack.callback(embedded.stop)
-    lifecycle.report("Starting the embedded store", lambda: f"{embedded.loaded_percent:.0f}% of its data loaded")
+    lifecycle.report("Starting the embedded server", lambda: f"{embedded.loaded_percent:.0f}% of its data loaded")
     await embedded.start_in_loop()
     if embedded.pid is None:
         lifecycle.report(f"Using the store of {settings.data_dir}, which another process runs")

@@ -65,7 +65,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "reqps",
             (http_rate("code", ', code!~"2.."'),),
             "499: the caller disconnected. 408: the caller was too slow. 429: a quota, a full queue or another limit; "
-            "see Requests rejected. 503: Redis or the engine; see the log.",
+            "see Requests refused, by problem. 503: Redis or the engine; see the log.",
         ),
         Panel(
             "2xx responses that report problems",
@@ -90,7 +90,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
             "Alerts page at 14.4 over one hour or 6 over six hours.",
         ),
-        Panel("Requests rejected, by problem", "reqps", (total("notellm_rejected_total", "reason"),)),
+        Panel("Requests refused, by problem", "reqps", (total("notellm_rejected_total", "reason"),)),
         Panel("Requests refused because of their caller", "reqps", (total("notellm_access_refused_total", "reason"),)),
         Panel("Connections closed by the service", "cps", (total("notellm_connections_ended_total", "reason"),)),
         Panel("Time until a write is searchable", "s", quantiles("notellm_ingest_to_searchable_seconds")),
@@ -204,7 +204,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ),
         ),
         Panel(
-            "Restarts of the embedded store",
+            "Restarts of the embedded server",
             "short",
             (total("notellm_store_restarts_total", "instance"),),
         ),

@@ -19,7 +19,7 @@ MIN_CHANGED_SHARE = 1 / 8
 """Share of the index's notes, at least MIN_NOTES of them, after whose change the mean is estimated again."""
 MOVED = 0.03
 """Minimum distance of a new estimate of the mean from the old one to replace it. The means of two samples of the same
-notes are at most this far apart, and each new centre invalidates all kept lists of neighbours."""
+notes are at most this far apart, and each new centre invalidates all cached lists of neighbours."""
 
 
 class LiveCentre:

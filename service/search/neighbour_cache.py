@@ -200,7 +200,7 @@ class NeighbourCache:
         self._lists.drop(self._owner, (note_id, k))
 
     def _current(self, note_id: str, k: int) -> NeighbourList | None:
-        """Return a kept list after comparing it with all changes; drop it and return None where the centre has
+        """Return a cached list after comparing it with all changes; drop it and return None where the centre has
         changed or a change may have altered the list."""
         kept = self._lists.get(self._owner, (note_id, k))
         if not isinstance(kept, NeighbourList):

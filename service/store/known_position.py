@@ -1,6 +1,6 @@
 """KnownPosition: the newest log position of a tenant that any process using a data folder has received from the store.
 
-All processes that use an embedded store are on its machine, and share the position in memory. It is not in a file of
+All processes that use an embedded server are on its machine, and share the position in memory. It is not in a file of
 the data folder: writing to a mapped file there waits while the file system commits, as it does at each fsync of the
 store. Each process raises the position to the one in an answer of the store before a caller gets that answer, so no
 caller can know of a later change. A reader whose index has reached the position need not ask the store for changes
@@ -194,7 +194,7 @@ class KnownPositions:
                 continue
             return number, file
         raise EmbeddedRedisError(
-            f"{MAX_PROCESSES} processes, the maximum, use the embedded store; set NOTELLM_REDIS_URL to share a Redis"
+            f"{MAX_PROCESSES} processes, the maximum, use the embedded server; set NOTELLM_REDIS_URL to share a Redis"
         )
 
     def _named(self) -> Path:

@@ -39,11 +39,13 @@ def test_text_and_id_are_filled_in():
 
 
 def test_benchmarks_take_their_loads_from_the_files():
-    assert clients.KINDS == ("embed", "generate", "similar")
-    assert clients.CLIENTS * clients.ROUNDS * clients.HASHTAGS > 0
-    assert http_load.CONNECTIONS * http_load.SECONDS > 0
-    assert overload.FACTOR > 1
-    assert overload.CLIENTS * overload.PATIENCE * overload.READS_PER_SECOND > 0
+    mixed, reads, heavy = (Scenario.load(name) for name in ("mixed", "reads", "overload"))
+    assert (mixed.clients, mixed.rounds, tuple(mixed.requests)) == (clients.CLIENTS, clients.ROUNDS, clients.KINDS)
+    assert (mixed.requests["generate"].body or {})["count"] == clients.HASHTAGS
+    assert (reads.clients, reads.seconds) == (http_load.CONNECTIONS, http_load.SECONDS)
+    assert (heavy.clients, heavy.patience) == (overload.CLIENTS, overload.PATIENCE)
+    note, read = heavy.requests["note"], heavy.requests["read"]
+    assert (note.times_possible, read.rate) == (overload.FACTOR, overload.READS_PER_SECOND)
 
 
 def test_scenario_with_rates_names_its_benchmark():

@@ -20,7 +20,7 @@ SPANS_SECONDS = 10
 """Seconds that the exporter takes at most to send the last spans."""
 EXAMPLES = sorted((ROOT / "deploy" / "helm" / "values").glob("*.yaml"))
 CLEANUP_SECONDS = STOP_SECONDS + SPANS_SECONDS
-"""Seconds that a process may take to end after it has answered all requests and emptied the queue: the embedded store
+"""Seconds that a process may take to end after it has answered all requests and emptied the queue: the embedded server
 stops, and the last spans are sent."""
 RELEASE, NAMESPACE = "shop", "prod"
 PASSWORD = "correct-horse-battery-staple"

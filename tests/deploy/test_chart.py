@@ -477,11 +477,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two-urls": ({"redis": {"url": "redis://r/0", "existingSecret": "r"}}, "keep one"),
     "memory-of-another-store": (
         {"redis": {"url": "redis://r/0"}, "settings": {"store_memory_bytes": 2**30}},
-        "limits the embedded store",
+        "limits the embedded server",
     ),
     "memory-of-another-store-in-a-secret": (
         {"redis": {"existingSecret": "r"}, "secretSettings": {"store_memory_bytes": {"name": "s", "key": "m"}}},
-        "limits the embedded store",
+        "limits the embedded server",
     ),
     "replicas-one-volume": ({"replicas": 2, "redis": {"existingSecret": "r"}}, "ReadWriteMany"),
     "replicas-one-claim": (

@@ -344,7 +344,7 @@ async def following(
     try:
         yield index
     finally:
-        async with asyncio.timeout(5):  # a stop that hangs is a failure
+        async with asyncio.timeout(WAIT_SECONDS):  # a stop that hangs is a failure
             await index.stop()
 
 

@@ -22,7 +22,7 @@ from tests.service.raw_requests import RawRequest, raw_request
 REQUESTS = int(os.environ.get("NOTELLM_FUZZ_REQUESTS", "2000"))
 SEED = int(os.environ.get("NOTELLM_FUZZ_SEED", "0"))
 AT_ONCE = 16
-HANG_SECONDS = 5.0
+HANG_SECONDS = 60.0
 MAX_GROWTH_MIB = 50
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + REQUESTS // 20)]
 Outcome = Callable[[int, str], Awaitable[None]]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from service import wiring
+from service.behaviour.co_occurrence import CoOccurrenceOptions
 from service.settings import Settings
 from service.settings_errors import describe_errors
 
@@ -195,3 +200,20 @@ def test_note_may_be_no_larger_than_a_body_where_its_bound_is_not_set() -> None:
     assert Settings().note_bytes == 512 * 2**10
     assert Settings.model_validate({"max_body_bytes": 1000}).note_bytes == 1000
     assert Settings.model_validate({"max_body_bytes": 1000, "max_note_bytes": 999}).note_bytes == 999
+
+
+def test_settings_of_behaviour_reach_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("service.wiring.LiveBehaviour", lambda *arguments: made.append(arguments))
+    given = {"behaviour_window": 7, "behaviour_lower": 0.1, "behaviour_upper": 0.9, "behaviour_min_readers": 2}
+    given |= {"behaviour_top": 5, "behaviour_half_life_seconds": 60.0, "behaviour_reads": 1000, "behaviour_kappa": 3.0}
+    unlimited = {"behaviour_window": 0, "behaviour_upper": 0, "behaviour_half_life_seconds": 0}
+    for fields in (given, unlimited):
+        settings = Settings.model_validate({"checkpoint": "unused"} | fields)
+        shared: Any = SimpleNamespace(settings=settings, telemetry=None, clock=None)
+        wiring._make_behaviour(shared, cast(Any, None))
+    assert made[0][1] == CoOccurrenceOptions(
+        window=7, lower=0.1, upper=0.9, min_readers=2, top=5, half_life=60.0, max_reads=1000
+    )
+    assert made[0][-1] == 3.0
+    assert made[1][1] == CoOccurrenceOptions(window=None, upper=math.inf, half_life=None)

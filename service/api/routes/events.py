@@ -117,20 +117,20 @@ async def read_session_events(session: Annotated[ReaderId, Path()], request: Req
     return NdjsonResponse(await started(lines_of_reader(request, service, session_name(session))))
 
 
-@router.delete("/users/{user}/events", summary="Forget the events of a user", responses=documented(409, 422, 429, 503))
+@router.delete("/users/{user}/events", summary="Remove the events of a user", responses=documented(409, 422, 429, 503))
 @needs(Scope.EVENTS)
 async def forget_user(user: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Delete all events of a user so far, durably, including their effect on related notes. Safe to repeat. The
-    deletion continues if the client disconnects. One runs at a time (429 beyond `max_erasures` of GET /limits)."""
+    """Remove all events of a user so far, durably, including their effect on related notes. Safe to repeat. The
+    removal continues if the client disconnects. One runs at a time (429 beyond `max_erasures` of GET /limits)."""
     return await forget(user_name(user), service)
 
 
 @router.delete(
-    "/sessions/{session}/events", summary="Forget the events of a session", responses=documented(409, 422, 429, 503)
+    "/sessions/{session}/events", summary="Remove the events of a session", responses=documented(409, 422, 429, 503)
 )
 @needs(Scope.EVENTS)
 async def forget_session(session: Annotated[ReaderId, Path()], service: ServiceDep) -> ForgottenOut:
-    """Delete all events of a session so far, as for a user."""
+    """Remove all events of a session so far, as for a user."""
     return await forget(session_name(session), service)
 
 

@@ -57,7 +57,11 @@ class EventIn(Wire):
         None, description="name of the place where the recommendation was shown, such as the `scenario` of the search"
     )
     variant: Label | None = Field(None, description="`variant` of that answer, or of your own experiment")
-    source: Label | None = Field(None, description="name of the source that the note was found by")
+    source: Label | None = Field(
+        None,
+        description="your own label for how the note was found, such as the `sources` of the search; no answer to a "
+        "search contains it",
+    )
     at: Time | None = Field(
         None,
         description="time of the event; default: now. A time up to `max_event_ahead_seconds` of GET /limits in the "

@@ -39,11 +39,11 @@ class HashtagOut(BaseModel):
     text: str = Field(description="the hashtag, without '#'")
     score: float = Field(
         description="in (0, 1]: probability that the model writes this hashtag first; with the policy grounded, this "
-        "probability combined with the share of the nearest notes that carry it and with whether the text names it"
+        "probability combined with the share of the neighbours that carry it and with whether the text names it"
     )
     notes: list[str] = Field(
         [],
-        description="with the policy grounded: ids of the nearest notes that carry this hashtag; omitted if none does",
+        description="with the policy grounded: ids of the neighbours that carry this hashtag; omitted if none does",
         exclude_if=lambda notes: not notes,
     )
 
@@ -118,8 +118,9 @@ class HashtagRules(Wire):
     policy: HashtagPolicy | None = Field(
         None,
         description="source of the hashtags. open: whatever the model writes; known: of that, only hashtags that "
-        "authors of stored notes use; grounded: the best of what the model writes, of what near notes carry (by "
-        "vectors and by words), and of hashtags of stored notes that the text names; null: the service's default",
+        "authors of stored notes use; grounded: the best of what the model writes, of what the text's neighbours "
+        "carry (the stored notes nearest to it, by vectors and by words), and of hashtags of stored notes that the "
+        "text names; null: the service's default",
     )
     blocked: list[Name] = Field(
         [], max_length=MAX_BLOCKED, description="hashtags never to return, whatever their case and spacing"

@@ -236,7 +236,7 @@ class NoteOut(BaseModel):
     content: str = Field(description='content of the note; "" if there is none')
     hashtags: list[str] = Field(description=HASHTAGS_MEANING)
     category: str | None = Field(description=CATEGORY_MEANING)
-    author: str | None = Field(description="name of the author; null if none")
+    author: str | None = Field(description="author, as given; null if none")
     created_at: datetime | None = Field(description="time of creation; null if unknown")
     expires_at: datetime | None = Field(description="time from which the note is no longer returned; null if none")
     attributes: dict[str, Attribute] = Field(description="attributes by name, as they were sent")

@@ -74,7 +74,9 @@ class LimitsOut(BaseModel):
     )
     max_event_position: int = Field(MAX_POSITION, description="maximum `position` of an event")
     event_types: list[str] = Field(description="allowed values of `type` of an event")
-    event_seconds: float = Field(description="seconds for which an event is kept and counts; an older event is refused")
+    event_seconds: float = Field(
+        description="seconds for which an event is kept and counts; an older event is rejected"
+    )
     event_bytes: int = Field(
         description="maximum bytes of memory for a tenant's events; beyond it the oldest are removed"
     )
@@ -86,7 +88,9 @@ class LimitsOut(BaseModel):
     max_hashtags: int = Field(MAX_HASHTAGS, description="maximum hashtags of a note, and of a filter")
     max_generated_hashtags: int = Field(MAX_GENERATED, description="maximum `count` of POST /generate/hashtags")
     min_hashtag_score: float = Field(
-        description="minimum score of hashtags that `?generate` gives a note, unless the request sends `min_score`"
+        description="minimum score of hashtags that `?generate` gives a note, unless the request sends `min_score`. "
+        "Independent of `min_hashtag_score` in the checkpoint's notellm.json, which drops hashtags that the model is "
+        "unlikely to write"
     )
     min_category_probability: float = Field(
         description="minimum probability of a category that `?generate` gives a note"

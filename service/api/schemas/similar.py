@@ -229,7 +229,7 @@ class SimilarItem(BaseModel):
     title: str | None = Field(description=f"first {KEPT_CHARACTERS:,} characters of the title; {DEGRADED}")
     hashtags: list[str] | None = Field(description=f"{HASHTAGS_MEANING}; {DEGRADED}")
     category: str | None = Field(description=f"{CATEGORY_MEANING}, or if the answer is degraded")
-    author: str | None = Field(description="name of the author; null if none, or if the answer is degraded")
+    author: str | None = Field(description="author, as given; null if none, or if the answer is degraded")
     content: str | None = Field(None, description=f"whole content; {INCLUDED}")
     created_at: datetime | None = Field(None, description=f"time of creation; {INCLUDED}")
     expires_at: datetime | None = Field(None, description=f"time from which the note is no longer returned; {INCLUDED}")

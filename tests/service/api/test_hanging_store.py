@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.index.live import LiveIndex
 from service.records import LogBounds, LogEntry
 from service.store.redis_store import RedisNoteStore
 from tests.service.api.conftest import Serve, eventually_true, gauge
@@ -109,8 +110,24 @@ def test_wait_for_a_position_has_the_same_bound_or_the_callers(
             late = second.post("/similar", json=body, headers={"x-request-timeout": "1"})
             assert (late.status_code, late.json()["type"].rpartition("/")[2]) == (503, "index-behind")
             assert written["min_log_position"] in late.json()["detail"]
-            threading.Timer(0.5, follows.set).start()
+            asked, waits, wait_for = list[float](), threading.Event(), LiveIndex.wait_for
+
+            async def recorded(index: LiveIndex, position: str, seconds: float) -> None:
+                if position == written["min_log_position"]:
+                    asked.append(seconds)
+                    waits.set()
+                await wait_for(index, position, seconds)
+
+            def release() -> None:
+                waits.wait(30)
+                follows.set()
+
+            monkeypatch.setattr(LiveIndex, "wait_for", recorded)
+            releasing = threading.Thread(target=release)
+            releasing.start()
             answer = second.get("/notes/a/similar", params=written, headers={"x-request-timeout": "15"})
+            releasing.join()
+            assert asked[:1] == [15]
             assert [item["id"] for item in answer.json()["items"]] == ["b"]
             assert answer.json()["degraded"] is False, "the wait for the index is not one for the store"
 

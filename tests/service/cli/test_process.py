@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+import redis
 
 from service.cli.ingest import Ingest
 from service.cli.main import REJECTED
 from service.cli.transfer import TransferFailed
 from service.notes_file import Line
+from tests.service.conftest import DebianRedis, kill
 from tests.service.process import NOTELLM, Process, alive, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -52,7 +55,7 @@ def notes_file(tmp_path: Path) -> Path:
 
 
 def test_sigterm_finishes_requests_in_flight_and_ends_redis(service: Process) -> None:
-    redis = service.redis_pid()
+    server = service.redis_pid()
     body = json.dumps([{"id": f"w{i}", "title": f"in flight {i}"} for i in range(100)]).encode()
     address = httpx2.URL(service.url)
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -63,7 +66,7 @@ def test_sigterm_finishes_requests_in_flight_and_ends_redis(service: Process) ->
         connection.sendall(body)
         assert b" 207 " in connection.recv(1024)
     service.wait()
-    assert not alive(redis)
+    assert not alive(server)
     service.start()
     assert httpx2.get(f"{service.url}/notes/w99").status_code == 200
 
@@ -112,16 +115,16 @@ def test_sigterm_ends_the_first_process_of_a_container(tiny_checkpoint: Path, tm
 
 def test_interrupt_at_a_terminal_ends_service_and_redis_without_draining(tiny_checkpoint: Path) -> None:
     with running(tiny_checkpoint, NOTELLM_DRAIN_SECONDS="600") as service:
-        redis = service.redis_pid()
+        server = service.redis_pid()
         assert service.end(signal.SIGINT) == 0
-        assert not alive(redis)
+        assert not alive(server)
 
 
 def test_acknowledged_notes_survive_sigkill_of_the_service(service: Process) -> None:
     acknowledged = [httpx2.post(f"{service.url}/notes", json={"title": f"kept {i}"}).json()["id"] for i in range(20)]
-    redis = service.redis_pid()
+    server = service.redis_pid()
     service.end(signal.SIGKILL)
-    wait_until(lambda: not alive(redis))
+    wait_until(lambda: not alive(server))
     service.start()
     for note_id in acknowledged:
         found = httpx2.get(f"{service.url}/notes/{note_id}/similar", params={"k": 1})
@@ -499,3 +502,25 @@ def test_keys_are_created_listed_rotated_and_revoked(tiny_checkpoint: Path) -> N
         assert service.call("keys", "revoke", prefix).exit_code == 0
         assert service.call("ingest", str(lines), "--restart", "--api-key", fresh).exit_code == 1
         assert not [secret for secret in (KEY, token, fresh) if secret.split("_", 2)[-1] in service.log]
+
+
+def test_verify_of_an_index_that_differs_fails_and_repairs_it(service: Process) -> None:
+    assert httpx2.post(f"{service.url}/notes", json={"id": "a", "title": "a"}).status_code == 201
+    with redis.Redis(unix_socket_path=str(service.folder / "d" / "redis.sock")) as store:
+        vector = np.frombuffer(store.hget("{notes}:note:a", "vector"), "<f4")
+        store.hset("{notes}:note:a", "vector", (-vector).tobytes())  # without an entry in the log
+    found = service.call("verify", "--json")
+    assert (found.exit_code, json.loads(found.stdout)["differing"]["different"]["ids"]) == (1, ["a"])
+    assert json.loads(service.call("verify", "--repair", "--json").stdout)["repaired"] is True
+    assert service.call("verify").exit_code == 0
+
+
+def test_status_of_a_service_without_its_store_fails_and_names_the_check(
+    tiny_checkpoint: Path, guarded_redis: DebianRedis
+) -> None:
+    with running(tiny_checkpoint, NOTELLM_REDIS_URL=guarded_redis.url) as process:
+        assert process.call("status").exit_code == 0
+        kill(guarded_redis)
+        wait_until(lambda: not process.answers("/readyz"))
+        answer = process.call("status")
+        assert (answer.exit_code, "NOT OK" in answer.stdout) == (1, True)

@@ -12,7 +12,7 @@ from service.concurrency import ConcurrencyLimit
 from service.errors import TooManyWaiting
 from service.index.live import LiveIndex
 from service.records import Write
-from tests.service.conftest import GatedStore, stored_note
+from tests.service.conftest import GatedStore, eventually, stored_note
 
 pytestmark = pytest.mark.anyio
 
@@ -31,6 +31,15 @@ async def test_request_beyond_the_bound_is_refused_and_its_slot_is_free_again(
     assert (await feed.read(None, 10, 0.001)).entries == []
     after = (await embedded_store.log_bounds()).last
     waiting = asyncio.create_task(feed.read(after, 10, 20.0))
+
+    def is_taken() -> bool:
+        try:
+            with waiters.slot():
+                return False
+        except TooManyWaiting:
+            return True
+
+    await eventually(is_taken)
     await embedded_store.put([Write(stored_note("a"))])
     assert [entry.id for entry in (await waiting).entries] == ["a"]
 

@@ -221,7 +221,7 @@ async def test_stop_when_cancellation_is_swallowed_still_ends(
     try:
         async with following(store, clock) as index:
             await eventually(lambda: embedded_admin.info("clients")["blocked_clients"] == 1)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(WAIT):
                 await index.stop()
         assert store.swallowed
     finally:

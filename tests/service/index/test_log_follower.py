@@ -143,7 +143,7 @@ async def test_follower_log_cut_behind_index_loses_nothing(
         position = await delete(embedded_store, "n0")
     embedded_admin.xtrim(LOG, maxlen=kept, approximate=False)
     embedded_store.release()
-    await live_index.wait_for(position, 3)
+    await live_index.wait_for(position, WAIT)
     assert await find_ids(live_index) == ids_of(notes(before + 5)) - ({"n0"} if before else set())
     await live_index.wait_for(await put(embedded_store, stored_note("later")), WAIT)
     assert "later" in await find_ids(live_index)

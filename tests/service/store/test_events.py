@@ -80,7 +80,7 @@ async def test_lists_of_a_tenant_go_to_the_server_in_short_scripts_and_a_few_at_
 async def test_one_event_does_not_wait_for_lists_and_no_list_waits_for_ever(
     redis_url: str, events: RedisEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection, call = Connection(redis_url, timeout_seconds=0.5), Connection.call
+    connection, call = Connection(redis_url), Connection.call
     arrived, release = asyncio.Semaphore(0), asyncio.Event()
     impatient = RedisEventStore(connection, BOUNDS)
     await impatient.add([click(0)])  # reads the salt once
@@ -98,8 +98,10 @@ async def test_one_event_does_not_wait_for_lists_and_no_list_waits_for_ever(
         await arrived.acquire()
     monkeypatch.undo()
     assert await impatient.add([click(50)]) == ["accepted"]
+    patience, connection.timeout_seconds = connection.timeout_seconds, 0.05
     with pytest.raises(StoreUnavailable, match="still storing earlier events"):
         await impatient.add([click(60), click(61)])
+    connection.timeout_seconds = patience
     release.set()
     assert await asyncio.gather(*lists) == [["accepted"] * 2] * MAX_ADDS
     await connection.close()

@@ -12,10 +12,10 @@
 {{- fail "more than one replica requires a shared store: set valkey.enabled, redis.url or redis.existingSecret" -}}
 {{- end -}}
 {{- if and (eq $store "embedded") (not .Values.persistence.enabled) -}}
-{{- fail "the embedded store without persistence.enabled loses all notes when its pod is deleted" -}}
+{{- fail "the embedded server without persistence.enabled loses all notes when its pod is deleted" -}}
 {{- end -}}
 {{- if and (ne $store "embedded") (or (hasKey .Values.settings "store_memory_bytes") (hasKey .Values.secretSettings "store_memory_bytes")) -}}
-{{- fail "settings.store_memory_bytes limits the embedded store only: set valkey.maxmemory, or maxmemory of your Redis, instead" -}}
+{{- fail "settings.store_memory_bytes limits the embedded server only: set valkey.maxmemory, or maxmemory of your Redis, instead" -}}
 {{- end -}}
 {{- if and $replicated .Values.persistence.enabled (ne .Values.persistence.accessMode "ReadWriteMany") -}}
 {{- fail "replicas on several nodes cannot share a ReadWriteOnce volume: set persistence.enabled=false, or persistence.accessMode=ReadWriteMany if the claim is" -}}

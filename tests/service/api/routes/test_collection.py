@@ -17,6 +17,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from service.collection.change_feed import ChangeFeed
 from tests.service.api.conftest import Serve, eventually_true
 
 
@@ -391,9 +392,16 @@ def test_changes_are_in_the_order_of_the_log(notes: httpx2.Client) -> None:
     assert second["more"] is False
 
 
-def test_request_that_waits_gets_the_next_change(notes: httpx2.Client) -> None:
+def test_request_that_waits_gets_the_next_change(notes: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     after = notes.get("/changes").json()["log_position"]
     answers: list[dict[str, Any]] = []
+    waiting, wait_beyond = threading.Semaphore(0), ChangeFeed._wait_beyond
+
+    async def recorded(feed: ChangeFeed, *arguments: Any) -> None:
+        waiting.release()
+        await wait_beyond(feed, *arguments)
+
+    monkeypatch.setattr(ChangeFeed, "_wait_beyond", recorded)
 
     def wait() -> None:
         with httpx2.Client(base_url=notes.base_url, timeout=60) as waiter:
@@ -402,6 +410,8 @@ def test_request_that_waits_gets_the_next_change(notes: httpx2.Client) -> None:
     threads = [threading.Thread(target=wait) for _ in range(5)]
     for thread in threads:
         thread.start()
+    for _ in threads:
+        assert waiting.acquire(timeout=60)
     add(notes, "a")
     for thread in threads:
         thread.join(20)

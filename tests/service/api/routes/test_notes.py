@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.errors import NoteContended
 from service.records import position_key
 from tests.service.api.conftest import Serve
 
@@ -371,6 +372,18 @@ def test_patch_with_what_the_note_has_writes_nothing(client: httpx2.Client) -> N
         added = client.post("/notes", json={"title": "soup", "author": f"a{number}"})
         patched = client.patch(added.headers["location"], json={"author": f"a{number}"})
         assert patched.headers["etag"] == added.headers["etag"]
+
+
+def test_change_of_a_contended_note_is_409_and_says_when_to_try_again(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def contended(recommender: Any, note_id: str, *arguments: Any, **options: Any) -> None:
+        raise NoteContended(note_id)
+
+    monkeypatch.setattr("service.recommender.Recommender.change", contended)
+    answer = client.patch("/notes/kyoto", json={"title": "soup"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (409, "1")
+    assert (answer.json()["type"].rpartition("/")[2], answer.json()["retry_after"]) == ("note-contended", 1)
 
 
 def test_outcome_of_a_write_says_what_became_of_the_note(client: httpx2.Client) -> None:

@@ -12,6 +12,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.records import position_key
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.purge import purge_store
 from tests.service.api.conftest import Serve
@@ -49,7 +50,7 @@ def replicas(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         ]
         answer = clients[0].post("/notes", json=notes)
         assert answer.status_code == 207
-        position = max((result["log_position"] for result in answer.json()["results"]), key=len)
+        position = max((result["log_position"] for result in answer.json()["results"]), key=position_key)
         params = {"min_log_position": position}
         for client in clients:
             answer = client.get("/notes/p0/similar", params=params, headers={"x-request-timeout": "30"})

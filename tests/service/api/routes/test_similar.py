@@ -8,6 +8,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.api import waiting
+from service.records import position_key
+
 CATEGORIES = ("Food", "Pets")
 AUTHORS = ("ann", "bob", "cat")
 
@@ -86,9 +89,19 @@ def test_a_text_finds_what_its_stored_twin_finds(client: httpx2.Client) -> None:
     assert [i["id"] for i in by_text["items"]] == [i["id"] for i in similar(client, k=5)["items"]]
 
 
-def test_a_log_position_is_waited_for(client: httpx2.Client) -> None:
+def test_a_log_position_is_waited_for(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     position = client.post("/notes", json={"id": "f-pos", "title": "position"}).json()["log_position"]
-    assert similar(client, min_log_position=position)["log_position"] >= position
+    asked, wait = list[str](), waiting.wait_for_position
+
+    async def recorded(position: str, *arguments: Any) -> None:
+        asked.append(position)
+        await wait(position, *arguments)
+
+    monkeypatch.setattr("service.api.routes.similar.wait_for_position", recorded)
+    by_text = client.post("/similar", json={"title": "position", "min_log_position": position})
+    answers = [similar(client, min_log_position=position), by_text.json()]
+    assert asked == [position] * 2
+    assert all(position_key(answer["log_position"]) >= position_key(position) for answer in answers)
 
 
 @pytest.mark.parametrize(
