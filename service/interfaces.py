@@ -197,6 +197,9 @@ class NoteStore(Protocol):
         """Log position after which no caller has seen a change, as far as known without asking the store; None if
         unknown."""
 
+    def doubt_known_position(self) -> None:
+        """Make the known position unknown until there is a later change: the log was replaced, or has lost its end."""
+
     async def log_tail(self, after: str, count: int) -> LogTail | None:
         """Return the log after the position `after`; None if the log has more than `count` entries there, or lacks the
         entry at `after` itself, so that later ones may be missing too."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.access.principal import DEFAULT_TENANT
 from service.erasure.search import Needle, Search, files_below, search_folders
-from service.erasure.snapshots import remove_unused, wait_for_snapshots
+from service.erasure.snapshots import wait_for_snapshots
 from service.store.purge import PurgedLog, canary_in_store, purge_store
 
 DATA_SET_MAGIC = b"REDIS", b"VALKEY"
@@ -61,8 +60,7 @@ def purge(
     needles = [*map(Needle.of_id, ids), *(Needle.of_text(name, text) for name, text in texts)]
     with canary_in_store(url) as canary:
         logs = purge_store(url, ids, tenant)
-        purged_at = time.time()
-        remove_unused(data_dir, logs)
+        purged = {path: _version(path) for path in map(str, files_below(server_folders)[0]) if _is_data_set(path)}
         late = wait_for_snapshots(data_dir, logs, wait_seconds)
         search = search_folders([data_dir, *server_folders], needles)
         # After `search`, so that a file that the server compressed in between does not count as searched.
@@ -71,7 +69,7 @@ def purge(
         path
         for folder, files in with_canary.items()
         for path in map(str, files_below([folder])[0])
-        if path not in files and _is_data_set(path) and not (files and _is_written_after(path, purged_at))
+        if path not in files and _is_data_set(path) and not (files and _version(path) != purged.get(path))
     ]
     searched = bool(with_canary) and all(with_canary.values())
     return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), searched, tuple(dict.fromkeys(others)), search)
@@ -82,13 +80,13 @@ def _files_with(text: str, folder: Path) -> set[str]:
     return {finding.file for finding in findings}
 
 
-def _is_written_after(path: str, moment: float) -> bool:
-    """Return whether a file was written after `moment`, Unix time, or no longer exists, since the server has replaced
-    it."""
+def _version(path: str) -> tuple[int, int, int] | None:
+    """Return what differs once the server has replaced a file; None for a file that does not exist."""
     try:
-        return os.stat(path).st_mtime > moment
+        status = os.stat(path)
     except FileNotFoundError:
-        return True
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _is_data_set(path: str) -> bool:

@@ -35,12 +35,13 @@ def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
 
 def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float) -> list[Path]:
     """Wait until each process has made a snapshot after the purge of `logs`; return the folders of those that have not
-    within `seconds`. Called after `remove_unused`, which leaves no folder without a snapshot but those in use: their
-    processes may be writing a first one, begun before they read of the purge."""
+    within `seconds`. Folders that no process uses are removed. One without a snapshot is in use: its process may be
+    writing a first one, begun before it read of the purge."""
     logs = list(logs)
     positions = _positions(logs)
     deadline = time.monotonic() + seconds
     while True:
+        remove_unused(data_dir, logs)
         folders = list(_folders(data_dir, logs))
         late = [folder for folder in folders if folder.exists() and not _can_go_on(folder / MANIFEST, positions)]
         if not late or time.monotonic() > deadline:

@@ -177,6 +177,8 @@ class LogFollower:
         if exchanged or not bounds.reach(state.position):
             await self._store.identity()  # raises TenantRemoved: a store that was removed has lost nothing
             state.check_log(state.position, bounds)
+            if exchanged or bounds.lost(state.position):
+                self._store.doubt_known_position()
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last, exchanged=exchanged)
             reason = "the store was restored or replaced" if exchanged else "the log lacks changes since this index"
             self.readiness.mark_unready(f"rebuilding: {reason}")

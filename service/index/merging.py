@@ -76,9 +76,10 @@ class MergePlanner(Generic[S]):
 
     def finish(self, sources: Collection[S], merged: Iterable[S]) -> None:
         """Record that `merged` has replaced `sources`."""
-        self._to_rewrite = [segment for segment in self._to_rewrite if segment not in sources]
+        to_rewrite = [segment for segment in self._to_rewrite if segment not in sources]
         if self._dropped_since_plan:
-            self._to_rewrite += [segment for segment in merged if segment.dead]
+            to_rewrite += [segment for segment in merged if segment.dead]
+        self._to_rewrite = to_rewrite  # in one step: a purge reads `dropping` in another thread
 
     def give_up(self, sources: Iterable[S]) -> None:
         """Leave segments whose merge failed out of the next plans."""

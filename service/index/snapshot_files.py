@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import orjson
@@ -61,7 +61,8 @@ class SnapshotFolder:
     """The folder of one process's snapshots. `replica` is the name under which the store knows the process."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises BlockingIOError when another process has the folder, OSError when it cannot be written."""
+        """Raises BlockingIOError when another process has the folder or has just removed it, OSError when it cannot be
+        written."""
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(PermissionError):  # the folder's owner is another user, who shares it with a group
             folder.chmod(0o700)  # the files have ids, hashtags and vectors of all notes
@@ -69,6 +70,8 @@ class SnapshotFolder:
         self._lock = (folder / LOCK).open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(self._lock, folder / LOCK):
+                raise BlockingIOError(f"{folder} was removed before it was locked")
             self.replica = self._name_replica()
         except BaseException:
             self._lock.close()
@@ -241,6 +244,14 @@ def _read_manifest(folder: Path, origin: SnapshotOrigin) -> dict[str, Any] | Non
     if differing := [name for name, value in expected.items() if value != body["origin"][name]]:
         raise SnapshotRefused(f"it was made with another {', '.join(differing)}")
     return dict(body)
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Return whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _close_all(files: Sequence[int]) -> None:

@@ -124,11 +124,11 @@ def logs_of_store(url: str) -> list[PurgedLog]:
 
 def last_purge(url: str, now: float) -> float:
     """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
-    which it stores. It also replaces a stored time after `now`, which a clock that was ahead has left: no purge would
-    be due before that time. Raises PurgeError."""
+    which it stores. It also replaces a stored time that is after both `now` and the server's time, which a clock that
+    was ahead has left: no purge would be due before that time. Raises PurgeError."""
     with _client(url) as client:
         last = float(client.get(LAST) or math.inf)
-        if last > now:
+        if last > max(now, client.time()[0] + 1):
             client.eval(SET, 1, LAST, now)
         return min(last, now)
 

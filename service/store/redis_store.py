@@ -277,6 +277,10 @@ class RedisNoteStore:
     def known_position(self) -> str | None:
         return self._known.read() if self._known else None
 
+    def doubt_known_position(self) -> None:
+        if self._known:
+            self._known.doubt(self._clock())
+
     def _remember(self, stored: StoredNote) -> str:
         """Cache a note that is about to be written; return the `by` of its log entry."""
         by = f"{self._process}-{next(self._numbers)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,21 @@ def test_store_is_purged_once_per_interval(embedded: EmbeddedRedis, written: red
 def test_time_of_a_clock_that_was_ahead_does_not_put_off_the_next_purge(
     embedded: EmbeddedRedis, written: redis.Redis
 ) -> None:
-    ahead = 1000.0 + 365 * DAY
+    now = time.time()
+    ahead = now + 365 * DAY
     assert purge_store_if_due(embedded.url, DAY, ahead) == (ahead, False)
-    assert purge_store_if_due(embedded.url, DAY, 1000.0) == (1000.0, False)
-    assert purge_store_if_due(embedded.url, DAY, 999.0 + DAY) == (1000.0, False)
-    assert purge_store_if_due(embedded.url, DAY, 1000.0 + DAY) == (1000.0 + DAY, True)
+    assert purge_store_if_due(embedded.url, DAY, now) == (now, False)
+    assert purge_store_if_due(embedded.url, DAY, now + DAY - 1) == (now, False)
+    assert purge_store_if_due(embedded.url, DAY, now + DAY) == (now + DAY, True)
+
+
+def test_clock_that_is_behind_does_not_bring_the_next_purge_forward(
+    embedded: EmbeddedRedis, written: redis.Redis
+) -> None:
+    now = time.time() - 1
+    assert purge_store_if_due(embedded.url, DAY, now) == (now, False)
+    assert last_purge(embedded.url, now - DAY) == now - DAY
+    assert purge_store_if_due(embedded.url, DAY, now + 1) == (now, False)
 
 
 def test_purge_that_another_replica_is_at_is_left_to_it(embedded: EmbeddedRedis, written: redis.Redis) -> None:

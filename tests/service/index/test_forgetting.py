@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from model.hashtags.lexical_index import InvertedLexicalIndex
 from service.filters import Filter
 from service.index.backend import Arrays, Snapshottable
+from service.index.merging import MergePlanner
 from service.index.segmented import CODES, SegmentedIndex
 from service.index.texts import LiveTexts
 from service.records import StoredNote
@@ -157,3 +159,26 @@ def test_dropped_tombstones_leave_nothing_of_removed_texts() -> None:
     assert hashtags_of(texts, ["n11", "n13", "n14"]) == {"n11": ("other",), "n14": ("tag 14",)}
     assert [hit[0] for hit in texts.by_words(row("x", title="word14").note, 1, NOW)] == ["n14"]
     assert texts.by_words(row("x", title="word13").note, 1, NOW) == []
+
+
+def test_planner_never_says_that_a_drop_is_over_while_a_merge_that_ran_is_recorded() -> None:
+    planner = MergePlanner[Any]()
+
+    class Merged:
+        living = 1
+        seen: ClassVar[list[bool]] = []
+
+        def __len__(self) -> int:
+            return 2
+
+        @property
+        def dead(self) -> int:
+            self.seen.append(planner.dropping)  # a purge reads it in another thread
+            return 1
+
+    source = SimpleNamespace(dead=1)
+    planner.drop_tombstones([source])
+    merged = Merged()
+    planner.finish([source], [merged])
+    assert merged.seen == [True]
+    assert planner.dropping

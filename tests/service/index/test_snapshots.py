@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import orjson
@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import SnapshotRefused
+from service.index import snapshot_files
 from service.index.backend import Arrays, Part
 from service.index.snapshot_files import LOCK, MANIFEST, VERSION, OthersSnapshots, SnapshotFolder, SnapshotOrigin
 
@@ -197,3 +198,26 @@ def test_damaged_snapshot_of_others_is_refused(folder: SnapshotFolder, tmp_path:
     assert snapshot is not None
     with pytest.raises(SnapshotRefused, match="damaged"):
         snapshot.read("rows")
+
+
+@pytest.mark.parametrize("claimed_anew", [False, True])
+def test_claim_of_a_folder_that_is_removed_before_it_is_locked_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claimed_anew: bool
+) -> None:
+    others: list[SnapshotFolder] = []
+    lock = snapshot_files.fcntl.flock
+
+    def lock_late(file: Any, operation: int) -> None:
+        monkeypatch.setattr("service.index.snapshot_files.fcntl.flock", lock)
+        snapshot_files.remove_unused_snapshots(tmp_path)
+        if claimed_anew:
+            others.append(SnapshotFolder.claim(tmp_path))
+        lock(file, operation)
+
+    monkeypatch.setattr("service.index.snapshot_files.fcntl.flock", lock_late)
+    with closing(SnapshotFolder.claim(tmp_path)) as claimed:
+        claimed.save(ORIGIN, "1-0", parts(FIRST))
+        for other in others:
+            assert other.replica != claimed.replica
+            other.close()
+        assert [folder.name for folder in tmp_path.glob("*/") if (folder / MANIFEST).exists()] == ["1"]

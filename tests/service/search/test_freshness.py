@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from service.index.live import LiveIndex
+from service.index.log_follower import LogFollower
 from service.interfaces import Clock
 from service.read_time import ReadTime
 from service.records import LogTail, StoredNote, Unreadable, Write
@@ -109,6 +110,27 @@ async def test_store_is_asked_only_where_the_index_does_not_come_to_the_known_po
             assert await changed(freshness) == {"late"}
             assert len(asked) == 1
             store.release()
+        await store.close()
+
+
+async def test_known_position_is_doubted_while_an_index_is_rebuilt_after_the_log_lost_its_end(
+    embedded: EmbeddedRedis, embedded_admin: redis.Redis, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def held(follower: LogFollower) -> None:
+        await asyncio.Event().wait()
+
+    with closing(KnownPosition(tmp_path / "known")) as known:
+        store = GatedStore(embedded.url, clock=clock, known=known)
+        async with following(store, clock) as index:
+            (written,) = await store.put([Write(a_note("lost"))])
+            assert written
+            await index.wait_for(written.position, 5)
+            assert Freshness(store, index).is_current()
+            monkeypatch.setattr(LogFollower, "_rebuild", held)
+            embedded_admin.flushall()
+            await eventually(lambda: not index.status().ready)
+            assert store.known_position is None
+            assert not Freshness(store, index).is_current()
         await store.close()
 
 
