@@ -137,10 +137,10 @@ class UnsupportedMediaType(NoteLLMError):
 
 
 class LimitExceeded(NoteLLMError):
-    """A request is over a bound. `bound`: its name on GET /limits."""
+    """A request is over a bound, or the note that it would make. `bound`: its name on GET /limits."""
 
-    def __init__(self, bound: str, limit: int) -> None:
-        super().__init__(f"The request exceeds the limit {bound} = {limit}; split or shorten it. See GET /limits.")
+    def __init__(self, bound: str, limit: int, subject: str = "The request") -> None:
+        super().__init__(f"{subject} exceeds the limit {bound} = {limit}; split or shorten it. See GET /limits.")
         self.bound = bound
         self.limit = limit
 

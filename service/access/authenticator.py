@@ -100,6 +100,8 @@ class Authenticator:
         if key is None:
             key = (await self._read_after(arrived)).opened_by(prefix, digest, self.clock())
         if key is None:
+            if self._read_at < arrived:  # it may be new
+                raise StoreUnavailable("the API keys cannot be read")
             raise _unknown_key()
         self._refuse_expired(key)
         self._note_use(key)

@@ -20,7 +20,7 @@ from service.access.gate import Gate
 from service.api import problems, reader
 from service.api.connection import CallerLeft
 from service.api.early_refusal import EarlyRefusal
-from service.api.middleware import BodyLimit, RequestContext
+from service.api.middleware import AnswerFailures, BodyLimit, RequestContext
 from service.api.openapi import describe
 from service.api.request_log import RequestLog
 from service.api.routes import (
@@ -235,7 +235,9 @@ def _add_short_path(
 
 
 def _add_outer_middleware(app: FastAPI, settings: Settings, tracer: Tracer | None) -> None:
-    """Add the outermost middleware: CORS, and the context of each request."""
+    """Add the outermost middleware: the answers to failures, which CORS lets pages read, and the context of each
+    request."""
+    app.add_middleware(AnswerFailures, lifecycle=app.state.lifecycle)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -20,6 +20,14 @@ def check_note_size(size: int, settings: Settings) -> None:
         raise LimitExceeded("max_note_bytes", limit)
 
 
+def check_changed_size(size: int, earlier: int, settings: Settings) -> None:
+    """Refuse a change that makes the JSON of a stored note longer, from `earlier` to `size`, and than max_note_bytes. A
+    stored note may be longer: it was imported, or the bound was lowered. Raises LimitExceeded."""
+    limit = settings.note_bytes
+    if size > max(limit, earlier):
+        raise LimitExceeded("max_note_bytes", limit, "The changed note, with what it keeps,")
+
+
 def max_import_bytes(settings: Settings) -> int:
     """Return the bound on the JSON of an imported note: that of a note, plus room for a vector, and at most that of a
     body."""

@@ -19,6 +19,7 @@ from service.access.manager import Manager
 from service.access.principal import Principal
 from service.adding import GENERATED_HASHTAGS, Generate
 from service.admission import Lane, Urgency
+from service.api.repeated_headers import joined_lines
 from service.container import Service
 from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
@@ -30,6 +31,8 @@ from service.tenants import Tenants
 
 ETAG = re.compile(r'(?:W/)?"(\d{1,20}-\d{1,20})"')
 """An ETag of a note. A proxy that compresses answers makes it weak (W/); it still names the same version."""
+ANY_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
+"""Any ETag (RFC 9110, section 8.8.3)."""
 MAX_ETAGS = 16
 """Bound on the ETags of one header."""
 TIMEOUT_MEANING = "seconds within which you need the answer, at most request_seconds of GET /limits"
@@ -105,6 +108,7 @@ async def get_generate(
 
 
 async def get_condition(
+    request: Request,
     if_match: Annotated[
         str | None,
         Header(description="ETags in quotation marks, of which the note must have one; or *: the note must exist"),
@@ -118,21 +122,24 @@ async def get_condition(
     if if_match is not None and if_none_match is not None:
         raise MalformedHeader("If-None-Match", "cannot be combined with If-Match; send one of them")
     if if_match is not None:
-        return Condition(_positions("If-Match", if_match))
+        return Condition(_positions(request, "If-Match"))
     if if_none_match is not None:
-        return Condition(_positions("If-None-Match", if_none_match), negated=True)
+        return Condition(_positions(request, "If-None-Match"), negated=True)
     return None
 
 
-def _positions(header: str, value: str) -> tuple[str, ...]:
-    """Parse a list of ETags as log positions; () for *. Raises MalformedHeader."""
+def _positions(request: Request, header: str) -> tuple[str, ...]:
+    """Parse a list of ETags as log positions; () for *. In a read, another service's ETag, such as one that a proxy has
+    changed, stands for no position. Raises MalformedHeader."""
+    value = joined_lines(request, header)
     if value.strip() == "*":
         return ()
-    etags = [ETAG.fullmatch(part.strip()) for part in value.split(",")]
-    positions = tuple(etag[1] for etag in etags if etag)
-    if len(positions) < len(etags) or len(etags) > MAX_ETAGS:
+    texts = [text.strip() for text in value.split(",")]
+    etags = [ETAG.fullmatch(text) for text in texts]
+    known = all(etags) or (request.method == "GET" and all(map(ANY_ETAG.fullmatch, texts)))
+    if not known or len(etags) > MAX_ETAGS:
         raise MalformedHeader(header, f'must be * or up to {MAX_ETAGS} ETags, each "<log_position>"')
-    return positions
+    return tuple(etag[1] if etag else "" for etag in etags)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class HeadWithBody(asyncio.Transport):
             self._protocol.write(head + data if head else data)
 
     def _send_head(self) -> None:
-        if self._head:
+        if self._head and not self._transport.is_closing():
             self.write(b"")
 
     def is_closing(self) -> bool:
@@ -39,4 +39,4 @@ class HeadWithBody(asyncio.Transport):
 
     def close(self) -> None:
         self._send_head()
-        self._transport.close()
+        self._protocol.end_after_answer(self)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from service.api.repeated_headers import joined_lines
 from service.errors import MalformedHeader
 from service.records import Attempt
 
@@ -57,7 +58,7 @@ async def get_idempotency_key(
         raise MalformedHeader("Idempotency-Key", "must have 1 to 255 visible ASCII characters")
     headers = request.headers
     parts = (request.method, request.url.path, request.url.query, headers.get("content-type", ""))
-    conditions = (headers.get("if-match", ""), headers.get("if-none-match", ""))
+    conditions = (joined_lines(request, "if-match"), joined_lines(request, "if-none-match"))
     return IdempotencyKey(idempotency_key, _digest(*(part.encode() for part in (*parts, *conditions))))
 
 

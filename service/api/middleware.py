@@ -35,8 +35,7 @@ def path_without_user(path: str) -> str:
 
 
 class RequestContext:
-    """Gives each request an id and its time of arrival, has `request_log` observe it, and answers 500 if the code
-    fails, 503 if the process ends first.
+    """Gives each request an id and its time of arrival, and has `request_log` observe it.
 
     With a `tracer`, log lines have the trace's id, and the answer has it with the request's span in `traceresponse`.
 
@@ -103,19 +102,6 @@ class RequestContext:
 
         try:
             await self._app(scope, watched_receive, send_with_id)
-        except asyncio.CancelledError:
-            if status or not self._lifecycle.draining:
-                raise
-            # uvicorn has waited shutdown_seconds for this request, and would answer 500 itself.
-            await error_response(Stopping())(scope, receive, send_with_id)
-        except Exception:
-            log.exception("request_failed", path=path_without_user(scope["path"]))
-            if status:  # an answer has begun: it can only be cut off
-                raise
-            detail = (
-                "The service failed on this request: an internal error. Report it with the `instance` of this problem."
-            )
-            await problem_response(plain_problem(500, detail))(scope, receive, send_with_id)
         finally:
             left = left or scope["state"].get("left", False)
             status = scope["state"].get("ended_status") or (499 if left else status)
@@ -133,6 +119,41 @@ class RequestContext:
             principal=state.get("principal"),
             stages=stages,
         )
+
+
+class AnswerFailures:
+    """Answers 500 if the code fails, and 503 if the process ends before a request is answered."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            if begun or not self._lifecycle.draining:
+                raise
+            # uvicorn has waited shutdown_seconds for this request, and would answer 500 itself.
+            await error_response(Stopping())(scope, receive, send)
+        except Exception:
+            log.exception("request_failed", path=path_without_user(scope["path"]))
+            if begun:  # the answer can only be cut off
+                raise
+            detail = (
+                "The service failed on this request: an internal error. Report it with the `instance` of this problem."
+            )
+            await problem_response(plain_problem(500, detail))(scope, receive, send)
 
 
 class BodyLimit:

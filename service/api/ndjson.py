@@ -67,11 +67,11 @@ async def _chain(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[by
 
 def takes_gzip(headers: Headers) -> bool:
     """Return whether a caller accepts answers compressed by gzip."""
+    accepted: dict[str, bool] = {}
     for coding in headers.get("accept-encoding", "").lower().split(","):
         name, _, weight = (part.strip() for part in coding.partition(";"))
-        if name in ("gzip", "*"):
-            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
+        accepted.setdefault(name, weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000"))
+    return accepted.get("gzip", accepted.get("*", False))  # * stands for those that are not named
 
 
 async def gzipped(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

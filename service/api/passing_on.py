@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
 
 from service.api.problems import plain_problem, problem_response
+from service.store.connection import CLOSED
 
 HOP_BY_HOP_HEADERS = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -67,7 +68,7 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
     """Send a request until its caller disconnects; then abort the connection and return True. Return False where the
     other process has closed the connection."""
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    with contextlib.suppress(OSError):  # the other process has closed the connection: perhaps its answer says why
+    try:
         writer.write(_head(scope, chunked))
         more = True
         while True:
@@ -81,6 +82,9 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
                 more = False
                 writer.write(b"0\r\n\r\n" if chunked else b"")
             await writer.drain()
+    except (OSError, RuntimeError) as error:  # the other process has closed the connection: perhaps its answer says why
+        if isinstance(error, RuntimeError) and CLOSED not in str(error):
+            raise
     return False
 
 

@@ -155,7 +155,9 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
     """Response to FastAPI's errors about a request."""
     failures = error.errors()
     if any(failure["type"] == "json_invalid" for failure in failures):
-        return error_response(errors.MalformedBody(failures[0].get("ctx", {}).get("error", failures[0]["msg"])))
+        failure = failures[0]
+        place = f" (char {failure['loc'][1]})" if len(failure["loc"]) > 1 else ""
+        return error_response(errors.MalformedBody(failure.get("ctx", {}).get("error", failure["msg"]) + place))
     return error_response(invalid_input(failures))
 
 

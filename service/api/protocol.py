@@ -116,6 +116,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Body of the last request that was passed to the app."""
         self._discarded = 0
         """Bytes of the current body that were discarded."""
+        self._ends_after_body = False
+        """Whether the connection is closed once the body of the current request has arrived."""
         self._rest = b""
         """Bytes that were read but not parsed yet, since MAX_PIPELINED requests wait before them."""
         self._open = True
@@ -135,6 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._open = False
         self._unsent.close()
         self._leave()  # uvicorn notifies the last request alone
+        self._unset_keepalive_if_required()  # uvicorn lets the timer hold a connection that was reset until it is over
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -296,6 +299,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._unparsed = 0
         self._deadline = math.inf  # until a later request begins
+        if self._ends_after_body:
+            self.transport.close()
+            return
         if self._early is not None:
             self._send_early(self._early)
             return
@@ -313,6 +319,16 @@ class BoundedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()  # uvicorn resumes reading after each answer
         if self._rest and len(self.pipeline) < MAX_PIPELINED // 2:
             self.loop.call_soon(self._parse_rest)
+
+    def end_after_answer(self, answer: HeadWithBody) -> None:
+        """Close the connection after `answer`. Where it answers a request whose body has not arrived, only this side is
+        closed, and the body is discarded: a connection that is closed with unread bytes is reset, and its caller may
+        lose the answer. The bounds on a body's time and on discarded bytes stay."""
+        if self.cycle.transport is answer and self.cycle.more_body and self.transport.can_write_eof():
+            self._ends_after_body = True
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def _send_early(self, answer: EarlyResponse) -> None:
         self._early = None
@@ -388,7 +404,9 @@ class BoundedProtocol(HttpToolsProtocol):
         has begun, would have to come first. A request whose body is incomplete is observed with `status`, earlier ones
         are not (middleware.py). `retry_after`: seconds."""
         pending = self._pending
-        if not any(cycle.response_started for cycle in pending) and len(pending) <= (not self._in_head):
+        is_answered = not self._in_head and bool(self._unanswered) and self._unanswered[-1].response_complete
+        is_next = not any(cycle.response_started for cycle in pending) and len(pending) <= (not self._in_head)
+        if is_next and not is_answered:
             headers = [(b"content-type", MEDIA_TYPE.encode())]
             if retry_after is not None:
                 headers.append((b"retry-after", b"%d" % retry_after))

@@ -1,5 +1,5 @@
 """Routes that admit the callers that their handler declares, and refuse what they would otherwise ignore: query
-parameters that are unknown or repeated, conditions, and an Idempotency-Key of a write."""
+parameters that are unknown or repeated, headers that are repeated, conditions, and an Idempotency-Key of a write."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.datastructures import QueryParams
 
 from service.access.principal import READ_SCOPES
 from service.api.access import admit, needed_scopes
+from service.api.repeated_headers import is_repeated
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
@@ -47,12 +48,16 @@ class StrictRoute(APIRoute):
         writes = bool(scopes) and scopes.isdisjoint(READ_SCOPES) and self.methods != {"GET"}
         heeded = (*CONDITIONS, IDEMPOTENCY_KEY) if writes else CONDITIONS
         unheeded = [header for header in heeded if header not in headers]
+        single = headers.difference(CONDITIONS)
 
         async def handle_strictly(request: Request) -> Response:
             await self.admit(request, scopes)
             for header in unheeded:
                 if header in request.headers:
                     raise MalformedHeader(header.title(), "is not supported at this address; omit it")
+            for header in single:
+                if is_repeated(request, header):
+                    raise MalformedHeader(header.title(), "is given more than once; send one")
             if request.scope["query_string"]:
                 refuse_unknown(request.query_params.keys(), names)
                 refuse_repeated(request.query_params, lists)

@@ -14,7 +14,7 @@ from service.access.principal import Scope
 from service.adding import Added, expired_error
 from service.api.access import needs, needs_engine
 from service.api.bodies import NDJSON, check_media_type, is_list, lines, one_list_or_stream, parse_json
-from service.api.bounds import check_note_size
+from service.api.bounds import check_changed_size, check_note_size
 from service.api.connection import while_connected
 from service.api.dependencies import (
     ConditionDep,
@@ -31,7 +31,7 @@ from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse
 from service.api.problems import documented, invalid_value
 from service.api.schemas.common import NoteId
-from service.api.schemas.notes import AddedOut, NoteIn, NoteOut, NotePatch, RemovedOut
+from service.api.schemas.notes import AddedOut, EarlierNoteIn, NoteIn, NoteOut, NotePatch, RemovedOut
 from service.errors import FieldError, InvalidInput, MalformedHeader, PreconditionFailed
 from service.interfaces import NoteStore
 from service.records import Condition
@@ -218,7 +218,9 @@ async def patch_note(
             whole = body.merged(note)
         except ValidationError as error:
             raise invalid_value(error) from error
-        check_note_size(len(whole.model_dump_json(exclude_defaults=True).encode()), service.settings)
+        size = _json_bytes(whole)
+        if size > service.settings.note_bytes:
+            check_changed_size(size, _json_bytes(NotePatch().merged(note)), service.settings)
         return whole.as_note(note_id)
 
     attempts = key.attempts(await request.body())
@@ -227,6 +229,10 @@ async def patch_note(
     added = await while_connected(request, urgency, work)
     response.headers.update(answer_headers(added))
     return AddedOut.of(added, service.recommender.engine.name)
+
+
+def _json_bytes(note: EarlierNoteIn) -> int:
+    return len(note.model_dump_json(exclude_defaults=True).encode())
 
 
 @router.delete("/notes/{note_id}", summary="Remove a note", responses=documented(400, 404, 409, 412, 422, 503))

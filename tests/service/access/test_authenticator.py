@@ -233,6 +233,16 @@ async def test_keys_stay_known_while_the_store_is_away(authenticator: Authentica
     assert (await sent(authenticator, token)).tenant == "films"
 
 
+async def test_key_that_may_be_new_is_not_called_unknown_while_the_store_is_away(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
+    await sent(authenticator, keys.add())
+    new, keys.away = keys.add(), True
+    now.seconds += RETRY_SECONDS
+    with pytest.raises(StoreUnavailable):
+        await sent(authenticator, new)
+
+
 async def test_open_service_stays_open_while_the_store_is_away(
     authenticator: Authenticator, keys: Keys, now: Now
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -57,6 +58,21 @@ def test_other_routes_are_on_both_ports(ports: tuple[str, str]) -> None:
 def open_to_pages(serve: Serve) -> Iterator[str]:
     with serve(bootstrap_key=BOOTSTRAP_KEY, cors_origins=(PAGE,)) as url:
         yield url
+
+
+def test_page_may_read_that_the_service_failed(open_to_pages: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("as a mistake in the code would")
+
+    monkeypatch.setattr("service.recommender.Recommender.add", fail)
+    answer = httpx2.post(
+        f"{open_to_pages}/notes",
+        json={"id": "a", "title": "soup"},
+        headers={"Origin": PAGE, **bearer(BOOTSTRAP_KEY)},
+        timeout=60,
+    )
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, PAGE)
+    assert answer.json()["instance"] == answer.headers["x-request-id"]
 
 
 def preflight(url: str, origin: str, method: str = "POST", headers: str = "Authorization") -> httpx2.Response:

@@ -14,7 +14,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from service.access.meter import Meter
-from service.api.middleware import RequestContext
+from service.api.middleware import AnswerFailures, RequestContext
 from service.api.request_log import RequestLog
 from service.lifecycle import Lifecycle
 from service.telemetry import Telemetry
@@ -129,8 +129,9 @@ async def break_off(draining: bool) -> list[Message]:
     lifecycle, telemetry = Lifecycle(), Telemetry()
     lifecycle.draining = draining
     scope = {"type": "http", "method": "POST", "path": "/notes", "headers": []}
+    app = AnswerFailures(hang, lifecycle)
     request = asyncio.create_task(
-        RequestContext(hang, lifecycle, RequestLog(telemetry, Meter(telemetry)))(scope, receive, send)
+        RequestContext(app, lifecycle, RequestLog(telemetry, Meter(telemetry)))(scope, receive, send)
     )
     await asyncio.sleep(0)
     request.cancel()

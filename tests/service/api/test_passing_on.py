@@ -9,19 +9,23 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx2
 import pytest
+import structlog
 import uvicorn
 
 from service.access.gate import Gate
 from service.api.app import create_reader_app
 from service.api.http_server import http_config
+from service.api.passing_on import _send_request
 from service.container import ReadService
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
 from service.settings import Settings
+from service.store.connection import CLOSED
 from service.telemetry import Telemetry
 from service.tenants import Tenants
 from tests.service.api.conftest import Serve, eventually_true
@@ -202,3 +206,16 @@ def test_service_that_resets_the_connection_is_told_by_503(tmp_path: Path) -> No
         thread.join()
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.anyio
+async def test_write_to_a_connection_that_uvloop_has_closed_ends_the_sending() -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}", "more_body": True}
+
+    def write(data: bytes) -> None:
+        raise RuntimeError(f"unable to perform operation on <TCPTransport>; {CLOSED}")
+
+    scope = {"method": "POST", "raw_path": b"/notes", "query_string": b"", "headers": []}
+    with structlog.contextvars.bound_contextvars(request_id="a"):
+        assert await _send_request(scope, receive, cast(Any, SimpleNamespace(write=write))) is False

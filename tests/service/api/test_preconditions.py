@@ -113,3 +113,20 @@ def test_condition_that_cannot_be_honoured_is_400(client: httpx2.Client, headers
 def test_both_conditions_at_once_are_400(client: httpx2.Client, stored: tuple[str, str]) -> None:
     address, etag = stored
     assert client.put(address, json=NOTE, headers={"If-Match": etag, "If-None-Match": OLD}).status_code == 400
+
+
+def test_lines_of_one_condition_are_one_list(client: httpx2.Client, stored: tuple[str, str]) -> None:
+    address, etag = stored
+    refused = client.put(address, json=NOTE, headers=[("If-None-Match", OLD), ("If-None-Match", "*")])
+    assert (refused.status_code, client.get(address).headers["etag"]) == (400, etag)
+    assert client.put(address, json=NOTE, headers=[("If-Match", OLD), ("If-Match", etag)]).status_code == 200
+
+
+def test_etag_that_a_proxy_has_changed_matches_no_version(client: httpx2.Client, stored: tuple[str, str]) -> None:
+    address, etag = stored
+    changed = etag[:-1] + '-gzip"'
+    answer = client.get(address, headers={"If-None-Match": changed})
+    assert (answer.status_code, answer.headers["etag"]) == (200, etag)
+    assert client.get(address, headers={"If-None-Match": f"{changed}, {etag}"}).status_code == 304
+    assert client.get(address, headers={"If-Match": changed}).status_code == 412
+    assert client.get(address, headers={"If-None-Match": "1-0"}).status_code == 400

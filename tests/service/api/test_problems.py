@@ -102,6 +102,12 @@ def test_body_that_is_missing_is_a_400_at_every_address(client: httpx2.Client, a
     assert answer.json()["detail"].endswith("it is empty")
 
 
+@pytest.mark.parametrize(("method", "address"), [("POST", "/notes"), ("PUT", "/notes/x"), ("POST", "/similar")])
+def test_place_of_an_error_in_json_is_told(client: httpx2.Client, method: str, address: str) -> None:
+    answer = client.request(method, address, content=b'{"title": "a",}', headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "(char 13)" in answer.json()["detail"]) == (400, True)
+
+
 @pytest.mark.parametrize("address", ["/similar/batch", "/notes/import"])
 def test_body_that_is_no_list_where_one_is_taken_is_a_422(client: httpx2.Client, address: str) -> None:
     answer = client.post(address, json={"title": "x"})

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -31,7 +32,17 @@ from service.api.early_refusal import EarlyRefusal
 from service.api.head_with_body import HeadWithBody
 from service.api.protocol import BoundedProtocol
 from tests.service.api.conftest import Serve, eventually_true, gauge
-from tests.service.api.connections import GET, POST, SHORT, closed, connected, problem_in, read_answer, readable
+from tests.service.api.connections import (
+    GET,
+    POST,
+    SHORT,
+    closed,
+    connected,
+    ended,
+    problem_in,
+    read_answer,
+    readable,
+)
 
 READ_SIZE = 2**18
 """Most bytes that the event loop reads from a connection at a time."""
@@ -51,7 +62,8 @@ def test_head_and_body_of_an_answer_come_together(url: str) -> None:
 async def test_head_of_an_answer_without_a_body_is_not_held(has_body: bool, written: list[bytes]) -> None:
     """Otherwise the answer to a later request could be sent before it within the same turn of the event loop."""
     sent = list[bytes]()
-    connection: Any = SimpleNamespace(transport=None, loop=asyncio.get_running_loop(), write=sent.append)
+    transport = SimpleNamespace(is_closing=lambda: False)
+    connection: Any = SimpleNamespace(transport=transport, loop=asyncio.get_running_loop(), write=sent.append)
     answer = HeadWithBody(connection, has_body)
     answer.write(b"head")
     assert sent == written
@@ -378,6 +390,53 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
         with connected(url) as connection:
             connection.sendall(GET)
             assert read_answer(connection)[0] == 200
+
+
+def test_connection_that_is_reset_leaves_no_timer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocols, made = list[BoundedProtocol](), BoundedProtocol.connection_made
+
+    def recorded(connection: BoundedProtocol, transport: asyncio.Transport) -> None:
+        made(connection, transport)
+        protocols.append(connection)
+
+    monkeypatch.setattr(BoundedProtocol, "connection_made", recorded)
+    with connected(url) as connection:
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+        eventually_true(lambda: protocols[0].timeout_keep_alive_task is not None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its close is a reset
+    eventually_true(lambda: protocols[0].timeout_keep_alive_task is None)
+
+
+@pytest.mark.parametrize(("version", "header"), [(b"1.1", b"Connection: close\r\n"), (b"1.0", b"")])
+def test_answer_reaches_a_caller_who_sends_the_whole_body_first_on_a_connection_that_is_closed(
+    url: str, version: bytes, header: bytes
+) -> None:
+    body = b"x" * 8_000_000
+    head = POST.replace(b"1.1", version) + header + b"Content-Length: %d\r\n\r\n" % len(body)
+    for _ in range(3):
+        with connected(url) as connection:
+            connection.sendall(head + body)
+            assert read_answer(connection)[0] == 413
+            assert closed(connection)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_body_that_never_comes_does_not_hold_a_connection_that_is_closed(url: str, client: httpx2.Client) -> None:
+    before = ended(client, "slow_body")
+    with connected(url) as connection:
+        connection.sendall(POST + b"Connection: close\r\nContent-Encoding: br\r\nContent-Length: 9\r\n\r\n")
+        assert read_answer(connection)[0] == 415
+        assert closed(connection)
+        eventually_true(lambda: ended(client, "slow_body") > before)
+
+
+def test_request_that_is_answered_gets_no_second_answer(url: str) -> None:
+    with connected(url) as connection:
+        connection.sendall(POST + b"Content-Encoding: br\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert read_answer(connection)[0] == 415
+        connection.sendall(b"zz\r\n")
+        assert closed(connection)
 
 
 @pytest.fixture

@@ -42,6 +42,12 @@ def test_misspelt_parameter_is_answered_with_the_right_one(
     assert f"did you mean {right}?" in error["detail"]
 
 
+@pytest.mark.parametrize("header", ["Idempotency-Key", "X-Request-Timeout"])
+def test_header_of_one_value_that_is_repeated_is_refused(client: httpx2.Client, header: str) -> None:
+    answer = client.post("/notes", json={"title": "x"}, headers=[(header, "1"), (header, "2")])
+    assert (answer.status_code, header in answer.json()["detail"]) == (400, True)
+
+
 def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> None:
     answer = client.get("/limits", params={f"{n}-{'x' * 200}": "" for n in range(100)})
     assert (answer.status_code, len(answer.json()["errors"])) == (422, 20)

@@ -120,7 +120,15 @@ def test_vectors_are_exported_in_the_form_that_is_named(client: httpx2.Client) -
 
 @pytest.mark.parametrize(
     ("accepted", "packed"),
-    [("gzip", True), ("br;q=1, gzip;q=0.5", True), ("*", True), ("gzip;q=0", False), ("", False)],
+    [
+        ("gzip", True),
+        ("br;q=1, gzip;q=0.5", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("", False),
+        ("*, gzip;q=0", False),
+        ("*;q=0, gzip", True),
+    ],
 )
 def test_export_is_packed_where_the_caller_takes_it(client: httpx2.Client, accepted: str, packed: bool) -> None:
     add(client, *[f"n{n}" for n in range(30)])

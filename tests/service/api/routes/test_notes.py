@@ -25,6 +25,9 @@ NOTE: dict[str, Any] = {
 }
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 def post(client: httpx2.Client, note: Any, **params: Any) -> httpx2.Response:
     return client.post("/notes", json=note, params=params)
 
@@ -365,6 +368,19 @@ def test_patch_whose_whole_note_is_over_the_bound_changes_nothing(client: httpx2
     assert f"max_note_bytes = {bound}" in refused.json()["detail"]
     assert client.get(path).json()["title"] == "soup"
     assert client.patch(path, json={"title": half[:-200]}).status_code == 200
+
+
+def test_patch_that_makes_a_note_no_longer_is_taken_where_it_is_over_the_bound(client: httpx2.Client) -> None:
+    bound = client.get("/limits").json()["max_note_bytes"]
+    note = {"title": "soup", "author": "ann", "content": ""}
+    note["content"] = "a" * (bound - len(json.dumps(note, separators=(",", ":"))))
+    added = client.post("/notes", content=json.dumps(note, separators=(",", ":")), headers=JSON)
+    assert added.status_code == 201  # with its id and its time it is longer than the bound
+    path = added.headers["location"]
+    assert client.patch(path, json={"author": "bob"}).status_code == 200
+    refused = client.patch(path, json={"author": "bobby"})
+    assert (refused.status_code, "The changed note" in refused.json()["detail"]) == (413, True)
+    assert client.patch(path, json={"author": None}).status_code == 200
 
 
 def test_patch_with_what_the_note_has_writes_nothing(client: httpx2.Client) -> None:
