@@ -38,6 +38,7 @@ from model.weights import (
     silent,
     space_of,
 )
+from model.whole_file import share_files
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -219,6 +220,7 @@ class NoteLLM(nn.Module):
         if adapter is None:  # a loaded adapter is merged into the weights
             config = replace(config, backbone=BACKBONE_FOLDER, adapter=False)
         replace(config, generation_adapter=False, generation_trunk="").save(folder)
+        share_files(folder)
 
     @classmethod
     def load(

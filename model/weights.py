@@ -27,6 +27,7 @@ from model.config import (
     CheckpointError,
     NoteLLMConfig,
 )
+from model.whole_file import share_files
 
 Progress = Callable[[str], None]
 """Receives one line for each slow step of loading."""
@@ -258,6 +259,7 @@ def convert_gguf(gguf: Path, cache: Path, progress: Progress = silent) -> Path:
         del backbone.config.quantization_config
         backbone.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        share_files(unfinished)
         with contextlib.suppress(OSError):  # another process finished first, with the same result
             os.rename(unfinished, target)
     except Exception as error:  # the GGUF reader has no error class of its own

@@ -37,16 +37,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield the path of a new folder, for the caller to create and fill. It is renamed to `path` when the block ends,
-    and removed if the block raises. `path` must not exist by then. Only one process at a time may write a path. Creates
-    the parent folder. Raises OSError, also where safetensors cannot write."""
+    with files that whoever may read the folder may read, and removed if the block raises. `path` must not exist by
+    then. Only one process at a time may write a path. Creates the parent folder. Raises OSError, also where safetensors
+    cannot write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
     try:
         yield unfinished
+        share_files(unfinished)
         unfinished.rename(path)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, SafetensorError):
             raise OSError(f"{unfinished} cannot be written: {error}") from error
         raise
+
+
+def share_files(folder: Path) -> None:
+    """Let whoever may read a folder read its files, too: safetensors writes each for its owner alone, whatever the
+    umask, so that a container with another user could not load a checkpoint. Raises OSError."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)

@@ -9,8 +9,9 @@ SHOWN_PERCENTILES = (50, 95, 99)
 
 
 def percentile(values: Sequence[float], q: int) -> float:
-    """The `q`-th percentile, 0 < q < 100, of two values or more, interpolated as by `statistics.quantiles`."""
-    return statistics.quantiles(values, n=100)[q - 1]
+    """The `q`-th percentile, 0 < q < 100, of two values or more, interpolated between measured values: it is never
+    above the largest (the method "inclusive" of `statistics.quantiles`)."""
+    return statistics.quantiles(values, n=100, method="inclusive")[q - 1]
 
 
 def percentile_ms(seconds: Sequence[float], q: int) -> float:

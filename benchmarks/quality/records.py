@@ -122,7 +122,7 @@ def runs_by_seed(
     each record; runs in which it finds None are left out.
 
     A record with copied hashtags repeats the other values of the one with written hashtags, so only the runs of one
-    kind are returned: the kind with more seeds.
+    kind are returned: the kind with more seeds, and those with written hashtags where both have as many.
     """
     runs_by_source: dict[str, list[tuple[Run, T]]] = defaultdict(list)
     for run in runs:
@@ -130,7 +130,8 @@ def runs_by_seed(
         subject = (record.system, record.data, record.split, record.with_hashtags)
         if subject == (system, data, split, hashtags_shown) and (value := extract(record)) is not None:
             runs_by_source[record.hashtags_from].append((run, value))
-    return max(runs_by_source.values(), key=len, default=[])
+    kinds = sorted(runs_by_source.items(), key=lambda kind: (len(kind[1]), kind[0] == "written"))
+    return kinds[-1][1] if kinds else []
 
 
 def label(system: str) -> str:

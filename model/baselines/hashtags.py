@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from model.evaluation.metrics import Floats
-from model.evaluation.ranking import QUERY_BATCH_SIZE
+from model.evaluation.ranking import queries_at_once
 from model.evaluation.record import HashtagSource
 from model.evaluation.system import Retriever
 from model.note import Note, hashtag_key
@@ -50,8 +50,9 @@ class CopiedHashtags:
         pool = [*self._known, *(replace(note, hashtags=()) for note in notes)]
         score = self._system.related(pool)
         copied: list[tuple[str, ...]] = []
-        for start in range(0, len(notes), QUERY_BATCH_SIZE):
-            queries = notes[start : start + QUERY_BATCH_SIZE]
+        size = queries_at_once(len(pool))
+        for start in range(0, len(notes), size):
+            queries = notes[start : start + size]
             rows = len(self._known) + start + np.arange(len(queries))
             scores = score(rows)[:, : len(self._known)]
             copied += [self._copied(note, row, count) for note, row in zip(queries, scores, strict=True)]

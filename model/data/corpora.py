@@ -29,6 +29,8 @@ from model.note import Note, normalise_hashtags
 from model.whole_file import whole_file
 from model.words import words_in
 
+ENGLISH_SAMPLES = "sample-en"
+"""Prefix of the ids of the English notes among the project's sample notes."""
 TECHNICAL_PACKAGE = re.compile(
     r"^(lib|python3-|golang-|ruby-|node-|haskell-|rust-|r-cran-|fonts-|linux-|php)|(-dev|-dbg|-dbgsym|-data|-common)$"
 )
@@ -128,8 +130,8 @@ def trivia_notes(folder: Path) -> Iterator[Note]:
 
 
 def english_sample_notes(path: Path) -> Iterator[Note]:
-    """Return the English notes among the project's sample notes."""
-    return unlabelled_notes(path, "sample-en")
+    """Return the English notes among the project's sample notes, without id and category."""
+    return unlabelled_notes(path, ENGLISH_SAMPLES)
 
 
 def unlabelled_notes(path: Path, id_prefix: str = "") -> Iterator[Note]:

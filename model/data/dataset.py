@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import random
 import zlib
 from collections import defaultdict, deque
@@ -71,7 +72,8 @@ def read_notes(path: Path, progress: Callable[[str], None] | None = None) -> dic
         raise DatasetError(f"{path} is a folder, not a notes file")
     file, number = _NotesFile(), 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        packed, encoding = path.suffix.lower() == ".gz", "utf-8-sig"  # spreadsheets write a BOM before the first line
+        with gzip.open(path, "rt", encoding=encoding) if packed else path.open(encoding=encoding) as lines:
             for line in lines:
                 number += 1
                 if line.strip():
@@ -313,7 +315,7 @@ class PairedNotes:
                 # strings of its own.
                 note, related = self.notes[pair.note].id, self.notes[pair.related].id
                 ids = (min(note, related), max(note, related))
-                self.scores[ids] = max(pair.score, self.scores.get(ids, 0.0))
+                self.scores[ids] = max(pair.score, self.scores.get(ids, -math.inf))
                 self._related[note].add(related)
                 self._related[related].add(note)
             elif pair.note not in all_notes or pair.related not in all_notes:

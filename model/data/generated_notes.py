@@ -22,7 +22,8 @@ from rich.progress import track
 
 from model.cache_option import add_cache_option
 from model.config import PACKAGED_BACKBONE
-from model.data.corpora import english_sample_notes, note_line
+from model.data.corpora import ENGLISH_SAMPLES, note_line
+from model.data.dataset import read_notes
 from model.data.note_topics import FORMS, TOPICS, VOICES
 from model.data.sampler import Sampler
 from model.data.wordnet import everyday_things
@@ -157,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         things = everyday_things(options.wordnet) if options.wordnet else []
-        examples = list(english_sample_notes(options.samples))
+        samples = read_notes(options.samples).values()
+        examples = [note for note in samples if note.id.startswith(ENGLISH_SAMPLES)]
         append_notes(options, examples, things)
     except (ValueError, ModuleNotFoundError, OSError) as error:  # CheckpointError and DatasetError are ValueErrors
         parser.exit(1, f"{error}\n")

@@ -130,11 +130,12 @@ def stripped(text: str) -> str:
 # bound to the question marks in order.
 HEALTH = """
 SELECT count(*), count(nullif(l.user, '')), count(nullif(l.note, '')), count(l.time),
-       count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(try_cast(l.rating AS DOUBLE))
+       count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(l.rating),
+       count(try_cast(l.rating AS DOUBLE))
 FROM click_lines l
 """
 CLICKS = """
-SELECT l.user, l.note, try_cast(l.rating AS DOUBLE) AS rating, row_number() OVER (
+SELECT l.user, l.note, nullif(try_cast(l.rating AS DOUBLE), CAST('NaN' AS DOUBLE)) AS rating, row_number() OVER (
     PARTITION BY l.user ORDER BY try_cast(l.time AS DOUBLE), try_cast(l.time AS TIMESTAMP_LTZ), l.line) AS place
 FROM click_lines l
 """
@@ -346,7 +347,7 @@ def _read_clicks(
     files, kind = _files(path)
     with _explained(tables, f"{path} cannot be read as {kind}"):
         tables.read(files, kind, CLICK_COLUMNS, "click_lines")
-        lines, users, notes, times, numbers, timestamps, ratings = tables.rows(HEALTH)[0]
+        lines, users, notes, times, numbers, timestamps, ratings, rated = tables.rows(HEALTH)[0]
     if not lines:
         raise PairsError(f"{path} has no clicks")
     for column, filled in (("user", users), ("note", notes)):
@@ -364,6 +365,8 @@ def _read_clicks(
         progress(f"No click of {path.name} has a time: the clicks of a user are taken in the order of the lines")
     if options.min_rating is not None and not ratings:
         raise PairsError(f"{path} has no ratings: omit min_rating, or add the column 'rating'")
+    if options.min_rating is not None and rated < ratings:
+        raise PairsError(f"{ratings - rated} of {ratings} ratings in {path} are not numbers: correct or remove them")
     with _explained(tables, f"{path} could not be ordered by user and time"):
         tables.keep("clicks", CLICKS)
 

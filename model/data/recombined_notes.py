@@ -40,7 +40,7 @@ def recombine(notes: Sequence[Note], rng: random.Random) -> Note:
     if rng.random() < JOINED_SHARE:
         title = [*words[: (len(words) + 1) // 2], *other_words[len(other_words) // 2 :]]
     else:
-        title = list(_varied(words, other_words, rng))
+        title = list(_varied(words, other_words, rng)) or words
     hashtags = (first if rng.random() < OWN_HASHTAGS_SHARE else second).hashtags
     return Note(title=" ".join(title), content=first.content, hashtags=hashtags)
 
@@ -68,9 +68,9 @@ def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None
     missing one, and OSError where `out` cannot be written.
     """
     notes = read_notes(notes_file)
-    training_notes = [note for note in notes.values() if split_of(note.id) == "train"]
+    training_notes = [note for note in notes.values() if (note.title or note.content) and split_of(note.id) == "train"]
     if not training_notes:
-        raise DatasetError(f"{notes_file} has no notes of the training split")
+        raise DatasetError(f"{notes_file} has no notes with a text in the training split")
     rng = random.Random(seed)
     with whole_file(out) as packed, gzip.open(packed, "wt", encoding="utf-8") as file:
         file.writelines(note_line(note.id, note) for note in notes.values())

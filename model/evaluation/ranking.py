@@ -14,8 +14,8 @@ from model.evaluation.metrics import Floats, recall_at, target_ranks
 
 Scorer = Callable[[npt.NDArray[np.int64]], Floats]
 """Rows of the pool (Q,) -> their scores against the whole pool (Q, N), higher is closer."""
-QUERY_BATCH_SIZE = 512
-"""Number of queries scored at once: bounds the (Q, N) scores, 200 MB of float32 for a pool of 100,000 notes."""
+MAX_QUERIES, MAX_SCORES = 512, 2**26
+"""Bounds on the queries that are scored at once, and on their scores (Q, N): 268 MB of float32."""
 
 
 def cosine(vectors: npt.NDArray[np.float32], mean_share: float = 0.0) -> Scorer:
@@ -36,6 +36,11 @@ def order_of_ties(ids: Sequence[str]) -> npt.NDArray[np.int64]:
     return np.array(sorted(range(len(ids)), key=lambda row: blake2b(ids[row].encode()).digest()), np.int64)
 
 
+def queries_at_once(pool: int) -> int:
+    """Return the number of queries that are scored at once against a pool of that many notes."""
+    return max(1, min(MAX_QUERIES, MAX_SCORES // max(pool, 1)))
+
+
 def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
     """Return the rank of each pair's second note for its first one as the query, 1 for the best, (P,) in the order of
     `pairs`.
@@ -52,8 +57,9 @@ def rank_pairs(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str
         targets[query].append(column[target])
     queries = list(targets)
     ranks: dict[str, npt.NDArray[np.int64]] = {}
-    for start in range(0, len(queries), QUERY_BATCH_SIZE):
-        batch = queries[start : start + QUERY_BATCH_SIZE]
+    size = queries_at_once(len(ids))
+    for start in range(0, len(queries), size):
+        batch = queries[start : start + size]
         own = np.array([column[query] for query in batch])
         scores = score(row_by_place[own])[:, row_by_place]
         batch_targets = [np.array(targets[query]) for query in batch]

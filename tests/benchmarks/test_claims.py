@@ -89,6 +89,12 @@ def test_seeds_are_averaged_and_their_spread_is_stated(tmp_path: Path):
         read_runs(tmp_path)
 
 
+def test_of_two_records_of_one_system_the_one_with_written_hashtags_counts(tmp_path: Path):
+    copied = replace(record(OURS, [200]), hashtags_from="copied")
+    records = {"a": copied, "b": record(OURS, [1]), "rival": record(RIVAL, [1])}
+    assert RECALL.row(read_runs(write_records(tmp_path, **records)))["value"] == 100.0
+
+
 def test_written_hashtags_are_compared_with_copied_ones(tmp_path: Path):
     records = {
         "own": record_with_hashtags(OURS, [0.6, 0.4, 0.2], "written"),

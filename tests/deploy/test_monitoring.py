@@ -136,7 +136,7 @@ def test_rules_about_writes_select_exactly_the_routes_that_change_something():
         if re.fullmatch(methods, method) and not re.fullmatch(others.replace("{", r"\{").replace("}", r"\}"), path)
     }
     assert ("POST", "/notes") in selected
-    assert selected == changing
+    assert selected == changing - {("POST", "/events")}  # events are so many that they would hide failing notes
 
 
 @pytest.mark.parametrize("name", ALERTS)

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from model.whole_file import whole_file
+from model.whole_file import whole_file, whole_folder
 
 
 def test_file_appears_when_its_block_ends(tmp_path: Path) -> None:
@@ -56,3 +58,13 @@ def test_full_disk_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
         file.write(b"half")
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"earlier"
+
+
+def test_files_of_a_whole_folder_are_readable_as_the_folder_is(tmp_path: Path) -> None:
+    for folder_mode, file_mode in ((0o755, 0o644), (0o700, 0o600)):
+        with whole_folder(tmp_path / oct(folder_mode)) as folder:
+            (folder / "inner").mkdir(parents=True)
+            folder.chmod(folder_mode)
+            save_file({"a": torch.zeros(1)}, folder / "inner" / "weights.safetensors")
+        written = tmp_path / oct(folder_mode) / "inner" / "weights.safetensors"
+        assert written.stat().st_mode & 0o777 == file_mode

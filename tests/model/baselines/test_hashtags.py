@@ -9,7 +9,7 @@ from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.lexical import TfIdf
 from model.data.pairs import split_of
 from model.evaluation.evaluate import EvaluationData, evaluate
-from model.evaluation.ranking import QUERY_BATCH_SIZE, Scorer
+from model.evaluation.ranking import MAX_QUERIES, Scorer
 from model.note import Note
 
 
@@ -86,7 +86,7 @@ def test_record_of_a_copier_says_that_hashtags_are_copied():
 
 def test_copied_hashtags_of_many_queries_are_their_own():
     known = [Note(id=str(i), title=str(i), hashtags=(f"h{i}",)) for i in range(5)]
-    queries = [Note(id=f"q{i}", title=str(i % 5)) for i in range(QUERY_BATCH_SIZE + 7)]
+    queries = [Note(id=f"q{i}", title=str(i % 5)) for i in range(MAX_QUERIES + 7)]
     copied = CopiedHashtags(ByTitle(), known, neighbours=1).hashtags(queries, 1)
     assert copied == [(f"h{i % 5}",) for i in range(len(queries))]
 

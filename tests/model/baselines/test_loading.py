@@ -1,11 +1,12 @@
 """Tests of loading systems by name and by folder: a saved encoder loads as the class that saved it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.baselines.encoder import CategoryEncoder, SentenceEncoder
+from model.baselines.encoder import MAX_TOKENS, CategoryEncoder, SentenceEncoder
 from model.baselines.loading import load_system
 from model.config import CheckpointError
 from model.note import Note
@@ -24,6 +25,26 @@ def test_saved_encoder_is_loaded_as_it_was(encoder: SentenceEncoder, tmp_path: P
     loaded = load_system(str(tmp_path), (), tmp_path, "auto", silent)
     assert type(loaded) is SentenceEncoder
     np.testing.assert_allclose(loaded.embed(NOTES), encoder.embed(NOTES), atol=1e-6)
+
+
+def test_encoder_is_named_after_its_folder_or_after_the_run_that_it_is_the_best_of(
+    encoder: SentenceEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for folder in ("encoders/small", "runs/fine-tuned/best"):
+        encoder.save(tmp_path / folder)
+    monkeypatch.chdir(tmp_path / "encoders")
+    names = ["small", str(tmp_path / "runs/fine-tuned/best")]
+    assert [load_system(name, (), tmp_path, "auto", silent).name for name in names] == ["small", "fine-tuned"]
+
+
+def test_published_folder_is_read_to_the_length_that_it_names(encoder: SentenceEncoder, tmp_path: Path):
+    for length in (None, 256):
+        encoder.save(tmp_path)
+        if length:
+            (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+        loaded = load_system(str(tmp_path), (), tmp_path, "auto", silent)
+        assert isinstance(loaded, SentenceEncoder)
+        assert loaded.max_tokens == (length or MAX_TOKENS)
 
 
 def test_saved_head_is_loaded_as_it_was(tmp_path: Path):

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pytest
 import torch
 
@@ -384,6 +385,24 @@ def test_notes_are_read_plain_or_gzipped_with_normalised_tags(tmp_path: Path):
     (tmp_path / "n.jsonl.gz").write_bytes(gzip.compress(line.encode()))
     expected = {"7": Note(id="7", content="c", hashtags=("A",))}
     assert read_notes(tmp_path / "n.jsonl") == read_notes(tmp_path / "n.jsonl.gz") == expected
+
+
+def test_notes_of_another_system_are_read(tmp_path: Path):
+    line = b'\xef\xbb\xbf{"id": "a", "title": "with a byte order mark"}\r\n'
+    (tmp_path / "n.jsonl").write_bytes(line)
+    (tmp_path / "N.JSONL.GZ").write_bytes(gzip.compress(line))
+    assert read_notes(tmp_path / "n.jsonl") == read_notes(tmp_path / "N.JSONL.GZ")
+    assert read_notes(tmp_path / "n.jsonl")["a"].title == "with a byte order mark"
+
+
+def test_pair_with_a_negative_score_is_not_trained_on_and_is_no_negative(tmp_path: Path):
+    scores = dict(zip(TRAIN[1:4], (-3.0, -0.5, 2.0), strict=True))
+    rows = ", ".join(f"('{TRAIN[0]}', '{related}', {score})" for related, score in scores.items())
+    pairs = tmp_path / "pairs.parquet"
+    duckdb.execute(f"COPY (FROM (VALUES {rows}) AS t(note, related, score)) TO '{pairs}' (FORMAT parquet)")
+    paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), pairs)
+    assert sorted(paired.scores.values()) == [-3.0, -0.5, 2.0]
+    assert [set(pair) for pair in paired.pairs] == [{TRAIN[0], TRAIN[3]}]
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,14 @@ def test_command_with_a_backbone_that_cannot_be_loaded_says_why(
         generated_notes.main([*options, "--backbone", str(tmp_path / "none")])
     assert end.value.code == 1
     assert f"{tmp_path / 'none'} has no .safetensors file" in capsys.readouterr().err
+
+
+def test_examples_of_the_command_have_the_categories_of_the_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Note] = []
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text('{"id": "sample-en-1", "title": "a", "category": "Food"}\n{"id": "sample-zh-1", "title": "b"}\n')
+    monkeypatch.setattr(generated_notes, "append_notes", lambda options, examples, things: given.extend(examples))
+    generated_notes.main(["--samples", str(samples), "--out", str(tmp_path / "notes.jsonl")])
+    assert [(note.title, note.category) for note in given] == [("a", "Food")]

@@ -604,6 +604,20 @@ def test_minimum_rating_without_ratings_is_refused(tmp_path: Path) -> None:
         scores_of(tmp_path, histories(u="ab"), PairOptions(min_rating=4))
 
 
+def test_rating_that_is_no_number_is_refused_where_ratings_count(tmp_path: Path) -> None:
+    clicks = [{"user": "u", "note": note, "rating": rating} for note, rating in (("a", "4,5"), ("b", "5"), ("c", "4"))]
+    assert len(scores_of(tmp_path, clicks)) == 3
+    with pytest.raises(PairsError, match=r"1 of 3 ratings in .* are not numbers"):
+        scores_of(tmp_path, clicks, PairOptions(min_rating=4))
+
+
+def test_rating_nan_of_a_parquet_file_counts_as_none(tmp_path: Path) -> None:
+    clicks = tmp_path / "clicks.parquet"
+    rows = "('u', 'a', 4.0), ('u', 'b', 'NaN'::DOUBLE), ('u', 'c', 5.0)"
+    duckdb.execute(f"COPY (FROM (VALUES {rows}) AS t(user, note, rating)) TO '{clicks}' (FORMAT parquet)")
+    assert clicks_by_note(clicks, PairOptions(min_rating=4)) == {"a": 1, "c": 1}
+
+
 def test_per_category_without_categories_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PairsError, match="requires the notes file"):
         scores_of(tmp_path, histories(u="ab"), PairOptions(per_category=4))

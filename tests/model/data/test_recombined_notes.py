@@ -67,7 +67,11 @@ def test_command_on_its_own_output_adds_further_texts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("notes", "out", "said"),
     [
-        ([note for note in NOTES if split_of(note.id) == "test"], "out.jsonl.gz", "no notes of the training split"),
+        (
+            [note for note in NOTES if split_of(note.id) == "test"],
+            "out.jsonl.gz",
+            "no notes with a text in the training split",
+        ),
         (NOTES, "out.jsonl", "must end in .gz"),
         (None, "out.jsonl.gz", "No such file"),
     ],
@@ -80,3 +84,13 @@ def test_command_that_cannot_work_says_why_and_writes_nothing(
         main(["--notes", str(file), "--out", str(tmp_path / out)])
     assert said in capsys.readouterr().err
     assert not (tmp_path / out).exists()
+
+
+def test_notes_without_a_text_are_left_out(tmp_path: Path):
+    empty = [Note(id=f"empty{n}") for n in range(40)]
+    notes = write(tmp_path / "notes.jsonl", [*NOTES, *empty])
+    out = tmp_path / "out.jsonl.gz"
+    main(["--notes", str(notes), "--out", str(out), "--texts", "200"])
+    texts = [note for note_id, note in read_notes(out).items() if note_id not in {n.id for n in (*NOTES, *empty)}]
+    assert len(texts) == 200
+    assert all(note.title or note.content for note in texts)
