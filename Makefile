@@ -149,12 +149,12 @@ tables: .venv/.dev ## the tables of README and docs, from benchmarks/results, th
 	$(BIN)/python docs/generate.py
 
 sbom: .venv/.dev ## what the image holds, as CycloneDX, in sbom.json
-	$(BIN)/cyclonedx-py requirements locks/serve.txt --pyproject pyproject.toml --mc-type application --of JSON -o sbom.json
+	$(BIN)/python deploy/image_packages.py locks/serve.txt | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml --mc-type application --of JSON -o sbom.json
 
 audit: .venv/lock/bin/uv ## known vulnerabilities of what the images hold; asks a service on the internet
 	.venv/lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.9'
 	@# GO_ON: status of deploy/audit.sh that is no failure; 3 where no vulnerability service can be reached.
-	PIP_AUDIT=.venv/lock/bin/pip-audit deploy/audit.sh || [ $$? = "$(GO_ON)" ]
+	PIP_AUDIT=.venv/lock/bin/pip-audit PYTHON=.venv/lock/bin/python deploy/audit.sh || [ $$? = "$(GO_ON)" ]
 
 smoke: .venv/.dev ## what the image does, without a container engine: its packages, environment and command (three minutes)
 	deploy/smoke.sh

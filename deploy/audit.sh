@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PIP_AUDIT=${PIP_AUDIT:-pip-audit}
+PYTHON=${PYTHON:-python3} # has the package "packaging", as pip-audit needs it
 KNOWN='jinja2==2.4.1'
 COULD_NOT_ASK=3
 
@@ -25,8 +26,9 @@ if ! grep -qE '(CVE|GHSA|PYSEC)-[0-9a-z]' "$folder/answer"; then
     } >&2
     exit $COULD_NOT_ASK
 fi
+for lock in serve gpu; do "$PYTHON" deploy/image_packages.py "locks/$lock.txt" >"$folder/$lock.txt"; done
 # --strict: without it a package that could not be looked up counts as one without vulnerabilities.
-"$PIP_AUDIT" --strict --require-hashes --disable-pip -r locks/serve.txt -r locks/gpu.txt || exit 1
+"$PIP_AUDIT" --strict --require-hashes --disable-pip -r "$folder/serve.txt" -r "$folder/gpu.txt" || exit 1
 # PyTorch is installed by its version, without a lock: it is looked up without the CUDA packages that it brings.
 sed -n 's/^ARG TORCH_VERSION=/torch==/p' Dockerfile | sort -u >"$folder/torch.txt"
 "$PIP_AUDIT" --strict --no-deps --disable-pip -r "$folder/torch.txt" || exit 1

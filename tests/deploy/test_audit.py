@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,10 @@ def test_audit_fails_on_findings_and_says_where_it_could_not_ask(
     tmp_path: Path, known: str, locks: str, torch: str, status: int
 ) -> None:
     pip_audit = tmp_path / "pip-audit"
-    cases = f"*locks/serve.txt*) {locks} ;; *torch.txt*) {torch} ;; *) {known} ;;"
+    cases = f"*serve.txt*) {locks} ;; *torch.txt*) {torch} ;; *) {known} ;;"
     pip_audit.write_text(f'#!/bin/sh\ncase "$*" in {cases} esac\n')
     pip_audit.chmod(0o755)
-    environment = os.environ | {"PIP_AUDIT": str(pip_audit)}
+    environment = os.environ | {"PIP_AUDIT": str(pip_audit), "PYTHON": sys.executable}
     ended = subprocess.run([ROOT / "deploy" / "audit.sh"], env=environment, capture_output=True, text=True)
     assert ended.returncode == status
     assert ("NOT AUDITED" in ended.stderr) == (status == 3)

@@ -363,9 +363,11 @@ def test_rollout_waits_for_what_two_pods_cannot_have(values: dict[str, Any], str
     assert deployment["spec"]["strategy"]["type"] == strategy
 
 
-@pytest.mark.parametrize("release", ["r" * 53, "notellm-" + "r" * 45, "r" * 46 + "notellm"])
-def test_names_of_a_long_release_fit_kubernetes_and_the_alerts(release: str):
-    objects = documents(VALUES["everything"], release)
+@pytest.mark.parametrize(("values", "length"), [(VALUES["everything"], 45), ({"redis": {"url": "redis://r/0"}}, 53)])
+@pytest.mark.parametrize("name", ["{}", "notellm-{}", "{}notellm"])
+def test_names_of_a_long_release_fit_kubernetes_and_the_alerts(values: dict[str, Any], length: int, name: str):
+    release = name.format("r" * (length - len(name.format(""))))
+    objects = documents(values, release)
     assert all(len(one["metadata"]["name"]) <= 63 for one in objects)
     names = [one["metadata"]["name"] for one in of_kind(objects, "Service")]
     assert any("notellm" in name for name in names), "the alerts select jobs whose name contains it"
@@ -540,6 +542,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bad-digest": ({"image": {"digest": "sha256:1"}}, "digest"),
     "password-not-for-urls": ({"valkey": {"enabled": True, "password": "p@ss:w/ord-of-length"}}, "password"),
 }  # fmt: skip
+
+
+def test_release_whose_valkey_would_have_too_long_a_name_is_refused():
+    values = {"valkey": {"enabled": True, "password": PASSWORD}}
+    render(copy.deepcopy(values), "r" * 45)
+    with pytest.raises(HelmError, match="may have 45 characters"):
+        render(values, "r" * 46)
 
 
 @pytest.mark.parametrize(("values", "reason"), REFUSED.values(), ids=REFUSED)

@@ -136,3 +136,15 @@ def test_monitoring_has_a_key():
     (job,) = config["scrape_configs"]
     (secret,) = SERVICES["compose/prometheus"]["secrets"]
     assert job["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}
+
+
+def test_one_late_check_does_not_take_a_replica_out_and_a_draining_one_is_out_in_time():
+    text = (ROOT / "deploy" / "compose" / "haproxy.cfg").read_text("utf-8")
+    check = re.search(r"timeout check (\d+)s", text)
+    server = re.search(r"check inter (\d+)s fall (\d+)", text)
+    assert check
+    assert server
+    interval, fall = map(int, server.groups())
+    (drain,) = {int(service["environment"].get("NOTELLM_DRAIN_SECONDS", 0)) for service in OURS.values()} - {0}
+    assert fall >= 2
+    assert fall * interval + int(check[1]) < drain

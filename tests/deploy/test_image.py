@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.image_packages import image_packages
 from service.settings import Settings
 from tests.deploy.chart import ROOT
 
@@ -96,13 +97,22 @@ def test_files_that_the_image_copies_are_sent():
         assert Path(name).parts[0] in sent
 
 
-def test_bill_of_materials_names_every_package(tmp_path: Path):
-    target = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "cyclonedx-py" in line)
-    arguments = target.split("cyclonedx-py ")[1].replace("sbom.json", str(tmp_path / "sbom.json")).split()
-    command = Path(sys.executable).with_name("cyclonedx-py")
-    subprocess.run([command, *arguments], cwd=ROOT, check=True, capture_output=True)
+def test_packages_of_the_image_are_those_for_its_system_and_python():
+    packages = list(image_packages(LOCKS["serve"]))
+    names = [package.partition("==")[0] for package in packages]
+    assert len(names) == len(set(names))
+    assert {"numpy", "uvloop"} <= set(names) < {package.partition("==")[0] for package in locked("serve")}
+    assert not {"colorama", "httpx2-jsfetch"} & set(names)  # for Windows and for browsers
+    assert all("--hash=sha256:" in package and ";" not in package for package in packages)
+
+
+def test_bill_of_materials_names_every_package_of_the_image(tmp_path: Path):
+    command = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "cyclonedx-py" in line)
+    command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("sbom.json", f"{tmp_path}/sbom.json")
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, shell=True)
     bill = json.loads((tmp_path / "sbom.json").read_text())
     components = bill["components"]
-    assert {f"{part['name']}=={part['version']}" for part in components} == locked("serve")
+    packages = {package.partition(" ")[0] for package in image_packages(LOCKS["serve"])}
+    assert {f"{part['name']}=={part['version']}" for part in components} == packages
     assert all(part["purl"].startswith("pkg:pypi/") for part in components)
     assert bill["metadata"]["component"]["name"] == "notellm"
