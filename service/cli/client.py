@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.request import getproxies
 
 import httpx2
 import orjson
@@ -30,13 +31,17 @@ def default_admin_url() -> str:
 
 def checked_url(url: str) -> str:
     """Return a URL without trailing slashes, since paths are appended to it. One that no request can be sent to ends
-    the command."""
+    the command, as does a proxy of the environment that httpx2 cannot use."""
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise typer.BadParameter(str(error)) from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise typer.BadParameter("must begin with http:// or https://, and name a host")
+    for scheme, proxy in getproxies().items():
+        if scheme in ("http", "https", "all") and proxy.startswith("socks"):
+            variable = f"{scheme.upper()}_PROXY"
+            raise typer.BadParameter(f"{variable} names a SOCKS proxy: unset it, or name one that speaks HTTP")
     return url.rstrip("/")
 
 

@@ -242,6 +242,12 @@ class EmptyAnswer(ErrorPage):
         self.end_headers()
 
 
+def test_socks_proxy_of_the_environment_is_named() -> None:
+    answer = run("status", "--url", "http://127.0.0.1:9", ALL_PROXY="socks5://127.0.0.1:1")
+    assert answer.exit_code == 2
+    assert "ALL_PROXY names a SOCKS proxy" in " ".join(answer.stderr.replace("│", " ").split())
+
+
 def test_status_of_a_service_whose_proxy_answers_nothing_is_told_in_a_line() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), EmptyAnswer) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
