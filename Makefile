@@ -149,7 +149,7 @@ tables: .venv/.dev ## the tables of README and docs, from benchmarks/results, th
 	$(BIN)/python docs/generate.py
 
 sbom: .venv/.dev ## what the image holds, as CycloneDX, in sbom.json
-	$(BIN)/python deploy/image_packages.py locks/serve.txt | $(BIN)/cyclonedx-py requirements - --pyproject pyproject.toml --mc-type application --of JSON -o sbom.json
+	$(BIN)/python deploy/image_packages.py locks/serve.txt >.venv/image.txt && $(BIN)/cyclonedx-py requirements .venv/image.txt --pyproject pyproject.toml --mc-type application --of JSON -o sbom.json
 
 audit: .venv/lock/bin/uv ## known vulnerabilities of what the images hold; asks a service on the internet
 	.venv/lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.9'

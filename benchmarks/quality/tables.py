@@ -172,7 +172,7 @@ Names of systems in the records and, where these differ, in [Benchmarks](benchma
 ## Records
 
 Predicted hashtags are `written` by the model, `known` (written, and used by training notes), `grounded` (the best of
-written ones, those of nearby notes and known ones that the text names) or `copied` from the nearest notes. `tuned`: the
+written ones, those of neighbours and known ones that the text names) or `copied` from the nearest notes. `tuned`: the
 copier's constants were tuned on validation.
 
 {table(runs, ORIGIN)}

@@ -115,8 +115,8 @@ def rows(figures: Figures, data: str) -> list[Row]:
         row(f"lines of the ingested file, {data}", figures.lines),
         *check_rows("SIGKILL of the service", figures.service_killed),
         row("SIGKILL of the service: time until ready", round(figures.restart, 1), "s"),
-        row("SIGKILL of the embedded store: time until the next batch is stored", round(figures.next_batch, 1), "s"),
-        *check_rows("SIGKILL of the embedded store, then the rest of the file", figures.server_killed),
+        row("SIGKILL of the embedded server: time until the next batch is stored", round(figures.next_batch, 1), "s"),
+        *check_rows("SIGKILL of the embedded server, then the rest of the file", figures.server_killed),
         row(
             "notes resent by the resumed ingest", figures.sent_again,
             target=f"≤ one batch ({INGEST_BATCH_SIZE})", met=figures.sent_again <= INGEST_BATCH_SIZE,

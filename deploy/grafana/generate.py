@@ -84,7 +84,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             (
                 ('notellm:http_errors:ratio_rate1h{job="$job"} / 0.001', "errors, 1 h"),
                 ('notellm:http_errors:ratio_rate6h{job="$job"} / 0.001', "errors, 6 h"),
-                ('notellm:write_errors:ratio_rate1h{job="$job"} / 0.001', "errors of writes, 1 h"),
+                ('notellm:write_errors:ratio_rate1h{job="$job"} / 0.001', "errors of writes, POST /events aside, 1 h"),
                 ('notellm:similar_slow:ratio_rate1h{job="$job"} / 0.01', "slow searches, 1 h"),
                 ('notellm:similar_slow:ratio_rate6h{job="$job"} / 0.01', "slow searches, 6 h"),
             ),
@@ -110,7 +110,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Expected wait of a new note",
             "s",
             (('max by (instance, lane) (notellm_expected_wait_seconds{job="$job"})', "{{instance}} {{lane}}"),),
-            "The autoscaler uses the interactive lane, which rejects requests above NOTELLM_QUEUE_SECONDS.",
+            "The autoscaler uses the interactive lane, which refuses requests above NOTELLM_QUEUE_SECONDS.",
         ),
         Panel(
             "Notes dropped before they reached the model", "short", (total("notellm_dropped_notes_total", "reason"),)

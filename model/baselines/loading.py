@@ -65,7 +65,7 @@ def _max_tokens(folder: Path) -> int:
     """Return the maximum tokens of a note that an encoder's folder names, as published ones do; else MAX_TOKENS."""
     settings = folder / "sentence_bert_config.json"
     published = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
-    return int(published.get("max_seq_length", MAX_TOKENS))
+    return int(published.get("max_seq_length") or MAX_TOKENS)
 
 
 def load_embedder(name: str, cache: Path, progress: Progress) -> Embedder:

@@ -68,7 +68,9 @@ def write_with_texts(notes_file: Path, out: Path, texts: int, seed: int) -> None
     missing one, and OSError where `out` cannot be written.
     """
     notes = read_notes(notes_file)
-    training_notes = [note for note in notes.values() if (note.title or note.content) and split_of(note.id) == "train"]
+    training_notes = [
+        note for note in notes.values() if (note.title + note.content).strip() and split_of(note.id) == "train"
+    ]
     if not training_notes:
         raise DatasetError(f"{notes_file} has no notes with a text in the training split")
     rng = random.Random(seed)

@@ -1,4 +1,5 @@
-"""Middleware: gives each request an id and its place in a trace, observes it at its end, and bounds its body."""
+"""Middleware: gives each request an id and its place in a trace, observes it at its end, answers where the code fails,
+and bounds its body."""
 
 from __future__ import annotations
 

@@ -118,6 +118,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Bytes of the current body that were discarded."""
         self._ends_after_body = False
         """Whether the connection is closed once the body of the current request has arrived."""
+        self._shuts_down = False
+        """Whether the server has begun to stop."""
         self._rest = b""
         """Bytes that were read but not parsed yet, since MAX_PIPELINED requests wait before them."""
         self._open = True
@@ -132,6 +134,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether the connection is not refused because of the bound: one to the admin port, or one of a reader, which
         comes over a Unix socket and so has no port."""
         return self.server is not None and self.server[1] in (None, self.config.admin_port)
+
+    def shutdown(self) -> None:
+        self._shuts_down = True
+        super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._open = False
@@ -321,10 +327,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.loop.call_soon(self._parse_rest)
 
     def end_after_answer(self, answer: HeadWithBody) -> None:
-        """Close the connection after `answer`. Where it answers a request whose body has not arrived, only this side is
-        closed, and the body is discarded: a connection that is closed with unread bytes is reset, and its caller may
-        lose the answer. The bounds on a body's time and on discarded bytes stay."""
-        if self.cycle.transport is answer and self.cycle.more_body and self.transport.can_write_eof():
+        """Close the connection after `answer`. Where it is complete and the body of its request has not arrived, only
+        this side is closed, and the body is discarded: a connection that is closed with unread bytes is reset, and its
+        caller may lose the answer. The bounds on a body's time and on discarded bytes stay."""
+        cycle = self.cycle
+        waits = cycle.transport is answer and cycle.response_complete and cycle.more_body
+        ends_now = self._is_spare or self._shuts_down or self.transport.is_closing()
+        if waits and not ends_now and self.transport.can_write_eof():
             self._ends_after_body = True
             self.transport.write_eof()
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def purge(
         path
         for folder, files in with_canary.items()
         for path in map(str, files_below([folder])[0])
-        if path not in files and _is_data_set(path) and not (files and _version(path) != purged.get(path))
+        if path not in files and _is_data_set(path) and not (files and _is_written_since(path, purged))
     ]
     searched = bool(with_canary) and all(with_canary.values())
     return PurgeReport(tuple(logs), tuple(map(str, late)), len(needles), searched, tuple(dict.fromkeys(others)), search)
@@ -78,6 +78,12 @@ def purge(
 def _files_with(text: str, folder: Path) -> set[str]:
     findings = search_folders([folder], [Needle("canary", (text.encode(),))]).findings
     return {finding.file for finding in findings}
+
+
+def _is_written_since(path: str, versions: Mapping[str, tuple[int, int, int] | None]) -> bool:
+    """Return whether a file is no longer the one of `versions`: the server has written, replaced or removed it."""
+    version = _version(path)
+    return version is None or version != versions.get(path)
 
 
 def _version(path: str) -> tuple[int, int, int] | None:

@@ -84,7 +84,7 @@ class SnapshotFolder:
     def claim(cls, parent: Path) -> SnapshotFolder:
         """Return the first folder in `parent` that no other process has. Raises OSError."""
         for number in range(MAX_PROCESSES):
-            with suppress(BlockingIOError):
+            with suppress(BlockingIOError, FileNotFoundError):  # in use, or removed as it was made
                 return cls(parent / str(number))
         raise OSError(f"{MAX_PROCESSES} processes, the maximum, already keep snapshots in {parent}")
 

@@ -130,7 +130,8 @@ def last_purge(url: str, now: float) -> float:
         last = float(client.get(LAST) or math.inf)
         if last > max(now, client.time()[0] + 1):
             client.eval(SET, 1, LAST, now)
-        return min(last, now)
+            return now
+        return last
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:

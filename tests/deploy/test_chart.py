@@ -547,7 +547,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_release_whose_valkey_would_have_too_long_a_name_is_refused():
     values = {"valkey": {"enabled": True, "password": PASSWORD}}
     render(copy.deepcopy(values), "r" * 45)
-    with pytest.raises(HelmError, match="may have 45 characters"):
+    with pytest.raises(HelmError, match="may have at most 45 characters"):
         render(values, "r" * 46)
 
 

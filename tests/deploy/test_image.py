@@ -109,6 +109,7 @@ def test_packages_of_the_image_are_those_for_its_system_and_python():
 def test_bill_of_materials_names_every_package_of_the_image(tmp_path: Path):
     command = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "cyclonedx-py" in line)
     command = command.replace("$(BIN)", str(Path(sys.executable).parent)).replace("sbom.json", f"{tmp_path}/sbom.json")
+    command = command.replace(".venv/image.txt", f"{tmp_path}/image.txt")
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, shell=True)
     bill = json.loads((tmp_path / "sbom.json").read_text())
     components = bill["components"]

@@ -159,7 +159,10 @@ def test_error_of_a_checkpoint_keeps_its_message_while_weights_are_loaded(tmp_pa
 
 
 def test_other_users_may_read_a_saved_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    load(tiny_checkpoint, tmp_path / "cache").save(tmp_path / "saved")
-    files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    folder.chmod(0o755)
+    load(tiny_checkpoint, tmp_path / "cache").save(folder)
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} > {".safetensors"}
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in files)

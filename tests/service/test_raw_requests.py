@@ -60,9 +60,10 @@ async def fuzz(port: int, numbers: range) -> tuple[Counter[str], list[tuple[int,
         for number in left:
             rng = random.Random(f"{SEED}-{number}")
             request = raw_request(rng)
-            told = await outcome(port, request, stay=request.complete and rng.random() < 0.8)
+            stay = request.complete and rng.random() < 0.8
+            told = await outcome(port, request, stay)
             outcomes[told] += 1
-            if told in ("500", "hang", "junk"):
+            if told in ("500", "hang", "junk") or (told == "408" and stay):  # the end of the request was missed
                 wrong.append((number, told, request))
 
     await asyncio.gather(*(send() for _ in range(AT_ONCE)))

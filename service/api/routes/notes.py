@@ -31,7 +31,7 @@ from service.api.json_route import StrictJsonRoute
 from service.api.ndjson import NdjsonResponse
 from service.api.problems import documented, invalid_value
 from service.api.schemas.common import NoteId
-from service.api.schemas.notes import AddedOut, EarlierNoteIn, NoteIn, NoteOut, NotePatch, RemovedOut
+from service.api.schemas.notes import AddedOut, EarlierNoteIn, NoteIn, NoteOut, NotePatch, RemovedOut, note_fields
 from service.errors import FieldError, InvalidInput, MalformedHeader, PreconditionFailed
 from service.interfaces import NoteStore
 from service.records import Condition
@@ -220,7 +220,8 @@ async def patch_note(
             raise invalid_value(error) from error
         size = _json_bytes(whole)
         if size > service.settings.note_bytes:
-            check_changed_size(size, _json_bytes(NotePatch().merged(note)), service.settings)
+            earlier = EarlierNoteIn.model_construct(**note_fields(note))  # perhaps no valid note any more
+            check_changed_size(size, _json_bytes(earlier), service.settings)
         return whole.as_note(note_id)
 
     attempts = key.attempts(await request.body())

@@ -403,6 +403,8 @@ def test_pair_with_a_negative_score_is_not_trained_on_and_is_no_negative(tmp_pat
     paired = PairedNotes(write_notes(tmp_path / "notes.jsonl", TRAIN), pairs)
     assert sorted(paired.scores.values()) == [-3.0, -0.5, 2.0]
     assert [set(pair) for pair in paired.pairs] == [{TRAIN[0], TRAIN[3]}]
+    first, *others = (paired.notes[note_id] for note_id in TRAIN[:4])
+    assert paired.known_related([first], others).all()
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_command_that_cannot_work_says_why_and_writes_nothing(
 
 
 def test_notes_without_a_text_are_left_out(tmp_path: Path):
-    empty = [Note(id=f"empty{n}") for n in range(40)]
+    empty = [Note(id=f"empty{n}", title=" " * (n % 2)) for n in range(40)]
     notes = write(tmp_path / "notes.jsonl", [*NOTES, *empty])
     out = tmp_path / "out.jsonl.gz"
     main(["--notes", str(notes), "--out", str(out), "--texts", "200"])

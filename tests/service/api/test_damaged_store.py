@@ -30,7 +30,7 @@ def readiness(url: str) -> dict[str, Any]:
 
 
 def log_file(folder: Path) -> Path:
-    """Return the append-only file that has the writes of an embedded store."""
+    """Return the append-only file that has the writes of an embedded server."""
     (file,) = (folder / "appendonlydir").glob("*.incr.aof")
     return file
 

@@ -41,7 +41,7 @@ class Survivor:
 def survivor(
     request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Survivor]:
-    """A Survivor of the kill of a service, its store, or both. An embedded store ends with its service, so the service
+    """A Survivor of the kill of a service, its store, or both. An embedded server ends with its service, so the service
     that is killed alone uses a server of the test's own."""
     with contextlib.ExitStack() as stack:
         store_goes_on, environment = request.param == "service", dict[str, str]()

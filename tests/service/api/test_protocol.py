@@ -43,6 +43,7 @@ from tests.service.api.connections import (
     read_answer,
     readable,
 )
+from tests.service.api.requests import NDJSON
 
 READ_SIZE = 2**18
 """Most bytes that the event loop reads from a connection at a time."""
@@ -429,6 +430,57 @@ def test_body_that_never_comes_does_not_hold_a_connection_that_is_closed(url: st
         assert read_answer(connection)[0] == 415
         assert closed(connection)
         eventually_true(lambda: ended(client, "slow_body") > before)
+
+
+@pytest.mark.parametrize(
+    ("complete", "more_body", "fields", "done"),
+    [
+        (True, True, {}, "write_eof"),
+        (True, False, {}, "close"),
+        (False, True, {}, "close"),  # the answer was broken off
+        (True, True, {"_is_spare": True}, "close"),
+        (True, True, {"_shuts_down": True}, "close"),
+    ],
+)
+def test_only_a_complete_answer_before_the_end_of_a_body_keeps_its_connection_open_for_the_body(
+    complete: bool, more_body: bool, fields: dict[str, bool], done: str
+) -> None:
+    called: list[str] = []
+    transport = SimpleNamespace(
+        is_closing=lambda: False,
+        can_write_eof=lambda: True,
+        write_eof=lambda: called.append("write_eof"),
+        close=lambda: called.append("close"),
+    )
+    answer: Any = object()
+    cycle = SimpleNamespace(transport=answer, response_complete=complete, more_body=more_body)
+    connection: Any = SimpleNamespace(
+        cycle=cycle, transport=transport, **{"_is_spare": False, "_shuts_down": False} | fields
+    )
+    BoundedProtocol.end_after_answer(connection, answer)
+    assert called == [done]
+
+
+def test_stream_that_is_broken_off_closes_its_connection(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocols, made = list[BoundedProtocol](), BoundedProtocol.connection_made
+
+    def recorded(connection: BoundedProtocol, transport: asyncio.Transport) -> None:
+        made(connection, transport)
+        protocols.append(connection)
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("as a mistake in the code would")
+
+    monkeypatch.setattr(BoundedProtocol, "connection_made", recorded)
+    line = b'{"title": "a note of a stream"}\n'
+    with connected(url) as connection, structlog.testing.capture_logs():
+        head = POST.replace(b"application/json", NDJSON.encode()) + b"Transfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + (b"%x\r\n%b\r\n" % (len(line), line)) * 100)
+        assert b" 200 " in connection.recv(1024)
+        monkeypatch.setattr("service.recommender.Recommender.add", fail)
+        with contextlib.suppress(OSError):  # it may be closed already
+            connection.sendall((b"%x\r\n%b\r\n" % (len(line), line)) * 100)
+        eventually_true(lambda: not protocols[0]._open)
 
 
 def test_request_that_is_answered_gets_no_second_answer(url: str) -> None:

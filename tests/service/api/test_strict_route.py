@@ -46,6 +46,12 @@ def test_misspelt_parameter_is_answered_with_the_right_one(
 def test_header_of_one_value_that_is_repeated_is_refused(client: httpx2.Client, header: str) -> None:
     answer = client.post("/notes", json={"title": "x"}, headers=[(header, "1"), (header, "2")])
     assert (answer.status_code, header in answer.json()["detail"]) == (400, True)
+    assert client.post("/notes", json={"title": "x"}, headers=[(header, "1"), (header, "1")]).status_code == 201
+
+
+def test_time_that_is_given_twice_is_refused_by_a_read_too(client: httpx2.Client) -> None:
+    headers = [("X-Request-Timeout", "1"), ("X-Request-Timeout", "2")]
+    assert client.get("/notes/sample-en-001/similar", headers=headers).status_code == 400
 
 
 def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> None:

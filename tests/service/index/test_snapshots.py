@@ -200,6 +200,22 @@ def test_damaged_snapshot_of_others_is_refused(folder: SnapshotFolder, tmp_path:
         snapshot.read("rows")
 
 
+def test_claim_of_a_folder_that_is_removed_as_it_is_made_takes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Path.chmod
+
+    def change_late(folder: Path, mode: int) -> None:
+        monkeypatch.setattr(Path, "chmod", change)
+        folder.rmdir()
+        change(folder, mode)
+
+    monkeypatch.setattr(Path, "chmod", change_late)
+    with closing(SnapshotFolder.claim(tmp_path)) as claimed:
+        claimed.save(ORIGIN, "1-0", parts(FIRST))
+    assert [folder.name for folder in tmp_path.glob("*/")] == ["1"]
+
+
 @pytest.mark.parametrize("claimed_anew", [False, True])
 def test_claim_of_a_folder_that_is_removed_before_it_is_locked_takes_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claimed_anew: bool
