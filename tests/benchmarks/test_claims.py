@@ -90,8 +90,8 @@ def test_seeds_are_averaged_and_their_spread_is_stated(tmp_path: Path):
 
 
 def test_of_two_records_of_one_system_the_one_with_written_hashtags_counts(tmp_path: Path):
-    copied = replace(record(OURS, [200]), hashtags_from="copied")
-    records = {"a": copied, "b": record(OURS, [1]), "rival": record(RIVAL, [1])}
+    copied = replace(record(OURS, [200, 200]), hashtags_from="copied")
+    records = {"a": copied, "b": record(OURS, [1, 1]), "rival": record(RIVAL, [1, 200])}
     assert RECALL.row(read_runs(write_records(tmp_path, **records)))["value"] == 100.0
 
 

@@ -25,6 +25,8 @@ from model.data.dataset import read_notes
 from service.cli.notes import Upload
 from service.cli.reread import Reread, fields_of
 from service.cli.transfer import TransferFailed
+from service.errors import LimitExceeded
+from service.recommender import Recommender
 from service.settings import Settings
 from tests.service.api.conftest import serving
 from tests.service.process import NOTELLM, cache_of, call
@@ -296,19 +298,34 @@ def test_reread_refuses_an_unknown_field_before_it_calls_the_service() -> None:
     assert "name hashtags or category" in " ".join(result.stderr.split())
 
 
-def test_reread_names_a_note_that_the_service_would_not_take_any_more_and_goes_on(
-    start_with: StartWith, short_folder: Path
-) -> None:
+def test_reread_takes_a_note_over_a_bound_that_was_lowered(start_with: StartWith, short_folder: Path) -> None:
     folder = short_folder / "m"
     notes = [{"id": "long", "title": "a", "content": "soup " * 300}, {"id": "short", "title": "a"}]
     with start_with(data_dir=folder) as url:
         assert httpx2.post(f"{url}/notes", json=notes, timeout=60).status_code == 207
     with start_with(data_dir=folder, max_note_bytes=1024) as url:
+        report = report_of("reread", "--url", url)
+    assert (report["read"], report["unchanged"], report["rejected"]) == (0, 2, 0)
+
+
+def test_reread_names_a_note_that_the_service_refuses_and_goes_on(
+    start_with: StartWith, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Recommender.change
+
+    async def changed(recommender: Recommender, note_id: str, *arguments: Any) -> Any:
+        if note_id == "refused":
+            raise LimitExceeded("max_note_bytes", 1024)
+        return await change(recommender, note_id, *arguments)
+
+    monkeypatch.setattr(Recommender, "change", changed)
+    with start_with() as url:
+        notes = [{"id": "refused", "title": "a"}, {"id": "taken", "title": "a"}]
+        assert httpx2.post(f"{url}/notes", json=notes, timeout=60).status_code == 207
         result = run("reread", "--url", url, "--json")
-    assert result.exit_code == 1
     report = json.loads(result.stdout)
-    assert (report["read"], report["unchanged"], report["rejected"]) == (0, 1, 1)
-    assert "long: " in result.stderr
+    assert (result.exit_code, report["unchanged"], report["rejected"]) == (1, 1, 1)
+    assert "refused: " in result.stderr
 
 
 def test_export_that_was_killed_goes_on_where_it_was(url: str, tmp_path: Path) -> None:
