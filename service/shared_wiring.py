@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from service.access.gate import Gate
 from service.api.rendered import render_item
+from service.index.snapshot_files import DEFAULT_PARENT, TENANTS
 from service.interfaces import Clock, NoteIndex, NoteStore
 from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
@@ -120,4 +121,4 @@ def make_gate(settings: Settings, telemetry: Telemetry) -> Gate:
 def snapshot_folder(settings: Settings, name: str, identity: str) -> Path:
     """Return the folder for the snapshots of a tenant's index. A tenant that is created anew under its old name has
     another one."""
-    return settings.data_dir / "tenants" / f"{name}-{identity}" if identity else settings.data_dir / "snapshots"
+    return settings.data_dir / TENANTS / f"{name}-{identity}" if identity else settings.data_dir / DEFAULT_PARENT

@@ -42,7 +42,7 @@ from service.gauges import connect_gauges, connect_lag, connect_readiness, conne
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
-from service.index.snapshot_files import SnapshotFolder, remove_unused_snapshots
+from service.index.snapshot_files import TENANTS, SnapshotFolder, remove_unused_snapshots
 from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import NoteStore
@@ -294,7 +294,7 @@ def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehavio
 def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
     """Remove the snapshots of tenants that no longer exist: they were removed while no process ran on this machine."""
     folders = {snapshot_folder(settings, name, identity) for name, identity in identities.items()}
-    for folder in (settings.data_dir / "tenants").glob("*"):
+    for folder in (settings.data_dir / TENANTS).glob("*"):
         if folder not in folders:
             remove_unused_snapshots(folder)
 

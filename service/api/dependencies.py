@@ -19,7 +19,7 @@ from service.access.manager import Manager
 from service.access.principal import Principal
 from service.adding import GENERATED_HASHTAGS, Generate
 from service.admission import Lane, Urgency
-from service.api.repeated_headers import is_repeated, joined_lines, repeated
+from service.api.repeated_headers import is_repeated, joined_lines, repeated_error
 from service.container import Service
 from service.errors import FieldError, InvalidInput, MalformedHeader, Starting
 from service.lifecycle import Lifecycle
@@ -202,7 +202,7 @@ def read_timeout(request: Request) -> float | None:
     FastAPI does, and MalformedHeader, as StrictRoute does."""
     value = request.headers.get("x-request-timeout")
     if is_repeated(request, "x-request-timeout"):
-        raise repeated("X-Request-Timeout")
+        raise repeated_error("X-Request-Timeout")
     try:
         return None if value is None else TIMEOUT.validate_python(value)
     except ValidationError as error:

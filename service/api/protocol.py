@@ -19,7 +19,7 @@ import structlog
 import uvicorn
 from prometheus_client import Counter
 from starlette.types import Receive
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.api.awaited_body import AwaitedBody
@@ -43,6 +43,7 @@ from service.api.connection_bounds import (
 from service.api.connection_watch import ConnectionWatch
 from service.api.early_response import EarlyResponder, EarlyResponse
 from service.api.head_with_body import HeadWithBody
+from service.api.holding_flow import HoldingFlow
 from service.api.problems import MEDIA_TYPE, plain_problem
 from service.api.unsent_answers import UnsentAnswers
 
@@ -71,20 +72,6 @@ def _has_path(target: bytes) -> bool:
         return httptools.parse_url(target).path is not None
     except httptools.HttpParserInvalidURLError:
         return False
-
-
-class HoldingFlow(FlowControl):
-    """Flow control that does not resume reading while bytes that were read wait to be parsed, or enough of a body waits
-    for an earlier answer. uvicorn resumes with each answer, and whenever the app asks whether its caller is still
-    connected."""
-
-    def __init__(self, protocol: BoundedProtocol) -> None:
-        super().__init__(protocol.transport)
-        self._protocol = protocol
-
-    def resume_reading(self) -> None:
-        if not self._protocol.has_read_ahead:
-            super().resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -17,6 +17,6 @@ def is_repeated(request: Request, header: str) -> bool:
     return len(set(request.headers.getlist(header))) > 1
 
 
-def repeated(header: str) -> MalformedHeader:
+def repeated_error(header: str) -> MalformedHeader:
     """Return the error about such a header, of whose values all but the first would be ignored."""
     return MalformedHeader(header, "is given twice, with different values; send one")

@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 
 from service.access.principal import READ_SCOPES
 from service.api.access import admit, needed_scopes
-from service.api.repeated_headers import is_repeated, repeated
+from service.api.repeated_headers import is_repeated, repeated_error
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
 
@@ -57,7 +57,7 @@ class StrictRoute(APIRoute):
                     raise MalformedHeader(header.title(), "is not supported at this address; omit it")
             for header in single:
                 if is_repeated(request, header):
-                    raise repeated(header.title())
+                    raise repeated_error(header.title())
             if request.scope["query_string"]:
                 refuse_unknown(request.query_params.keys(), names)
                 refuse_repeated(request.query_params, lists)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import orjson
 
-from service.index.snapshot_files import MANIFEST, remove_unused_snapshots
+from service.index.snapshot_files import DEFAULT_PARENT, MANIFEST, TENANTS, remove_unused_snapshots
 from service.records import position_key
 from service.store.keys import DEFAULT_KEYS
 from service.store.purge import PurgedLog
 
-DEFAULT_PARENT = "snapshots"
-"""Name of the default tenant's folder of `snapshot_parents`."""
 CHECK_SECONDS = 0.1
 """Pause between two checks whether the snapshots are renewed."""
 
@@ -22,7 +20,7 @@ CHECK_SECONDS = 0.1
 def snapshot_parents(data_dir: Path) -> Iterator[Path]:
     """Yield, for each tenant, the folder in which each process has a subfolder with its snapshot."""
     yield data_dir / DEFAULT_PARENT
-    yield from (data_dir / "tenants").glob("*")
+    yield from (data_dir / TENANTS).glob("*")
 
 
 def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
@@ -57,7 +55,7 @@ def _folders(data_dir: Path, logs: Sequence[PurgedLog]) -> Iterator[Path]:
 
 
 def _keeps_snapshots_in(parent: Path, log: PurgedLog) -> bool:
-    """Return whether the snapshots of a log's tenant are in `parent`, named by service/shared_wiring.py."""
+    """Return whether the snapshots of a log's tenant are in `parent`."""
     if log.prefix == DEFAULT_KEYS.prefix:
         return parent.name == DEFAULT_PARENT
     return bool(log.identity) and parent.name.endswith(f"-{log.identity}")

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +126,9 @@ def test_body_in_time_is_taken_however_long_it_takes(url: str, monkeypatch: pyte
             checks.append(now[0])
         return kept
 
+    def has_taken(count: int) -> bool:
+        return len(b"".join(taken)) == count
+
     monkeypatch.setattr(protocol, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(BoundedProtocol, "on_body", recorded)
     monkeypatch.setattr(BoundedProtocol, "check_time", checked)
@@ -133,7 +137,7 @@ def test_body_in_time_is_taken_however_long_it_takes(url: str, monkeypatch: pyte
         connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body))
         for end in range(1, len(body)):
             connection.sendall(body[end - 1 : end])
-            eventually_true(lambda end=end: b"".join(taken) == body[:end])  # type: ignore[misc]  # mypy: lambda's default
+            eventually_true(partial(has_taken, end))
             now[0] += 2 * SHORT / len(body)
             eventually_true(lambda: now[0] in checks)  # the bound was checked at this time
         connection.sendall(body[-1:])
@@ -393,14 +397,20 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
             assert read_answer(connection)[0] == 200
 
 
-def test_connection_that_is_reset_leaves_no_timer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocols, made = list[BoundedProtocol](), BoundedProtocol.connection_made
+@pytest.fixture
+def protocols(monkeypatch: pytest.MonkeyPatch) -> list[BoundedProtocol]:
+    """Records the service's side of each connection, in order."""
+    recorded, made = list[BoundedProtocol](), BoundedProtocol.connection_made
 
-    def recorded(connection: BoundedProtocol, transport: asyncio.Transport) -> None:
+    def record(connection: BoundedProtocol, transport: asyncio.Transport) -> None:
         made(connection, transport)
-        protocols.append(connection)
+        recorded.append(connection)
 
-    monkeypatch.setattr(BoundedProtocol, "connection_made", recorded)
+    monkeypatch.setattr(BoundedProtocol, "connection_made", record)
+    return recorded
+
+
+def test_connection_that_is_reset_leaves_no_timer(url: str, protocols: list[BoundedProtocol]) -> None:
     with connected(url) as connection:
         connection.sendall(GET)
         assert read_answer(connection)[0] == 200
@@ -461,17 +471,12 @@ def test_only_a_complete_answer_before_the_end_of_a_body_keeps_its_connection_op
     assert called == [done]
 
 
-def test_stream_that_is_broken_off_closes_its_connection(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    protocols, made = list[BoundedProtocol](), BoundedProtocol.connection_made
-
-    def recorded(connection: BoundedProtocol, transport: asyncio.Transport) -> None:
-        made(connection, transport)
-        protocols.append(connection)
-
+def test_stream_that_is_broken_off_closes_its_connection(
+    url: str, protocols: list[BoundedProtocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: Any) -> None:
         raise RuntimeError("as a mistake in the code would")
 
-    monkeypatch.setattr(BoundedProtocol, "connection_made", recorded)
     line = b'{"title": "a note of a stream"}\n'
     with connected(url) as connection, structlog.testing.capture_logs():
         head = POST.replace(b"application/json", NDJSON.encode()) + b"Transfer-Encoding: chunked\r\n\r\n"
