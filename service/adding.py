@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from model.generation import GenerationOutput, GenerationRequest, Hashtag, Usage
-from model.note import Note
+from model.note import Note, hashtag_key
 from service.errors import FieldError, InvalidInput
 from service.records import Generated, GeneratedField, StoredNote
 
@@ -27,6 +27,17 @@ class Generate:
     category: bool = False
     min_score: float | None = None
     drops: frozenset[GeneratedField] = frozenset()
+
+    def kept_of(self, stored: Generated, categories: Collection[str], blocked: Collection[str]) -> Generated:
+        """Return the generated fields of a stored note that this write keeps. Of the fields to generate, it does not
+        keep a category outside of the closed set `categories`, nor hashtags of which one is blocked. `blocked`: keys
+        (`hashtag_key`)."""
+        outdated: set[GeneratedField] = set()
+        if self.category and stored.category and categories and stored.category.name not in categories:
+            outdated.add("category")
+        if self.hashtags and any(hashtag_key(hashtag.text) in blocked for hashtag in stored.hashtags or ()):
+            outdated.add("hashtags")
+        return stored.without(self.drops | outdated)
 
 
 GENERATE_NOTHING = Generate()

@@ -9,8 +9,9 @@ from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import orjson
 from pydantic import ValidationError
@@ -19,6 +20,8 @@ from service.api.schemas.notes import NoteIn
 
 STDIN = Path("-")
 """Path that stands for standard input."""
+GZIP = b"\x1f\x8b"
+"""First bytes of a gzip file."""
 MAX_LINE_BYTES = 2**26
 """Bound on a line of a file, far above the size of a note: a small gzip file may hold gigabytes without a line end."""
 SHOWN_BYTES = 1000
@@ -55,14 +58,18 @@ class NotesFile:
                 if number > after and raw.strip():
                     yield self._parse(number, raw)
 
-    def _open(self) -> IO[bytes]:
-        return sys.stdin.buffer if self.path == STDIN else self.path.open("rb")
+    def _open(self) -> BufferedReader:
+        if self.path != STDIN:
+            return self.path.open("rb")
+        buffer = sys.stdin.buffer
+        return buffer if isinstance(buffer, BufferedReader) else BufferedReader(cast(RawIOBase, buffer))
 
-    def _raw_lines(self, file: IO[bytes]) -> Iterator[bytes]:
-        packed = self.path.suffix == ".gz"
+    def _raw_lines(self, file: BufferedReader) -> Iterator[bytes]:
+        contents = unpacked(file)
         try:
-            for raw in bounded_lines(gzip.GzipFile(fileobj=file) if packed else file):
-                self.position = file.tell() if packed else self.position + len(raw)
+            for raw in bounded_lines(contents):
+                # A pipe cannot tell its position, and has no size to compare it with.
+                self.position = self.position + len(raw) if contents is file or not file.seekable() else file.tell()
                 yield raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise gzip.BadGzipFile(f"{self.path}: {error}") from error
@@ -84,6 +91,11 @@ class NotesFile:
             reasons = [f"{'.'.join(map(str, e['loc'])) or 'note'}: {e['msg']}" for e in error.errors()]
             return Line(number, raw, None, "; ".join(reasons))
         return Line(number, raw, known)
+
+
+def unpacked(file: BufferedReader) -> BufferedReader | gzip.GzipFile:
+    """Return a reader of what a file holds, decompressed if it is gzip by its first bytes, whatever its name."""
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == GZIP else file
 
 
 def bounded_lines(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:

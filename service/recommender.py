@@ -207,15 +207,15 @@ class Recommender:
         old = known if isinstance(known, StoredNote) else None
         note = self.with_arrival(note, known)
         same_text = old is not None and old.note.prompt_text == note.prompt_text
-        reused = old.generated.without(generate.drops) if old and same_text else Generated()
+        blocked = hashtag_keys(self.defaults.blocked_hashtags)
+        reused = generate.kept_of(old.generated, self.categories, blocked) if old and same_text else Generated()
         read = old is not None and same_text and old.space == self.engine.space  # by this model
         hashtags = generate.hashtags if not note.hashtags and not (read and reused.hashtags is not None) else 0
         needs_category = generate.category and note.category is None and not (read and reused.category is not None)
         min_score = self.defaults.min_hashtag_score if generate.min_score is None else generate.min_score
         categories = self.categories if needs_category else ()
         request = self.generation_request(hashtags, categories, min_score=min_score)
-        needs_model = not read or request != GenerationRequest()
-        return Plan(note, old, reused, request if needs_model else None)
+        return Plan(note, old, reused, None if read and request == GenerationRequest() else request)
 
     async def _commit(
         self,
@@ -386,6 +386,7 @@ class Recommender:
         """Build the model's request from the deployment's defaults and the caller's options. `blocked`: hashtags that
         are blocked besides the deployment's. `min_score`: hashtags with a lower score are left out. `all_categories`:
         score every name of a large closed set, not only the likeliest."""
+        categories = tuple(sorted(categories))  # the engine caches by their order what it computes for a closed set
         if not hashtags:
             return GenerationRequest(categories=categories, all_categories=all_categories)
         policy = policy or self.defaults.hashtag_policy

@@ -88,6 +88,13 @@ class Settings(SettingFields):
             )
         return url
 
+    @field_validator("admin_port")
+    @classmethod
+    def _check_admin_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        if port and port == info.data.get("port"):
+            raise PydanticCustomError("admin_port", "must differ from NOTELLM_PORT")
+        return port
+
     @field_validator("store_memory_bytes")
     @classmethod
     def _check_store_memory(cls, size: int | None, info: ValidationInfo) -> int | None:
@@ -172,6 +179,15 @@ class Settings(SettingFields):
             raise PydanticCustomError("bootstrap_key_file", "must be a readable file") from error
         if not BOOTSTRAP_KEY.fullmatch(text):
             raise PydanticCustomError("bootstrap_key_file", "must contain 32 to 200 ASCII characters and no spaces")
+        return path
+
+    @field_validator(
+        "data_dir", "cache_dir", "tls_certificate", "tls_key", "bootstrap_key_file", "scenarios", mode="before"
+    )
+    @classmethod
+    def _refuse_empty(cls, path: Any) -> Any:
+        if path == "":  # from a missing variable; as a path it would be the current folder
+            raise PydanticCustomError("empty_path", "must not be empty: name a file or folder, or unset it")
         return path
 
     @field_validator("data_dir", "cache_dir")

@@ -326,7 +326,7 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
         isolated_export=True,
         progress=progress,
     )
-    categories = settings.categories or engine.categories
+    categories = tuple(sorted(settings.categories or engine.categories))  # in the order of the recommender's requests
     engine.tokenize(Note(), GenerationRequest(categories=categories))  # fails now, not at the first note
     engine.keep_closed_set(categories)
     progress("Warming up the model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ def read_recipe(file: Path) -> Distillation:
 
 
 def corpus_files(folder: Path, recipe: Distillation) -> list[Path]:
-    """Return the files of a corpus that a recipe reads: the notes, their digest and their vectors for each source with
-    a share, and the token teacher's table if it has a weight. Raises FileNotFoundError for a missing file."""
+    """Return the files of a corpus that a recipe reads: the notes of each source with a share, each encoder's digest
+    and vectors of them, and the token teacher's table if it has a weight. Raises FileNotFoundError for a missing
+    file."""
     files = [folder / TOKENS_FILE] if recipe.words else []
-    for source in recipe.shares:
-        shards = sorted(folder.glob(f"{source}.[0-9]*.npy"))
-        files += [notes_path(folder, source), digest_path(folder, source), *(shards or [shard_path(folder, source, 0)])]
+    sources = [source for source, share in recipe.shares.items() if share]
+    files += [notes_path(folder, source) for source in sources]
+    for encoder, source in product(recipe.teachers, sources):
+        shards = sorted((folder / encoder).glob(f"{source}.[0-9]*.npy"))
+        files += [digest_path(folder, encoder, source), *(shards or [shard_path(folder, encoder, source, 0)])]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing")

@@ -88,7 +88,7 @@ def files_to_distil(corpus: Path, recipe: Path) -> dict[str, Path]:
     """Return the recipe and the files of the corpus that it reads, by their names in the archive. Raises what
     `read_recipe` and `corpus_files` raise."""
     files = corpus_files(corpus, read_recipe(recipe))
-    return {start.RECIPE: recipe, **{file.name: file for file in files}}
+    return {start.RECIPE: recipe, **{file.relative_to(corpus).as_posix(): file for file in files}}
 
 
 def add_checkout(archive: tarfile.TarFile) -> None:

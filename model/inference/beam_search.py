@@ -27,9 +27,9 @@ MAX_BLOCKED_BEAMS = 4
 MAX_WIDTH = 20
 """Maximum beam width, that of ten requested hashtags."""
 
-GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{3}")
+GLUED_CAPITALS = re.compile("[a-z]{2}[A-Z]{4}")
 """Matches a word that continues in capitals, as in "runningHETATM": pretraining has hardly seen the second token, so
-its probability means nothing."""
+its probability means nothing. Three capitals are names: ChatGPT, PostgreSQL, AutoCAD."""
 EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 """Characters at either end of a text that are neither letters nor digits."""
 

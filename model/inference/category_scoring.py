@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -38,6 +38,8 @@ PRIOR_TOKENS = 1024
 MIN_PRIOR_NAMES = 4
 """Minimum number of names that the mean of a label prior is taken over: it is nearly as good as over all (decision
 8)."""
+MAX_UNFINISHED = 8
+"""Number of closed sets for which the work on a label prior is kept that a deadline or a disconnect ended early."""
 MAX_CLOSED_SETS = 64
 """Number of closed sets whose trie and label prior are cached (LRU), besides those of `lasting_set`."""
 
@@ -54,6 +56,15 @@ class LabelPrior:
     log_probs: npt.NDArray[np.float64]
     vectors: npt.NDArray[np.float32]
     read_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartialPrior:
+    """What has been computed of a label prior: for its first names in the order of each step. The request that ends
+    early is followed by one that goes on from here, or with many names none would ever end."""
+
+    log_probs: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,7 @@ class CategoryScorer:
         self._cached_trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
         self._lasting_trie = lru_cache(maxsize=1)(self._build_trie)
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
+        self._unfinished: OrderedDict[tuple[str, ...], PartialPrior] = OrderedDict()
         self.lasting_set: tuple[str, ...] = ()
         """Names of the closed set whose trie and prior are never evicted from the cache."""
 
@@ -196,27 +208,34 @@ class CategoryScorer:
         return prior, read_tokens
 
     def _compute_prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior]:
-        """Compute a label prior by reading each name as the title of a note. To compute vectors, as many names share a
-        forward as fit into the cache blocks reserved for the note."""
+        """Compute a label prior by reading each name as the title of a note, or what is left of it to compute. To
+        compute vectors, as many names share a forward as fit into the cache blocks reserved for the note."""
         notes = [self._prompt.note(Note(title=name)) for name in categories]
         trie = self.trie(categories)
         inner_nodes = len(trie.inner)
         # The order of a closed set must not change its prior.
         by_name = sorted(range(len(categories)), key=lambda i: categories[i])
         scored = by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, inner_nodes))]
-        log_probs = []
-        for i in scored:
-            (output,) = yield from self._prefill([notes[i]], ClosedSet(categories, trie))
-            log_probs.append(self.log_probs(trie, output.token_log_probs))
-
-        vectors: list[npt.NDArray[np.float32]] = []
-        while len(vectors) < len(notes):
-            batch = self._notes_that_fit(notes[len(vectors) :], self._prompt.max_note_tokens() + inner_nodes)
-            outputs = yield from self._prefill(batch, None)
-            vectors += [output.vector for output in outputs if output.vector is not None]
-        tokens = len(scored) * self.tasks(ClosedSet(categories, trie)).tokens
-        tokens += sum(len(notes[i]) for i in scored) + sum(map(len, notes))
-        return LabelPrior(np.mean(log_probs, axis=0), np.stack(vectors), tokens)
+        partial = self._unfinished.pop(categories, PartialPrior())  # no other request goes on with it meanwhile
+        left = scored[len(partial.log_probs) :]
+        tokens = len(left) * self.tasks(ClosedSet(categories, trie)).tokens
+        tokens += sum(len(notes[i]) for i in left) + sum(map(len, notes[len(partial.vectors) :]))
+        try:
+            for i in left:
+                (output,) = yield from self._prefill([notes[i]], ClosedSet(categories, trie))
+                partial.log_probs.append(self.log_probs(trie, output.token_log_probs))
+            while len(partial.vectors) < len(notes):
+                batch = self._notes_that_fit(
+                    notes[len(partial.vectors) :], self._prompt.max_note_tokens() + inner_nodes
+                )
+                outputs = yield from self._prefill(batch, None)
+                partial.vectors.extend(output.vector for output in outputs if output.vector is not None)
+        except BaseException:  # GeneratorExit where the request ends early
+            self._unfinished[categories] = partial
+            if len(self._unfinished) > MAX_UNFINISHED:
+                self._unfinished.popitem(last=False)
+            raise
+        return LabelPrior(np.mean(partial.log_probs, axis=0), np.stack(partial.vectors), tokens)
 
     def _notes_that_fit(self, notes: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
         """Return the first of `notes`, at least one, that fit into the cache blocks needed for `tokens`."""

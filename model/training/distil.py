@@ -1,21 +1,22 @@
-"""Distillation without labels: the backbone learns to reproduce a teacher's vector of any text.
+"""Distillation without labels: the backbone learns to reproduce the teachers' vector of any text.
 
     python -m model.training.distil --corpus FOLDER --out FOLDER --share SOURCE=SHARE ... [--data FOLDER] [--minutes N]
     python -m model.training.distil --corpus FOLDER --out FOLDER --recipe FILE ...
 
-The loss of a note is 1 - cosine to the teacher's vector, plus the divergence between how student and teacher rank other
-texts (`structure_loss`). A running average of the weights is measured and exported, so a run may end at any time. The
+The loss of a note is 1 - cosine to the teachers' vector, plus the divergence between how student and teachers rank
+other texts (`structure_loss`). An average of recent weights is measured and exported, so a run may end at any time. The
 folder gets state.<step>.pt (the last two), log.jsonl with a line per step, and curve.jsonl with a line per measurement.
 On SIGTERM or Ctrl-C the run saves and ends. The same command resumes it; learning rate and intervals may differ.
 docs/guides/distillation.md has all commands, from the texts to a checkpoint.
 
-Shapes: B notes of a batch, K the teacher's dimension, R ranked texts.
+Shapes: B notes of a batch, K dimension of all teachers together, R ranked texts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import tomllib
@@ -59,6 +60,8 @@ from model.training.token_teacher import TOKENS_FILE, TokenTeacher
 from model.weights import file_digest
 
 LOG, CURVE = "log.jsonl", "curve.jsonl"
+ENCODER_NAME = re.compile(r"[\w-]+")
+"""Matches a name of an encoder, which is that of its folder in the corpus."""
 CHANGEABLE = ("learning_rate", "solve_every", "save_every", "measure_every")
 """Fields of the recipe that may change when a run is resumed."""
 
@@ -69,6 +72,8 @@ class Distillation:
 
     shares: dict[str, float] = field(default_factory=dict)
     """Relative frequency with which each source is drawn."""
+    teachers: list[str] = field(default_factory=lambda: ["minilm"])
+    """Encoders whose vectors of the corpus teach, each with weight 1."""
     backbone: str = PACKAGED_BACKBONE
     prompt_version: str = "note-first/2"
     pooling: str = "read-out"
@@ -83,7 +88,7 @@ class Distillation:
     clip: float = 1.0
     """Maximum norm of the gradient."""
     words: float = 1.0
-    """Weight of the token teacher's cosine; the other teacher's has weight 1."""
+    """Weight of the token teacher's cosine."""
     structure: float = 0.5
     """Weight of `structure_loss`; 1 - cosine has weight 1."""
     temperature: float = 0.05
@@ -112,6 +117,10 @@ class Distillation:
             raise RecipeError(f"temperature must be above 0, not {self.temperature}")
         if self.pooling not in POOLINGS:
             raise RecipeError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling}")
+        if not self.teachers or len(set(self.teachers)) < len(self.teachers):
+            raise RecipeError(f"teachers: name at least one encoder, and each once, not {self.teachers}")
+        if wrong := [name for name in self.teachers if not ENCODER_NAME.fullmatch(name)]:
+            raise RecipeError(f"teachers: {wrong[0]!r} is not the name of an encoder, such as minilm")
         check_shares(self.shares)
 
 
@@ -143,7 +152,7 @@ class Distiller:
 
     `pause_file`: while it exists, the run waits between steps. `device`: "cpu" or "cuda"; a run may resume on the other
     one with the same number of threads. Raises CheckpointError; FileNotFoundError where the corpus lacks vectors;
-    DatasetError where they belong to other notes or to several encoders; RecipeError where a share is too small for any
+    DatasetError where they belong to other notes; RecipeError where a share is too small for any
     note, the folder's run has different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged
     states, or another process trains there.
     """
@@ -164,7 +173,7 @@ class Distiller:
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None
-        self.texts = Texts(corpus, recipe.shares, recipe.seed, token_teacher, recipe.words)
+        self.texts = Texts(corpus, recipe.teachers, recipe.shares, recipe.seed, token_teacher, recipe.words)
         self.texts.mix.check_batches(recipe.batch)
         self.inputs = self.texts.digests | backbone_digest(recipe.backbone)  # norms and embeddings stay frozen
         """Digests, by name, of everything besides the recipe that determines the run."""
@@ -310,7 +319,9 @@ class Distiller:
         save_state(self.folder, self.step, state)
 
     def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
-        refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
+        # A run of an earlier version did not record its encoder; `refuse_other_inputs` says what is not checked.
+        saved = {"teachers": self.recipe.teachers} | state["recipe"]
+        refuse_other_recipe(self.folder, saved, asdict(self.recipe), CHANGEABLE)
         refuse_other_inputs(path, state.get("files", {}), self.inputs, print)
         self.master_weights.restore(state["masters"])
         self.ridge.restore(state["ridge"])
@@ -364,6 +375,10 @@ def option_parser() -> argparse.ArgumentParser:
     add_cache_option(parser)
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     recipe.add_argument("--backbone")
+    recipe.add_argument(
+        "--teacher", dest="teachers", action="append", metavar="ENCODER",
+        help="encoder whose vectors of the corpus teach; may be repeated",
+    )  # fmt: skip
     recipe.add_argument("--pooling", choices=POOLINGS)
     for name in ("seed", "threads", "batch", "starting-notes"):
         recipe.add_argument(f"--{name}", type=int)

@@ -106,7 +106,7 @@ def whiten_by_corpus(
 
     `device`: "cpu" or "cuda", where the texts are embedded. Raises what Texts and `whitening` raise.
     """
-    texts = Texts(corpus, recipe.shares, recipe.seed)
+    texts = Texts(corpus, recipe.teachers, recipe.shares, recipe.seed)
     model = NoteLLM.load(str(checkpoint), cache=cache, device=torch.device(device), dtype=torch.float32)
     student = Student(model, model.dimension).to(device)
     assert model.projection is not None

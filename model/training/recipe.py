@@ -259,6 +259,8 @@ def _value(name: str, kind: str, value: Any) -> Any:
         return Path(_expanded(name, str(value))).expanduser()
     if kind.startswith(("Mapping", "dict")) and not isinstance(value, dict):
         raise RecipeError(f"{name} must be a table, not {value!r}")
+    if kind == "list[str]" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise RecipeError(f"{name} must be a list of names, not {value!r}")
     if kind in accepted and type(value) not in accepted[kind]:  # not isinstance: True is an int
         raise RecipeError(f"{name} must be {kind}, not {value!r}")
     if name == "backbone":

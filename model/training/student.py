@@ -18,7 +18,7 @@ from model.config import NoteLLMConfig
 from model.note import Note
 from model.notellm import NoteLLM
 from model.precision import bfloat16_pays
-from model.training.initialise import store_in_bfloat16
+from model.training.initialise import store_in_bfloat16, turn_dropout_off
 from model.weights import BACKBONE_FOLDER, adaptable
 
 POOLINGS = ("read-out", "mean", "both")
@@ -113,6 +113,7 @@ def build_student(
         store_in_bfloat16(model)
     model.requires_grad_(False)
     student = Student(model, dimension, pooling).to(device).train()
+    turn_dropout_off(student)
     for weight in student.trained_weights():
         weight.requires_grad_(True)
     student.head.requires_grad_(False)

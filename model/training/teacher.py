@@ -93,7 +93,7 @@ def unit(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Scale rows to length 1, float32; rows of zeros stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     divided: npt.NDArray[np.floating] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return divided.astype(np.float32)
+    return divided.astype(np.float32, copy=False)
 
 
 def write_vectors(path: Path, ids: Sequence[str], vectors: npt.NDArray[np.float32]) -> None:

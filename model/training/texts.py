@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model.note import Note
 from model.prompt import Prompt
-from model.training.corpus_vectors import UNNAMED, checked_digest, encoder_name, read_corpus_vectors
+from model.training.corpus_vectors import checked_digest, read_source
 from model.training.recipe import RecipeError
 from model.training.student import group_by_tokens, pad_right
 from model.training.teacher import unit
@@ -125,18 +125,19 @@ class Mix:
 class Texts:
     """The notes of several sources that have vectors, and `teacher_vectors` (N, K) float32 of unit length.
 
-    `shares`: how often each source is drawn from, relative to the others. `token_teacher`: a second teacher, whose
-    cosine counts `token_weight` times as much as the first teacher's. Each teacher's vectors are centred on their mean
-    over the mix, scaled to unit length and concatenated, so that a cosine is the weighted mean of the teachers'
-    cosines. `digests`: everything that determines the stream besides the recipe and the token teacher, by name: digests
-    of each source's notes and vectors, and the number of notes of each source in the order of `shares`. Raises
-    FileNotFoundError for a source without vectors, and DatasetError for a source whose vectors belong to other notes,
-    or are by another encoder than the previous sources'.
+    `encoders`: the teachers that are encoders, each with weight 1; of a source, the notes that all of them have read
+    are used. `shares`: how often each source is drawn from, relative to the others. `token_teacher`: a further teacher,
+    of weight `token_weight`. Each teacher's vectors are centred on their mean over the mix, scaled to unit length and
+    concatenated, so that a cosine is the weighted mean of the teachers' cosines. `digests`: everything that determines
+    the stream besides the recipe and the token teacher, by name: digests of each source's notes and vectors, and the
+    number of notes of each source in the order of `shares`. Raises FileNotFoundError for a source without vectors, and
+    DatasetError for a source whose vectors belong to other notes.
     """
 
     def __init__(
         self,
         folder: Path,
+        encoders: Sequence[str],
         shares: Mapping[str, float],
         seed: int = 0,
         token_teacher: TokenTeacher | None = None,
@@ -144,20 +145,19 @@ class Texts:
     ) -> None:
         self.notes: list[Note] = []
         self.digests: dict[str, str] = {}
-        encoder = UNNAMED
         source_rows: dict[str, range] = {}
-        source_vectors = []
-        for source in shares:
-            notes, vectors = read_corpus_vectors(folder, source, encoder)
+        vectors_of: dict[str, list[npt.NDArray[np.float32]]] = {encoder: [] for encoder in encoders}
+        for source in (source for source, share in shares.items() if share):
+            notes, vectors_by_encoder = read_source(folder, source, encoders)
             source_rows[source] = range(len(self.notes), len(self.notes) + len(notes))
             self.notes += notes
-            source_vectors.append(vectors.astype(np.float32))
-            self.digests[source] = checked_digest(folder, source)
-            self.digests[f"vectors of {source}"] = hashlib.sha256(vectors.data).hexdigest()
-            encoder = encoder_name(folder, source) if encoder == UNNAMED else encoder
+            for encoder, vectors in zip(encoders, vectors_by_encoder, strict=True):
+                vectors_of[encoder].append(vectors.astype(np.float32))
+                self.digests[source] = checked_digest(folder, encoder, source)
+                self.digests[f"{encoder}'s vectors of {source}"] = hashlib.sha256(vectors.data).hexdigest()
         self.digests["numbers of notes"] = ", ".join(f"{name} {len(rows)}" for name, rows in source_rows.items())
         self.mix = Mix(source_rows, shares, seed)
-        teachers = [self._centred(np.concatenate(source_vectors))]
+        teachers = [self._centred(np.concatenate(vectors_of.pop(encoder))) for encoder in encoders]
         if token_teacher is not None:
             teachers.append(token_weight**0.5 * self._centred(token_teacher.vectors(self.notes)))
         self.teacher_vectors: npt.NDArray[np.float32] = unit(np.concatenate(teachers, axis=1))

@@ -27,7 +27,9 @@ def backup(
     from service.store.backup.backup import make_backup  # fsspec takes a while to import
 
     clean_up_when_ended()  # no copy of the store stays in the temporary folder
-    with files_for_owner_alone(), _steps() as progress, store_url(read_settings()) as url:
+    settings = read_settings()
+    err.print(f"Backing up {describe_store(settings)}", highlight=False, markup=False, soft_wrap=True)
+    with files_for_owner_alone(), _steps() as progress, store_url(settings, existing=True) as url:
         manifest = make_backup(url, destination, progress)
     _show(manifest.model_dump(mode="json"), as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 from urllib.request import getproxies
 
@@ -12,6 +13,8 @@ import typer
 from service.cli.address import local_url
 from service.cli.terminal import FAILED, complain, read_settings
 
+VISIBLE = re.compile("[!-~]+")
+"""Matches what an Authorization header can hold."""
 TIMEOUT_SECONDS = 120.0
 """Bound on an answer; the service itself ends a request after NOTELLM_REQUEST_SECONDS."""
 
@@ -45,6 +48,15 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def checked_key(key: str | None) -> str | None:
+    """Return an API key without the white space around it, such as the line end of a file. One that no header can hold
+    ends the command, without being shown."""
+    key = key and key.strip()
+    if key and not VISIBLE.fullmatch(key):
+        raise typer.BadParameter("is not an API key: it has spaces, or characters that are not ASCII")
+    return key or None
+
+
 Url = Annotated[
     str,
     typer.Option(
@@ -68,7 +80,11 @@ AdminUrl = Annotated[
 Key = Annotated[
     str | None,
     typer.Option(
-        "--api-key", envvar="NOTELLM_API_KEY", show_default=False, help="API key, if the service requires one."
+        "--api-key",
+        envvar="NOTELLM_API_KEY",
+        callback=checked_key,
+        show_default=False,
+        help="API key, if the service requires one.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the response as JSON.")]

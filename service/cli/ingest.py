@@ -5,12 +5,13 @@ Each batch has an Idempotency-Key, so that it is not stored twice if its answer 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,9 @@ class Ingest:
         """Add the notes. Return the counts of notes created, updated and unchanged, of lines of the file rejected
         (including those before a break), the last line, seconds, and notes per second. Raises TransferFailed, and
         OSError if the file cannot be read."""
+        rejects_path = self._rejects_path()
+        if self.file != STDIN and rejects_path.exists() and rejects_path.samefile(self.file):
+            raise TransferFailed(f"{rejects_path} is the file to read: choose another one for --rejects")
         notes = NotesFile(self.file)
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, rejected=0)
         started = time.monotonic()
@@ -77,10 +81,11 @@ class Ingest:
                 httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
             )
             state_file = self._state_file(client)
+            stack.enter_context(_alone(state_file))
             state = self._resumed(state_file)
             self._remember(state_file, state)
             progress = stack.enter_context(_progress(console))
-            rejects = stack.enter_context(_Rejects(self._rejects_path(), append=state.line > 0))
+            rejects = stack.enter_context(_Rejects(rejects_path, append=state.line > 0))
             task = progress.add_task("adding", total=notes.size, rate="")
             if state.line:
                 say(f"resuming after line {state.line}; --restart starts at the first line")
@@ -102,7 +107,7 @@ class Ingest:
         for name, count in notes.ignored.items():
             say(f"field {name!r} is not a field of a note: it was left out of {count} notes")
         if state.rejected:
-            say(f"rejected lines: {state.rejected}; see {self._rejects_path()}")
+            say(f"rejected lines: {state.rejected}; see {rejects_path}")
         seconds = time.monotonic() - started
         rate_now = round(counts.total() / seconds, 2) if seconds else 0.0
         return {
@@ -137,7 +142,7 @@ class Ingest:
         """Send lines under an Idempotency-Key and return their results; None if they are too large together. A line
         that is too large alone is rejected. Requests are retried for `patience` seconds without a connection, and after
         409 (the lines are being stored), 429, 502, 503 and 504."""
-        patience = Patience(self.patience)
+        patience = Patience(self.patience, self._advice)
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         body = orjson.dumps([line.note for line in lines])
         while True:
@@ -158,6 +163,13 @@ class Ingest:
         params = {"generate": self.generate or None, "min_score": self.min_score}
         return {name: value for name, value in params.items() if value is not None}
 
+    @property
+    def _advice(self) -> str:
+        """What to do after a failure: a repeat that begins anew stores notes without ids a second time."""
+        if self.file == STDIN:
+            return "Standard input cannot be resumed: run the command with the lines that are missing."
+        return f"Run the same command again{', without --restart,' if self.restart else ''} to resume."
+
     def _rejects_path(self) -> Path:
         name = "stdin" if self.file == STDIN else self.file.name
         return self.rejects or Path(f"{name}.rejects.jsonl")
@@ -176,7 +188,7 @@ class Ingest:
     def _space(self, client: httpx2.Client) -> str:
         """Return the vector space of the model that serves; "" if a proxy does not forward GET /readyz. A service that
         does not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
-        patience = Patience(self.patience)
+        patience = Patience(self.patience, self._advice)
         while True:
             try:
                 response = client.get("/readyz")
@@ -209,6 +221,21 @@ class Ingest:
                 sync_file(file)
             fresh.replace(path)
             sync_folder(path.parent)
+
+
+@contextmanager
+def _alone(state_file: Path | None) -> Iterator[None]:
+    """Keep another run with the same state file out. Raises TransferFailed where one is under way."""
+    if state_file is None:
+        yield
+        return
+    state_file.parent.mkdir(parents=True, exist_ok=True)
+    with state_file.with_suffix(".lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TransferFailed("another command is sending this file to this service: wait for it") from error
+        yield
 
 
 def _batches(lines: Iterator[Line], until: int) -> Iterator[list[Line]]:

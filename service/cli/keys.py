@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.table import Column
@@ -13,7 +14,18 @@ from service.cli.client import AdminUrl, AsJson, Key, call
 from service.cli.terminal import out, show
 
 app = typer.Typer(no_args_is_help=True, help="Manage the API keys of a running service.")
-Prefix = Annotated[str, typer.Argument(help="Prefix of the key: the part between nlm_ and the secret.")]
+
+
+def prefix_of_key(prefix: str) -> str:
+    """Return the prefix of a key as a part of a path. A whole key ends the command: its secret must not be in a URL."""
+    if prefix.startswith("nlm_"):
+        raise typer.BadParameter("is a whole key: give its prefix alone, the part between nlm_ and the secret")
+    return quote(prefix, safe="")
+
+
+Prefix = Annotated[
+    str, typer.Argument(callback=prefix_of_key, help="Prefix of the key: the part between nlm_ and the secret.")
+]
 
 
 @app.command()

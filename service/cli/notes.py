@@ -26,13 +26,15 @@ from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain, expl
 from service.cli.terminal import complain, err, files_for_owner_alone
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
 from service.disk import sync_file, sync_folder
-from service.notes_file import MAX_LINE_BYTES, bounded_lines
+from service.notes_file import MAX_LINE_BYTES, bounded_lines, unpacked
 
 T = TypeVar("T")
 VERSION = 1
 """Version of the export format that is understood."""
 BATCH_SIZE = 100
 """Maximum notes in one request of an import, and ids in one request to remove notes."""
+MAX_HEAD_BYTES = 4096
+"""Bound on the first line of an export, far above its length."""
 GONE = 410
 """Status for a position that is no longer in the log of the service."""
 
@@ -211,6 +213,10 @@ class Download:
             return None, None, 0
         head, last, notes, size = None, None, 0, 0
         with self._part.open("rb") as part:
+            first = part.readline(MAX_HEAD_BYTES)
+            if len(first) == MAX_HEAD_BYTES or (first.endswith(b"\n") and not first.startswith(b'{"export":')):
+                raise TransferFailed(f"{self._part} is not a part of an export: remove it, or choose another file")
+            part.seek(0)
             for text in part:
                 try:
                     line = orjson.loads(text)
@@ -239,11 +245,15 @@ class Download:
             sync_file(part)
             if self.file.suffix == ".gz":
                 packed = self.file.with_name(f"{self.file.name}.new")
-                with packed.open("wb") as target:
-                    with gzip.open(target, "wb", compresslevel=6) as compressor:
-                        shutil.copyfileobj(part, compressor)
-                    sync_file(target)
-                packed.replace(self.file)
+                try:
+                    with packed.open("wb") as target:
+                        with gzip.open(target, "wb", compresslevel=6) as compressor:
+                            shutil.copyfileobj(part, compressor)
+                        sync_file(target)
+                    packed.replace(self.file)
+                except OSError:  # such as a full disk, which needs the room
+                    packed.unlink(missing_ok=True)
+                    raise
                 sync_folder(self.file.parent)  # before the part goes, which is the only other copy
                 self._part.unlink()
             else:
@@ -275,6 +285,8 @@ class Upload:
     def run(self) -> dict[str, Any]:
         """Import the file. Return the counts of results and vectors, and the seconds taken. Raises TransferFailed,
         OSError."""
+        if not self.file.is_file():
+            raise TransferFailed(f"{self.file} is not a regular file: it is read twice, so write it to a file first")
         started, contents = time.monotonic(), self._check()
         counts: Counter[str] = Counter(created=0, updated=0, unchanged=0, exists=0, expired=0, rejected=0, removed=0)
         vectors: Counter[str] = Counter(kept=0, read=0)
@@ -293,6 +305,8 @@ class Upload:
                 if item["status"] == "expired":
                     removed.add(item["id"])  # the service may have an older version of the note, without an expiry
                 bars.advance(task)
+            if counts.total() != len(contents.lines):
+                raise TransferFailed(f"{self.file} changed while it was imported: run the same command again")
             if contents.after is not None:
                 counts["removed"] = self._remove(client, removed, patience)
         if vectors["read"]:
@@ -338,8 +352,8 @@ class Upload:
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Yield the lines of the file with their numbers. Raises TransferFailed."""
         try:
-            with gzip.open(self.file) if self.file.suffix == ".gz" else self.file.open("rb") as file:
-                for number, text in enumerate(bounded_lines(file), 1):
+            with self.file.open("rb") as file:
+                for number, text in enumerate(bounded_lines(unpacked(file)), 1):
                     if len(text) > MAX_LINE_BYTES:
                         raise TransferFailed(f"line {number} of {self.file} is longer than {MAX_LINE_BYTES:,} bytes")
                     yield number, text

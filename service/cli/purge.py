@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.access.principal import DEFAULT_TENANT
-from service.cli.store import store_url
-from service.cli.terminal import FAILED, MISUSED, clean_up_when_ended, complain, read_settings, show
+from service.cli.store import describe_store, store_url
+from service.cli.terminal import FAILED, MISUSED, clean_up_when_ended, complain, err, read_settings, show
 
 if TYPE_CHECKING:
     from service.erasure.purge import PurgeReport
@@ -58,8 +58,9 @@ def purge(
     if empty := [name for name, content in texts if not content]:
         complain(f"{empty[0]} is empty: there is no text to search for")
         raise typer.Exit(MISUSED)
+    err.print(f"Purging {describe_store(settings)}", highlight=False, markup=False, soft_wrap=True)
     try:
-        with store_url(settings) as url:
+        with store_url(settings, existing=True) as url:
             report = purge_all(
                 url,
                 settings.data_dir,

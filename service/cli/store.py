@@ -11,15 +11,22 @@ from service.settings import Settings
 
 
 @contextlib.contextmanager
-def store_url(settings: Settings) -> Iterator[str]:
+def store_url(settings: Settings, *, existing: bool = False) -> Iterator[str]:
     """Yield the URL of the store. The embedded server is started if no service runs it, and ends with the command; if a
-    service has joined it meanwhile, a message says that the service starts it again."""
+    service has joined it meanwhile, a message says that the service starts it again. With `existing`, raises
+    EmbeddedRedisError for a data folder without a store: a new, empty one would be backed up, or purged, in its place.
+    """
     if settings.redis_url:
         yield settings.redis_url.get_secret_value()
         return
-    from service.store.embedded_redis import EmbeddedRedis
+    from service.store.embedded_redis import FILES, EmbeddedRedis, EmbeddedRedisError
     from service.store.known_position import is_in_use
 
+    if existing and not (settings.data_dir / FILES).is_dir():
+        raise EmbeddedRedisError(
+            f"there is no store in {settings.data_dir}: run the command as the user of the service, or with its "
+            "NOTELLM_DATA_DIR"
+        )
     server = EmbeddedRedis(settings.data_dir, max_memory=settings.store_memory_bytes)
     try:
         server.start()

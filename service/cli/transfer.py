@@ -28,10 +28,11 @@ class TransferFailed(Exception):
 
 class Patience:
     """Bounds how long a service may fail to answer. The `seconds` begin with the first failure, and start anew after a
-    success."""
+    success. `advice`: what the caller can do once they are over."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, advice: str = "Run the same command again to resume.") -> None:
         self._seconds = seconds
+        self._advice = advice
         self._deadline: float | None = None
 
     def reset(self) -> None:
@@ -41,7 +42,7 @@ class Patience:
         """Wait before the next attempt. Raises TransferFailed if the time would be over by then."""
         self._deadline = self._deadline or time.monotonic() + self._seconds
         if time.monotonic() + seconds > self._deadline:
-            raise TransferFailed(f"{reason} Run the same command again to resume.")
+            raise TransferFailed(f"{reason} {self._advice}")
         time.sleep(seconds)
 
     def after(self, status: int, body: bytes, headers: httpx2.Headers) -> None:

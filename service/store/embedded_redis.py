@@ -63,6 +63,8 @@ if os.getppid() == owner:
     os.execv(sys.argv[2], sys.argv[2:])
 """
 
+FILES = "appendonlydir"
+"""Folder with the server's files, by the server's default name, in the data folder."""
 LOCK = "redis.lock"
 """File of the data folder that the process which runs the server has locked."""
 log = structlog.get_logger(__name__)

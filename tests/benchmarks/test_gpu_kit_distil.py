@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from benchmarks.gpu_kit import __main__ as command_line
+from benchmarks.gpu_kit import start
 from benchmarks.gpu_kit.corpus import corpus_files, read_recipe
-from benchmarks.gpu_kit.pack import pack
+from benchmarks.gpu_kit.pack import files_to_distil, pack
 from benchmarks.gpu_kit.run import DONE, FAILED, NO_CARD
 from model.inference.engine import Engine
 from model.note import Note
@@ -28,6 +29,7 @@ backbone = "{backbone}"
 batch = 8
 starting_notes = 20
 ranked = 30
+teachers = ["by-rule"]
 [shares]
 lists = 0.7
 long = 0.3
@@ -117,11 +119,14 @@ def test_recipe_for_a_card_takes_what_its_file_gives_and_a_cards_batch(recipe: P
 
 def test_only_files_that_the_recipe_reads_are_packed(recipe: Path, corpus: Path) -> None:
     read = read_recipe(recipe)
-    of_source = ("{}.jsonl.gz", "{}.sha256", "{}.0000.npy")
-    names = ["tokens.npz", *(name.format(source) for source in ("lists", "long") for name in of_source)]
-    assert [file.name for file in corpus_files(corpus, read)] == names
+    of_source = ("{}.jsonl.gz", "by-rule/{}.sha256", "by-rule/{}.0000.npy")
+
+    def names(*sources: str) -> list[str]:
+        return sorted(["tokens.npz", *(name.format(source) for source in sources for name in of_source)])
+
+    assert sorted(files_to_distil(corpus, recipe)) == sorted([start.RECIPE, *names("lists", "long")])
     read.shares.pop("long")
-    assert [file.name for file in corpus_files(corpus, read)] == names[:4]
+    assert sorted(str(file.relative_to(corpus)) for file in corpus_files(corpus, read)) == names("lists")
 
 
 def test_corpus_that_lacks_a_source_is_refused(

@@ -15,6 +15,7 @@ from model.scripts import letters_by_script, scripts
         ("ラーメン", {"CJK"}),
         ("борщ", {"CYRILLIC"}),
         ("1 🍜", set()),
+        ("Hawaiʻi, Qurʼan", {"LATIN"}),
     ],
 )
 def test_scripts_are_those_of_the_letters(text: str, expected: set[str]) -> None:

@@ -157,6 +157,16 @@ def test_standard_input_is_read_and_has_no_size(monkeypatch: pytest.MonkeyPatch)
     assert [line.note for line in notes.lines()] == [GOOD, None]
 
 
+def test_compressed_notes_are_known_by_their_first_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = gzip.compress(jsonl(GOOD))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(packed)))
+    assert [line.note for line in NotesFile(STDIN).lines()] == [GOOD]
+    (tmp_path / "notes.GZ").write_bytes(packed)
+    assert [line.note for line in lines(tmp_path / "notes.GZ")] == [GOOD]
+    (tmp_path / "plain.gz").write_bytes(jsonl(GOOD))
+    assert [line.note for line in lines(tmp_path / "plain.gz")] == [GOOD]
+
+
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing"):
         lines(tmp_path / "missing.jsonl")
@@ -168,14 +178,13 @@ def broken(path: Path, how: str) -> None:
     path.write_bytes(
         {
             "cut off": whole[:middle],
-            "not gzip": b"plain text",
             "no deflate stream": whole[:10] + b"\xff" * 64 + whole[74:],
             "another checksum": whole[:-8] + bytes(4) + whole[-4:],
         }[how]
     )
 
 
-@pytest.mark.parametrize("how", ["cut off", "not gzip", "no deflate stream", "another checksum"])
+@pytest.mark.parametrize("how", ["cut off", "no deflate stream", "another checksum"])
 def test_a_broken_archive_is_an_os_error(tmp_path: Path, how: str) -> None:
     path = write_packed(tmp_path, jsonl(*({"title": f"note {n}"} for n in range(500))))
     broken(path, how)

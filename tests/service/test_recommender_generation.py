@@ -56,6 +56,29 @@ async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recomme
     assert (added.stored.category, added.below_min.category) == ("Food", None)
 
 
+async def test_category_that_left_the_closed_set_is_chosen_anew_once_it_is_asked_for(recommender: Recommender) -> None:
+    note = Note(id="a", title="Food is hot")
+    assert (await add_one(recommender, note, Generate(category=True))).stored.category == "Food"
+    recommender.categories = ("Steam", "hot")
+    assert (await add_one(recommender, note, Generate(hashtags=2))).stored.category == "Food"
+    added = await add_one(recommender, note, Generate(category=True))
+    assert (added.stored.category, added.stored.hashtags) == ("hot", ("Food", "is"))
+
+
+async def test_stored_hashtag_that_was_blocked_since_goes_once_hashtags_are_asked_for(recommender: Recommender) -> None:
+    note = Note(id="a", title="Food is hot")
+    assert (await add_one(recommender, note, ALL)).stored.hashtags == ("Food", "is")
+    recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
+    assert (await add_one(recommender, note, Generate(category=True))).stored.hashtags == ("Food", "is")
+    added = await add_one(recommender, note, Generate(hashtags=2))
+    assert (added.stored.hashtags, added.stored.category) == (("is", "hot"), "Food")
+
+
+async def test_closed_sets_in_any_order_are_one_to_the_engine(recommender: Recommender) -> None:
+    one, other = (recommender.generation_request(2, names) for names in (("b", "a", "c"), ("c", "b", "a")))
+    assert one.categories == other.categories == recommender.generation_request(0, ("a", "c", "b")).categories
+
+
 @pytest.mark.parametrize(
     ("note", "generate", "defaults"),
     [

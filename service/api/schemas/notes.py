@@ -348,11 +348,12 @@ def generated_of(stored: StoredNote, added: Added | None = None) -> GeneratedOut
     neither, and left out neither."""
     generated = stored.generated
     below_min = BelowMinOut.of(added.below_min.hashtags, added.below_min.category) if added else None
-    if generated.hashtags is None and generated.category is None and below_min is None:
+    reason = added.hashtags_reason if added else None
+    if generated.hashtags is None and generated.category is None and below_min is None and reason is None:
         return None
     return GeneratedOut(
         hashtags=None if generated.hashtags is None else [HashtagOut.of(h) for h in generated.hashtags],
-        hashtags_reason=added and added.hashtags_reason,
+        hashtags_reason=reason,
         category=None if generated.category is None else CategoryOut.of(generated.category),
         below_min=below_min,
     )

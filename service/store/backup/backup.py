@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], object]
 
 def make_backup(url: str, address: str, progress: Progress) -> Manifest:
     """Back up the store of the Redis at `url` into the empty folder `address`, while services use it. Raises
-    BackupError; then the folder holds no manifest, and so no backup."""
+    BackupError; then the folder is empty again."""
     folder = BackupFolder(address)
     folder.prepare()  # before the data are received and loaded, which takes long
     server, databases, expected = _describe(url)
@@ -50,7 +50,8 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
             notes=notes,
             files=(entry,),
         )
-        folder.write_manifest(manifest)
+        with folder.removed_on_failure(DATA_SET):
+            folder.write_manifest(manifest)
     return manifest
 
 

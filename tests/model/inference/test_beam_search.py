@@ -13,7 +13,14 @@ from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
 from model.hashtags.grounding import HashtagFilter, dedup_key
-from model.inference.beam_search import BEAMS_PER_HASHTAG, TOKENS_PER_HASHTAG, beam_width, key_without_edges, stem
+from model.inference.beam_search import (
+    BEAMS_PER_HASHTAG,
+    GLUED_CAPITALS,
+    TOKENS_PER_HASHTAG,
+    beam_width,
+    key_without_edges,
+    stem,
+)
 from model.inference.engine import Engine
 from model.note import hashtag_key
 from tests.conftest import FOODS
@@ -125,6 +132,11 @@ def test_word_that_goes_on_in_capitals_is_not_told(tokenizer: PreTrainedTokenize
     bigrams = {"": {" river": 0.6, " iOS": 0.4}, " river": {"HETATM": 0.6, " #": 0.4}, "HETATM": ENDED, " iOS": ENDED}
     for output in generate(bigram_engine(tokenizer, bigrams), UNTAGGED, GenerationRequest(3)):
         assert texts(output.hashtags) == ["iOS", "river"]
+
+
+@pytest.mark.parametrize("text", ["ChatGPT", "PostgreSQL", "AutoCAD", "USA", "NATO"])
+def test_name_that_ends_in_capitals_is_told(text: str) -> None:
+    assert not GLUED_CAPITALS.search(text)
 
 
 @pytest.mark.parametrize("engine", ["tiny_engine", "note_first", "short", "task_first"])

@@ -123,6 +123,25 @@ def test_trie_and_prior_of_the_set_that_is_to_be_kept_outlive_those_of_others(
     assert forwards_for(others[0]) > 1
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_prior_goes_on_where_a_request_that_ended_early_left_it(partly_trained: Engine, steps: int) -> None:
+    request = GenerationRequest(categories=("Trains", "Soups", "Gardens"))
+    expected = generate(Engine(partly_trained.runtime), FEW_NOTES[:1], request)
+    engine = Engine(partly_trained.runtime)
+    with record_forwards(engine) as before:
+        aborted = engine.add_request(engine.tokenize(FEW_NOTES[0], request))
+        for _ in range(steps):
+            engine.step()
+        engine.abort(aborted)
+    with record_forwards(engine) as after:
+        assert_same_categories(generate(engine, FEW_NOTES[:1], request), expected)
+    names = {tuple(engine.prompt.note(Note(title=name))) for name in request.categories}
+    read = [ids for spans in (*before, *after) for ids in spans if ids in names]
+    with record_forwards(engine_anew := Engine(partly_trained.runtime)) as whole:
+        generate(engine_anew, FEW_NOTES[:1], request)
+    assert len(read) == sum(ids in names for spans in whole for ids in spans), "no name is read twice for one purpose"
+
+
 def test_run_ends_beside_a_request_that_computes_the_same_prior(partly_trained: Engine) -> None:
     request = GenerationRequest(categories=("Trains", "Soups", "Gardens"))
     expected = generate(Engine(partly_trained.runtime), FEW_NOTES[:2], request)

@@ -32,8 +32,8 @@ def write_corpus(folder: Path) -> None:
     long = [Note(title=f"{WORDS[n % 8]} {n}", content="and much more of it " * (1 + n % 3)) for n in range(20)]
     for source, notes in (("lists", lists), ("long", long)):
         write_notes_file(notes_path(folder, source), notes, source)
-        write_digest(folder, source, ENCODER)
-        np.save(shard_path(folder, source, 0), vectors_by_rule(notes).astype(np.float16))
+        write_digest(folder, ENCODER, source)
+        np.save(shard_path(folder, ENCODER, source, 0), vectors_by_rule(notes).astype(np.float16))
 
 
 def write_data(folder: Path, history: list[str]) -> None:

@@ -33,6 +33,7 @@ from tests.model.training.runs import stopped_at_once, training_in
 pytestmark = pytest.mark.slow
 
 RECIPES = Path(distil.__file__).parent / "recipes" / "distillation"
+LONG_ALONE = ("--share", "long=1", "--teacher", ENCODER)
 NOTES = tuple(Note(id=str(n), title=f"{word} {n}") for n in range(5) for word in ("soup", "hike"))
 
 
@@ -45,6 +46,7 @@ def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 def recipe(tiny_checkpoint: Path) -> Distillation:
     return Distillation(
         shares={"lists": 0.7, "long": 0.3},
+        teachers=[ENCODER],
         backbone=str(tiny_checkpoint / BACKBONE_FOLDER),
         batch=16,
         learning_rate=2e-3,
@@ -148,24 +150,27 @@ def test_run_on_another_corpus_is_not_resumed(recipe: Distillation, tmp_path: Pa
     start(recipe, corpus, tmp_path / "run").save()
     with gzip.open(notes_path(corpus, "long"), "at") as notes:
         notes.write('{"id": "one more", "title": "soup"}\n')
-    write_digest(corpus, "long", ENCODER)
+    write_digest(corpus, ENCODER, "long")
     with pytest.raises(RecipeError, match=r"long changed since the run in .* began"):
         start(recipe, corpus, tmp_path / "run")
 
 
 def change_a_vector(corpus: Path) -> None:
-    vectors = np.load(shard_path(corpus, "long", 0))
+    vectors = np.load(shard_path(corpus, ENCODER, "long", 0))
     vectors[3] = -vectors[3]
-    np.save(shard_path(corpus, "long", 0), vectors)
+    np.save(shard_path(corpus, ENCODER, "long", 0), vectors)
 
 
 def take_the_last_vector(corpus: Path) -> None:
-    np.save(shard_path(corpus, "long", 0), np.load(shard_path(corpus, "long", 0))[:-1])
+    np.save(shard_path(corpus, ENCODER, "long", 0), np.load(shard_path(corpus, ENCODER, "long", 0))[:-1])
 
 
 @pytest.mark.parametrize(
     ("change", "names"),
-    [(change_a_vector, "vectors of long"), (take_the_last_vector, "numbers of notes, vectors of long")],
+    [
+        (change_a_vector, "by-rule's vectors of long"),
+        (take_the_last_vector, "by-rule's vectors of long, numbers of notes"),
+    ],
 )
 def test_run_on_other_vectors_is_not_resumed(
     change: Callable[[Path], None], names: str, recipe: Distillation, tmp_path: Path
@@ -222,8 +227,8 @@ def test_run_on_another_token_teacher_is_not_resumed(
 @pytest.mark.parametrize(
     ("digests", "unchecked"),
     [
-        ((), "{backbone}, lists, long, numbers of notes, vectors of lists, vectors of long"),
-        (("lists", "long"), "{backbone}, numbers of notes, vectors of lists, vectors of long"),
+        ((), "{backbone}, by-rule's vectors of lists, by-rule's vectors of long, lists, long, numbers of notes"),
+        (("lists", "long"), "{backbone}, by-rule's vectors of lists, by-rule's vectors of long, numbers of notes"),
     ],
 )
 def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
@@ -240,6 +245,7 @@ def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
     state["files"] = {name: state["files"][name] for name in digests}
     if not digests:
         del state["files"]
+    del state["recipe"]["teachers"]
     torch.save(state, path)
     assert start(recipe, corpus, tmp_path).step == 0
     names = unchecked.format(backbone=recipe.backbone)
@@ -290,7 +296,7 @@ def test_run_ends_in_time_and_is_measured(recipe: Distillation, corpus: Path, tm
 def test_command_runs_a_distillation(
     tiny_checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
+    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), *LONG_ALONE]
     options += ["--minutes", "0.0001", "--pause-file", str(tmp_path / "pause")]
     options += [
         "--backbone",
@@ -309,7 +315,7 @@ def test_command_runs_a_distillation(
 def test_command_that_had_its_total_minutes_does_nothing(
     recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), "--share", "long=1"]
+    options = ["--corpus", str(corpus), "--out", str(tmp_path), "--cache", str(tmp_path), *LONG_ALONE]
     options += ["--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
     distil.main([*options, "--total-minutes", "1e-9"])
     first = lines(tmp_path / LOG)
@@ -321,7 +327,7 @@ def test_command_that_had_its_total_minutes_does_nothing(
 
 def command(recipe: Distillation, corpus: Path, folder: Path) -> list[str]:
     """Return the options of a command in `folder`."""
-    options = ["--corpus", str(corpus), "--out", str(folder), "--cache", str(folder), "--share", "long=1"]
+    options = ["--corpus", str(corpus), "--out", str(folder), "--cache", str(folder), *LONG_ALONE]
     return [*options, "--backbone", recipe.backbone, "--words", "0", "--batch", "8", "--starting-notes", "20"]
 
 
@@ -383,16 +389,24 @@ def test_recipe_file_gives_fields_that_options_replace(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('backbone = "own"\nbatch = 8\nlearning_rate = 1e-3\n[shares]\nlong = 1.0\n')
     needed = ["--corpus", "c", "--out", "o", "--recipe", str(file)]
-    options = distil.option_parser().parse_args([*needed, "--batch", "9", "--share", "lists=2"])
-    expected = Distillation(backbone="own", batch=9, learning_rate=1e-3, shares={"lists": 2.0})
+    options = distil.option_parser().parse_args(
+        [*needed, "--batch", "9", "--share", "lists=2", "--teacher", "a", "--teacher", "b"]
+    )
+    expected = Distillation(backbone="own", batch=9, learning_rate=1e-3, shares={"lists": 2.0}, teachers=["a", "b"])
     assert distil.recipe_of(options) == expected
-    assert distil.recipe_of(distil.option_parser().parse_args(needed)).shares == {"long": 1.0}
+    by_the_file = distil.recipe_of(distil.option_parser().parse_args(needed))
+    assert (by_the_file.shares, by_the_file.teachers) == ({"long": 1.0}, ["minilm"])
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("bach = 1", "bach"),
+        ("teachers = []", "at least one encoder"),
+        ('teachers = "minilm"', "teachers must be a list of names, not 'minilm'"),
+        ("teachers = [1]", "teachers must be a list of names, not "),
+        ('teachers = ["../minilm"]', "'../minilm' is not the name of an encoder"),
+        ('teachers = ["minilm", "minilm"]', "each once"),
         ("batch =", "Invalid"),
         ("batch = 1", "no source has a share"),
         ("batch = 0", "batch must be at least 1, not 0"),

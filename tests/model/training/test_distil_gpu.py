@@ -16,6 +16,7 @@ from transformers import masking_utils
 
 from model.training.distil import Distillation, Distiller
 from model.weights import BACKBONE_FOLDER
+from tests.model.training.distillation import ENCODER
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +44,8 @@ def unfused(optimizer: Callable[..., Any], groups: Any, *, betas: tuple[float, f
 @pytest.mark.usefixtures("with_values")
 def test_meta_device_solves_for_a_head_and_does_a_step(tiny_checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
     recipe = Distillation(
-        shares={"lists": 0.7, "long": 0.3}, backbone=str(tiny_checkpoint / BACKBONE_FOLDER), threads=1, batch=16,
-        starting_notes=40, words=0.0, ranked=30, solve_every=1,
+        shares={"lists": 0.7, "long": 0.3}, teachers=[ENCODER], backbone=str(tiny_checkpoint / BACKBONE_FOLDER),
+        threads=1, batch=16, starting_notes=40, words=0.0, ranked=30, solve_every=1,
     )  # fmt: skip
     run = Distiller(recipe, corpus, tmp_path, tmp_path, device="meta")
     run.stop()

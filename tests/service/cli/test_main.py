@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from service.cli.client import checked_key
+from service.cli.keys import prefix_of_key
 from service.cli.main import app
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
@@ -81,6 +83,8 @@ def test_help_offers_to_install_completion() -> None:
             "NOTELLM_REDIS_URL must begin with redis://, rediss:// or unix://, with the password percent-encoded",
         ),
         ("NOTELLM_REDIS_URL", "", "NOTELLM_REDIS_URL is empty; unset it to use the embedded server"),
+        ("NOTELLM_DATA_DIR", "", "NOTELLM_DATA_DIR must not be empty: name a file or folder, or unset it"),
+        ("NOTELLM_ADMIN_PORT", "8000", "NOTELLM_ADMIN_PORT must differ from NOTELLM_PORT"),
     ],
 )
 def test_wrong_setting_is_refused_in_one_line(command: str, variable: str, value: str, line: str) -> None:
@@ -171,6 +175,33 @@ def test_command_for_those_who_run_the_service_talks_to_the_admin_port(arguments
     result = run(*arguments, NOTELLM_PORT="9", NOTELLM_ADMIN_PORT="10")
     assert result.exit_code == 1
     assert f"http://127.0.0.1:{port}" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("backup", "copy"), ("purge",)])
+def test_command_in_a_folder_without_a_store_makes_none(tmp_path: Path, command: tuple[str, ...]) -> None:
+    result = run(*command, NOTELLM_DATA_DIR=str(tmp_path / "typo"))
+    assert result.exit_code == 1
+    assert f"there is no store in {tmp_path / 'typo'}" in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_line_end_of_an_api_key_is_left_out() -> None:
+    assert checked_key("nlm_abc_secret\r\n") == "nlm_abc_secret"
+    assert checked_key(" ") is None
+
+
+@pytest.mark.parametrize("key", ["nlm_abc sec", "nlm_abc_s\u00e9c"])
+def test_api_key_that_no_header_can_hold_is_refused_without_being_shown(key: str) -> None:
+    result = run("status", "--url", "http://127.0.0.1:9", NOTELLM_API_KEY=key)
+    assert result.exit_code == 2
+    assert "has spaces" in result.stderr
+    assert "sec" not in result.stderr + result.stdout
+
+
+def test_prefix_of_a_key_cannot_name_another_path() -> None:
+    assert prefix_of_key("../notes/x") == "..%2Fnotes%2Fx"
+    result = run("keys", "revoke", "nlm_abcdefghij_hidden", "--url", "http://127.0.0.1:9")
+    assert (result.exit_code, "is a whole key" in result.stderr, "hidden" in result.stderr) == (2, True, False)
 
 
 class ErrorPage(BaseHTTPRequestHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import json
@@ -476,6 +477,45 @@ def test_export_that_another_command_is_writing_is_left_to_it(url: str, tmp_path
     assert (result.exit_code, part.exists()) == (1, True)
     assert "another command is writing" in " ".join(result.stderr.split())
     assert report_of("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)["notes"] == 20
+
+
+@pytest.mark.parametrize("text", ['{"id": "mine"}\n{"id": "too"}\n', "plain text\n", "x" * 10_000])
+def test_part_that_is_none_of_an_export_stays_as_it_is(url: str, tmp_path: Path, text: str) -> None:
+    part = tmp_path / "notes.jsonl.part"
+    part.write_text(text)
+    result = run("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)
+    assert (result.exit_code, part.read_text()) == (1, text)
+    assert "is not a part of an export" in " ".join(result.stderr.split())
+
+
+def test_full_disk_while_an_export_is_compressed_leaves_its_part_alone(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "notes.jsonl.gz"
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfileobj", raise_no_space)
+        result = run("export-notes", str(file), "--url", url)
+    assert (result.exit_code, os.listdir(tmp_path)) == (1, ["notes.jsonl.gz.part"])
+    assert report_of("export-notes", str(file), "--url", url)["notes"] == 20
+
+
+def raise_no_space(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_import_from_a_pipe_is_refused_since_it_reads_twice(url: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    result = run("import-notes", str(pipe), "--url", url)
+    assert result.exit_code == 1
+    assert "write it to a file first" in " ".join(result.stderr.split())
+
+
+def test_import_knows_a_compressed_export_by_its_first_bytes(url: str, start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "export"
+    file.write_bytes(gzip.compress(httpx2.get(f"{url}/notes/export").content))
+    with start("b") as other:
+        assert report_of("import-notes", str(file), "--url", other)["created"] == 20
 
 
 def test_export_that_could_not_begin_leaves_no_file(tmp_path: Path) -> None:

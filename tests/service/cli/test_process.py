@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
+import io
 import json
 import os
 import shutil
@@ -12,12 +15,14 @@ import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 import redis
+from rich.console import Console
 
 from service.cli.ingest import Ingest
 from service.cli.main import REJECTED
@@ -224,6 +229,50 @@ def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file
     result = shared.call("ingest", str(notes_file), "--patience", "0", "--url", nowhere)
     assert result.exit_code == 1
     assert "again to resume" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("file", "restart", "advice"),
+    [
+        ("notes.jsonl", False, "Run the same command again to resume."),
+        ("notes.jsonl", True, "Run the same command again, without --restart, to resume."),
+        ("-", False, "Standard input cannot be resumed: run the command with the lines that are missing."),
+    ],
+)
+def test_ingest_that_fails_advises_what_resumes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, restart: bool, advice: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"title": "soup"}\n')))
+    (tmp_path / "notes.jsonl").write_text('{"title": "soup"}\n')
+    file = file if file == "-" else str(tmp_path / file)
+    ingest = Ingest(Path(file), "http://127.0.0.1:9", None, tmp_path, "", None, tmp_path / "rejects", restart, 0.0)
+    with pytest.raises(TransferFailed) as error:
+        ingest.run(Console())
+    assert str(error.value).endswith(advice)
+
+
+def test_ingest_whose_rejects_would_replace_its_file_is_refused(shared: Process) -> None:
+    file = shared.folder / "own.jsonl"
+    file.write_text('{"broken\n{"title": "soup"}\n')
+    result = shared.call("ingest", str(file), "--rejects", str(file))
+    assert result.exit_code == 1
+    assert "choose another one for --rejects" in " ".join(result.stderr.split())
+    assert file.read_text() == '{"broken\n{"title": "soup"}\n'
+
+
+def test_ingest_beside_another_one_of_the_file_is_refused(shared: Process) -> None:
+    file = shared.folder / "twice.jsonl"
+    file.write_text('{"title": "soup, twice"}\n')
+    assert shared.call("ingest", str(file)).exit_code == 0
+    for path in (shared.folder / "d" / "ingest").glob("*.lock"):
+        with path.open("ab") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            result = shared.call("ingest", str(file))
+            if result.exit_code:
+                break
+    else:
+        pytest.fail("no lock keeps another run out")
+    assert "another command is sending this file" in " ".join(result.stderr.split())
 
 
 def test_ingest_that_was_broken_off_tells_of_all_rejected_lines_once(
