@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from model.dedup_key import dedup_key
 from model.generation import GenerationOutput, GenerationRequest, Hashtag, Usage
-from model.note import Note, hashtag_key
+from model.note import Note
 from service.errors import FieldError, InvalidInput
 from service.records import Generated, GeneratedField, StoredNote
 
@@ -31,11 +32,11 @@ class Generate:
     def kept_of(self, stored: Generated, categories: Collection[str], blocked: Collection[str]) -> Generated:
         """Return the generated fields of a stored note that this write keeps. Of the fields to generate, it does not
         keep a category outside of the closed set `categories`, nor hashtags of which one is blocked. `blocked`: keys
-        (`hashtag_key`)."""
+        (`dedup_key`)."""
         outdated: set[GeneratedField] = set()
         if self.category and stored.category and categories and stored.category.name not in categories:
             outdated.add("category")
-        if self.hashtags and any(hashtag_key(hashtag.text) in blocked for hashtag in stored.hashtags or ()):
+        if self.hashtags and any(dedup_key(hashtag.text) in blocked for hashtag in stored.hashtags or ()):
             outdated.add("hashtags")
         return stored.without(self.drops | outdated)
 

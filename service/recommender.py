@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from ulid import ULID
 
+from model.dedup_key import blocked_keys
 from model.generation import (
     MAX_CATEGORY_TOKENS,
     CategoriesTooLong,
@@ -207,14 +208,13 @@ class Recommender:
         old = known if isinstance(known, StoredNote) else None
         note = self.with_arrival(note, known)
         same_text = old is not None and old.note.prompt_text == note.prompt_text
-        blocked = hashtag_keys(self.defaults.blocked_hashtags)
+        blocked = blocked_keys(hashtag_keys(self.defaults.blocked_hashtags))
         reused = generate.kept_of(old.generated, self.categories, blocked) if old and same_text else Generated()
         read = old is not None and same_text and old.space == self.engine.space  # by this model
         hashtags = generate.hashtags if not note.hashtags and not (read and reused.hashtags is not None) else 0
         needs_category = generate.category and note.category is None and not (read and reused.category is not None)
         min_score = self.defaults.min_hashtag_score if generate.min_score is None else generate.min_score
-        categories = self.categories if needs_category else ()
-        request = self.generation_request(hashtags, categories, min_score=min_score)
+        request = self.generation_request(hashtags, self.categories if needs_category else (), min_score=min_score)
         return Plan(note, old, reused, None if read and request == GenerationRequest() else request)
 
     async def _commit(

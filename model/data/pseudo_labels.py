@@ -18,7 +18,7 @@ import numpy.typing as npt
 from model.config import DEFAULT_CATEGORIES
 from model.data.community_tags import tags_by_category
 from model.data.tag_vocabulary import TagVocabulary
-from model.hashtags.grounding import dedup_key
+from model.dedup_key import dedup_key
 from model.note import Note, normalise_hashtag
 
 Floats = npt.NDArray[np.float32]

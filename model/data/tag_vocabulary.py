@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model.data.community_tags import tags_by_category
 from model.data.wordnet import read_nouns
-from model.hashtags.grounding import dedup_key
+from model.dedup_key import dedup_key
 from model.note import Note
 
 OPEN_TOPICS = frozenset({"04", "05", "06", "08", "10", "11", "12", "13", "17", "18", "19", "20", "26", "27"})

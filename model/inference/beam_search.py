@@ -8,8 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from model.dedup_key import dedup_key
 from model.generation import GenerationRequest, Hashtag
-from model.hashtags.grounding import KNOWN_SHARE, HashtagFilter, dedup_key
+from model.hashtags.grounding import KNOWN_SHARE, HashtagFilter
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.inference.runtime import LogitQuery, TokenLogProbs
 from model.inference.spans import SpanSteps, append_span, continue_tables

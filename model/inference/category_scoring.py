@@ -39,7 +39,7 @@ MIN_PRIOR_NAMES = 4
 """Minimum number of names that the mean of a label prior is taken over: it is nearly as good as over all (decision
 8)."""
 MAX_UNFINISHED = 8
-"""Number of closed sets for which the work on a label prior is kept that a deadline or a disconnect ended early."""
+"""Number of closed sets whose PartialPrior is kept."""
 MAX_CLOSED_SETS = 64
 """Number of closed sets whose trie and label prior are cached (LRU), besides those of `lasting_set`."""
 
@@ -60,8 +60,12 @@ class LabelPrior:
 
 @dataclass(frozen=True, slots=True)
 class PartialPrior:
-    """What has been computed of a label prior: for its first names in the order of each step. The request that ends
-    early is followed by one that goes on from here, or with many names none would ever end."""
+    """The computed part of a label prior whose request ended early. The next request for the closed set goes on from
+    it: with many names, no request may live long enough to compute the whole.
+
+    `log_probs`: an array (C,) for each name that the mean is taken over, by ascending name, as far as computed.
+    `vectors`: those of the first names, (D,) each, in the order of the closed set.
+    """
 
     log_probs: list[npt.NDArray[np.float64]] = field(default_factory=list)
     vectors: list[npt.NDArray[np.float32]] = field(default_factory=list)

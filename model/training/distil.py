@@ -152,9 +152,9 @@ class Distiller:
 
     `pause_file`: while it exists, the run waits between steps. `device`: "cpu" or "cuda"; a run may resume on the other
     one with the same number of threads. Raises CheckpointError; FileNotFoundError where the corpus lacks vectors;
-    DatasetError where they belong to other notes; RecipeError where a share is too small for any
-    note, the folder's run has different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged
-    states, or another process trains there.
+    DatasetError where they belong to other notes; RecipeError where a share is too small for any note, the folder's run
+    has different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged states, or another
+    process trains there.
     """
 
     def __init__(
@@ -319,9 +319,7 @@ class Distiller:
         save_state(self.folder, self.step, state)
 
     def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
-        # A run of an earlier version did not record its encoder; `refuse_other_inputs` says what is not checked.
-        saved = {"teachers": self.recipe.teachers} | state["recipe"]
-        refuse_other_recipe(self.folder, saved, asdict(self.recipe), CHANGEABLE)
+        refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
         refuse_other_inputs(path, state.get("files", {}), self.inputs, print)
         self.master_weights.restore(state["masters"])
         self.ridge.restore(state["ridge"])

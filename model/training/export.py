@@ -58,8 +58,8 @@ def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any, Distillation]:
     """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe.
 
-    Raises CheckpointError for a file that is not a distillation's state, and where the state has another pooling than
-    "read-out" or another number of layers than the backbone.
+    Raises CheckpointError for a file that is not a distillation's state, and where the state does not record its
+    teachers, as in earlier versions, has another pooling than "read-out" or another number of layers than the backbone.
     """
     try:
         stored = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
@@ -67,6 +67,8 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
         trained_weights, head = stored["masters"]["averages"], stored["head"]
     except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
         raise CheckpointError(f"{state} is not a state.<step>.pt of model.training.distil: {error}") from error
+    if "teachers" not in stored["recipe"]:
+        raise CheckpointError(f"{state} does not record its teachers: export it with the version that made it")
     if recipe.pooling != "read-out":
         raise CheckpointError(f"{state} was trained with pooling {recipe.pooling!r}: only 'read-out' can be served")
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)

@@ -165,7 +165,8 @@ class Ingest:
 
     @property
     def _advice(self) -> str:
-        """What to do after a failure: a repeat that begins anew stores notes without ids a second time."""
+        """Advice of the error that ends the run, which has sent a part of the file. A second run that starts at the
+        first line would store notes without ids twice."""
         if self.file == STDIN:
             return "Standard input cannot be resumed: run the command with the lines that are missing."
         return f"Run the same command again{', without --restart,' if self.restart else ''} to resume."
@@ -188,7 +189,7 @@ class Ingest:
     def _space(self, client: httpx2.Client) -> str:
         """Return the vector space of the model that serves; "" if a proxy does not forward GET /readyz. A service that
         does not answer or has not loaded its model is asked again for `patience` seconds. Raises TransferFailed."""
-        patience = Patience(self.patience, self._advice)
+        patience = Patience(self.patience)
         while True:
             try:
                 response = client.get("/readyz")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 from rich.table import Column
@@ -13,14 +13,18 @@ from service.access.principal import Scope
 from service.cli.client import AdminUrl, AsJson, Key, call
 from service.cli.terminal import out, show
 
+PREFIX = re.compile("[A-Za-z0-9]+")
 app = typer.Typer(no_args_is_help=True, help="Manage the API keys of a running service.")
 
 
 def prefix_of_key(prefix: str) -> str:
-    """Return the prefix of a key as a part of a path. A whole key ends the command: its secret must not be in a URL."""
+    """Return the prefix of a key. A whole key ends the command, since its secret must not be in a URL, as does anything
+    that would make another path of it."""
     if prefix.startswith("nlm_"):
         raise typer.BadParameter("is a whole key: give its prefix alone, the part between nlm_ and the secret")
-    return quote(prefix, safe="")
+    if not PREFIX.fullmatch(prefix):
+        raise typer.BadParameter("is no prefix of a key: it has letters and digits alone")
+    return prefix
 
 
 Prefix = Annotated[

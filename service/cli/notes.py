@@ -33,6 +33,8 @@ VERSION = 1
 """Version of the export format that is understood."""
 BATCH_SIZE = 100
 """Maximum notes in one request of an import, and ids in one request to remove notes."""
+HEAD = b'{"export":'
+"""First bytes of an export."""
 MAX_HEAD_BYTES = 4096
 """Bound on the first line of an export, far above its length."""
 GONE = 410
@@ -214,7 +216,7 @@ class Download:
         head, last, notes, size = None, None, 0, 0
         with self._part.open("rb") as part:
             first = part.readline(MAX_HEAD_BYTES)
-            if len(first) == MAX_HEAD_BYTES or (first.endswith(b"\n") and not first.startswith(b'{"export":')):
+            if len(first) == MAX_HEAD_BYTES or first[: len(HEAD)] != HEAD[: len(first)]:
                 raise TransferFailed(f"{self._part} is not a part of an export: remove it, or choose another file")
             part.seek(0)
             for text in part:

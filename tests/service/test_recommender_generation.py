@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model.dedup_key import blocked_keys
 from model.generation import CategoryProbability, GenerationOutput, Hashtag, Usage
-from model.note import Note
+from model.note import Note, hashtag_keys
 from service.adding import Generate
 from service.admission import PATIENT
 from service.errors import EngineFailed
@@ -72,6 +73,12 @@ async def test_stored_hashtag_that_was_blocked_since_goes_once_hashtags_are_aske
     assert (await add_one(recommender, note, Generate(category=True))).stored.hashtags == ("Food", "is")
     added = await add_one(recommender, note, Generate(hashtags=2))
     assert (added.stored.hashtags, added.stored.category) == (("is", "hot"), "Food")
+
+
+async def test_stored_hashtag_is_blocked_in_the_plural_and_with_hyphens_too() -> None:
+    stored = Generated(hashtags=(Hashtag("Viruses", 0.5), Hashtag("cat", 0.4)))
+    for blocked, kept in (("vi-rus", None), ("dog", stored.hashtags)):
+        assert Generate(hashtags=2).kept_of(stored, (), blocked_keys(hashtag_keys((blocked,)))).hashtags == kept
 
 
 async def test_closed_sets_in_any_order_are_one_to_the_engine(recommender: Recommender) -> None:

@@ -120,6 +120,12 @@ def test_vectors_of_two_encoders_lie_side_by_side(folder: Path, encoder: Sentenc
     assert read_corpus_vectors(folder, "minilm", "own")[1].shape == (4, 384)
 
 
+def test_vectors_of_an_earlier_version_are_to_be_moved_and_not_made_again(folder: Path) -> None:
+    np.save(folder / "own.0000.npy", np.ones((4, 2), np.float16))
+    with pytest.raises(DatasetError, match=r"if minilm made them, move own\.\*\.npy and own\.sha256 into .*minilm, or"):
+        write_corpus_vectors(lambda notes: np.ones((len(notes), 2), np.float32), "minilm", folder, "own")
+
+
 def test_command_writes_the_vectors_of_its_encoder(folder: Path) -> None:
     encoder_teacher.main([str(folder)])
     assert read_corpus_vectors(folder, "minilm", "own")[1].shape == (4, 384)

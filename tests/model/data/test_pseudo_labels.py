@@ -16,7 +16,7 @@ from model.data.dataset import read_notes
 from model.data.labelled_lines import labelled_notes
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import TagVocabulary, build_vocabulary
-from model.hashtags.grounding import dedup_key
+from model.dedup_key import dedup_key
 from model.note import Note, normalise_hashtag
 from service import SAMPLES
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from model.dedup_key import dedup_key
 from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
 from model.hashtags.grounding import (
     FEW_NOTES,
@@ -23,7 +24,6 @@ from model.hashtags.grounding import (
     NEIGHBOURS_NAMED,
     HashtagFilter,
     candidates_from,
-    dedup_key,
     grounded_score,
     named_share,
     neighbour_trust,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from model.dedup_key import dedup_key
 from model.generation import GenerationOutput, GenerationRequest
-from model.hashtags.grounding import HashtagFilter, dedup_key
+from model.hashtags.grounding import HashtagFilter
 from model.inference.beam_search import BEAMS_PER_HASHTAG, MAX_WIDTH, TOKENS_PER_HASHTAG
 from model.inference.engine import TOKENS_PER_CATEGORY, Engine
 from model.note import Note

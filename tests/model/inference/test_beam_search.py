@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
+from model.dedup_key import dedup_key
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
-from model.hashtags.grounding import HashtagFilter, dedup_key
+from model.hashtags.grounding import HashtagFilter
 from model.inference.beam_search import (
     BEAMS_PER_HASHTAG,
     GLUED_CAPITALS,

@@ -9,9 +9,10 @@ from functools import cache
 
 import pytest
 
+from model.dedup_key import dedup_key
 from model.generation import GenerationRequest, Hashtag, Neighbour, Neighbours
 from model.hashtags.grounded_ranking import GroundedRanking
-from model.hashtags.grounding import MIN_WRITTEN_PROBABILITY, HashtagFilter, candidates_from, dedup_key, rerank
+from model.hashtags.grounding import MIN_WRITTEN_PROBABILITY, HashtagFilter, candidates_from, rerank
 from model.inference.engine import Engine
 from model.note import Note
 from tests.conftest import FOODS

@@ -75,3 +75,11 @@ def test_file_that_is_no_state_is_named(
         main(["--state", str(state), "--out", str(tmp_path / "out")])
     assert f"{state} is not a state.<step>.pt of model.training.distil" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_state_that_does_not_record_its_teachers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state.pt"
+    torch.save({"recipe": {"shares": {"own": 1.0}}, "masters": {"averages": []}, "head": torch.zeros(1)}, state)
+    with pytest.raises(SystemExit):
+        main(["--state", str(state), "--out", str(tmp_path / "out")])
+    assert f"{state} does not record its teachers" in capsys.readouterr().err

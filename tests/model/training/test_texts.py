@@ -133,7 +133,7 @@ def test_source_without_vectors_is_named(corpus: Path, tmp_path: Path) -> None:
 def test_place_for_vectors_of_an_earlier_version_is_named(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     shard_path(tmp_path, ENCODER, "long", 0).rename(tmp_path / "long.0000.npy")
-    with pytest.raises(FileNotFoundError, match=r"version, long\.\*\.npy and long\.sha256, belong into .*by-rule"):
+    with pytest.raises(FileNotFoundError, match=r"move long\.\*\.npy and long\.sha256 into .*by-rule$"):
         Texts(tmp_path, [ENCODER], SHARES)
 
 

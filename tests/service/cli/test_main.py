@@ -17,7 +17,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.client import checked_key
-from service.cli.keys import prefix_of_key
 from service.cli.main import app
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
@@ -198,8 +197,12 @@ def test_api_key_that_no_header_can_hold_is_refused_without_being_shown(key: str
     assert "sec" not in result.stderr + result.stdout
 
 
-def test_prefix_of_a_key_cannot_name_another_path() -> None:
-    assert prefix_of_key("../notes/x") == "..%2Fnotes%2Fx"
+@pytest.mark.parametrize("prefix", ["../notes/x", "..", "a b", ""])
+def test_prefix_of_a_key_cannot_name_another_path(prefix: str) -> None:
+    assert run("keys", "revoke", "--url", "http://127.0.0.1:9", "--", prefix).exit_code == 2
+
+
+def test_whole_key_is_no_prefix_and_is_not_shown() -> None:
     result = run("keys", "revoke", "nlm_abcdefghij_hidden", "--url", "http://127.0.0.1:9")
     assert (result.exit_code, "is a whole key" in result.stderr, "hidden" in result.stderr) == (2, True, False)
 

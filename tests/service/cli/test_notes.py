@@ -484,7 +484,7 @@ def test_export_that_another_command_is_writing_is_left_to_it(url: str, tmp_path
     assert report_of("export-notes", str(tmp_path / "notes.jsonl"), "--url", url)["notes"] == 20
 
 
-@pytest.mark.parametrize("text", ['{"id": "mine"}\n{"id": "too"}\n', "plain text\n", "x" * 10_000])
+@pytest.mark.parametrize("text", ['{"id": "mine"}\n{"id": "too"}\n', "plain text\n", "no line end", "x" * 10_000])
 def test_part_that_is_none_of_an_export_stays_as_it_is(url: str, tmp_path: Path, text: str) -> None:
     part = tmp_path / "notes.jsonl.part"
     part.write_text(text)

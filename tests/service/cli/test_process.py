@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gzip
-import io
 import json
 import os
 import shutil
@@ -15,14 +14,12 @@ import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 import redis
-from rich.console import Console
 
 from service.cli.ingest import Ingest
 from service.cli.main import REJECTED
@@ -239,15 +236,10 @@ def test_ingest_without_a_service_says_how_to_resume(shared: Process, notes_file
         ("-", False, "Standard input cannot be resumed: run the command with the lines that are missing."),
     ],
 )
-def test_ingest_that_fails_advises_what_resumes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, restart: bool, advice: str
-) -> None:
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b'{"title": "soup"}\n')))
-    (tmp_path / "notes.jsonl").write_text('{"title": "soup"}\n')
-    file = file if file == "-" else str(tmp_path / file)
-    ingest = Ingest(Path(file), "http://127.0.0.1:9", None, tmp_path, "", None, tmp_path / "rejects", restart, 0.0)
-    with pytest.raises(TransferFailed) as error:
-        ingest.run(Console())
+def test_ingest_that_fails_advises_what_resumes_it(tmp_path: Path, file: str, restart: bool, advice: str) -> None:
+    ingest = Ingest(Path(file), "http://127.0.0.1:9", None, tmp_path, "", None, None, restart, 0.0)
+    with httpx2.Client(base_url=ingest.url) as client, pytest.raises(TransferFailed) as error:
+        ingest._post(client, "key", [Line(1, b"", {"title": "soup"})])
     assert str(error.value).endswith(advice)
 
 
