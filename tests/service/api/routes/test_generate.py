@@ -18,7 +18,7 @@ from model.config import NoteLLMConfig
 from model.generation import CATEGORY_SHORTLIST
 from model.inference.engine import Engine
 from model.note import Note, hashtag_key
-from tests.service.api.conftest import Serve, gauge
+from tests.service.api.conftest import Serve, eventually_true
 
 TEXT = {"title": "Sourdough for beginners", "content": "Flour, water, salt and two days."}
 
@@ -129,8 +129,8 @@ def test_a_stream_whose_time_is_over_ends_with_a_problem(serve: Serve) -> None:
     with serve(request_seconds=1e-6) as url:
         answer = httpx2.post(f"{url}/generate/hashtags/stream", json=TEXT)
         within = 'notellm_answers_with_problems_total{method="POST",route="/generate/hashtags/stream",status="504"}'
-        with httpx2.Client(base_url=url) as client:
-            assert gauge(client, within) == 1
+        with httpx2.Client(base_url=url) as client:  # a streamed answer is counted after its last byte
+            eventually_true(lambda: f"{within} 1.0" in client.get("/metrics").text)
     (event, data), *_ = (line.split(": ", 1) for line in answer.text.splitlines() if line)
     assert (event, data) == ("event", "problem")
     (problem,) = (json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if "data" in line[:4])
