@@ -21,6 +21,10 @@ FIRST_ESTIMATE = 0.05
 NEW_WEIGHT = 0.2
 """Weight of the newest note in the running mean of engine seconds: after ten notes, the earlier ones together weigh
 about a tenth."""
+MAX_RISE = 4.0
+"""Maximum factor on the running mean that one note may count as. Without it, one note that takes a hundred times as
+long, such as the first one with a large set of categories, would have the next ones refused. If all notes take that
+long, ten of them still raise the mean a hundredfold."""
 WAITING_SHARE = 0.5
 """Share of a caller's time that its notes may spend in the queue. The rest is for the engine, the store and the error
 of the estimate."""
@@ -91,7 +95,7 @@ class EngineSeconds:
     def measure(self, lane: Lane, request: GenerationRequest, seconds: float) -> None:
         """Update the mean with the seconds that one note took."""
         mean = self.expected(lane, request)
-        self._means[_kind(lane, request)] = mean + NEW_WEIGHT * (seconds - mean)
+        self._means[_kind(lane, request)] = mean + NEW_WEIGHT * (min(seconds, MAX_RISE * mean) - mean)
 
     def expected(self, lane: Lane, request: GenerationRequest) -> float:
         """Return the seconds that one note is expected to take."""

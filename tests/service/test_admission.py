@@ -20,6 +20,15 @@ def test_long_notes_loaded_in_bulk_are_not_taken_for_the_length_of_texts_searche
     assert seconds.wait(burst, Lane.INTERACTIVE, "acme") > 1.9 * 32 * FIRST_ESTIMATE, "those that follow are slow, too"
 
 
+def test_one_note_that_takes_a_hundred_times_as_long_hardly_changes_what_the_next_is_expected_to_take() -> None:
+    seconds = EngineSeconds()
+    seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 100 * FIRST_ESTIMATE)
+    assert seconds.expected(Lane.INTERACTIVE, VECTOR_ONLY) < 2 * FIRST_ESTIMATE
+    for _ in range(20):
+        seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 100 * FIRST_ESTIMATE)
+    assert seconds.expected(Lane.INTERACTIVE, VECTOR_ONLY) > 90 * FIRST_ESTIMATE, "if all take as long, it follows"
+
+
 def test_expected_wait_counts_turns_of_other_tenants() -> None:
     seconds = EngineSeconds()
     for lane in Lane:
