@@ -30,9 +30,9 @@ class Generate:
     drops: frozenset[GeneratedField] = frozenset()
 
     def kept_of(self, stored: Generated, categories: Collection[str], blocked: Collection[str]) -> Generated:
-        """Return the generated fields of a stored note that this write keeps. Of the fields to generate, it does not
-        keep a category outside of the closed set `categories`, nor hashtags of which one is blocked. `blocked`: keys
-        (`dedup_key`)."""
+        """Return the generated fields of a stored note that this write keeps. A field to generate is generated anew,
+        and not kept, where the stored category is not in the closed set `categories`, or any of the stored hashtags is
+        blocked. `blocked`: keys (`dedup_key`)."""
         outdated: set[GeneratedField] = set()
         if self.category and stored.category and categories and stored.category.name not in categories:
             outdated.add("category")

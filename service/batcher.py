@@ -203,7 +203,8 @@ class Batcher:
         tenant: str = DEFAULT_TENANT,
     ) -> Iterator[Admission]:
         """Admit `notes` notes for the duration of the block. `places`: how many of them will be queued at a time, or
-        fewer if the tenant may not take as many (`next_batch_size`); None for all.
+        fewer if the lane has fewer places for this tenant, whose own other admissions are not deducted
+        (`next_batch_size`); None for all.
 
         Raises QueueFull if the queue, or the tenant's share of it, lacks these places, or if the first note would wait
         too long for its caller's deadline; and Stopping.

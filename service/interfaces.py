@@ -347,7 +347,7 @@ class NoteIndex(Protocol):
         words with `note`, and of those of `ids` that share any. The note itself is left out."""
 
     async def sampled_ids(self, count: int) -> list[str]:
-        """Return the ids of `count` or slightly more notes, evenly spread over all; all ids if there are fewer."""
+        """Return the ids of `count` notes, evenly spread over all; all ids if there are fewer."""
 
     async def passing(self, ids: Sequence[str], where: Filter) -> list[str]:
         """Return, in order, those of `ids` whose notes are in the index and pass a filter."""

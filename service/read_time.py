@@ -29,6 +29,12 @@ class ReadTime:
             async with asyncio.timeout(self.seconds):
                 return await answer
         except TimeoutError as error:
+            self.seconds = 0.0
             raise StoreUnavailable(f"no answer within {READ_SECONDS:g} s") from error
         finally:
             self.seconds = max(0.0, self.seconds - (time.monotonic() - began))
+
+    def of_next(self) -> ReadTime:
+        """Return the time of the next read of a list: READ_SECONDS again, but none after a read that has used up its
+        own. A store that hangs then delays the list as long as one read."""
+        return ReadTime() if self.seconds else self

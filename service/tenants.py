@@ -158,7 +158,7 @@ class Tenants(Generic[S]):
         """Remove a tenant and all its data: durably from the store, and from this process and its disk. Other replicas
         close it within FOLLOW_SECONDS. Raises InvalidInput for the default one, and TenantNotFound."""
         if name == DEFAULT_TENANT:
-            raise InvalidInput([FieldError("/name", "must not be the default tenant, which cannot be removed")])
+            raise InvalidInput([FieldError("/path/name", "must not be the default tenant, which cannot be removed")])
         identity = await self._directory.remove(name)
         tenant = self._tenants.get(name)
         if tenant and tenant.identity == identity:  # not one of that name that was made since, after another removal

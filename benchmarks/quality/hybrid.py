@@ -42,7 +42,7 @@ from benchmarks.quality.records import (
     WHITENED_RIVAL,
 )
 from benchmarks.quality.reproduce import community_checkpoint, train
-from model.baselines.encoder import PUBLISHED_TOKENS
+from model.baselines.encoder import MAX_TOKENS
 from model.baselines.loading import load_embedder
 from model.centre import query_vectors
 from model.config import CONFIG_FILE
@@ -214,7 +214,7 @@ def version_of(checkpoint: str) -> str:
         return space_of(files.config, files.digest(), files.config.dimension or 0)[:8]
     if folder.is_dir():
         return sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:8]
-    return f"{PUBLISHED_TOKENS}-tokens" if checkpoint == "minilm" else "packaged"
+    return f"{MAX_TOKENS}-tokens" if checkpoint == "minilm" else "packaged"
 
 
 def vectors(checkpoint: str, name: str, notes: Sequence[Note]) -> npt.NDArray[np.float32]:

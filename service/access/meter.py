@@ -39,8 +39,8 @@ class Meter:
         self._counting: set[asyncio.Task[Usage]] = set()
         """Counts in progress: the event loop holds only weak references to tasks."""
         self._late: set[str] = set()
-        """Keys with a count that the store has not answered for longer than COUNT_SECONDS; it gets no other one of them
-        meanwhile."""
+        """Keys with a count that the store has not answered for longer than COUNT_SECONDS. Until it answers, no further
+        count of such a key is sent to it."""
         self._own: dict[str, OwnUse] = {}
         """Usage of keys by the requests of this process."""
 

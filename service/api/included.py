@@ -41,13 +41,15 @@ class IncludedFields:
         self._bytes_left = MAX_READ_BYTES
         self._turns = Turns()
 
-    async def add(self, answer: SimilarOut, similar: Similar, names: Sequence[IncludedField]) -> None:
+    async def add(
+        self, answer: SimilarOut, similar: Similar, names: Sequence[IncludedField], time_left: ReadTime
+    ) -> None:
         """Add the fields `names` to the items of `answer`, which was made from `similar`."""
         if not names:
             return
         notes = [None if similar.degraded else related.stored for related in similar.items]
         if "content" in names and not similar.degraded:
-            notes = await self._with_contents(notes)
+            notes = await self._with_contents(notes, time_left)
         unread = []
         for item, stored in zip(answer.items, notes, strict=True):
             note = stored and NoteOut.of(stored)
@@ -62,13 +64,13 @@ class IncludedFields:
         if unread and not similar.degraded:
             answer.unread = unread
 
-    async def _with_contents(self, notes: Sequence[StoredNote | None]) -> list[StoredNote | None]:
+    async def _with_contents(self, notes: Sequence[StoredNote | None], time_left: ReadTime) -> list[StoredNote | None]:
         """Return the notes of a search with their whole contents, of which the search keeps only the beginning; None
         for a note whose content cannot be read."""
         long = [note.note.id for note in notes if note and len(note.note.content) >= KEPT_CHARACTERS]
         whole: dict[tuple[str, str], StoredNote] = {}
         if long and self._bytes_left > 0:
             with suppress(StoreUnavailable):
-                read = await ReadTime().wait(self._store.get(long, max_bytes=self._bytes_left))
+                read = await time_left.wait(self._store.get(long, max_bytes=self._bytes_left))
                 whole = {(note.note.id, note.position): note for note in read if isinstance(note, StoredNote)}
         return [whole.get((note.note.id, note.position)) if note and note.note.id in long else note for note in notes]

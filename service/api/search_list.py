@@ -81,15 +81,16 @@ async def answer_list(body: bytes, request: Request, service: Service, urgency: 
     vectors, failure = await _read_texts(valid, service, urgency)
     included = IncludedFields(service.store)
     waits_until = time.monotonic() + min(READ_SECONDS, urgency.seconds)  # deadline of all waits for positions together
-    results = []
+    time_left, results = ReadTime(), []
     for one in searches:
+        time_left = time_left.of_next()
         if isinstance(one, SearchResult):
             result = one
         elif failure and one.texts:
             result = _failed(failure)
         else:
             one = parse(one.raw) if isinstance(one, LargeSearch) else one
-            result = await _answer(one, vectors, included, service, urgency, waits_until)
+            result = await _answer(one, vectors, included, service, urgency, waits_until, time_left)
         answered = result.answer is not None
         results.append(result.model_dump_json(exclude_unset=answered, exclude_none=not answered).encode())
         await turns.check()
@@ -130,16 +131,17 @@ async def _answer(
     service: Service,
     urgency: Urgency,
     waits_until: float,
+    time_left: ReadTime,
 ) -> SearchResult:
     texts = [next(vectors) for _ in one.texts]
     try:
         if one.position:
-            await wait_for_position(one.position, "", service, ReadTime(), max(0.0, waits_until - time.monotonic()))
-        similar = await service.search.related(one.request, urgency, texts)
+            await wait_for_position(one.position, "", service, time_left, max(0.0, waits_until - time.monotonic()))
+        similar = await service.search.related(one.request, urgency, texts, time_left)
     except NoteLLMError as error:
         return _failed(error)
     answer = SimilarOut.of(similar, None, service.recommender.engine.name, one.variant)
-    await included.add(answer, similar, one.include)
+    await included.add(answer, similar, one.include, time_left)
     return SearchResult(status=200, answer=answer)
 
 

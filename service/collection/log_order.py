@@ -52,7 +52,7 @@ class LogOrderReader:
         if len(current) < len(notes):
             self.read_beyond((await time_left.wait(self._store.log_bounds())).last)
         if len(rows) == len(written.rows) < count:
-            self.cursor = written.until
+            self.cursor = max(self.cursor, written.until, key=position_key)  # `after` may be later than the index
             newest = written.newest
             if position_key(newest) > position_key(log_end):  # a later write, or a damaged note beyond the log's end
                 newest = min(newest, (await time_left.wait(self._store.log_bounds())).last, key=position_key)

@@ -108,11 +108,13 @@ def _vector_batches(sources: Sequence[Source]) -> Iterator[Vectors]:
 
 
 def sampled_rows(sources: Sequence[Source], size: int) -> Iterator[tuple[Segment, RowNumbers]]:
-    """Yield each segment with some of its rows: in all `size` rows or somewhat more, evenly spread; all where there are
-    fewer."""
-    step = max(1, sum(len(source.rows) for source in sources) // size)
+    """Yield each segment with some of its rows: in all `size` rows, evenly spread; all where there are fewer."""
+    total, first = sum(len(source.rows) for source in sources), 0
+    chosen = np.linspace(0, total, min(size, total), endpoint=False).astype(np.int64)
     for source in sources:
-        yield source.segment, source.rows[::step]
+        begin, end = np.searchsorted(chosen, (first, first + len(source.rows))).tolist()
+        yield source.segment, source.rows[chosen[begin:end] - first]
+        first += len(source.rows)
 
 
 def sampled_vectors(sources: Sequence[Source], size: int) -> Vectors:

@@ -299,7 +299,7 @@ class LiveIndex:
 
     async def count_excluded(self, where: Filter) -> int:
         now, index = self._clock(), self._index
-        return await run_in(self._searchers, lambda: index.count(Filter(), now) - index.count(where, now))
+        return await run_in(self._searchers, lambda: max(0, index.count(Filter(), now) - index.count(where, now)))
 
     async def shared_words(self, note: Note, others: Sequence[Note]) -> list[tuple[str, ...]]:
         texts = self._state.notes.texts

@@ -32,8 +32,8 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Candidates of all sources, the best first. `least`: upper bound on the scores of notes outside the pool, except
-    those that the index has missed; infinite where none is known. `exhausted`: there are no other candidates."""
+    """Candidates of all sources, the best first. `least`: no note outside the pool has a higher score, except those
+    that the index has missed; infinite where no such bound is known. `exhausted`: there are no other candidates."""
 
     hits: Sequence[Hit]
     least: float

@@ -95,9 +95,9 @@ def _removals(client: Any, events: bytes, claim: PurgeClaim) -> tuple[Removals, 
 
 
 def _copy(client: Any, prefix: bytes, entries: list[Any], removals: Removals, seen: PositionKey) -> None:
-    """Copy the events whose note exists and that no later removal in `removals` covers. Control entries after `seen`
-    are copied too: they are not in `removals`, so events that they remove may have been copied, and followers must
-    apply them. An entry without a field that every event has is left out."""
+    """Copy the events whose note exists and that no later removal in `removals` covers. Control entries up to `seen`
+    are in `removals`, so they have been applied and are left out. Later ones are copied: events that they remove may
+    have been copied, too, and followers must apply them. An entry without a field that every event has is left out."""
     entries = [entry for entry in entries if entry[1].keys() >= FIELDS]
     events = [entry for entry in entries if entry[1][b"type"] not in CONTROL]
     notes = list(dict.fromkeys(fields[b"note"] for _, fields in events))

@@ -11,8 +11,9 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -37,7 +38,9 @@ by then rebuilds its index."""
 CHECK_SECONDS = 0.05
 """Pause between two checks whether the server has rewritten its file."""
 CHILD_RUNS = re.compile("already in progress|child process")
-"""Matches the server's refusals of a dump while it makes another one, or rewrites its append-only file."""
+"""Matches the server's refusals of a dump or a rewrite while it makes another one."""
+REWRITES = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+"""Fields of INFO persistence that are set while the server rewrites its append-only file, or is about to."""
 SCAN_COUNT = 1000
 """Keys that are looked at in one round trip."""
 T = TypeVar("T")
@@ -284,13 +287,9 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
     """Have the server rewrite its files, and return once it has: the append-only file, and the dump where it makes one.
     They are not compressed, so that they can be searched."""
     with _compressing_nothing(client):
-        _wait(client, claim, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
-        if client.info("persistence").get("aof_enabled"):
-            client.bgrewriteaof()
-            status = _wait(client, claim, "aof_rewrite_in_progress", "aof_rewrite_scheduled")[
-                "aof_last_bgrewrite_status"
-            ]
-            if status != "ok":
+        if _wait(client, claim, *REWRITES).get("aof_enabled"):
+            _begin(client.bgrewriteaof, client, claim, *REWRITES)
+            if _wait(client, claim, *REWRITES)["aof_last_bgrewrite_status"] != "ok":
                 raise PurgeError("the server could not rewrite its append-only file; see the log of the server")
         if client.info("persistence").get("rdb_last_save_time") and _dumps(client):
             _dump(client, claim)
@@ -298,16 +297,8 @@ def _rewrite_file(client: Any, claim: PurgeClaim) -> None:
 
 def _dump(client: Any, claim: PurgeClaim) -> None:
     """Have the server make a dump that begins after this call, and return once it is written."""
-    while True:
-        _wait(client, claim, "rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled")
-        try:
-            client.bgsave(schedule=False)  # a scheduled one would begin after the wait
-            break
-        except ResponseError as error:
-            if not CHILD_RUNS.search(str(error)):  # it has begun another dump or rewrite meanwhile
-                raise
-            claim.renew()
-            time.sleep(CHECK_SECONDS)
+    dump = partial(client.bgsave, schedule=False)  # a scheduled one would begin after the wait
+    _begin(dump, client, claim, "rdb_bgsave_in_progress", *REWRITES)
     if _wait(client, claim, "rdb_bgsave_in_progress")["rdb_last_bgsave_status"] != "ok":
         raise PurgeError("the server could not write its dump; see the log of the server")
 
@@ -347,6 +338,21 @@ def _dumps(client: Any) -> bool:
     with contextlib.suppress(ResponseError, KeyError):
         return bool(client.config_get("save")["save"])
     return False
+
+
+def _begin(command: Callable[[], object], client: Any, claim: PurgeClaim, *fields: str) -> None:
+    """Send a command for a dump or a rewrite once none of these fields is set, and again where the server has begun
+    another one meanwhile."""
+    while True:
+        _wait(client, claim, *fields)
+        try:
+            command()
+            return
+        except ResponseError as error:
+            if not CHILD_RUNS.search(str(error)):
+                raise
+            claim.renew()
+            time.sleep(CHECK_SECONDS)
 
 
 def _wait(client: Any, claim: PurgeClaim, *fields: str) -> Any:

@@ -167,10 +167,11 @@ async def answer_body(
     urgency = requested.for_note(service.settings) if one else requested.for_list(service.settings)
 
     async def answering() -> Similar:
+        time_left = ReadTime()
         if position:
             seconds = min(time_to_wait(seconds_left(urgency)), service.settings.request_seconds)
-            await wait_for_position(position, "", service, ReadTime(), seconds)
-        return await service.search.related(search, urgency)
+            await wait_for_position(position, "", service, time_left, seconds)
+        return await service.search.related(search, urgency, time_left=time_left)
 
     return await while_connected(request, urgency, answering())
 
@@ -181,5 +182,5 @@ async def answer_response(
     """Return the answer without fields that are not set. FastAPI would take as long to serialise it as the search
     takes."""
     answer = SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
-    await IncludedFields(service.store).add(answer, related, options.include)
+    await IncludedFields(service.store).add(answer, related, options.include, ReadTime())
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")

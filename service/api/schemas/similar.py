@@ -131,7 +131,8 @@ class RankingOptions(SearchOptions):
     @property
     def scores_like_cosines(self) -> bool:
         """Whether all scores lie between -1 and 1."""
-        return self.strategy != "sum_scores" and self.as_sources() == CONTENT
+        others = [name for name, weight in self.as_sources() if weight and name != "content"]
+        return self.strategy != "sum_scores" and not others
 
     def as_plain(self) -> tuple[int, Filter, float | None]:
         """Return `k`, the filter and the least score."""

@@ -15,6 +15,7 @@ import pytest
 
 from service.index.live import LiveIndex
 from service.records import LogBounds, LogEntry
+from service.search.examples import read_examples
 from service.store.redis_store import RedisNoteStore
 from tests.service.api.conftest import Serve, eventually_true, gauge
 
@@ -47,6 +48,17 @@ def test_metrics_say_not_ready_where_readyz_does(
         eventually_true(lambda: gauge(client, "notellm_ready") == 1)
 
 
+class RecordedTimes:
+    """Reads examples as the service does, and records how many seconds each search may wait for the store."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    async def __call__(self, *arguments: Any) -> Any:
+        self.times.append(arguments[-1].seconds)
+        return await read_examples(*arguments)
+
+
 def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: Any) -> None:
     with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=20) as client:
         for note_id in ("a", "b"):
@@ -67,6 +79,10 @@ def test_reads_of_a_hanging_store_share_one_bound(serve: Serve, guarded_redis: A
             assert (listed.status_code, [one["status"] for one in listed.json()["results"]]) == (207, [503, 503])
             within = 'notellm_answers_with_problems_total{method="POST",route="/similar/batch",status="503"}'
             assert gauge(client, within) == 1
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("service.search.search.read_examples", recorded := RecordedTimes())
+                assert client.post("/similar/batch", json=searches * 5).status_code == 207
+            assert [seconds > 0 for seconds in recorded.times] == [True] + 9 * [False], "one read in all waits"
             included = client.post("/similar", json={"title": "a", "include": ["content"]}).json()
             assert included["degraded"]
             assert {item["content"] for item in included["items"]} == {None}

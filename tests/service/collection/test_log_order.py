@@ -81,6 +81,15 @@ async def test_note_with_a_position_that_the_log_never_reaches_does_not_make_the
     assert await read_all(LogOrderReader(embedded_store, live_index, ANY), 10) == ["b", "c"]
 
 
+async def test_reading_after_a_position_that_is_yet_to_come_stays_there(
+    embedded_store: BusyStore, live_index: LiveIndex
+) -> None:
+    await add(embedded_store, "a", "b")
+    reader = LogOrderReader(embedded_store, live_index, ANY, after="99999999999999-0")
+    assert await read_all(reader) == []
+    assert reader.cursor == "99999999999999-0"
+
+
 async def test_note_that_is_rewritten_after_it_was_read_counts_once_in_a_dry_run(
     embedded_store: BusyStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

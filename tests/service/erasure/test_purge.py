@@ -363,6 +363,33 @@ async def test_dump_that_runs_as_a_purge_begins_is_followed_by_another(
     assert SECRET.encode() not in content(short_folder)
 
 
+async def test_rewrite_that_the_server_begins_just_before_a_purge_does_is_followed_by_another(
+    embedded: EmbeddedRedis, embedded_store: RedisNoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await embedded_store.put([Write(stored_note(f"kept{n}")) for n in range(50)])
+    await embedded_store.put([Write(stored_note("gone-0001", content=SECRET))])
+    await embedded_store.delete("gone-0001")
+    rewrite, refusals = redis.Redis.bgrewriteaof, list[str]()
+
+    def begun_by_the_server(client: redis.Redis) -> object:
+        if not refusals:
+            client.config_set("rdb-key-save-delay", 20_000)  # microseconds for each key
+            rewrite(client)
+            client.config_set("rdb-key-save-delay", 0)
+        try:
+            return rewrite(client)
+        except redis.ResponseError as error:
+            refusals.append(str(error))
+            raise
+
+    monkeypatch.setattr(redis.Redis, "bgrewriteaof", begun_by_the_server)
+    folder = embedded.socket.parent
+    report = await purged(embedded.url, folder)
+    assert len(refusals) == 1
+    assert report.proved
+    assert SECRET.encode() not in content(folder)
+
+
 async def test_dump_that_the_server_writes_behind_the_purge_is_none_of_before(
     debian_redis: DebianRedis, clock: Clock, short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -480,6 +480,24 @@ async def test_best_score_reads_its_candidates_in_parts(
     assert max(sizes[:-1]) == 7
 
 
+@pytest.mark.parametrize("k", [3, 20])
+async def test_best_score_reads_no_more_candidates_from_the_store_than_it_returns(
+    k: int,
+    recommender: Recommender,
+    search: NoteSearch,
+    embedded_store: GatedStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notes = soup(40)
+    await add(recommender, *notes)
+    request = SearchRequest(tuple(Example(note.id) for note in notes[:6]), (), strategy="best_score", k=k)
+    reads = record_reads(embedded_store, monkeypatch)
+    found = {item.stored.note.id for item in (await search.related(request)).items}
+    read = {one.note.id for notes in reads for one in notes if isinstance(one, StoredNote)}
+    assert len(found) == k
+    assert read - {note.id for note in notes[:6]} == found
+
+
 @pytest.mark.parametrize("compared", [10_000, 100])
 async def test_many_examples_are_compared_outside_the_event_loop(
     recommender: Recommender, search: NoteSearch, monkeypatch: pytest.MonkeyPatch, compared: int

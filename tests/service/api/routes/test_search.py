@@ -425,6 +425,7 @@ def test_min_score_may_lie_beyond_a_cosine_where_scores_do(client: httpx2.Client
     assert post(client, **body, min_score=3.01)["items"] == []
     assert post(client, positive=examples("s1"), sources="auto", min_score=1.5, k=5)["complete"]
     assert refused(client, positive=examples("s1"), min_score=1.5) == ["/min_score"]
+    assert refused(client, positive=examples("s1"), sources={"content": 2}, min_score=1.5) == ["/min_score"]
     answer = client.get("/notes/s1/similar", params={"min_score": -1.01})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/min_score")
 
