@@ -82,6 +82,9 @@ class Distillation:
     threads: int = 2
     """Threads of one core each; each takes a part of the batch. 1 on a GPU."""
     batch: int = 48
+    rank: int = 0
+    """Rank of the adapter that is trained; 0: all weights of the linear layers are trained, and the export reduces
+    their difference to an adapter."""
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup_steps: int = 30
@@ -112,7 +115,7 @@ class Distillation:
         check_rates(self, ("learning_rate", "weight_decay", "words", "structure"))
         counts = ("threads", "batch", "warmup_steps", "ranked", "averaged", "remembered", "solve_every")
         check_counts(self, (*counts, "starting_notes"))
-        check_counts(self, ("seed",), minimum=0)
+        check_counts(self, ("seed", "rank"), minimum=0)
         if not self.temperature > 0:
             raise RecipeError(f"temperature must be above 0, not {self.temperature}")
         if self.pooling not in POOLINGS:
@@ -182,7 +185,9 @@ class Distiller:
         count, dimension = self.texts.teacher_vectors.shape
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(recipe.seed))
         self.ranked = torch.from_numpy(self.texts.teacher_vectors[shuffled[: recipe.ranked].numpy()]).to(device)
-        self.student = build_student(recipe.backbone, recipe.prompt_version, dimension, recipe.pooling, cache, device)
+        self.student = build_student(
+            recipe.backbone, recipe.prompt_version, dimension, recipe.pooling, cache, device, recipe.rank
+        )
         weights = self.student.trained_weights()
         rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
         self.master_weights = MasterWeights(weights, rates, decays, recipe.averaged, recipe.threads)

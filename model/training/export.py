@@ -3,8 +3,9 @@
     python -m model.training.export --state FILE --out FOLDER [--rank N] [--dimension N --corpus FOLDER] ...
 
 Of the averaged weights W' of each linear layer, the difference W' - W is replaced by B A, its best approximation at the
-adapter's rank. Serving reads the state at the prompt's last position, so other poolings are refused. With --dimension,
-the projection is whitened by texts of the corpus (model/training/whiten.py).
+adapter's rank. A run that has trained an adapter (`rank` of its recipe) is exported with that. Serving reads the state
+at the prompt's last position, so other poolings are refused. With --dimension, the projection is whitened by texts of
+the corpus (model/training/whiten.py).
 
 Shapes of a layer: O outputs, I inputs, R rank.
 """
@@ -26,7 +27,7 @@ from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
 from model.notellm import NoteLLM
 from model.training.distil import Distillation
-from model.training.student import Student
+from model.training.student import Student, linear_layers, trainable_weights
 from model.training.texts import Texts
 from model.training.whiten import whiten
 from model.weights import adaptable
@@ -55,11 +56,13 @@ def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return nn.functional.pad(b, (0, missing)), nn.functional.pad(a, (0, 0, 0, missing))
 
 
-def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any, Distillation]:
-    """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe.
+def load_state(state: Path, cache: Path, rank: int | None = None) -> tuple[NoteLLM, Any, Distillation]:
+    """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe. `rank`:
+    of the adapter; None for that of the run's own, or RANK where it has trained all weights.
 
     Raises CheckpointError for a file that is not a distillation's state, and where the state does not record its
-    teachers, as in earlier versions, has another pooling than "read-out" or another number of layers than the backbone.
+    teachers, as in earlier versions, has another pooling than "read-out", another number of layers than the backbone,
+    or an adapter of its own, of another rank.
     """
     try:
         stored = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
@@ -71,6 +74,10 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
         raise CheckpointError(f"{state} does not record its teachers: export it with the version that made it")
     if recipe.pooling != "read-out":
         raise CheckpointError(f"{state} was trained with pooling {recipe.pooling!r}: only 'read-out' can be served")
+    if recipe.rank and rank not in (None, recipe.rank):
+        raise CheckpointError(
+            f"{state} has an adapter of rank {recipe.rank}: export that, and reduce it with model.training.cut_adapter"
+        )
     loaded = NoteLLM.load(recipe.backbone, cache=cache, device=torch.device("cpu"), dtype=torch.float32)
     config = NoteLLMConfig(
         name="distilled",
@@ -83,16 +90,28 @@ def load_state(state: Path, cache: Path, rank: int = RANK) -> tuple[NoteLLM, Any
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer)
     assert model.projection is not None
     model.projection.weight.data.copy_(head)
-    linear = [layer for layer in model.backbone.base_model.modules() if isinstance(layer, nn.Linear)]
-    if len(linear) != len(trained_weights):
-        raise CheckpointError(f"{state} has {len(trained_weights)} layers and {recipe.backbone} {len(linear)}")
-    differences = (trained - layer.weight for trained, layer in zip(trained_weights, linear, strict=True))
+    return model, _add_adapter(model, trained_weights, recipe.rank, rank or RANK, state), recipe
+
+
+def _add_adapter(model: NoteLLM, trained: Sequence[Tensor], trained_rank: int, rank: int, state: Path) -> Any:
+    """Add the adapter that a run has trained, in bfloat16, or one of `rank` that stands for the weights that it has
+    trained. Raises CheckpointError for a backbone with another number of layers."""
+    linear = linear_layers(model)
+    layers = len(trained) // 2 if trained_rank else len(trained)  # of an adapter, A and B of each layer
+    if layers != len(linear):
+        raise CheckpointError(f"{state} has {layers} layers and {model.config.backbone} {len(linear)}")
+    if trained_rank:
+        adapter = model.add_adapter(trained_rank)
+        for weight, value in zip(trainable_weights(model), trained, strict=True):
+            weight.data = value.to(torch.bfloat16)
+        return adapter
+    differences = (weight - layer.weight for weight, layer in zip(trained, linear, strict=True))
     factors = [low_rank_factors(difference, rank) for difference in differences]
     adapter = model.add_adapter(rank)
     adapted = [layer for layer in model.backbone.base_model.modules() if hasattr(layer, "lora_A")]
     for layer, (b, a) in zip(adapted, factors, strict=True):
         _set_adapter(layer, b, a)
-    return model, adapter, recipe
+    return adapter
 
 
 def _set_adapter(layer: Any, b: Tensor, a: Tensor) -> None:
@@ -123,7 +142,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Create a checkpoint from a state of a distillation.")
     parser.add_argument("--state", type=Path, required=True, help="state.<step>.pt of model.training.distil")
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
-    parser.add_argument("--rank", type=int, default=RANK, help="rank of the adapter (default: %(default)s)")
+    parser.add_argument("--rank", type=int, help=f"rank of the adapter (default: that of the run's own, else {RANK})")
     parser.add_argument("--name", default="distilled", help="name of the model (default: %(default)s)")
     parser.add_argument(
         "--licence", help="licence of the weights in one line, shown at startup; default: that of the backbone"

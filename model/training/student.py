@@ -66,14 +66,12 @@ class Student(nn.Module):
         return nn.functional.normalize(self.head(states), dim=-1)
 
     def trained_weights(self) -> list[nn.Parameter]:
-        """Return the weights of the backbone's linear layers.
+        """Return the weights that gradients train: those of the backbone's linear layers, or of their adapter.
 
         Embedding and norms stay frozen, so that the difference can be shipped as an adapter. The head is not trained by
         gradients but solved for in closed form.
         """
-        linear = (layer for layer in self.model.backbone.base_model.modules() if isinstance(layer, nn.Linear))
-        weights = [layer.weight for layer in linear]
-        return [weight for weight in weights if isinstance(weight, nn.Parameter)]
+        return trainable_weights(self.model)
 
     @torch.no_grad()
     def read_states(self, notes: Sequence[Note], threads: Executor) -> Tensor:
@@ -99,9 +97,10 @@ class Student(nn.Module):
 
 
 def build_student(
-    backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path, device: str = "cpu"
+    backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path, device: str = "cpu", rank: int = 0
 ) -> Student:
-    """Load a student on an unmodified backbone, with a random head, on `device`. Raises CheckpointError, also for a
+    """Load a student on an unmodified backbone, with a random head, on `device`. `rank`: of the adapter that is
+    trained; 0: all weights of the linear layers are. Raises CheckpointError, also for a
     checkpoint instead of a backbone: what is exported later is an adapter to the bare backbone."""
     adaptable(backbone)
     loaded = NoteLLM.load(backbone, cache=cache, device=torch.device(device), dtype=torch.float32)
@@ -112,12 +111,24 @@ def build_student(
     if bfloat16_pays(device):
         store_in_bfloat16(model)
     model.requires_grad_(False)
+    if rank:
+        model.add_adapter(rank)
     student = Student(model, dimension, pooling).to(device).train()
     turn_dropout_off(student)
-    for weight in student.trained_weights():
-        weight.requires_grad_(True)
+    for layer in linear_layers(model) if not rank else ():
+        layer.weight.requires_grad_(True)
     student.head.requires_grad_(False)
     return student
+
+
+def trainable_weights(model: NoteLLM) -> list[nn.Parameter]:
+    """Return the weights of a backbone that require gradients, in the order of their layers."""
+    return [weight for weight in model.backbone.parameters() if weight.requires_grad]
+
+
+def linear_layers(model: NoteLLM) -> list[nn.Linear]:
+    """Return the linear layers of a backbone without its output layer."""
+    return [layer for layer in model.backbone.base_model.modules() if isinstance(layer, nn.Linear)]
 
 
 def pad_right(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_student_comes_closer_to_its_teacher(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 2])
+def test_student_comes_closer_to_its_teacher(rank: int, recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    recipe = replace(recipe, rank=rank)
     run = start(recipe, corpus, tmp_path)
     train(run, 40)
     log = lines(tmp_path / LOG)
@@ -90,7 +92,11 @@ def test_first_head_is_better_than_chance(recipe: Distillation, corpus: Path, tm
     assert (vectors * run.texts.teacher_vectors).sum(1).mean() > 0.3
 
 
-def test_resumed_run_continues_as_without_a_break(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 2])
+def test_resumed_run_continues_as_without_a_break(
+    rank: int, recipe: Distillation, corpus: Path, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, rank=rank)
     whole = start(recipe, corpus, tmp_path / "whole")
     train(whole, 12)
     first = start(recipe, corpus, tmp_path / "halves")
@@ -496,6 +502,25 @@ def test_exported_checkpoint_serves_the_same_vectors(
     smaller = ["--rank", "8", "--dimension", "6", "--corpus", str(corpus)]
     export.main(["--state", str(state), "--out", str(whitened), *smaller, "--cache", str(tmp_path)])
     assert NoteLLM.load(str(whitened), cache=tmp_path, device=torch.device("cpu"), dtype=torch.float32).dimension == 6
+
+
+def test_run_that_trains_an_adapter_is_exported_with_that(
+    recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(replace(recipe, rank=2), corpus, tmp_path / "run")
+    train(run, 10)
+    run.save()
+    (state,) = (tmp_path / "run").glob("state.*.pt")
+    command = ["--state", str(state), "--cache", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        export.main([*command, "--rank", "1"])
+    assert "has an adapter of rank 2: export that, and reduce it with" in " ".join(capsys.readouterr().err.split())
+    export.main(command)
+    served = Engine.load(str(tmp_path / "out"), cache=tmp_path, device="cpu", runtime="torch").embed(NOTES)
+    with run.master_weights.averaged():
+        expected = run.student.embed(NOTES, run.master_weights.pool)
+    assert (served * expected).sum(1).min() > 0.999
+    assert json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["r"] == 2
 
 
 def test_export_that_fails_leaves_nothing(

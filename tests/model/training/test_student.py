@@ -65,10 +65,15 @@ def test_pooled_states_are_read_out_and_mean_of_note_tokens(model: NoteLLM) -> N
     assert states[64:] == pytest.approx(hidden[:end].mean(0), abs=1e-5)
 
 
-def test_only_linear_layers_of_the_body_are_trained(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    student = build_student(str(tiny_checkpoint / BACKBONE_FOLDER), "note-first/2", 12, "read-out", tmp_path)
+@pytest.mark.parametrize(("rank", "matrices"), [(0, 1), (3, 2)])
+def test_only_linear_layers_of_the_body_or_their_adapter_are_trained(
+    tiny_checkpoint: Path, tmp_path: Path, rank: int, matrices: int
+) -> None:
+    backbone = str(tiny_checkpoint / BACKBONE_FOLDER)
+    student = build_student(backbone, "note-first/2", 12, "read-out", tmp_path, rank=rank)
     trained = student.trained_weights()
-    assert len(trained) == 2 * 7
+    assert len(trained) == 2 * 7 * matrices
+    assert rank in (0, *(min(weight.shape) for weight in trained))
     ids = {id(weight) for weight in trained}
     assert all(weight.requires_grad == (id(weight) in ids) for weight in student.parameters())
 
