@@ -383,7 +383,7 @@ def option_parser() -> argparse.ArgumentParser:
         help="encoder whose vectors of the corpus teach; may be repeated",
     )  # fmt: skip
     recipe.add_argument("--pooling", choices=POOLINGS)
-    for name in ("seed", "threads", "batch", "starting-notes"):
+    for name in ("seed", "threads", "batch", "starting-notes", "rank"):
         recipe.add_argument(f"--{name}", type=int)
     for name in ("learning-rate", "words", "structure", "save-every", "measure-every"):
         recipe.add_argument(f"--{name}", type=float)
