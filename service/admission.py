@@ -24,7 +24,7 @@ about a tenth."""
 MAX_RISE = 4.0
 """Maximum factor on the running mean that one note may count as. Without it, one note that takes a hundred times as
 long, such as the first one with a large set of categories, would have the next ones refused. If all notes take that
-long, ten of them still raise the mean a hundredfold."""
+long, the mean is at 60 times after ten of them, and at 96 times after twenty."""
 WAITING_SHARE = 0.5
 """Share of a caller's time that its notes may spend in the queue. The rest is for the engine, the store and the error
 of the estimate."""

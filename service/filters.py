@@ -32,7 +32,7 @@ Bound = TypeVar("Bound", float, OrderKey)
 def attribute_text(value: Attribute | None) -> str | None:
     """Return an attribute's value as the text that filters compare: a string as it is, another value as JSON; None for
     no value. A number below 2**53 has one form, however it is written, also in a string: 2, 2.0 and "2e0" are "2". A
-    larger integer keeps its digits, and a larger number with an exponent keeps that."""
+    larger integer keeps its digits; a larger one with a point or an exponent becomes the text of its float: 1e+16."""
     text = value if value is None or isinstance(value, str) else json.dumps(value)
     return _number_text(text) if text and JSON_NUMBER.fullmatch(text) else text
 

@@ -12,15 +12,17 @@ from service.errors import StoreUnavailable
 READ_SECONDS = 1.0
 """Bound on the total time that one read waits for the store, over all of its calls. Beyond it a search is degraded, and
 a read that needs the store is refused."""
+NEXT_SECONDS = 0.02
+"""Bound on the time of a list's read after one that has used up its own: enough for a store that answers again."""
 T = TypeVar("T")
 
 
 class ReadTime:
-    """Time that one read may still wait for the store: READ_SECONDS over all of its calls. Time spent in between, such
-    as on a search or a wait for the index, does not count."""
+    """Time that one read may still wait for the store: `seconds` over all of its calls, None for READ_SECONDS. Time
+    spent in between, such as on a search or a wait for the index, does not count."""
 
-    def __init__(self) -> None:
-        self.seconds = READ_SECONDS
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = READ_SECONDS if seconds is None else seconds
 
     async def wait(self, answer: Awaitable[T]) -> T:
         """Return the store's answer. Raises StoreUnavailable when the time is over."""
@@ -35,6 +37,6 @@ class ReadTime:
             self.seconds = max(0.0, self.seconds - (time.monotonic() - began))
 
     def of_next(self) -> ReadTime:
-        """Return the time of the next read of a list: READ_SECONDS again, but none after a read that has used up its
-        own. A store that hangs then delays the list as long as one read."""
-        return ReadTime() if self.seconds else self
+        """Return the time of the next read of a list: READ_SECONDS, or NEXT_SECONDS after a read that has used up its
+        own. So a store that hangs delays a list by little more than a single read."""
+        return ReadTime(None if self.seconds else NEXT_SECONDS)

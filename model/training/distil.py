@@ -324,7 +324,8 @@ class Distiller:
         save_state(self.folder, self.step, state)
 
     def _restore(self, path: Path, state: Mapping[str, Any]) -> None:
-        refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
+        saved = {"rank": 0} | state["recipe"]  # earlier versions had no such field, and trained all weights
+        refuse_other_recipe(self.folder, saved, asdict(self.recipe), CHANGEABLE)
         refuse_other_inputs(path, state.get("files", {}), self.inputs, print)
         self.master_weights.restore(state["masters"])
         self.ridge.restore(state["ridge"])

@@ -58,7 +58,7 @@ def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def load_state(state: Path, cache: Path, rank: int | None = None) -> tuple[NoteLLM, Any, Distillation]:
     """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe. `rank`:
-    of the adapter; None for that of the run's own, or RANK where it has trained all weights.
+    of the adapter; None for that of the adapter which the run has trained, or RANK where it has trained all weights.
 
     Raises CheckpointError for a file that is not a distillation's state, and where the state does not record its
     teachers, as in earlier versions, has another pooling than "read-out", another number of layers than the backbone,
@@ -90,7 +90,7 @@ def load_state(state: Path, cache: Path, rank: int | None = None) -> tuple[NoteL
     model = NoteLLM(config, loaded.backbone, loaded.tokenizer)
     assert model.projection is not None
     model.projection.weight.data.copy_(head)
-    return model, _add_adapter(model, trained_weights, recipe.rank, rank or RANK, state), recipe
+    return model, _add_adapter(model, trained_weights, recipe.rank, RANK if rank is None else rank, state), recipe
 
 
 def _add_adapter(model: NoteLLM, trained: Sequence[Tensor], trained_rank: int, rank: int, state: Path) -> Any:
@@ -142,7 +142,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Create a checkpoint from a state of a distillation.")
     parser.add_argument("--state", type=Path, required=True, help="state.<step>.pt of model.training.distil")
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
-    parser.add_argument("--rank", type=int, help=f"rank of the adapter (default: that of the run's own, else {RANK})")
+    parser.add_argument(
+        "--rank", type=int, help=f"rank of the adapter (default: that of the run's adapter, else {RANK})"
+    )
     parser.add_argument("--name", default="distilled", help="name of the model (default: %(default)s)")
     parser.add_argument(
         "--licence", help="licence of the weights in one line, shown at startup; default: that of the backbone"
@@ -232,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:  # CheckpointError and DatasetError are ValueErrors
         parser.error(str(error))
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
-    print(f"{options.out}: rank {options.rank}, {size / 1e6:.1f} MB")
+    print(f"{options.out}: rank {adapter.active_peft_config.r}, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ class LogOrderReader:
     """Reads the notes that pass `where` and were last written after the position `after`.
 
     `cursor`: every such note whose last write is at this position or before has been read. `ended`: all notes that
-    existed at `cursor` have been read, and `cursor` was the end of the log at that time; later writes can still be
-    read. The index lists the notes, and each is read from the store.
+    existed at `cursor` have been read, and `cursor` was the end of the log at that time, or is `after`, which the
+    log has not reached; later writes can still be read. The index lists the notes, and each is read from the store.
     """
 
     def __init__(

@@ -50,8 +50,8 @@ paging has."""
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """Candidates of a source, the best first. `exhausted`: there are no others. `rows`: the rows of the hits, in the
-    same order; None where they have not been read from the index. `cut`: the search has reached its
-    bound on depth, so the hits may lack notes that are better than some of them, and a deeper search finds none."""
+    same order; None where they have not been read from the index. `cut`: the search has reached its bound on
+    depth, so the hits may lack notes that are better than some of them, and a deeper search finds none."""
 
     hits: Sequence[Hit]
     exhausted: bool

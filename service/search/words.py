@@ -29,8 +29,8 @@ def query_note(notes: Sequence[Note]) -> Note:
 class WordEvidence:
     """Evidence by the words that notes share with `note`: a candidate's score is its content score plus a multiple of
     its word score (ranking/words.py). `adaptive`: words have only a share of `weight`, which rises with the best word
-    score. `two_sided`: the content scores are those of `best_score`, negated where a negative example is nearer. How
-    far scores deviate is then taken from their absolute values, which lacks the jump between both signs."""
+    score. `two_sided`: the content scores are those of `best_score`, negated where a negative example is nearer. The
+    spread of the scores is then that of their absolute values: the gap between the two signs would widen it."""
 
     pool_size = WORDS_POOL_SIZE
 

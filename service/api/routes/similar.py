@@ -83,7 +83,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
         related = await service.search.related(options.as_request(*query.examples(note_id)), time_left=time_left)
     except (InvalidInput, ExamplesNotFound, OtherSpace) as error:  # about the cursor or the examples
         raise error.under("/query") from error
-    return await answer_response(related, note_id, service, options)
+    return await answer_response(related, note_id, service, options, time_left)
 
 
 @router.post(
@@ -99,8 +99,9 @@ async def similar_by_body(
     """Find notes related to a stored note and to further examples. The model is called only if an example is a text."""
     options = read_options(body, request, service, "")
     search = options.as_request((Example(note_id), *body.positives()), body.negatives())
-    related = await answer_body(search, options.min_log_position, request, service, requested)
-    return await answer_response(related, note_id, service, options)
+    time_left = ReadTime()
+    related = await answer_body(search, options.min_log_position, request, service, requested, time_left)
+    return await answer_response(related, note_id, service, options, time_left)
 
 
 @router.post(
@@ -116,8 +117,9 @@ async def similar_to_examples(
     """Find notes related to a text, or to several stored notes and texts. Texts are not stored and leave no trace."""
     options = read_options(body, request, service, "")
     search = options.as_request(body.positives(), body.negatives())
-    related = await answer_body(search, options.min_log_position, request, service, requested)
-    return await answer_response(related, None, service, options)
+    time_left = ReadTime()
+    related = await answer_body(search, options.min_log_position, request, service, requested, time_left)
+    return await answer_response(related, None, service, options, time_left)
 
 
 @router.post(
@@ -160,14 +162,18 @@ async def answer_nearest(
 
 
 async def answer_body(
-    search: SearchRequest, position: str | None, request: Request, service: Service, requested: RequestedUrgency
+    search: SearchRequest,
+    position: str | None,
+    request: Request,
+    service: Service,
+    requested: RequestedUrgency,
+    time_left: ReadTime,
 ) -> Similar:
     """Answer a search sent as a body, while its caller stays connected. Several texts in one search count as a list."""
     one = len(search.texts) <= 1
     urgency = requested.for_note(service.settings) if one else requested.for_list(service.settings)
 
     async def answering() -> Similar:
-        time_left = ReadTime()
         if position:
             seconds = min(time_to_wait(seconds_left(urgency)), service.settings.request_seconds)
             await wait_for_position(position, "", service, time_left, seconds)
@@ -177,10 +183,14 @@ async def answer_body(
 
 
 async def answer_response(
-    related: Similar, note_id: str | None, service: Service, options: RankingOptions | SearchDefaults
+    related: Similar,
+    note_id: str | None,
+    service: Service,
+    options: RankingOptions | SearchDefaults,
+    time_left: ReadTime,
 ) -> Response:
     """Return the answer without fields that are not set. FastAPI would take as long to serialise it as the search
     takes."""
     answer = SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
-    await IncludedFields(service.store).add(answer, related, options.include, ReadTime())
+    await IncludedFields(service.store).add(answer, related, options.include, time_left)
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")

@@ -251,6 +251,7 @@ def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
     state["files"] = {name: state["files"][name] for name in digests}
     if not digests:
         del state["files"]
+    del state["recipe"]["rank"]
     torch.save(state, path)
     assert start(recipe, corpus, tmp_path).step == 0
     names = unchecked.format(backbone=recipe.backbone)
@@ -516,6 +517,7 @@ def test_run_that_trains_an_adapter_is_exported_with_that(
         export.main([*command, "--rank", "1"])
     assert "has an adapter of rank 2: export that, and reduce it with" in " ".join(capsys.readouterr().err.split())
     export.main(command)
+    assert f"{tmp_path / 'out'}: rank 2, " in capsys.readouterr().out
     served = Engine.load(str(tmp_path / "out"), cache=tmp_path, device="cpu", runtime="torch").embed(NOTES)
     with run.master_weights.averaged():
         expected = run.student.embed(NOTES, run.master_weights.pool)

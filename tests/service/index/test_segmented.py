@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,20 @@ def test_values_that_no_row_has_any_more_leave_nothing_in_the_growing_segment() 
     assert isinstance(growing, GrowingSegment)
     assert len(growing) == 1
     assert len(growing._rows_by_tag) == len(growing._tags[0])
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 12, 20])
+def test_sampled_ids_are_as_many_as_requested_and_evenly_spread(count: int) -> None:
+    index = SegmentedIndex(DIMENSION, growing_rows=4)
+    names = [f"n{number}" for number in range(12)]
+    for name in names:
+        index.upsert([row(name)])
+        do_jobs(index)
+    assert len(index.all_segments) > 1
+    places = [index.ids().index(name) for name in index.sampled_ids(count)]
+    assert len(places) == min(count, 12)
+    gaps = np.diff([*places, 12])
+    assert 1 <= min(gaps) <= max(gaps) <= math.ceil(12 / len(places))
 
 
 WORK = st.just(("work", None))
