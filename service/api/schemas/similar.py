@@ -131,8 +131,9 @@ class RankingOptions(SearchOptions):
     @property
     def scores_like_cosines(self) -> bool:
         """Whether all scores lie between -1 and 1."""
-        others = [name for name, weight in self.as_sources() if weight and name != "content"]
-        return self.strategy != "sum_scores" and not others
+        sources = self.as_sources()
+        content_alone = sources != AUTO and all(name == "content" or not weight for name, weight in sources)
+        return content_alone and self.strategy != "sum_scores"
 
     def as_plain(self) -> tuple[int, Filter, float | None]:
         """Return `k`, the filter and the least score."""
