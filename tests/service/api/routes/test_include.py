@@ -12,6 +12,7 @@ import pytest
 
 from service.api.included import IncludedFields
 from service.api.schemas.similar import SimilarOut
+from service.read_time import ReadTime
 from service.records import RelatedNote, Similar, Write
 from service.search.verified import KEPT_CHARACTERS
 from service.store.redis_store import RedisNoteStore
@@ -157,5 +158,5 @@ async def test_content_that_was_written_meanwhile_is_left_to_a_further_read(stor
     )
     for similar, content, unread in ((now, LONG, None), (before, None, ["m"])):
         answer = SimilarOut.of(similar, None, "")
-        await IncludedFields(store).add(answer, similar, ["content"])
+        await IncludedFields(store).add(answer, similar, ["content"], ReadTime())
         assert (answer.items[0].content, answer.unread) == (content, unread)
