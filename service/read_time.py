@@ -36,7 +36,7 @@ class ReadTime:
         finally:
             self.seconds = max(0.0, self.seconds - (time.monotonic() - began))
 
-    def of_next(self) -> ReadTime:
+    def for_next_read(self) -> ReadTime:
         """Return the time of the next read of a list: READ_SECONDS, or NEXT_SECONDS after a read that has used up its
         own. So a store that hangs delays a list by little more than a single read."""
         return ReadTime(None if self.seconds else NEXT_SECONDS)

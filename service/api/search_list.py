@@ -83,7 +83,7 @@ async def answer_list(body: bytes, request: Request, service: Service, urgency: 
     waits_until = time.monotonic() + min(READ_SECONDS, urgency.seconds)  # deadline of all waits for positions together
     time_left, results = ReadTime(), []
     for one in searches:
-        time_left = time_left.of_next()
+        time_left = time_left.for_next_read()
         if isinstance(one, SearchResult):
             result = one
         elif failure and one.texts:

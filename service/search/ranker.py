@@ -16,7 +16,7 @@ from service.search.verified import VerifiedNotes
 BLOCK_SIZE = 128
 """Number of candidates in the first block, where options need blocks. Each further block doubles the depth, up to
 MAX_DEPTH."""
-MAX_COMPARED_IN_LOOP = 32 * BLOCK_SIZE
+MAX_SELECTION_COMPARISONS = 32 * BLOCK_SIZE
 """Maximum number of comparisons of a selection that is made in the event loop: each chosen note is compared with all
 notes of a block. Ten chosen from 128 take 0.3 ms, from 8,000 17 ms."""
 MAX_BOOSTS_IN_LOOP = 1000
@@ -124,7 +124,7 @@ class Ranker:
         if self._options.boosts:
             await self._notes.read([hit.id for hit in block])
         boosts = len(self._options.boosts) * len(block)
-        in_loop = count * len(block) <= MAX_COMPARED_IN_LOOP and boosts <= MAX_BOOSTS_IN_LOOP
+        in_loop = count * len(block) <= MAX_SELECTION_COMPARISONS and boosts <= MAX_BOOSTS_IN_LOOP
         while True:
             arguments = block, rows, self._notes.known, count
             extended = (
