@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from model.dedup_key import KEPT_HASHTAGS, blocked_keys, dedup_key
 from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
+from model.hashtags.word_forms import repeats_a_word
 from model.note import Note
 from model.scripts import scripts
 
@@ -243,7 +244,8 @@ def rerank(
     is near.
 
     A written hashtag with the key of a candidate is also scored with w = 0, and the better of the two is returned, in
-    its spelling: the model may find the neighbours' spelling improbable, but not its own.
+    its spelling: the model may find the neighbours' spelling improbable, but not its own. A written hashtag that is no
+    candidate is left out if it is a further form of a word that has a better score.
     """
     p = defaultdict(float, {dedup_key(hashtag.text): hashtag.score for hashtag in written}) | dict(probabilities)
     scored = [(key, candidate, p[key]) for key, candidate in candidates.items()]
@@ -257,7 +259,14 @@ def rerank(
         is_better = key not in best or score > best[key].score
         if is_better and is_likely_enough(candidate, probability, min_probability):
             best[key] = Hashtag(candidate.text, score, tuple(candidate.notes[:NEIGHBOURS_NAMED]))
-    return tuple(sorted(best.values(), key=lambda hashtag: (-hashtag.score, hashtag.text))[:count])
+    ranked: dict[str, Hashtag] = {}
+    for key in sorted(best, key=lambda key: (-best[key].score, best[key].text)):
+        if len(ranked) == count:
+            break
+        text = best[key].text
+        if key in candidates or not repeats_a_word(text, ranked):
+            ranked[text] = best[key]
+    return tuple(ranked.values())
 
 
 def grounded_score(weight: float, probability: float, written_weight: float) -> float:

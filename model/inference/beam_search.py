@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from model.dedup_key import dedup_key
 from model.generation import GenerationRequest, Hashtag
 from model.hashtags.grounding import KNOWN_SHARE, HashtagFilter
+from model.hashtags.word_forms import repeats_a_word
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.inference.runtime import LogitQuery, TokenLogProbs
 from model.inference.spans import SpanSteps, append_span, continue_tables
@@ -116,8 +117,7 @@ class HashtagBeamSearch:
     @property
     def hashtags(self) -> tuple[Hashtag, ...]:
         """At most the requested number of hashtags, the most probable first."""
-        best = self._ranked[: self._count]
-        return tuple(Hashtag(spelling.text, min(1.0, score)) for spelling, score in best if self._is_likely(score))
+        return self._distinct(self._ranked)
 
     @property
     def settled(self) -> tuple[Hashtag, ...]:
@@ -134,7 +134,7 @@ class HashtagBeamSearch:
         for place, (spelling, score) in enumerate(self._ranked):
             rivals = [self._ranked[i][1] + addition(keys[i]) for i in range(place + 1, len(keys))]
             if score <= max([most_of_new, *rivals]) or math.exp(spelling.log_prob) <= addition(keys[place]):
-                return self.hashtags[:place]
+                return self._distinct(self._ranked[:place])
         return self.hashtags
 
     @property
@@ -167,6 +167,17 @@ class HashtagBeamSearch:
         if self._vocabulary is None:
             return LogitQuery(0, top_k=self._width)
         return LogitQuery(0, tokens=self._vocabulary.after(ids))
+
+    def _distinct(self, ranked: Sequence[tuple[Spelling, float]]) -> tuple[Hashtag, ...]:
+        """Return the requested number of hashtags from the beginning of a ranking, without improbable ones and, where
+        the vocabulary is not given, without further forms of a word."""
+        best: dict[str, Hashtag] = {}
+        for spelling, score in ranked:
+            if len(best) == self._count or not self._is_likely(score):
+                break
+            if self._vocabulary is not None or not repeats_a_word(spelling.text, best):
+                best[spelling.text] = Hashtag(spelling.text, min(1.0, score))
+        return tuple(best.values())
 
     def _is_likely(self, probability: float) -> bool:
         """Return whether a hashtag with `probability` may be in the answer."""

@@ -273,6 +273,17 @@ def test_written_hashtag_scores_no_less_where_a_neighbour_spells_it_improbably(
     assert ranked["camping"].notes == ("far",)
 
 
+def test_further_form_of_a_word_is_left_out_unless_the_community_uses_it() -> None:
+    written = [Hashtag("metal", 0.5), Hashtag("metallic", 0.4), Hashtag("microwave", 0.3), Hashtag("kitchen", 0.2)]
+    ranked = rerank(written, {}, {}, 3, WRITTEN_WEIGHT)
+    assert [hashtag.text for hashtag in ranked] == ["metal", "microwave", "kitchen"]
+    candidates = candidates_from(Neighbours([Neighbour("n", 0.9, ("metallic",))]), ANY)
+    ranked = rerank(written, candidates, {"metallic": 0.1}, 3, WRITTEN_WEIGHT)
+    assert [hashtag.text for hashtag in ranked] == ["metallic", "microwave", "kitchen"]
+    ranked = rerank(written, candidates, {"metallic": 0.0}, 3, 5.0)
+    assert [hashtag.text for hashtag in ranked] == ["metal", "metallic", "microwave"], "its own score is the lower one"
+
+
 def test_hashtag_has_the_spelling_that_its_score_is_of() -> None:
     written = [Hashtag("camping", 0.784)]
     for cosine, probability, expected in ((0.2, 1e-6, "camping"), (0.2, 0.8, "CAMPING"), (0.8, 1e-6, "CAMPING")):

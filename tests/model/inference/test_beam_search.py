@@ -71,6 +71,7 @@ def test_search_with_enough_beams_finds_the_best_of_all(
 ) -> None:
     monkeypatch.setattr("model.inference.beam_search.TOKENS_PER_HASHTAG", 3)
     monkeypatch.setattr("model.inference.beam_search.BEAMS_PER_HASHTAG", -(-(len(words) ** 3) // count))
+    monkeypatch.setattr("model.inference.beam_search.repeats_a_word", lambda *_: False)  # "coffees" is among all
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
     engine = writes_only(engine, [*words, *ENDS], random_rows(len(words) + len(ENDS)))
     notes = UNTAGGED[:3]
@@ -113,6 +114,23 @@ def test_spellings_that_differ_in_hyphens_are_one_hashtag_spelled_as_the_likelie
     (output,) = generate(bigram_engine(tokenizer, bigrams), UNTAGGED[:1], GenerationRequest(3))
     assert texts(output.hashtags) == ["note-taking", "river"]
     assert scores(output.hashtags) == close_to([0.9, 0.1])
+
+
+def test_further_form_of_a_written_word_leaves_its_place_to_the_next_hashtag(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    bigrams = {
+        "": {"river": 0.7, "cat": 0.2, "car": 0.1},
+        "river": {" #": 0.6, "bank": 0.4},
+        **dict.fromkeys(("bank", "cat", "car"), ENDED),
+    }
+    engine = bigram_engine(tokenizer, bigrams)
+    (output,) = generate(engine, UNTAGGED[:1], GenerationRequest(3))
+    assert texts(output.hashtags) == ["river", "cat", "car"]
+    assert scores(output.hashtags) == close_to([0.42, 0.2, 0.1])
+    known = GenerationRequest(3, vocabulary=vocabulary_of(engine, ("river", "riverbank", "cat")))
+    (output,) = generate(engine, UNTAGGED[:1], known)
+    assert texts(output.hashtags) == ["river", "riverbank", "cat"], "a community may use both"
 
 
 def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:

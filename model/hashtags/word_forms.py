@@ -1,0 +1,38 @@
+"""Forms of one word among the hashtags that the model writes: "metallic" after "metal" says nothing new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from math import ceil
+
+from model.dedup_key import KEPT_HASHTAGS
+from model.words import UNSPACED
+
+MIN_SHARED_LETTERS = 5
+"""Minimum number of first letters that two forms of one word share."""
+MIN_SHARED_PART = 0.5
+"""Minimum part of the longer form that these letters are. A written hashtag is left out for a better one by this rule
+without any loss of F1 (docs/log/hashtags.md)."""
+
+WORD = re.compile(rf"[^\W\d_{UNSPACED}]+")
+"""Matches a word of letters alone. Where words have no spaces between them, hashtags that begin alike often have one
+word in common and differ in the next."""
+
+
+@lru_cache(KEPT_HASHTAGS)
+def are_forms_of_one_word(one: str, other: str) -> bool:
+    """Return whether two hashtags are single words that begin alike, as derived words ("photographer", "photography")
+    and misspelt ones ("barbecue", "barbeque") do. Some words with another meaning do, too ("childhood", "childbirth").
+    """
+    if not (WORD.fullmatch(one) and WORD.fullmatch(other)):
+        return False
+    one, other = one.casefold(), other.casefold()
+    shared = max(MIN_SHARED_LETTERS, ceil(MIN_SHARED_PART * max(len(one), len(other))))
+    return min(len(one), len(other)) >= shared and one[:shared] == other[:shared]
+
+
+def repeats_a_word(hashtag: str, better: Iterable[str]) -> bool:
+    """Return whether `hashtag` is another form of a word among the hashtags `better`."""
+    return any(are_forms_of_one_word(hashtag, other) for other in better)
