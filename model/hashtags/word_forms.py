@@ -13,8 +13,8 @@ from model.words import UNSPACED
 MIN_SHARED_LETTERS = 5
 """Minimum number of first letters that two forms of one word share."""
 MIN_SHARED_PART = 0.5
-"""Minimum part of the longer form that these letters are. Leaving out further forms changes F1 by no more than its
-standard error (docs/log/hashtags.md)."""
+"""Minimum part of the longer form that these letters are. Leaving out further forms changes F1 by no more than
+the noise (docs/log/hashtags.md)."""
 
 WORD = re.compile(rf"[^\W\d_{UNSPACED}]+")
 """Matches a word of letters alone. Where words have no spaces between them, hashtags that begin alike often have one
