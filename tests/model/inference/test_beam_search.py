@@ -133,6 +133,21 @@ def test_further_form_of_a_written_word_leaves_its_place_to_the_next_hashtag(
     assert texts(output.hashtags) == ["river", "riverbank", "cat"], "a community may use both"
 
 
+def test_hashtag_after_a_further_form_is_not_announced_before_it_is_settled(tokenizer: PreTrainedTokenizerBase) -> None:
+    bigrams = {
+        "": {"river": 0.6, "note": 0.22, "cat": 0.18},
+        "river": {" #": 0.6, "bank": 0.4},
+        "note": {"-": 1.0},
+        "-": {"taking": 1.0},
+        **dict.fromkeys(("bank", "taking", "cat"), ENDED),
+    }
+    announced: list[Hashtag] = []
+    request = GenerationRequest(3, on_hashtag=announced.append)
+    (output,) = generate(bigram_engine(tokenizer, bigrams), UNTAGGED[:1], request)
+    assert texts(output.hashtags) == ["river", "note-taking", "cat"]
+    assert texts(tuple(announced)) == ["river", "note-taking", "cat"]
+
+
 def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:
     firsts = {" coffee": 0.6, " river": 0.3, "cat": 0.1}
     engine = bigram_engine(tokenizer, {"": firsts} | dict.fromkeys(firsts, ENDED))
