@@ -85,10 +85,11 @@ class Plan:
             assert self.old is not None
             return Added(replace(self.old, note=self.note, generated=self.reused), "", Usage())
         # Three results are not stored. Two depend on other notes, which change: the ids of the notes that have a
-        # hashtag, and, under the policy "known", that no known hashtag fits. The third depends on the request: that all
-        # hashtags score below its minimum.
+        # hashtag, and, under the policy "known", that no known hashtag fits a text that the model reads. The third
+        # depends on the request: that all hashtags score below its minimum.
         hashtags = _without_notes(output.hashtags)
-        if not hashtags and self.request and (self.request.vocabulary is not None or output.hashtags_below_min):
+        none_known = self.request is not None and self.request.vocabulary is not None and output.language_supported
+        if not hashtags and (none_known or output.hashtags_below_min):
             hashtags = None
         category, improbable = self.reused.category, None
         if output.categories:

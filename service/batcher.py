@@ -335,8 +335,10 @@ class Batcher:
         return not note.answer.done() and note.urgency.deadline > self._now()
 
     def _drop_abandoned(self, lane: Lane, notes: Collection[QueuedNote]) -> None:
-        """Remove notes whose caller left from the queue: their admission has ended, so nothing would bound them."""
-        self._telemetry.dropped.labels("left").inc(self._lanes[lane].discard(notes))
+        """Remove the notes of one request from the queue, after its caller left or its deadline passed: with the end of
+        its admission nothing bounds them."""
+        overdue = any(note.urgency.deadline <= self._now() for note in notes)
+        self._telemetry.dropped.labels("deadline" if overdue else "left").inc(self._lanes[lane].discard(notes))
         self._telemetry.queue_depth.labels(lane).set(len(self._lanes[lane]))
 
     async def _step(self, new_notes: Sequence[QueuedNote]) -> None:
@@ -395,7 +397,7 @@ class Batcher:
         `new_notes` for which the engine has no room yet."""
         for running in [running for running, note in self._running.items() if note.answer.done()]:
             self._engine.abort(running)
-            del self._running[running]
+            self._count_tokens(self._running.pop(running).charged)
         postponed = list(new_notes)
         while postponed and (not self._running or self._engine.can_add(postponed[0].tokenized)):
             note = postponed.pop(0)
@@ -410,15 +412,20 @@ class Batcher:
             log.exception("engine_failed", notes=len(new_notes) + len(self._running))
         for note in {*new_notes, *self._running.values()}:
             note.fail(Stopping() if stopping else EngineFailed(type(error).__name__))
+            self._count_tokens(note.charged)
         self._running.clear()
 
     def _observe(self, outputs: Sequence[GenerationOutput], seconds: float) -> None:
         self._telemetry.inference.observe(seconds)
-        self._telemetry.prompt_tokens.inc(sum(output.usage.prompt_tokens for output in outputs))
-        self._telemetry.generated_tokens.inc(sum(output.usage.generated_tokens for output in outputs))
         for output in outputs:
+            self._count_tokens(output.usage)
             if output.first_token_seconds is not None:
                 self._telemetry.first_token.observe(output.first_token_seconds)
+
+    def _count_tokens(self, usage: Usage) -> None:
+        """Count the tokens of a note that left the engine, whether it ended, was aborted or failed."""
+        self._telemetry.prompt_tokens.inc(usage.prompt_tokens)
+        self._telemetry.generated_tokens.inc(usage.generated_tokens)
 
 
 def parts_to_tokenise(

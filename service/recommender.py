@@ -38,13 +38,7 @@ from service.adding import (
 from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
 from service.claims import Claims
-from service.errors import (
-    LimitExceeded,
-    NoteContended,
-    NoteNotFound,
-    PreconditionFailed,
-    StoreUnavailable,
-)
+from service.errors import LimitExceeded, NoteContended, NoteNotFound, PreconditionFailed, StoreUnavailable
 from service.interfaces import Clock, Engine, NoteIndex, NoteStore
 from service.read_time import ReadTime
 from service.records import (
@@ -400,27 +394,31 @@ class Recommender:
             self.index.find_neighbours if policy == "grounded" else None,
         )
 
-    async def generate(self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT) -> GenerationOutput:
-        """Return vector and generations of a text that is not stored, from one prefill. Raises LimitExceeded."""
+    async def generate(
+        self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT, read_time: ReadTime | None = None
+    ) -> GenerationOutput:
+        """Return vector and generations of a text that is not stored, from one prefill. `read_time`: how long it may
+        wait for the store. Raises LimitExceeded."""
         try:
             output = await self._batcher.generate(note, request, urgency, self._tenant)
         except CategoriesTooLong as error:
             raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
-        return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags))
+        read_time = read_time or ReadTime()
+        return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags, read_time))
 
     async def embed(self, notes: Sequence[Note], urgency: Urgency) -> list[GenerationOutput]:
         """Return outputs with the vectors of texts that are not stored, in order. All texts are admitted to the queue,
         or none. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
         return await self._batcher.embed_all(notes, urgency, self._tenant)
 
-    async def _drop_missing_notes(self, hashtags: Sequence[Hashtag]) -> tuple[Hashtag, ...]:
+    async def _drop_missing_notes(self, hashtags: Sequence[Hashtag], read_time: ReadTime) -> tuple[Hashtag, ...]:
         """Return the hashtags without those of their `notes` that the store lacks or cannot decode; without any notes
         while the store is away."""
         ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
         stored_ids: set[str] = set()
         if ids:
             with contextlib.suppress(StoreUnavailable):
-                known = await ReadTime().wait(self._store.get(ids))
+                known = await read_time.wait(self._store.get(ids))
                 stored_ids = {stored.note.id for stored in known if isinstance(stored, StoredNote)}
         return tuple(
             replace(hashtag, notes=tuple(note_id for note_id in hashtag.notes if note_id in stored_ids))
@@ -439,11 +437,12 @@ class Recommender:
             loop.call_soon_threadsafe(settled.put_nowait, hashtag)
 
         streamed = replace(request, on_hashtag=put_from_engine_thread)
-        generating = asyncio.create_task(self.generate(note, streamed, urgency))
+        read_time = ReadTime()  # of the whole stream: a store that hangs delays it once, not at each hashtag
+        generating = asyncio.create_task(self.generate(note, streamed, urgency, read_time))
         generating.add_done_callback(lambda _: settled.put_nowait(None))
         try:
             while hashtag := await settled.get():
-                (checked,) = await self._drop_missing_notes([hashtag])
+                (checked,) = await self._drop_missing_notes([hashtag], read_time)
                 yield checked
             yield await generating
         finally:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from model.generation import (
 from model.inference.kv_cache import BlockTable
 from model.inference.runtime import Runtime, SpanOutput, TokenLogProbs
 from model.inference.spans import NO_TASKS, SpanSteps, Tasks, task_span
-from model.inference.trie import Trie, path_log_probs
+from model.inference.trie import Trie, TrieTooLarge, path_log_probs
 from model.note import Note
 
 PRIOR_TOKENS = 1024
@@ -40,6 +41,8 @@ MIN_PRIOR_NAMES = 4
 8)."""
 MAX_UNFINISHED = 8
 """Number of closed sets whose PartialPrior is kept."""
+NAMES_AT_ONCE = 32
+"""Names of a closed set that are tokenised together. Of a set that is too long, few more are tokenised than may be."""
 MAX_CLOSED_SETS = 64
 """Number of closed sets whose trie and label prior are cached (LRU), besides those of `lasting_set`."""
 
@@ -263,10 +266,12 @@ class CategoryScorer:
             )
 
     def _build_trie(self, categories: tuple[str, ...]) -> Trie:
-        trie = Trie.build(self._prompt.category_outputs(categories))
-        if len(trie.inner) > MAX_CATEGORY_TOKENS:
-            raise CategoriesTooLong(
-                f"the names of the {len(categories)} categories have {len(trie.inner)} tokens; "
-                f"shorten them to {MAX_CATEGORY_TOKENS} or fewer"
-            )
-        return trie
+        parts = (categories[i : i + NAMES_AT_ONCE] for i in range(0, len(categories), NAMES_AT_ONCE))
+        outputs = chain.from_iterable(map(self._prompt.category_outputs, parts))
+        with suppress(TrieTooLarge):
+            trie = Trie.build(outputs, MAX_CATEGORY_TOKENS + len(categories))  # each name has one leaf at most
+            if len(trie.inner) <= MAX_CATEGORY_TOKENS:
+                return trie
+        raise CategoriesTooLong(
+            f"the names of the {len(categories)} categories have more than {MAX_CATEGORY_TOKENS} tokens; shorten them"
+        )

@@ -16,6 +16,10 @@ ROOT = -1
 """Parent of the first token of every sequence."""
 
 
+class TrieTooLarge(ValueError):
+    """Raised for token sequences with more distinct prefixes than a trie may have."""
+
+
 @dataclass(frozen=True)
 class Trie:
     """The distinct prefixes of token sequences, in topological order.
@@ -29,8 +33,9 @@ class Trie:
     paths: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]]) -> Trie:
-        """Merge the common prefixes of `sequences`."""
+    def build(cls, sequences: Iterable[Sequence[int]], max_nodes: int | None = None) -> Trie:
+        """Merge the common prefixes of `sequences`. Raises TrieTooLarge at the first one with which the trie has more
+        than `max_nodes` nodes; those after it are not read."""
         nodes: dict[tuple[int, int], int] = {}
         tokens: list[int] = []
         parents: list[int] = []
@@ -44,6 +49,8 @@ class Trie:
                     parents.append(path[-1])
                 path.append(node)
             paths.append(tuple(path[1:]))
+            if max_nodes is not None and len(tokens) > max_nodes:
+                raise TrieTooLarge
         return cls(tuple(tokens), tuple(parents), tuple(paths))
 
     def subset(self, sequences: Iterable[int]) -> Trie:

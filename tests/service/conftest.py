@@ -358,11 +358,12 @@ async def batching(
     max_seconds: float = math.inf,
     tenants: int = 1,
     now: Callable[[], float] = time.monotonic,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Batcher]:
     """Run a Batcher while the block lasts; at its end the engine's gate is opened."""
     batcher = Batcher(
         engine,
-        Telemetry(),
+        telemetry or Telemetry(),
         max_tokens=max_tokens,
         max_notes=max_notes,
         max_queue=max_queue,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 import threading
 
@@ -276,6 +277,45 @@ async def test_generated_tokens_of_a_caller_that_leaves_are_counted(engine: Word
         engine.gate.set()
         assert (await batcher.generate(note("next", 5), GenerationRequest(2))).usage.generated_tokens == 2
         assert stages.take_tokens() == 1 + 5 + 2, "one of the step that ran when the caller left"
+
+
+async def test_metrics_count_the_tokens_of_callers_that_leave_and_of_failures(engine: WordEngine) -> None:
+    telemetry = Telemetry()
+
+    def prompt_tokens() -> float | None:
+        return telemetry.registry.get_sample_value("notellm_prompt_tokens_total")
+
+    async with batching(engine, telemetry=telemetry) as batcher:
+        engine.gate.clear()
+        left = start_request(batcher, note("left", 7))
+        await eventually(lambda: engine.batches)
+        left.cancel()
+        engine.gate.set()
+        await batcher.generate(note("next", 5))
+        assert prompt_tokens() == 7 + 5
+        engine.failure = RuntimeError("out of memory")
+        with pytest.raises(EngineFailed):
+            await batcher.generate(note("fails", 3))
+        assert prompt_tokens() == 7 + 5 + 3
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(0.0, "deadline"), (math.inf, "left")])
+async def test_note_dropped_with_its_request_is_counted_by_the_reason(
+    engine: WordEngine, seconds: float, reason: str
+) -> None:
+    now, telemetry = 0.0, Telemetry()
+    async with batching(engine, now=lambda: now, telemetry=telemetry) as batcher:
+        await plug(engine, batcher)
+        task = asyncio.create_task(batcher.generate_all([(note("waits"), VECTOR_ONLY)], Urgency(seconds=seconds + 1)))
+        await eventually(lambda: batcher.waiting == 1)
+        now = 1.0
+        task.cancel()  # as the edge does at the deadline
+        await asyncio.wait({task})
+        counted = {
+            name: telemetry.registry.get_sample_value("notellm_dropped_notes_total", {"reason": name})
+            for name in ("deadline", "left")
+        }
+    assert {name for name, count in counted.items() if count} == {reason}
 
 
 async def test_engine_failure_answers_every_waiter_and_the_next_works(engine: WordEngine) -> None:

@@ -3,18 +3,22 @@ stream."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
 from model.dedup_key import blocked_keys
-from model.generation import CategoryProbability, GenerationOutput, Hashtag, Usage
+from model.generation import CategoryProbability, GenerationOutput, GenerationRequest, Hashtag, Usage
 from model.note import Note, hashtag_keys
-from service.adding import Generate
+from service.adding import Generate, Plan
 from service.admission import PATIENT
 from service.errors import EngineFailed
 from service.filters import Filter
+from service.read_time import READ_SECONDS, ReadTime
 from service.recommender import GenerationDefaults, Recommender
 from service.records import Attempt, Generated, Write
 from service.search.search import NoteSearch
@@ -23,6 +27,7 @@ from service.stored_notes import read_note
 from tests.service.conftest import GatedStore, WordEngine, eventually, stored_note
 from tests.service.steps import NOTHING, add, add_one, similar_ids
 
+T = TypeVar("T")
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ALL = Generate(hashtags=2, category=True)
@@ -175,6 +180,37 @@ async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: R
     ]
 
 
+async def test_stream_of_hashtags_waits_once_for_a_store_that_hangs(
+    recommender: Recommender, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashtags = tuple(Hashtag(text, 0.5, ("a",)) for text in ("soup", "stew", "broth"))
+    waits: list[float] = []
+
+    class RecordedTime(ReadTime):
+        async def wait(self, answer: Awaitable[T]) -> T:
+            waits.append(self.seconds)
+            return await super().wait(answer)
+
+    async def never(ids: Sequence[str]) -> None:
+        await asyncio.Event().wait()
+
+    async def announce(note: Note, request: GenerationRequest, *_: object) -> GenerationOutput:
+        assert request.on_hashtag is not None
+        for hashtag in hashtags:
+            request.on_hashtag(hashtag)
+        return GenerationOutput(np.ones(3, np.float32), Usage(1), hashtags)
+
+    monkeypatch.setattr("service.recommender.ReadTime", RecordedTime)
+    monkeypatch.setattr(embedded_store, "get", never)
+    monkeypatch.setattr(recommender._batcher, "generate", announce)
+    stream = recommender.stream_hashtags(Note(title="soup"), recommender.generation_request(3))
+    *streamed, last = [each async for each in stream]
+    assert streamed == [replace(hashtag, notes=()) for hashtag in hashtags]
+    assert isinstance(last, GenerationOutput)
+    assert list(last.hashtags or ()) == streamed
+    assert sorted(waits) in ([0.0, 0.0, 0.0, READ_SECONDS], [0.0, 0.0, READ_SECONDS, READ_SECONDS])
+
+
 async def test_caller_who_leaves_a_stream_of_hashtags_ends_the_request(
     recommender: Recommender, engine: WordEngine
 ) -> None:
@@ -265,6 +301,16 @@ async def test_a_note_of_another_model_keeps_what_was_generated_until_it_is_aske
     anew = await recommender.put(Note(id="a", title="soup"), Generate(hashtags=2))
     assert anew.stored.generated.hashtags not in (None, written.hashtags)
     assert anew.stored.generated.category == written.category
+
+
+@pytest.mark.parametrize(("supported", "stored"), [(True, None), (False, ())])
+async def test_note_without_known_hashtags_is_not_read_again_if_the_model_cannot_read_it(
+    recommender: Recommender, supported: bool, stored: tuple[()] | None
+) -> None:
+    request = GenerationRequest(2, vocabulary=recommender.index.vocabulary)
+    output = GenerationOutput(np.ones(3, np.float32), Usage(1), (), language_supported=supported)
+    added = Plan(Note(id="a", title="суп"), None, Generated(), request).finish(output, "space", 0.0)
+    assert added.stored.generated.hashtags == stored
 
 
 async def test_hashtags_of_another_model_do_not_stay_where_the_new_one_finds_none(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from model.generation import CategoriesTooLong, GenerationRequest, Neighbour, Ne
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
+from model.prompt import Prompt
 from tests.conftest import FOODS
 from tests.model.inference.outputs import (
     assert_same_categories,
@@ -28,7 +30,7 @@ from tests.model.inference.outputs import (
     record_forwards,
 )
 from tests.model.inference.reference import category_log_probs, category_probabilities
-from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES, HASHTAGS
+from tests.model.inference.samples import CLOSED_SETS, FEW_NOTES, HASHTAGS, NOTES
 from tests.models import in_torch
 
 
@@ -279,8 +281,26 @@ def test_closed_set_beyond_its_token_bound_is_refused(writer: Engine, monkeypatc
     monkeypatch.setattr("model.inference.category_scoring.MAX_CATEGORY_TOKENS", tokens)
     assert len(probabilities(generate(Engine(writer.runtime), FEW_NOTES[:1], request)[0])) == len(FOODS)
     monkeypatch.setattr("model.inference.category_scoring.MAX_CATEGORY_TOKENS", tokens - 1)
-    with pytest.raises(CategoriesTooLong, match=f"{tokens} tokens; shorten them to {tokens - 1}"):
+    with pytest.raises(CategoriesTooLong, match=f"more than {tokens - 1} tokens; shorten them"):
         Engine(writer.runtime).tokenize(FEW_NOTES[0], request)
+
+
+def test_closed_set_beyond_its_token_bound_is_tokenised_only_in_part(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenised: list[str] = []
+    outputs_of = Prompt.category_outputs
+
+    def record(prompt: Prompt, categories: Sequence[str]) -> list[list[int]]:
+        tokenised.extend(categories)
+        return outputs_of(prompt, categories)
+
+    names = tuple(f"{number} {' '.join(NOTES[number % len(NOTES)].title.split()[:9])}" for number in range(1000))
+    monkeypatch.setattr(Prompt, "category_outputs", record)
+    monkeypatch.setattr("model.inference.category_scoring.MAX_CATEGORY_TOKENS", 50)
+    with pytest.raises(CategoriesTooLong):
+        Engine(writer.runtime).tokenize(FEW_NOTES[0], GenerationRequest(categories=names))
+    assert 0 < len(tokenised) < len(names) / 2
 
 
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
