@@ -1,6 +1,6 @@
 """CPU cores that this process may use. The CPU quota of a container bounds the time of all its threads together, while
-the system still reports every core of the machine. OpenVINO 2026.4 starts a thread for each of these: together they use
-up the quota within a part of each period, and then every thread of the process stops, that of the event loop, too.
+the system still reports every core of the machine. OpenVINO 2026.4 starts a thread for each reported core. Together
+they use up the quota early in each period; then all threads of the process stand still, also that of the event loop.
 """
 
 from __future__ import annotations

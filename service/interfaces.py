@@ -292,8 +292,8 @@ class NoteIndex(Protocol):
 
     @property
     def begun_batches(self) -> int | None:
-        """Number of batches of changes whose application has begun; None while one is being applied: a search may then
-        find a note as a change has made it before the rendered items and `position` have that change."""
+        """Number of batches of changes whose application has begun; None while one is being applied. A search may then
+        find a note in its new state, although `position` and the rendered items do not have the change yet."""
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -247,7 +247,7 @@ class SettingFields(BaseSettings):
         "read of the note; a weight below 0 cancels the reader's read. `shown` is required.",
     )
     event_seconds: float = Field(
-        2_592_000.0, gt=0, description="Seconds for which an event is kept and counted. Older events are rejected."
+        2_592_000.0, gt=0, description="Seconds for which an event is kept and counted. Older events are refused."
     )
     event_bytes: int = Field(
         256 * 2**20,

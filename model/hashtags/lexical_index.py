@@ -28,8 +28,8 @@ COMMON_NOTES = 1000
 MAX_ROWS = 200_000
 """Maximum rows read by one search, those of its rarest words first; this many take 1 to 2 ms."""
 FIRST_ROWS, MORE_ROWS = 32, 4
-"""Number of rows of the rarest words that are scored first, per requested note, and the factor by which it grows while
-they do not give enough scores. A row counts once for each word that it shares."""
+"""Rows of the rarest words that are scored first, for each requested note, and the factor by which their number grows
+while they give too few scores. A row counts once for each word that it shares."""
 ROUNDING = 1e-5
 """Maximum relative error of sums and bounds, which are float32."""
 MIN_BOUND = 1e-6

@@ -57,8 +57,9 @@ def low_rank_factors(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def load_state(state: Path, cache: Path, rank: int | None = None) -> tuple[NoteLLM, Any, Distillation]:
-    """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe. `rank`:
-    of the adapter; None for that of the adapter which the run has trained, or RANK where it has trained all weights.
+    """Load the backbone with the adapter and the projection of a state file; returns model, adapter and recipe.
+
+    `rank`: rank of the adapter; None for that of the adapter which the run trained, or RANK if it trained all weights.
 
     Raises CheckpointError for a file that is not a distillation's state, and where the state does not record its
     teachers, as in earlier versions, has another pooling than "read-out", another number of layers than the backbone,

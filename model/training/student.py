@@ -99,8 +99,8 @@ class Student(nn.Module):
 def build_student(
     backbone: str, prompt_version: str, dimension: int, pooling: str, cache: Path, device: str = "cpu", rank: int = 0
 ) -> Student:
-    """Load a student on an unmodified backbone, with a random head, on `device`. `rank`: of the adapter that is
-    trained; 0: all weights of the linear layers are. Raises CheckpointError, also for a checkpoint instead of a
+    """Load a student on an unmodified backbone, with a random head, on `device`. `rank`: rank of the trained
+    adapter; 0: all weights of the linear layers are trained. Raises CheckpointError, also for a checkpoint instead of a
     backbone: what is exported later is an adapter to the bare backbone."""
     adaptable(backbone)
     loaded = NoteLLM.load(backbone, cache=cache, device=torch.device(device), dtype=torch.float32)

@@ -99,9 +99,8 @@ def check_option(request: Request, scope: Scope, option: str) -> None:
 
 async def count(request: Request, requests: int = 1, repeated: int | None = None) -> None:
     """Count `requests` against the quota of the caller's key, and put the remaining quota into the headers of the
-    answer. `repeated`: requests that the caller's whole request counts as when it is sent again, with those that were
-    counted before this call; None for `requests`. Raises QuotaExceeded, with the seconds until there is room for
-    `repeated`."""
+    answer. `repeated`: number of requests that the HTTP request counts as in all if the caller sends it again; None for
+    `requests`. Raises QuotaExceeded, with the seconds until the quota has room for `repeated`."""
     state = request.state
     usage = await cast(Gate, request.app.state.gate).count(state.principal, requests)
     if usage:

@@ -79,8 +79,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     max_connections = MAX_CONNECTIONS
     needed_files = MAX_CONNECTIONS + SPARE_FILES
-    """Open files that suffice for MAX_CONNECTIONS."""
+    """Open files that suffice for MAX_CONNECTIONS in each process of the service."""
     said_full_at = 0.0
+    """Monotonic time of the last log line about too many connections."""
     config: HttpConfig
 
     # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
@@ -371,7 +372,7 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _is_working(self) -> bool:
         """Whether the app works on the current request without waiting for more of its body. A request that was passed
-        on counts as such: the main process, which knows, has a clock of its own for it."""
+        on counts as such: the process with the model knows whether it waits, and bounds the time itself."""
         if self._in_head or self._early is not None or self.cycle.response_complete:
             return False
         return not (self._body and self._body.is_awaited) or bool(self.cycle.scope["state"].get("passed_on"))

@@ -19,9 +19,9 @@ DATA_SET_MAGIC = b"REDIS", b"VALKEY"
 @dataclass(frozen=True, slots=True)
 class PurgeReport:
     """Result of a purge. `late`: folders of snapshots that their processes have not renewed. `looked_for`: number of
-    ids and texts that were searched for. `store_searched`: whether each folder that was named as the Redis server's has
-    files that it wrote at this purge, in which texts can be found. `old_or_compressed`: dumps and bases of append-only
-    files in these folders that the server did not write at this purge, or that it compressed."""
+    ids and texts that were searched for. `store_searched`: whether each folder that was given as the Redis server's
+    has a file of this purge in which texts can be found. `old_or_compressed`: dumps and bases of append-only files in
+    these folders that the server did not write at this purge, or that it compressed."""
 
     logs: tuple[PurgedLog, ...]
     late: tuple[str, ...]

@@ -49,9 +49,9 @@ class VectorIndex(Protocol):
     def written(
         self, after: PositionKey, until: PositionKey, count: int, where: Filter, now: float
     ) -> dict[str, PositionKey]:
-        """Return the first `count` positions after `after`, up to `until`, by id and in ascending order, of rows that
-        pass the filter (its `exclude` is ignored) and have not expired. A note that is replaced meanwhile may have any
-        of its positions, or be missing."""
+        """Return, by id and in ascending order, the log positions of the first `count` rows that were written after
+        `after` and up to `until`, pass the filter (its `exclude` is ignored) and have not expired. A note that is
+        replaced meanwhile may have any of its positions, or be missing."""
 
     def count(self, where: Filter, now: float) -> int:
         """Return how many rows pass the filter and have not expired at `now`."""

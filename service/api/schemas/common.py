@@ -113,8 +113,9 @@ class Wire(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_fields(cls, value: Any) -> Any:
-        """Refuse what is no object, and unknown fields, with the known ones; many of them with a single error, since a
-        body has room for a hundred thousand. Other errors are left out then: a misspelt field is often missing, too."""
+        """Refuse a value that is not an object, and unknown fields, naming the known ones. Many of them give a single
+        error, since a body has room for a hundred thousand. Other errors are left out then: a field may be missing
+        because its name is misspelt."""
         if isinstance(value, BaseModel):
             return value
         known = _field_names(cls)
@@ -159,8 +160,8 @@ def _boolean_field(name: str) -> InitErrorDetails:
 
 
 def _unknown_field(name: str, known: Collection[str], answered: Mapping[str, str]) -> InitErrorDetails:
-    """Return an error that problems.py ends with a hint, where it is among those that are told: a body has room for
-    thousands, and a hint takes longer than all else about it. A field of answers has its own hint."""
+    """Return the error for an unknown field. problems.py adds a hint only to the errors that it reports: a body has
+    room for thousands of them, and a hint takes longer than the rest. A field that only answers have gets its own."""
     if hint := answered.get(name):
         error = PydanticCustomError("answered", "is a field of answers only; {hint}", {"hint": hint})
     else:

@@ -244,7 +244,7 @@ class ConditionsIn(Wire):
             yield Not(clause)
 
     def attribute_places(self, location: Location) -> Iterator[tuple[str, Location]]:
-        """Yield each attribute that a condition tests, with the place of the condition. `location`: of this group."""
+        """Yield each attribute that a condition tests, with its place. `location`: the place of this group."""
         for name in self.attribute or ():
             yield name, (*location, "attribute", name)
         for kind, groups in (("all", self.all), ("any", self.any)):

@@ -82,7 +82,7 @@ class KeyIn(Expiring):
 class KeyPatch(Expiring):
     """Changes of a key. Omitted fields stay as they are, including those of `quota`."""
 
-    # What is left out stays. A factory's default is not in the OpenAPI, where a client would take it for one to send.
+    # A `default_factory` keeps the default out of the OpenAPI document: a client might send it.
     name: Name = Field(default_factory=str, description="name of the key, to tell who or what uses it")
     quota: QuotaFields = Field(default_factory=QuotaFields)
 

@@ -57,7 +57,8 @@ EMPTY = {
 ANSWERED = dict.fromkeys(
     ("revision", "log_position", "generated"), "to change a stored note, PATCH it with the fields that change"
 )
-"""Advice to who sends back what GET returned: as an author's own, generated hashtags would be read by the model."""
+"""Advice to a client that sends back what GET returned: generated hashtags would become the author's, and the model
+would read them."""
 MAX_ATTRIBUTE = 1024
 """Bound on the characters of an attribute."""
 MIN_NUMBER, MAX_NUMBER = -(2.0**63), 2.0**64
@@ -104,7 +105,7 @@ def _check_count(attributes: Any) -> Any:
 
 
 def _check_size(value: Any) -> Any:
-    """Refuse a number that may have been an integer with more digits than are left of it."""
+    """Refuse a float so large that it may have been sent as an integer, whose last digits are then lost."""
     if isinstance(value, float) and math.isfinite(value) and not MIN_NUMBER < value < MAX_NUMBER:
         raise PydanticCustomError(
             "number_size", "must lie between -2^63 and 2^64 to be stored exactly; send it as a string"
@@ -171,7 +172,8 @@ class NotePatch(Wire):
     """Fields to change; omitted fields stay as they are."""
 
     answered = ANSWERED
-    # Of what is left out no default is read. A factory's is not in the OpenAPI, where it would say what PATCH does not.
+    # Omitted fields are not set, so no default is used. A `default_factory` keeps the default out of the OpenAPI
+    # document, which would otherwise promise values that PATCH does not set.
     title: str = Field(default_factory=str, description='new title; "" clears it if `content` is not blank')
     content: str = Field(default_factory=str, description='new content; "" clears it if `title` is not blank')
     hashtags: Hashtags = Field(

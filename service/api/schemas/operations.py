@@ -74,9 +74,7 @@ class LimitsOut(BaseModel):
     )
     max_event_position: int = Field(MAX_POSITION, description="maximum `position` of an event")
     event_types: list[str] = Field(description="allowed values of `type` of an event")
-    event_seconds: float = Field(
-        description="seconds for which an event is kept and counts; an older event is rejected"
-    )
+    event_seconds: float = Field(description="seconds for which an event is kept and counts; an older event is refused")
     event_bytes: int = Field(
         description="maximum bytes of memory for a tenant's events; beyond it the oldest are removed"
     )

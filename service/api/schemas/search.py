@@ -85,8 +85,8 @@ class ExampleIn(Wire):
 
 
 Examples = Annotated[list[ExampleIn], Field(max_length=MAX_EXAMPLES, fail_fast=True)]
-"""Examples of one side. Errors of the first that is not valid are told alone: those of all, of which an answer has room
-for MAX_ERRORS, would hold the event loop for longer than the search."""
+"""Examples of one side. Validation ends at the first invalid one: finding the errors of all, of which an answer shows
+MAX_ERRORS, would hold the event loop for longer than the search."""
 
 
 class DecayIn(Wire):
