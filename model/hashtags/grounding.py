@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
 from model.dedup_key import KEPT_HASHTAGS, blocked_keys, dedup_key
 from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
-from model.hashtags.word_forms import repeats_a_word
+from model.hashtags.word_forms import without_further_forms
 from model.note import Note
 from model.scripts import scripts
 
@@ -259,14 +260,8 @@ def rerank(
         is_better = key not in best or score > best[key].score
         if is_better and is_likely_enough(candidate, probability, min_probability):
             best[key] = Hashtag(candidate.text, score, tuple(candidate.notes[:NEIGHBOURS_NAMED]))
-    ranked: dict[str, Hashtag] = {}
-    for key in sorted(best, key=lambda key: (-best[key].score, best[key].text)):
-        if len(ranked) == count:
-            break
-        text = best[key].text
-        if key in candidates or not repeats_a_word(text, ranked):
-            ranked[text] = best[key]
-    return tuple(ranked.values())
+    ranked = sorted(best.values(), key=lambda hashtag: (-hashtag.score, hashtag.text))
+    return tuple(islice(without_further_forms(ranked, exempt=candidates), count))
 
 
 def grounded_score(weight: float, probability: float, written_weight: float) -> float:

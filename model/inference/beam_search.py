@@ -7,11 +7,12 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from model.dedup_key import dedup_key
 from model.generation import GenerationRequest, Hashtag
 from model.hashtags.grounding import KNOWN_SHARE, HashtagFilter
-from model.hashtags.word_forms import repeats_a_word
+from model.hashtags.word_forms import without_further_forms
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.inference.runtime import LogitQuery, TokenLogProbs
 from model.inference.spans import SpanSteps, append_span, continue_tables
@@ -117,7 +118,7 @@ class HashtagBeamSearch:
     @property
     def hashtags(self) -> tuple[Hashtag, ...]:
         """At most the requested number of hashtags, the most probable first."""
-        return self._distinct(self._ranked)
+        return self._best_of(self._ranked)
 
     @property
     def settled(self) -> tuple[Hashtag, ...]:
@@ -134,7 +135,7 @@ class HashtagBeamSearch:
         for place, (spelling, score) in enumerate(self._ranked):
             rivals = [self._ranked[i][1] + addition(keys[i]) for i in range(place + 1, len(keys))]
             if score <= max([most_of_new, *rivals]) or math.exp(spelling.log_prob) <= addition(keys[place]):
-                return self._distinct(self._ranked[:place])
+                return self._best_of(self._ranked[:place])
         return self.hashtags
 
     @property
@@ -168,16 +169,12 @@ class HashtagBeamSearch:
             return LogitQuery(0, top_k=self._width)
         return LogitQuery(0, tokens=self._vocabulary.after(ids))
 
-    def _distinct(self, ranked: Sequence[tuple[Spelling, float]]) -> tuple[Hashtag, ...]:
-        """Return the requested number of hashtags from the beginning of a ranking, without improbable ones and, where
-        the vocabulary is not given, without further forms of a word."""
-        best: dict[str, Hashtag] = {}
-        for spelling, score in ranked:
-            if len(best) == self._count or not self._is_likely(score):
-                break
-            if self._vocabulary is not None or not repeats_a_word(spelling.text, best):
-                best[spelling.text] = Hashtag(spelling.text, min(1.0, score))
-        return tuple(best.values())
+    def _best_of(self, ranked: Sequence[tuple[Spelling, float]]) -> tuple[Hashtag, ...]:
+        """Return at most the requested number of hashtags from the beginning of a ranking, without improbable ones.
+        Further forms of a word are left out, except of a given vocabulary: its authors use them."""
+        likely = (Hashtag(spelling.text, min(1.0, score)) for spelling, score in ranked if self._is_likely(score))
+        distinct = without_further_forms(likely) if self._vocabulary is None else likely
+        return tuple(islice(distinct, self._count))
 
     def _is_likely(self, probability: float) -> bool:
         """Return whether a hashtag with `probability` may be in the answer."""

@@ -127,8 +127,9 @@ def requests_of_next_forward(running: Sequence[RunningRequest[T]]) -> list[Runni
     """Choose the requests of the next forward: all that decode, and prefills within PREFILL_TOKENS_PER_STEP.
 
     A prefill that no longer fits waits for a later forward; a shorter one behind it may go first. A prefill of more
-    than half of the budget is long. It is not counted against the budget, and a forward has at most one of them. So a
-    short note never waits for another request's long closed set.
+    than half of the budget is long. It is not counted against the budget, and a forward has at most one of them. So
+    short notes are in the same forward as another request's long closed set, but they get their answers no earlier than
+    it ends: seconds later on two cores.
     """
     chosen = [request for request in running if request.is_decoding]
     prefill_tokens = 0

@@ -32,9 +32,9 @@ class Receipt:
 
     `ids`: those of the removed notes in the order of their removal; None if there are more than MAX_IDS. `ids_sha256`:
     SHA-256 of all of them in this order, each followed by a line feed. `position`: log position of the last removal,
-    None if nothing was removed. `matched_position`: for a filter, the position at which no note passed it any more.
-    `missing`: ids without a note. `unreadable`: number of known notes that cannot be read, so that no filter can be
-    tested on them.
+    None if nothing was removed. `matched_position`: for a filter, the log position up to which notes were tested: of
+    the notes written at or before it, none that passed is left after a removal. `missing`: ids without a note.
+    `unreadable`: number of known notes that cannot be read, so that no filter can be tested on them.
     """
 
     dry_run: bool

@@ -142,7 +142,8 @@ class ReceiptOut(BaseModel):
         "nothing was removed"
     )
     matched_position: str | None = Field(
-        description="log position at which no note matched the filter any more; null if the notes were given by `ids`"
+        description="log position up to which notes were tested: of those written at or before it, none that matched "
+        "the filter is left after a removal; null if the notes were given by `ids`"
     )
     missing: list[str] = Field(description="ids for which there is no note")
     unreadable: int = Field(description="number of stored notes known to be unreadable, so that no filter matches them")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.hashtags.word_forms import are_forms_of_one_word, repeats_a_word
+from model.generation import Hashtag
+from model.hashtags.word_forms import are_forms_of_one_word, without_further_forms
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,8 @@ def test_other_hashtags_are_no_forms_of_one_word(one: str, other: str) -> None:
     assert not are_forms_of_one_word(other, one)
 
 
-def test_hashtag_repeats_a_word_of_any_better_one() -> None:
-    assert repeats_a_word("metallic", ["kitchen", "metal"])
-    assert not repeats_a_word("metallic", ["kitchen"])
-    assert not repeats_a_word("metallic", [])
+def test_further_form_is_left_out_after_any_better_one_unless_it_is_exempt() -> None:
+    metal, kitchen, metallic = (Hashtag(text, 0.5) for text in ("metal", "kitchen", "Metallic"))
+    assert list(without_further_forms([metal, kitchen, metallic])) == [metal, kitchen]
+    assert list(without_further_forms([kitchen, metallic, metal])) == [kitchen, metallic]
+    assert list(without_further_forms([metal, kitchen, metallic], exempt={"metallic"})) == [metal, kitchen, metallic]

@@ -71,7 +71,7 @@ def test_search_with_enough_beams_finds_the_best_of_all(
 ) -> None:
     monkeypatch.setattr("model.inference.beam_search.TOKENS_PER_HASHTAG", 3)
     monkeypatch.setattr("model.inference.beam_search.BEAMS_PER_HASHTAG", -(-(len(words) ** 3) // count))
-    monkeypatch.setattr("model.inference.beam_search.repeats_a_word", lambda *_: False)  # "coffees" is among all
+    monkeypatch.setattr("model.inference.beam_search.without_further_forms", iter)  # "coffees" is among all
     engine = random_engine(LlamaConfig(**COMMON), tokenizer)
     engine = writes_only(engine, [*words, *ENDS], random_rows(len(words) + len(ENDS)))
     notes = UNTAGGED[:3]
