@@ -175,6 +175,11 @@ class Usage:
     prompt_tokens: int = 0
     generated_tokens: int = 0
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of both kinds."""
+        return self.prompt_tokens + self.generated_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:

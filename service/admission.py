@@ -84,9 +84,9 @@ class EngineSeconds:
     """Running means of the engine seconds of one note, by lane and kind of request: notes loaded in bulk are often
     three times as long as the text of a search.
 
-    Notes that share an engine step get equal shares of its time, so that the seconds of all notes add up to the time
-    for which the engine was busy. A mean starts at FIRST_ESTIMATE rather than at the first measurement: the first note
-    often runs alone, and takes twice its share of a batch.
+    Notes that share an engine step get shares of its time by their tokens in it, so that the seconds of all notes add
+    up to the time for which the engine was busy. A mean starts at FIRST_ESTIMATE rather than at the first measurement:
+    the first note often runs alone, and takes twice its share of a batch.
     """
 
     def __init__(self) -> None:

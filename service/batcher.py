@@ -364,7 +364,7 @@ class Batcher:
             note.began = math.inf
             note.charge(Usage())
             self._lanes[note.urgency.lane].put_back(note)
-        self._share_out(seconds, [note for note, _ in ended])
+        self._share_out(seconds, ended)
         self._observe([output for _, output in ended], seconds)
         begun = new_notes[: len(new_notes) - len(postponed)]
         if begun:
@@ -382,12 +382,16 @@ class Batcher:
             if not note.answer.done():
                 note.answer.set_result(output)
 
-    def _share_out(self, seconds: float, ended: Sequence[QueuedNote]) -> None:
-        """Add to each note its share of the step's time, and update the running means with the notes that ended."""
-        notes = [*ended, *self._running.values()]
-        for note in notes:
-            note.seconds += seconds / len(notes)
-        for note in ended:
+    def _share_out(self, seconds: float, ended: Sequence[tuple[QueuedNote, GenerationOutput]]) -> None:
+        """Add to each note its share of the step's time, by its tokens in the step, and update the running means with
+        the notes that ended."""
+        tokens = {note: output.usage.tokens for note, output in ended}
+        tokens |= {note: self._engine.usage(running).tokens for running, note in self._running.items()}
+        step_tokens = sum(tokens.values()) - sum(note.tokens for note in tokens)
+        for note, total in tokens.items():
+            note.seconds += seconds * (total - note.tokens) / max(1, step_tokens)
+            note.tokens = total
+        for note, _ in ended:
             self._engine_seconds.measure(note.urgency.lane, note.request, note.seconds)
 
     def _advance(

@@ -15,10 +15,13 @@ from service.tracing import RequestStages, add_stage
 
 @dataclass(slots=True, eq=False)
 class QueuedNote:
-    """A note in the queue or in the engine. `since`: when it was queued. `began`, `prefilled` and `ended`: when the
-    engine started it, when it had its first token (or ended without one), and when it ended. `seconds`: its share of
-    the engine's time. `answer`: cancelled by a caller that leaves, after which the note is dropped. `stages`: those of
-    the request that is charged for its tokens."""
+    """A note in the queue or in the engine.
+
+    `since`: when it was queued. `began`, `prefilled` and `ended`: when the engine started it, when it had its first
+    token (or ended without one), and when it ended. `tokens`: those that the engine has computed for it, and `seconds`:
+    its share of the engine's time, both up to the last step. `answer`: cancelled by a caller that leaves, after which
+    the note is dropped. `stages`: those of the request that is charged for its tokens.
+    """
 
     tokenized: TokenizedRequest
     request: GenerationRequest
@@ -30,6 +33,7 @@ class QueuedNote:
     began: float = math.inf
     prefilled: float = math.inf
     ended: float = math.inf
+    tokens: int = 0
     seconds: float = 0.0
     charged: Usage = field(default_factory=Usage)
 

@@ -1,7 +1,8 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
 The trie of the category names is part of the note's prefill, so a small closed set costs no extra forward. For a large
-one, a second forward scores only the likeliest names (docs/decisions/0038-large-closed-sets.md).
+one, a second forward scores only the likeliest names, and where all are to be scored, each part of them takes a forward
+(docs/decisions/0038-large-closed-sets.md).
 For names that were not seen in training, the label prior, which is their score without the note, is subtracted
 (docs/decisions/0008-unseen-categories.md).
 
@@ -43,8 +44,11 @@ MAX_UNFINISHED = 8
 """Number of closed sets whose PartialPrior is kept."""
 NAMES_AT_ONCE = 32
 """Names of a closed set that are tokenised together. Of a set that is too long, few more are tokenised than may be."""
+PART_TOKENS = 256
+"""Maximum tokens of a closed set's names that are read in one forward, except that a name is never split. All running
+requests wait for each forward (decision 38)."""
 MAX_CLOSED_SETS = 64
-"""Number of closed sets whose trie and label prior are cached (LRU), besides those of `lasting_set`."""
+"""Number of closed sets whose tries and label prior are cached (LRU), besides those of `lasting_set`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,9 @@ class PartialPrior:
     """The computed part of a label prior whose request ended early. The next request for the closed set goes on from
     it: with many names, no request may live long enough to compute the whole.
 
-    `log_probs`: an array (C,) for each name that the mean is taken over, by ascending name, as far as computed.
-    `vectors`: those of the first names, (D,) each, in the order of the closed set.
+    `log_probs`: for each name that the mean is taken over, by ascending name, an array for each trie of the closed set,
+    with the log probabilities of the trie's names, as far as computed. `vectors`: those of the first names, (D,) each,
+    in the order of the closed set.
     """
 
     log_probs: list[npt.NDArray[np.float64]] = field(default_factory=list)
@@ -78,13 +83,14 @@ class PartialPrior:
 class ClosedSet:
     """Names of C categories that are scored for a note.
 
-    `trie`: their tokens, end tokens included. `prior`: None if all names were seen in training. `prior_tokens`: tokens
+    `tries`: their tokens, end tokens included, in one trie for each part of the names that is read in a forward of its
+    own, in order. `prior`: None if all names were seen in training. `prior_tokens`: tokens
     that this request read to compute the prior, 0 if it was cached. `exponents`: those of the category head's pool;
     None if the head does not cover the set.
     """
 
     names: tuple[str, ...]
-    trie: Trie
+    tries: tuple[Trie, ...]
     prior: LabelPrior | None = None
     prior_tokens: int = 0
     exponents: npt.NDArray[np.float64] | None = None
@@ -92,14 +98,16 @@ class ClosedSet:
     def shortlist(self, places: npt.NDArray[np.intp]) -> ClosedSet:
         """Return the subset of the names at `places`, with this set's priors and exponents."""
         names = tuple(self.names[i] for i in places)
+        sequences = [sequence for trie in self.tries for sequence in trie.sequences]
+        tries = Trie.build([sequences[i] for i in places]).split(PART_TOKENS)
         prior = self.prior
         if prior is not None:
             prior = replace(prior, log_probs=prior.log_probs[places], vectors=prior.vectors[places])
-        return replace(self, names=names, trie=self.trie.subset(places), prior=prior)
+        return replace(self, names=names, tries=tries, prior=prior)
 
 
 class CategoryScorer:
-    """Scores closed sets with one runtime. `trie` is thread-safe; all else must be called in the engine's thread.
+    """Scores closed sets with one runtime. `tries` is thread-safe; all else must be called in the engine's thread.
 
     `temperature` divides log probabilities where `head` does not cover a closed set.
     """
@@ -111,16 +119,16 @@ class CategoryScorer:
         self._temperature = temperature
         self._trained_categories = runtime.config.trained_categories
         self._name_cosine_weight = runtime.config.name_cosine_weight
-        self._cached_trie = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_trie)
-        self._lasting_trie = lru_cache(maxsize=1)(self._build_trie)
+        self._cached_tries = lru_cache(maxsize=MAX_CLOSED_SETS)(self._build_tries)
+        self._lasting_tries = lru_cache(maxsize=1)(self._build_tries)
         self._priors: OrderedDict[tuple[str, ...], LabelPrior] = OrderedDict()
         self._unfinished: OrderedDict[tuple[str, ...], PartialPrior] = OrderedDict()
         self.lasting_set: tuple[str, ...] = ()
-        """Names of the closed set whose trie and prior are never evicted from the cache."""
+        """Names of the closed set whose tries and prior are never evicted from the cache."""
 
-    def trie(self, categories: tuple[str, ...]) -> Trie:
-        """Return the trie of a closed set, end tokens included. Raises CategoriesTooLong."""
-        return self._lasting_trie(categories) if categories == self.lasting_set else self._cached_trie(categories)
+    def tries(self, categories: tuple[str, ...]) -> tuple[Trie, ...]:
+        """Return the tries of a closed set's parts, end tokens included. Raises CategoriesTooLong."""
+        return self._lasting_tries(categories) if categories == self.lasting_set else self._cached_tries(categories)
 
     def closed_set(self, categories: tuple[str, ...], priors_in_progress: set[tuple[str, ...]]) -> SpanSteps[ClosedSet]:
         """Return the closed set of these names, with its prior where it needs one. `priors_in_progress`: closed sets
@@ -128,7 +136,7 @@ class CategoryScorer:
         prior, prior_tokens = yield from self._prior(categories, priors_in_progress)
         head = self._head
         exponents = head.exponents(categories) if head is not None and head.covers(categories) else None
-        return ClosedSet(categories, self.trie(categories), prior, prior_tokens, exponents)
+        return ClosedSet(categories, self.tries(categories), prior, prior_tokens, exponents)
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:
         """Return whether only a shortlist is to be scored: the set is large, and the category head or the vectors of
@@ -148,32 +156,45 @@ class CategoryScorer:
         return closed_set.shortlist(np.argsort(-scores, kind="stable")[:CATEGORY_SHORTLIST])
 
     def task_tokens(self, categories: tuple[str, ...]) -> int:
-        """Return the number of tokens of the category task with the whole closed set; 0 for an empty one."""
-        return self.tasks(ClosedSet(categories, self.trie(categories))).tokens if categories else 0
+        """Return the maximum number of tokens of the category task with a part of the closed set; 0 for an empty
+        one."""
+        return max((self.tasks(trie).tokens for trie in self.tries(categories)), default=0) if categories else 0
 
-    def tasks(self, closed_set: ClosedSet | None) -> Tasks:
-        """Return the category task with the trie of the closed set. Its queries come last in a `task_span`; `log_probs`
-        takes the answers to them."""
-        if closed_set is None:
-            return NO_TASKS
-        return Tasks(category_task=tuple(self._prompt.category_task()), categories=closed_set.trie)
+    def tasks(self, trie: Trie | None) -> Tasks:
+        """Return the category task with a trie of the closed set. Its queries come last in a `task_span`."""
+        return Tasks(category_task=tuple(self._prompt.category_task()), categories=trie) if trie else NO_TASKS
 
-    def log_probs(self, trie: Trie, answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
-        """Return the log probability of each category's tokens and end token, shape (C,), from the answers to the
-        queries of a span with their `trie`."""
-        return path_log_probs(trie, answers[-len(trie.children) :])
+    def log_probs(
+        self, closed_set: ClosedSet, answers: Sequence[TokenLogProbs], table: BlockTable
+    ) -> SpanSteps[npt.NDArray[np.float64]]:
+        """Return the log probability of each category's tokens and end token, shape (C,).
+
+        `answers`: those to the queries of a span with the first trie of the closed set. The other tries are read now,
+        one in a forward. `table` holds the note alone, now and afterwards.
+        """
+        first, *others = closed_set.tries
+        parts = [last_path_log_probs(first, answers)]
+        note_tokens = table.length
+        for trie in others:
+            (output,) = yield [task_span(table, (), self.tasks(trie))]
+            table.cut(note_tokens)
+            parts.append(last_path_log_probs(trie, output.token_log_probs))
+        return np.concatenate(parts)
 
     def probabilities(
-        self, closed_set: ClosedSet, answers: Sequence[TokenLogProbs], note: Note, vector: npt.NDArray[np.float32]
+        self,
+        closed_set: ClosedSet,
+        log_probs: npt.NDArray[np.float64],
+        note: Note,
+        vector: npt.NDArray[np.float32],
     ) -> tuple[CategoryProbability, ...]:
         """Return the names of the closed set with their probabilities, the most probable first; they sum to 1.
 
-        The log probabilities of the names, by the `answers` to the queries of a span, are corrected by the prior, where
-        there is one (decision 8), then pooled with the category head's for the `note` and its `vector` (D,), where the
-        head covers the set (decision 14), else divided by the temperature.
+        The `log_probs` (C,) of the names are corrected by the prior, where there is one (decision 8), then pooled with
+        the category head's for the `note` and its `vector` (D,), where the head covers the set (decision 14), else
+        divided by the temperature.
         """
         categories, prior = closed_set.names, closed_set.prior
-        log_probs = self.log_probs(closed_set.trie, answers)
         if prior is not None:
             log_probs = log_probs - prior.log_probs + self._name_cosine_weight * (prior.vectors @ vector)
         if self._head is not None and closed_set.exponents is not None:
@@ -218,22 +239,22 @@ class CategoryScorer:
         """Compute a label prior by reading each name as the title of a note, or what is left of it to compute. To
         compute vectors, as many names share a forward as fit into the cache blocks reserved for the note."""
         notes = [self._prompt.note(Note(title=name)) for name in categories]
-        trie = self.trie(categories)
-        inner_nodes = len(trie.inner)
+        tries = self.tries(categories)
+        inner_nodes = [len(trie.inner) for trie in tries]
         # The order of a closed set must not change its prior.
         by_name = sorted(range(len(categories)), key=lambda i: categories[i])
-        scored = by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, inner_nodes))]
+        scored = by_name[: max(MIN_PRIOR_NAMES, PRIOR_TOKENS // max(1, sum(inner_nodes)))]
         partial = self._unfinished.pop(categories, PartialPrior())  # no other request goes on with it meanwhile
-        left = scored[len(partial.log_probs) :]
-        tokens = len(left) * self.tasks(ClosedSet(categories, trie)).tokens
-        tokens += sum(len(notes[i]) for i in left) + sum(map(len, notes[len(partial.vectors) :]))
+        left = [(notes[i], trie) for i in scored for trie in tries][len(partial.log_probs) :]
+        tokens = sum(len(note) + self.tasks(trie).tokens for note, trie in left)
+        tokens += sum(map(len, notes[len(partial.vectors) :]))
         try:
-            for i in left:
-                (output,) = yield from self._prefill([notes[i]], ClosedSet(categories, trie))
-                partial.log_probs.append(self.log_probs(trie, output.token_log_probs))
+            for note, trie in left:
+                (output,) = yield from self._prefill([note], trie)
+                partial.log_probs.append(last_path_log_probs(trie, output.token_log_probs))
             while len(partial.vectors) < len(notes):
                 batch = self._notes_that_fit(
-                    notes[len(partial.vectors) :], self._prompt.max_note_tokens() + inner_nodes
+                    notes[len(partial.vectors) :], self._prompt.max_note_tokens() + max(inner_nodes)
                 )
                 outputs = yield from self._prefill(batch, None)
                 partial.vectors.extend(output.vector for output in outputs if output.vector is not None)
@@ -242,7 +263,8 @@ class CategoryScorer:
             if len(self._unfinished) > MAX_UNFINISHED:
                 self._unfinished.popitem(last=False)
             raise
-        return LabelPrior(np.mean(partial.log_probs, axis=0), np.stack(partial.vectors), tokens)
+        log_probs = np.concatenate(partial.log_probs).reshape(len(scored), len(categories))
+        return LabelPrior(log_probs.mean(axis=0), np.stack(partial.vectors), tokens)
 
     def _notes_that_fit(self, notes: Sequence[Sequence[int]], tokens: int) -> list[Sequence[int]]:
         """Return the first of `notes`, at least one, that fit into the cache blocks needed for `tokens`."""
@@ -256,22 +278,28 @@ class CategoryScorer:
             batch.append(note)
         return batch
 
-    def _prefill(self, notes: Sequence[Sequence[int]], closed_set: ClosedSet | None) -> SpanSteps[list[SpanOutput]]:
-        """Return the output of each note's prefill with a closed set, in one forward."""
+    def _prefill(self, notes: Sequence[Sequence[int]], trie: Trie | None) -> SpanSteps[list[SpanOutput]]:
+        """Return the output of each note's prefill with a trie of a closed set, in one forward."""
         with ExitStack() as stack:
             tables = [stack.enter_context(closing(BlockTable(self._runtime.pool))) for _ in notes]
-            tasks = self.tasks(closed_set)
+            tasks = self.tasks(trie)
             return (
                 yield [task_span(table, ids, tasks, len(ids) - 1) for table, ids in zip(tables, notes, strict=True)]
             )
 
-    def _build_trie(self, categories: tuple[str, ...]) -> Trie:
+    def _build_tries(self, categories: tuple[str, ...]) -> tuple[Trie, ...]:
         parts = (categories[i : i + NAMES_AT_ONCE] for i in range(0, len(categories), NAMES_AT_ONCE))
         outputs = chain.from_iterable(map(self._prompt.category_outputs, parts))
         with suppress(TrieTooLarge):
             trie = Trie.build(outputs, MAX_CATEGORY_TOKENS + len(categories))  # each name has one leaf at most
             if len(trie.inner) <= MAX_CATEGORY_TOKENS:
-                return trie
+                return trie.split(PART_TOKENS)
         raise CategoriesTooLong(
             f"the names of the {len(categories)} categories have more than {MAX_CATEGORY_TOKENS} tokens; shorten them"
         )
+
+
+def last_path_log_probs(trie: Trie, answers: Sequence[TokenLogProbs]) -> npt.NDArray[np.float64]:
+    """Return the log probability of each sequence of a trie, shape (C,), from the answers to all queries of a span,
+    which end with those of the trie."""
+    return path_log_probs(trie, answers[-len(trie.children) :])

@@ -81,9 +81,9 @@ class Prefill:
     """Output of a request's prompts and tasks.
 
     `vector` has shape (D,); it is pooled over the windows of the note. `hashtag_answers` begin with the answers to the
-    queries of the hashtag task, `category_answers` end with those for `closed_set`, the names that were scored; if the
-    tasks share a span, both are the same list. `closed_set` is None where no categories are requested. `tokens`: number
-    of tokens in all spans.
+    queries of the hashtag task, `category_answers` end with those for the first trie of `closed_set`, the names to be
+    scored; if the tasks share a span, both are the same list. `closed_set` is None where no categories are requested.
+    `tokens`: number of tokens in all spans.
     """
 
     vector: npt.NDArray[np.float32]
@@ -171,9 +171,9 @@ class Engine:
         return cls(loaded, CategoryHead.load(Path(checkpoint).expanduser(), loaded.space))
 
     def tokenize(self, note: Note, request: GenerationRequest = VECTOR_ONLY) -> TokenizedRequest:
-        """Tokenise a note and build the trie of its closed set. Thread-safe. Raises CategoriesTooLong."""
+        """Tokenise a note and build the tries of its closed set. Thread-safe. Raises CategoriesTooLong."""
         if request.categories:
-            self._category_scorer.trie(request.categories)
+            self._category_scorer.tries(request.categories)
         prompt, supported = self.prompt.windows(note), self.prompt.supports(note)
         if not (request.hashtags and supported):
             return TokenizedRequest(note, prompt, request, supported=supported)
@@ -182,7 +182,7 @@ class Engine:
         return TokenizedRequest(note, prompt, request, hashtag_prompt, allowed)
 
     def keep_closed_set(self, categories: tuple[str, ...]) -> None:
-        """Keep the trie and label prior of a closed set in the cache for as long as the engine lives, however many
+        """Keep the tries and label prior of a closed set in the cache for as long as the engine lives, however many
         other closed sets are requested."""
         self._category_scorer.lasting_set = categories
 
@@ -247,8 +247,8 @@ class Engine:
         return RunningRequest(self._generate(tokenized, priors_in_progress), self._max_blocks(tokenized))
 
     def _max_blocks(self, tokenized: TokenizedRequest) -> int:
-        """Return the maximum number of cache blocks that a request may need: for its prompts and closed set, and then
-        for the further windows of the note or, after these are freed, for beams and candidates."""
+        """Return the maximum number of cache blocks that a request may need: for its prompts and a part of its closed
+        set, and then for the further windows of the note or, after these are freed, for beams and candidates."""
         request, pool = tokenized.effective_request, self.runtime.pool
         task_tokens = len(self.prompt.hashtag_task(request.hashtags)) if request.hashtags else 0
         if request.find_neighbours:
@@ -257,7 +257,9 @@ class Engine:
         if self._category_scorer.needs_prior(request.categories):  # it reads the names first, in the note's blocks
             note_tokens = max(note_tokens, self.prompt.max_note_tokens())
         closed_set_tokens = self._category_scorer.task_tokens(request.categories)
-        prompt_blocks = pool.blocks_for(note_tokens + task_tokens + closed_set_tokens)
+        prompt_blocks = pool.blocks_for(note_tokens + task_tokens)
+        if closed_set_tokens:  # the second part and those after it follow a copy of the note's last block
+            prompt_blocks += 1 + pool.blocks_for(closed_set_tokens)
         if tokenized.hashtag_prompt:
             prompt_blocks += pool.blocks_for(len(tokenized.hashtag_prompt) + task_tokens)
         hashtag_blocks = max_beam_blocks(beam_width(request.hashtags, tokenized.allowed), pool)
@@ -286,10 +288,13 @@ class Engine:
                 return without_generations(output, tokenized.request)
 
             if prefill.closed_set:
-                categories = scorer.probabilities(
-                    prefill.closed_set, prefill.category_answers, tokenized.note, prefill.vector
-                )
-                output = replace(output, categories=categories)
+                scored = prefill.closed_set
+                with closing(note_table.fork()) as table:
+                    table.cut(len(tokenized.ids))
+                    log_probs = yield from scorer.log_probs(scored, prefill.category_answers, table)
+                categories = scorer.probabilities(scored, log_probs, tokenized.note, prefill.vector)
+                read_tokens += sum(scorer.tasks(trie).tokens for trie in scored.tries[1:])
+                output = replace(output, categories=categories, usage=Usage(read_tokens))
 
             if request.hashtags:
                 output = replace(output, first_token_seconds=time.perf_counter() - started)
@@ -365,7 +370,7 @@ class Engine:
     ) -> list[Span]:
         """Return the spans of the prompt and all tasks: one, or two where hashtags have a prompt of their own. `note`:
         ids of the note, empty if they are cached already."""
-        category_tasks = self._category_scorer.tasks(closed_set)
+        category_tasks = self._category_scorer.tasks(closed_set.tries[0] if closed_set else None)
         read_out = len(note) - 1 if note else None
         if hashtag_table is note_table:
             return [task_span(note_table, note, hashtag_tasks.with_categories(category_tasks), read_out)]

@@ -127,9 +127,8 @@ def requests_of_next_forward(running: Sequence[RunningRequest[T]]) -> list[Runni
     """Choose the requests of the next forward: all that decode, and prefills within PREFILL_TOKENS_PER_STEP.
 
     A prefill that no longer fits waits for a later forward; a shorter one behind it may go first. A prefill of more
-    than half of the budget is long. It is not counted against the budget, and a forward has at most one of them. So
-    short notes are in the same forward as another request's long closed set, but they get their answers no earlier than
-    it ends: seconds later on two cores.
+    than half of the budget is long, as that of a checkpoint that reads thousands of tokens of a note can be. It is not
+    counted against the budget, and a forward has at most one of them, so that short notes do not wait for it to end.
     """
     chosen = [request for request in running if request.is_decoding]
     prefill_tokens = 0

@@ -53,9 +53,22 @@ class Trie:
                 raise TrieTooLarge
         return cls(tuple(tokens), tuple(parents), tuple(paths))
 
-    def subset(self, sequences: Iterable[int]) -> Trie:
-        """Return the trie of some of the sequences, which are indices into `paths`, in their order."""
-        return Trie.build([[self.tokens[node] for node in self.paths[i]] for i in sequences])
+    @cached_property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Tokens of the sequences, in the order of `paths`."""
+        return tuple(tuple(self.tokens[node] for node in path) for path in self.paths)
+
+    def split(self, max_inner: int) -> tuple[Trie, ...]:
+        """Return the tries of consecutive parts of the sequences: as many sequences as have at most `max_inner` inner
+        nodes together, or one. The last token of a sequence must begin no other one."""
+        tries = []
+        begin, inner = 0, set[int]()
+        for i, path in enumerate(self.paths):
+            if i > begin and len(inner.union(path[:-1])) > max_inner:
+                tries.append(Trie.build(self.sequences[begin:i]))
+                begin, inner = i, set()
+            inner.update(path[:-1])
+        return (*tries, Trie.build(self.sequences[begin:]))
 
     @cached_property
     def children(self) -> dict[int, tuple[int, ...]]:

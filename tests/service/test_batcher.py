@@ -7,13 +7,14 @@ import itertools
 import math
 import random
 import threading
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from model.generation import VECTOR_ONLY, GenerationRequest, Hashtag
+from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Hashtag
 from model.note import Note
-from service.admission import PATIENT, Lane, Urgency
+from service.admission import FIRST_ESTIMATE, NEW_WEIGHT, PATIENT, Lane, Urgency
 from service.batcher import MAX_BULK_WAIT, TOKENISED_CHARS, Batcher, parts_to_tokenise
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
@@ -348,6 +349,36 @@ async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: W
             await batcher.generate_all([(note("x"), VECTOR_ONLY)] * 4, Urgency(Lane.BULK))
         engine.failure = None
         assert len(await start_request(batcher, *map(note, "abc"))) == 3
+
+
+async def test_notes_of_one_step_share_its_time_by_their_tokens() -> None:
+    """A short note beside a long one keeps the expected wait for short notes short."""
+    clock = Clock()
+    engine = EngineOfOneSecondSteps(clock)
+    short, long = (note("short"), VECTOR_ONLY), (note("long", words=9), GenerationRequest(categories=("Travel",)))
+    async with batching(engine, now=lambda: clock.seconds) as batcher:
+        await batcher.generate_all([short, long], Urgency(Lane.BULK))
+        assert engine.notes == [short[0], long[0]]
+        with batcher.admit(1, VECTOR_ONLY, Urgency(Lane.BULK)):
+            expected = batcher.expected_wait(Lane.BULK)
+    assert expected == pytest.approx(FIRST_ESTIMATE + NEW_WEIGHT * (1 / 10 - FIRST_ESTIMATE))
+
+
+@dataclass
+class Clock:
+    seconds: float = 0.0
+
+
+class EngineOfOneSecondSteps(WordEngine):
+    """An engine whose steps take a second by the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def step(self) -> list[tuple[PreparedWords, GenerationOutput]]:
+        self._clock.seconds += 1
+        return super().step()
 
 
 async def test_busy_is_told_while_a_batch_runs(engine: WordEngine) -> None:

@@ -15,11 +15,13 @@ from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead
 from model.category_regressions import VectorRegression
 from model.config import NoteLLMConfig
 from model.generation import CategoriesTooLong, GenerationRequest, Neighbour, Neighbours
+from model.inference.category_scoring import PART_TOKENS
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
 from model.prompt import Prompt
 from tests.conftest import FOODS
+from tests.model.inference.models import fresh_engine
 from tests.model.inference.outputs import (
     assert_same_categories,
     assert_same_hashtags,
@@ -78,16 +80,69 @@ def test_trained_names_keep_their_probabilities(partly_trained: Engine, tiny_eng
 
 
 def test_prior_of_a_long_closed_set_is_bounded_work(partly_trained: Engine) -> None:
-    """Four names are read with the trie, and all of them for their vectors; the next request reads none."""
+    """Four names are read with the tries, and all of them for their vectors; the next request reads none."""
     names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
     request = GenerationRequest(categories=names, all_categories=True)
     with record_forwards(partly_trained) as forwards:
         generate(partly_trained, FEW_NOTES[:1], request)
-    nodes = len(Trie.build(partly_trained.prompt.category_outputs(names)).inner)
-    assert sum(len(ids) > nodes for ids in prefills(forwards)) == 4 + 1
+    parts = Trie.build(partly_trained.prompt.category_outputs(names)).split(PART_TOKENS)
+    longest_name = max(len(partly_trained.prompt.note(Note(title=name))) for name in names)
+    assert sum(len(ids) > longest_name for ids in prefills(forwards)) == (4 + 1) * len(parts)
     with record_forwards(partly_trained) as forwards:
         generate(partly_trained, FEW_NOTES[:1], request)
-    assert len(forwards) == 1
+    assert len(forwards) == len(parts) > 1
+
+
+@pytest.mark.parametrize("fixture", ["tiny_engine", "partly_trained", "partly_trained_activated"])
+@pytest.mark.parametrize("hashtags", [0, 2])
+def test_closed_set_read_in_parts_is_scored_as_in_one_forward(
+    fixture: str, hashtags: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = request.getfixturevalue(fixture).runtime
+    generation = GenerationRequest(hashtags, LARGE)
+    whole = generate(Engine(runtime), FEW_NOTES, generation)
+    monkeypatch.setattr("model.inference.category_scoring.PART_TOKENS", 3)
+    engine = Engine(runtime)
+    assert len(engine._category_scorer.tries(LARGE)) > 2
+    with record_forwards(engine) as forwards:
+        in_parts = generate(engine, FEW_NOTES, generation)
+    assert_same_categories(in_parts, whole)
+    assert_same_hashtags(in_parts, whole)
+    assert_same_vectors(in_parts, whole)
+    used = sum(output.usage.prompt_tokens for output in in_parts)
+    assert used == sum(map(len, prefills(forwards)))
+    assert engine.runtime.pool.free == engine.runtime.pool.count
+
+
+def test_no_forward_has_more_than_a_part_of_a_closed_set(
+    partly_trained: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither do those that read the names for the prior, alone or for their vectors."""
+    part_tokens = 20
+    monkeypatch.setattr("model.inference.category_scoring.PART_TOKENS", part_tokens)
+    engine = Engine(partly_trained.runtime)
+    names = tuple(f"{first} {second}" for first in "abcdefghijklmnop" for second in "abcdefghijklmnop")
+    with record_forwards(engine) as forwards:
+        (output,) = generate(engine, FEW_NOTES[:1], GenerationRequest(categories=names, all_categories=True))
+    most = engine.prompt.max_note_tokens() + len(engine.prompt.category_task()) + part_tokens
+    assert max(sum(map(len, spans)) for spans in forwards) <= most < len(names)
+    assert set(probabilities(output)) == set(names)
+
+
+def test_requests_with_parts_of_closed_sets_never_run_out_of_blocks(
+    partly_trained: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.inference.category_scoring.PART_TOKENS", 3)
+    engine = fresh_engine(partly_trained, blocks=40)
+    tokenized = engine.tokenize(FEW_NOTES[0], GenerationRequest(2, LARGE))
+    running = []
+    while engine.can_add(tokenized):
+        running.append(engine.add_request(tokenized))
+    assert len(running) > 1
+    finished = []
+    while len(finished) < len(running):
+        finished += engine.step()
+    assert engine.runtime.pool.free == 40
 
 
 def test_prior_is_computed_once_for_concurrent_requests_and_the_first_one_counts_it(partly_trained: Engine) -> None:
@@ -104,14 +159,14 @@ def test_prior_is_computed_once_for_concurrent_requests_and_the_first_one_counts
     assert_same_categories(together, generate(engine, FEW_NOTES, GenerationRequest(categories=names)))
 
 
-def test_trie_and_prior_of_the_set_that_is_to_be_kept_outlive_those_of_others(
+def test_tries_and_prior_of_the_set_that_is_to_be_kept_outlive_those_of_others(
     partly_trained: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.inference.category_scoring.MAX_CLOSED_SETS", 2)
     engine = Engine(partly_trained.runtime)
     kept, *others = [("Trains", "Soups"), ("Gardens", "Soups"), ("Trains", "Gardens"), ("Soups", "Gardens")]
     engine.keep_closed_set(kept)
-    kept_trie = engine._category_scorer.trie(kept)
+    kept_tries = engine._category_scorer.tries(kept)
 
     def forwards_for(names: tuple[str, ...]) -> int:
         with record_forwards(engine) as forwards:
@@ -121,7 +176,7 @@ def test_trie_and_prior_of_the_set_that_is_to_be_kept_outlive_those_of_others(
     for names in (kept, *others):
         assert forwards_for(names) > 1
     assert forwards_for(kept) == 1
-    assert engine._category_scorer.trie(kept) is kept_trie
+    assert engine._category_scorer.tries(kept) is kept_tries
     assert forwards_for(others[0]) > 1
 
 
