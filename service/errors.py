@@ -282,7 +282,7 @@ class KeyInUse(TryLater):
 
 
 class QuotaExceeded(TryLater):
-    """The key's quota is used up. `seconds`: time until a request is allowed again."""
+    """The key's quota is used up. `seconds`: time until a request like the refused one is allowed again."""
 
     def __init__(self, seconds: float) -> None:
         self.retry_after = max(1, math.ceil(seconds))

@@ -134,12 +134,12 @@ class Gate:
             requires = f"{option or 'this request'} requires; use a key that has it"
             raise Forbidden(f"Your key {principal.key} lacks the scope {' or '.join(names)}, which {requires}.", names)
 
-    async def count(self, principal: Principal, requests: int = 1) -> Usage | None:
-        """Count requests. Return the usage of their key, which says whether its quota allows them; None for a key
-        without a quota, or if the store did not count them."""
+    async def count(self, principal: Principal, requests: int = 1, *, spends_tokens: bool = True) -> Usage | None:
+        """Count requests. `spends_tokens`: whether they can use tokens. Return the usage of their key, which says
+        whether its quota allows them; None for a key without a quota, or if the store did not count them."""
         if not principal.quota:
             return None
-        usage = await self.meter.take(principal, requests)
+        usage = await self.meter.take(principal, requests, spends_tokens=spends_tokens)
         if usage and not usage.allowed:
             self._refused.labels("quota").inc()
         return usage

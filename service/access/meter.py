@@ -48,35 +48,36 @@ class Meter:
         """Count in a store from now on; before, only this process counts."""
         self._store = store
 
-    async def take(self, principal: Principal, requests: int = 1) -> Usage | None:
-        """Count requests of a key that has a quota, if that allows all of them. Return the key's usage; None if the
-        requests are admitted without an answer of the store."""
-        usage = await self._usage(principal, requests)
+    async def take(self, principal: Principal, requests: int = 1, *, spends_tokens: bool = True) -> Usage | None:
+        """Count requests of a key that has a quota, if that allows all of them. `spends_tokens`: whether they can use
+        tokens. Return the key's usage; None if the requests are admitted without an answer of the store."""
+        usage = await self._usage(principal, requests, spends_tokens=spends_tokens)
         if usage is None:
             self._telemetry.uncounted.inc()
         return usage
 
-    async def check(self, principal: Principal) -> None:
-        """Raise QuotaExceeded if a key has used up its quota. No request is counted."""
+    async def check(self, principal: Principal, *, spends_tokens: bool = True) -> None:
+        """Raise QuotaExceeded if the quota of a key has no room for a request. `spends_tokens`: whether it can use
+        tokens. No request is counted."""
         if not principal.quota:
             return
-        usage = await self._usage(principal)
+        usage = await self._usage(principal, spends_tokens=spends_tokens)
         if usage and not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(principal.quota))
+            raise QuotaExceeded(usage.seconds_to_wait(principal.quota, spends_tokens=spends_tokens))
 
     async def check_tokens(self, principal: Principal) -> None:
         """Raise QuotaExceeded if a key has used up its tokens. No request is counted."""
         await self.check(replace(principal, quota=Quota(tokens_per_minute=principal.quota.tokens_per_minute)))
 
-    async def _usage(self, principal: Principal, requests: int = 0) -> Usage | None:
+    async def _usage(self, principal: Principal, requests: int = 0, *, spends_tokens: bool = True) -> Usage | None:
         """Count requests, and return the key's usage in the store. If the store is away or late, return the usage in
         this process if that refuses the requests, and None if they are admitted."""
         key, quota = principal.key, principal.quota
         if key is None:
             return None
-        own = self._own_use(key).count(self._now(), quota, requests, 0)
+        own = self._own_use(key).count(self._now(), quota, requests, 0, spends_tokens=spends_tokens)
         if self._counts and key not in self._late:
-            counting = self._begin(key, quota, requests, 0)
+            counting = self._begin(key, quota, requests, 0, spends_tokens=spends_tokens)
             await asyncio.wait({counting}, timeout=COUNT_SECONDS)
             if not counting.done():
                 self._late.add(key)
@@ -106,10 +107,13 @@ class Meter:
             del self._own[next(iter(self._own))]  # keys come and go: drops the one that was used first
         return self._own.setdefault(key, OwnUse())
 
-    def _begin(self, key: str, quota: Quota, requests: int, tokens: int) -> asyncio.Task[Usage]:
+    def _begin(
+        self, key: str, quota: Quota, requests: int, tokens: int, *, spends_tokens: bool = True
+    ) -> asyncio.Task[Usage]:
         """Start a count in the store; return its task."""
         assert self._store is not None
-        counting = asyncio.create_task(self._store.count(key, quota, requests, tokens), name="count-use")
+        count = self._store.count(key, quota, requests, tokens, spends_tokens=spends_tokens)
+        counting = asyncio.create_task(count, name="count-use")
         self._counting.add(counting)
         counting.add_done_callback(partial(self._end_count, tokens))
         return counting

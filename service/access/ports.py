@@ -47,6 +47,7 @@ class KeyStore(KeyReader, Protocol):
 class QuotaStore(Protocol):
     """Usage of keys in the last minute, counted over all replicas."""
 
-    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int, *, spends_tokens: bool = True) -> Usage:
         """Count the requests if the quota has room for all of them, and for at least one; count the tokens in any case.
-        Return the key's usage afterwards. Raises StoreUnavailable."""
+        `spends_tokens`: whether the requests can use tokens; if not, those of the quota need not suffice. Return the
+        key's usage afterwards. Raises StoreUnavailable."""

@@ -61,13 +61,13 @@ class Usage:
     requests: WindowCount
     tokens: WindowCount
 
-    def seconds_to_wait(self, quota: Quota, requests: int = 1) -> float:
+    def seconds_to_wait(self, quota: Quota, requests: int = 1, *, spends_tokens: bool = True) -> float:
         """Return the seconds until `requests` more requests, at most the quota, are allowed, if the key uses nothing
-        meanwhile."""
+        meanwhile. `spends_tokens`: whether they can use tokens; if not, those of the quota need not suffice."""
         waits = [0.0]
         if quota.requests_per_minute is not None:
             waits.append(self.requests.seconds_until(quota.requests_per_minute - requests))
-        if quota.tokens_per_minute is not None:
+        if spends_tokens and quota.tokens_per_minute is not None:
             waits.append(self.tokens.seconds_until(quota.tokens_per_minute - 1))
         return max(waits)
 
@@ -80,14 +80,15 @@ class OwnUse:
         self._requests = self._tokens = (0, 0)
         """Requests and tokens of the previous and of the current minute."""
 
-    def count(self, now: float, quota: Quota, requests: int, tokens: int) -> Usage:
+    def count(self, now: float, quota: Quota, requests: int, tokens: int, *, spends_tokens: bool = True) -> Usage:
         """Count as QuotaStore.count does. `now`: seconds of a monotonic clock."""
         minute, elapsed = divmod(now, WINDOW_SECONDS)
         if minutes := int(minute - self._minute):
             self._minute = minute
             self._requests = carry_over(self._requests[1], minutes)
             self._tokens = carry_over(self._tokens[1], minutes, quota.tokens_per_minute)
-        allowed = self._usage(True, elapsed, quota).seconds_to_wait(quota, max(1, requests)) == 0
+        so_far = self._usage(True, elapsed, quota)
+        allowed = so_far.seconds_to_wait(quota, max(1, requests), spends_tokens=spends_tokens) == 0
         self._requests = (self._requests[0], self._requests[1] + (requests if allowed else 0))
         self._tokens = (self._tokens[0], self._tokens[1] + tokens)
         return self._usage(allowed, elapsed, quota)

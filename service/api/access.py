@@ -29,6 +29,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 """Methods without side effects: the origin of their requests is not checked."""
 _needed: dict[Callable[..., Any], frozenset[Scope]] = {}
 _need_engine: set[Callable[..., Any]] = set()
+_spend_tokens: set[Callable[..., Any]] = set()
 
 
 def needs(*scopes: Scope) -> Callable[[F], F]:
@@ -60,12 +61,23 @@ def needed_scopes(handler: Callable[..., Any]) -> frozenset[Scope]:
 def needs_engine(handler: F) -> F:
     """Declare that a handler runs the engine on one note or text, unless the request's body is a list or a stream."""
     _need_engine.add(handler)
-    return handler
+    return spends_tokens(handler)
 
 
 def may_need_engine(handler: Callable[..., Any]) -> bool:
     """Return whether `handler` is declared by needs_engine."""
     return handler in _need_engine
+
+
+def spends_tokens(handler: F) -> F:
+    """Declare that a handler can use tokens of the model: it is refused while the caller's key has none left."""
+    _spend_tokens.add(handler)
+    return handler
+
+
+def may_spend_tokens(handler: Callable[..., Any]) -> bool:
+    """Return whether `handler` is declared by spends_tokens or needs_engine."""
+    return handler in _spend_tokens
 
 
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
@@ -102,11 +114,12 @@ async def count(request: Request, requests: int = 1, repeated: int | None = None
     answer. `repeated`: number of requests that the HTTP request counts as in all if the caller sends it again; None for
     `requests`. Raises QuotaExceeded, with the seconds until the quota has room for `repeated`."""
     state = request.state
-    usage = await cast(Gate, request.app.state.gate).count(state.principal, requests)
+    quota, spends = state.principal.quota, state.spends_tokens
+    usage = await cast(Gate, request.app.state.gate).count(state.principal, requests, spends_tokens=spends)
     if usage:
-        state.answer_headers = rate_limit_headers(usage, state.principal.quota)
+        state.answer_headers = rate_limit_headers(usage, quota)
         if not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(state.principal.quota, repeated or requests))
+            raise QuotaExceeded(usage.seconds_to_wait(quota, repeated or requests, spends_tokens=spends))
 
 
 async def count_items(request: Request, items: int) -> None:
@@ -124,8 +137,9 @@ async def count_items(request: Request, items: int) -> None:
 
 
 async def check_quota(request: Request) -> None:
-    """Raise QuotaExceeded if the quota of the caller's key is used up. Nothing is counted."""
-    await cast(Gate, request.app.state.gate).meter.check(request.state.principal)
+    """Raise QuotaExceeded if the quota of the caller's key has no room for the request. Nothing is counted."""
+    state = request.state
+    await cast(Gate, request.app.state.gate).meter.check(state.principal, spends_tokens=state.spends_tokens)
 
 
 def caller_nowait(
@@ -143,8 +157,10 @@ def caller_nowait(
 
 async def reauthorise(request: Request) -> None:
     """Check the key of a long request again, and charge it the tokens used since the last check, under its current
-    quota. Raises what Gate.check_again raises, and QuotaExceeded if the key has used up its tokens."""
+    quota. Raises what Gate.check_again raises, and QuotaExceeded if the request can use tokens and the key has used up
+    its own."""
     gate, state = cast(Gate, request.app.state.gate), request.state
     state.principal = await gate.check_again(state.principal)
     gate.meter.charge(state.principal, take_tokens())
-    await gate.meter.check_tokens(state.principal)
+    if state.spends_tokens:
+        await gate.meter.check_tokens(state.principal)

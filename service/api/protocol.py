@@ -267,7 +267,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body = AwaitedBody(cast(Receive, self.cycle.receive))
         # uvicorn gives the app this attribute of its cycle, and has no hook to replace it.
         self.cycle.receive = self._body  # type: ignore[method-assign, assignment]
-        if self._is_spare:
+        announced = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        if self._is_spare or announced > MAX_DISCARDED_BYTES:  # if it is refused, not all of its body is read
             self.cycle.keep_alive = False
         self._unanswered.append(self.cycle)
 

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 
 from service.access.principal import READ_SCOPES
-from service.api.access import admit, needed_scopes
+from service.api.access import admit, may_spend_tokens, needed_scopes
 from service.api.repeated_headers import is_repeated, repeated_error
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
 from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
@@ -38,7 +38,7 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = self.get_body_handler()
-        scopes = needed_scopes(self.endpoint)
+        scopes, spends_tokens = needed_scopes(self.endpoint), may_spend_tokens(self.endpoint)
         parts = list(_with_dependencies(self.dependant))
         described = (self.openapi_extra or {}).get("parameters", ())  # those of query.py
         names = [field.alias for part in parts for field in part.query_params]
@@ -51,6 +51,7 @@ class StrictRoute(APIRoute):
         single = headers.difference(CONDITIONS)
 
         async def handle_strictly(request: Request) -> Response:
+            request.state.spends_tokens = spends_tokens
             await self.admit(request, scopes)
             for header in unheeded:
                 if header in request.headers:

@@ -14,13 +14,13 @@ from service.store.scripts import FIRST_WRITE
 
 QUOTA = "{access}:quota:"
 
-# KEYS quota; ARGV bound on requests or "", bound on tokens or "", requests and tokens to count, seconds of a window.
-# The script uses the server's clock: those of replicas may differ. Tokens are counted when they are used, whatever the
-# bound, and those beyond it are carried over (`carry_over` of quota.py); requests only where both bounds leave room for
-# all of them, and at least for one. Counts are not written to the append-only file, which a server with appendfsync
-# always would sync for each request: after a restart they begin again at 0, or at their values in the last rewrite of
-# the file. Quotas must hold where memory is full, too: otherwise a caller that fills it would have no quota
-# (FIRST_WRITE).
+# KEYS quota; ARGV bound on requests or "", bound on tokens or "", requests and tokens to count, seconds of a window, 1
+# if the requests can use tokens, else 0. The script uses the server's clock: those of replicas may differ. Tokens are
+# counted when they are used, whatever the bound, and those beyond it are carried over (`carry_over` of quota.py);
+# requests only where the bounds leave room for all of them, and at least for one. Counts are not written to the
+# append-only file, which a server with appendfsync always would sync for each request: after a restart they begin again
+# at 0, or at their values in the last rewrite of the file. Quotas must hold where memory is full, too: otherwise a
+# caller that fills it would have no quota (FIRST_WRITE).
 COUNT = (
     "redis.set_repl(redis.REPL_NONE)\n"
     + FIRST_WRITE
@@ -43,7 +43,7 @@ end
 local share = 1 - elapsed / window
 local taken = tonumber(ARGV[3])
 local allowed = (not most_requests or requests_before * share + requests + math.max(1, taken) <= most_requests)
-  and (not most_tokens or tokens_before * share + tokens + 1 <= most_tokens)
+  and (ARGV[6] == '0' or not most_tokens or tokens_before * share + tokens + 1 <= most_tokens)
 if allowed then requests = requests + taken end
 tokens = tokens + tonumber(ARGV[4])
 redis.call('HSET', KEYS[1], 'minute', minute, 'requests', requests, 'tokens', tokens,
@@ -60,10 +60,11 @@ class RedisQuotaStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int, *, spends_tokens: bool = True) -> Usage:
         bounds = ("" if bound is None else bound for bound in (quota.requests_per_minute, quota.tokens_per_minute))
+        arguments = (*bounds, requests, tokens, WINDOW_SECONDS, int(spends_tokens))
         async with self._connection.call("count"):
-            answer = await self._connection.redis.eval(COUNT, 1, QUOTA + key, *bounds, requests, tokens, WINDOW_SECONDS)
+            answer = await self._connection.redis.eval(COUNT, 1, QUOTA + key, *arguments)
         allowed, requests_before, requests_now, tokens_before, tokens_now, milliseconds = answer
         elapsed = milliseconds / 1000
         return Usage(

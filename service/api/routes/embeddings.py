@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from service.access.principal import Scope
 from service.admission import Urgency
-from service.api.access import needs
+from service.api.access import needs, spends_tokens
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.openai_route import OpenAIRoute
@@ -24,6 +24,7 @@ router = APIRouter(tags=["generate"], route_class=OpenAIRoute)
     responses=documented(400, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.GENERATE)
+@spends_tokens
 async def embeddings(
     body: EmbeddingsIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> EmbeddingsOut:

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.access.principal import Scope
-from service.api.access import needs, reauthorise
+from service.api.access import needs, reauthorise, spends_tokens
 from service.api.bodies import NDJSON, Turns, check_media_type, lines
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
@@ -116,6 +116,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
     responses=documented(400, 409, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.ADMIN)
+@spends_tokens
 async def import_notes(
     request: Request, service: ServiceDep, requested: RequestedUrgencyDep, replace: ReplaceQuery = False
 ) -> Response:

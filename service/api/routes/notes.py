@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.note import Note
 from service.access.principal import Scope
 from service.adding import Added, expired_error
-from service.api.access import needs, needs_engine
+from service.api.access import needs, needs_engine, spends_tokens
 from service.api.bodies import NDJSON, check_media_type, is_list, lines, one_list_or_stream, parse_json
 from service.api.bounds import check_changed_size, check_note_size
 from service.api.connection import while_connected
@@ -165,6 +165,7 @@ async def answer_note(
     responses={201: {"model": AddedOut}, **documented(400, 409, 412, 413, 415, 422, 429, 503, 504)},
 )
 @needs(Scope.NOTES_WRITE)
+@spends_tokens
 async def put_note(
     note_id: NoteId,
     body: NoteIn,
@@ -194,6 +195,7 @@ async def put_note(
     responses=documented(400, 404, 409, 412, 413, 415, 422, 429, 503, 504),
 )
 @needs(Scope.NOTES_WRITE)
+@spends_tokens
 async def patch_note(
     note_id: NoteId,
     body: NotePatch,

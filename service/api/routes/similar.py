@@ -7,7 +7,7 @@ from contextlib import suppress
 from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
-from service.api.access import needs
+from service.api.access import needs, spends_tokens
 from service.api.bodies import check_media_type
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import (
@@ -93,6 +93,7 @@ async def similar(note_id: NoteId, request: Request) -> Response:
     response_model=SimilarOut,
 )
 @needs(Scope.SIMILAR)
+@spends_tokens
 async def similar_by_body(
     note_id: NoteId, body: SearchBody, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
@@ -111,6 +112,7 @@ async def similar_by_body(
     response_model=SimilarOut,
 )
 @needs(Scope.SIMILAR)
+@spends_tokens
 async def similar_to_examples(
     body: SimilarIn, request: Request, service: ServiceDep, requested: RequestedUrgencyDep
 ) -> Response:
@@ -134,6 +136,7 @@ async def similar_to_examples(
     },
 )
 @needs(Scope.SIMILAR)
+@spends_tokens
 async def similar_batch(request: Request, service: ServiceDep, requested: RequestedUrgencyDep) -> Response:
     """Answer up to `max_searches` searches, each as in POST /similar. The model reads the texts of all searches
     together.

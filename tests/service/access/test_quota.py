@@ -100,7 +100,7 @@ class Store:
         self.allowed = True
         self.counted: list[tuple[int, int]] = []
 
-    async def count(self, key: str, quota: Quota, requests: int, tokens: int) -> Usage:
+    async def count(self, key: str, quota: Quota, requests: int, tokens: int, *, spends_tokens: bool = True) -> Usage:
         await self.gate.wait()
         if self.away:
             raise StoreUnavailable("away")
@@ -227,6 +227,21 @@ def test_use_of_one_process_is_counted_by_the_same_window() -> None:
     for (now, requests, tokens), usage in steps:
         drained = replace(usage, tokens=replace(usage.tokens, drained=5000))
         assert own.count(now, quota, requests, tokens) == drained
+
+
+async def test_process_admits_requests_that_use_no_tokens_when_those_of_the_quota_are_used_up(
+    meter: Meter, store: Store
+) -> None:
+    store.away = True
+    few = Principal("few", "films", frozenset(), Quota(1, 100))
+    meter.charge(few, 1000)
+    await meter.check(few, spends_tokens=False)
+    with pytest.raises(QuotaExceeded):
+        await meter.check(few)
+    assert await meter.take(few, spends_tokens=False) is None
+    usage = await meter.take(few, spends_tokens=False)
+    assert usage is not None
+    assert not usage.allowed, "the requests are still bounded"
 
 
 async def test_key_that_uses_many_times_its_tokens_in_one_request_keeps_to_its_quota(

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from service.api import connection_bounds, connection_watch, protocol, unsent_answers
 from service.api.connection_bounds import (
+    MAX_DISCARDED_BYTES,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_PIPELINED,
@@ -430,6 +431,21 @@ def test_answer_reaches_a_caller_who_sends_the_whole_body_first_on_a_connection_
             connection.sendall(head + body)
             assert read_answer(connection)[0] == 413
             assert closed(connection)
+
+
+@pytest.mark.parametrize(("beyond", "said"), [(0, []), (1, [b"connection: close"])])
+def test_answer_to_a_body_that_is_not_read_whole_says_that_the_connection_is_closed(
+    url: str, beyond: int, said: list[bytes]
+) -> None:
+    """A caller that kept the connection would send its next request into one that is reset."""
+    with connected(url) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % (MAX_DISCARDED_BYTES + beyond))
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(65536)
+    status, *fields = head.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert status.split()[1] == b"413"
+    assert [field for field in fields if field.startswith(b"connection")] == said
 
 
 @pytest.mark.usefixtures("impatient")

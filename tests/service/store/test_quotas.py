@@ -50,6 +50,18 @@ async def test_tokens_beyond_the_quota_are_remembered(quotas: RedisQuotaStore) -
     assert usage.seconds_to_wait(quota) > 9 * 60 - 1  # 901 of the 1,000 must leave the window, at 100 a minute
 
 
+async def test_requests_that_use_no_tokens_are_counted_when_those_of_the_quota_are_used_up(
+    quotas: RedisQuotaStore,
+) -> None:
+    quota = Quota(3, 100)
+    await quotas.count("a", quota, 0, 1000)
+    usages = [await quotas.count("a", quota, 1, 0, spends_tokens=False) for _ in range(4)]
+    assert [usage.allowed for usage in usages] == [True, True, True, False]
+    last = usages[-1]
+    assert (last.requests.before + last.requests.present, last.tokens.before + last.tokens.present) == (3, 1000)
+    assert 0 < last.seconds_to_wait(quota, spends_tokens=False) <= 120 < last.seconds_to_wait(quota)
+
+
 async def test_use_of_the_minute_before_counts_by_its_share(quotas: RedisQuotaStore, admin: redis.Redis) -> None:
     minute = math.floor(admin.time()[0] / 60)
     admin.hset(QUOTA + "a", mapping={"minute": minute - 1, "requests": 1000, "tokens": 7})

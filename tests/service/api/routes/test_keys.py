@@ -322,14 +322,49 @@ def test_requests_refused_for_quota_or_scope_are_counted_for_their_tenant(root: 
 
 
 def test_tokens_that_were_used_count_against_the_quota(root: httpx2.Client, closed_url: str) -> None:
-    key = create(root, scopes=["generate", "notes.read"], quota={"tokens_per_minute": 5})
+    key = create(root, scopes=["generate"], quota={"tokens_per_minute": 5})
+    text = {"title": "lemon tart"}
     with under(closed_url, key["key"]) as client:
-        assert client.post("/generate", json={"title": "lemon tart"}).status_code == 200
-        eventually_true(lambda: client.get("/notes/nobody").status_code == 429)
-        refused = client.get("/notes/nobody")
+        assert client.post("/generate", json=text).status_code == 200
+        eventually_true(lambda: client.post("/generate", json=text).status_code == 429)
+        refused = client.post("/generate", json=text)
         assert refused.headers["ratelimit"].startswith('"tokens";r=0;t=')
         assert int(refused.headers["retry-after"]) > 120, "tokens beyond the quota leave the window 5 a minute"
-    assert root.get("/notes/nobody").status_code == 404
+    assert root.post("/generate", json=text).status_code == 200
+
+
+def test_requests_that_use_no_tokens_are_answered_when_those_of_the_quota_are_used_up(
+    root: httpx2.Client, closed_url: str
+) -> None:
+    scopes = ["generate", "similar", "notes.read", "notes.write", "events"]
+    key = create(root, scopes=scopes, quota={"requests_per_minute": 100, "tokens_per_minute": 5})["key"]
+    note = {"id": "n", "title": "lemon tart"}
+    with under(closed_url, key) as client:
+        assert client.post("/notes", json=note).status_code == 201
+        eventually_true(lambda: client.post("/notes", json=note).status_code == 429)
+        spending = [
+            client.put("/notes/n", json={"title": "tea"}),
+            client.patch("/notes/n", json={"title": "tea"}),
+            client.post("/similar", json={"title": "tea"}),
+            client.post("/notes/n/similar", json={}),
+            client.post("/similar/batch", json=[{"title": "tea"}]),
+            client.post("/v1/embeddings", json={"input": "tea"}),
+            *(client.post(path, json=note | {"id": None}) for path in ("/generate", "/generate/hashtags")),
+        ]
+        assert [answer.status_code for answer in spending] == [429] * len(spending)
+        others = [
+            client.get("/limits"),
+            client.get("/notes/n"),
+            client.get("/notes/n/similar"),
+            client.get("/notes/export"),
+            client.post("/notes/get", json={"ids": ["n"]}),
+            client.post("/events", json={"event_id": "e", "user": "u", "note_id": "n", "type": "click"}),
+            client.delete("/users/u/events"),
+            client.post("/notes/delete", json={"ids": ["n"]}),
+            client.delete("/notes/n"),
+        ]
+        assert [answer.status_code for answer in others] == [200] * (len(others) - 1) + [404]
+        assert all("ratelimit" in answer.headers for answer in others)
 
 
 def test_key_without_a_quota_gets_no_headers_of_one(root: httpx2.Client, closed_url: str) -> None:
@@ -612,4 +647,4 @@ def test_stream_ends_when_its_quota_is_used_up(root: httpx2.Client, closed_url: 
             results.append(send_line(stream, "more words for the model to read"))
         assert (list(results[-1]), results[-1]["problem"]["status"]) == (["problem"], 429)
     with under(closed_url, key) as client:
-        assert client.get("/limits").status_code == 429
+        assert client.post("/notes", json={"id": "n", "title": "tea"}).status_code == 429
