@@ -32,11 +32,13 @@ class Generate:
     def kept_of(self, stored: Generated, categories: Collection[str], blocked: Collection[str]) -> Generated:
         """Return the generated fields of a stored note that this write keeps. A field to generate is generated anew,
         and not kept, where the stored category is not in the closed set `categories`, or any of the stored hashtags is
-        blocked. `blocked`: keys (`dedup_key`)."""
+        blocked or scores less than `min_score`. `blocked`: keys (`dedup_key`)."""
         outdated: set[GeneratedField] = set()
         if self.category and stored.category and categories and stored.category.name not in categories:
             outdated.add("category")
-        if self.hashtags and any(dedup_key(hashtag.text) in blocked for hashtag in stored.hashtags or ()):
+        least = self.min_score or 0.0
+        unwanted = (h.score < least or dedup_key(h.text) in blocked for h in stored.hashtags or ())
+        if self.hashtags and any(unwanted):
             outdated.add("hashtags")
         return stored.without(self.drops | outdated)
 

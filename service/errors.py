@@ -165,7 +165,8 @@ class SnapshotRefused(Exception):
 class PreconditionFailed(NoteLLMError):
     def __init__(self, note_id: str) -> None:
         super().__init__(
-            f"Note {note_id!r} does not match If-Match or If-None-Match; read it again, then repeat the change."
+            f"Note {note_id!r} does not match If-Match or If-None-Match: it has another version, exists although "
+            "If-None-Match is *, or does not exist. Read it again, then repeat the change if you still want it."
         )
 
 

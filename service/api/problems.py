@@ -152,13 +152,15 @@ def error_response(error: NoteLLMError) -> JSONResponse:
 
 
 def validation_response(error: RequestValidationError) -> JSONResponse:
-    """Response to FastAPI's errors about a request."""
+    """Response to FastAPI's errors about a request. Their locations begin with the part of the request; pointers begin
+    with it too, unless it is the body."""
     failures = error.errors()
     if any(failure["type"] == "json_invalid" for failure in failures):
         failure = failures[0]
         place = f" (char {failure['loc'][1]})" if len(failure["loc"]) > 1 else ""
         return error_response(errors.MalformedBody(failure.get("ctx", {}).get("error", failure["msg"]) + place))
-    return error_response(invalid_input(failures))
+    without_body = [f | {"loc": f["loc"][1:]} if f["loc"][:1] == ("body",) else f for f in failures]
+    return error_response(invalid_input(without_body))
 
 
 def plain_problem(status: int, detail: str, retry_after: int | None = None) -> Problem:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from model.note import MAX_HASHTAG_CHARS, Note, is_blank, normalise_hashtags
+from model.note import MAX_HASHTAG_CHARS, Note, is_blank, normalise_hashtag, normalise_hashtags
 from service.api.schemas.problem import UNKNOWN_FIELD
 from service.errors import MAX_ERRORS
 
@@ -52,6 +52,18 @@ def _refuse_bare_date(value: Any) -> Any:
     return value
 
 
+def _check_visible(name: str) -> str:
+    if is_blank(name):
+        raise PydanticCustomError("invisible", "must have a visible character")
+    return name
+
+
+def _check_hashtag(name: str) -> str:
+    if not normalise_hashtag(name):
+        raise PydanticCustomError("no_hashtag", "must have a character besides '#'")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """Annotation of a text that has to match a pattern. Its error is `words`; pydantic's would be the pattern."""
@@ -70,14 +82,15 @@ NoteId = Annotated[
     str,
     Form(
         r"^[A-Za-z0-9_~][A-Za-z0-9_.:~-]{0,127}$",
-        "must have 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, and not start with . : -",
+        "must be a string of 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, not starting with . : -",
     ),
     Field(description=NOTE_ID_FORM, examples=["sample-en-001"]),
 ]
 ReaderId = Annotated[
     str,
     Form(
-        r"^[^\s/.][^\s/]{0,127}$", "must have 1 to 128 characters, none of them white space or /, and not start with ."
+        r"^[^\s/.][^\s/]{0,127}$",
+        "must be a string of 1 to 128 characters, none of them white space or /, not starting with .",
     ),
     Field(description="1 to 128 characters, none of them white space or /; must not start with .", examples=["u-4711"]),
 ]
@@ -86,7 +99,13 @@ LogPosition = Annotated[
     Form("^[0-9]{1,15}-[0-9]{1,15}$", "must be a log position from an answer, such as 1795704909866-0"),
     Field(examples=["1795704909866-0"], description="log position"),
 ]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=128),
+    AfterValidator(_check_visible),
+]
+HashtagName = Annotated[Name, AfterValidator(_check_hashtag)]
+"""A hashtag in a condition. One of which nothing is left in its stored form would match no note."""
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
 """Name of a scenario, of its variants and of a source: in the settings, in searches, and in the events that follow."""
 ModelName = Annotated[str, Field(description="name of the serving model")]

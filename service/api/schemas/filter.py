@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, 
 from pydantic_core import PydanticCustomError
 
 from model.note import hashtag_key
-from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Form, Name, NoteId, Time, Wire
+from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Form, HashtagName, Name, NoteId, Time, Wire
 from service.filters import (
     AllOf,
     AnyOf,
@@ -65,6 +65,11 @@ Names = Annotated[
     Field(min_length=1, max_length=MAX_FILTER_VALUES),
     BeforeValidator(_as_list, json_schema_input_type=Name | list[Name]),
 ]
+HashtagNames = Annotated[
+    list[HashtagName],
+    Field(min_length=1, max_length=MAX_FILTER_VALUES),
+    BeforeValidator(_as_list, json_schema_input_type=HashtagName | list[HashtagName]),
+]
 Value = Annotated[
     str,
     StringConstraints(max_length=1024),
@@ -90,8 +95,10 @@ class FlatFilterIn(Wire):
     """Conditions on notes; all must hold."""
 
     category: Name | None = Field(None, description="only notes of this category")
-    hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="only notes with any of these hashtags")
-    all_hashtag: list[Name] = Field([], max_length=MAX_HASHTAGS, description="only notes with all of these hashtags")
+    hashtag: list[HashtagName] = Field([], max_length=MAX_HASHTAGS, description="only notes with any of these hashtags")
+    all_hashtag: list[HashtagName] = Field(
+        [], max_length=MAX_HASHTAGS, description="only notes with all of these hashtags"
+    )
     author: Name | None = Field(None, description="only notes by this author")
     created_after: Time | None = Field(None, description="only notes with `created_at` after this time")
     created_before: Time | None = Field(None, description="only notes with `created_at` before this time")
@@ -186,8 +193,8 @@ class ConditionsIn(Wire):
 
     category: Names | None = Field(None, description="only notes of one of these categories")
     author: Names | None = Field(None, description="only notes by one of these authors")
-    hashtag: Names | None = Field(None, description="only notes with any of these hashtags")
-    all_hashtag: Names | None = Field(None, description="only notes with all of these hashtags")
+    hashtag: HashtagNames | None = Field(None, description="only notes with any of these hashtags")
+    all_hashtag: HashtagNames | None = Field(None, description="only notes with all of these hashtags")
     attribute: dict[Name, AttributeCondition] | None = Field(
         None,
         min_length=1,

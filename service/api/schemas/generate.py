@@ -17,7 +17,7 @@ from model.generation import (
     Usage,
 )
 from service.adding import GENERATED_HASHTAGS
-from service.api.schemas.common import Form, ModelName, Name, TaggedText, Wire
+from service.api.schemas.common import Form, HashtagName, ModelName, Name, TaggedText, Wire
 
 MAX_GENERATED = 10
 """Bound on the hashtags that one request generates."""
@@ -122,7 +122,7 @@ class HashtagRules(Wire):
         "carry (the stored notes nearest to it, by vectors and by words), and of hashtags of stored notes that the "
         "text names; null: the service's default",
     )
-    blocked: list[Name] = Field(
+    blocked: list[HashtagName] = Field(
         [], max_length=MAX_BLOCKED, description="hashtags never to return, whatever their case and spacing"
     )
     min_score: float = Field(

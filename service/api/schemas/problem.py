@@ -57,8 +57,8 @@ class Problem(BaseModel):
 
 
 def json_pointer(location: Sequence[str | int]) -> str:
-    """Convert a location to a JSON pointer (RFC 6901): ("body", "title") -> "/title", ("query", "k") -> "/query/k"."""
-    parts = list(location[1:]) if location and location[0] == "body" else list(location)
+    """Convert a location to a JSON pointer (RFC 6901): ("query", "k") -> "/query/k"."""
+    parts = list(location)
     if parts and parts[-1] == "[key]":  # pydantic's mark of an error about a key, which is the part before
         parts.pop()
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from model.note import Note, is_blank, normalise_hashtags
-from service.api.schemas.common import Hashtags, Name, NoteId, Time, Wire
+from service.api.schemas.common import HashtagName, Hashtags, Name, NoteId, Time, Wire
 from service.api.schemas.filter import ATTRIBUTE_FORM, MAX_FILTER_EXCLUDED, Attributed, FilterIn, name_and_value
 from service.api.schemas.problem import Problem
 from service.api.schemas.similar import (
@@ -133,7 +133,7 @@ class MatchIn(Wire):
     """Values that a note must have; all that are given must match."""
 
     category: Name | None = Field(None, description="category of the note")
-    hashtag: Name | None = Field(None, description="hashtag of the note")
+    hashtag: HashtagName | None = Field(None, description="hashtag of the note")
     author: Name | None = Field(None, description="author of the note")
     attribute: Attributed | None = Field(None, description=f"attribute of the note, as {ATTRIBUTE_FORM}")
 
@@ -288,7 +288,7 @@ class SimilarIn(SearchBody):
         if not self._has_text and self.model_fields_set & {"positive", "negative"}:
             return super().positives()
         if is_blank(self.title) and is_blank(self.content):
-            raise InvalidInput([FieldError("/content", "title and content must not both be empty")])
+            raise InvalidInput([FieldError("/content", "must not be empty like title; or send examples as positive")])
         return (Example(note=_as_note(self)),)
 
 

@@ -408,7 +408,7 @@ def test_similar_takes_examples_and_options(shared: Process) -> None:
     nothing = shared.call("similar")
     assert (nothing.exit_code, "--positive" in nothing.stderr) == (2, True)
     misspelt = shared.call("similar", "e0?")
-    assert (misspelt.exit_code, "must have 1 to 128 characters" in misspelt.stderr) == (1, True)
+    assert (misspelt.exit_code, "must be a string of 1 to 128 characters" in misspelt.stderr) == (1, True)
 
 
 def test_similar_takes_weights_of_sources_as_they_are(shared: Process) -> None:

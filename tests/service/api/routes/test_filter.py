@@ -160,7 +160,7 @@ for _ in range(20):
         ({"created_at": {}}, "/filter/created_at", "must have at least one of gt, gte, lt, lte"),
         ({"created_at": {"gt": "soon"}}, "/filter/created_at/gt", "valid datetime"),
         ({"created_at": "2026-03-05T00:00:00Z"}, "/filter/created_at", "must be an object with"),
-        ({"exclude": ["a/b"]}, "/filter/exclude/0", "must have 1 to 128 characters"),
+        ({"exclude": ["a/b"]}, "/filter/exclude/0", "must be a string of 1 to 128 characters"),
         ({"exclude": ["t0"] * 10_001}, "/filter/exclude", "at most 10000 items"),
         ({"any": [{"author": "a", "category": "c", "hashtag": "h"}] * 17}, "/filter", "max_filter_conditions = 50"),
         (NESTED_TOO_DEEP, "/filter", "max_filter_depth = 8"),

@@ -124,6 +124,10 @@ def test_hashtags_below_the_least_score_are_not_given_to_a_note_and_the_answer_s
         assert [*few["hashtags"], *below] == every["hashtags"]
         assert client.get("/notes/few").json()["hashtags"] == few["hashtags"] != []
         assert client.get("/limits").json()["min_hashtag_score"] == 1
+        kept = post(client, note | {"id": "many"}, **generate).json()
+        assert (kept["hashtags"], kept["outcome"]) == (every["hashtags"], "unchanged")
+        fewer = post(client, note | {"id": "many"}, min_score=scores[0], **generate).json()
+        assert fewer["hashtags"] == few["hashtags"]
 
 
 @pytest.mark.parametrize("query", [{"min_score": 0.5}, {"min_score": 0.5, "generate": "category"}])
