@@ -26,6 +26,7 @@ from service.interfaces import Engine, TokenizedRequest
 from service.lane_queue import LaneQueue
 from service.queued_note import QueuedNote, add_stages
 from service.telemetry import Telemetry
+from service.tokenising import parts_to_tokenise
 from service.tracing import current_request
 
 MAX_BULK_WAIT = 5.0
@@ -38,9 +39,6 @@ BULK_SHARE = 0.9
 notes."""
 STUCK_SECONDS = 60.0
 """Duration of an engine step beyond which the process is not ready; a step normally takes less than a second."""
-TOKENISED_CHARS = 16_384
-"""Characters of the notes of a list that are tokenised together, which takes some milliseconds. Between two such parts,
-notes of other callers are tokenised."""
 log = structlog.get_logger(__name__)
 
 
@@ -348,7 +346,7 @@ class Batcher:
             note.began = started
             note.charge(Usage(note.tokenized.tokens))
         try:
-            ended, postponed = await asyncio.get_running_loop().run_in_executor(
+            ended, failed, postponed = await asyncio.get_running_loop().run_in_executor(
                 self._engine_thread, self._advance, new_notes
             )
         except BaseException as error:
@@ -364,6 +362,9 @@ class Batcher:
             note.began = math.inf
             note.charge(Usage())
             self._lanes[note.urgency.lane].put_back(note)
+        for note, failure in failed:
+            log.error("engine_failed", notes=1, exc_info=failure)
+            self._fail(note, EngineFailed(type(failure).__name__))
         self._share_out(seconds, ended)
         self._observe([output for _, output in ended], seconds)
         begun = new_notes[: len(new_notes) - len(postponed)]
@@ -383,8 +384,7 @@ class Batcher:
                 note.answer.set_result(output)
 
     def _share_out(self, seconds: float, ended: Sequence[tuple[QueuedNote, GenerationOutput]]) -> None:
-        """Add to each note its share of the step's time, by its tokens in the step, and update the running means with
-        the notes that ended."""
+        """Add to each note its share of the step's time, by its tokens, and update the means with those that ended."""
         tokens = {note: output.usage.tokens for note, output in ended}
         tokens |= {note: self._engine.usage(running).tokens for running, note in self._running.items()}
         step_tokens = sum(tokens.values()) - sum(note.tokens for note in tokens)
@@ -396,9 +396,9 @@ class Batcher:
 
     def _advance(
         self, new_notes: Sequence[QueuedNote]
-    ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[QueuedNote]]:
-        """Run one engine step in the engine's thread. Return the notes that ended, with their outputs, and those of
-        `new_notes` for which the engine has no room yet."""
+    ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[tuple[QueuedNote, Exception]], list[QueuedNote]]:
+        """Run one engine step in the engine's thread. Return the notes that ended, with their outputs, those that
+        failed on their own, with their errors, and those of `new_notes` for which the engine has no room yet."""
         for running in [running for running, note in self._running.items() if note.answer.done()]:
             self._engine.abort(running)
             self._count_tokens(self._running.pop(running).charged)
@@ -407,7 +407,13 @@ class Batcher:
             note = postponed.pop(0)
             self._running[self._engine.add_request(note.tokenized)] = note
         ended = [(self._running.pop(running), output) for running, output in self._engine.step()]
-        return ended, postponed
+        failed = [(self._running.pop(running), error) for running, error in self._engine.take_failed()]
+        return ended, failed, postponed
+
+    def _fail(self, note: QueuedNote, error: Exception) -> None:
+        """Answer the caller of a note that the engine has begun with an error, and count its tokens."""
+        note.fail(error)
+        self._count_tokens(note.charged)
 
     def _fail_running(self, new_notes: Sequence[QueuedNote], error: BaseException) -> None:
         """Fail all notes of a failed step: after an error the engine has dropped them."""
@@ -415,8 +421,7 @@ class Batcher:
         if not stopping:
             log.exception("engine_failed", notes=len(new_notes) + len(self._running))
         for note in {*new_notes, *self._running.values()}:
-            note.fail(Stopping() if stopping else EngineFailed(type(error).__name__))
-            self._count_tokens(note.charged)
+            self._fail(note, Stopping() if stopping else EngineFailed(type(error).__name__))
         self._running.clear()
 
     def _observe(self, outputs: Sequence[GenerationOutput], seconds: float) -> None:
@@ -430,19 +435,3 @@ class Batcher:
         """Count the tokens of a note that left the engine, whether it ended, was aborted or failed."""
         self._telemetry.prompt_tokens.inc(usage.prompt_tokens)
         self._telemetry.generated_tokens.inc(usage.generated_tokens)
-
-
-def parts_to_tokenise(
-    notes: Sequence[tuple[Note, GenerationRequest]],
-) -> Iterator[list[tuple[Note, GenerationRequest]]]:
-    """Yield consecutive parts of a list: as many notes as have at most TOKENISED_CHARS characters together, or one."""
-    part: list[tuple[Note, GenerationRequest]] = []
-    chars = 0
-    for note, request in notes:
-        length = len(note.title) + len(note.content) + sum(map(len, note.hashtags))
-        if part and chars + length > TOKENISED_CHARS:
-            yield part
-            part, chars = [], 0
-        part.append((note, request))
-        chars += length
-    yield part

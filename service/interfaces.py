@@ -88,11 +88,15 @@ class Engine(Protocol):
         """Return whether memory is left for one more request besides the running ones."""
 
     def add_request(self, tokenized: Any) -> Any:
-        """Start a request, and return its handle. After an error no request is running."""
+        """Start a request, and return its handle. After an error no request is running; one of this request alone is
+        not raised here (`take_failed`)."""
 
     def step(self) -> list[tuple[Any, GenerationOutput]]:
         """Advance all running requests, and return the handles and outputs of those that ended. After an error no
-        request is running."""
+        request is running; one of a single request is not raised here (`take_failed`)."""
+
+    def take_failed(self) -> list[tuple[Any, Exception]]:
+        """Return and forget the handles of requests that have failed on their own, with their errors."""
 
     def usage(self, handle: Any) -> Usage:
         """Return about how many tokens a running request has used so far."""

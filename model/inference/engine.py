@@ -195,15 +195,21 @@ class Engine:
         return self._scheduler.reserved_blocks + self._max_blocks(tokenized) <= self.runtime.pool.count
 
     def add_request(self, tokenized: TokenizedRequest) -> RunningRequest[GenerationOutput]:
-        """Start a request for which `can_add` holds. After an error no request is running."""
+        """Start a request for which `can_add` holds. After an error no request is running; one of this request alone
+        is not raised here (`take_failed`)."""
         running = self._running_request(tokenized, self._priors_in_progress)
         self._scheduler.add(running)
         return running
 
     def step(self) -> list[tuple[RunningRequest[GenerationOutput], GenerationOutput]]:
         """Run one forward: the decode steps of all running requests, and prefills within a budget of tokens. Returns
-        the requests that finished, with their outputs. After an error no request is running."""
+        the requests that finished, with their outputs. After an error no request is running; one of a single request
+        is not raised here (`take_failed`)."""
         return self._scheduler.step()
+
+    def take_failed(self) -> list[tuple[RunningRequest[GenerationOutput], Exception]]:
+        """Return and forget the requests that have failed on their own, with their errors: the others go on."""
+        return self._scheduler.take_failed()
 
     def abort(self, running: RunningRequest[GenerationOutput]) -> None:
         """Stop a running request and free its cache blocks."""

@@ -50,12 +50,14 @@ class RunningRequest(Generic[T]):
 class Scheduler(Generic[T]):
     """Runs requests of one runtime side by side, one forward at a time. Not thread-safe.
 
-    After an error in any method no request is running and all of their cache blocks are free.
+    An error in the computation of one request ends that request alone (`take_failed`). After any other error, such as
+    one in a forward, no request is running and all of their cache blocks are free.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._running: list[RunningRequest[T]] = []
+        self._failed: list[tuple[RunningRequest[T], Exception]] = []
 
     @property
     def reserved_blocks(self) -> int:
@@ -64,9 +66,9 @@ class Scheduler(Generic[T]):
 
     def add(self, request: RunningRequest[T]) -> None:
         """Begin `request`: its first spans join the next step."""
-        with self._abort_all_on_error():
-            request.spans = next(request.steps)
         self._running.append(request)
+        with self._abort_all_on_error(), self._fail_on_error(request):
+            request.spans = next(request.steps)
 
     def abort(self, request: RunningRequest[T]) -> None:
         """Stop a running request and free its cache blocks."""
@@ -81,15 +83,23 @@ class Scheduler(Generic[T]):
             self._running.remove(request)
         return finished
 
+    def take_failed(self) -> list[tuple[RunningRequest[T], Exception]]:
+        """Return and forget the requests that have failed, with their errors."""
+        failed, self._failed = self._failed, []
+        return failed
+
     def run(self, requests: Sequence[RunningRequest[T]], max_blocks: int) -> list[T]:
         """Run `requests` to their end and return their results in order. Together they reserve at most `max_blocks`;
-        a request that needs more runs alone."""
+        a request that needs more runs alone. Raises the error of the first request that fails."""
         waiting = list(requests)[::-1]
         results: dict[RunningRequest[T], T] = {}
         while waiting or self._running:
             while waiting and (not self._running or self.reserved_blocks + waiting[-1].max_blocks <= max_blocks):
                 self.add(waiting.pop())
             results |= dict(self.step())
+            with self._abort_all_on_error():
+                for _, error in self.take_failed():
+                    raise error
         return [results[request] for request in requests]
 
     def _forward(self, requests: Sequence[RunningRequest[T]]) -> list[tuple[RunningRequest[T], T]]:
@@ -101,12 +111,22 @@ class Scheduler(Generic[T]):
         for request in requests:
             end = begin + len(request.spans)
             request.count_forward()
-            try:
-                request.spans = request.steps.send(outputs[begin:end])
-            except StopIteration as stop:
-                finished.append((request, stop.value))
+            with self._fail_on_error(request):
+                try:
+                    request.spans = request.steps.send(outputs[begin:end])
+                except StopIteration as stop:
+                    finished.append((request, stop.value))
             begin = end
         return finished
+
+    @contextmanager
+    def _fail_on_error(self, request: RunningRequest[T]) -> Iterator[None]:
+        """End one request with the error that its computation raises, which has freed its blocks."""
+        try:
+            yield
+        except Exception as error:
+            self._running.remove(request)
+            self._failed.append((request, error))
 
     @contextmanager
     def _abort_all_on_error(self) -> Iterator[None]:

@@ -124,7 +124,7 @@ class WordEngine:
     of neighbours; a category is likely if the note names it.
 
     `batches`: the notes that started with each step. While `gate` is cleared, steps wait. `failure`: raised by steps.
-    `room`: bound on the notes that run at a time.
+    `failing`: titles of notes that fail on their own. `room`: bound on the notes that run at a time.
     """
 
     def __init__(self, space: str = SPACE) -> None:
@@ -140,10 +140,12 @@ class WordEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.failure: Exception | None = None
+        self.failing: set[str] = set()
         self.room = 1000
         self.live: dict[PreparedWords, int] = {}
         """Running requests, and the number of steps that each still needs."""
         self._begun: list[Note] = []
+        self._failed: list[PreparedWords] = []
 
     @property
     def notes(self) -> list[Note]:
@@ -176,6 +178,9 @@ class WordEngine:
         if self.failure:
             self.live.clear()
             raise self.failure
+        self._failed = [prepared for prepared in self.live if prepared.note.title in self.failing]
+        for prepared in self._failed:
+            self.abort(prepared)
         for prepared, left in self.live.items():
             told = prepared.request.hashtags - left
             if prepared.request.on_hashtag and 0 <= told < len(prepared.words):
@@ -185,6 +190,10 @@ class WordEngine:
         for prepared in ended:
             self.abort(prepared)
         return [(prepared, self._read(prepared)) for prepared in ended]
+
+    def take_failed(self) -> list[tuple[PreparedWords, Exception]]:
+        failed, self._failed = self._failed, []
+        return [(prepared, ValueError(prepared.note.title)) for prepared in failed]
 
     def generate(self, notes: Sequence[Note], request: GenerationRequest) -> list[GenerationOutput]:
         """Return one output for each note, without steps and batches, as the service needs at its start."""

@@ -15,9 +15,10 @@ import pytest
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Hashtag
 from model.note import Note
 from service.admission import FIRST_ESTIMATE, NEW_WEIGHT, PATIENT, Lane, Urgency
-from service.batcher import MAX_BULK_WAIT, TOKENISED_CHARS, Batcher, parts_to_tokenise
+from service.batcher import MAX_BULK_WAIT, Batcher
 from service.errors import EngineFailed, QueueFull, Stopping
 from service.telemetry import Telemetry
+from service.tokenising import TOKENISED_CHARS, parts_to_tokenise
 from service.tracing import begin_request
 from tests.service.batcher_steps import ANSWER_SECONDS, answer_of, names, note, plug, queue, start_request
 from tests.service.conftest import PreparedWords, WordEngine, batching, eventually, note_vector
@@ -330,6 +331,20 @@ async def test_engine_failure_answers_every_waiter_and_the_next_works(engine: Wo
         engine.failure = None
         assert await batcher.generate(note("next"))
         assert (batcher.waiting, batcher.busy_seconds) == (0, 0.0)
+
+
+async def test_note_that_fails_on_its_own_leaves_those_beside_it(engine: WordEngine) -> None:
+    telemetry = Telemetry()
+    async with batching(engine, telemetry=telemetry) as batcher:
+        await plug(engine, batcher)
+        engine.failing = {"poison"}
+        tasks = [await queue(batcher, note(name)) for name in ("a", "poison", "b")]
+        engine.gate.set()
+        answers = [await answer_of(task) for task in tasks]
+        assert [isinstance(answer, EngineFailed) for answer in answers] == [False, True, False]
+        assert await batcher.generate(note("next"))
+    assert engine.live == {}
+    assert telemetry.registry.get_sample_value("notellm_prompt_tokens_total") == 1 + 3 + 1
 
 
 async def test_room_in_the_queue_is_given_back_whatever_ends_a_request(engine: WordEngine) -> None:

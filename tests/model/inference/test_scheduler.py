@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Never
 
 import pytest
 
@@ -84,6 +85,34 @@ def test_failed_forward_leaves_no_request_and_no_blocks(writer: Engine, monkeypa
     assert engine.runtime.pool.free == engine.runtime.pool.count
     request = GenerationRequest(2)
     assert_same_hashtags(generate(engine, FEW_NOTES, request), generate(writer, FEW_NOTES, request))
+
+
+@pytest.mark.parametrize("categories", [(), FOODS])
+def test_request_that_fails_on_its_own_leaves_those_beside_it(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, categories: tuple[str, ...]
+) -> None:
+    """Its computation fails before its first forward, where it has categories, or when it needs neighbours."""
+
+    def fail(*_: object) -> Never:
+        raise LookupError("poison")
+
+    engine = fresh_engine(writer)
+    monkeypatch.setattr(engine._category_scorer, "closed_set", fail)
+    others = [engine.add_request(engine.tokenize(note, GenerationRequest(2))) for note in FEW_NOTES[:2]]
+    poison = engine.tokenize(Note(title="cat"), GenerationRequest(2, categories, find_neighbours=fail))
+    failing = engine.add_request(poison)
+    finished: list[object] = []
+    failed: list[tuple[object, Exception]] = []
+    while len(finished) < len(others):
+        finished += [running for running, _ in engine.step()]
+        failed += engine.take_failed()
+    assert set(finished) == set(others)
+    assert [running for running, _ in failed] == [failing]
+    assert engine.take_failed() == []
+    assert engine.runtime.pool.free == engine.runtime.pool.count
+    with pytest.raises(LookupError, match="poison"):
+        engine.run([engine.tokenize(FEW_NOTES[2]), poison])
+    assert engine.runtime.pool.free == engine.runtime.pool.count
 
 
 def failing_forward(spans: Sequence[Span]) -> list[SpanOutput]:
