@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from model.note import hashtag_key
 
-KEPT_HASHTAGS = 2**15
+MAX_CACHED_HASHTAGS = 2**15
 """Number of hashtags whose key and scripts are cached: a hundred neighbours share most of theirs with those of other
 notes, and without a cache 3,000 hashtags take 0.1 s of the thread that runs the model."""
-KEPT_BLOCK_LISTS = 16
+MAX_CACHED_BLOCK_LISTS = 16
 """Number of block lists whose keys are cached: the deployment's, and some of requests."""
 HYPHENS = ("Pd", "Pc")
 """Unicode categories of hyphens, dashes and underscores, which some authors use to join the words of a hashtag."""
@@ -24,7 +24,7 @@ ENDINGS_WITH_E = tuple(f"{ending}e" for ending in ENDINGS_BEFORE_ES)
 "beaches" of "beach"."""
 
 
-@lru_cache(KEPT_HASHTAGS)
+@lru_cache(MAX_CACHED_HASHTAGS)
 def dedup_key(text: str) -> str:
     """Return the key by which lists of hashtags are deduplicated. Case, spaces, hyphens, underscores and regular
     English plurals do not count. A key need not be a word."""
@@ -36,7 +36,7 @@ def _dedup_key(key: str) -> str:
     return number_neutral("".join(char for char in key if unicodedata.category(char) not in HYPHENS) or key)
 
 
-@lru_cache(KEPT_BLOCK_LISTS)
+@lru_cache(MAX_CACHED_BLOCK_LISTS)
 def blocked_keys(keys: frozenset[str]) -> frozenset[str]:
     """Return the `dedup_key` of hashtags from their `hashtag_key`. Results are cached, since a deployment's list may
     have thousands of hashtags, and each note needs it."""

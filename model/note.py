@@ -13,7 +13,7 @@ from functools import lru_cache
 
 MAX_HASHTAG_CHARS = 50
 """Longest hashtag kept, in characters; `normalise_hashtag` cuts a longer one."""
-KEPT_KEYS = 2048
+MAX_CACHED_KEYS = 2048
 """Cache size of `hashtag_keys`: lists of hashtags, up to a few kB each."""
 MAX_RAW_HASHTAG_CHARS = 10 * MAX_HASHTAG_CHARS
 """Maximum characters of a hashtag that are normalised: NFKC takes quadratic time in a run of combining marks, 21 s for
@@ -108,7 +108,7 @@ def hashtag_key(text: str) -> str:
     return ANY_IGNORED.sub("", key)
 
 
-@lru_cache(KEPT_KEYS)
+@lru_cache(MAX_CACHED_KEYS)
 def hashtag_keys(hashtags: tuple[str, ...]) -> frozenset[str]:
     """Return the `hashtag_key` of each hashtag. Results are cached, since a filter with many conditions asks for a
     note's keys once per condition."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
-from model.dedup_key import KEPT_HASHTAGS, blocked_keys, dedup_key
+from model.dedup_key import MAX_CACHED_HASHTAGS, blocked_keys, dedup_key
 from model.generation import Hashtag, NamedHashtag, Neighbour, Neighbours
 from model.hashtags.word_forms import without_further_forms
 from model.note import Note
@@ -26,7 +26,7 @@ MAX_CANDIDATES = 40
 (docs/decisions/0010-hashtags.md)."""
 
 # The weights of the score below were chosen on validation notes: docs/decisions/0010-hashtags.md.
-NEIGHBOUR_SPREAD = 0.06
+NEIGHBOUR_TEMPERATURE = 0.06
 """Temperature of a neighbour's weight by its vector: a cosine higher by this weighs e times as much."""
 LEXICAL_SHARE = 0.6
 """Share of the total weight that neighbours by words have; those by vector have the rest."""
@@ -66,14 +66,14 @@ MIN_COSINE_FOR_WORDS = 0.3
 """Neighbours by words count as near only if the nearest one by vectors has at least this cosine: a note that says
 nothing, such as "same thing", shares words with some notes but is near none."""
 
-KNOWN_SHARE = 0.005
+KNOWN_MIN_SCORE_FACTOR = 0.005
 """Factor on the checkpoint's `min_hashtag_score` for the policy "known": the model does not know the words that a
 community has chosen, so fitting hashtags may be improbable (docs/log/writing.md)."""
 NEIGHBOURS_NAMED = 5
 """Maximum neighbours returned with a hashtag that they carry: enough to show its origin in one line."""
 
 
-@lru_cache(KEPT_HASHTAGS)
+@lru_cache(MAX_CACHED_HASHTAGS)
 def hashtag_scripts(hashtag: str) -> frozenset[str]:
     """Return the scripts of the letters in a hashtag."""
     return scripts(hashtag)
@@ -123,7 +123,7 @@ class Candidate:
     notes: list[str] = field(default_factory=list)
     spellings: dict[str, float] = field(default_factory=dict)
 
-    def name(self, share: float) -> None:
+    def add_named_share(self, share: float) -> None:
         """Add the weight of being named by the note; `share`: the `named_share`. Either this or the neighbours may be
         right, so the weights are combined like probabilities of independent events."""
         named_weight = NAMED_WEIGHT * share
@@ -158,7 +158,7 @@ def candidates_from(neighbours: Neighbours, allowed: HashtagFilter) -> dict[str,
     named = sorted(neighbours.named, key=lambda hashtag: (named_share(hashtag), hashtag.text))
     named_by_key = {dedup_key(hashtag.text): hashtag for hashtag in named if allowed(hashtag.text)}
     for key, hashtag in named_by_key.items():  # of singular and plural, the one with the larger share
-        candidates.setdefault(key, Candidate(hashtag.text)).name(named_share(hashtag))
+        candidates.setdefault(key, Candidate(hashtag.text)).add_named_share(named_share(hashtag))
     heaviest = sorted(candidates, key=lambda key: (-candidates[key].weight, key))
     return {key: candidates[key] for key in heaviest[:MAX_CANDIDATES]}
 
@@ -171,12 +171,12 @@ def named_share(named: NamedHashtag) -> float:
 def neighbour_weights(neighbours: Neighbours) -> dict[str, float]:
     """Return the weight of each neighbour by its id; they sum to 1.
 
-    A neighbour by vector weighs exp(cosine / NEIGHBOUR_SPREAD), one by words score^2. The weights of each search are
-    normalised to its share, LEXICAL_SHARE for words; a search that finds nothing leaves its share to the other. A
+    A neighbour by vector weighs exp(cosine / NEIGHBOUR_TEMPERATURE), one by words score^2. The weights of each search
+    are normalised to its share, LEXICAL_SHARE for words; a search that finds nothing leaves its share to the other. A
     neighbour found by both has the sum of both weights.
     """
     top = best_score(neighbours.by_vector)
-    by_vector = {note.id: math.exp((note.score - top) / NEIGHBOUR_SPREAD) for note in neighbours.by_vector}
+    by_vector = {note.id: math.exp((note.score - top) / NEIGHBOUR_TEMPERATURE) for note in neighbours.by_vector}
     by_words = {note.id: note.score**2 for note in neighbours.by_words}
     ways = [(raw, share) for raw, share in ((by_vector, 1 - LEXICAL_SHARE), (by_words, LEXICAL_SHARE)) if raw]
     all_shares = sum(share for _, share in ways)

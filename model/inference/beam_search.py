@@ -11,7 +11,7 @@ from itertools import islice
 
 from model.dedup_key import dedup_key
 from model.generation import GenerationRequest, Hashtag
-from model.hashtags.grounding import KNOWN_SHARE, HashtagFilter
+from model.hashtags.grounding import KNOWN_MIN_SCORE_FACTOR, HashtagFilter
 from model.hashtags.word_forms import without_further_forms
 from model.inference.kv_cache import BlockPool, BlockTable
 from model.inference.runtime import LogitQuery, TokenLogProbs
@@ -87,7 +87,7 @@ class HashtagBeamSearch:
         self._allowed = allowed
         self._min_probability = prompt.config.min_hashtag_score
         if request.vocabulary is not None:
-            self._min_probability *= KNOWN_SHARE
+            self._min_probability *= KNOWN_MIN_SCORE_FACTOR
         self._beams = [Beam([], 0.0, self._query(()))]
         """Unfinished hashtags, the most probable first."""
         self._finished: list[Spelling] = []

@@ -92,7 +92,7 @@ class KeyTable:
         return key if key and key.accepts(digest, now) else None
 
     @property
-    def closes(self) -> bool:
+    def requires_key(self) -> bool:
         """Whether there is any key, so that every request needs one. A key that cannot be decoded counts too."""
         return bool(self.keys or self.unreadable)
 

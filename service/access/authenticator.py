@@ -90,7 +90,7 @@ class Authenticator:
         arrived = self._now()
         table = await self._current()
         if parsed is None:
-            if not (self._bootstrap or table.closes):
+            if not (self._bootstrap or table.requires_key):
                 return ANONYMOUS
             if authorization is None:
                 raise Unauthenticated("no_key", "This service requires an API key.")
@@ -118,7 +118,7 @@ class Authenticator:
         self._read_ahead()
         parsed = parse_token(token)
         if parsed is None:
-            return None if self._bootstrap or table.closes else ANONYMOUS
+            return None if self._bootstrap or table.requires_key else ANONYMOUS
         prefix, digest = parsed
         key = table.opened_by(prefix, digest, self.clock())
         if key is None or key.expired(self.clock()):
@@ -143,7 +143,7 @@ class Authenticator:
             await self.refresh()
         table = await self._current()
         if principal.key is None:
-            if self._bootstrap or table.closes:
+            if self._bootstrap or table.requires_key:
                 raise Unauthenticated("no_key", "API keys became required during this request.")
             return principal
         key = table.opened_by(principal.key, principal.digest, self.clock())
@@ -177,7 +177,7 @@ class Authenticator:
                 self._hangs = not self._reading.done()
         if self._table is None and self._reading and not self._reading.done():
             raise Starting("loading the API keys")
-        if self._table is None or (self._table.closes and now - self._read_at > STALE_SECONDS):
+        if self._table is None or (self._table.requires_key and now - self._read_at > STALE_SECONDS):
             raise StoreUnavailable("the API keys cannot be read")
         return self._table
 

@@ -17,7 +17,7 @@ from service.errors import Forbidden, Starting, StoreUnavailable, Unauthenticate
 from service.interfaces import Clock
 from service.telemetry import Telemetry
 
-KEPT_HOSTS = 64
+MAX_CACHED_HOSTS = 64
 """Parsed Host headers that are cached: parsing one takes longer than the rest of the gate."""
 
 
@@ -145,7 +145,7 @@ class Gate:
         return usage
 
 
-@lru_cache(KEPT_HOSTS)
+@lru_cache(MAX_CACHED_HOSTS)
 def host_name(host: str) -> str | None:
     """Return the name or address in a Host header without its port, in lower case; None for one that is not valid."""
     try:
@@ -154,7 +154,7 @@ def host_name(host: str) -> str | None:
         return None
 
 
-@lru_cache(KEPT_HOSTS)
+@lru_cache(MAX_CACHED_HOSTS)
 def is_own(name: str) -> bool:
     """Return whether a host is an IP address, localhost or empty: DNS rebinding needs another name."""
     if name in ("", "localhost") or name.endswith(".localhost"):

@@ -80,7 +80,7 @@ class Manager:
         key = ApiKey(prefix, digest, name, tenant, frozenset(scopes), self._clock(), expires_at, quota)
         if tenant != by.tenant and Scope.ADMIN not in by.scopes:
             raise Forbidden(f"Creating a key for another tenant requires the scope {Scope.ADMIN}.", [Scope.ADMIN])
-        check_reach(by, key)
+        check_has_scopes_of(by, key)
         if by.key is None and Scope.KEYS_MANAGE not in key.scopes:
             detail = f"must include {Scope.KEYS_MANAGE}: with the first key, keys become required to create others"
             raise InvalidInput([FieldError("/scopes", detail)])
@@ -146,7 +146,7 @@ class Manager:
             if not keys:
                 return count
             for key in keys:
-                check_reach(by, key)
+                check_has_scopes_of(by, key)
             keys.sort(key=lambda key: key.prefix == by.key)  # without its own key the caller could revoke no other
             for start in range(0, len(keys), KEY_BATCH_SIZE):
                 await self._revoke(by, keys[start : start + KEY_BATCH_SIZE])
@@ -187,7 +187,7 @@ class Manager:
         key = await self._store.find(prefix)
         if key is None or not _sees(by, key):
             raise ApiKeyNotFound(prefix)
-        check_reach(by, key)
+        check_has_scopes_of(by, key)
         return key
 
     async def _replace(
@@ -221,7 +221,7 @@ class Manager:
         return Act(by.key, by.tenant, name, target, self._clock(), details)
 
 
-def check_reach(by: Principal, key: ApiKey) -> None:
+def check_has_scopes_of(by: Principal, key: ApiKey) -> None:
     """Raise Forbidden if a key has scopes that the caller lacks."""
     missing = sorted(key.scopes - by.scopes)
     if missing:

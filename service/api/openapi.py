@@ -90,8 +90,8 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
     components["headers"] = HEADERS
     for name in ALWAYS_SENT:
         components["schemas"][name]["required"] = list(components["schemas"][name]["properties"])
-    _leave_out_bound_defaults(components["schemas"]["SearchBody"]["properties"].items())
-    _leave_out_bound_defaults(components["schemas"]["SimilarIn"]["properties"].items())
+    _omit_scenario_defaults(components["schemas"]["SearchBody"]["properties"].items())
+    _omit_scenario_defaults(components["schemas"]["SimilarIn"]["properties"].items())
     for route in routes:
         if isinstance(route, StrictRoute) and route.include_in_schema:
             _describe_access(schema["paths"][route.path_format], route)
@@ -99,7 +99,7 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
     stream["200"]["description"] = HASHTAG_EVENTS
     stream.pop("504")  # a timeout is the event `problem` there
     nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
-    _leave_out_bound_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
+    _omit_scenario_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
     for parameter in nearest:  # a query parameter repeats the description of its schema
         if "description" in parameter["schema"]:
             parameter["description"] = parameter["schema"]["description"]
@@ -119,7 +119,7 @@ def _describe_problems(components: dict[str, Any]) -> None:
         components[model.__name__] = described
 
 
-def _leave_out_bound_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> None:
+def _omit_scenario_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """State the defaults of search options in words only. A client would send a default that it knows, and what a
     request sends overrides what a scenario binds."""
     for name, schema in fields:

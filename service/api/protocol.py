@@ -301,7 +301,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._send_early(self._early)
             return
         super().on_message_complete()
-        if self.cycle.response_complete:  # the rest of a body that was refused: what has arrived has stopped the timer
+        if self.cycle.response_complete:  # the body of a refused request has ended; its bytes had stopped the timer
             self._unset_keepalive_if_required()
             wait = self.timeout_keep_alive
             self.timeout_keep_alive_task = self.loop.call_later(wait, self.timeout_keep_alive_handler)

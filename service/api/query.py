@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 
 M = TypeVar("M", bound=BaseModel)
-KEPT_QUERIES, MAX_KEPT_BYTES = 1024, 256
+MAX_CACHED_QUERIES, MAX_KEPT_BYTES = 1024, 256
 """Number of query strings whose parsed models are cached, and maximum length in bytes of such a query string."""
 NAMES_READER = re.compile(rb"(^|&)(user|[^=&]*%[^=&]*)=")
 """Query strings with the parameter `user`, or with one whose name is percent-encoded."""
@@ -53,7 +53,7 @@ def _parse(model: type[BaseModel], query: bytes) -> BaseModel:
     return model.model_validate(values)
 
 
-_parse_kept = lru_cache(KEPT_QUERIES)(_parse)
+_parse_kept = lru_cache(MAX_CACHED_QUERIES)(_parse)
 
 
 @cache

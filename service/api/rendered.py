@@ -19,7 +19,7 @@ from service.search.nearest import Nearest
 PLACE = b',"score":0.0,"position":1,'
 """Part of an item that differs between answers. No JSON string contains it, since quotes are escaped there."""
 ITEMS, EMPTY = b'"items":[]', b'""'
-KEPT_AROUND = 16
+MAX_CACHED_ENVELOPES = 16
 """Number of log positions for which the parts around the items are cached: they stay the same while nothing is
 written."""
 
@@ -44,7 +44,7 @@ def render_nearest(nearest: Nearest, note_id: str, model: str) -> bytes:
     )
 
 
-@lru_cache(KEPT_AROUND)
+@lru_cache(MAX_CACHED_ENVELOPES)
 def _around_items(model: str, log_position: str) -> tuple[bytes, bytes, bytes, bytes]:
     """Return the constant parts of SimilarOut as JSON: before `note_id`, between it and `recommendation_id`, between
     that and the items, and after the items."""

@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 REJECTIONS = frozenset({413, 415, 422, 429, 503, 504})
 """Status codes that the metric notellm_rejected counts."""
 FAST_SECONDS = 1.0
-"""Requests that take longer are logged whatever the sample: in normal operation there are none."""
+"""Requests that take longer are logged whatever the sample."""
 NOTHING: Mapping[str, str] = {}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -20,7 +20,7 @@ from service.api.variants import Variant, choose_variant
 from service.errors import FieldError, InvalidInput
 from service.settings import Settings
 
-NOT_BOUND = ("scenario", "cursor", "min_log_position", "user")
+NOT_IN_SCENARIOS = ("scenario", "cursor", "min_log_position", "user")
 """Fields that belong to one request, so that no scenario may bind them."""
 VARIANTS, SHARE = "variants", "share"
 """Field of a scenario that holds its variants, and field of a variant that holds its share."""
@@ -98,7 +98,7 @@ def _scenario(name: str, fields: Any, settings: Settings) -> Scenario:
 def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
     """Validate one scenario. Raises ValueError, which names the scenario and the field."""
     try:
-        if isinstance(fields, dict) and (unbound := [field for field in NOT_BOUND if field in fields]):
+        if isinstance(fields, dict) and (unbound := [field for field in NOT_IN_SCENARIOS if field in fields]):
             raise InvalidInput([FieldError(f"/{unbound[0]}", "belongs to a single request; a scenario cannot set it")])
         try:
             defaults = SearchDefaults.model_validate(fields)

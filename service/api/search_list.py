@@ -28,7 +28,7 @@ from service.records import Vector
 from service.search.examples import check_examples
 from service.search.request import FIRST_PAGE, SearchRequest
 
-HELD_BYTES = 4096
+MAX_PARSED_BYTES = 4096
 """Bytes of a search above which its list holds it as it was sent: parsed, it takes about twenty times as much memory
 if its ids are short (calculated)."""
 
@@ -51,7 +51,7 @@ class ListedSearch:
 
 @dataclass(frozen=True, slots=True)
 class LargeSearch:
-    """A valid search of more than HELD_BYTES, as it was sent. It is parsed again when it is answered: a hundred
+    """A valid search of more than MAX_PARSED_BYTES, as it was sent. It is parsed again when it is answered: a hundred
     searches that exclude 10,000 ids each are a million objects, and the garbage collector took 80 ms to visit them."""
 
     raw: bytes
@@ -68,7 +68,7 @@ async def answer_list(body: bytes, request: Request, service: Service, urgency: 
     def read(raw: bytes, pointer: str) -> ListedSearch | LargeSearch | SearchResult:
         try:
             search = parse(raw)
-            return search if len(raw) <= HELD_BYTES else LargeSearch(raw, search.texts)
+            return search if len(raw) <= MAX_PARSED_BYTES else LargeSearch(raw, search.texts)
         except MalformedBody:
             raise
         except NoteLLMError as error:

@@ -29,7 +29,7 @@ from service.api.access import caller_nowait, needed_scopes
 from service.api.bodies import JSON
 from service.api.bounds import check_search_options
 from service.api.early_response import EarlyResponse, first_values
-from service.api.query import KEPT_QUERIES, list_fields, may_be_kept, parse_query
+from service.api.query import MAX_CACHED_QUERIES, list_fields, may_be_kept, parse_query
 from service.api.rendered import render_nearest
 from service.api.request_id import request_id_of
 from service.api.request_log import RequestLog
@@ -78,7 +78,7 @@ class ShortPath:
         self._settings = settings
         self._request_log = request_log
         self._get_tenants = get_tenants
-        self._plain = lru_cache(KEPT_QUERIES)(self._read_plain)
+        self._plain = lru_cache(MAX_CACHED_QUERIES)(self._read_plain)
 
     def decide(self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> EarlyResponse | None:
         """Return the answer to a request if nothing has to be waited for; None if the app is to answer."""

@@ -9,8 +9,8 @@ from service.records import position_key
 
 
 def time_to_wait(left: float) -> float:
-    """Return for how many seconds a request may wait whose deadline is `left` seconds away. The rest, a second or half
-    of it, is for reading the store afterwards, and for the answer."""
+    """Return for how many seconds a request may wait whose deadline is `left` seconds away. A second, or half of `left`
+    if that is less, remains for reading the store afterwards and for the answer."""
     return max(left - READ_SECONDS, left / 2)
 
 

@@ -41,8 +41,8 @@ class _State:
     """How far a run is, as its state file says.
 
     `run`: its name, from which the keys of its requests are made. `line`: the last acknowledged line. `rejected`:
-    number of rejected lines up to there. `until`: the last line of the next request where that is a part of a batch
-    that was refused as too large; 0 for a whole batch.
+    number of rejected lines up to there. `until`: last line of the next request if a batch was too large and is sent in
+    parts; 0 if the next request is a whole batch.
     """
 
     run: str = field(default_factory=lambda: uuid4().hex)
@@ -81,7 +81,7 @@ class Ingest:
                 httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
             )
             state_file = self._state_file(client)
-            stack.enter_context(_alone(state_file))
+            stack.enter_context(_locked(state_file))
             state = self._resumed(state_file)
             self._remember(state_file, state)
             progress = stack.enter_context(_progress(console))
@@ -225,7 +225,7 @@ class Ingest:
 
 
 @contextmanager
-def _alone(state_file: Path | None) -> Iterator[None]:
+def _locked(state_file: Path | None) -> Iterator[None]:
     """Keep another run with the same state file out. Raises TransferFailed where one is under way."""
     if state_file is None:
         yield
@@ -240,8 +240,8 @@ def _alone(state_file: Path | None) -> Iterator[None]:
 
 
 def _batches(lines: Iterator[Line], until: int) -> Iterator[list[Line]]:
-    """Yield the lines up to the number `until` as the first batch, and then batches of all others. An interrupted run
-    may have sent these lines as a part of a batch: under the key of this request they are stored once."""
+    """Yield the lines up to the number `until` as the first batch, and then batches of all others. So a request that an
+    interrupted run may have sent is repeated with the same lines and under the same idempotency key."""
     first: list[Line] = []
     while until and (not first or first[-1].number < until) and (line := next(lines, None)):
         first.append(line)

@@ -49,7 +49,7 @@ def main(start: ReaderStart, requests: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
     def call_in_loop(take: Callable[[int], None], number: int) -> None:
-        """Have the event loop, which also answers requests, make this call as soon as it runs."""
+        """Call `take` with `number` in the event loop, which also answers requests, as soon as it runs."""
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # it is closed: the process ends
                 loop.call_soon_threadsafe(take, number)

@@ -112,13 +112,13 @@ def files_below(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
                 except OSError as error:
                     errors.append(error)
     return sorted(files.values()), [
-        f"{error.filename}: {error.strerror}" for error in errors if not _is_none_of_the_store(error)
+        f"{error.filename}: {error.strerror}" for error in errors if not _is_ignorable(error)
     ]
 
 
-def _is_none_of_the_store(error: OSError) -> bool:
-    """Return whether a path that cannot be read is none to which a store writes: it no longer exists, is a link to
-    nothing, or is LOST_AND_FOUND."""
+def _is_ignorable(error: OSError) -> bool:
+    """Return whether a path that cannot be read has no data of a store: it no longer exists, is a link to nothing, or
+    is LOST_AND_FOUND."""
     if isinstance(error, FileNotFoundError):
         return True
     path = Path(error.filename)

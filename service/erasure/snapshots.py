@@ -33,8 +33,9 @@ def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
 
 def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float) -> list[Path]:
     """Wait until each process has made a snapshot after the purge of `logs`; return the folders of those that have not
-    within `seconds`. Folders that no process uses are removed, unless a process can go on from them. One without a
-    snapshot counts as in use: its process may be writing a first one, begun before it read of the purge."""
+    within `seconds`. Folders that no process uses are removed, unless a replica can go on from their snapshot. A
+    folder in use without a snapshot is waited for: its process may be writing a first one, begun before it applied the
+    purge."""
     logs = list(logs)
     positions = _positions(logs)
     deadline = time.monotonic() + seconds

@@ -33,9 +33,9 @@ class VectorIndex(Protocol):
 
     def search(self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None) -> list[Hit]:
         """Return the `k` rows nearest to `vector` among those that pass the filter and have not expired at `now`, best
-        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest. With
-        `recall_k` only the nearest `recall_k` rows have the recall of a search for that many; more of the others may be
-        missed."""
+        first, ties by id; fewer only where fewer pass. Without `where.exact` it may miss some of the nearest.
+        `recall_k`: only this many of them have the recall that a search promises (probing.RECALL), and more of the
+        others may be missed; None: all `k`."""
 
     def search_rows(
         self, vector: Vector, k: int, where: Filter, now: float, recall_k: int | None = None
@@ -129,7 +129,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 @dataclass(frozen=True, slots=True)
 class Part:
     """A piece of a snapshot. `make` returns its arrays as they were when the snapshot was taken; it may be called in
-    any thread. An immutable part has the same content whenever it has this name."""
+    any thread. An immutable part never changes: later snapshots with a part of this name reuse its file."""
 
     name: str
     make: Callable[[], Arrays]

@@ -17,7 +17,7 @@ SAMPLED_NOTES = 2048
 index."""
 MIN_CHANGED_SHARE = 1 / 8
 """Share of the index's notes, at least MIN_NOTES of them, after whose change the mean is estimated again."""
-MOVED = 0.03
+MIN_CENTRE_SHIFT = 0.03
 """Minimum distance of a new estimate of the mean from the old one to replace it. The means of two samples of the same
 notes are at most this far apart, and each new centre invalidates all cached lists of neighbours."""
 
@@ -45,7 +45,12 @@ class LiveCentre:
         The current centre stays where the mean has hardly moved, unless `anew`."""
         self._changes = 0
         mean = sample.mean(axis=0) if self._share and len(sample) >= MIN_NOTES else None
-        if not anew and mean is not None and self._mean is not None and np.linalg.norm(mean - self._mean) < MOVED:
+        if (
+            not anew
+            and mean is not None
+            and self._mean is not None
+            and np.linalg.norm(mean - self._mean) < MIN_CENTRE_SHIFT
+        ):
             return
         self._set_mean(mean)
 

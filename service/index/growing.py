@@ -130,7 +130,7 @@ class GrowingSegment(Segment):
             self._rows_by_tag[tag] |= 1 << row
         for tag in old_tags - tags:
             self._rows_by_tag[tag] &= ~(1 << row)
-            if not self._rows_by_tag[tag]:  # a count of likes leaves a tag for each of its past values
+            if not self._rows_by_tag[tag]:  # else a count of likes would leave an entry for each past value
                 del self._rows_by_tag[tag]
         self._tags[row] = tags
 
@@ -161,7 +161,8 @@ class GrowingSegment(Segment):
     def frozen(self) -> GrowingSegment:
         """Return the segment as it is now, for `filter_rows`: its living rows and their fields are copied, and all else
         is shared. During this call the writer may only make tombstones."""
-        frozen = copy(self)  # before the living rows are: the first expiry rises once the expired rows are tombstones
+        # The first expiry is copied before the living rows: it rises once the expired rows are tombstones.
+        frozen = copy(self)
         frozen.columns, frozen.alive = self.columns.copy(), self.alive.copy()
         frozen._rows_by_tag = self._rows_by_tag.copy()
         return frozen

@@ -226,7 +226,7 @@ class SegmentSearcher:
         size, recalled_size = (needed(n, min(1.0, matches / max(1, rows))) + len(exclude) for n in (k, recall_k))
         if matches < k or recalled_size > CALL_SIZES[-1] or (self._on_card and size > MAX_GPU_K):
             return [], False
-        # Lists were measured with rows as queries, which find k neighbours beside themselves: so k serves k + 1.
+        # The queries that a list was measured with are rows, which also find themselves: measured for k, it has k + 1.
         at = bisect_left(CALL_SIZES, recalled_size - 1)
         keep = self._keep_in_loop if size <= MAX_LOOPED else self._keep_by_segment
         ranked = self._indexes[at].search(vector, size)

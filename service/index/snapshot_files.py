@@ -38,8 +38,9 @@ VERSION = 13
 """Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 DEFAULT_PARENT, TENANTS = "snapshots", "tenants"
-"""Folders of a data folder: with the folders of the default tenant's processes, and with such a folder for each other
-tenant, whose name ends in "-" and the identity of the tenant's store."""
+"""Two folders of a data folder. The first has the snapshot folders of the default tenant, one for each process. The
+second has a folder of this kind for each other tenant, whose name ends in "-" and the identity of the tenant's
+store."""
 OPEN_FILES = Path("/proc/self/fd")
 """Folder in which a process (on Linux) finds the files that it has open, also those that were removed since."""
 MAX_ATTEMPTS = 5

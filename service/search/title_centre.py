@@ -27,7 +27,7 @@ MIN_TITLES = 16
 """Minimum number of titles for a centre: the mean of one or two is mostly their own content."""
 READ_BATCH_SIZE = 8
 """Titles that wait for the engine at a time, so that its queue has room for other requests."""
-MOVED = 0.05
+MIN_CENTRE_SHIFT = 0.05
 """Distance by which the centre of the index must move before titles are read again. Two estimates of the mean of the
 same notes are at most 0.03 apart (service/index/centre.py), and their centres a share of that."""
 RETRY_SECONDS = 30.0
@@ -49,7 +49,7 @@ class TitleCentre:
         self._share = share
         self._tenant = tenant
         self._known = Centre()
-        self._known_of: Vector | None = None
+        self._index_centre: Vector | None = None
         """The centre of the index at the time of the last estimate; None where that had none."""
         self._next_try = 0.0
         self._estimating: asyncio.Task[None] | None = None
@@ -63,17 +63,17 @@ class TitleCentre:
         return self._known
 
     def _is_stale(self) -> bool:
-        now, then = self._index.centre.vector, self._known_of
+        now, then = self._index.centre.vector, self._index_centre
         if now is None or then is None:
             return now is not then
-        return bool(np.linalg.norm(now - then) > MOVED)
+        return bool(np.linalg.norm(now - then) > MIN_CENTRE_SHIFT)
 
     async def _estimate(self) -> None:
         """Read a sample of titles. A failure is logged; a search tries again after RETRY_SECONDS."""
         index_centre = self._index.centre.vector
         try:
             self._known = Centre() if index_centre is None else await self._sample_mean()
-            self._known_of = index_centre
+            self._index_centre = index_centre
         except Exception as error:  # whatever it is: without a pause each search by a title would read them again
             self._next_try = time.monotonic() + RETRY_SECONDS
             unexpected = not isinstance(error, NoteLLMError)

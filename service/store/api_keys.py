@@ -39,7 +39,7 @@ MAX_ACTS = 10_000
 """Approximate number of acts that are kept."""
 DECODE_BATCH_SIZE = 500
 """Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
-KEPT_DOCUMENTS = 2 * MAX_KEYS
+MAX_CACHED_DOCUMENTS = 2 * MAX_KEYS
 """Number of decoded documents that are cached: after any change all keys are read again, most of them unchanged."""
 
 log = structlog.get_logger(__name__)
@@ -202,7 +202,7 @@ def _encode_older_secrets(key: ApiKey) -> bytes:
     return orjson.dumps([key.old_secrets[0].digest, older]) if older else b""
 
 
-@lru_cache(KEPT_DOCUMENTS)
+@lru_cache(MAX_CACHED_DOCUMENTS)
 def _decode(prefix: bytes, document: bytes, older_secrets: bytes | None) -> ApiKey | None:
     """Decode a key, without its last use. A key that cannot be decoded gives no access: it is logged and left out.
 

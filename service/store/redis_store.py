@@ -50,7 +50,7 @@ from service.store.known_position import KnownPosition
 from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_BOUNDS, LOG_TAIL, PUT
 
 LOADING, LOADED = "loading", "1"
-MOVED = b"moved"
+CONDITION_FAILED = b"moved"
 """Answer of DELETE where its condition does not hold."""
 LOG_ENTRIES = 1_000_000
 """Approximate maximum number of entries in the log: a replica that lags behind by more rebuilds its index from the
@@ -196,7 +196,7 @@ class RedisNoteStore:
         (position,) = await self._write([_ScriptedWrite(DELETE, note_id, arguments, remembered)])
         if position == LOST:
             raise KeyInUse(0)
-        if position == MOVED:
+        if position == CONDITION_FAILED:
             raise PreconditionFailed(note_id)
         self._unreadable.pop(note_id, None)
         if position:
@@ -210,10 +210,10 @@ class RedisNoteStore:
         ]
         positions = await self._write(commands)
         for (note_id, _), position in zip(removals, positions, strict=True):
-            if position and position != MOVED:
+            if position and position != CONDITION_FAILED:
                 self._unreadable.pop(note_id, None)
                 self._raise_known_position(position)
-        return [position.decode() if position and position != MOVED else None for position in positions]
+        return [position.decode() if position and position != CONDITION_FAILED else None for position in positions]
 
     async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
         keys, token = [attempt.key for attempt in attempts], uuid4().hex
@@ -264,7 +264,9 @@ class RedisNoteStore:
         results = await self.connection.write(commands)
         if REMOVED in results:
             raise TenantRemoved
-        if self._known and (MOVED in results or None in results):  # the cause is a change that others may not know yet
+        if self._known and (
+            CONDITION_FAILED in results or None in results
+        ):  # the cause is a change that others may not know yet
             await self.log_bounds()
         return results
 

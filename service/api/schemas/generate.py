@@ -1,4 +1,4 @@
-"""POST /generate, /generate/hashtags, /generate/category; what the model wrote, wherever it is told."""
+"""POST /generate, /generate/hashtags, /generate/category; and what the model generated, in all answers."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ READ_NOTHING = "null if the model read nothing, since the stored vector was reus
 
 
 def _check_type(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """Refuse a value with one error, at the attribute: pydantic has one for each type, at places that no body has."""
+    """Refuse a value with one error, at the attribute. pydantic has one for each type of the union, and locates it at
+    names that no body has."""
     try:
         return validate(value)
     except ValidationError as error:

@@ -12,7 +12,7 @@ MAX_POINTER = 256
 """Bound on the characters of a pointer: an unknown field's name may be as long as a note."""
 
 MAX_SHOWN = 64
-"""Bound on the characters of an unknown name that an error looks at."""
+"""Bound on the characters of an unknown name that an error shows, or that are compared with the known names."""
 UNKNOWN_FIELD = "unknown_field"
 """Type of pydantic's errors about unknown fields; their context has the `known` ones."""
 

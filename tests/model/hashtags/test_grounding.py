@@ -20,7 +20,7 @@ from model.hashtags.grounding import (
     NEAR_COSINE,
     NEAR_WORDS,
     NEIGHBOUR_SMOOTHING,
-    NEIGHBOUR_SPREAD,
+    NEIGHBOUR_TEMPERATURE,
     NEIGHBOURS_NAMED,
     HashtagFilter,
     candidates_from,
@@ -160,7 +160,7 @@ def test_blocked_hashtag_is_not_allowed_however_it_is_spelled() -> None:
 
 
 def test_neighbours_weigh_by_vector_and_by_words() -> None:
-    far = 0.9 - NEIGHBOUR_SPREAD  # weighs 1 / e
+    far = 0.9 - NEIGHBOUR_TEMPERATURE  # weighs 1 / e
     neighbours = Neighbours(
         [Neighbour("a", 0.9, ()), Neighbour("b", far, ()), Neighbour("d", far, ())],
         [Neighbour("c", 0.6, ()), Neighbour("b", 0.4, ())],
@@ -293,7 +293,7 @@ def test_hashtag_has_the_spelling_that_its_score_is_of() -> None:
 
 
 def test_words_that_the_model_has_not_met_are_ordered_by_their_neighbours() -> None:
-    near, far = Neighbour("a", 0.9, ("soup",)), Neighbour("b", 0.9 - NEIGHBOUR_SPREAD, ("hike",))
+    near, far = Neighbour("a", 0.9, ("soup",)), Neighbour("b", 0.9 - NEIGHBOUR_TEMPERATURE, ("hike",))
     candidates = candidates_from(Neighbours([near, far]), ANY)
     ranked = rerank([], candidates, {"soup": 1e-30, "hike": 0.9 * MIN_WRITTEN_PROBABILITY}, 5, WRITTEN_WEIGHT)
     assert [hashtag.text for hashtag in ranked] == ["soup", "hike"]

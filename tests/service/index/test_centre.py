@@ -7,7 +7,7 @@ import pytest
 
 from service.filters import Filter
 from service.index.backend import Part
-from service.index.centre import MIN_CHANGED_SHARE, MIN_NOTES, MOVED, SAMPLED_NOTES
+from service.index.centre import MIN_CHANGED_SHARE, MIN_NOTES, MIN_CENTRE_SHIFT, SAMPLED_NOTES
 from service.index.segmented import SegmentedIndex
 from service.records import StoredNote, Vector
 from tests.service.conftest import DIMENSION, stored_note
@@ -87,7 +87,7 @@ def test_centre_stays_where_notes_change_and_their_mean_hardly_moves():
     before = index.centre
     for seed in (1, 2):
         others = leaning(2 * MIN_NOTES, seed=seed, lean=8.0)
-        assert np.linalg.norm(mean_of(others) - mean_of(notes)) < MOVED
+        assert np.linalg.norm(mean_of(others) - mean_of(notes)) < MIN_CENTRE_SHIFT
         changed = [stored_note(old.note.id, vector=new.vector) for old, new in zip(notes, others, strict=True)]
         index.upsert(changed)
     assert index.centre is before

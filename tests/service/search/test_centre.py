@@ -136,7 +136,7 @@ async def test_titles_are_not_read_again_while_the_centre_of_the_notes_hardly_mo
     await found_by_title(search)
     await eventually(lambda: search._titles.current().vector is not None)
     before, read = index.centre, len(engine.notes)
-    monkeypatch.setattr(centre, "MOVED", 0.0)
+    monkeypatch.setattr(centre, "MIN_CENTRE_SHIFT", 0.0)
     await put(embedded_store, index, np.roll(VECTORS, 1, axis=0))
     assert index.centre is not before
     await found_by_title(search)
