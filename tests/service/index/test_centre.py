@@ -7,7 +7,7 @@ import pytest
 
 from service.filters import Filter
 from service.index.backend import Part
-from service.index.centre import MIN_CHANGED_SHARE, MIN_NOTES, MIN_CENTRE_SHIFT, SAMPLED_NOTES
+from service.index.centre import MIN_CENTRE_SHIFT, MIN_CHANGED_SHARE, MIN_NOTES, SAMPLED_NOTES
 from service.index.segmented import SegmentedIndex
 from service.records import StoredNote, Vector
 from tests.service.conftest import DIMENSION, stored_note
