@@ -12,7 +12,8 @@ from service.collection.change_feed import ChangeFeed
 from service.collection.importing import Importer
 from service.collection.removal import Remover
 from service.concurrency import ConcurrencyLimit
-from service.interfaces import Clock, NoteIndex, NoteStore
+from service.generator import Generator
+from service.interfaces import Clock, Engine, NoteIndex, NoteStore
 from service.recommender import Recommender
 from service.search.nearest import NearestNotes
 from service.search.search import NoteSearch
@@ -43,6 +44,8 @@ class Service(ReadService):
     `reader_exports` exports of the events of one user or session, `event_bodies` bodies of events as NDJSON, `erasures`
     erasures of users' events."""
 
+    engine: Engine
+    generator: Generator
     recommender: Recommender
     search: NoteSearch
     remover: Remover

@@ -1,4 +1,4 @@
-"""Use-cases: add, change, remove, generate; those for related notes are in search/.
+"""Use-cases: add, change, remove; those for related notes are in search/, generation for texts is in generator.py.
 
 They use the ports of interfaces.py, and do not depend on HTTP, Redis or FAISS.
 """
@@ -6,25 +6,17 @@ They use the ports of interfaces.py, and do not depend on HTTP, Redis or FAISS.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
 from ulid import ULID
 
 from model.dedup_key import blocked_keys
-from model.generation import (
-    MAX_CATEGORY_TOKENS,
-    CategoriesTooLong,
-    GenerationOutput,
-    GenerationRequest,
-    Hashtag,
-    HashtagPolicy,
-)
-from model.note import Note, hashtag_key, hashtag_keys
+from model.generation import GenerationRequest
+from model.note import Note, hashtag_keys
 from service.access.principal import DEFAULT_TENANT
 from service.adding import (
     GENERATE_NOTHING,
@@ -38,9 +30,9 @@ from service.adding import (
 from service.admission import PATIENT, Admission, Urgency
 from service.batcher import Batcher
 from service.claims import Claims
-from service.errors import LimitExceeded, NoteContended, NoteNotFound, PreconditionFailed, StoreUnavailable
-from service.interfaces import Clock, Engine, NoteIndex, NoteStore
-from service.read_time import ReadTime
+from service.errors import NoteContended, NoteNotFound, PreconditionFailed
+from service.generator import Generator
+from service.interfaces import Clock, NoteIndex, NoteStore
 from service.records import (
     Attempt,
     Claim,
@@ -64,41 +56,22 @@ CHANGE_ATTEMPTS = 5
 """Attempts at one change of a note that other processes change concurrently."""
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """Defaults of a deployment for generation requests.
-
-    `categories`: the closed set; () for the model's own. `hashtag_policy`: the policy for requests that name none.
-    `blocked_hashtags`: never generated. `min_category_probability`, `min_hashtag_score`: least probability of a
-    category and least score of a hashtag for a note to get it.
-    """
-
-    categories: tuple[str, ...] = ()
-    hashtag_policy: HashtagPolicy = "grounded"
-    blocked_hashtags: tuple[str, ...] = ()
-    min_category_probability: float = 0.0
-    min_hashtag_score: float = 0.0
-
-
 class Recommender:
-    """The use-cases of one tenant in one process. `categories`: the closed set that a note's category is chosen from.
+    """The use-cases of one tenant in one process. `generator`: decides what the model generates for a stored note.
     `remembered_seconds`: how long a write is remembered under its idempotency key."""
 
     def __init__(
         self,
-        engine: Engine,
+        generator: Generator,
         batcher: Batcher,
         store: NoteStore,
         index: NoteIndex,
         telemetry: Telemetry,
         clock: Clock,
-        defaults: GenerationDefaults = GenerationDefaults(),
         remembered_seconds: float = 3600.0,
         tenant: str = DEFAULT_TENANT,
     ) -> None:
-        self.engine = engine
-        self.categories = defaults.categories or engine.categories
-        self.defaults = defaults
+        self.generator = generator
         self._claims = Claims(store, remembered_seconds)
         self._batcher = batcher
         self._tenant = tenant
@@ -134,7 +107,7 @@ class Recommender:
             if not places:
                 return [added[i] for i in range(len(notes))]
             new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
-            request = self.generation_request(generate.hashtags, self.categories if generate.category else ())
+            request = self.generator.request(generate.hashtags, self.generator.categories if generate.category else ())
             with self._batcher.admit(len(new), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
                 next_size = partial(self._batcher.next_batch_size, admission, STORE_BATCH_SIZE)
                 for batch in batches_with_unique_ids(new, next_size):
@@ -184,8 +157,8 @@ class Recommender:
         requests = [(plan.note, plan.request) for plan in plans if plan.request is not None]
         generated = await self._batcher.generate_all(requests, urgency, admission, self._tenant)
         outputs = dict(zip(need_model, generated, strict=True))
-        least = self.defaults.min_category_probability
-        finished = [plan.finish(outputs.get(i), self.engine.space, least) for i, plan in enumerate(plans)]
+        least = self.generator.defaults.min_category_probability
+        finished = [plan.finish(outputs.get(i), self.generator.engine.space, least) for i, plan in enumerate(plans)]
         # Shielded from cancellation by a caller that leaves: the index must reach whatever was written to the store.
         return await asyncio.shield(self._commit(plans, finished, condition, claims, accepted))
 
@@ -202,13 +175,14 @@ class Recommender:
         old = known if isinstance(known, StoredNote) else None
         note = self.with_arrival(note, known)
         same_text = old is not None and old.note.prompt_text == note.prompt_text
-        blocked = blocked_keys(hashtag_keys(self.defaults.blocked_hashtags))
-        reused = generate.kept_of(old.generated, self.categories, blocked) if old and same_text else Generated()
-        read = old is not None and same_text and old.space == self.engine.space  # by this model
+        defaults, categories = self.generator.defaults, self.generator.categories
+        blocked = blocked_keys(hashtag_keys(defaults.blocked_hashtags))
+        reused = generate.kept_of(old.generated, categories, blocked) if old and same_text else Generated()
+        read = old is not None and same_text and old.space == self.generator.engine.space  # by this model
         hashtags = generate.hashtags if not note.hashtags and not (read and reused.hashtags is not None) else 0
         needs_category = generate.category and note.category is None and not (read and reused.category is not None)
-        min_score = self.defaults.min_hashtag_score if generate.min_score is None else generate.min_score
-        request = self.generation_request(hashtags, self.categories if needs_category else (), min_score=min_score)
+        min_score = defaults.min_hashtag_score if generate.min_score is None else generate.min_score
+        request = self.generator.request(hashtags, categories if needs_category else (), min_score=min_score)
         return Plan(note, old, reused, None if read and request == GenerationRequest() else request)
 
     async def _commit(
@@ -268,7 +242,7 @@ class Recommender:
         if not notes:
             return added
         dearest = max((generate for _, generate in notes), key=lambda generate: (generate.hashtags, generate.category))
-        request = self.generation_request(dearest.hashtags, self.categories if dearest.category else ())
+        request = self.generator.request(dearest.hashtags, self.generator.categories if dearest.category else ())
         with self._batcher.admit(len(notes), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
             while len(added) < len(notes):
                 size = self._batcher.next_batch_size(admission, STORE_BATCH_SIZE)
@@ -367,83 +341,3 @@ class Recommender:
                 raise NoteNotFound(note_id)
             await self.index.wait_for(position, WAIT_SECONDS)
             return Removed(position, replayed=earlier is not None)
-
-    def generation_request(
-        self,
-        hashtags: int = 0,
-        categories: tuple[str, ...] = (),
-        policy: HashtagPolicy | None = None,
-        blocked: Sequence[str] = (),
-        min_score: float = 0.0,
-        all_categories: bool = False,
-    ) -> GenerationRequest:
-        """Build the model's request from the deployment's defaults and the caller's options. `blocked`: hashtags that
-        are blocked besides the deployment's. `min_score`: hashtags with a lower score are left out. `all_categories`:
-        score every name of a large closed set, not only the likeliest."""
-        categories = tuple(sorted(categories))  # the engine caches by their order what it computes for a closed set
-        if not hashtags:
-            return GenerationRequest(categories=categories, all_categories=all_categories)
-        policy = policy or self.defaults.hashtag_policy
-        return GenerationRequest(
-            hashtags,
-            categories,
-            all_categories,
-            hashtag_keys(self.defaults.blocked_hashtags).union(map(hashtag_key, blocked)),
-            min_score,
-            self.index.vocabulary if policy == "known" else None,
-            self.index.find_neighbours if policy == "grounded" else None,
-        )
-
-    async def generate(
-        self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT, read_time: ReadTime | None = None
-    ) -> GenerationOutput:
-        """Return vector and generations of a text that is not stored, from one prefill. `read_time`: how long it may
-        wait for the store. Raises LimitExceeded."""
-        try:
-            output = await self._batcher.generate(note, request, urgency, self._tenant)
-        except CategoriesTooLong as error:
-            raise LimitExceeded("max_category_tokens", MAX_CATEGORY_TOKENS) from error
-        read_time = read_time or ReadTime()
-        return replace(output, hashtags=output.hashtags and await self._drop_missing_notes(output.hashtags, read_time))
-
-    async def embed(self, notes: Sequence[Note], urgency: Urgency) -> list[GenerationOutput]:
-        """Return outputs with the vectors of texts that are not stored, in order. All texts are admitted to the queue,
-        or none. Raises QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
-        return await self._batcher.embed_all(notes, urgency, self._tenant)
-
-    async def _drop_missing_notes(self, hashtags: Sequence[Hashtag], read_time: ReadTime) -> tuple[Hashtag, ...]:
-        """Return the hashtags without those of their `notes` that the store lacks or cannot decode; without any notes
-        while the store is away."""
-        ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
-        stored_ids: set[str] = set()
-        if ids:
-            with contextlib.suppress(StoreUnavailable):
-                known = await read_time.wait(self._store.get(ids))
-                stored_ids = {stored.note.id for stored in known if isinstance(stored, StoredNote)}
-        return tuple(
-            replace(hashtag, notes=tuple(note_id for note_id in hashtag.notes if note_id in stored_ids))
-            for hashtag in hashtags
-        )
-
-    async def stream_hashtags(
-        self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT
-    ) -> AsyncGenerator[Hashtag | GenerationOutput]:
-        """Yield each hashtag as soon as no better one can follow, and finally the whole output. Closing the generator
-        aborts the request."""
-        loop = asyncio.get_running_loop()
-        settled: asyncio.Queue[Hashtag | None] = asyncio.Queue()
-
-        def put_from_engine_thread(hashtag: Hashtag) -> None:
-            loop.call_soon_threadsafe(settled.put_nowait, hashtag)
-
-        streamed = replace(request, on_hashtag=put_from_engine_thread)
-        read_time = ReadTime()  # of the whole stream: a store that hangs delays it once, not at each hashtag
-        generating = asyncio.create_task(self.generate(note, streamed, urgency, read_time))
-        generating.add_done_callback(lambda _: settled.put_nowait(None))
-        try:
-            while hashtag := await settled.get():
-                (checked,) = await self._drop_missing_notes([hashtag], read_time)
-                yield checked
-            yield await generating
-        finally:
-            generating.cancel()

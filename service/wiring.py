@@ -39,6 +39,7 @@ from service.engine_threads import engine_thread
 from service.erasure.schedule import PurgeSchedule
 from service.events import EventBounds
 from service.gauges import connect_gauges, connect_lag, connect_readiness, connect_unsaved
+from service.generator import GenerationDefaults, Generator
 from service.index.gpu import Gpu, find_gpu
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
@@ -48,7 +49,7 @@ from service.index.threads import run_in
 from service.interfaces import NoteStore
 from service.lifecycle import Lifecycle
 from service.readers import Readers, ReaderStart
-from service.recommender import GenerationDefaults, Recommender
+from service.recommender import Recommender
 from service.samples import load_samples
 from service.search.search import NoteSearch
 from service.settings import Settings
@@ -178,9 +179,9 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         snapshots = await _claim_in_thread(settings, stack, snapshot_folder(settings, name, identity))
         index = _make_index(shared, parts, store, snapshots)
         stack.push_async_callback(index.stop)
-        defaults = _generation_defaults(settings)
+        generator = Generator(engine, parts.batcher, store, index, _generation_defaults(settings), name)
         recommender = Recommender(
-            engine, parts.batcher, store, index, shared.telemetry, clock, defaults, settings.idempotency_seconds, name
+            generator, parts.batcher, store, index, shared.telemetry, clock, settings.idempotency_seconds, name
         )
         events = RedisEventStore(store.connection, _event_bounds(settings), Keys(name), identity, known)
         behaviour = _make_behaviour(shared, events)
@@ -204,6 +205,8 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         yield Service(
             settings=settings,
             model=engine.name,
+            engine=engine,
+            generator=generator,
             recommender=recommender,
             search=search,
             nearest=shared.make_nearest(stack, store, index),

@@ -80,7 +80,7 @@ async def add_list(
     for item in batch.results(added, in_list=True):
         results.append(item.model_dump_json(exclude_none=True).encode())
         await turns.check()
-    answer = b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.recommender.engine.name))
+    answer = b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.engine.name))
     written = [one for one in added if one]
     return answer, bool(written) and all(one.replayed for one in written)
 

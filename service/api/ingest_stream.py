@@ -47,7 +47,7 @@ async def add_stream(
     if the service fails, a line differs from the one sent before under its Idempotency-Key, the API key was revoked or
     has used up its tokens, or a long line arrives while other bodies take all memory for bodies. No batch begins once
     the caller has disconnected. The seconds of `urgency` apply to each batch, from when its lines have arrived."""
-    model, turns, place = service.recommender.engine.name, Turns(), 0
+    model, turns, place = service.engine.name, Turns(), 0
     try:
         async for lines in _line_batches(request, service.settings):
             if request.scope["state"].get("left"):

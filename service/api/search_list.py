@@ -140,7 +140,7 @@ async def _answer(
         similar = await service.search.related(one.request, urgency, texts, time_left)
     except NoteLLMError as error:
         return _failed(error)
-    answer = SimilarOut.of(similar, None, service.recommender.engine.name, one.variant)
+    answer = SimilarOut.of(similar, None, service.engine.name, one.variant)
     await included.add(answer, similar, one.include, time_left)
     return SearchResult(status=200, answer=answer)
 

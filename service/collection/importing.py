@@ -55,7 +55,7 @@ class Importer:
         """Check the vector of a note, if the import would keep it. Raises InvalidInput."""
         if not self._keeps_vector(note):
             return
-        vector, dimension = note.vector, self._recommender.engine.dimension
+        vector, dimension = note.vector, self._recommender.generator.engine.dimension
         if vector is None or vector.shape != (dimension,):
             raise InvalidInput([FieldError("/vector", f"must have {dimension} numbers, the dimension of its space")])
         if not np.isfinite(vector).all() or abs(float(np.linalg.norm(vector)) - 1) > UNIT_TOLERANCE:
@@ -97,7 +97,7 @@ class Importer:
         return [outcomes[note.note.id] for note in notes]
 
     def _keeps_vector(self, note: NoteToImport) -> bool:
-        return note.vector is not None and note.space == self._recommender.engine.space
+        return note.vector is not None and note.space == self._recommender.generator.engine.space
 
     async def _write(self, notes: Sequence[StoredNote], condition: Condition | None) -> list[Outcome]:
         """Write notes with their imported vectors."""

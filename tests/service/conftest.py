@@ -37,11 +37,12 @@ from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.hashtags.vocabulary import HashtagTrie
 from model.note import Note, hashtag_key
 from service.batcher import Batcher
+from service.generator import Generator
 from service.index.live import LiveIndex
 from service.index.segmented import GROWING_ROWS, SegmentedIndex
 from service.index.snapshot_files import SnapshotFolder
 from service.index.texts import LiveTexts
-from service.interfaces import Clock
+from service.interfaces import Clock, Engine, NoteIndex, NoteStore
 from service.recommender import Recommender
 from service.records import Generated, LogBounds, LogEntry, StoredNote, Unreadable, Vector
 from service.search.search import NoteSearch
@@ -514,7 +515,12 @@ async def batcher(engine: WordEngine) -> AsyncIterator[Batcher]:
 async def recommender(
     engine: WordEngine, batcher: Batcher, embedded_store: GatedStore, live_index: LiveIndex, clock: Clock
 ) -> Recommender:
-    return Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+    return make_recommender(engine, batcher, embedded_store, live_index, clock)
+
+
+def make_recommender(engine: Engine, batcher: Batcher, store: NoteStore, index: NoteIndex, clock: Clock) -> Recommender:
+    """Return a recommender with the defaults of a deployment."""
+    return Recommender(Generator(engine, batcher, store, index), batcher, store, index, Telemetry(), clock)
 
 
 @pytest.fixture

@@ -19,10 +19,8 @@ from service.batcher import MAX_BULK_WAIT, Batcher
 from service.errors import DeadlineExceeded, QueueFull
 from service.index.live import LiveIndex
 from service.interfaces import Clock
-from service.recommender import Recommender
 from service.store.redis_store import RedisNoteStore
-from service.telemetry import Telemetry
-from tests.service.conftest import WordEngine, batching, eventually
+from tests.service.conftest import WordEngine, batching, eventually, make_recommender
 
 pytestmark = pytest.mark.anyio
 
@@ -218,11 +216,11 @@ async def test_list_that_began_with_few_places_takes_more_when_others_leave(
     engine, urgency = TimedEngine(), IN_BACKGROUND
     notes = [Note(id=f"n{n}", title=f"note {n}") for n in range(65)]
     async with batching(engine, max_notes=1, max_queue=100) as batcher, asyncio.TaskGroup() as group:
-        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        recommender = make_recommender(engine, batcher, embedded_store, live_index, clock)
         use_cases: dict[str, Callable[[], Coroutine[Any, Any, list[Any]]]] = {
             "add": lambda: recommender.add(notes, GENERATE_NOTHING, urgency),
             "put_each": lambda: recommender.put_each([(note, GENERATE_NOTHING) for note in notes], None, urgency),
-            "embed": lambda: recommender.embed(notes, urgency),
+            "embed": lambda: recommender.generator.embed(notes, urgency),
         }
         with batcher.admit(88, VECTOR_ONLY, PATIENT):  # leaves 2 of the 90 places that a bulk list may take
             late = group.create_task(use_cases[use_case]())

@@ -22,8 +22,7 @@ from service.records import Attempt, Condition
 from service.search.search import NoteSearch
 from service.store.redis_store import RedisNoteStore
 from service.stored_notes import read_note
-from service.telemetry import Telemetry
-from tests.service.conftest import PreparedWords, WordEngine, batching
+from tests.service.conftest import PreparedWords, WordEngine, batching, make_recommender
 from tests.service.steps import NOTHING, add, add_one, related, similar_ids, soup
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -81,7 +80,7 @@ async def test_earlier_answer_is_told_while_the_queue_is_full(
     engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
 ) -> None:
     async with batching(engine, max_queue=1) as batcher:
-        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        recommender = make_recommender(engine, batcher, embedded_store, live_index, clock)
         attempts = [Attempt("key", "fingerprint")]
         (first,) = await recommender.add([Note(title="soup")], NOTHING, PATIENT, attempts)
         with batcher.admit(1, VECTOR_ONLY, PATIENT):
@@ -215,9 +214,7 @@ async def test_change_that_meets_another_one_each_time_is_told_to_try_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with batching(engine) as batcher:
-        here, elsewhere = (
-            Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock) for _ in range(2)
-        )
+        here, elsewhere = (make_recommender(engine, batcher, embedded_store, live_index, clock) for _ in range(2))
         await add_one(here, Note(id="a", title="soup"))
         views = 0
 

@@ -18,8 +18,9 @@ from service.adding import Generate, Plan
 from service.admission import PATIENT
 from service.errors import EngineFailed
 from service.filters import Filter
+from service.generator import GenerationDefaults
 from service.read_time import READ_SECONDS, ReadTime
-from service.recommender import GenerationDefaults, Recommender
+from service.recommender import Recommender
 from service.records import Attempt, Generated, Write
 from service.search.search import NoteSearch
 from service.store.redis_store import RedisNoteStore
@@ -49,7 +50,7 @@ async def test_only_what_the_author_left_out_is_generated(recommender: Recommend
 
 
 async def test_a_deployment_names_its_own_categories(recommender: Recommender) -> None:
-    recommender.categories = ("Steam", "hot")
+    recommender.generator.categories = ("Steam", "hot")
     added = await add_one(recommender, Note(title="Food is hot"), Generate(category=True))
     assert added.stored.category == "hot"
 
@@ -57,7 +58,7 @@ async def test_a_deployment_names_its_own_categories(recommender: Recommender) -
 async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recommender) -> None:
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, Generate(category=True))).stored.category == "Food"
-    recommender.defaults = GenerationDefaults(min_category_probability=1.0)
+    recommender.generator.defaults = GenerationDefaults(min_category_probability=1.0)
     added = await add_one(recommender, note, Generate(hashtags=2))
     assert (added.stored.category, added.below_min.category) == ("Food", None)
 
@@ -65,7 +66,7 @@ async def test_category_that_a_write_does_not_ask_for_stays(recommender: Recomme
 async def test_category_that_left_the_closed_set_is_chosen_anew_once_it_is_asked_for(recommender: Recommender) -> None:
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, Generate(category=True))).stored.category == "Food"
-    recommender.categories = ("Steam", "hot")
+    recommender.generator.categories = ("Steam", "hot")
     assert (await add_one(recommender, note, Generate(hashtags=2))).stored.category == "Food"
     added = await add_one(recommender, note, Generate(category=True))
     assert (added.stored.category, added.stored.hashtags) == ("hot", ("Food", "is"))
@@ -74,7 +75,7 @@ async def test_category_that_left_the_closed_set_is_chosen_anew_once_it_is_asked
 async def test_stored_hashtag_that_was_blocked_since_goes_once_hashtags_are_asked_for(recommender: Recommender) -> None:
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ("Food", "is")
-    recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
+    recommender.generator.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
     assert (await add_one(recommender, note, Generate(category=True))).stored.hashtags == ("Food", "is")
     added = await add_one(recommender, note, Generate(hashtags=2))
     assert (added.stored.hashtags, added.stored.category) == (("is", "hot"), "Food")
@@ -87,8 +88,9 @@ async def test_stored_hashtag_is_blocked_in_the_plural_and_with_hyphens_too() ->
 
 
 async def test_closed_sets_in_any_order_are_one_to_the_engine(recommender: Recommender) -> None:
-    one, other = (recommender.generation_request(2, names) for names in (("b", "a", "c"), ("c", "b", "a")))
-    assert one.categories == other.categories == recommender.generation_request(0, ("a", "c", "b")).categories
+    generator = recommender.generator
+    one, other = (generator.request(2, names) for names in (("b", "a", "c"), ("c", "b", "a")))
+    assert one.categories == other.categories == generator.request(0, ("a", "c", "b")).categories
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ async def test_closed_sets_in_any_order_are_one_to_the_engine(recommender: Recom
 async def test_result_that_is_not_stored_again_has_the_revision_and_position_of_the_stored_note(
     recommender: Recommender, engine: WordEngine, note: Note, generate: Generate, defaults: GenerationDefaults
 ) -> None:
-    recommender.defaults = defaults
+    recommender.generator.defaults = defaults
     attempts = [Attempt("key", "fingerprint")]
     created = await add_one(recommender, note, generate)
     (repeated,) = await recommender.add([note], generate, PATIENT, attempts)
@@ -114,17 +116,18 @@ async def test_result_that_is_not_stored_again_has_the_revision_and_position_of_
 
 
 async def test_known_hashtags_are_those_of_stored_notes_authors(recommender: Recommender) -> None:
-    recommender.defaults = GenerationDefaults(hashtag_policy="known")
+    generator = recommender.generator
+    generator.defaults = GenerationDefaults(hashtag_policy="known")
     await add(recommender, Note(id="a", title="a", hashtags=("hot", "soup")), Note(id="b", title="b", hashtags=("is",)))
     note = Note(id="new", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ("is", "hot")
     await recommender.remove("b")
     await add_one(recommender, Note(id="a", title="a", hashtags=("soup",)))
-    assert (await recommender.generate(note, recommender.generation_request(2))).hashtags == ()
+    assert (await generator.generate(note, generator.request(2))).hashtags == ()
 
 
 async def test_empty_result_of_known_hashtags_is_not_stored(recommender: Recommender) -> None:
-    recommender.defaults = GenerationDefaults(hashtag_policy="known")
+    recommender.generator.defaults = GenerationDefaults(hashtag_policy="known")
     note = Note(id="a", title="Food is hot")
     assert (await add_one(recommender, note, ALL)).stored.hashtags == ()
     await add_one(recommender, Note(id="b", title="b", hashtags=("hot",)))
@@ -142,36 +145,38 @@ async def test_a_note_is_no_neighbour_of_itself(recommender: Recommender) -> Non
 async def test_hashtag_does_not_name_a_note_deleted_from_the_store(
     recommender: Recommender, embedded_store: GatedStore
 ) -> None:
+    generator = recommender.generator
     await add_one(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)))
     await embedded_store.hold()
     await embedded_store.delete("a")
-    note, request = Note(title="Food is hot"), recommender.generation_request(9)
-    output = await recommender.generate(note, request)
-    streamed = [each async for each in recommender.stream_hashtags(note, request) if isinstance(each, Hashtag)]
+    note, request = Note(title="Food is hot"), generator.request(9)
+    output = await generator.generate(note, request)
+    streamed = [each async for each in generator.stream_hashtags(note, request) if isinstance(each, Hashtag)]
     assert {hashtag.notes for hashtag in [*(output.hashtags or ()), *streamed]} == {()}
     embedded_store.release()
 
 
 async def test_what_the_model_wrote_once_does_not_become_known(recommender: Recommender) -> None:
+    generator = recommender.generator
     await add_one(recommender, Note(id="a", title="Food is hot"), ALL)
-    output = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(2, policy="known"))
+    output = await generator.generate(Note(title="Food is hot"), generator.request(2, policy="known"))
     assert output.hashtags == ()
 
 
 async def test_notes_of_grounded_hashtags_are_told_but_not_stored(recommender: Recommender) -> None:
+    generator = recommender.generator
     await add(recommender, Note(id="a", title="Food is hot", hashtags=("soup",)), Note(id="b", title="Food is hot"))
     note = Note(id="new", title="Food is hot")
-    output = await recommender.generate(note, recommender.generation_request(4, policy="grounded"))
+    output = await generator.generate(note, generator.request(4, policy="grounded"))
     assert [(h.text, h.notes) for h in output.hashtags or ()][-1] == ("soup", ("a",))
-    recommender.defaults = GenerationDefaults(hashtag_policy="grounded")
+    generator.defaults = GenerationDefaults(hashtag_policy="grounded")
     stored = (await add_one(recommender, note, Generate(hashtags=4))).stored
     assert [(h.text, h.notes) for h in stored.generated.hashtags or ()][-1] == ("soup", ())
 
 
 async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: Recommender) -> None:
-    seen = [
-        each async for each in recommender.stream_hashtags(Note(title="Food is hot"), recommender.generation_request(3))
-    ]
+    generator = recommender.generator
+    seen = [each async for each in generator.stream_hashtags(Note(title="Food is hot"), generator.request(3))]
     assert [each.text for each in seen if isinstance(each, Hashtag)] == ["Food", "is", "hot"]
     assert [h.text for each in seen[-1:] if isinstance(each, GenerationOutput) for h in each.hashtags or ()] == [
         "Food",
@@ -183,6 +188,7 @@ async def test_stream_yields_each_hashtag_before_the_whole_output(recommender: R
 async def test_stream_of_hashtags_waits_once_for_a_store_that_hangs(
     recommender: Recommender, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    generator = recommender.generator
     hashtags = tuple(Hashtag(text, 0.5, ("a",)) for text in ("soup", "stew", "broth"))
     waits: list[float] = []
 
@@ -200,10 +206,10 @@ async def test_stream_of_hashtags_waits_once_for_a_store_that_hangs(
             request.on_hashtag(hashtag)
         return GenerationOutput(np.ones(3, np.float32), Usage(1), hashtags)
 
-    monkeypatch.setattr("service.recommender.ReadTime", RecordedTime)
+    monkeypatch.setattr("service.generator.ReadTime", RecordedTime)
     monkeypatch.setattr(embedded_store, "get", never)
-    monkeypatch.setattr(recommender._batcher, "generate", announce)
-    stream = recommender.stream_hashtags(Note(title="soup"), recommender.generation_request(3))
+    monkeypatch.setattr(generator._batcher, "generate", announce)
+    stream = generator.stream_hashtags(Note(title="soup"), generator.request(3))
     *streamed, last = [each async for each in stream]
     assert streamed == [replace(hashtag, notes=()) for hashtag in hashtags]
     assert isinstance(last, GenerationOutput)
@@ -214,25 +220,28 @@ async def test_stream_of_hashtags_waits_once_for_a_store_that_hangs(
 async def test_caller_who_leaves_a_stream_of_hashtags_ends_the_request(
     recommender: Recommender, engine: WordEngine
 ) -> None:
-    stream = recommender.stream_hashtags(Note(title=" ".join("abcdefghij")), recommender.generation_request(10**9))
+    generator = recommender.generator
+    stream = generator.stream_hashtags(Note(title=" ".join("abcdefghij")), generator.request(10**9))
     assert isinstance(await anext(stream), Hashtag)
     engine.gate.clear()
     await stream.aclose()
     engine.gate.set()
     await eventually(lambda: not engine.live)
     assert len(engine.batches) == 1
-    assert (await recommender.generate(Note(title="next"), recommender.generation_request(1))).hashtags
+    assert (await generator.generate(Note(title="next"), generator.request(1))).hashtags
 
 
 async def test_failure_of_the_engine_ends_a_stream_of_hashtags(recommender: Recommender, engine: WordEngine) -> None:
+    generator = recommender.generator
     engine.failure = RuntimeError("out of luck")
     with pytest.raises(EngineFailed):
-        _ = [each async for each in recommender.stream_hashtags(Note(title="a"), recommender.generation_request(1))]
+        _ = [each async for each in generator.stream_hashtags(Note(title="a"), generator.request(1))]
 
 
 async def test_request_blocks_hashtags_beside_the_deployments(recommender: Recommender) -> None:
-    recommender.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
-    output = await recommender.generate(Note(title="Food is hot"), recommender.generation_request(3, blocked=["i s"]))
+    generator = recommender.generator
+    generator.defaults = GenerationDefaults(blocked_hashtags=("FOOD",))
+    output = await generator.generate(Note(title="Food is hot"), generator.request(3, blocked=["i s"]))
     assert [h.text for h in output.hashtags or ()] == ["hot"]
 
 
@@ -318,6 +327,6 @@ async def test_hashtags_of_another_model_do_not_stay_where_the_new_one_finds_non
 ) -> None:
     written = Generated((Hashtag("broth", 0.5),), CategoryProbability("Food", 0.9))
     await embedded_store.put([Write(replace(stored_note("a", "soup", space="another"), generated=written))])
-    recommender.defaults = GenerationDefaults(hashtag_policy="known")
+    recommender.generator.defaults = GenerationDefaults(hashtag_policy="known")
     anew = await recommender.put(Note(id="a", title="soup"), Generate(hashtags=2))
     assert anew.stored.generated == replace(written, hashtags=None), "the next request tries again"

@@ -30,13 +30,12 @@ async def embeddings(
 ) -> EmbeddingsOut:
     """Embed texts, in the form of OpenAI's API. The texts are not stored; their vectors can be compared with those of
     stored notes."""
-    recommender = service.recommender
-    check_model(body, recommender.engine)
+    check_model(body, service.engine)
     urgency: Urgency = (
         requested.for_note(service.settings) if len(body.input) == 1 else requested.for_list(service.settings)
     )
-    outputs = await while_connected(request, urgency, recommender.embed(body.as_notes(), urgency))
-    return EmbeddingsOut.of(outputs, recommender.engine.name, body.encoding_format)
+    outputs = await while_connected(request, urgency, service.generator.embed(body.as_notes(), urgency))
+    return EmbeddingsOut.of(outputs, service.engine.name, body.encoding_format)
 
 
 def check_model(body: EmbeddingsIn, engine: Engine) -> None:

@@ -80,7 +80,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
     """Yield the lines of an export, some at a time. A failure, or a key that was revoked or has used up its tokens,
     ends it with a problem."""
     with service.exports.slot():
-        status, engine = service.index.status(), service.recommender.engine
+        status, engine = service.index.status(), service.engine
         about = status.vectors + status.other_space
         yield first_line(export, service.tenant, form, engine.space, engine.dimension, about)
         turns = Turns()

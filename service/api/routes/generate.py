@@ -46,9 +46,9 @@ router = APIRouter(
 async def hashtags(body: HashtagsIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> HashtagsOut:
     """Generate up to `count` hashtags for a text."""
     generation = requested_hashtags(body, service)
-    work = service.recommender.generate(body.as_note(), generation, urgency)
+    work = service.generator.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
-    return HashtagsOut.of(output, service.recommender.engine.name)
+    return HashtagsOut.of(output, service.engine.name)
 
 
 class StreamedHashtags(NamedTuple):
@@ -80,13 +80,13 @@ async def stream_hashtags(
     try:
         async with (
             asyncio.timeout(seconds_left(streamed.urgency)),
-            aclosing(service.recommender.stream_hashtags(*streamed)) as answers,
+            aclosing(service.generator.stream_hashtags(*streamed)) as answers,
         ):
             async for answer in answers:
                 if isinstance(answer, Hashtag):
                     yield ServerSentEvent(event="hashtag", data=HashtagOut.of(answer))
                 else:
-                    yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.recommender.engine.name))
+                    yield ServerSentEvent(event="done", data=HashtagsOut.of(answer, service.engine.name))
     except TimeoutError:
         yield ServerSentEvent(event="problem", data=inner_problem(DeadlineExceeded(streamed.urgency.seconds)))
     except NoteLLMError as error:
@@ -98,12 +98,10 @@ async def stream_hashtags(
 @needs_engine
 async def category(body: CategoryIn, request: Request, service: ServiceDep, urgency: UrgencyDep) -> CategoryPrediction:
     """Choose the category of a text from a closed set, with the probability of each scored name."""
-    generation = service.recommender.generation_request(
-        categories=closed_set(body, service), all_categories=body.all_categories
-    )
-    work = service.recommender.generate(body.as_note(), generation, urgency)
+    generation = service.generator.request(categories=closed_set(body, service), all_categories=body.all_categories)
+    work = service.generator.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
-    return CategoryPrediction.of(output, body.chosen(output), service.recommender.engine.name)
+    return CategoryPrediction.of(output, body.chosen(output), service.engine.name)
 
 
 @router.post("/generate", summary="Generate vector, hashtags and category of a text")
@@ -113,17 +111,17 @@ async def generate(body: GenerateIn, request: Request, service: ServiceDep, urge
     """Generate vector, hashtags and category of a text from one prefill. To set the number of hashtags, use `count` of
     POST /generate/hashtags."""
     check_language(body, service)
-    generation = service.recommender.generation_request(
+    generation = service.generator.request(
         GENERATED_HASHTAGS, closed_set(body, service), body.policy, body.blocked, body.min_score, body.all_categories
     )
-    work = service.recommender.generate(body.as_note(), generation, urgency)
+    work = service.generator.generate(body.as_note(), generation, urgency)
     output = await while_connected(request, urgency, work)
-    return GenerateOut.of(output, body.chosen(output), service.recommender.engine.name)
+    return GenerateOut.of(output, body.chosen(output), service.engine.name)
 
 
 def check_language(rules: HashtagRules, service: Service) -> None:
     """Refuse a language that the model does not write. Raises InvalidInput."""
-    languages = service.recommender.engine.languages
+    languages = service.engine.languages
     if rules.language is not None and rules.language not in languages:
         written = f"in {', '.join(languages)}" if languages else "in languages that its checkpoint does not declare"
         raise InvalidInput([FieldError("/language", f"the serving model writes hashtags {written}; omit the field")])
@@ -131,11 +129,9 @@ def check_language(rules: HashtagRules, service: Service) -> None:
 
 def requested_hashtags(body: HashtagsIn, service: Service) -> GenerationRequest:
     check_language(body, service)
-    return service.recommender.generation_request(
-        body.count, policy=body.policy, blocked=body.blocked, min_score=body.min_score
-    )
+    return service.generator.request(body.count, policy=body.policy, blocked=body.blocked, min_score=body.min_score)
 
 
 def closed_set(body: CategoryIn, service: Service) -> tuple[str, ...]:
     """Return the categories to choose from: the caller's, or else the deployment's."""
-    return tuple(dict.fromkeys(body.categories)) or service.recommender.categories
+    return tuple(dict.fromkeys(body.categories)) or service.generator.categories

@@ -107,7 +107,7 @@ async def post_notes(
             refuse_condition(condition, "a note without an id")
         putting = service.recommender.put(note, generate, condition, urgency, attempts)
         added = await while_connected(request, urgency, putting)
-    answer = AddedOut.of(added, service.recommender.engine.name)
+    answer = AddedOut.of(added, service.engine.name)
     return JSONResponse(
         answer.model_dump(mode="json"),
         201 if added.status == "created" else 200,
@@ -186,7 +186,7 @@ async def put_note(
     added = await while_connected(request, urgency, work)
     response.status_code = 201 if added.status == "created" else 200
     response.headers.update(answer_headers(added))
-    return AddedOut.of(added, service.recommender.engine.name)
+    return AddedOut.of(added, service.engine.name)
 
 
 @router.patch(
@@ -231,7 +231,7 @@ async def patch_note(
     work = service.recommender.change(note_id, edit, condition, urgency, attempts, generate)
     added = await while_connected(request, urgency, work)
     response.headers.update(answer_headers(added))
-    return AddedOut.of(added, service.recommender.engine.name)
+    return AddedOut.of(added, service.engine.name)
 
 
 def _json_bytes(note: EarlierNoteIn) -> int:

@@ -127,8 +127,8 @@ async def _check(lifecycle: Lifecycle, tenants: Tenants[Service], readers: Reade
         ready=is_ready(lifecycle, tenants, readers),
         checks={"store": store, "index": index, "engine": engine},
         durable=durable,
-        model=service.recommender.engine.name,
-        space=service.recommender.engine.space,
+        model=service.engine.name,
+        space=service.engine.space,
         log_position=own.index.status().position if own else None,
         notes=own.index.status().vectors if own else None,
         notes_of_another_model=own.index.status().other_space if own else None,
@@ -158,9 +158,7 @@ async def verify_index(
     if service.verifying.locked():
         raise VerifyRunning
     async with service.verifying, manager.recorded(principal, "verify", repair=repair):
-        report = await verify(
-            service.store, service.index, service.recommender.engine.space, service.clock, repair=repair
-        )
+        report = await verify(service.store, service.index, service.engine.space, service.clock, repair=repair)
     return VerifyOut.of(report)
 
 
@@ -168,7 +166,7 @@ async def verify_index(
 @needs(*Scope)
 async def limits(request: Request, service: ServiceDep) -> LimitsOut:
     """Get all limits that requests must keep."""
-    settings, read_tokens = service.settings, service.recommender.engine.read_tokens
+    settings, read_tokens = service.settings, service.engine.read_tokens
     return LimitsOut(
         max_body_bytes=settings.max_body_bytes,
         max_bodies_bytes=settings.body_memory,

@@ -194,6 +194,6 @@ async def answer_response(
 ) -> Response:
     """Return the answer without fields that are not set. FastAPI would take as long to serialise it as the search
     takes."""
-    answer = SimilarOut.of(related, note_id, service.recommender.engine.name, options.variant)
+    answer = SimilarOut.of(related, note_id, service.engine.name, options.variant)
     await IncludedFields(service.store).add(answer, related, options.include, time_left)
     return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")

@@ -17,8 +17,7 @@ from service.recommender import Recommender
 from service.records import Generated, StoredNote, Write
 from service.store.redis_store import RedisNoteStore
 from service.stored_notes import read_note
-from service.telemetry import Telemetry
-from tests.service.conftest import SPACE, GatedStore, WordEngine, batching, note_vector
+from tests.service.conftest import SPACE, GatedStore, WordEngine, batching, make_recommender, note_vector
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -92,7 +91,7 @@ async def test_more_notes_than_the_queue_has_places_are_read_part_by_part(
     engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
 ) -> None:
     async with batching(engine, max_queue=4) as batcher:
-        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        recommender = make_recommender(engine, batcher, embedded_store, live_index, clock)
         await recommender.put(Note(id="n3", title="there already"), GENERATE_NOTHING)
         notes = [without_vector(Note(id=f"n{n}", title=f"note {n}")) for n in range(11)]
         outcomes = await Importer(recommender, embedded_store, clock).add(notes, False, PATIENT)
@@ -104,11 +103,11 @@ async def test_import_that_fails_leaves_nothing_under_way(
     engine: WordEngine, embedded_store: RedisNoteStore, live_index: LiveIndex, clock: Clock
 ) -> None:
     async with batching(engine, max_queue=4) as batcher:
-        recommender = Recommender(engine, batcher, embedded_store, live_index, Telemetry(), clock)
+        recommender = make_recommender(engine, batcher, embedded_store, live_index, clock)
         engine.failure = RuntimeError("out of memory")
         notes = [without_vector(Note(id=f"n{n}", title=f"note {n}")) for n in range(11)]
         with pytest.raises(EngineFailed, match="stays stored"):
             await Importer(recommender, embedded_store, clock).add(notes, False, PATIENT)
-        with batcher.admit(4, recommender.generation_request(), PATIENT):
+        with batcher.admit(4, recommender.generator.request(), PATIENT):
             pass
     assert await embedded_store.size() == 0

@@ -21,13 +21,11 @@ from service.errors import StoreUnavailable
 from service.events import Event, EventBounds
 from service.filters import Filter
 from service.interfaces import Clock
-from service.recommender import Recommender
 from service.records import Attempt, Durability, Generated, Write
 from service.store.connection import Connection, ServerState
 from service.store.durability import WritePolicy, _persistence, probe_write_policy
 from service.store.events import RedisEventStore
 from service.store.redis_store import RedisNoteStore
-from service.telemetry import Telemetry
 from tests.service.conftest import (
     DIMENSION,
     SPACE,
@@ -35,6 +33,7 @@ from tests.service.conftest import (
     WordEngine,
     eventually,
     following,
+    make_recommender,
     stored_note,
 )
 
@@ -133,7 +132,7 @@ async def test_write_that_another_one_brought_about_is_not_acknowledged_before_t
     events = RedisEventStore(store.connection, EventBounds(86_400.0, 2**24, 3600.0, 1000))
     note = Note(id="a", title="lemon")
     async with following(store, clock) as index:
-        recommender = Recommender(engine, batcher, store, index, Telemetry(), clock)
+        recommender = make_recommender(engine, batcher, store, index, clock)
         importer = Importer(recommender, store, clock)
         remover = Remover(store, index, Claims(store, 3600))
         await recommender.put(note, GENERATE_NOTHING)
