@@ -155,11 +155,6 @@ class CategoryScorer:
             scores = closed_set.prior.vectors @ vector
         return closed_set.shortlist(np.argsort(-scores, kind="stable")[:CATEGORY_SHORTLIST])
 
-    def task_tokens(self, categories: tuple[str, ...]) -> int:
-        """Return the maximum number of tokens of the category task with a part of the closed set; 0 for an empty
-        one."""
-        return max((self.tasks(trie).tokens for trie in self.tries(categories)), default=0) if categories else 0
-
     def tasks(self, trie: Trie | None) -> Tasks:
         """Return the category task with a trie of the closed set. Its queries come last in a `task_span`."""
         return Tasks(category_task=tuple(self._prompt.category_task()), categories=trie) if trie else NO_TASKS

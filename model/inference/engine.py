@@ -262,10 +262,11 @@ class Engine:
         note_tokens = len(tokenized.ids)
         if self._category_scorer.needs_prior(request.categories):  # it reads the names first, in the note's blocks
             note_tokens = max(note_tokens, self.prompt.max_note_tokens())
-        closed_set_tokens = self._category_scorer.task_tokens(request.categories)
-        prompt_blocks = pool.blocks_for(note_tokens + task_tokens)
-        if closed_set_tokens:  # the second part and those after it follow a copy of the note's last block
-            prompt_blocks += 1 + pool.blocks_for(closed_set_tokens)
+        parts = self._category_scorer.tries(request.categories) if request.categories else ()
+        part_tokens = max((self._category_scorer.tasks(trie).tokens for trie in parts), default=0)
+        prompt_blocks = pool.blocks_for(note_tokens + task_tokens + part_tokens)
+        if len(parts) > 1:  # all but the first follow a copy of the note's last block, and fill others than the tasks
+            prompt_blocks += 2
         if tokenized.hashtag_prompt:
             prompt_blocks += pool.blocks_for(len(tokenized.hashtag_prompt) + task_tokens)
         hashtag_blocks = max_beam_blocks(beam_width(request.hashtags, tokenized.allowed), pool)
