@@ -6,8 +6,11 @@ and 250 MB.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import shutil
+import time
 from pathlib import Path
 
 import openvino as ov
@@ -30,6 +33,12 @@ from model.weights import (
     needs_conversion,
     silent,
 )
+
+KEPT_EXPORTS = 8
+"""Number of exports in a cache that are never removed, the last used ones: one of the shipped checkpoint takes 315 MB,
+and each training run and each version of OpenVINO needs new ones."""
+UNUSED_SECONDS = 3600.0
+"""Seconds for which a further export must not have been loaded, so that none is removed that a process loads now."""
 
 
 def settings_digest(files: CheckpointFiles) -> str:
@@ -70,6 +79,8 @@ def load(
         else:
             export_to_cache(checkpoint, precision, cache=cache, progress=progress)
     progress(f"Loading {files.config.name} in OpenVINO as {precision}")
+    with contextlib.suppress(OSError):  # a cache that may only be read
+        folder.touch()
     with loading_errors(files.weights):
         prompt = Prompt(load_tokenizer(files.weights), files.config)
     with loading_errors(folder):
@@ -85,6 +96,16 @@ def export_to_cache(checkpoint: str, precision: str, *, cache: Path, progress: P
     _, _, folder = find_graphs(checkpoint, precision, cache, progress)
     if not folder.is_dir():
         export(checkpoint, folder, cache=cache, precision=precision, progress=progress)
+        remove_unused_exports(cache)
+
+
+def remove_unused_exports(cache: Path) -> None:
+    """Remove the exports in `cache` that were not loaded for UNUSED_SECONDS, except the KEPT_EXPORTS last used ones."""
+    with contextlib.suppress(FileNotFoundError):  # another process removes them
+        exports = sorted(cache.glob("openvino-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for folder in exports[KEPT_EXPORTS:]:
+            if folder.stat().st_mtime < time.time() - UNUSED_SECONDS:
+                shutil.rmtree(folder)
 
 
 def find_graphs(

@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,28 @@ def test_each_checkpoint_is_exported_once(
     monkeypatch.setattr(openvino_export, "export", fail)
     np.testing.assert_array_equal(load(str(tiny_checkpoint), cache).embed(NOTES), first.embed(NOTES))
     assert first.space != other.space
+
+
+def test_exports_that_were_not_used_for_long_are_removed_after_the_next_export(
+    tiny_checkpoint: Path, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_load, "KEPT_EXPORTS", 2)
+    cache = tmp_path / "cache"
+    long_ago = time.time() - 2 * openvino_load.UNUSED_SECONDS
+    others = [cache / f"openvino-float32-{number}" for number in range(3)]
+    for number, folder in enumerate(others):
+        folder.mkdir(parents=True)
+        (folder / "graph.bin").write_bytes(b"weights")
+        os.utime(folder, (long_ago + number, long_ago + number))
+    (cache / "converted").mkdir()
+    load(str(tiny_checkpoint), cache)
+    (exported,) = {*cache.glob("openvino-*")} - {*others}
+    assert {*cache.iterdir()} == {exported, others[-1], cache / "converted"}
+    os.utime(exported, (long_ago, long_ago))
+    load(str(tiny_checkpoint), cache)  # a use, which needs no export
+    load(save_random(FAMILIES["llama"], backbone_folder, tmp_path / "other"), cache)
+    assert exported in cache.iterdir()
+    assert others[-1] not in cache.iterdir()
 
 
 @pytest.mark.parametrize(
