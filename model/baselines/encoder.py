@@ -200,9 +200,9 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
 
     The validation metric is recall for related notes, with the k that `progress` reports, and accuracy for categories.
     `folder` gets log.jsonl and best/, the encoder with the highest metric. Raises RecipeError where one of
-    UNUSED_FIELDS or UNUSED_DATA_FIELDS is set, the recipe has several [[data]], `folder` already holds a run, another
-    process trains there, or the loss or the gradient is not finite, before that step changes the weights; DatasetError,
-    PairsError, and ModuleNotFoundError where the published weights are not installed.
+    UNUSED_FIELDS or UNUSED_DATA_FIELDS is set, the recipe has several [[data]], `folder` already holds a run or
+    other files, another process trains there, or the loss or the gradient is not finite, before that step changes the
+    weights; DatasetError, PairsError, and ModuleNotFoundError where the published weights are not installed.
     """
     if (folder / LOG).exists():
         raise RecipeError(f"{folder} holds a run, and runs of an encoder cannot be resumed: choose a new folder")
@@ -214,7 +214,7 @@ def fine_tune(recipe: Recipe, folder: Path, progress: Progress = silent) -> Trai
     (data,) = recipe.data
     if without_effect := [name for name, default in UNUSED_DATA_FIELDS.items() if getattr(data, name) != default]:
         raise RecipeError(f"{', '.join(without_effect)} of [[data]]: has no effect on an encoder")
-    lock = FolderLock(folder, progress)
+    lock = FolderLock(folder, "notellm train-encoder", progress)
     torch.manual_seed(recipe.seed)
     steps = _fit_related(recipe, folder, progress) if recipe.contrastive else _fit_categories(recipe, folder, progress)
     return _while_locked(lock, steps)

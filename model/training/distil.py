@@ -156,8 +156,8 @@ class Distiller:
     `pause_file`: while it exists, the run waits between steps. `device`: "cpu" or "cuda"; a run may resume on the other
     one with the same number of threads. Raises CheckpointError; FileNotFoundError where the corpus lacks vectors;
     DatasetError where they belong to other notes; RecipeError where a share is too small for any note, the folder's run
-    has different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged states, or another
-    process trains there.
+    has different notes or vectors, a different recipe (except for CHANGEABLE) or only damaged states, the folder has
+    files of no such run, or another process trains there.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Distiller:
         self.recipe = recipe
         self.folder = folder
         self.pause_file = pause_file
-        self._lock = FolderLock(folder, print)
+        self._lock = FolderLock(folder, "model.training.distil", print)
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         token_teacher = TokenTeacher.load(corpus, cache) if recipe.words else None

@@ -31,6 +31,8 @@ PREVIOUS = ".previous"
 """Suffix of the name of a folder while a new one replaces it."""
 LAST = "last.pt"
 """File in a run's folder with its latest state."""
+STATES = "state.*.pt"
+"""Pattern of the numbered states in a run's folder."""
 PAUSE_CHECK_SECONDS = 1.0
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
@@ -210,7 +212,7 @@ def restore_replaced(folder: Path) -> None:
 
 def newest_state(folder: Path) -> Path | None:
     """Return the state.<step>.pt with the highest step, or None."""
-    return max(folder.glob("state.*.pt"), default=None)
+    return max(folder.glob(STATES), default=None)
 
 
 def lower_rate_in(folder: Path) -> str:
@@ -226,7 +228,7 @@ def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any
     RecipeError where all are damaged, and OSError.
     """
     damaged: dict[Path, DamagedStateError] = {}
-    for path in sorted(folder.glob("state.*.pt"), reverse=True):
+    for path in sorted(folder.glob(STATES), reverse=True):
         try:
             state = _read_state(path)
         except DamagedStateError as error:
@@ -245,7 +247,7 @@ def read_newest_state(folder: Path, tell: Progress) -> tuple[Path, dict[str, Any
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write state.<step>.pt atomically and delete all but the latest KEPT_STATES."""
     _write_state(folder / f"state.{step:08d}.pt", state)
-    for earlier in sorted(folder.glob("state.*.pt"))[:-KEPT_STATES]:
+    for earlier in sorted(folder.glob(STATES))[:-KEPT_STATES]:
         earlier.unlink()
 
 

@@ -96,8 +96,8 @@ class Trainer:
 
     `folder` gets log.jsonl, last.pt (the state to resume from), best/ (the best checkpoint, which can be served) and
     final/ (the checkpoint after the last step). Raises DatasetError, PairsError, CheckpointError, and RecipeError where
-    `folder` holds a run with another recipe, data, start or frozen backbone, or a damaged state, another process trains
-    there, or the recipe has `shard` without torchrun.
+    `folder` holds a run with another recipe, data, start or frozen backbone, a damaged state, or files of no such run,
+    another process trains there, or the recipe has `shard` without torchrun.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, cache: Path, device: str = "cpu", progress: Progress = silent):
@@ -107,7 +107,7 @@ class Trainer:
         self.folder = folder
         self.rank, self.ranks = rank_and_size()
         self.device = torch.device(device)
-        self._lock = FolderLock(folder, progress) if self.rank == 0 else None
+        self._lock = FolderLock(folder, "notellm train", progress) if self.rank == 0 else None
         new_run = not (folder / LAST).is_file()
         progress("Reading notes and pairs")
         self.data = [

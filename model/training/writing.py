@@ -138,8 +138,9 @@ class GenerationTrainer:
 
     `files`: notes files by source. `pause_file`: while it exists, the run waits between steps. Raises CheckpointError,
     also where `folder` holds a run on another trunk; RecipeError where a share is too small for any note, the folder's
-    run has a different recipe (except for CHANGEABLE), different files or only damaged states, or another process
-    trains there; DatasetError where a source with a share has no training notes, or no source has validation notes.
+    run has a different recipe (except for CHANGEABLE), different files or only damaged states, the folder has files of
+    no such run, or another process trains there; DatasetError where a source with a share has no training notes, or no
+    source has validation notes.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class GenerationTrainer:
         self.folder = folder
         self.cache = cache
         self.pause_file = pause_file
-        self._lock = FolderLock(folder, print)
+        self._lock = FolderLock(folder, "model.training.writing", print)
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         self.names = category_synonyms()

@@ -37,6 +37,7 @@ from model.training.trainer import BEST, FINAL
 from model.weights import HEAD_FILE
 from service.cli.main import app
 from tests.model.inference.outputs import probabilities
+from tests.model.training.runs import begin_run
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +176,7 @@ def test_train_without_its_notes_names_the_file(trained: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("full", ["last.pt.unfinished", "log.jsonl"])
 def test_train_on_a_full_disk_ends_with_the_reason(trained: Path, tmp_path: Path, full: str):
+    begin_run(tmp_path, "notellm train")
     (tmp_path / full).symlink_to("/dev/full")
     result = run.invoke(
         app, ["train", "--config", str(trained / "recipe.toml"), "--out", str(tmp_path), "--set", "steps=2"]

@@ -30,7 +30,7 @@ from model.training.recipe import Data, Recipe, RecipeError
 from model.training.trainer import BEST, LOG
 from model.training.whiten import whitening
 from service.cli.main import app
-from tests.model.training.runs import training_in
+from tests.model.training.runs import begin_run, training_in
 
 pytestmark = pytest.mark.slow
 
@@ -205,7 +205,7 @@ def test_notes_without_categories_are_refused(tmp_path: Path):
     (tmp_path / "notes.jsonl").write_text('{"id": "1", "title": "t"}\n')
     recipe = Recipe(name="c", data=(Data(notes=tmp_path / "notes.jsonl"),), contrastive=False)
     with pytest.raises(DatasetError, match="category"):
-        fine_tune(recipe, tmp_path)
+        fine_tune(recipe, tmp_path / "run")
 
 
 def test_fields_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_path: Path):
@@ -243,7 +243,8 @@ def test_train_encoder_fine_tunes_on_pairs_and_keeps_the_best(subjects: Data, tm
         f'[[data]]\nnotes = "{subjects.notes}"\npairs = "{subjects.pairs}"\n'
     )
     leftover = tmp_path / "run" / BEST / CATEGORIES_FILE
-    leftover.parent.mkdir(parents=True)
+    begin_run(tmp_path / "run", "notellm train-encoder")
+    leftover.parent.mkdir()
     leftover.write_text("of another encoder")
     command = ["train-encoder", "--config", str(recipe), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, command)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from model.training.run_lock import LOCK
+from model.training.run_lock import LOCK, RunKind
 from model.training.trainer import LOG
 
 HOLD_LOCK = """
@@ -33,6 +33,12 @@ def losses(folder: Path) -> list[tuple[float, ...]]:
     """Return the steps of the log: number, contrastive, distillation and generative loss, tau."""
     rows = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
     return [tuple(row[name] for name in ("step", "contrastive", "distillation", "generative", "tau")) for row in rows]
+
+
+def begin_run(folder: Path, kind: RunKind) -> None:
+    """Make the folder of a run that was killed before it wrote a file."""
+    folder.mkdir(exist_ok=True)
+    (folder / LOCK).write_text(kind)
 
 
 @contextmanager

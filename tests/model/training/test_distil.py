@@ -28,7 +28,7 @@ from model.training.held_out import HeldOutDomain
 from model.training.recipe import RecipeError
 from model.weights import BACKBONE_FOLDER, file_digest
 from tests.model.training.distillation import ENCODER, write_corpus, write_data
-from tests.model.training.runs import stopped_at_once, training_in
+from tests.model.training.runs import begin_run, stopped_at_once, training_in
 
 pytestmark = pytest.mark.slow
 
@@ -260,11 +260,11 @@ def test_run_of_an_earlier_version_goes_on_and_says_what_is_not_checked(
 
 def test_stop_in_a_pause_saves_without_a_step(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "pause").touch()
-    run = Distiller(recipe, corpus, tmp_path, tmp_path, tmp_path / "pause")
+    run = Distiller(recipe, corpus, tmp_path / "run", tmp_path, tmp_path / "pause")
     run.stop()
     run.run(minutes=10)
     assert run.step == 0
-    assert list(tmp_path.glob("state.*.pt"))
+    assert list((tmp_path / "run").glob("state.*.pt"))
 
 
 def test_folder_without_held_out_data_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,6 +357,7 @@ def test_command_that_is_stopped_fails_and_says_how_to_resume(
 
 
 def test_full_disk_ends_the_command_with_the_reason(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    begin_run(tmp_path, "model.training.distil")
     (tmp_path / LOG).symlink_to("/dev/full")
     with pytest.raises(SystemExit, match="No space left on device"):
         distil.main(command(recipe, corpus, tmp_path))
@@ -369,6 +370,7 @@ def test_disk_full_of_the_pairs_of_a_held_out_domain_ends_the_command_with_the_r
     options = command_with_held_out(recipe, corpus, tmp_path, domain)
     digests = [file_digest(domain / name)[:8] for name in ("notes.jsonl.gz", "clicks.jsonl.gz")]
     pairs_file = ".".join(("pairs_without_ties.microlens50k", *digests, "json.unfinished"))
+    begin_run(tmp_path, "model.training.distil")
     (tmp_path / pairs_file).symlink_to("/dev/full")
     with pytest.raises(SystemExit, match="No space left on device"):
         distil.main(options)
@@ -377,16 +379,16 @@ def test_disk_full_of_the_pairs_of_a_held_out_domain_ends_the_command_with_the_r
 def test_held_out_domain_without_pairs_ends_the_command_before_the_first_step(
     recipe: Distillation, corpus: Path, tmp_path: Path
 ) -> None:
-    options = command_with_held_out(recipe, corpus, tmp_path, tmp_path / "data" / "microlens50k")
+    options = command_with_held_out(recipe, corpus, tmp_path / "run", tmp_path / "data" / "microlens50k")
     with pytest.raises(SystemExit, match="microlens50k has no related pairs among its validation notes"):
         distil.main(options)
-    assert not (tmp_path / LOG).exists()
+    assert not (tmp_path / "run" / LOG).exists()
 
 
 def test_clicks_of_a_held_out_domain_that_make_no_pairs_end_the_command(
     recipe: Distillation, corpus: Path, tmp_path: Path
 ) -> None:
-    options = command_with_held_out(recipe, corpus, tmp_path, tmp_path / "data" / "movielens_tmdb")
+    options = command_with_held_out(recipe, corpus, tmp_path / "run", tmp_path / "data" / "movielens_tmdb")
     with pytest.raises(SystemExit, match="has no ratings"):
         distil.main(options)
 

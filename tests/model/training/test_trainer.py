@@ -190,6 +190,17 @@ def test_log_begins_anew_where_a_run_was_killed_before_its_first_state(recipe: R
     assert logged == [1, 2, 3, 4, 5, 6]
 
 
+def test_folder_of_an_encoder_is_refused_and_left_as_it_is(recipe: Recipe, tmp_path: Path):
+    (tmp_path / BEST).mkdir()
+    (tmp_path / BEST / CATEGORIES_FILE).write_text("of an encoder")
+    (tmp_path / LOG).write_text('{"step": 1}\n')
+    before = {path for path in tmp_path.rglob("*")}
+    with pytest.raises(RecipeError, match="holds files that are not of a run of notellm train"):
+        list(Trainer(recipe, tmp_path, cache=tmp_path).run())
+    assert {path for path in tmp_path.rglob("*")} == before
+    assert (tmp_path / LOG).read_text() == '{"step": 1}\n'
+
+
 @pytest.mark.parametrize("changes", [{"alpha": 0.0}, {"hashtag_share": 1.0}, {"hide_hashtags": 1.0}])
 def test_categories_that_no_note_is_taught_count_as_unseen(recipe: Recipe, tmp_path: Path, changes: dict[str, float]):
     trainer = Trainer(replace(recipe, **changes), tmp_path, cache=tmp_path)
@@ -207,7 +218,7 @@ def test_notes_without_categories_leave_every_name_unseen(recipe: Recipe, data: 
     lines = [json.loads(line) | {"category": None} for line in data.notes.read_text().splitlines()]
     (tmp_path / "notes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recipe = replace(recipe, data=(replace(data, notes=tmp_path / "notes.jsonl"),))
-    assert Trainer(recipe, tmp_path, cache=tmp_path).model.config.trained_categories == ("",)
+    assert Trainer(recipe, tmp_path / "run", cache=tmp_path).model.config.trained_categories == ("",)
 
 
 def test_categories_of_notes_that_are_never_drawn_count_as_unseen(recipe: Recipe, data: Data, tmp_path: Path):
@@ -219,7 +230,7 @@ def test_categories_of_notes_that_are_never_drawn_count_as_unseen(recipe: Recipe
         }
         (tmp_path / name).write_text(data.notes.read_text() + json.dumps(note) + "\n")
     rows = (replace(data, notes=tmp_path / "alone"), Data(notes=tmp_path / "unshared", share=0.0))
-    trained = Trainer(replace(recipe, data=rows), tmp_path, cache=tmp_path).model.config.trained_categories
+    trained = Trainer(replace(recipe, data=rows), tmp_path / "run", cache=tmp_path).model.config.trained_categories
     assert {"Bread"} <= set(trained)
     assert not {"Alone", "Unshared"} & set(trained)
 
@@ -248,7 +259,7 @@ def test_categories_that_the_start_was_trained_on_stay_so(
     start = Path(shutil.copytree(finished_run / BEST, tmp_path / BEST))
     config = NoteLLMConfig.load(start)
     replace(config, trained_categories=earlier, generation_adapter=writing).save(start)
-    later = Trainer(replace(recipe, start=start, alpha=alpha), tmp_path, cache=tmp_path)
+    later = Trainer(replace(recipe, start=start, alpha=alpha), tmp_path / "run", cache=tmp_path)
     others = set(config.trained_categories) - {"Bread"}
     assert set(later.model.config.trained_categories) - others == expected
 
@@ -303,7 +314,8 @@ def hub_of(folder: Path, notes: Path, hubs: int) -> Data:
 def test_short_batches_are_told_and_counted_in_the_card(recipe: Recipe, data: Data, tmp_path: Path):
     told: list[str] = []
     row = hub_of(tmp_path, data.notes, 3)
-    trainer = Trainer(replace(recipe, data=(row,), steps=2), tmp_path, cache=tmp_path, progress=told.append)
+    recipe = replace(recipe, data=(row,), steps=2)
+    trainer = Trainer(recipe, tmp_path / "run", cache=tmp_path, progress=told.append)
     assert f"{row.pairs}: a batch has 3 pairs that share no note, fewer than batch_pairs = 4" in told
     list(trainer.run())
     assert "- 2 steps of 3 pairs in " in write_card(trainer, ["notellm"], "commit").read_text()
@@ -312,8 +324,8 @@ def test_short_batches_are_told_and_counted_in_the_card(recipe: Recipe, data: Da
 def test_batches_of_one_pair_are_refused_without_other_notes_to_compare(recipe: Recipe, data: Data, tmp_path: Path):
     recipe = replace(recipe, data=(hub_of(tmp_path, data.notes, 1),))
     with pytest.raises(DatasetError, match=r"hub\.parquet: a batch has only one pair, .* or set memory = true"):
-        Trainer(recipe, tmp_path, cache=tmp_path)
-    step = next(Trainer(replace(recipe, memory=True), tmp_path, cache=tmp_path).run())
+        Trainer(recipe, tmp_path / "run", cache=tmp_path)
+    step = next(Trainer(replace(recipe, memory=True), tmp_path / "run", cache=tmp_path).run())
     assert step.contrastive > 0
 
 
@@ -323,8 +335,8 @@ def test_run_on_batches_of_one_pair_that_an_earlier_version_began_goes_on(
     recipe = replace(recipe, data=(hub_of(tmp_path, data.notes, 1),), steps=2, save_every=1)
     with monkeypatch.context() as earlier_version:
         earlier_version.setattr("model.training.trainer.check_batches", lambda *_, **__: None)
-        next(Trainer(recipe, tmp_path, cache=tmp_path).run())
-    (step,) = Trainer(recipe, tmp_path, cache=tmp_path).run()
+        next(Trainer(recipe, tmp_path / "run", cache=tmp_path).run())
+    (step,) = Trainer(recipe, tmp_path / "run", cache=tmp_path).run()
     assert step.step == 2
     assert step.contrastive == 0
     assert step.generative > 0
@@ -337,7 +349,8 @@ def test_run_tells_which_pairs_and_vectors_count(recipe: Recipe, data: Data, tmp
     (tmp_path / "notes.jsonl").write_text("".join(data.notes.read_text().splitlines(keepends=True)[1:]))
     told: list[str] = []
     row = replace(data, notes=tmp_path / "notes.jsonl", teacher=tmp_path / "t.npz")
-    trainer = Trainer(replace(recipe, data=(row,), distillation=0.5), tmp_path, cache=tmp_path, progress=told.append)
+    recipe = replace(recipe, data=(row,), distillation=0.5)
+    trainer = Trainer(recipe, tmp_path / "run", cache=tmp_path, progress=told.append)
     counts = trainer.data[0].counts
     assert counts.unknown > 0
     assert (
@@ -517,7 +530,7 @@ def test_later_stage_from_an_adapter_without_some_layer_is_refused(recipe: Recip
     layer = next(iter(weights))
     save_file({name: weight for name, weight in weights.items() if name != layer}, adapter, {"format": "pt"})
     with pytest.raises(CheckpointError, match=layer):
-        Trainer(replace(recipe, start=tmp_path / BEST), tmp_path, cache=tmp_path)
+        Trainer(replace(recipe, start=tmp_path / BEST), tmp_path / "run", cache=tmp_path)
 
 
 def test_share_of_distillation_is_that_of_the_logged_loss(recipe: Recipe, tmp_path: Path):
@@ -639,12 +652,12 @@ def test_backbone_of_each_family_trains(recipe: Recipe, backbone_folder: Path, t
     kind(config).save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
     recipe = replace(recipe, backbone=str(tmp_path / "backbone"), micro_batch_tokens=200, steps=2, evaluate_every=2)
-    trainer = Trainer(recipe, tmp_path, cache=tmp_path)
+    trainer = Trainer(recipe, tmp_path / "run", cache=tmp_path)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "lora_B" in name}
     list(trainer.run())
     after = dict(trainer.model.named_parameters())
     assert before
     assert all(not torch.equal(after[name], p) for name, p in before.items())
     notes = [Note(title="river")]
-    served = in_torch(tmp_path / BEST, tmp_path).embed(notes)
+    served = in_torch(tmp_path / "run" / BEST, tmp_path).embed(notes)
     np.testing.assert_allclose(served, Engine(TorchRuntime(trainer.model)).embed(notes), atol=1e-5)

@@ -37,7 +37,7 @@ from model.training.writing_examples import Tree, WritingExample, common_spellin
 from model.training.writing_loss import read_notes_into_cache, writing_loss
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
 from tests.model.inference.models import add_random_generation_adapter
-from tests.model.training.runs import stopped_at_once, training_in
+from tests.model.training.runs import begin_run, stopped_at_once, training_in
 
 NOTE = Note(id="1", title="Soup", content="with beans", hashtags=("bean soup", "soup"), category="Food")
 RECIPE = GenerationRecipe(shares={"own": 1.0}, shown_hashtags=0.0, subject_names=0.0)
@@ -208,7 +208,7 @@ def test_command_that_is_stopped_fails_and_resumes_without_the_log_of_a_killed_r
     tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "run" / LOG
-    log.parent.mkdir()
+    begin_run(log.parent, "model.training.writing")
     log.write_text('{"step": 1, "loss": 9}\n{"step": 2, "lo')  # killed before its first state
     options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
     options += ["--notes", f"{notes_file}=1", "--steps", "2", "--batch", "4", "--rank", "4"]
@@ -221,7 +221,7 @@ def test_command_that_is_stopped_fails_and_resumes_without_the_log_of_a_killed_r
 
 
 def test_full_disk_ends_the_command_with_the_reason(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
+    begin_run(tmp_path / "run", "model.training.writing")
     (tmp_path / "run" / LOG).symlink_to("/dev/full")
     options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
     with pytest.raises(SystemExit, match="No space left on device"):
@@ -233,6 +233,14 @@ def test_folder_in_which_another_process_trains_is_refused(
 ) -> None:
     with training_in(tmp_path / "run"), pytest.raises(RecipeError, match="another process trains in"):
         start(tiny_checkpoint, notes_file, tmp_path / "run")
+
+
+def test_folder_of_another_kind_of_run_keeps_its_log(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
+    begin_run(tmp_path / "run", "notellm train")
+    (tmp_path / "run" / LOG).write_text('{"step": 1}\n')
+    with pytest.raises(RecipeError, match="holds a run of notellm train"):
+        start(tiny_checkpoint, notes_file, tmp_path / "run")
+    assert (tmp_path / "run" / LOG).read_text() == '{"step": 1}\n'
 
 
 @pytest.mark.slow
