@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from model.data.pairs import Split, read_pairs, split_of
+from model.data.pairs import Split, split_of
+from model.data.pairs_file import read_pairs
 from model.note import Note, normalise_hashtags, replace_lone_surrogates
 from model.prompt import Prompt
 

@@ -7,15 +7,18 @@ the user clicked.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from string import whitespace
+from typing import Any, Literal, TypeVar, get_args
 
 from model.data.sql_tables import ENGINES, DuckDBTables, Tables, TablesError
 from model.ties import PRIME, tie_key_text
@@ -29,8 +32,8 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.5, 1.0)
 """Scores for which the report counts the pairs that reach them."""
 DEFAULT_MEMORY = "1GB"
 """Default memory limit of a join, which spills to disk beyond it."""
-FETCHED_PAIRS = 10_000
-"""Pairs of a file that are in memory at once while reading it."""
+UNIX_SECONDS = (5e8, 1e10)
+"""Interval of times in seconds since 1970, from 1985 to 2286. A time of 1,000 times as much is in milliseconds."""
 CLICK_COLUMNS = ("user", "note", "time", "rating")
 NOTE_COLUMNS = ("id", "category")
 FORMATS = {
@@ -42,14 +45,6 @@ FORMATS = {
 
 class PairsError(ValueError):
     """Clicks, notes or options cannot be used to make pairs; the message says why and what to do."""
-
-
-class Pair(NamedTuple):
-    """A directed pair: users clicked `note` and later `related`. `score`: s(note->related) of paper section 3."""
-
-    note: str
-    related: str
-    score: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +121,29 @@ def stripped(text: str) -> str:
     return text.strip()
 
 
-# SQL for both engines, except for STORED_PAIRS, UNUSABLE_PAIRS, SORTED and SCORES, which only DuckDB runs. Values are
+def nested(text: str) -> str:
+    """Return a text that is a JSON object or list; otherwise an empty text."""
+    try:
+        return text if isinstance(json.loads(text), dict | list) else ""
+    except ValueError:
+        return ""
+    except RecursionError:
+        return text
+
+
+FUNCTIONS = {"split_of": split_of, "stripped": stripped, "tie_key": tie_key_text, "nested": nested}
+"""Functions of the queries, by their SQL names."""
+_NESTED = "CASE WHEN left(l.{0}, 1) IN ('{{', '[') THEN nullif(nested(l.{0}), '') END"
+"""The text of a column where it is a JSON object or list, which both engines read as a text. Few rows call Python."""
+# SQL for both engines, except for SORTED and SCORES, which only DuckDB runs. Values are
 # bound to the question marks in order.
-HEALTH = """
-SELECT count(*), count(nullif(l.user, '')), count(nullif(l.note, '')), count(l.time),
-       count(try_cast(l.time AS DOUBLE)), count(try_cast(l.time AS TIMESTAMP_LTZ)), count(l.rating),
-       count(try_cast(l.rating AS DOUBLE))
-FROM click_lines l
+HEALTH = f"""
+SELECT count(*), count(nullif(translate(l.user, '{whitespace}', ''), '')),
+       count(nullif(translate(l.note, '{whitespace}', ''), '')), count({_NESTED.format("user")}),
+       count({_NESTED.format("note")}), count(l.time), count(l.seconds), count(try_cast(l.time AS TIMESTAMP_LTZ)),
+       min(l.seconds), max(l.seconds), count(l.rating), count(try_cast(l.rating AS DOUBLE))
+FROM (SELECT *, CASE WHEN abs(try_cast(time AS DOUBLE)) < 1e300 THEN try_cast(time AS DOUBLE) END AS seconds
+      FROM click_lines) l
 """
 CLICKS = """
 SELECT l.user, l.note, nullif(try_cast(l.rating AS DOUBLE), CAST('NaN' AS DOUBLE)) AS rating, row_number() OVER (
@@ -195,17 +206,6 @@ PAIRS = f"""{COUNTED}, named AS (
 )
 SELECT note, related, score, users FROM balanced WHERE ? IS NULL OR rank <= ?
 """
-STORED_PAIRS = """
-SELECT CAST(note AS VARCHAR) AS note, CAST(related AS VARCHAR) AS related, CAST(score AS DOUBLE) AS score
-FROM read_parquet(?)
-"""
-UNUSABLE_PAIRS = f"""
-SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FILTER (note = related),
-       count(*) FILTER (score IS NULL OR NOT isfinite(score))
-FROM ({STORED_PAIRS})
-"""
-PAIR_FAULTS = ("lack an id", "have the same note twice", "have no finite score")
-"""Faults of pairs, in the order of the columns of UNUSABLE_PAIRS after the first."""
 SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
 SCORES = f"""
 SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),
@@ -227,23 +227,24 @@ def related_pairs(
     """Make the weighted pairs of `clicks` and write them to `out`, Parquet with note, related, score and users.
 
     `users` counts the users who made the pair. Rows are sorted by note, score (highest first) and related. The file is
-    written beside its final name and renamed.
+    written beside its final name and renamed; only one process at a time may write it.
 
     `clicks`: JSONL, CSV (each plain or .gz) or Parquet with user and note, and optionally time (a number in any unit,
     or ISO 8601 text) and rating; or a folder or a pattern (`*`) of such files, whose clicks must all have times. A
     user's clicks are ordered by time; clicks with equal times or without times keep the file's order.
     `notes`: files in one of these formats with id and category, for `per_category`. Of lines with the same id the last
     counts; across several files it is undefined which one does.
-    `memory`: DuckDB's limit; it spills to a folder beside `out`. Spark has its own settings.
+    `memory`: DuckDB's limit; it spills to the folder of `_tables_folder`. Spark has its own settings.
     `progress` is called before each long step, and where no click has a time or a column is not read. Raises PairsError
     for bad input or a failure of the engine, and ModuleNotFoundError where the engine is not installed.
     """
     started = time.perf_counter()
     if options.per_category is not None and notes is None:
         raise PairsError("per_category balances the categories of the notes, so it requires the notes file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as name:
-        folder = Path(name)
+    for path in (clicks, notes):
+        if path and out.exists() and any(out.samefile(file) for file in _files(path)[0]):
+            raise PairsError(f"{out} would replace a file of {path}: write the pairs to another file")
+    with _tables_folder(out) as folder:
         with _opened(ENGINES[engine], folder, memory) as tables:
             progress(f"Reading {clicks.name}")
             _read_clicks(tables, clicks, options, progress)
@@ -262,25 +263,17 @@ def related_pairs(
     return _report(counts, outside, scores, time.perf_counter() - started)
 
 
-def read_pairs(path: Path) -> Iterator[Pair]:
-    """Yield the pairs of a Parquet file in its order: note, related and score, as `related_pairs` writes them.
-
-    Numeric ids become text. Raises PairsError for another kind of file, and where pairs lack an id or a finite score or
-    have the same note twice.
-    """
-    import duckdb  # imported late: distillation reads no pairs, and must work without DuckDB
-
+@contextmanager
+def _tables_folder(out: Path) -> Iterator[Path]:
+    """Make a hidden folder beside `out` for the tables of a join, a copy of the clicks among them, and remove it after
+    the context. A process that is killed leaves it; its name is fixed, so that the next one for `out` removes it."""
+    folder = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
     try:
-        with duckdb.connect() as connection:
-            lines, *unusable = connection.sql(UNUSABLE_PAIRS, params=[str(path)]).fetchall()[0]
-            for count, fault in zip(unusable, PAIR_FAULTS, strict=True):
-                if count:
-                    raise PairsError(f"{count:,} of {lines:,} pairs in {path} {fault}: correct or remove them")
-            rows = connection.execute(STORED_PAIRS, [str(path)])
-            while some := rows.fetchmany(FETCHED_PAIRS):
-                yield from map(Pair._make, some)
-    except duckdb.Error as error:
-        raise PairsError(f"{path} is not a file of pairs; make it with `notellm pairs`: {error}") from error
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def clicks_by_note(clicks: Path, options: PairOptions = PairOptions(), memory: str = DEFAULT_MEMORY) -> dict[str, int]:
@@ -322,7 +315,7 @@ def _report(counts: Sequence[int], outside: Sequence[int], scores: Sequence[Any]
 def _opened(engine: type[T], folder: Path, memory: str) -> Iterator[T]:
     """Open an engine's tables, and close them after the context. Raises PairsError where the engine does not start."""
     try:
-        tables = engine(folder, memory, {"split_of": split_of, "stripped": stripped, "tie_key": tie_key_text})
+        tables = engine(folder, memory, FUNCTIONS)
     except TablesError as error:
         raise PairsError(str(error)) from error
     with closing(tables):
@@ -347,16 +340,24 @@ def _read_clicks(
     files, kind = _files(path)
     with _explained(tables, f"{path} cannot be read as {kind}"):
         tables.read(files, kind, CLICK_COLUMNS, "click_lines")
-        lines, users, notes, times, numbers, timestamps, ratings, rated = tables.rows(HEALTH)[0]
+        health = tables.rows(HEALTH)[0]
+    lines, users, notes, nested_users, nested_notes, times, numbers, timestamps, first, last, ratings, rated = health
     if not lines:
         raise PairsError(f"{path} has no clicks")
-    for column, filled in (("user", users), ("note", notes)):
+    for column, filled, unfit in (("user", users, nested_users), ("note", notes, nested_notes)):
         if not filled:
             raise PairsError(f"{path} has no column {column!r}: each click requires user and note")
         if filled < lines:
             raise PairsError(f"{lines - filled} of {lines} clicks in {path} have no {column}: correct or remove them")
+        if unfit:
+            raise PairsError(f"{unfit} of {lines} clicks in {path} have an object or a list as {column}: write its id")
     if times and lines not in (numbers, timestamps):
-        raise PairsError(f"{path} must have a time for every click, as a number or in ISO 8601, or for none")
+        raise PairsError(f"{path} must have a time for every click, as a finite number or in ISO 8601, or for none")
+    if numbers and UNIX_SECONDS[0] <= first < UNIX_SECONDS[1] and last >= 1000 * UNIX_SECONDS[0]:
+        raise PairsError(
+            f"the times of {path} are from {first:.0f} to {last:.0f}, as if some were in seconds and others in "
+            "milliseconds: give all in one unit"
+        )
     if not times and len(files) > 1:
         raise PairsError(f"{path} is {len(files)} files, which have no order: add a time to every click")
     if unused := _unused_columns(files, kind):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from model.data.dataset import DatasetError, read_notes
-from model.data.pairs import DEFAULT_MEMORY, Pair, Split, split_of
+from model.data.pairs import DEFAULT_MEMORY, Split, split_of
+from model.data.pairs_file import Pair
 from model.evaluation.metrics import exposure_groups, hashtag_prf, rouge
 from model.evaluation.protocol import COLD_ALL, COLD_COLD, NOTES_FILE, evaluation_pairs
 from model.evaluation.ranking import Scorer, rank_pairs, within

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from model.data.pairs import (
     DEFAULT_MEMORY,
-    Pair,
     PairOptions,
     Split,
     clicks_by_note,
-    read_pairs,
     related_pairs,
     split_of,
 )
+from model.data.pairs_file import Pair, read_pairs
 
 NOTES_FILE, CLICKS_FILE = "notes.jsonl.gz", "clicks.jsonl.gz"
 COLD_COLD, COLD_ALL = "cold-cold", "cold-all"

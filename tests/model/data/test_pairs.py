@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import random
+import signal
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from model.data.pairs import PairOptions, PairsError, PairsReport, clicks_by_note, read_pairs, related_pairs, split_of
+from model.data.pairs import PairOptions, PairsError, PairsReport, clicks_by_note, related_pairs, split_of
+from model.data.pairs_file import read_pairs
 from model.ties import tie, tie_key
 from tests.model.pairs_file import write_pairs_file
 
@@ -512,6 +515,49 @@ def test_failed_run_leaves_the_old_pairs_alone(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"bad.jsonl", "clicks.jsonl", "pairs.parquet"}
 
 
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_pairs_in_the_place_of_the_clicks_are_refused(tmp_path: Path, through_a_link: bool) -> None:
+    clicks = write_clicks(tmp_path / "clicks.jsonl", histories(u="ab"))
+    before, out = clicks.read_bytes(), clicks
+    if through_a_link:
+        out = tmp_path / "link.jsonl"
+        out.symlink_to(clicks)
+    with pytest.raises(PairsError, match=r"would replace a file of .*: write the pairs to another file"):
+        related_pairs(clicks, out)
+    assert clicks.read_bytes() == before
+
+
+def test_pairs_in_the_place_of_one_of_the_files_of_clicks_or_notes_are_refused(tmp_path: Path) -> None:
+    folder, notes = tmp_path / "clicks", tmp_path / "notes.jsonl"
+    folder.mkdir()
+    part = write_clicks(folder / "part.jsonl", [{**click, "time": 1} for click in histories(u="ab")])
+    write_clicks(notes, [{"id": "a", "category": "Food"}])
+    for out in (part, notes):
+        with pytest.raises(PairsError, match=r"would replace a file of"):
+            related_pairs(folder, out, PairOptions(per_category=4), notes=notes)
+
+
+KILLED_WHILE_JOINING = """
+import os, signal, sys
+from pathlib import Path
+from model.data.pairs import related_pairs
+
+def kill(message):
+    if message.startswith("Joining"):
+        os.kill(os.getpid(), signal.SIGKILL)
+related_pairs(Path(sys.argv[1]), Path(sys.argv[2]), progress=kill)
+"""
+
+
+def test_copy_of_the_clicks_that_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    clicks, out = write_clicks(tmp_path / "clicks.jsonl", histories(u="ab")), tmp_path / "out" / "pairs.parquet"
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_JOINING, str(clicks), str(out)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in out.parent.iterdir()] == [".pairs.parquet.unfinished"]
+    related_pairs(clicks, out)
+    assert list(out.parent.iterdir()) == [out]
+
+
 # The report
 
 
@@ -585,6 +631,13 @@ def test_clicks_without_pairs_give_an_empty_result(tmp_path: Path) -> None:
         ("c.csv", "user,note,time\n1,2,\n1,3,5\n", "a time for every click"),
         ("c.csv", "user,note,time\n1,2,soon\n1,3,later\n", "a time for every click"),
         ("c.txt", "user,note\n", "an unknown format"),
+        ("c.jsonl", '{"user": 1, "note": 2}\n{"user": " \\t", "note": 3}\n', "1 of 2 clicks .* have no user"),
+        ("c.csv", "user,note\n1,2\n1,  \n", "1 of 2 clicks .* have no note"),
+        ("c.jsonl", '{"user": {"id": 1}, "note": 2}\n', "1 of 1 clicks .* have an object or a list as user"),
+        ("c.jsonl", '{"user": 1, "note": 2}\n{"user": 1, "note": ["3"]}\n', "1 of 2 .* a list as note: write its id"),
+        ("c.csv", "user,note,time\n1,2,5\n1,3,NaN\n", "a time for every click, as a finite number"),
+        ("c.csv", "user,note,time\n1,2,5\n1,3,inf\n", "a time for every click, as a finite number"),
+        ("c.csv", "user,note,time\n1,2,1714557600\n1,3,1714557600500\n", "in seconds and others in milliseconds"),
     ],
 )
 def test_unusable_clicks_are_refused_with_a_reason(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -592,6 +645,33 @@ def test_unusable_clicks_are_refused_with_a_reason(tmp_path: Path, name: str, co
     with pytest.raises(PairsError, match=message):
         related_pairs(tmp_path / name, tmp_path / "pairs")
     assert not (tmp_path / "pairs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("clicks", "message"),
+    [
+        ([{"user": {"id": 1}, "note": 2}], "1 of 1 clicks .* have an object or a list as user"),
+        ([{"user": "\t ", "note": 2}, {"user": 1, "note": 2}], "1 of 2 clicks .* have no user"),
+        ([{"user": 1, "note": 2, "time": "NaN"}], "a time for every click, as a finite number"),
+    ],
+)
+def test_spark_refuses_unusable_clicks_with_the_reason(
+    tmp_path: Path, clicks: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(PairsError, match=message):
+        scores_of(tmp_path, clicks, engine="spark")
+
+
+def test_ids_in_brackets_and_braces_are_text(tmp_path: Path) -> None:
+    users = {"{3F2504E0-4F89}": "ab", "[deleted]": "ab"}
+    assert scores_of(tmp_path, histories(**users)) == {("a", "b"): 1.0}
+
+
+def test_times_that_begin_long_before_1985_may_be_of_any_length(tmp_path: Path) -> None:
+    times = {"a": 3, "b": 4e12}
+    clicks = [{"user": "u", "note": note, "time": time} for note, time in times.items()]
+    assert scores_of(tmp_path, clicks) == {("a", "b"): 0.5}
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model.data.pairs import Pair, split_of
+from model.data.pairs import split_of
+from model.data.pairs_file import Pair
 from model.evaluation.evaluate import EvaluationData, closed_set, evaluate, evaluate_categories, notes_of_split
 from model.evaluation.protocol import PROTOCOLS
 from model.evaluation.ranking import Scorer

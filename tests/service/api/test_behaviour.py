@@ -16,7 +16,8 @@ import pytest
 import redis
 from fastapi import Request
 
-from model.data.pairs import read_pairs, related_pairs
+from model.data.pairs import related_pairs
+from model.data.pairs_file import read_pairs
 from service.behaviour.follower import EventFollower
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
