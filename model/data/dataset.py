@@ -83,7 +83,7 @@ def read_notes(path: Path, progress: Callable[[str], None] | None = None) -> dic
         raise DatasetError(f"{path} is not UTF-8: {error}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DatasetError(f"{path} is not a complete gzip file: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{path}, line {number}, is not a note: {error!r}") from error
     if not file.whole:
         raise DatasetError(f"{path} is an incomplete export: run `notellm export-notes` again")
@@ -155,10 +155,13 @@ def _has_text(note: Note) -> bool:
 
 def _note(record: Mapping[str, Any]) -> Note:
     """Return the note of a line; null stands for a missing field. Raises TypeError for fields of a wrong type, and
-    ValueError for an id with a lone surrogate or a category of more than MAX_CATEGORY_CHARS characters."""
-    if not isinstance(record["id"], str | int):
+    ValueError for an id that is blank or has a lone surrogate and for a category of more than MAX_CATEGORY_CHARS
+    characters."""
+    if not isinstance(record["id"], str | int) or isinstance(record["id"], bool):
         raise TypeError("id must be a string or an integer")
     note_id = str(record["id"])
+    if not note_id.strip():
+        raise ValueError("id must not be blank")
     if note_id != replace_lone_surrogates(note_id):
         raise ValueError("its id has a lone surrogate, which UTF-8 cannot encode")
     for name in ("title", "content", "category"):

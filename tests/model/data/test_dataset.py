@@ -519,7 +519,9 @@ def test_folder_is_no_notes_file(tmp_path: Path):
     [
         *("{", "[]", '{"title": "no id"}', '{"id": "2", "title": 1917}', '{"id": "2", "category": 0}'),
         *('{"id": "2", "hashtags": "travel, food"}', '{"id": "2", "hashtags": [1]}', '{"id": null}', '{"id": [2]}'),
+        *('{"id": true, "title": "t"}', '{"id": " "}', '{"id": ""}', '{"id": "2", "attributes": ' + "[" * 100_000),
     ],
+    ids=lambda line: line[:30],
 )
 def test_line_that_is_no_note_is_named(tmp_path: Path, line: str):
     (tmp_path / "n.jsonl").write_text('{"id": "1"}\n' + line)
