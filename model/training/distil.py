@@ -40,7 +40,7 @@ from model.training.held_out import POOL_SIZES, HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import refuse_divergence
 from model.training.progress_lines import ProgressLines
-from model.training.recipe import RecipeError, check_counts, check_rates, check_shares, from_table
+from model.training.recipe import RecipeError, check_counts, check_positive, check_rates, check_shares, from_table
 from model.training.resume import (
     backbone_digest,
     lower_rate_in,
@@ -112,12 +112,11 @@ class Distillation:
     """Minutes between two points of the learning curve."""
 
     def __post_init__(self) -> None:
-        check_rates(self, ("learning_rate", "weight_decay", "words", "structure"))
+        check_rates(self, ("learning_rate", "weight_decay", "words", "structure", "save_every", "measure_every"))
+        check_positive(self, ("temperature",))
         counts = ("threads", "batch", "warmup_steps", "ranked", "averaged", "remembered", "solve_every")
         check_counts(self, (*counts, "starting_notes"))
         check_counts(self, ("seed", "rank"), minimum=0)
-        if not self.temperature > 0:
-            raise RecipeError(f"temperature must be above 0, not {self.temperature}")
         if self.pooling not in POOLINGS:
             raise RecipeError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling}")
         if not self.teachers or len(set(self.teachers)) < len(self.teachers):

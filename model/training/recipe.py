@@ -46,6 +46,8 @@ class Data:
             raise RecipeError(f"teacher and min_score require `pairs`, which the [[data]] of {self.notes} lacks")
         if not 0 <= self.share < math.inf:
             raise RecipeError(f"share must be 0 or more and finite, not {self.share} (of {self.notes})")
+        if not math.isfinite(self.min_score):
+            raise RecipeError(f"min_score must be finite, not {self.min_score} (of {self.notes})")
         for category, names in self.category_names.items():
             if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
                 raise RecipeError(f"category_names: {category} must be a list of names, not empty")
@@ -147,8 +149,9 @@ class Recipe:
             )
         if self.validation_notes < MIN_VALIDATION_NOTES:
             raise RecipeError(f"validation_notes must be at least {MIN_VALIDATION_NOTES}")
-        if self.distillation_temperature <= 0:
-            raise RecipeError("distillation_temperature must be above 0")
+        check_positive(self, ("distillation_temperature",))
+        if not math.isfinite(self.validation_min_score):
+            raise RecipeError(f"validation_min_score must be finite, not {self.validation_min_score}")
         if self.lora_rank < 0:
             raise RecipeError("lora_rank must be 0 or more")
         check_rates(self, ("alpha", "learning_rate", "head_learning_rate", "weight_decay"))
@@ -208,6 +211,13 @@ def check_rates(recipe: Any, names: Sequence[str] = ("learning_rate", "weight_de
             raise RecipeError(f"{name} must be 0 or more and finite, not {getattr(recipe, name)}")
     if not recipe.clip > 0:
         raise RecipeError(f"clip, the maximum norm of the gradient, must be above 0, not {recipe.clip}")
+
+
+def check_positive(recipe: Any, names: Sequence[str]) -> None:
+    """Raise RecipeError where a field in `names` is not above 0 or not finite. `recipe`: the recipe of any trainer."""
+    for name in names:
+        if not 0 < getattr(recipe, name) < math.inf:
+            raise RecipeError(f"{name} must be above 0 and finite, not {getattr(recipe, name)}")
 
 
 def check_counts(recipe: Any, names: Sequence[str], minimum: int = 1) -> None:

@@ -112,7 +112,7 @@ class GenerationRecipe:
     """Minutes between two states."""
 
     def __post_init__(self) -> None:
-        check_rates(self, ("learning_rate", "final_rate", "weight_decay"))
+        check_rates(self, ("learning_rate", "final_rate", "weight_decay", "save_every"))
         check_counts(self, ("rank", "threads", "batch", "steps", "warmup_steps", "averaged"))
         check_counts(self, ("seed",), minimum=0)
         check_fractions(self, ("shown_hashtags", "subject_names"))

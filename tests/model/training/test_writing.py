@@ -314,6 +314,7 @@ def test_notes_that_cannot_be_told_apart_end_the_command(
         (["--threads", "0"], "threads must be at least 1, not 0"),
         (["--rank", "0"], "rank must be at least 1, not 0"),
         (["--steps", "0"], "steps must be at least 1, not 0"),
+        (["--save-every", "nan"], "save_every must be 0 or more and finite, not nan"),
         (["--seed", "-1"], "seed must be at least 0, not -1"),
         (["--shown-hashtags", "1.5"], "shown_hashtags must be between 0 and 1, not 1.5"),
         (["--lines", "inf"], "shares: that of lines must be 0 or more and finite, not inf"),
