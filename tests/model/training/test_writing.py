@@ -25,7 +25,6 @@ from model.prompt import Prompt
 from model.training import writing_examples
 from model.training.recipe import RecipeError
 from model.training.writing import (
-    LINES,
     LOG,
     GenerationRecipe,
     GenerationTrainer,
@@ -35,6 +34,7 @@ from model.training.writing import (
 )
 from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
+from model.training.writing_sources import LINES, read_sources
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
 from tests.model.inference.models import add_random_generation_adapter
 from tests.model.training.runs import begin_run, stopped_at_once, training_in
@@ -277,6 +277,23 @@ def test_source_without_training_notes_is_refused(tiny_checkpoint: Path, tmp_pat
     write_notes_file(tmp_path / "own.jsonl.gz", [], "own")
     with pytest.raises(DatasetError, match=r"own.jsonl.gz: no note is in the training split"):
         start(tiny_checkpoint, tmp_path / "own.jsonl.gz", tmp_path / "run")
+
+
+def test_folder_inside_of_the_checkpoint_is_refused_and_not_made(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+    with pytest.raises(RecipeError, match=r"is inside of the checkpoint .*: choose a folder outside of it"):
+        start(checkpoint, notes_file, checkpoint / "run")
+    assert not (checkpoint / "run").exists()
+
+
+def test_file_whose_hashtags_have_another_key_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "own.jsonl").write_text('{"id": "1", "title": "Soup", "tags": ["soup"]}\n')
+    read_sources({"own": tmp_path / "own.jsonl"}, "train", told.append)
+    assert told[0].endswith("0 with hashtags, 0 with a category; ignored keys: tags")
+    assert "own.jsonl: no note has hashtags, so each of them teaches to write none" in told[1]
 
 
 def test_trunk_that_no_adapter_fits_is_refused_before_training(
