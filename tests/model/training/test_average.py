@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from model.category_head import CATEGORIES_FILE
 from model.config import CheckpointError, NoteLLMConfig
 from model.training.average import average
+from model.training.teacher import unit
+from model.training.whiten import whiten
 from model.weights import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -54,6 +57,48 @@ def test_mean_of_checkpoints_is_one_without_what_was_fitted_to_the_first(doubled
     config, shipped = NoteLLMConfig.load(mean), NoteLLMConfig.load(SHIPPED_CHECKPOINT)
     assert "the mean of 2 checkpoints" in (mean / "README.md").read_text("utf-8")
     assert (config.name, config.dimension, config.generation_adapter) == (shipped.name, shipped.dimension, False)
+
+
+def test_mean_is_under_the_terms_of_all_checkpoints_and_has_their_categories(doubled: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(doubled, tmp_path / "other"))
+    plain = replace(NoteLLMConfig.load(doubled), generation_adapter=False)
+    replace(plain, licence="MIT; trained on ours", trained_categories=("Food", "Art")).save(doubled)
+    replace(plain, licence="MIT; trained on theirs", trained_categories=("Food", "Tax")).save(other)
+    average([doubled, other], tmp_path / "mean")
+    mean = NoteLLMConfig.load(tmp_path / "mean")
+    assert mean.licence == "MIT; trained on ours; trained on theirs"
+    assert mean.trained_categories == ("Art", "Food", "Tax")
+
+
+@pytest.mark.parametrize(
+    ("writes", "trained", "expected"),
+    [
+        (True, (("Food",), ("Tax",)), ("",)),  # only the adapters for writing have learnt them
+        (False, ((), ("Tax",)), ("Tax",)),
+        (False, ((), ("",)), ()),  # () stands for all names
+        (False, (("",), ("",)), ("",)),
+    ],
+)
+def test_categories_of_a_mean_are_those_that_its_trunks_have_learnt(
+    doubled: Path, tmp_path: Path, writes: bool, trained: tuple[tuple[str, ...], ...], expected: tuple[str, ...]
+) -> None:
+    folders = [doubled, Path(shutil.copytree(doubled, tmp_path / "other"))]
+    for folder, names in zip(folders, trained, strict=True):
+        config = NoteLLMConfig.load(folder)
+        replace(config, generation_adapter=writes, trained_categories=names).save(folder)
+    average(folders, tmp_path / "mean")
+    assert NoteLLMConfig.load(tmp_path / "mean").trained_categories == expected
+
+
+def test_checkpoints_that_were_whitened_apart_are_refused(doubled: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(doubled, tmp_path / "other"))
+    dimension = NoteLLMConfig.load(doubled).dimension
+    for seed, folder in enumerate((doubled, other)):
+        whiten(folder, [unit(np.random.default_rng(seed).normal(size=(500, dimension)))], 64)
+    with pytest.raises(CheckpointError, match=r"have other directions, .* whiten the mean"):
+        average([doubled, other], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+    average([doubled, doubled], tmp_path / "mean")
 
 
 def test_mean_leaves_a_folder_alone_whose_name_begins_with_its_own(doubled: Path, tmp_path: Path) -> None:
