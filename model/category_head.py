@@ -9,7 +9,7 @@ and, where the head has a regression from them, the words.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,7 @@ class CategoryHead:
         The result covers no closed set until `with_pool_weights` is called. Raises ValueError for fewer than two
         different names.
         """
-        names = tuple(sorted(set(truth)))
-        if len(names) < 2:
-            raise ValueError(f"a category head needs notes of at least two categories, not of {len(names)}")
+        names = names_of_head(truth)
         indices = [names.index(name) for name in truth]
         by_words = WordRegression.fit(notes, indices) if notes else None
         not_fitted = np.full((len(names), 3 if notes else 2), np.nan)
@@ -92,8 +90,7 @@ class CategoryHead:
     def has_enough_notes(self, categories: Sequence[str]) -> bool:
         """Return whether the head has all of the names and was fitted to MIN_NOTES_PER_CATEGORY notes per name, on
         average."""
-        counts = [count for name, count in zip(self.names, self.counts.tolist(), strict=True) if name in categories]
-        return len(counts) == len(set(categories)) and sum(counts) >= MIN_NOTES_PER_CATEGORY * len(counts)
+        return are_enough_notes(dict(zip(self.names, self.counts.tolist(), strict=True)), categories)
 
     def exponents(self, categories: Sequence[str]) -> npt.NDArray[np.float64]:
         """Return the exponents (E,) of the pool for a closed set that it `covers`: the mean over its names."""
@@ -190,6 +187,22 @@ class CategoryHead:
             known = len(words.hashes)
             shapes += [(words.idf, (known,)), (words.weights, (known, classes)), (words.bias, (classes,))]
         return all(tensor.shape == shape for tensor, shape in shapes)
+
+
+def names_of_head(truth: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of a head that is fitted to notes of the categories `truth`. Raises ValueError for fewer than
+    two different ones."""
+    names = tuple(sorted(set(truth)))
+    if len(names) < 2:
+        raise ValueError(f"a category head needs notes of at least two categories, not of {len(names)}")
+    return names
+
+
+def are_enough_notes(counts: Mapping[str, int], categories: Sequence[str]) -> bool:
+    """Return whether `counts`, numbers of training notes by category, have all of `categories` and on average
+    MIN_NOTES_PER_CATEGORY notes of them."""
+    numbers = [count for name, count in counts.items() if name in categories]
+    return len(numbers) == len(set(categories)) and sum(numbers) >= MIN_NOTES_PER_CATEGORY * len(numbers)
 
 
 def fit_pool_weights(log_probs: Sequence[Floats], truth: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -7,6 +7,7 @@ with its own closed set), and the minimum score of a written hashtag.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.category_head import MIN_NOTES_PER_CATEGORY, CategoryHead, fit_pool_weights
+from model.category_head import (
+    MIN_NOTES_PER_CATEGORY,
+    CategoryHead,
+    are_enough_notes,
+    fit_pool_weights,
+    names_of_head,
+)
 from model.config import CONFIG_FILE, NoteLLMConfig
 from model.data.dataset import read_notes
 from model.evaluation.evaluate import closed_set, notes_of_split
@@ -145,29 +152,41 @@ def category_head(
     training = []
     for notes in data:
         training += notes_of_split(_with_category(notes, closed_set(notes)), "train", max_notes)
+    truth = [note.category or "" for note in training]
+    names_of_head(truth)  # the data are checked before the notes are read, which takes minutes
+    pools = _pools(engine, data, Counter(truth), max_notes, progress)
     progress(f"Reading {len(training):,} notes with categories")
-    head = CategoryHead.fit(engine.embed(training), [note.category or "" for note in training], training)
-    pooled = False
+    head = CategoryHead.fit(engine.embed(training), truth, training)
+    for names, validation in pools:
+        progress(f"Choosing one of {len(names)} categories for {len(validation):,} notes")
+        head = _with_fitted_pool_weights(head, engine, names, validation)
+    return head
+
+
+def _pools(
+    engine: Engine, data: Sequence[Mapping[str, Note]], counts: Mapping[str, int], max_notes: int, progress: Progress
+) -> list[tuple[tuple[str, ...], list[Note]]]:
+    """Return the closed sets for which pool weights are fitted, each with its validation notes. `counts`: training
+    notes by category. Raises ValueError where there is none."""
+    pools = []
     for notes in _last_with_each_closed_set(engine, data):
         categories = closed_set(notes)
-        names = tuple(name for name in categories if name in head.names)
+        names = tuple(name for name in categories if name in counts)
         if missing := set(categories) - set(names):
             progress(
                 "No note drawn has these categories, so closed sets with them are not improved: "
                 f"{', '.join(sorted(missing))}"
             )
         validation = _pooling_notes(engine, notes, names)
-        if not validation or not head.has_enough_notes(names):
-            progress(f"Too few notes to learn {len(names)} categories: the language model alone scores them")
-            if validation and (advice := _advice_to_read_more(notes, max_notes)):
-                progress(advice)
+        if validation and are_enough_notes(counts, names):
+            pools.append((names, validation))
             continue
-        progress(f"Choosing one of {len(names)} categories for {len(validation):,} notes")
-        head = _with_fitted_pool_weights(head, engine, names, validation)
-        pooled = True
-    if not pooled:
+        progress(f"Too few notes to learn {len(names)} categories: the language model alone scores them")
+        if validation and (advice := _advice_to_read_more(notes, max_notes)):
+            progress(advice)
+    if not pools:
         raise ValueError("no data set has both enough training notes of its categories and validation notes of them")
-    return head
+    return pools
 
 
 def _pooling_notes(engine: Engine, notes: Mapping[str, Note], names: Collection[str]) -> list[Note]:

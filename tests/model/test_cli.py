@@ -851,6 +851,7 @@ def test_fit_categories_by_too_few_of_the_notes_says_how_many_it_takes(checkpoin
     expected = f"50 of {training} training notes are too few to learn 3 categories: set --max-notes 60"
     assert result.exit_code == 1
     assert expected in " ".join(result.stderr.split())
+    assert "notes with categories" not in result.stderr, "it ends before it reads the notes"
     assert run.invoke(app, [*command, "60"]).exit_code == 0
     poems = [{"id": f"p{i}", "title": f"rhyme {i}", "category": ("Poems", "Letters")[i % 2]} for i in range(100)]
     write(tmp_path, "notes", poems)
