@@ -167,9 +167,9 @@ def test_start_on_another_backbone_is_refused(recipe: Recipe, tmp_path: Path):
 
 def test_start_on_a_moved_backbone_needs_the_same_weights(recipe: Recipe, tmp_path: Path):
     former = Path(shutil.copytree(recipe.backbone, tmp_path / "former"))
-    first = Trainer(replace(recipe, backbone=str(former)), tmp_path, cache=tmp_path)
+    first = Trainer(replace(recipe, backbone=str(former)), tmp_path / "first", cache=tmp_path)
     first._save_checkpoint(BEST)
-    later, told = replace(recipe, start=tmp_path / BEST), list[str]()
+    later, told = replace(recipe, start=tmp_path / "first" / BEST), list[str]()
     Trainer(later, tmp_path / "later", cache=tmp_path, progress=told.append)
     assert not any("which no longer exists" in line for line in told)
 
