@@ -234,7 +234,7 @@ def related_pairs(
     user's clicks are ordered by time; clicks with equal times or without times keep the file's order.
     `notes`: files in one of these formats with id and category, for `per_category`. Of lines with the same id the last
     counts; across several files it is undefined which one does.
-    `memory`: DuckDB's limit; it spills to the folder of `_tables_folder`. Spark has its own settings.
+    `memory`: DuckDB's limit; it spills to a hidden folder beside `out`. Spark has its own settings.
     `progress` is called before each long step, and where no click has a time or a column is not read. Raises PairsError
     for bad input or a failure of the engine, and ModuleNotFoundError where the engine is not installed.
     """

@@ -1,8 +1,8 @@
 """CategoryScorer: probabilities of the categories of a closed set.
 
 The trie of the category names is part of the note's prefill, so a small closed set costs no extra forward. For a large
-one, a second forward scores only the likeliest names, and where all are to be scored, each part of them takes a forward
-(docs/decisions/0038-large-closed-sets.md).
+one, a second forward scores only the likeliest names. Names of more than PART_TOKENS are scored in parts, each in a
+forward of its own (docs/decisions/0038-large-closed-sets.md).
 For names that were not seen in training, the label prior, which is their score without the note, is subtracted
 (docs/decisions/0008-unseen-categories.md).
 

@@ -101,7 +101,7 @@ def export_to_cache(checkpoint: str, precision: str, *, cache: Path, progress: P
 
 def remove_unused_exports(cache: Path) -> None:
     """Remove the exports in `cache` that were not loaded for UNUSED_SECONDS, except the KEPT_EXPORTS last used ones."""
-    with contextlib.suppress(FileNotFoundError):  # another process removes them
+    with contextlib.suppress(OSError):  # another process removes them, or they are another user's
         exports = sorted(cache.glob("openvino-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
         for folder in exports[KEPT_EXPORTS:]:
             if folder.stat().st_mtime < time.time() - UNUSED_SECONDS:

@@ -288,7 +288,8 @@ class SimilarIn(SearchBody):
         if not self._has_text and self.model_fields_set & {"positive", "negative"}:
             return super().positives()
         if is_blank(self.title) and is_blank(self.content):
-            raise InvalidInput([FieldError("/content", "must not be empty like title; or send examples as positive")])
+            problem = "title and content must not both be empty, unless you send examples as positive"
+            raise InvalidInput([FieldError("/content", problem)])
         return (Example(note=_as_note(self)),)
 
 

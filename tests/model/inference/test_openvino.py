@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -213,6 +214,19 @@ def test_exports_that_were_not_used_for_long_are_removed_after_the_next_export(
     load(save_random(FAMILIES["llama"], backbone_folder, tmp_path / "other"), cache)
     assert exported in cache.iterdir()
     assert others[-1] not in cache.iterdir()
+
+
+def test_export_of_another_user_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr(openvino_load, "KEPT_EXPORTS", 0)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    folder = tmp_path / "openvino-float32-0"
+    folder.mkdir()
+    os.utime(folder, (0, 0))
+    openvino_load.remove_unused_exports(tmp_path)
+    assert folder.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -41,20 +41,24 @@ def test_refused_method_is_answered_with_all_methods_of_the_address(
     assert allowed in answer.json()["detail"]
 
 
+NOTE_ID_FORM = "must be a string of 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -"
+READER_ID_FORM = "must be a string of 1 to 128 characters, none of them white"
+
+
 @pytest.mark.parametrize(
     ("address", "body", "pointer", "detail"),
     [
-        ("/notes", {"id": "a b", "title": "x"}, "/id", "must be a string of 1 to 128 characters of A-Z"),
-        ("/notes/get", {"ids": ["/"]}, "/ids/0", "must be a string of 1 to 128 characters of A-Z"),
-        ("/notes", {"id": 5, "title": "x"}, "/id", "must be a string of 1 to 128 characters"),
+        ("/notes", {"id": "a b", "title": "x"}, "/id", NOTE_ID_FORM),
+        ("/notes/get", {"ids": ["/"]}, "/ids/0", NOTE_ID_FORM),
+        ("/notes", {"id": 5, "title": "x"}, "/id", NOTE_ID_FORM),
         ("/notes", {"title": "x", "body": "y"}, "/body", "is not a known field"),
         ("/notes", {"title": "x", "category": "\u200b"}, "/category", "must have a visible character"),
         ("/generate/category", {"title": "x", "categories": ["A", "\u2060"]}, "/categories/1", "must have a visible"),
         ("/generate/hashtags", {"title": "x", "blocked": ["#"]}, "/blocked/0", "must have a character besides '#'"),
         ("/similar", {"title": "x", "hashtag": ["##"]}, "/hashtag/0", "must have a character besides '#'"),
         ("/similar", {"title": "x", "filter": {"hashtag": "#"}}, "/filter/hashtag/0", "must have a character besides"),
-        ("/similar", {"k": 5}, "/content", "must not be empty like title; or send examples as positive"),
-        ("/similar", {"title": "x", "user": "a b"}, "/user", "must be a string of 1 to 128 characters, none of them"),
+        ("/similar", {"k": 5}, "/content", "title and content must not both be empty, unless you send examples"),
+        ("/similar", {"title": "x", "user": "a b"}, "/user", READER_ID_FORM),
         ("/similar", {"title": "x", "min_log_position": "5"}, "/min_log_position", "must be a log position"),
         ("/similar", {"title": "x", "attribute": ["en"]}, "/attribute/0", "must be name:value"),
         ("/generate/hashtags", {"title": "x", "language": "English"}, "/language", "must be an ISO 639 code"),
