@@ -303,6 +303,10 @@ class NoteIndex(Protocol):
     def vocabulary(self) -> Vocabulary:
         """Hashtags that authors gave the notes in the index."""
 
+    @property
+    def other_space(self) -> int:
+        """Number of notes in the store that no search finds, since their vectors are from another model."""
+
     def status(self) -> IndexStatus: ...
 
     async def start(self) -> None:

@@ -178,6 +178,10 @@ class LiveIndex:
     def vocabulary(self) -> Vocabulary:
         return self._state.notes.texts.vocabulary
 
+    @property
+    def other_space(self) -> int:
+        return len(self._state.notes.other_space)
+
     def status(self) -> IndexStatus:
         readiness = self._follower.readiness
         return IndexStatus(
@@ -188,7 +192,7 @@ class LiveIndex:
             vectors=len(self._index),
             tombstones=self._index.tombstones,
             segments=self._index.segments,
-            other_space=len(self._state.notes.other_space),
+            other_space=self.other_space,
             saved_at=self._keeper.saved_at,
             unsaved_since=self._keeper.unsaved_since,
             lost=self._state.lost,

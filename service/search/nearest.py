@@ -66,10 +66,9 @@ class NearestNotes:
                 return None
             changes = replace(changes, ids=frozenset())
         position, batches = self._index.position, self._index.begun_batches
-        hits = await self._neighbours.search(note_id, k, where)
+        hits = self._answerable(await self._neighbours.search(note_id, k, where), k, min_score)
         if hits is None:
             return None
-        hits = _from_score(hits, min_score)
         ids = [note_id, *(hit.id for hit in hits)]
         if not changes.ids.isdisjoint(ids):
             return None
@@ -87,13 +86,19 @@ class NearestNotes:
         if not self._freshness.is_current():
             return None
         position = self._index.position
-        hits = self._neighbours.search_nowait(note_id, k, where)
+        hits = self._answerable(self._neighbours.search_nowait(note_id, k, where), k, min_score)
         if hits is None:
             return None
-        hits = _from_score(hits, min_score)
         kept = self._items.get_nowait([note_id, *(hit.id for hit in hits)])
         items = kept and _present(kept, self._clock())
         return _nearest(items, hits, position) if items else None
+
+    def _answerable(self, hits: list[Hit] | None, k: int, min_score: float | None) -> list[Hit] | None:
+        """Return the hits whose score is `min_score` or more; None without hits, and where there are fewer than `k` but
+        a note whose vector is from another model might be one: such an answer is not complete."""
+        if hits is not None and min_score is not None:
+            hits = [hit for hit in hits if hit.score >= min_score]
+        return None if hits is not None and len(hits) < k and self._index.other_space else hits
 
 
 def _present(items: Sequence[RenderedItem | None], now: float) -> list[RenderedItem] | None:
@@ -105,7 +110,3 @@ def _present(items: Sequence[RenderedItem | None], now: float) -> list[RenderedI
 def _nearest(items: Sequence[RenderedItem], hits: Sequence[Hit], position: str) -> Nearest:
     """Combine items and hits. `items`: that of the note itself, then those of the hits."""
     return Nearest([(item, hit.score) for item, hit in zip(items[1:], hits, strict=True)], position)
-
-
-def _from_score(hits: list[Hit], min_score: float | None) -> list[Hit]:
-    return hits if min_score is None else [hit for hit in hits if hit.score >= min_score]

@@ -26,7 +26,7 @@ loop: the last block may have 2,048 notes, a request 20 boosts."""
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A selection. `complete`: as many notes as requested were chosen, or no further one could be."""
+    """A selection. `complete`: as many notes as requested were chosen, or no further note of the store could be."""
 
     selection: Selection
     complete: bool
@@ -68,9 +68,8 @@ class Ranker:
         while True:
             candidates = await self._find(depth)
             selection = await self._take(candidates.hits, count, verify)
-            enough = len(selection) >= count or candidates.exhausted
-            if enough or candidates.cut or self._notes.degraded:
-                return Ranking(selection, complete=enough)
+            if len(selection) >= count or candidates.exhausted or candidates.cut or self._notes.degraded:
+                return self._ranking(selection, count, candidates)
             depth *= 2
 
     async def _take(self, hits: Sequence[Hit], count: int, verify: bool) -> Selection:
@@ -95,12 +94,16 @@ class Ranker:
             block, rows = await self._unseen(candidates, seen)
             seen.update(hit.id for hit in candidates.hits)
             selection = await self._extend(selection, block, rows, count, verify)
-            enough = len(selection) >= count or candidates.exhausted
-            if enough or self._notes.degraded:
-                return Ranking(selection, complete=enough)
-            if depth >= MAX_DEPTH or candidates.cut:
-                return Ranking(selection, complete=False)
+            ended = len(selection) >= count or candidates.exhausted or candidates.cut or self._notes.degraded
+            if ended or depth >= MAX_DEPTH:
+                return self._ranking(selection, count, candidates)
             depth *= 2
+
+    def _ranking(self, selection: Selection, count: int, candidates: Candidates) -> Ranking:
+        """Return the ranking of a selection among the last candidates. It may lack notes where further candidates
+        exist, or notes whose vectors are from another model."""
+        is_exhausted = candidates.exhausted and not self._index.other_space
+        return Ranking(selection, complete=len(selection) >= count or is_exhausted)
 
     async def _unseen(self, candidates: Candidates, seen: Collection[str]) -> tuple[Sequence[Hit], IndexRows]:
         """Return the candidates of a block, those that earlier blocks did not have, and their rows; candidates that

@@ -272,7 +272,8 @@ class SimilarOut(BaseModel):
     recommendation_id: str = Field(description="id of this answer, the same on all pages of a list; send it in events")
     items: list[SimilarItem] = Field(description="related notes, best first")
     complete: bool = Field(
-        description="true: there are `k` items, or no further note matches; false: some may be missing"
+        description="true: there are `k` items, or no further note matches; false: some may be missing, as while notes "
+        "of another model are being read again"
     )
     degraded: bool = Field(
         description="true: the store is unavailable; only ids and scores are known, and were not checked"

@@ -103,7 +103,23 @@ async def test_a_note_of_another_space_is_refused_and_never_returned(
     await add(recommender, *soup(3))
     with pytest.raises(OtherSpace):
         await related(search, "alien", 10)
-    assert sorted(await similar_ids(search, "n0")) == ["n1", "n2"]
+    assert sorted(ids(await related(search, "n0", 10))) == ["n1", "n2"]
+
+
+async def test_a_list_is_incomplete_while_a_note_of_another_space_may_be_missing(
+    recommender: Recommender, search: NoteSearch, embedded_store: GatedStore
+) -> None:
+    await add(recommender, *soup(3))
+    assert (await related(search, "n0", 10)).complete
+    await embedded_store.put([Write(stored_note("alien", "soup", space="another"))])
+    await add(recommender, Note(id="later", title="soup"))
+    for diversity in 0.0, 0.5:
+        request = SearchRequest((Example("n0"),), k=10, diversity=diversity)
+        assert not (await search.related(request)).complete
+        assert (await search.related(replace(request, k=2))).complete
+    await embedded_store.delete("alien")
+    await add(recommender, Note(id="last", title="soup"))
+    assert (await related(search, "n0", 10)).complete
 
 
 async def gone_behind_the_index(

@@ -195,14 +195,21 @@ def test_metrics_count_restarts_of_the_embedded_store(serve: Any) -> None:
         eventually_true(lambda: client.get("/readyz").status_code == 200)
 
 
-def test_metrics_count_notes_of_another_model(serve: Any, guarded_redis: Any) -> None:
+def test_notes_of_another_model_are_counted_and_make_answers_incomplete(serve: Any, guarded_redis: Any) -> None:
     with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
-        assert client.post("/notes", json={"id": "a", "title": "a"}).status_code == 201
+        for note_id in "a", "b":
+            assert client.post("/notes", json={"id": note_id, "title": note_id}).status_code == 201
         assert metric(client, "notellm_notes_of_another_model") == 0
+        assert client.get("/notes/b/similar").json()["complete"]
         with redis.Redis.from_url(guarded_redis.url) as store:
             store.hset("{notes}:note:a", "space", "another")
             store.xadd("{notes}:log", {"id": "a", "op": "put", "by": "another"})
         eventually_true(lambda: metric(client, "notellm_notes_of_another_model") == 1)
+        for body in {}, {"diversity": 0.5}:
+            answer = client.post("/similar", json={"positive": [{"note_id": "b"}], **body}).json()
+            assert (answer["items"], answer["complete"]) == ([], False)
+        answer = client.get("/notes/b/similar").json()
+        assert (answer["items"], answer["complete"]) == ([], False)
 
 
 def test_loop_lag_is_measured_beside_the_worst_list(
