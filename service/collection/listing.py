@@ -71,4 +71,4 @@ async def list_notes(
         notes = await reader.read(limit)
         if reader.ended or notes:
             break  # one read returns at most MAX_READ_BYTES
-    return Page(notes, None if reader.ended else encode_cursor(reader.cursor, where, after), reader.cursor)
+    return Page(notes, None if reader.ended else encode_cursor(reader.cursor, where, after), reader.log_position)

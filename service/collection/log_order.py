@@ -33,15 +33,23 @@ class LogOrderReader:
         self._index = index
         self._where = where
         self._with_vectors = with_vectors
+        self._log_end = ORIGIN
+        """End of the log at the last call of `read`."""
         self._needed = ORIGIN
         """Position that `cursor` must reach before the reading has ended: notes that the index listed at earlier
         positions have changed up to there."""
+
+    @property
+    def log_position(self) -> str:
+        """Position of the log up to which every such note has been read. `cursor` may be later than the end of the log,
+        as `after` may be."""
+        return min(self.cursor, self._log_end, key=position_key)
 
     async def read(self, count: int) -> list[StoredNote]:
         """Return the next notes: at most `count`, as many as fit in MAX_READ_BYTES, possibly none. A note that has
         changed since the index saw it is read later, at its new position. Raises StoreUnavailable, IndexBehind."""
         time_left = ReadTime()
-        log_end = (await time_left.wait(self._store.log_bounds())).last
+        log_end = self._log_end = (await time_left.wait(self._store.log_bounds())).last
         await self._index.wait_for(log_end, READ_SECONDS)
         written = await self._index.written(self.cursor, count, self._where)
         ids = [row.id for row in written.rows]

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.schemas.common import LogPosition, NoteId, Time, Wire
-from service.api.schemas.filter import FilterIn, FlatFilterIn
+from service.api.schemas.filter import FilterIn, FlatFilterIn, check_order
 from service.api.schemas.notes import NoteOut
 from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Changes
 from service.collection.listing import MAX_IDS, MAX_PAGE, Page
@@ -37,6 +37,12 @@ class ListQuery(FlatFilterIn):
     updated_before: Time | None = Field(
         None, description="only notes whose last write was before this time, by the store's clock"
     )
+
+    @field_validator("updated_before")
+    @classmethod
+    def _check_updated(cls, before: Time | None, info: ValidationInfo) -> Time | None:
+        check_order(info.data.get("updated_after"), before, "updated_after", "updated_before")
+        return before
 
     def as_filter(self) -> Filter:
         where = super().as_filter()

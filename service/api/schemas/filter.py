@@ -6,8 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model.note import hashtag_key
 from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Form, HashtagName, Name, NoteId, Time, Wire
@@ -91,6 +101,13 @@ Attributed = Annotated[
 ]
 
 
+def check_order(lower: Any, upper: Any, lower_name: str, upper_name: str) -> None:
+    """Raise PydanticCustomError if one bound is above the other; None is no bound. The caller has mixed them up."""
+    if lower is not None and upper is not None and lower > upper:
+        message = "{lower} is above {upper}, so that no note would match: check whether they are exchanged"
+        raise PydanticCustomError("bounds_exchanged", message, {"lower": lower_name, "upper": upper_name})
+
+
 class FlatFilterIn(Wire):
     """Conditions on notes; all must hold."""
 
@@ -108,6 +125,12 @@ class FlatFilterIn(Wire):
         description=f"only notes with all of these attributes, each as {ATTRIBUTE_FORM}; each name must be in "
         "`filter_attributes` of GET /limits",
     )
+
+    @field_validator("created_before")
+    @classmethod
+    def _check_created(cls, before: Time | None, info: ValidationInfo) -> Time | None:
+        check_order(info.data.get("created_after"), before, "created_after", "created_before")
+        return before
 
     def as_filter(self) -> Filter:
         return Filter(
@@ -127,7 +150,38 @@ def name_and_value(attribute: str) -> tuple[str, str]:
     return name, str(attribute_text(value))
 
 
-class TimesIn(Wire):
+def _without_null(schema: dict[str, Any]) -> None:
+    """Remove null, which is refused, from the types of a schema's properties."""
+    for described in schema["properties"].values():
+        if described.get("default", "") is None:
+            del described["default"]
+        types = [one for one in described.pop("anyOf", ()) if one != {"type": "null"}]
+        described |= types[0] if len(types) == 1 else {"anyOf": types} if types else {}
+
+
+class Conditions(Wire):
+    """Base of conditions. A null is an error: without the condition a filter would match more notes, and a removal by
+    this filter would remove them."""
+
+    model_config = ConfigDict(json_schema_extra=_without_null)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_null(cls, value: Any) -> Any:
+        if isinstance(value, dict) and None in value.values():
+            error = PydanticCustomError("null", "must not be null; to set no such condition, leave it out")
+            errors = [InitErrorDetails(type=error, loc=(name,), input=None) for name in value if value[name] is None]
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return value
+
+
+def _check_bounds(bounds: Bounds[Any]) -> None:
+    for lower in "gt", "gte":
+        for upper in "lt", "lte":
+            check_order(getattr(bounds, lower), getattr(bounds, upper), lower, upper)
+
+
+class TimesIn(Conditions):
     """A time range with at least one bound."""
 
     gt: Time | None = Field(None, description="after this time")
@@ -139,6 +193,7 @@ class TimesIn(Wire):
     def _check_not_empty(self) -> Self:
         if not self.bounds:
             raise PydanticCustomError("no_bound", "must have at least one of gt, gte, lt, lte")
+        _check_bounds(self.bounds)
         return self
 
     @property
@@ -149,7 +204,7 @@ class TimesIn(Wire):
         return Bounds(gt, gte, lt, lte)
 
 
-class AttributeIn(Wire):
+class AttributeIn(Conditions):
     """A condition on an attribute. Numeric bounds match numbers only; string bounds match other strings only, ordered
     by code point. A string that holds a JSON number counts as this number."""
 
@@ -160,21 +215,25 @@ class AttributeIn(Wire):
     lte: AttributeBound | None = Field(None, description="less than or equal to this number or string")
 
     @model_validator(mode="after")
-    def _check_bounds(self) -> Self:
+    def _check_kinds(self) -> Self:
         kinds = {key[0] for key in (self.gt, self.gte, self.lt, self.lte) if key is not None}
         if not kinds and self.in_ is None:
             raise PydanticCustomError("no_condition", "must have at least one of in, gt, gte, lt, lte")
         if len(kinds) > 1:
             raise PydanticCustomError("bounds_differ", "must have bounds that are all numbers or all strings")
+        _check_bounds(self.bounds)
         return self
+
+    @property
+    def bounds(self) -> Bounds[OrderKey]:
+        return Bounds(self.gt, self.gte, self.lt, self.lte)
 
     def clauses(self, name: str) -> Iterator[Clause]:
         """Yield the conditions on the attribute `name`."""
         if self.in_ is not None:
             yield HasAttribute(name, frozenset(self.in_))
-        bounds: Bounds[OrderKey] = Bounds(self.gt, self.gte, self.lt, self.lte)
-        if bounds:
-            yield AttributeRange(name, bounds)
+        if self.bounds:
+            yield AttributeRange(name, self.bounds)
 
 
 AttributeCondition = Annotated[
@@ -185,7 +244,7 @@ AttributeCondition = Annotated[
 ]
 
 
-class ConditionsIn(Wire):
+class ConditionsIn(Conditions):
     """Conditions on notes; all must hold. If a field has several values, one of them must match; for `all_hashtag`, all
     of them."""
 

@@ -189,6 +189,17 @@ def test_list_by_the_time_of_the_last_write_begins_or_ends_there(notes: httpx2.C
     assert list_all(notes, updated_before=first_write) == []
 
 
+@pytest.mark.parametrize("updated_after", ["2026-01-01T00:00:00Z", "now", "2199-01-01T00:00:00Z"])
+def test_log_position_of_a_list_is_one_that_other_requests_accept(notes: httpx2.Client, updated_after: str) -> None:
+    (written,) = add(notes, "a")
+    after = datetime.now(UTC).isoformat() if updated_after == "now" else updated_after
+    listed = notes.get("/notes", params={"updated_after": after}).json()
+    assert listed["log_position"] == written
+    assert notes.get("/changes", params={"after": listed["log_position"]}).json()["changes"] == []
+    waited = notes.get("/notes/a/similar", params={"min_log_position": listed["log_position"]})
+    assert waited.status_code == 200
+
+
 def test_cursor_of_other_filters_is_refused(notes: httpx2.Client) -> None:
     add(notes, "a", "b", author="tom")
     cursor = notes.get("/notes", params={"author": "tom", "limit": 1}).json()["next_cursor"]
@@ -204,7 +215,16 @@ def test_cursor_that_is_none_is_refused(notes: httpx2.Client, cursor: str) -> No
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/query/cursor")
 
 
-@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1001}, {"authors": "tom"}, {"updated_after": "yesterday"}])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": 0},
+        {"limit": 1001},
+        {"authors": "tom"},
+        {"updated_after": "yesterday"},
+        {"updated_after": "2026-02-01T00:00:00Z", "updated_before": "2026-01-01T00:00:00Z"},
+    ],
+)
 def test_list_that_is_not_valid_is_refused(notes: httpx2.Client, query: dict[str, Any]) -> None:
     assert notes.get("/notes", params=query).status_code == 422
 

@@ -160,12 +160,22 @@ for _ in range(20):
         ({"created_at": {}}, "/filter/created_at", "must have at least one of gt, gte, lt, lte"),
         ({"created_at": {"gt": "soon"}}, "/filter/created_at/gt", "valid datetime"),
         ({"created_at": "2026-03-05T00:00:00Z"}, "/filter/created_at", "must be an object with"),
+        (
+            {"created_at": {"gt": "2026-03-09T00:00:00Z", "lte": "2026-03-05T00:00:00Z"}},
+            "/filter/created_at",
+            "gt is above",
+        ),
+        ({"attribute": {"seats": {"gte": 5, "lt": 2}}}, "/filter/attribute/seats", "gte is above lt"),
+        ({"category": "T-Food", "author": None}, "/filter/author", "leave it out"),
+        ({"any": [{"category": "T-Food"}, {"not": None}]}, "/filter/any/1/not", "leave it out"),
+        ({"created_at": {"gt": "2026-03-09T00:00:00Z", "lt": None}}, "/filter/created_at/lt", "leave it out"),
+        ({"attribute": {"seats": {"gt": 1, "in": None}}}, "/filter/attribute/seats/in", "leave it out"),
         ({"exclude": ["a/b"]}, "/filter/exclude/0", "must be a string of 1 to 128 characters"),
         ({"exclude": ["t0"] * 10_001}, "/filter/exclude", "at most 10000 items"),
         ({"any": [{"author": "a", "category": "c", "hashtag": "h"}] * 17}, "/filter", "max_filter_conditions = 50"),
         (NESTED_TOO_DEEP, "/filter", "max_filter_depth = 8"),
     ],
-    ids=range(23),
+    ids=range(29),
 )
 def test_a_bad_filter_is_refused_with_a_pointer(client: httpx2.Client, filter: Any, pointer: str, says: str) -> None:
     answer = ask(client, filter)

@@ -112,6 +112,7 @@ def test_a_log_position_is_waited_for(client: httpx2.Client, monkeypatch: pytest
         ("k=many", "/query/k"),
         ("created_after=soon", "/query/created_after"),
         ("created_before=-1", "/query/created_before"),
+        ("created_after=2026-02-01T00:00:00Z&created_before=2026-01-01T00:00:00Z", "/query/created_before"),
         ("min_score=2", "/query/min_score"),
         ("colour=red", "/query/colour"),
         ("attribute=language", "/query/attribute/0"),
