@@ -6,6 +6,7 @@ NoteLLMError
 ├── ListExpired           the result list of a cursor has expired, or never existed
 ├── InvalidInput          well-formed, but fields are not valid; `errors` points to them
 ├── MalformedBody         the body is not valid UTF-8 JSON
+├── BodyNotTaken          the request has a body that it would ignore
 ├── UnsupportedMediaType  the address does not accept the body's media type or encoding
 ├── LimitExceeded         the body, note or batch exceeds a limit of GET /limits
 ├── MalformedHeader       a request header is not valid, or the address does not support it
@@ -126,12 +127,18 @@ class MalformedBody(NoteLLMError):
         self.detail = detail
 
 
+class BodyNotTaken(NoteLLMError):
+    def __init__(self) -> None:
+        super().__init__("This request takes no body, and would ignore it; send none, or use another endpoint.")
+
+
 class UnsupportedMediaType(NoteLLMError):
     """The body has a type or encoding that the address does not take. `header`: Content-Type or Content-Encoding;
     `accepted`: the values that it may have, in words."""
 
     def __init__(self, header: str, value: str, accepted: str) -> None:
-        super().__init__(f"The body's {header} is {value[:100]!r}; this address accepts {accepted}.")
+        given = f"is {value[:100]!r}" if value else "is missing"
+        super().__init__(f"The body's {header} {given}; this address accepts {accepted}.")
         self.header = header
         self.accepted = accepted
 
@@ -346,7 +353,7 @@ class DeadlineExceeded(TryLater):
 class StoreUnavailable(TryLater):
     def __init__(self, detail: str) -> None:
         super().__init__(
-            f"The store is unavailable: {detail}. Writes of this request may or may not be stored; try again."
+            f"The store is unavailable: {detail}. Try again. If this request is a write, it may or may not be stored."
         )
 
 

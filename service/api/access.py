@@ -20,6 +20,7 @@ from service.access.principal import ADMIN_SCOPES, READ_SCOPES, Principal, Scope
 from service.api.rate_limit import rate_limit_headers
 from service.container import ReadService
 from service.errors import FieldError, InvalidInput, QuotaExceeded
+from service.lifecycle import Lifecycle
 from service.tenants import Tenants
 from service.tracing import take_tokens
 
@@ -81,11 +82,13 @@ def may_spend_tokens(handler: Callable[..., Any]) -> bool:
 
 
 async def admit(request: Request, scopes: frozenset[Scope]) -> None:
-    """Admit a caller who has one of `scopes`, and count the request; if `scopes` is empty, admit everyone. Raises what
-    `authorise` and `count` raise."""
+    """Admit a caller who has one of `scopes`, and count the request; if `scopes` is empty, admit everyone. Nothing is
+    counted until the service has started: nearly every request is refused until then. Raises what `authorise` and
+    `count` raise."""
     if scopes:
         await authorise(request, scopes)
-        await count(request)
+        if cast(Lifecycle, request.app.state.lifecycle).started:
+            await count(request)
 
 
 async def authorise(request: Request, scopes: frozenset[Scope]) -> None:

@@ -20,7 +20,7 @@ from service.access.gate import Gate
 from service.api import problems, reader
 from service.api.connection import CallerLeft
 from service.api.early_refusal import EarlyRefusal
-from service.api.middleware import AnswerFailures, BodyLimit, RequestContext
+from service.api.middleware import AnswerFailures, BodyLimit, HeadAsGet, RequestContext
 from service.api.openapi import describe
 from service.api.request_log import RequestLog
 from service.api.routes import (
@@ -209,6 +209,7 @@ def _new_app(
     app.state.lifecycle, app.state.telemetry, app.state.gate = lifecycle, telemetry, gate
     app.state.scenarios, app.state.settings = scenarios or {}, settings
     app.state.request_log = RequestLog(telemetry, gate.meter, settings.log_sample)
+    app.add_middleware(HeadAsGet)
     for error in (CallerLeft, ClientDisconnect):
         app.add_exception_handler(error, _answer_nobody)
     return app

@@ -83,22 +83,23 @@ def lines(description: str) -> dict[str, Any]:
     return {NDJSON: {"schema": {"type": "string", "description": description}}}
 
 
+def has_body(headers: Headers) -> bool:
+    """Return whether a request with these headers has a body that is not empty, as far as they say."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
 def media_type(headers: Headers) -> str:
     """Return the body's media type without parameters, in lower case; "" where the header is missing."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def check_media_type(headers: Headers, *others: str) -> None:
-    """Refuse a body that is compressed, or neither JSON nor one of `others`. Raises UnsupportedMediaType.
-
-    Raises MalformedBody for a body without a type: browsers let any web page send one without a preflight.
-    """
+    """Refuse a body that is compressed, or neither JSON nor one of `others`. Raises UnsupportedMediaType, also for a
+    body without a type: browsers let any web page send one without a preflight."""
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedMediaType("Content-Encoding", encoding, "identity")
     body_type = media_type(headers)
-    if not body_type:
-        raise MalformedBody(f"it has no media type; send Content-Type: {JSON}")
     is_json = body_type == JSON or (body_type.startswith("application/") and body_type.endswith("+json"))
     if body_type in PATCH_TYPES or (not is_json and body_type not in others):
         raise UnsupportedMediaType("Content-Type", body_type, ", ".join((JSON, *others)))
@@ -109,9 +110,22 @@ def parse_json(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINE
     check_not_empty(raw)
     check_containers(raw, pointer, max_containers)
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        return load_json(raw)
+    except json.JSONDecodeError as error:
         raise MalformedBody(str(error)) from error
+
+
+def load_json(raw: bytes) -> Any:
+    """Parse JSON as orjson does, but raise JSONDecodeError at the byte that is not UTF-8, where orjson names the first
+    one."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            raise json.JSONDecodeError("not valid UTF-8", "", error.start) from error
+        raise
 
 
 def check_not_empty(raw: bytes) -> None:

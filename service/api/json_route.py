@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import orjson
 from fastapi import Request, Response
 
 from service.api.bodies import (
@@ -14,6 +13,7 @@ from service.api.bodies import (
     check_containers,
     check_media_type,
     check_not_empty,
+    load_json,
 )
 from service.api.bounds import check_note_size
 from service.api.strict_route import StrictRoute
@@ -24,7 +24,7 @@ class StrictJsonRequest(Request):
     surrogates."""
 
     async def json(self) -> Any:
-        return orjson.loads(await self.body())
+        return load_json(await self.body())
 
 
 class StrictJsonRoute(StrictRoute):

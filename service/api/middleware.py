@@ -122,6 +122,23 @@ class RequestContext:
         )
 
 
+class HeadAsGet:
+    """Answers HEAD as GET: the server sends the answer to a HEAD without its body. Metrics and log lines say HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["route"] = as_get.get("route")  # for the log line and the metrics
+
+
 class AnswerFailures:
     """Answers 500 if the code fails, and 503 if the process ends before a request is answered."""
 

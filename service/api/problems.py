@@ -40,6 +40,7 @@ STATUS: dict[type[Exception], int] = {
     errors.ListExpired: 410,
     errors.InvalidInput: 422,
     errors.MalformedBody: 400,
+    errors.BodyNotTaken: 400,
     errors.MalformedHeader: 400,
     errors.KeyReused: 422,
     errors.KeyInUse: 409,

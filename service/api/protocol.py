@@ -45,6 +45,7 @@ from service.api.early_response import EarlyResponder, EarlyResponse
 from service.api.head_with_body import HeadWithBody
 from service.api.holding_flow import HoldingFlow
 from service.api.problems import MEDIA_TYPE, plain_problem
+from service.api.request_head import malformed
 from service.api.unsent_answers import UnsentAnswers
 
 FULL_LINE_SECONDS = 10.0
@@ -62,16 +63,6 @@ class HttpConfig(uvicorn.Config):
     admin_port: int | None
     refused: Counter
     ended: Counter
-
-
-def _has_path(target: bytes) -> bool:
-    """Return whether the target of a request has a path; http://host has none, and uvicorn fails on such a request."""
-    if target.startswith(b"/"):  # the parser has validated it
-        return True
-    try:
-        return httptools.parse_url(target).path is not None
-    except httptools.HttpParserInvalidURLError:
-        return False
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -226,8 +217,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.url.count(b"&") >= MAX_QUERY_PARAMETERS:
             self._refuse_head("max_query_parameters", MAX_QUERY_PARAMETERS, 414)
             return
-        if not _has_path(self.url):
-            self._end("malformed", 400, "The target of the request has no valid path: send the path only.")
+        if problem := malformed(self.url, self.headers, self.parser.get_http_version()):
+            self._end("malformed", 400, problem)
             return
         self._in_head = False
         self._unparsed = 0

@@ -44,9 +44,11 @@ from service.settings import Settings
 from service.tenants import Tenants
 from service.tracing import RequestStages, begin_request
 
-UNDECIDED_HEADERS = frozenset(name.encode() for name in (*CONDITIONS, "x-request-timeout"))
+UNDECIDED_HEADERS = frozenset(
+    name.encode() for name in (*CONDITIONS, "x-request-timeout", "content-length", "transfer-encoding")
+)
 """Headers that the app refuses or checks."""
-UNDECIDED_EARLY = UNDECIDED_HEADERS | {b"origin", b"expect", b"content-length", b"transfer-encoding"}
+UNDECIDED_EARLY = UNDECIDED_HEADERS | {b"origin", b"expect"}
 """Headers with which the connection leaves a request to the app or to uvicorn, which handle them."""
 
 

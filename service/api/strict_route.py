@@ -1,5 +1,6 @@
 """Routes that admit the callers that their handler declares, and refuse what they would otherwise ignore: query
-parameters that are unknown or repeated, headers that are repeated, conditions, and an Idempotency-Key of a write."""
+parameters that are unknown or repeated, headers that are repeated, conditions, an Idempotency-Key of a write, and a
+body."""
 
 from __future__ import annotations
 
@@ -14,20 +15,26 @@ from starlette.datastructures import QueryParams
 
 from service.access.principal import READ_SCOPES
 from service.api.access import admit, may_spend_tokens, needed_scopes
+from service.api.bodies import has_body
 from service.api.repeated_headers import is_repeated, repeated_error
 from service.api.schemas.problem import MAX_SHOWN, hint_at_known
-from service.errors import MAX_ERRORS, FieldError, InvalidInput, MalformedHeader
+from service.errors import MAX_ERRORS, BodyNotTaken, FieldError, InvalidInput, MalformedHeader
 
 CONDITIONS = ("if-match", "if-none-match", "if-unmodified-since")
 """Headers that make a request conditional: if they were ignored, it could do what the caller wanted to prevent."""
+SEVERAL_VALUES = {
+    **dict.fromkeys(("generate", "by"), "join its values with commas"),
+    **dict.fromkeys(("author", "category"), "for several values, send a `filter` in the body of a request"),
+}
+"""Query parameters that are read once, with what to do to send several values."""
 IDEMPOTENCY_KEY = "idempotency-key"
 """Header that makes a write safe to repeat. It is ignored on a read, which is safe to repeat anyway."""
 
 
 class StrictRoute(APIRoute):
     """A route for callers with one of the scopes that its handler declares (access.py). It takes the query parameters,
-    the conditions and the Idempotency-Key that its handler declares, and answers any other with an error that names
-    it."""
+    the conditions, the Idempotency-Key and the body that its handler declares, and answers any other with an error that
+    names it."""
 
     admit = staticmethod(admit)
     """Admits a caller before anything else of the request is checked."""
@@ -49,6 +56,7 @@ class StrictRoute(APIRoute):
         heeded = (*CONDITIONS, IDEMPOTENCY_KEY) if writes else CONDITIONS
         unheeded = [header for header in heeded if header not in headers]
         single = headers.difference(CONDITIONS)
+        takes_body = self.body_field is not None or "requestBody" in (self.openapi_extra or {})
 
         async def handle_strictly(request: Request) -> Response:
             request.state.spends_tokens = spends_tokens
@@ -62,6 +70,8 @@ class StrictRoute(APIRoute):
             if request.scope["query_string"]:
                 refuse_unknown(request.query_params.keys(), names)
                 refuse_repeated(request.query_params, lists)
+            if not takes_body and has_body(request.headers):
+                raise BodyNotTaken
             return await handle(request)
 
         return handle_strictly
@@ -87,10 +97,14 @@ def refuse_repeated(given: QueryParams, lists: Collection[str]) -> None:
     if len(given.multi_items()) == len(given):
         return
     counts = Counter(name for name, _ in given.multi_items() if name not in lists)
-    message = "is given {} times, but this address reads it once; the items of a list are joined by commas"
-    repeated = [FieldError(f"/query/{name}", message.format(count)) for name, count in counts.items() if count > 1]
+    repeated = [_repeated(name, count) for name, count in counts.items() if count > 1]
     if repeated:
         raise InvalidInput(repeated)
+
+
+def _repeated(name: str, count: int) -> FieldError:
+    advice = SEVERAL_VALUES.get(name, "send one value")
+    return FieldError(f"/query/{name}", f"is given {count} times, but is read once: {advice}")
 
 
 def _unknown(name: str, known: Collection[str]) -> FieldError:

@@ -77,10 +77,19 @@ def test_json_media_type_in_any_spelling_is_accepted(client: httpx2.Client, kind
 
 
 @pytest.mark.parametrize(("method", "path"), WITH_BODY)
-def test_body_without_media_type_is_400_and_names_json(client: httpx2.Client, method: str, path: str) -> None:
+def test_body_without_media_type_is_415_and_names_json(client: httpx2.Client, method: str, path: str) -> None:
     answer = send(client, method, path, NOTE, None)
+    assert answer.status_code == 415
+    assert "Content-Type is missing" in answer.json()["detail"]
+    assert "application/json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/notes", "/similar"])
+def test_byte_that_is_not_utf_8_is_named(client: httpx2.Client, path: str) -> None:
+    answer = send(client, "POST", path, b'{"title":"\xff"}', "application/json")
     assert answer.status_code == 400
-    assert "Content-Type: application/json" in answer.json()["detail"]
+    assert "not valid UTF-8" in answer.json()["detail"]
+    assert "(char 10)" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(("method", "path"), WITH_BODY)

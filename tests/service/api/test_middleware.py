@@ -29,6 +29,26 @@ def test_request_id_is_echoed_if_valid_else_generated(client: httpx2.Client) -> 
     assert answer.json()["instance"] == "mine-2"
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/notes/sample-en-001", "/notes/sample-en-001/similar", "/notes", "/notes/nobody", "/nothing", "/openapi.json"],
+)
+def test_head_is_answered_as_get_without_a_body(client: httpx2.Client, path: str) -> None:
+    got, answer = client.get(path), client.head(path)
+    assert (answer.status_code, answer.content) == (got.status_code, b"")
+    for name in "content-type", "etag":
+        assert answer.headers.get(name) == got.headers.get(name)
+    assert client.get("/livez").json() == {"status": "alive"}, "the connection goes on"
+
+
+def test_head_where_no_get_is_answered_is_refused_and_counted_as_head(client: httpx2.Client) -> None:
+    answer = client.head("/similar")
+    assert (answer.status_code, answer.headers["allow"], answer.content) == (405, "POST", b"")
+    client.head("/notes/sample-en-001")
+    labels = '{code="200",method="HEAD",route="/notes/{note_id}"}'
+    assert f"notellm_http_request_duration_seconds_count{labels}" in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("kind", ["application/x-ndjson-but-not", "application/x-ndjson+json", NDJSON])
 @pytest.mark.parametrize(("method", "path"), WITH_BODY[1:])
 def test_endless_body_of_any_media_type_is_refused(client: httpx2.Client, method: str, path: str, kind: str) -> None:

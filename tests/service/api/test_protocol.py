@@ -235,6 +235,10 @@ def test_head_within_its_bound_is_taken(url: str) -> None:
         POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\r\n b\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+        POST + b"Content-Type: application/json\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}",
         *(
             b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"
             for target in (b"http://a", b"http://a?x=1", b"http://h:70000/x", b"http://[::1]", b"HTTP://")
@@ -245,6 +249,15 @@ def test_malformed_request_is_a_problem(url: str, request_bytes: bytes) -> None:
     with connected(url) as connection:
         connection.sendall(request_bytes)
         assert problem_in(connection, 400)
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /livez HTTP/1.0\r\n", b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n"]
+)
+def test_host_may_be_missing_in_http_1_0_and_repeated_with_one_value(url: str, head: bytes) -> None:
+    with connected(url) as connection:
+        connection.sendall(head + b"\r\n")
+        assert read_answer(connection)[0] == 200
 
 
 def test_request_on_which_an_early_answer_fails_is_answered_by_the_app(
@@ -551,7 +564,7 @@ def test_pipelined_requests_wait_unparsed_and_all_are_answered(url: str, waiting
 
 @pytest.mark.parametrize("headers", [b"", b"Upgrade:a\r\nConnection:upgrade\r\n"], ids=["plain", "upgrades"])
 def test_requests_in_one_piece_with_a_body_wait_unparsed(url: str, waiting: list[int], headers: bytes) -> None:
-    count, request = 1300, b"GET /livez HTTP/1.1\r\n" + headers + b"\r\n"
+    count, request = 1300, b"GET /livez HTTP/1.1\r\nHost: a\r\n" + headers + b"\r\n"
     body = b'{"title": "before them all%s"}' % (b" " * PIECE_BYTES)  # the body ends in another piece than its head
     first = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")

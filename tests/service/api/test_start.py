@@ -109,13 +109,31 @@ def test_start_fails_where_the_model_does(serve: Serve, monkeypatch: pytest.Monk
 def test_requests_during_a_start_are_503_with_retry_after(serve: Serve, gate: threading.Event) -> None:
     with serve(wait=False) as url, httpx2.Client(base_url=url, timeout=30) as client:
         for method, path in REQUESTS:
-            body = {"json": {"title": "too early"}} if method.startswith("P") else {}
+            body = {"json": {"title": "too early"}} if method.startswith("P") and path != "/verify" else {}
             answer = client.request(method, path, **body)
             assert answer.status_code == 503, path
             assert answer.headers["content-type"] == "application/problem+json"
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["type"].endswith("/starting")
         gate.set()
+
+
+def test_requests_during_a_start_use_no_quota(
+    serve: Serve, gate: threading.Event, guarded_redis: Any, request: pytest.FixtureRequest
+) -> None:
+    settings = {"redis_url": guarded_redis.url, "bootstrap_key": BOOTSTRAP_KEY}
+    with serve(**settings) as url, httpx2.Client(base_url=url, timeout=30) as client:
+        key = {"name": "few", "scopes": ["notes.read"], "quota": {"requests_per_minute": 2}}
+        headers = {"authorization": f"Bearer {BOOTSTRAP_KEY}"}
+        token = client.post("/keys", json=key, headers=headers).json()["key"]
+    request.getfixturevalue("slow_model")
+    headers = {"authorization": f"Bearer {token}"}
+    with serve(wait=False, **settings) as url, httpx2.Client(base_url=url, timeout=30, headers=headers) as client:
+        starting(client, "Loading the model")
+        assert [client.get("/notes/a").status_code for _ in range(3)] == [503] * 3
+        gate.set()
+        eventually_true(lambda: client.get("/startupz").status_code == 200)
+        assert [client.get("/notes/a").status_code for _ in range(3)] == [404, 404, 429]
 
 
 @pytest.mark.usefixtures("slow_model")

@@ -1,4 +1,4 @@
-"""Query parameters that would be ignored are refused: unknown ones, and repeated values of a single one."""
+"""What would be ignored is refused: unknown query parameters, repeated values of a single one, bodies."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 OPENAPI = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_text())
 OPERATIONS = [(method.upper(), path) for path, methods in OPENAPI["paths"].items() for method in methods]
+SEVERAL = "for several values, send a `filter` in the body of a request"
 BODIES: dict[str, Any] = {"/notes": {"title": "x"}, "/notes/{note_id}": {"title": "x"}}
 
 
@@ -61,25 +62,39 @@ def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> 
 
 
 @pytest.mark.parametrize(
-    ("address", "name"),
+    ("address", "name", "advice"),
     [
-        ("/notes/sample-en-001/similar?k=1&k=2", "k"),
-        ("/notes/sample-en-001/similar?category=Food&k=1&category=Travel", "category"),
-        ("/notes?author=a&author=b", "author"),
-        ("/reports/recommendations?by=scenario&by=variant", "by"),
+        ("/notes/sample-en-001/similar?k=1&k=2", "k", "send one value"),
+        ("/notes/sample-en-001/similar?category=Food&k=1&category=Travel", "category", SEVERAL),
+        ("/notes?author=a&author=b", "author", SEVERAL),
+        ("/reports/recommendations?by=scenario&by=variant", "by", "join its values with commas"),
     ],
 )
 def test_parameter_that_is_given_twice_and_taken_once_is_refused(
-    client: httpx2.Client, address: str, name: str
+    client: httpx2.Client, address: str, name: str, advice: str
 ) -> None:
     answer = client.get(address)
     assert answer.status_code == 422, answer.text
-    assert answer.json()["errors"] == [
-        {
-            "pointer": f"/query/{name}",
-            "detail": "is given 2 times, but this address reads it once; the items of a list are joined by commas",
-        }
-    ]
+    detail = f"is given 2 times, but is read once: {advice}"
+    assert answer.json()["errors"] == [{"pointer": f"/query/{name}", "detail": detail}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/notes/sample-en-001"),
+        ("GET", "/notes/sample-en-001"),
+        ("GET", "/notes/sample-en-001/similar"),
+        ("POST", "/verify"),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_where_none_is_read_is_refused(client: httpx2.Client, method: str, path: str, chunked: bool) -> None:
+    body = b'{"dry_run": true}'
+    answer = client.request(method, path, content=iter([body]) if chunked else body)
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "body-not-taken")
+    assert client.get("/notes/sample-en-001").status_code == 200
+    assert client.request("POST", "/verify", headers={"content-length": "0"}).status_code == 200
 
 
 def test_parameter_that_is_a_list_is_taken_several_times(client: httpx2.Client) -> None:
