@@ -16,8 +16,15 @@ from model.generation import GenerationRequest
 from service.access.principal import DEFAULT_TENANT
 
 FIRST_ESTIMATE = 0.05
-"""Engine seconds assumed for a note before any was measured: about those of 100 tokens on two cores
+"""Engine seconds assumed for the vector of a note before any was measured: about those of 100 tokens on two cores
 (docs/benchmarks.md)."""
+MIN_ESTIMATE = 1e-4
+"""Minimum estimate: a mean that began at 0 could not rise (MAX_RISE)."""
+HASHTAGS_WORK, CATEGORY_WORK = 1.5, 1.5
+"""Engine seconds of five hashtags and of a category out of 20, relative to those of the vector: eight notes together
+take 22 ms each for vectors, 52 ms with categories and 84 ms with both (docs/benchmarks.md)."""
+ALONE_WORK = 2.0
+"""Engine seconds of a note that runs alone, relative to its share of a batch."""
 NEW_WEIGHT = 0.2
 """Weight of the newest note in the running mean of engine seconds: after ten notes, the earlier ones together weigh
 about a tenth."""
@@ -85,11 +92,12 @@ class EngineSeconds:
     three times as long as the text of a search.
 
     Notes that share an engine step get shares of its time by their tokens in it, so that the seconds of all notes add
-    up to the time for which the engine was busy. A mean starts at FIRST_ESTIMATE rather than at the first measurement:
-    the first note often runs alone, and takes twice its share of a batch.
+    up to the time for which the engine was busy. A mean starts at an estimate rather than at the first measurement: the
+    first note often runs alone, and takes ALONE_WORK times its share of a batch. `first`: estimate for a note's vector.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: float = FIRST_ESTIMATE) -> None:
+        self._first = first
         self._means: dict[tuple[Lane, bool, bool, bool], float] = {}
 
     def measure(self, lane: Lane, request: GenerationRequest, seconds: float) -> None:
@@ -99,7 +107,7 @@ class EngineSeconds:
 
     def expected(self, lane: Lane, request: GenerationRequest) -> float:
         """Return the seconds that one note is expected to take."""
-        return self._means.get(_kind(lane, request), FIRST_ESTIMATE)
+        return self._means.get(_kind(lane, request), self._first * _work(request))
 
     def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
         """Return the expected seconds until a new note of a tenant in `lane` starts, after the notes of `admissions`.
@@ -120,6 +128,16 @@ class EngineSeconds:
                 total += seconds
                 own_notes += admission.left if admission.lane is lane else 0
         return total + sum(seconds * min(1.0, (own_notes + 1) / max(1, notes)) for notes, seconds in others.values())
+
+
+def first_estimate(alone: float, request: GenerationRequest) -> float:
+    """Return the estimate for a note's vector, from the seconds that a note took which ran alone."""
+    return max(MIN_ESTIMATE, alone / ALONE_WORK / _work(request))
+
+
+def _work(request: GenerationRequest) -> float:
+    """Return the expected engine seconds of a request, relative to those of the vector alone."""
+    return 1.0 + HASHTAGS_WORK * bool(request.hashtags) + CATEGORY_WORK * bool(request.categories)
 
 
 def _kind(lane: Lane, request: GenerationRequest) -> tuple[Lane, bool, bool, bool]:

@@ -19,7 +19,7 @@ import structlog
 from model.generation import VECTOR_ONLY, GenerationOutput, GenerationRequest, Usage
 from model.note import Note
 from service.access.principal import DEFAULT_TENANT
-from service.admission import PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
+from service.admission import FIRST_ESTIMATE, PATIENT, WAITING_SHARE, Admission, EngineSeconds, Lane, Urgency
 from service.engine_threads import engine_thread
 from service.errors import DeadlineExceeded, EngineFailed, QueueFull, Stopping
 from service.interfaces import Engine, TokenizedRequest
@@ -47,7 +47,8 @@ class Batcher:
 
     `max_tokens`: prefill budget of one engine step, in prompt tokens. `max_notes`: notes in the engine at a time.
     `max_queue`: notes that may wait, and `max_seconds`: longest expected wait in the interactive lane; beyond either,
-    QueueFull is raised. `count_tenants`: returns the number of tenants that share the queue. `now`: clock of Urgency.
+    QueueFull is raised. `first_estimate`: engine seconds to expect for a note's vector until some are measured.
+    `count_tenants`: returns the number of tenants that share the queue. `now`: clock of Urgency.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Batcher:
         max_notes: int,
         max_queue: int,
         max_seconds: float = math.inf,
+        first_estimate: float = FIRST_ESTIMATE,
         count_tenants: Callable[[], int] = lambda: 1,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,7 +78,7 @@ class Batcher:
         self._tokenise_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._task: asyncio.Task[None] | None = None
         self._admissions: set[Admission] = set()
-        self._engine_seconds = EngineSeconds()
+        self._engine_seconds = EngineSeconds(first_estimate)
         self._stopping = False
         self._step_since: float | None = None
         self._running: dict[object, QueuedNote] = {}

@@ -23,6 +23,7 @@ from model.hashtags.lexical_index import InvertedLexicalIndex
 from model.inference.engine import Engine
 from model.note import Note
 from service.access.gate import Gate
+from service.admission import first_estimate
 from service.api.app import create_app
 from service.api.scenarios import read_scenarios
 from service.batcher import Batcher
@@ -69,7 +70,9 @@ START_ERRORS = (CheckpointError, CategoriesTooLong, EmbeddedRedisError)
 FOLLOWING_SECONDS = 60.0
 """Seconds between two reports of its log position to the store by a replica that keeps no snapshots."""
 FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles at the market, temples at dawn.")
-"""Note for the first run of the model at the start; its output is not used."""
+"""Note for the first runs of the model at the start; their outputs are not used."""
+FIRST_HASHTAGS = 5
+"""Hashtags that these runs write: as many as the figures of admission.HASHTAGS_WORK are for."""
 MERGE_SECONDS = 600.0
 """Maximum wait of the start of the readers for the indexes of all tenants to be merged; they then start with what is
 merged so far."""
@@ -128,7 +131,7 @@ async def open_service(
         known = None if settings.redis_url else stack.enter_context(closing(KnownPositions(settings.data_dir)))
         shared = SharedParts(settings, url, telemetry, gate, known)
         connection = await shared.open_gate(stack)  # early: /metrics is read during the start
-        engine = await _load_in_thread(settings, lifecycle)
+        engine, estimate = await _load_in_thread(settings, lifecycle)
         batcher = Batcher(
             engine,
             telemetry,
@@ -136,6 +139,7 @@ async def open_service(
             max_notes=settings.batch_notes,
             max_queue=settings.queue_notes,
             max_seconds=settings.queue_seconds,
+            first_estimate=estimate,
             count_tenants=lambda: len(tenants),
         )
         searchers = search_threads()
@@ -307,7 +311,7 @@ def _discard_snapshots(settings: Settings, name: str, identity: str) -> None:
     remove_unused_snapshots(snapshot_folder(settings, name, identity))
 
 
-async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> Engine:
+async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> tuple[Engine, float]:
     """Load the engine in a thread of its own, so that the event loop answers probes meanwhile."""
     lifecycle.report("Loading the model")
     loading = engine_thread("load-engine")
@@ -317,9 +321,11 @@ async def _load_in_thread(settings: Settings, lifecycle: Lifecycle) -> Engine:
         loading.shutdown(wait=False)
 
 
-def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
-    """Load the model, check that it can choose among the deployment's categories, and run it once: the first run of
-    each of its graphs takes a second longer, for which the first caller would wait."""
+def _load_engine(settings: Settings, progress: Callable[[str], None]) -> tuple[Engine, float]:
+    """Load the model, check that it can choose among the deployment's categories, and run it twice: the first run of
+    each of its graphs takes a second longer, for which the first caller would wait, and the second one is timed. Return
+    the engine, and the engine seconds to expect for a note's vector: without them the first burst of requests would be
+    admitted and then time out."""
     engine = Engine.load(
         settings.checkpoint,
         cache=settings.cache_dir,
@@ -333,8 +339,11 @@ def _load_engine(settings: Settings, progress: Callable[[str], None]) -> Engine:
     engine.tokenize(Note(), GenerationRequest(categories=categories))  # fails now, not at the first note
     engine.keep_closed_set(categories)
     progress("Warming up the model")
-    engine.generate([FIRST_NOTE], GenerationRequest(hashtags=1, categories=categories))
-    return engine
+    request = GenerationRequest(hashtags=FIRST_HASHTAGS, categories=categories)
+    engine.generate([FIRST_NOTE], request)
+    began = time.monotonic()
+    engine.generate([FIRST_NOTE], request)
+    return engine, first_estimate(time.monotonic() - began, request)
 
 
 async def _open_embedded(

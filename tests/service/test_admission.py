@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from model.generation import VECTOR_ONLY
-from service.admission import FIRST_ESTIMATE, Admission, EngineSeconds, Lane
+from model.generation import VECTOR_ONLY, GenerationRequest
+from service.admission import FIRST_ESTIMATE, Admission, EngineSeconds, Lane, first_estimate
 
 
 def test_long_notes_loaded_in_bulk_are_not_taken_for_the_length_of_texts_searched_for() -> None:
@@ -27,6 +27,15 @@ def test_one_note_that_takes_a_hundred_times_as_long_hardly_changes_what_the_nex
     for _ in range(20):
         seconds.measure(Lane.INTERACTIVE, VECTOR_ONLY, 100 * FIRST_ESTIMATE)
     assert seconds.expected(Lane.INTERACTIVE, VECTOR_ONLY) > 90 * FIRST_ESTIMATE, "if all take as long, it follows"
+
+
+def test_note_with_hashtags_and_category_is_expected_to_take_longer_before_any_was_measured() -> None:
+    everything = GenerationRequest(hashtags=5, categories=("Food", "Travel"))
+    seconds = EngineSeconds(first_estimate(0.8, everything))
+    assert seconds.expected(Lane.INTERACTIVE, VECTOR_ONLY) == pytest.approx(0.1)
+    assert seconds.expected(Lane.INTERACTIVE, everything) == pytest.approx(0.4)
+    seconds.measure(Lane.INTERACTIVE, everything, 0.5)
+    assert seconds.expected(Lane.INTERACTIVE, everything) == pytest.approx(0.42)
 
 
 def test_expected_wait_counts_turns_of_other_tenants() -> None:

@@ -33,6 +33,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[WordEngine]:
     """Engine that services started after this use."""
     engine = WordEngine()
     monkeypatch.setattr("service.wiring.Engine.load", lambda *arguments, **options: engine)
+    monkeypatch.setattr("service.wiring.first_estimate", lambda *arguments: FIRST_ESTIMATE)
     yield engine
     engine.gate.set()
 

@@ -91,7 +91,7 @@ def test_process_is_not_ready_before_the_model_has_run_once(
         starting(client, "Warming up the model")
         gate.set()
         eventually_true(lambda: client.get("/readyz").status_code == 200)
-    assert [bool(request.hashtags) for request in requests] == [True]
+    assert [bool(request.hashtags) for request in requests] == [True, True]
 
 
 def test_start_fails_where_the_model_does(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
