@@ -71,9 +71,13 @@ same at `/docs`.
   JSON is `application/json`, or another `application/*+json`. Any other content type gets a 415, and so do
   `application/merge-patch+json` and `application/json-patch+json`: a PATCH replaces `attributes` as a whole. Answers
   are JSON, except streams (NDJSON, server-sent events) and `/metrics`.
-- An unknown field or query parameter is refused with an error that names it. `GET /limits` returns the limits, except
-  those of single fields, which are in the tables below. A number or a boolean may be sent as a string (`"5"`,
-  `"true"`), but not a boolean as a number.
+- An unknown field or query parameter is refused with an error that names it, and so are a body where none is read
+  and a JSON object with two members of one name. `GET /limits` returns the limits, except those of single fields, which
+  are in the tables below. A number may be sent as a string (`"5"`), a boolean as `"true"` or 1; where a number is
+  expected, true and false are refused.
+- A query parameter that is a list is repeated (`exclude=a&exclude=b`), except `generate` and `by`, whose values are
+  joined by commas. In other parameters a comma is a part of the value.
+- `HEAD` is answered wherever `GET` is, without a body.
 - Errors are `application/problem+json` (RFC 9457): see [Problems](#problems).
 - For retries, paging, versions and an example client, see [calling the API](guides/clients.md). For what writes and
   searches guarantee, see [consistency](consistency.md). Terms:

@@ -45,7 +45,7 @@ SnapshotRefused is not one of them: the index answers it by rebuilding from the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_ERRORS = 20
@@ -170,10 +170,12 @@ class SnapshotRefused(Exception):
 
 
 class PreconditionFailed(NoteLLMError):
-    def __init__(self, note_id: str) -> None:
+    """The stored note does not meet the condition of a request. `failure`: what is the case instead."""
+
+    def __init__(self, note_id: str, failure: str) -> None:
         super().__init__(
-            f"Note {note_id!r} does not match If-Match or If-None-Match: it has another version, exists although "
-            "If-None-Match is *, or does not exist. Read it again, then repeat the change if you still want it."
+            f"The condition of this request (If-Match or If-None-Match) does not hold: note {note_id!r} {failure}. "
+            "Read it again, then repeat the change if you still want it."
         )
 
 
@@ -290,13 +292,15 @@ class KeyInUse(TryLater):
 
 
 class QuotaExceeded(TryLater):
-    """The key's quota is used up. `seconds`: time until a request like the refused one is allowed again."""
+    """The key's quota is used up. `waits`: seconds until a request like the refused one is allowed again, by what the
+    quota is of."""
 
-    def __init__(self, seconds: float) -> None:
-        self.retry_after = max(1, math.ceil(seconds))
+    def __init__(self, waits: Mapping[str, float]) -> None:
+        self.retry_after = max(1, math.ceil(max(waits.values(), default=0)))
+        used_up = " and ".join([name for name, seconds in waits.items() if seconds > 0] or waits)
         super().__init__(
-            "Your key has used up its quota of requests or model tokens per minute; try again in "
-            f"{self.retry_after} s. See the headers RateLimit and RateLimit-Policy."
+            f"Your key has used up its quota of {used_up} per minute; try again in {self.retry_after} s. See the "
+            "headers RateLimit and RateLimit-Policy."
         )
 
 

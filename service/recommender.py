@@ -207,7 +207,8 @@ class Recommender:
             await self._store.wait_for_disk()
         for i, write in zip(changed, written, strict=True):
             if write is None:
-                raise PreconditionFailed(plans[i].note.id)
+                assert condition, "only a write with a condition is refused"
+                raise PreconditionFailed(plans[i].note.id, condition.failure)
             stored = replace(finished[i].stored, revision=write.revision, position=write.position)
             results[i] = replace(finished[i], stored=stored, status=written_status(write.revision))
         if written:

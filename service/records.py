@@ -104,6 +104,13 @@ class Condition:
         """Return whether the condition holds for the stored note, which is at `position` if it `exists`."""
         return (exists and (not self.positions or position in self.positions)) != self.negated
 
+    @property
+    def failure(self) -> str:
+        """What is the case with a note for which the condition does not hold."""
+        if self.negated:
+            return "has the version of If-None-Match" if self.positions else "exists already"
+        return "has another version than that of If-Match, or does not exist" if self.positions else "does not exist"
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

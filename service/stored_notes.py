@@ -17,7 +17,7 @@ async def read_note(store: NoteStore, note_id: str) -> StoredNote:
 def check_condition(condition: Condition, note_id: str, known: StoredNote | Unreadable | None) -> None:
     """Check a condition on what the store returned for an id. Raises PreconditionFailed."""
     if not condition.holds(known is not None, known.position if isinstance(known, StoredNote) else ""):
-        raise PreconditionFailed(note_id)
+        raise PreconditionFailed(note_id, condition.failure)
 
 
 def readable(note_id: str, known: StoredNote | Unreadable | None) -> StoredNote:

@@ -63,7 +63,7 @@ class Meter:
             return
         usage = await self._usage(principal, spends_tokens=spends_tokens)
         if usage and not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(principal.quota, spends_tokens=spends_tokens))
+            raise QuotaExceeded(usage.waits(principal.quota, spends_tokens=spends_tokens))
 
     async def check_tokens(self, principal: Principal) -> None:
         """Raise QuotaExceeded if a key has used up its tokens. No request is counted."""

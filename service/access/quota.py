@@ -61,15 +61,20 @@ class Usage:
     requests: WindowCount
     tokens: WindowCount
 
-    def seconds_to_wait(self, quota: Quota, requests: int = 1, *, spends_tokens: bool = True) -> float:
-        """Return the seconds until `requests` more requests, at most the quota, are allowed, if the key uses nothing
-        meanwhile. `spends_tokens`: whether they can use tokens; if not, those of the quota need not suffice."""
-        waits = [0.0]
+    def waits(self, quota: Quota, requests: int = 1, *, spends_tokens: bool = True) -> dict[str, float]:
+        """Return the seconds until each part of a quota allows `requests` more requests, at most the quota, if the key
+        uses nothing meanwhile. `spends_tokens`: whether they can use tokens; if not, those of the quota need not
+        suffice."""
+        waits = {}
         if quota.requests_per_minute is not None:
-            waits.append(self.requests.seconds_until(quota.requests_per_minute - requests))
+            waits["requests"] = self.requests.seconds_until(quota.requests_per_minute - requests)
         if spends_tokens and quota.tokens_per_minute is not None:
-            waits.append(self.tokens.seconds_until(quota.tokens_per_minute - 1))
-        return max(waits)
+            waits["model tokens"] = self.tokens.seconds_until(quota.tokens_per_minute - 1)
+        return waits
+
+    def seconds_to_wait(self, quota: Quota, requests: int = 1, *, spends_tokens: bool = True) -> float:
+        """Return the longest of `waits`; 0 for a quota without parts."""
+        return max(self.waits(quota, requests, spends_tokens=spends_tokens).values(), default=0.0)
 
 
 class OwnUse:

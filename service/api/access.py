@@ -122,7 +122,7 @@ async def count(request: Request, requests: int = 1, repeated: int | None = None
     if usage:
         state.answer_headers = rate_limit_headers(usage, quota)
         if not usage.allowed:
-            raise QuotaExceeded(usage.seconds_to_wait(quota, repeated or requests, spends_tokens=spends))
+            raise QuotaExceeded(usage.waits(quota, repeated or requests, spends_tokens=spends))
 
 
 async def count_items(request: Request, items: int) -> None:

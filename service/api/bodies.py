@@ -7,9 +7,11 @@ the JSON parsed by one call is bounded: its bytes by the caller, its lists and o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -109,10 +111,25 @@ def parse_json(raw: bytes, pointer: str = "", max_containers: int = MAX_CONTAINE
     """Parse strict JSON: UTF-8, no NaN, no lone surrogates. Raises MalformedBody, and InvalidInput at `pointer`."""
     check_not_empty(raw)
     check_containers(raw, pointer, max_containers)
+    check_members(raw)
     try:
         return load_json(raw)
     except json.JSONDecodeError as error:
         raise MalformedBody(str(error)) from error
+
+
+def check_members(raw: bytes) -> None:
+    """Raise MalformedBody for an object that has two members with one name, of which all but the last would be ignored.
+    A body that is no JSON passes."""
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(raw, object_pairs_hook=_refuse_repeated, parse_int=float)  # int() refuses long numbers
+
+
+def _refuse_repeated(members: list[tuple[str, Any]]) -> None:
+    counts = Counter(name for name, _ in members)
+    if len(counts) < len(members):
+        name = counts.most_common(1)[0][0]
+        raise MalformedBody(f"the member {name[:40]!r} is given twice in one object")
 
 
 def load_json(raw: bytes) -> Any:

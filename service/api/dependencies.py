@@ -35,7 +35,7 @@ ANY_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 """Any ETag (RFC 9110, section 8.8.3)."""
 MAX_ETAGS = 16
 """Bound on the ETags of one header."""
-TIMEOUT_MEANING = "seconds within which you need the answer, at most request_seconds of GET /limits"
+TIMEOUT_MEANING = "seconds within which you need the answer; more than request_seconds of GET /limits counts as that"
 TIMEOUT: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 
 

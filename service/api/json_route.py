@@ -12,6 +12,7 @@ from service.api.bodies import (
     MAX_SEARCH_CONTAINERS,
     check_containers,
     check_media_type,
+    check_members,
     check_not_empty,
     load_json,
 )
@@ -46,6 +47,7 @@ class StrictJsonRoute(StrictRoute):
                 check_not_empty(body)
                 check_note_size(len(body), strict.app.state.settings)  # no tenant is opened for it
                 check_containers(body, max_containers=self.max_containers)
+                check_members(body)
             return await handle(strict)
 
         return read_strictly

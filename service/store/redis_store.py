@@ -197,7 +197,8 @@ class RedisNoteStore:
         if position == LOST:
             raise KeyInUse(0)
         if position == CONDITION_FAILED:
-            raise PreconditionFailed(note_id)
+            assert condition, "only a condition fails"
+            raise PreconditionFailed(note_id, condition.failure)
         self._unreadable.pop(note_id, None)
         if position:
             self._raise_known_position(position)

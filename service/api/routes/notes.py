@@ -154,7 +154,7 @@ async def answer_note(
     if condition is not None and not condition.holds(True, stored.position):
         if condition.negated:
             return Response(status_code=304, headers=headers)
-        raise PreconditionFailed(note_id)
+        raise PreconditionFailed(note_id, condition.failure)
     response.headers.update(headers)
     return NoteOut.of(stored)
 

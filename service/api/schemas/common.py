@@ -116,8 +116,8 @@ Hashtags = Annotated[
     list[str],
     Field(
         max_length=MAX_HASHTAGS,
-        description=f"normalised: no '#', single spaces, cut after {MAX_HASHTAG_CHARS} characters; duplicates after "
-        "the first and empty ones are dropped",
+        description="normalised: each '#' is a space, single spaces, cut after "
+        f"{MAX_HASHTAG_CHARS} characters; duplicates after the first and empty ones are dropped",
     ),
 ]
 

@@ -51,8 +51,8 @@ NO_TENANT = "null if the process has not started, if the caller lacks a required
 
 
 class LimitsOut(BaseModel):
-    """Limits of the service, except those of single fields of a body. A request over a limit gets 413 or 422 with the
-    name of the limit, unless another status is stated."""
+    """Limits of the service, except those of single fields of a body. A request over a limit gets 413 with its name,
+    or 422 with its value, unless another status is stated."""
 
     max_head_bytes: int = Field(MAX_HEAD_BYTES, description="maximum bytes of request line and headers; 431 beyond")
     max_headers: int = Field(MAX_HEADERS, description="maximum header fields of a request; 431 beyond")

@@ -147,7 +147,8 @@ async def test_exceeded_quota_says_when_to_come_back(meter: Meter, store: Store)
     usage = await meter.take(PRINCIPAL)
     assert usage is not None
     assert not usage.allowed
-    refusal = QuotaExceeded(usage.seconds_to_wait(BOTH))
+    refusal = QuotaExceeded(usage.waits(BOTH))
+    assert "quota of requests per minute" in str(refusal)
     assert refusal.retry_after == 31  # 30 s to the end of the minute, and until the window has 99 of 100
     assert dict(rate_limit_headers(usage, BOTH))[b"ratelimit"].startswith(b'"requests";r=0;')
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.service.api.requests import DEPTHS, NOTE, WITH_BODY, nested, send
+from tests.service.api.requests import DEPTHS, NDJSON, NOTE, WITH_BODY, nested, send
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,30 @@ def test_body_without_media_type_is_415_and_names_json(client: httpx2.Client, me
     assert answer.status_code == 415
     assert "Content-Type is missing" in answer.json()["detail"]
     assert "application/json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/notes", b'{"title": "a", "title": "b"}'),
+        ("/similar", b'{"title": "a", "filter": {"author": "a", "author": "b"}}'),
+        ("/notes/delete", b'{"filter": {"author": "a", "\\u0061uthor": "b"}, "dry_run": true}'),
+    ],
+)
+def test_two_members_of_one_name_are_refused(client: httpx2.Client, path: str, body: bytes) -> None:
+    answer = send(client, "POST", path, body, "application/json")
+    assert answer.status_code == 400
+    assert "is given twice in one object" in answer.json()["detail"]
+
+
+def test_two_members_of_one_name_refuse_one_note_of_a_list_or_stream(client: httpx2.Client) -> None:
+    wrong, right = b'{"title": "a", "title": "b"}', b'{"title": "a"}'
+    in_list = send(client, "POST", "/notes", b"[%b,%b]" % (wrong, right), "application/json").json()
+    stream = send(client, "POST", "/notes", wrong + b"\n" + right, NDJSON).text
+    in_stream = [json.loads(line) for line in stream.splitlines()]
+    for results in in_list["results"], in_stream:
+        assert [result["status"] for result in results] == ["rejected", "created"]
+        assert results[0]["problem"]["status"] == 400
 
 
 @pytest.mark.parametrize("path", ["/notes", "/similar"])
