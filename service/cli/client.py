@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.request import getproxies
 
@@ -17,6 +18,9 @@ VISIBLE = re.compile("[!-~]+")
 """Matches what an Authorization header can hold."""
 TIMEOUT_SECONDS = 120.0
 """Bound on an answer; the service itself ends a request after NOTELLM_REQUEST_SECONDS."""
+DIRECT = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+"""Names of this machine. They are reached without a proxy, even if the environment names one, as Docker may do in every
+container."""
 
 
 def default_url() -> str:
@@ -113,6 +117,11 @@ def explain_body(body: bytes, status: int) -> str:
     return explain(answer, status)
 
 
+def open_client(url: str, headers: Mapping[str, str], timeout: float = TIMEOUT_SECONDS) -> httpx2.Client:
+    """Return a client of a service, which sends `headers` with each request."""
+    return httpx2.Client(base_url=url, headers=headers, timeout=timeout, mounts=DIRECT)
+
+
 def call(
     url: str,
     method: str,
@@ -127,7 +136,8 @@ def call(
     """Return the JSON of an answer; None for an empty one. A problem, or no answer, ends the command with its
     detail."""
     try:
-        response = httpx2.request(method, url + path, params=params, json=body, headers=bearer(key), timeout=timeout)
+        with open_client(url, bearer(key), timeout) as client:
+            response = client.request(method, path, params=params, json=body)
         answer: Any = response.json() if response.content else None
     except (httpx2.HTTPError, ValueError) as error:
         complain(f"{url} does not respond like a NoteLLM service: {error}")

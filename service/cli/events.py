@@ -11,7 +11,7 @@ import httpx2
 import orjson
 import typer
 
-from service.cli.client import TIMEOUT_SECONDS, AsJson, Key, Url, bearer, call, explain, explain_body
+from service.cli.client import AsJson, Key, Url, bearer, call, explain, explain_body, open_client
 from service.cli.notes import lines_of
 from service.cli.terminal import FAILED, MISUSED, complain, err, files_for_owner_alone, show
 from service.disk import sync_file, sync_folder
@@ -33,7 +33,7 @@ def export_events(
     part = file.with_name(f".{file.name}.part")
     try:
         with files_for_owner_alone():
-            clicks = _download(f"{url}/events/reads", api_key, part, packed=file.suffix == ".gz")
+            clicks = _download(url, "/events/reads", api_key, part, packed=file.suffix == ".gz")
         with part.open("rb") as written:
             sync_file(written)
         os.replace(part, file)
@@ -46,10 +46,10 @@ def export_events(
     err.print(f"{clicks} clicks written to {file}", highlight=False, markup=False)
 
 
-def _download(address: str, api_key: str | None, part: Path, *, packed: bool) -> int:
+def _download(url: str, path: str, api_key: str | None, part: Path, *, packed: bool) -> int:
     """Write the lines of an answer to a file; return their number. A problem ends the command."""
     clicks = 0
-    with httpx2.stream("GET", address, headers=bearer(api_key), timeout=TIMEOUT_SECONDS) as response:
+    with open_client(url, bearer(api_key)) as client, client.stream("GET", path) as response:
         if response.status_code != 200:
             complain(explain_body(response.read(), response.status_code))
             raise typer.Exit(FAILED)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.cli.batches import TOO_LARGE, batches
-from service.cli.client import bearer, explain
+from service.cli.client import bearer, explain, open_client
 from service.cli.terminal import complain
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed
 from service.disk import sync_file, sync_folder
@@ -77,9 +77,7 @@ class Ingest:
         started = time.monotonic()
         say = partial(console.print, highlight=False, markup=False)
         with ExitStack() as stack:
-            client = stack.enter_context(
-                httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS)
-            )
+            client = stack.enter_context(open_client(self.url, bearer(self.api_key), TIMEOUT_SECONDS))
             state_file = self._state_file(client)
             stack.enter_context(_locked(state_file))
             state = self._resumed(state_file)

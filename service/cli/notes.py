@@ -22,7 +22,7 @@ import typer
 from rich.progress import Progress
 
 from service.cli.batches import TOO_LARGE, batches
-from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain, explain_body
+from service.cli.client import AdminUrl, AsJson, Key, Url, bearer, explain, explain_body, open_client
 from service.cli.terminal import complain, err, files_for_owner_alone
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, TransferFailed, progress_bars, show_report
 from service.disk import sync_file, sync_folder
@@ -96,7 +96,7 @@ class Download:
         headers = bearer(self.api_key) | {"Accept-Encoding": "gzip"}
         with (
             self._locked(),
-            httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
+            open_client(self.url, headers, TIMEOUT_SECONDS) as client,
             progress_bars() as bars,
         ):
             task = bars.add_task("exporting", total=None)
@@ -294,7 +294,7 @@ class Upload:
         vectors: Counter[str] = Counter(kept=0, read=0)
         patience = Patience(self.patience)
         with (
-            httpx2.Client(base_url=self.url, headers=bearer(self.api_key), timeout=TIMEOUT_SECONDS) as client,
+            open_client(self.url, bearer(self.api_key), TIMEOUT_SECONDS) as client,
             progress_bars() as bars,
         ):
             task = bars.add_task("importing", total=len(contents.lines))

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx2
 import typer
 
-from service.cli.client import AsJson, Key, Url, bearer, explain_body
+from service.cli.client import AsJson, Key, Url, bearer, explain_body, open_client
 from service.cli.terminal import complain
 from service.cli.transfer import TIMEOUT_SECONDS, Patience, progress_bars, show_report
 from service.records import position_key
@@ -83,7 +83,7 @@ class Reread:
         counts = Counter(read=0, unchanged=0, removed=0, rejected=0)
         headers = bearer(self.api_key) | {"X-Request-Priority": "bulk"}
         with (
-            httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS) as client,
+            open_client(self.url, headers, TIMEOUT_SECONDS) as client,
             ThreadPoolExecutor(self.together) as pool,
             progress_bars() as bars,
         ):

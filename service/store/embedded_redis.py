@@ -100,6 +100,8 @@ class EmbeddedRedis:
         """Whether the server is set to take writes, since there is room on the disk."""
         self._log_read = self._log_file.stat().st_size if self._log_file.exists() else 0
         """Bytes of the server's log that were searched for warnings."""
+        self._hangs = False
+        """Whether the server lived but took no more connections when it was last checked."""
 
     @property
     def url(self) -> str:
@@ -157,12 +159,17 @@ class EmbeddedRedis:
                 log.exception("embedded_redis_failed")
 
     async def _check(self) -> None:
-        """Start the server again where it is gone, keep it from filling the disk, and log its warnings."""
-        if (self._process and self._process.poll() is not None) or not _connects(self.socket):
-            log.warning("embedded_redis_gone", detail="restarting it")
+        """Start the server again where it is gone, keep it from filling the disk, and log its warnings, and once that
+        it hangs."""
+        lives, connects = self._process is not None and self._process.poll() is None, _connects(self.socket)
+        if lives and not connects:
+            if not self._hangs:
+                log.error("embedded_redis_hangs", detail="end it (SIGKILL) to have it restarted", pid=self.pid)
+        elif not connects or (self._process and not lives):
             self._revive()
-        elif self._process and self._has_room() != self._writes_allowed:
+        elif lives and self._has_room() != self._writes_allowed:
             await asyncio.to_thread(self._allow_writes, not self._writes_allowed)
+        self._hangs = lives and not connects
         self._tell_warnings()
 
     def _allow_writes(self, allowed: bool) -> None:
@@ -217,6 +224,7 @@ class EmbeddedRedis:
         if self._take_lock():
             self._launch_if_dead(time.monotonic())
         if self._launches > launches:
+            log.warning("embedded_redis_gone", detail="restarting it")
             self._on_restart()
 
     def _ready(self, answer: bytes | None) -> bool:

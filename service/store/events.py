@@ -62,11 +62,12 @@ OTHER_SALT = b"salt"
 OUTCOMES: tuple[EventOutcome, ...] = ("accepted", "duplicate", "unknown_note")
 """Meanings of the numbers that ADD answers."""
 
-# KEYS salt, identity; ARGV a new salt, the identity that the store must have or "".
+# KEYS salt, identity; ARGV a new salt or "", the identity that the store must have or "". Answers the salt, "" without
+# one.
 SALT = """
 if ARGV[2] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[2] then return 'removed' end
 local salt = redis.call('GET', KEYS[1])
-if salt then return salt end
+if salt or ARGV[1] == '' then return salt or '' end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
@@ -268,8 +269,8 @@ class RedisEventStore:
         return entries[0][0].decode() if entries else ORIGIN
 
     async def read_events_of(self, reader: str) -> AsyncIterator[list[EventEntry]]:
-        self._salt = b""  # another process may have restored the store, which then has another salt
-        pseudonym, first = _pseudonym(reader, await self._read_salt()), b"-"
+        salt = await self._current_salt()
+        pseudonym, first = _pseudonym(reader, salt), b"-" if salt else b""
         while first:
             async with self._connection.call("read a reader's events"):
                 entries, last = await self._connection.redis.eval(
@@ -279,8 +280,9 @@ class RedisEventStore:
             first = b"(" + last if last else b""
 
     async def forget(self, reader: str) -> int:
-        self._salt = b""  # as in `read_events_of`
-        pseudonym = _pseudonym(reader, await self._read_salt())
+        if not (salt := await self._current_salt()):
+            return 0
+        pseudonym = _pseudonym(reader, salt)
         keys = (self._keys.events, self._keys.identity)
         mark = await self._write(Command(MARK_FORGOTTEN, keys, (self._identity, pseudonym)))
         removed, first = 0, b"-"
@@ -297,6 +299,13 @@ class RedisEventStore:
         streams = (self._keys.events, self._keys.events + NEW_STREAM.decode())
         used, first = await self._write(Command(TRIM, [*streams, PurgeClaim.KEY], arguments))
         return int(used), first.decode() if first else ORIGIN
+
+    async def _current_salt(self) -> bytes:
+        """Return the store's salt, which is another one after a restore; b"" if there was never an event. Nothing is
+        written, so a full store answers too."""
+        keys = (self._keys.event_salt, self._keys.identity)
+        self._salt = await self._write(Command(SALT, keys, ("", self._identity)))
+        return self._salt
 
     async def _read_salt(self) -> bytes:
         if not self._salt:

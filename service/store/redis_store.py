@@ -368,10 +368,11 @@ class RedisNoteStore:
         return str(identity, "ascii")
 
     async def keep_log(self, replica: str, position: str) -> None:
-        # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back, nor does one whose clock was
-        # ahead.
-        now = self._clock()
+        # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back. All times are by the store's
+        # clock: a replica whose own is ahead would cut the log for the others.
         async with self._call("keep log"):
+            seconds, microseconds = await self._redis.time()
+            now = seconds + microseconds / 1e6
             keys = self._keys.snapshots, self._keys.identity
             entry = f"{position} {now}"
             if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:

@@ -31,7 +31,7 @@ def make_backup(url: str, address: str, progress: Progress) -> Manifest:
     folder = BackupFolder(address)
     folder.prepare()  # before the data are received and loaded, which takes long
     server, databases, expected = _describe(url)
-    with tempfile.TemporaryDirectory(prefix="notellm-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="notellm-backup-") as temporary:
         data_set = Path(temporary) / DATA_SET
         created_at = datetime.now(UTC)
         receive_data_set(url, data_set, counting(progress, "Receiving the data", expected))

@@ -84,7 +84,7 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
     folder = BackupFolder(address)
     manifest, exchanged = folder.manifest(), False
     try:
-        with tempfile.TemporaryDirectory(prefix="notellm-") as temporary, client_of(url) as store:
+        with tempfile.TemporaryDirectory(prefix="notellm-restore-") as temporary, client_of(url) as store:
             if not replace and _keys_if_empty(store) is None:
                 raise BackupError("the store is not empty; --replace deletes its contents")
             data_set = _fetch(folder, manifest, Path(temporary), progress)

@@ -276,6 +276,16 @@ class EmptyAnswer(ErrorPage):
         self.end_headers()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_proxy_of_the_environment_is_not_used_to_reach_this_machine(host: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), ErrorPage) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        answer = run("status", "--url", f"http://{host}:{page.server_port}", HTTP_PROXY="http://127.0.0.1:9")
+        page.shutdown()
+    assert "Connection refused" not in answer.stderr
+    assert "Expecting value" in answer.stderr, "the page has answered"
+
+
 def test_socks_proxy_of_the_environment_is_named() -> None:
     answer = run("status", "--url", "http://127.0.0.1:9", ALL_PROXY="socks5://127.0.0.1:1")
     assert answer.exit_code == 2

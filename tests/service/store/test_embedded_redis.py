@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 
 from service.lifecycle import Lifecycle
 from service.settings import Settings
 from service.store import embedded_redis
-from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError, launch_command
+from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError, launch_command, server_program
 from service.telemetry import Telemetry
 from service.wiring import _open_embedded
 from tests.service.conftest import eventually
@@ -204,6 +205,40 @@ async def test_the_owner_starts_a_killed_server_again_with_its_data(embedded: Em
         os.kill(killed, signal.SIGKILL)
         await eventually(lambda: embedded.pid != killed and answers(embedded))
     assert read(embedded, "key") == "kept"
+
+
+def test_damaged_file_is_cut_by_the_documented_command(short_folder: Path, tmp_path: Path) -> None:
+    with started(short_folder) as server:
+        for number in range(100):
+            write(server, f"key{number}", "kept")
+    (file,) = (short_folder / "appendonlydir").glob("*.incr.aof")
+    content = bytearray(file.read_bytes())
+    content[content.index(b"\r\n*", len(content) // 2) + 2] = ord("X")
+    file.write_bytes(content)
+    with pytest.raises(EmbeddedRedisError), started(short_folder):
+        pass
+    checker = tmp_path / "valkey-check-aof"
+    checker.symlink_to(server_program())
+    subprocess.run([checker, "--fix", file], input=b"y\n", check=True)
+    with started(short_folder) as server:
+        assert read(server, "key1") == "kept"
+        assert read(server, "key99") is None
+
+
+async def test_server_that_hangs_is_told_once_and_not_called_gone(
+    embedded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks, connects = list[Path](), embedded_redis._connects
+    monkeypatch.setattr(embedded_redis, "_connects", lambda socket: bool(checks.append(socket)))
+    pid = embedded.pid
+    with structlog.testing.capture_logs() as lines:
+        async with kept_alive(embedded):
+            await eventually(lambda: len(checks) > 3)
+            monkeypatch.setattr(embedded_redis, "_connects", connects)
+            await eventually(lambda: not embedded._hangs)
+    told = [(line["event"], line.get("pid")) for line in lines if line["event"].startswith("embedded_redis")]
+    assert told == [("embedded_redis_hangs", pid)]
+    assert embedded.pid == pid
 
 
 async def test_server_takes_no_writes_while_its_disk_is_nearly_full(

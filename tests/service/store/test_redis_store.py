@@ -594,9 +594,7 @@ async def test_log_of_a_full_store_is_trimmed(store: RedisNoteStore, admin: redi
     assert admin.xlen(LOG) < 200
 
 
-async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
-    store: RedisNoteStore, admin: redis.Redis, clock: Clock
-) -> None:
+async def test_log_is_trimmed_only_behind_the_oldest_snapshot(store: RedisNoteStore, admin: redis.Redis) -> None:
     written = [await store.put([Write(stored_note(f"n{n}"))]) for n in range(500)]
     positions = [one.position for (one,) in written if one]
     await store.keep_log("a", positions[100])
@@ -605,10 +603,22 @@ async def test_log_is_trimmed_only_behind_the_oldest_snapshot(
     await store.keep_log("a", positions[499])
     assert await reaches(store, positions[250])
     assert admin.xlen(LOG) < 400
-    clock.offset += REPLICA_SECONDS + 1
+    admin.hset(SNAPSHOTS, "b", f"{positions[250]} {time.time() - REPLICA_SECONDS - 1}")
     await store.keep_log("a", positions[499])
     assert admin.xlen(LOG) <= 100
     assert await reaches(store, positions[499])
+
+
+async def test_replica_whose_clock_is_ahead_does_not_cut_the_log_of_the_others(
+    store: RedisNoteStore, admin: redis.Redis, clock: Clock
+) -> None:
+    written = [await store.put([Write(stored_note(f"n{n}"))]) for n in range(500)]
+    positions = [one.position for (one,) in written if one]
+    await store.keep_log("a", positions[100])
+    clock.offset += 2 * REPLICA_SECONDS
+    await store.keep_log("b", positions[499])
+    assert await reaches(store, positions[100])
+    assert admin.hlen(SNAPSHOTS) == 2
 
 
 @pytest.mark.parametrize(
