@@ -193,7 +193,7 @@ def measure_similar(port: int, count: int) -> SimilarFigures:
 
 
 def share_kept(port: int) -> float:
-    """Return the share of neighbour lists that the service's main process, without its readers, took from memory since
+    """Return the share of neighbour lists that the process with the model, without its readers, took from memory since
     its start; 0 if it needed none."""
     url, lists = f"http://127.0.0.1:{port}", "notellm_neighbour_lists_total"
     memory, index = (read_metric(url, f'{lists}{{source="{source}"}}') for source in ("memory", "index"))

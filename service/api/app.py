@@ -177,7 +177,7 @@ def create_reader_app(
     app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = None  # only admin routes use it, and a reader has none
     app.include_router(reader.router)
-    reader.pass_on_from(app, socket)
+    reader.forward_unanswered(app, socket)
     app.state.early = _add_short_path(app, reader.router, reader.similar, settings, tracer)
     _add_outer_middleware(app, settings, tracer)
     return app

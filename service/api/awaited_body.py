@@ -6,7 +6,7 @@ from starlette.types import Message, Receive
 
 
 class AwaitedBody:
-    """Passes on the messages of a request. `is_awaited`: whether the app waits for one."""
+    """Returns the messages of a request. `is_awaited`: whether the app waits for one."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive

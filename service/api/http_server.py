@@ -33,7 +33,7 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
 
 def allow_open_files(max_tenants: int, readers: int, *, is_reader: bool = False) -> None:
     """Raise this process's limit on open files as far as it may, and bound the connections by the room that it leaves.
-    A reader process gets an equal share of the room: a request that it passes on opens a second file in this process,
+    A reader process gets an equal share of the room: a request that it forwards opens a second file in this process,
     and one in the process with the model, whose limit is the same."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare, processes = SPARE_FILES + FILES_OF_TENANT * max_tenants, 1 + readers

@@ -40,7 +40,7 @@ class RequestContext:
 
     With a `tracer`, log lines have the trace's id, and the answer has it with the request's span in `traceresponse`.
 
-    A request that is passed on to another process (passing_on.py) keeps its id; the other process adds the header, the
+    A request that is forwarded to another process (forwarding.py) keeps its id; the other process adds the header, the
     log line and the observation.
 
     While the process drains, each answer closes its connection. A request whose caller disconnects before the answer is
@@ -87,7 +87,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"]]
-                if not scope["state"].get("passed_on"):
+                if not scope["state"].get("forwarded"):
                     headers += [*own_headers, *scope["state"].get("answer_headers", ())]
                 if self._lifecycle.draining:  # the next request should go to another process
                     headers.append((b"connection", b"close"))
@@ -110,7 +110,7 @@ class RequestContext:
 
     def _observe(self, scope: Scope, status: int, seconds: float, stages: RequestStages) -> None:
         state = scope["state"]
-        if state.get("passed_on"):
+        if state.get("forwarded"):
             return
         self._request_log.observe(
             scope["method"],

@@ -1,7 +1,7 @@
 """Errors -> RFC 9457 problems. The status codes of our own errors are decided here.
 
 Other status codes are decided elsewhere: of successes and probes (routes/), 404 of an unknown path (routes/,
-access.py), of connections (protocol.py), 503 of a process that cannot be reached (passing_on.py), 500 (middleware.py)
+access.py), of connections (protocol.py), 503 of a process that cannot be reached (forwarding.py), 500 (middleware.py)
 and 499, which nobody reads (app.py).
 """
 

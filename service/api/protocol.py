@@ -363,11 +363,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_working(self) -> bool:
-        """Whether the app works on the current request without waiting for more of its body. A request that was passed
-        on counts as such: the process with the model knows whether it waits, and bounds the time itself."""
+        """Whether the app works on the current request without waiting for more of its body. A forwarded
+        request counts as such: the process with the model knows whether it waits, and bounds the time itself."""
         if self._in_head or self._early is not None or self.cycle.response_complete:
             return False
-        return not (self._body and self._body.is_awaited) or bool(self.cycle.scope["state"].get("passed_on"))
+        return not (self._body and self._body.is_awaited) or bool(self.cycle.scope["state"].get("forwarded"))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write to the caller, and count the bytes for the bound on how slowly it takes them."""

@@ -1,7 +1,7 @@
 """HTTP app of a reader: a process beside the one with the model that answers reads from an index of its own.
 
 It has the routes below. Each gives the same answer as in the process with the model, or raises; the request is then
-passed on, like a request for any other path, and the process with the model says what is wrong
+forwarded, like a request for any other path, and the process with the model says what is wrong
 (docs/decisions/0032-readers.md).
 """
 
@@ -18,7 +18,7 @@ from structlog.contextvars import bind_contextvars
 from service.access.principal import Scope
 from service.api.access import authorise, check_quota, count, needs
 from service.api.dependencies import ConditionDep, read_timeout, remaining_read_time
-from service.api.passing_on import PassedOn
+from service.api.forwarding import ForwardedResponse
 from service.api.query import read_query
 from service.api.routes.notes import answer_note
 from service.api.routes.similar import OPTIONS, answer_nearest
@@ -34,12 +34,12 @@ from service.records import position_key
 from service.tenants import Tenants
 
 
-class MustPassOn(Exception):
+class MustForward(Exception):
     """Raised for a request that only the process with the model can answer."""
 
 
 class ReaderRoute(StrictRoute):
-    """A StrictRoute that counts a request against the quota of its key once it is answered here. One that is passed on
+    """A StrictRoute that counts a request against the quota of its key once it is answered here. A forwarded one
     is counted by the process with the model, even if its quota is used up."""
 
     @staticmethod
@@ -67,24 +67,24 @@ router = APIRouter(route_class=ReaderRoute)
 async def similar(note_id: NoteId, request: Request) -> Response:
     """Related notes, if the short path finds them and the index has reached the requested log position."""
     if remaining_read_time(request):
-        raise MustPassOn
+        raise MustForward
     service = get_service(request)
     read_timeout(request)  # an invalid one is refused, as on all routes
     options = read_options(read_query(SimilarQuery, request), request, service, "/query")
     position = options.min_log_position
     if position and position_key(position) > position_key(service.index.position):
-        raise MustPassOn
+        raise MustForward
     answer = await answer_nearest(note_id, options, service, ReadTime())
     if answer is None:
-        raise MustPassOn
+        raise MustForward
     return answer
 
 
 @router.get("/notes/export")
 @needs(Scope.NOTES_READ)
 async def export_notes(request: Request) -> Response:
-    """Pass on the export, which would otherwise match the route of a note with the id "export"."""
-    raise MustPassOn
+    """Forward the export, which would otherwise match the route of a note with the id "export"."""
+    raise MustForward
 
 
 @router.get("/notes/{note_id}", response_model=NoteOut)
@@ -97,20 +97,20 @@ async def get_note(
 
 
 def get_service(request: Request) -> ReadService:
-    """Return the service for reads of the caller's tenant. Raises MustPassOn if the tenant is not open here."""
+    """Return the service for reads of the caller's tenant. Raises MustForward if the tenant is not open here."""
     service = cast(Tenants[ReadService], request.app.state.tenants).find(request.state.principal.tenant)
     if service is None:
-        raise MustPassOn
+        raise MustForward
     bind_contextvars(tenant=service.tenant)
     return service
 
 
-def pass_on_from(app: FastAPI, socket: str) -> None:
-    """Pass on each request that an app does not answer, to the process that listens on a Unix socket."""
-    passed_on = PassedOn(socket)
+def forward_unanswered(app: FastAPI, socket: str) -> None:
+    """Forward each request that an app does not answer to the process that listens on a Unix socket."""
+    forwarded = ForwardedResponse(socket)
 
-    async def pass_on(request: Request, error: Exception) -> Response:
-        return passed_on
+    async def forward(request: Request, error: Exception) -> Response:
+        return forwarded
 
-    for error in (MustPassOn, NoteLLMError, RequestValidationError, HTTPException):
-        app.add_exception_handler(error, pass_on)
+    for error in (MustForward, NoteLLMError, RequestValidationError, HTTPException):
+        app.add_exception_handler(error, forward)

@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
     After SIGTERM requests are served for `drain_seconds` more, while /readyz tells load balancers to send no more; a
     second signal, or Ctrl-C, skips that. A failed start ends the server. `at_end` is called last: uvicorn then ends the
     process by the signal that it received, so that no other clean-up runs. `certificate`: for HTTPS; None for HTTP.
-    `readers` drain together with the server, and end before it, so that it answers what they pass on.
+    `readers` drain together with the server, and end before it, so that it answers what they forward.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def test_high_limit_allows_all_connections_and_is_used_as_far_as_needed(
 
 
 @pytest.mark.parametrize("readers", [1, 2, 4])
-def test_requests_that_readers_pass_on_leave_spare_files(monkeypatch: pytest.MonkeyPatch, readers: int) -> None:
+def test_requests_that_readers_forward_leave_spare_files(monkeypatch: pytest.MonkeyPatch, readers: int) -> None:
     hard = 4096
     of_reader, files = room(monkeypatch, 1024, hard, readers, is_reader=True)
     assert files == hard

@@ -20,7 +20,7 @@ from service.api.ingest_stream import STREAM_BATCH_SIZE
 from service.api.protocol import BoundedProtocol
 from tests.service.api.conftest import Serve, eventually_true
 from tests.service.api.connections import SHORT, connected, readable
-from tests.service.api.test_passing_on import passing_on
+from tests.service.api.test_forwarding import forwarding_process
 from tests.service.conftest import WordEngine
 
 WAITING = 3
@@ -464,23 +464,23 @@ def chunk_of(count: int) -> bytes:
 
 
 @contextmanager
-def reached(serve: Serve, passed_on: bool) -> Iterator[tuple[str, str]]:
-    """Run a service; yield its address, and the one to call: the same, or that of a process that passes everything
-    on."""
+def reached(serve: Serve, forwarded: bool) -> Iterator[tuple[str, str]]:
+    """Run a service; yield its address, and the one to call: the same, or that of a process that forwards
+    everything."""
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder) / "service.sock"
         listener.bind(str(path))
-        with serve(more_listeners=[listener]) as url, passing_on(path) as passing:
-            yield url, passing if passed_on else url
+        with serve(more_listeners=[listener]) as url, forwarding_process(path) as forwarding:
+            yield url, forwarding if forwarded else url
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("passed_on", [False, True])
+@pytest.mark.parametrize("forwarded", [False, True])
 def test_stream_that_the_engine_keeps_waiting_is_not_timed_out(
-    serve: Serve, engine: WordEngine, passed_on: bool
+    serve: Serve, engine: WordEngine, forwarded: bool
 ) -> None:
     """The caller sends a line, and waits for its result before it sends more."""
-    with reached(serve, passed_on) as (_, url), connected(url) as connection:
+    with reached(serve, forwarded) as (_, url), connected(url) as connection:
         engine.batches.clear()  # of the start
         engine.gate.clear()
         connection.sendall(STREAM + chunk_of(1))
@@ -498,9 +498,9 @@ def test_stream_that_the_engine_keeps_waiting_is_not_timed_out(
         connection.sendall(b"0\r\n\r\n")
 
 
-@pytest.mark.parametrize("passed_on", [False, True])
+@pytest.mark.parametrize("forwarded", [False, True])
 def test_stream_whose_caller_leaves_ends_with_the_batch_in_progress(
-    serve: Serve, engine: WordEngine, passed_on: bool, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, engine: WordEngine, forwarded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left, leave = set[BoundedProtocol](), BoundedProtocol._leave
 
@@ -509,14 +509,14 @@ def test_stream_whose_caller_leaves_ends_with_the_batch_in_progress(
         leave(protocol)
 
     monkeypatch.setattr(BoundedProtocol, "_leave", recorded)
-    with reached(serve, passed_on) as (direct, url), httpx2.Client(base_url=direct) as client:
+    with reached(serve, forwarded) as (direct, url), httpx2.Client(base_url=direct) as client:
         engine.batches.clear()  # of the start
         engine.gate.clear()
         with connected(url) as connection:
             connection.sendall(STREAM + chunk_of(3 * STREAM_BATCH_SIZE))
             eventually_true(lambda: bool(engine.batches))
         try:
-            eventually_true(lambda: len(left) == (2 if passed_on else 1))
+            eventually_true(lambda: len(left) == (2 if forwarded else 1))
         finally:
             engine.gate.set()
         eventually_true(lambda: '_count{code="499",method="POST",route="/notes"}' in client.get("/metrics").text)

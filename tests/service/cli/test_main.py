@@ -268,7 +268,7 @@ def test_url_that_no_request_can_be_sent_to_is_refused_at_once(url: str, tmp_pat
 
 
 class EmptyAnswer(ErrorPage):
-    """Answers like a proxy that has no service to pass requests on to, and no page either."""
+    """Answers like a proxy that has no service to forward requests to, and no page either."""
 
     def do_GET(self) -> None:
         self.send_response(503)

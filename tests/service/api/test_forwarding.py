@@ -1,4 +1,4 @@
-"""Requests that are passed on to another process, and their answers: nothing is lost, added or delayed."""
+"""Requests that are forwarded to another process, and their answers: nothing is lost, added or delayed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import uvicorn
 
 from service.access.gate import Gate
 from service.api.app import create_reader_app
+from service.api.forwarding import _send_request
 from service.api.http_server import http_config
-from service.api.passing_on import _send_request
 from service.container import ReadService
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
@@ -34,8 +34,8 @@ LINES = 2000
 
 
 @contextlib.contextmanager
-def passing_on(path: Path) -> Iterator[str]:
-    """Run a reader that knows no tenant, and so passes everything on to a unix socket; yield its address."""
+def forwarding_process(path: Path) -> Iterator[str]:
+    """Run a reader that knows no tenant, and so forwards everything to a unix socket; yield its address."""
     settings, telemetry, lifecycle = Settings(), Telemetry(), Lifecycle()
 
     @contextlib.asynccontextmanager
@@ -58,19 +58,22 @@ def passing_on(path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def urls(serve: Serve) -> Iterator[tuple[str, str]]:
-    """Addresses of a service, and of a process that passes everything on to it."""
+    """Addresses of a service, and of a process that forwards everything to it."""
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder) / "service.sock"
         listener.bind(str(path))
-        with serve(more_listeners=[listener], max_body_bytes=2**20) as url, passing_on(path) as passing:
-            yield url, passing
+        with serve(more_listeners=[listener], max_body_bytes=2**20) as url, forwarding_process(path) as forwarding:
+            yield url, forwarding
 
 
 @pytest.fixture
 def clients(urls: tuple[str, str]) -> Iterator[tuple[httpx2.Client, httpx2.Client]]:
-    """Clients of the service, and of the process that passes on."""
-    with httpx2.Client(base_url=urls[0], timeout=60) as direct, httpx2.Client(base_url=urls[1], timeout=60) as passed:
-        yield direct, passed
+    """Clients of the service, and of the process that forwards."""
+    with (
+        httpx2.Client(base_url=urls[0], timeout=60) as direct,
+        httpx2.Client(base_url=urls[1], timeout=60) as forwarded,
+    ):
+        yield direct, forwarded
 
 
 @pytest.mark.parametrize(
@@ -88,22 +91,22 @@ def clients(urls: tuple[str, str]) -> Iterator[tuple[httpx2.Client, httpx2.Clien
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_answer_that_is_passed_on_is_that_of_the_service(
+def test_forwarded_answer_is_that_of_the_service(
     clients: tuple[httpx2.Client, httpx2.Client], method: str, path: str, options: dict[str, Any]
 ) -> None:
     headers = {**options.pop("headers", {}), "X-Request-Id": "mine"}
-    direct, passed = (client.request(method, path, headers=headers, **options) for client in clients)
+    direct, forwarded = (client.request(method, path, headers=headers, **options) for client in clients)
     again = clients[1].get("/livez")  # over the same connection, if it was kept open
     assert again.status_code == 200
-    assert passed.status_code == direct.status_code
-    assert [name for name, _ in passed.headers.multi_items()].count("date") == 1
+    assert forwarded.status_code == direct.status_code
+    assert [name for name, _ in forwarded.headers.multi_items()].count("date") == 1
     without_date = [
         sorted((name, value) for name, value in answer.headers.multi_items() if name != "date")
-        for answer in (direct, passed)
+        for answer in (direct, forwarded)
     ]
     assert without_date[0] == without_date[1]
     if "recommendation_id" not in direct.text:
-        assert passed.content == direct.content
+        assert forwarded.content == direct.content
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
@@ -126,7 +129,7 @@ def begin_stream(connection: socket.socket) -> Callable[[int], None]:
     return send
 
 
-def test_stream_is_passed_on_in_both_directions(urls: tuple[str, str]) -> None:
+def test_stream_is_forwarded_in_both_directions(urls: tuple[str, str]) -> None:
     """Results must be read while lines are sent, since together they exceed all buffers on the way."""
     address = httpx2.URL(urls[1])
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -145,14 +148,14 @@ def test_stream_is_passed_on_in_both_directions(urls: tuple[str, str]) -> None:
     assert answer.count(b"log_position") == LINES
 
 
-def test_stream_of_events_is_passed_on_to_its_end(clients: tuple[httpx2.Client, httpx2.Client]) -> None:
+def test_stream_of_events_is_forwarded_to_its_end(clients: tuple[httpx2.Client, httpx2.Client]) -> None:
     body = {"title": "noodle soup for two", "count": 2, "policy": "open"}
     with clients[1].stream("POST", "/generate/hashtags/stream", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert "event: done" in "".join(answer.iter_text())
 
 
-def test_body_that_waits_for_100_continue_is_passed_on(urls: tuple[str, str]) -> None:
+def test_body_that_waits_for_100_continue_is_forwarded(urls: tuple[str, str]) -> None:
     address = httpx2.URL(urls[1])
     body = json.dumps({"id": "expected", "title": "soup"}).encode()
     with socket.create_connection((address.host, address.port), timeout=60) as connection:
@@ -181,7 +184,7 @@ def test_caller_who_leaves_ends_the_work(
 
 
 def test_service_that_does_not_answer_is_told_by_503(tmp_path: Path) -> None:
-    with passing_on(tmp_path / "none.sock") as url:
+    with forwarding_process(tmp_path / "none.sock") as url:
         answer = httpx2.post(f"{url}/notes", json={"title": "soup"})
     assert answer.status_code == 503
     assert answer.headers["content-type"] == "application/problem+json"
@@ -191,7 +194,7 @@ def test_service_that_does_not_answer_is_told_by_503(tmp_path: Path) -> None:
 
 def test_service_that_resets_the_connection_is_told_by_503(tmp_path: Path) -> None:
     path = tmp_path / "resets.sock"
-    with socket.socket(socket.AF_UNIX) as listener, passing_on(path) as url:
+    with socket.socket(socket.AF_UNIX) as listener, forwarding_process(path) as url:
         listener.bind(str(path))
         listener.listen()
 

@@ -1,5 +1,5 @@
-"""Passing on: a request that this process does not answer is forwarded to another one over a Unix socket, and its
-answer is streamed back."""
+"""Forwarding: a request that this process does not answer is sent to another one over a Unix socket, and its answer is
+streamed back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.store.connection import CLOSED
 HOP_BY_HOP_HEADERS = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-"""Headers about one connection, which are not passed on (RFC 9110, section 7.6.1)."""
+"""Headers about one connection, which are not forwarded (RFC 9110, section 7.6.1)."""
 UNFORWARDED_REQUEST_HEADERS = HOP_BY_HOP_HEADERS | {b"expect", b"x-request-id"}
 """Headers of a request that this process has handled: it asks for the body, and has chosen the id."""
 UNFORWARDED_ANSWER_HEADERS = HOP_BY_HOP_HEADERS | {b"date"}
@@ -28,7 +28,7 @@ READ_BYTES = 65_536
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class PassedOn(Response):
+class ForwardedResponse(Response):
     """Response that returns the answer of the process listening on a Unix socket.
 
     Body and answer are streamed at the same time, each with backpressure. If the caller disconnects, the connection to
@@ -45,13 +45,13 @@ class PassedOn(Response):
         except OSError:
             await _unreachable()(scope, receive, send)
             return
-        scope["state"]["passed_on"] = True
-        sending = asyncio.create_task(_send_request(scope, receive, writer), name="pass-on")
+        scope["state"]["forwarded"] = True
+        sending = asyncio.create_task(_send_request(scope, receive, writer), name="forward")
         try:
             begun = await _return_answer(reader, scope["method"], send)
             caller_left = sending.done() and sending.result()
             if not begun and not caller_left:
-                scope["state"]["passed_on"] = False
+                scope["state"]["forwarded"] = False
                 await _unreachable()(scope, receive, send)
         finally:
             sending.cancel()
@@ -60,7 +60,7 @@ class PassedOn(Response):
 
 
 def _unreachable() -> Response:
-    problem = plain_problem(503, "The main process, which runs the model, does not answer; try again.", retry_after=1)
+    problem = plain_problem(503, "The process with the model does not answer; try again.", retry_after=1)
     return problem_response(problem, {"Retry-After": "1"})
 
 
