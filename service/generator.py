@@ -107,7 +107,7 @@ class Generator:
 
     async def _drop_missing_notes(self, hashtags: Sequence[Hashtag], read_time: ReadTime) -> tuple[Hashtag, ...]:
         """Return the hashtags without those of their `notes` that the store lacks or cannot decode; without any notes
-        while the store is away."""
+        while the store is unavailable."""
         ids = sorted({note_id for hashtag in hashtags for note_id in hashtag.notes})
         stored_ids: set[str] = set()
         if ids:

@@ -115,8 +115,8 @@ MAX_READ_BYTES = 8 * 2**20
 class NoteStore(Protocol):
     """Notes, vectors and the change log: the source of truth, from which everything else is derived.
 
-    Every method raises StoreUnavailable when the store is away. A note that cannot be decoded is not an error: it is
-    returned as Unreadable, until a write or a removal of its id repairs it.
+    Every method raises StoreUnavailable when the store is unavailable. A note that cannot be decoded is not an error:
+    it is returned as Unreadable, until a write or a removal of its id repairs it.
     """
 
     @property
@@ -226,7 +226,7 @@ class NoteStore(Protocol):
 
 class ListStore(Protocol):
     """Store of one tenant's ranked lists, kept for a time so that any replica can serve their next pages. Every method
-    raises StoreUnavailable when the store is away."""
+    raises StoreUnavailable when the store is unavailable."""
 
     async def save(self, ranked: RankedList) -> RankedList:
         """Save a list under its id, evicting the oldest one if there are too many. Return the list as it is kept: one
@@ -310,8 +310,8 @@ class NoteIndex(Protocol):
     def status(self) -> IndexStatus: ...
 
     async def start(self) -> None:
-        """Build the index, then follow the log in the background. Raises TenantRemoved. If the store is away, the
-        background task tries again until the index is built."""
+        """Build the index, then follow the log in the background. Raises TenantRemoved. If the store is unavailable,
+        the background task tries again until the index is built."""
 
     async def save_merged(self, seconds: float) -> None:
         """Make a snapshot if anything changed since the last one, once no segments are left to merge, or after

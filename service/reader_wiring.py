@@ -58,7 +58,7 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
             stack.push_async_callback(tenants.stop)
             await tenants.start(lifecycle)
             connect_lag(telemetry, tenants, shared.clock)
-            while not tenants.ready:  # noqa: ASYNC110 - an index sends no event when it is ready; the store may be away
+            while not tenants.ready:  # noqa: ASYNC110 - an index sends no event; the store may be unavailable
                 await asyncio.sleep(READY_CHECK_SECONDS)
             yield tenants
 

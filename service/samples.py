@@ -21,7 +21,7 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
     """Add the sample notes to a store that never held another note, so that deleted ones do not come back.
 
     If the process is killed meanwhile, the next start continues with those that are missing, unless other notes were
-    written, samples removed, or the log purged or trimmed. While the store is away, nothing is added. Where two
+    written, samples removed, or the log purged or trimmed. While the store is unavailable, nothing is added. Where two
     processes load them at once, a note that is deleted while a batch with it is being added may come back.
     """
     count = service.settings.samples_to_load
@@ -39,5 +39,5 @@ async def load_samples(service: Service, progress: Callable[[str], None]) -> Non
             missing = [note for note, known in zip(notes[start:], stored, strict=False) if known is None]
             await service.recommender.add(missing, Generate(), Urgency(Lane.BULK))
         await service.store.mark_samples_loaded()
-    except (StoreUnavailable, IndexBehind):  # the store may also go away between a write and its index
+    except (StoreUnavailable, IndexBehind):  # the store may also become unavailable between a write and its index
         progress("The store is unavailable: no further sample notes are added")

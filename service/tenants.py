@@ -51,7 +51,7 @@ class Tenant(Generic[S]):
         """Components of the tenant; None before they are built."""
         self.opened: asyncio.Future[S] = asyncio.get_running_loop().create_future()
         """Result of the current attempt at opening it: its components, once its index is built or waits for a store
-        that is away."""
+        that is unavailable."""
         self.retry_seconds = 0.0
         """Back-off after the last attempt at opening it, if that failed; else 0."""
         self.removed = False
@@ -114,7 +114,7 @@ class Tenants(Generic[S]):
 
     async def start(self, lifecycle: Lifecycle) -> None:
         """Open the default tenant and all others that the store lists. Raises the error with which opening the default
-        one fails. If the store is away, the others are opened once it is back."""
+        one fails. If the store is unavailable, the others are opened once it is back."""
         default = self._begin(DEFAULT_TENANT, "", known_at_start=True)
         lifecycle.report("Building the index from the store", lambda: default.detail)
         await asyncio.shield(default.opened)

@@ -122,8 +122,8 @@ async def open_service(
 ) -> AsyncIterator[Tenants[Service]]:
     """Start all components in order; on exit, stop them in reverse order.
 
-    Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is away is no error: the
-    index waits for it.
+    Raises CheckpointError, EmbeddedRedisError or CategoriesTooLong. An external Redis that is unavailable is no error:
+    the index waits for it.
     """
     async with contextlib.AsyncExitStack() as stack:
         url = settings.redis_url or SecretStr(await _open_embedded(settings, stack, telemetry, lifecycle))

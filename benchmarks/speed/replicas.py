@@ -57,7 +57,7 @@ POLL_SECONDS = 0.5
 POLL_PATIENCE = 2.0
 """Seconds that the balancer waits for the answer; a replica that takes longer gets no requests."""
 READYZ = b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-REDIS_AWAY_SECONDS = 1.0
+REDIS_UNAVAILABLE_SECONDS = 1.0
 """Pause between killing Redis and starting it again."""
 MARK = "quetzalcoatlus"
 """Word in every note, which no process may print."""
@@ -204,7 +204,7 @@ async def disturb(replicas: Sequence[ServiceProcess], redis: RedisProcess, secon
             await asyncio.sleep(2 * POLL_SECONDS)  # until the balancer has seen that the replica is ready
     await asyncio.sleep(began + 3 * seconds / 4 - time.perf_counter())
     redis.stop(signal.SIGKILL)
-    await asyncio.sleep(REDIS_AWAY_SECONDS)
+    await asyncio.sleep(REDIS_UNAVAILABLE_SECONDS)
     redis.start()
 
 

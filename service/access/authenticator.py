@@ -1,8 +1,8 @@
 """Authentication: the principal of an Authorization header, from keys that the process holds in memory.
 
 The keys are read again after CACHE_SECONDS, or slightly earlier, at the cost of one round trip for all requests in that
-time. Every replica therefore honours a revocation within CACHE_SECONDS. While the store is away, the keys that were
-last read stay in use for up to STALE_SECONDS.
+time. Every replica therefore honours a revocation within CACHE_SECONDS. While the store is unavailable, the keys that
+were last read stay in use for up to STALE_SECONDS.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class Authenticator:
             raise Unauthenticated("expired_key", detail)
 
     async def refresh(self) -> None:
-        """Read the keys again after a change. If the store is away, they are read later."""
+        """Read the keys again after a change. If the store is unavailable, they are read later."""
         if self._reading and not self._reading.done():
             await asyncio.wait({self._reading})  # it may have begun before the change
         await self._read()

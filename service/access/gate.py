@@ -43,8 +43,8 @@ class Gate:
         self.meter = Meter(telemetry)
 
     async def open(self, keys: KeyStore, quotas: QuotaStore) -> None:
-        """Use the keys and quotas of a store from now on. The keys are read at once, since the store may be away when
-        the first request comes."""
+        """Use the keys and quotas of a store from now on. The keys are read at once, since the store may be unavailable
+        when the first request comes."""
         self._authenticator.connect(keys)
         self.manager.connect(keys)
         self.meter.connect(quotas)

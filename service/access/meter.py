@@ -1,9 +1,9 @@
 """Metering of quotas: counts the requests, and the tokens, of each key that has a quota.
 
-While the store is away or late with a count, requests are admitted as far as this process's own counts of their key
-allow: a quota is not worth an outage, and the callers themselves can make the store slow. The store counts as away once
-it has not answered within the time-out of its connection, 5 s. Tokens are known only when a request ends: it may exceed
-the quota, and the key has to wait afterwards.
+While the store is unavailable or late with a count, requests are admitted as far as this process's own counts of their
+key allow: a quota is not worth an outage, and the callers themselves can make the store slow. The store counts as
+unavailable once it has not answered within the time-out of its connection, 5 s. Tokens are known only when a request
+ends: it may exceed the quota, and the key has to wait afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.telemetry import Telemetry
 COUNT_SECONDS = 0.25
 """Maximum wait of a request to be counted."""
 RETRY_SECONDS = 1.0
-"""Seconds for which nothing is counted in the store after it was away, or did not answer before the time-out."""
+"""Seconds for which nothing is counted in the store after it was unavailable, or did not answer before the time-out."""
 
 
 class Meter:
@@ -35,7 +35,7 @@ class Meter:
         self._telemetry = telemetry
         self._now = now
         self._store: QuotaStore | None = None
-        self._away_until = -math.inf
+        self._unavailable_until = -math.inf
         self._counting: set[asyncio.Task[Usage]] = set()
         """Counts in progress: the event loop holds only weak references to tasks."""
         self._late: set[str] = set()
@@ -70,8 +70,8 @@ class Meter:
         await self.check(replace(principal, quota=Quota(tokens_per_minute=principal.quota.tokens_per_minute)))
 
     async def _usage(self, principal: Principal, requests: int = 0, *, spends_tokens: bool = True) -> Usage | None:
-        """Count requests, and return the key's usage in the store. If the store is away or late, return the usage in
-        this process if that refuses the requests, and None if they are admitted."""
+        """Count requests, and return the key's usage in the store. If the store is unavailable or late, return the
+        usage in this process if that refuses the requests, and None if they are admitted."""
         key, quota = principal.key, principal.quota
         if key is None:
             return None
@@ -99,8 +99,8 @@ class Meter:
 
     @property
     def _counts(self) -> bool:
-        """Whether a store is connected and has not been away in the last RETRY_SECONDS."""
-        return self._store is not None and self._now() >= self._away_until
+        """Whether a store is connected and has not been unavailable in the last RETRY_SECONDS."""
+        return self._store is not None and self._now() >= self._unavailable_until
 
     def _own_use(self, key: str) -> OwnUse:
         if key not in self._own and len(self._own) >= MAX_KEYS:
@@ -121,11 +121,11 @@ class Meter:
     def _end_count(self, tokens: int, counting: asyncio.Task[Usage]) -> None:
         self._counting.discard(counting)
         if _failed(counting):
-            self._away_until = self._now() + RETRY_SECONDS
+            self._unavailable_until = self._now() + RETRY_SECONDS
             if tokens:  # nobody waits for a count of tokens; `take` reports one of requests
                 self._telemetry.uncounted.inc()
 
 
 def _failed(counting: asyncio.Task[Usage]) -> bool:
-    """Return whether a count, which is done, failed because the store is away."""
+    """Return whether a count, which is done, failed because the store is unavailable."""
     return not counting.cancelled() and isinstance(counting.exception(), StoreUnavailable)

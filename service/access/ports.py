@@ -19,7 +19,8 @@ class KeyReader(Protocol):
 
 
 class KeyStore(KeyReader, Protocol):
-    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is away."""
+    """API keys and the acts of those who manage them. Every method raises StoreUnavailable when the store is
+    unavailable."""
 
     async def find(self, prefix: str) -> ApiKey | None:
         """Return a key with its last use; None if there is none."""

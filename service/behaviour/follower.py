@@ -30,7 +30,7 @@ READ_SIZE = 500
 BLOCK_SECONDS = 2.0
 """Maximum wait of a read for a first entry."""
 RETRY_SECONDS = (0.05, 1.0)
-"""First and longest back-off while the store is away."""
+"""First and longest back-off while the store is unavailable."""
 GATHER_SECONDS = 0.02
 """Pause after a read that returned entries, so that events that come one by one are read together."""
 TRIM_SECONDS = 60.0

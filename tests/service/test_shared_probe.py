@@ -49,7 +49,7 @@ async def test_caller_that_leaves_does_not_end_the_question_of_others() -> None:
 
 
 async def test_failure_is_told_and_the_next_caller_asks_again() -> None:
-    answers = iter([StoreUnavailable("away"), None])
+    answers = iter([StoreUnavailable("it is loading"), None])
 
     async def ask() -> str:
         if error := next(answers):
@@ -57,6 +57,6 @@ async def test_failure_is_told_and_the_next_caller_asks_again() -> None:
         return "well"
 
     probe = SharedProbe(ask)
-    with pytest.raises(StoreUnavailable, match="away"):
+    with pytest.raises(StoreUnavailable, match="it is loading"):
         await probe.answer()
     assert await probe.answer() == "well"

@@ -489,7 +489,9 @@ def test_export_is_summed_up_without_its_other_keys_and_its_changes(tmp_path: Pa
     assert told == [f"{path}: 1 notes, 1 with a title or content, 1 with hashtags, 0 with a category"]
 
 
-@pytest.mark.parametrize("last", [(), ('{"problem":{"detail":"the store is away"}}',)], ids=["cut-off", "failed"])
+@pytest.mark.parametrize(
+    "last", [(), ('{"problem":{"detail":"the store is unavailable"}}',)], ids=["cut-off", "failed"]
+)
 def test_export_that_was_broken_off_is_refused(tmp_path: Path, last: tuple[str, ...]):
     (tmp_path / "n.jsonl").write_text("\n".join([*EXPORT[:-1], *last]))
     with pytest.raises(DatasetError, match=r"n\.jsonl is an incomplete export"):

@@ -28,13 +28,13 @@ BOOTSTRAP_KEY = "b" * 32
 
 
 class Keys:
-    """A KeyReader in memory. While `away` it fails; while `gate` is cleared it hangs."""
+    """A KeyReader in memory. While `unavailable` it fails; while `gate` is cleared it hangs."""
 
     def __init__(self) -> None:
         self.keys: dict[str, ApiKey] = {}
         self.version = 0
         self.reads = 0
-        self.away = False
+        self.unavailable = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.used: list[Mapping[str, float]] = []
@@ -51,8 +51,8 @@ class Keys:
     async def load(self, known: KeyTable | None, used: Mapping[str, float]) -> KeyTable:
         self.reads += 1
         await self.gate.wait()
-        if self.away:
-            raise StoreUnavailable("away")
+        if self.unavailable:
+            raise StoreUnavailable("unavailable")
         if used:
             self.used.append(used)
         return KeyTable(str(self.version), dict(self.keys))
@@ -218,42 +218,44 @@ async def test_wrong_secrets_of_one_time_share_a_reading(authenticator: Authenti
     assert keys.reads <= 3
 
 
-async def test_keys_stay_known_while_the_store_is_away(authenticator: Authenticator, keys: Keys, now: Now) -> None:
+async def test_keys_stay_known_while_the_store_is_unavailable(
+    authenticator: Authenticator, keys: Keys, now: Now
+) -> None:
     token = keys.add()
     await sent(authenticator, token)
-    keys.away = True
+    keys.unavailable = True
     now.seconds += STALE_SECONDS - 1
     assert (await sent(authenticator, token)).tenant == "films"
     assert await refused(authenticator, None) == "no_key"
     now.seconds += 2
     with pytest.raises(StoreUnavailable):
         await sent(authenticator, token)
-    keys.away = False
+    keys.unavailable = False
     now.seconds += CACHE_SECONDS
     assert (await sent(authenticator, token)).tenant == "films"
 
 
-async def test_key_that_may_be_new_is_not_called_unknown_while_the_store_is_away(
+async def test_key_that_may_be_new_is_not_called_unknown_while_the_store_is_unavailable(
     authenticator: Authenticator, keys: Keys, now: Now
 ) -> None:
     await sent(authenticator, keys.add())
-    new, keys.away = keys.add(), True
+    new, keys.unavailable = keys.add(), True
     now.seconds += RETRY_SECONDS
     with pytest.raises(StoreUnavailable):
         await sent(authenticator, new)
 
 
-async def test_open_service_stays_open_while_the_store_is_away(
+async def test_open_service_stays_open_while_the_store_is_unavailable(
     authenticator: Authenticator, keys: Keys, now: Now
 ) -> None:
     assert await authenticator.authenticate(None) is ANONYMOUS
-    keys.away = True
+    keys.unavailable = True
     now.seconds += 2 * STALE_SECONDS
     assert await authenticator.authenticate(None) is ANONYMOUS
 
 
 async def test_keys_that_were_never_read_open_nothing(authenticator: Authenticator, keys: Keys) -> None:
-    keys.away = True
+    keys.unavailable = True
     for header in (None, f"Bearer {keys.add()}"):
         with pytest.raises(StoreUnavailable):
             await authenticator.authenticate(header)
@@ -295,10 +297,10 @@ async def test_last_use_is_recorded_once_a_minute(authenticator: Authenticator, 
 async def test_last_use_is_recorded_after_an_outage(authenticator: Authenticator, keys: Keys, now: Now) -> None:
     token = keys.add()
     await sent(authenticator, token)
-    keys.away = True
+    keys.unavailable = True
     now.seconds += CACHE_SECONDS
     await sent(authenticator, token)
-    keys.away = False
+    keys.unavailable = False
     now.seconds += CACHE_SECONDS
     await sent(authenticator, token)
     assert [list(used) for used in keys.used] == [[token.split("_")[1]]]
@@ -322,7 +324,7 @@ async def test_keys_that_cannot_be_read_ahead_are_tried_once_a_second(
 ) -> None:
     token = keys.add()
     await sent(authenticator, token)
-    keys.away = True
+    keys.unavailable = True
     now.seconds += AHEAD_SECONDS
     for _ in range(3):
         assert authenticator.authenticate_nowait(f"Bearer {token}")

@@ -96,14 +96,14 @@ class Store:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
-        self.away = False
+        self.unavailable = False
         self.allowed = True
         self.counted: list[tuple[int, int]] = []
 
     async def count(self, key: str, quota: Quota, requests: int, tokens: int, *, spends_tokens: bool = True) -> Usage:
         await self.gate.wait()
-        if self.away:
-            raise StoreUnavailable("away")
+        if self.unavailable:
+            raise StoreUnavailable("unavailable")
         self.counted.append((requests, tokens))
         return Usage(self.allowed, WindowCount(0, 100, 30.0), WindowCount(0, 0, 30.0))
 
@@ -153,8 +153,10 @@ async def test_exceeded_quota_says_when_to_come_back(meter: Meter, store: Store)
     assert dict(rate_limit_headers(usage, BOTH))[b"ratelimit"].startswith(b'"requests";r=0;')
 
 
-async def test_key_is_bounded_by_what_its_process_counted_while_the_store_is_away(meter: Meter, store: Store) -> None:
-    store.away = True
+async def test_key_is_bounded_by_what_its_process_counted_while_the_store_is_unavailable(
+    meter: Meter, store: Store
+) -> None:
+    store.unavailable = True
     few = Principal("few", "films", frozenset(), Quota(3, 1000))
     usages = [await meter.take(few) for _ in range(4)]
     assert [usage and usage.allowed for usage in usages] == [None, None, None, False]
@@ -163,10 +165,10 @@ async def test_key_is_bounded_by_what_its_process_counted_while_the_store_is_awa
     assert uncounted(meter) == 3
 
 
-async def test_request_goes_on_uncounted_while_the_store_is_away(meter: Meter, store: Store, now: Now) -> None:
-    store.away = True
+async def test_request_goes_on_uncounted_while_the_store_is_unavailable(meter: Meter, store: Store, now: Now) -> None:
+    store.unavailable = True
     assert await meter.take(PRINCIPAL) is None
-    store.away = False
+    store.unavailable = False
     assert await meter.take(PRINCIPAL) is None  # the store is not tried again for each request
     assert (uncounted(meter), store.counted) == (2, [])
     now.seconds += RETRY_SECONDS
@@ -233,7 +235,7 @@ def test_use_of_one_process_is_counted_by_the_same_window() -> None:
 async def test_process_admits_requests_that_use_no_tokens_when_those_of_the_quota_are_used_up(
     meter: Meter, store: Store
 ) -> None:
-    store.away = True
+    store.unavailable = True
     few = Principal("few", "films", frozenset(), Quota(1, 100))
     meter.charge(few, 1000)
     await meter.check(few, spends_tokens=False)
@@ -249,7 +251,7 @@ async def test_key_that_uses_many_times_its_tokens_in_one_request_keeps_to_its_q
     meter: Meter, store: Store, now: Now
 ) -> None:
     limited, allowed = Principal("limited", "films", frozenset(), Quota(None, 1000)), 0
-    store.away = True
+    store.unavailable = True
     for _ in range(100):
         if await meter.take(limited) is None:
             meter.charge(limited, 30_000)
@@ -265,7 +267,7 @@ async def test_nothing_is_counted_before_there_is_a_store() -> None:
 
 
 async def test_tokens_that_the_store_did_not_count_are_told(meter: Meter, store: Store) -> None:
-    store.away = True
+    store.unavailable = True
     meter.charge(PRINCIPAL, 7)
     await asyncio.sleep(0)  # lets the count run
     await asyncio.sleep(0)

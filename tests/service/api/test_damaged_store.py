@@ -155,7 +155,7 @@ def test_whatever_removes_goes_on_where_memory_is_full(serve: Serve, server: Ser
         assert [fields[b"op"] for _, fields in admin.xrange(LOG)] == [b"purge"]
 
 
-def test_store_away_at_the_start_is_told(serve: Serve, debian_redis: DebianRedis) -> None:
+def test_store_unavailable_at_the_start_is_told(serve: Serve, debian_redis: DebianRedis) -> None:
     debian_redis.stop()
     with (
         structlog.testing.capture_logs() as lines,

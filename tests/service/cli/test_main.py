@@ -336,7 +336,7 @@ class BrokenOffOnce(ErrorPage):
             self.wfile.write(b'{"end":"2-0","notes":1,"removed":0,"unreadable":0}\n')
         else:
             self.wfile.write(b'{"id":"a","log_position":"1-0"}\n')
-            self.wfile.write(b'{"problem":{"status":503,"title":"No store","detail":"The store is away."}}\n')
+            self.wfile.write(b'{"problem":{"status":503,"title":"No store","detail":"The store is unavailable."}}\n')
 
 
 def test_export_of_notes_that_was_broken_off_is_told_and_gone_on_with(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_export_of_notes_that_was_broken_off_is_told_and_gone_on_with(tmp_path: 
         url = f"http://127.0.0.1:{server.server_port}"
         broken = run("export-notes", str(file), "--no-vectors", "--patience", "0", NOTELLM_URL=url)
         assert broken.exit_code == 1
-        assert "aborted the export: The store is away. Run the same command" in " ".join(broken.stderr.split())
+        assert "aborted the export: The store is unavailable. Run the same command" in " ".join(broken.stderr.split())
         assert (file.exists(), len(part.read_bytes().splitlines())) == (False, 2)
         ended = run("export-notes", str(file), "--no-vectors", "--patience", "0", "--json", NOTELLM_URL=url)
         server.shutdown()

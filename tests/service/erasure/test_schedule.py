@@ -235,6 +235,6 @@ def test_purge_that_fails_before_any_log_is_cut_is_tried_again_after_pauses(
     assert sorted(written.keys("{notes}:purge*")) == [LAST]
 
 
-def test_purge_of_a_store_that_is_away_is_an_error(tmp_path: Path) -> None:
+def test_purge_of_a_store_that_is_unavailable_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PurgeError, match="was not purged"):
         purge_store_if_due(f"unix://{tmp_path}/none.sock", DAY, 1000.0)

@@ -233,7 +233,7 @@ async def test_follower_killed_store_back_resumes(
     await eventually(lambda: live_index.status().ready and live_index.status().detail == "follows the log")
 
 
-async def test_follower_store_away_is_not_ready(
+async def test_follower_store_unavailable_is_not_ready(
     embedded: EmbeddedRedis, embedded_store: GatedStore, live_index: LiveIndex
 ) -> None:
     assert live_index.status().ready

@@ -238,7 +238,7 @@ async def test_position_of_a_snapshot_is_told_once_the_store_is_back(
     async def fail_twice(replica: str, position: str) -> None:
         told.append(position)
         if len(told) < 3:
-            raise StoreUnavailable("it is away")
+            raise StoreUnavailable("it is unavailable")
 
     async with started(embedded_store, clock, folder) as index:
         position = await put(embedded_store, *notes(5))

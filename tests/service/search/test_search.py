@@ -359,7 +359,7 @@ async def test_first_page_is_the_only_one_while_the_store_hangs(
         os.kill(embedded.pid, signal.SIGCONT)
 
 
-async def test_search_that_looks_no_deeper_while_the_store_is_away_is_not_complete(
+async def test_search_that_looks_no_deeper_while_the_store_is_unavailable_is_not_complete(
     recommender: Recommender, search: NoteSearch, embedded_store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.search.ranker.BLOCK_SIZE", 4)
@@ -367,11 +367,11 @@ async def test_search_that_looks_no_deeper_while_the_store_is_away_is_not_comple
     plain = await search.related(SearchRequest((Example("n0"),), k=3, max_per_author=1))
     assert (plain.degraded, plain.complete, len(ids(plain))) == (False, True, 1)
 
-    async def away(_: Sequence[str]) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
-        raise StoreUnavailable("it is away")
+    async def unavailable(_: Sequence[str]) -> AsyncIterator[list[StoredNote | Unreadable | None]]:
+        raise StoreUnavailable("it is unavailable")
         yield []
 
-    monkeypatch.setattr(embedded_store, "get_in_parts", away)
+    monkeypatch.setattr(embedded_store, "get_in_parts", unavailable)
     result = await search.related(SearchRequest((Example("n0"),), k=3, max_per_author=1))
     assert (result.degraded, result.complete, len(ids(result))) == (True, False, 1)
 

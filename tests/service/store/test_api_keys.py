@@ -248,7 +248,7 @@ async def test_damaged_key_opens_nothing_and_harms_no_other(
     assert (await keys.load(None, {})).keys == {KEY.prefix: KEY}
 
 
-async def test_store_that_is_away_is_said_so(keys: RedisKeyStore, server: Server) -> None:
+async def test_store_that_is_unavailable_is_said_so(keys: RedisKeyStore, server: Server) -> None:
     server.stop()
     with pytest.raises(StoreUnavailable):
         await keys.load(None, {})

@@ -115,7 +115,7 @@ async def close_after_refused_call() -> None:
     await connection.close()
 
 
-def test_end_of_a_connection_to_a_store_that_is_away_does_not_say_that_it_answers() -> None:
+def test_end_of_a_connection_to_a_store_that_is_unavailable_does_not_say_that_it_answers() -> None:
     with structlog.testing.capture_logs() as lines:
         uvloop.run(close_after_refused_call())
     assert [line["event"] for line in lines] == ["store_unavailable"]

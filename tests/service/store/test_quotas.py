@@ -104,7 +104,7 @@ async def test_counting_writes_nothing_to_the_log_of_redis(quotas: RedisQuotaSto
     assert admin.info("persistence")["aof_current_size"] > before
 
 
-async def test_store_that_is_away_is_said_so(quotas: RedisQuotaStore, server: Server) -> None:
+async def test_store_that_is_unavailable_is_said_so(quotas: RedisQuotaStore, server: Server) -> None:
     server.stop()
     with pytest.raises(StoreUnavailable):
         await quotas.count("a", Quota(1), 1, 0)

@@ -512,7 +512,7 @@ async def test_a_reader_that_waits_when_the_server_goes_is_told(
         await reading
 
 
-async def test_a_server_that_answers_too_late_is_a_store_that_is_away(
+async def test_a_server_that_answers_too_late_is_a_store_that_is_unavailable(
     server: Server, admin: redis.Redis, clock: Clock
 ) -> None:
     """A write that was sent and not answered may still take place, and does so later."""

@@ -193,7 +193,7 @@ def test_export_of_changes_that_the_log_has_no_more_is_410_and_one_of_all_notes_
         assert set(applied([*full[:2], *rest[1:]])) == {"a", "b"}
 
 
-def test_export_whose_store_goes_away_ends_with_a_problem_and_is_gone_on_with(
+def test_export_whose_store_becomes_unavailable_ends_with_a_problem_and_is_gone_on_with(
     serve: Serve, debian_redis: DebianRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def stop_store(request: Request) -> None:

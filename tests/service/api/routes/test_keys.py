@@ -372,7 +372,7 @@ def test_key_without_a_quota_gets_no_headers_of_one(root: httpx2.Client, closed_
         assert "ratelimit" not in client.get("/notes/nobody").headers
 
 
-def test_quota_holds_by_what_the_process_counted_while_the_store_is_away(
+def test_quota_holds_by_what_the_process_counted_while_the_store_is_unavailable(
     serve: Serve, guarded_redis: DebianRedis
 ) -> None:
     with serve(redis_url=guarded_redis.url, bootstrap_key=BOOTSTRAP_KEY) as url, under(url, BOOTSTRAP_KEY) as client:

@@ -166,7 +166,7 @@ def test_answer_with_several_statuses_of_a_class_counts_under_the_highest_alone(
     assert counted() == [before[0], before[1] + 1]
 
 
-def test_metrics_tell_of_a_store_that_is_away(serve: Any, guarded_redis: Any) -> None:
+def test_metrics_tell_of_a_store_that_is_unavailable(serve: Any, guarded_redis: Any) -> None:
     with serve(redis_url=guarded_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:
         for note_id in ("a", "b"):
             assert client.post("/notes", json={"id": note_id, "title": note_id}).status_code == 201
@@ -263,7 +263,7 @@ FROM_MEMORY = ("/events/reads", "/reports/recommendations", "/tenants", "/limits
 """Routes that answer without the store."""
 
 
-def test_redis_away_is_503_and_heals_by_itself(
+def test_redis_unavailable_is_503_and_heals_by_itself(
     serve: Any, debian_redis: Any, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     with serve(redis_url=debian_redis.url) as url, httpx2.Client(base_url=url, timeout=30) as client:

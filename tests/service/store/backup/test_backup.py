@@ -129,7 +129,7 @@ def test_server_with_a_password_and_a_database_is_backed_up(
         assert contents(target) == contents(client)
 
 
-def test_server_that_is_away_is_an_error_without_its_password(tmp_path: Path) -> None:
+def test_server_that_is_unavailable_is_an_error_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(BackupError) as failure:
         back_up("redis://user:secret@127.0.0.1:1", tmp_path / "b")
     assert "secret" not in str(failure.value)
