@@ -97,7 +97,7 @@ PROBLEMS_INTRODUCTION = f"""## Problems
 
 `detail` of a [Problem](#problem) says what is wrong and what you can do; `errors`, if present, lists the invalid
 fields. `type` is `{TYPE_PREFIX}` followed by a name from this table; there is no page at this
-address. It is `about:blank` if the status says all: an unknown address (404) or method (405, with `Allow`), a
+URL. It is `about:blank` if the status says all: an unknown path (404) or method (405, with `Allow`), a
 request that is not valid HTTP (400), a connection or request head over a [limit](#limitsout) (408, 414, 431, 503), and
 500, an internal error.
 

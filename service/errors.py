@@ -7,9 +7,9 @@ NoteLLMError
 ├── InvalidInput          well-formed, but fields are not valid; `errors` points to them
 ├── MalformedBody         the body is not valid UTF-8 JSON
 ├── BodyNotTaken          the request has a body that it would ignore
-├── UnsupportedMediaType  the address does not accept the body's media type or encoding
+├── UnsupportedMediaType  the endpoint does not accept the body's media type or encoding
 ├── LimitExceeded         the body, note or batch exceeds a limit of GET /limits
-├── MalformedHeader       a request header is not valid, or the address does not support it
+├── MalformedHeader       a request header is not valid, or the endpoint does not support it
 ├── KeyReused             the Idempotency-Key was used for a different request
 ├── TenantNotFound        the tenant does not exist
 ├── TenantRemoved         the tenant was removed during the request
@@ -133,12 +133,12 @@ class BodyNotTaken(NoteLLMError):
 
 
 class UnsupportedMediaType(NoteLLMError):
-    """The body has a type or encoding that the address does not take. `header`: Content-Type or Content-Encoding;
+    """The body has a type or encoding that the endpoint does not accept. `header`: Content-Type or Content-Encoding;
     `accepted`: the values that it may have, in words."""
 
     def __init__(self, header: str, value: str, accepted: str) -> None:
         given = f"is {value[:100]!r}" if value else "is missing"
-        super().__init__(f"The body's {header} {given}; this address accepts {accepted}.")
+        super().__init__(f"The body's {header} {given}; this endpoint accepts {accepted}.")
         self.header = header
         self.accepted = accepted
 
@@ -202,7 +202,7 @@ class TooManyTenants(NoteLLMError):
 
 class OtherSpace(NoteLLMError):
     """A search names notes whose vectors are from another model than `model`, which serves here. `note_id`: the first
-    of these notes. `errors`: one for each of them that is an example in the request, not the note of the address."""
+    of these notes. `errors`: one for each of them that is an example in the request, not the note in the URL."""
 
     def __init__(self, note_id: str, model: str, errors: Sequence[FieldError] = ()) -> None:
         self.note_id = note_id

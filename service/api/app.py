@@ -69,7 +69,7 @@ ROUTERS = (
     tenants.router,
     keys.router,
 )
-"""Routes are matched in this order: the busiest come first, and addresses below /notes before /notes/{id}."""
+"""Routes are matched in this order: the busiest come first, and paths below /notes before /notes/{id}."""
 log = structlog.get_logger(__name__)
 DESCRIPTION = (
     "Related notes, hashtags and categories from one language model. One prefill gives vector, hashtags and category; "

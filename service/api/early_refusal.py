@@ -62,7 +62,7 @@ class EarlyRefusal:
     ) -> None:
         self._scopes = {
             path.encode(): needed_scopes(endpoint)
-            for path, endpoint in map(_address, routes)
+            for path, endpoint in map(_path_and_handler, routes)
             if endpoint is not None and may_need_engine(endpoint)
         }
         """Scopes of which a request needs one, by path; all of these routes are POST."""
@@ -136,7 +136,7 @@ class EarlyRefusal:
         return count > 0
 
 
-def _address(route: BaseRoute) -> tuple[str, Callable[..., Any] | None]:
+def _path_and_handler(route: BaseRoute) -> tuple[str, Callable[..., Any] | None]:
     return getattr(route, "path", ""), getattr(route, "endpoint", None)
 
 

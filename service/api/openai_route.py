@@ -35,7 +35,7 @@ class OpenAIRoute(StrictJsonRoute):
 
 def _with_error(response: Response) -> Response:
     """Return a problem with a member `error`: its detail and field errors as one message, its type without the
-    address."""
+    URL before it."""
     problem = orjson.loads(bytes(response.body))
     fields = problem.get("errors", [])
     reasons = [f"{field['pointer']} {field['detail']}" for field in fields]

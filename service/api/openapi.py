@@ -41,7 +41,7 @@ HEADERS: dict[str, Any] = {
         "ETag": "log position of the note in quotation marks, for If-Match and If-None-Match",
         "Idempotent-Replayed": "true if an earlier request with this Idempotency-Key had this answer; for a list, if "
         "earlier requests wrote all notes that are not rejected",
-        "Location": "address of the note",
+        "Location": "URL of the note",
         "RateLimit": "remaining quota of the key, if it has a quota",
         "RateLimit-Policy": "quota of the key, if it has one",
         "Retry-After": "seconds after which to try again, if that helps",

@@ -210,8 +210,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             headers["Allow"] = allowed_methods(request.scope, routes)
         detail = {
             400: "The body could not be read as UTF-8 JSON.",
-            404: "There is nothing at this address; see /docs for the available ones.",
-            405: f"This address only supports {headers.get('Allow')}; see /docs.",
+            404: "There is no endpoint at this path; see /docs for the available ones.",
+            405: f"This path only supports {headers.get('Allow')}; see /docs.",
         }.get(http_error.status_code, str(http_error.detail))
         return problem_response(plain_problem(http_error.status_code, detail), headers)
 

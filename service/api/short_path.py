@@ -136,8 +136,8 @@ class ShortPath:
 
     def _read(self, path: str, query: bytes, headers: Mapping[bytes, bytes]) -> PlainRequest | None:
         """Return a GET request of the short path; None for any other, or if its caller or tenant is not in memory."""
-        address = self._route.path_regex.match(path)
-        if address is None or not self._lifecycle.started:
+        matched = self._route.path_regex.match(path)
+        if matched is None or not self._lifecycle.started:
             return None
         options = self._plain(query) if may_be_kept(query) else None
         if options is None:
@@ -145,7 +145,7 @@ class ShortPath:
         caller = caller_nowait(self._gate, self._get_tenants(), headers, self._scopes)
         if caller is None or caller[0].quota:
             return None
-        return PlainRequest(address["note_id"], options, *caller)
+        return PlainRequest(matched["note_id"], options, *caller)
 
     def _read_plain(self, query: bytes) -> tuple[int, Filter, float | None] | None:
         """Return the arguments of NearestNotes.find for a query string; None for one with further options, or one that

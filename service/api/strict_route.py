@@ -63,7 +63,7 @@ class StrictRoute(APIRoute):
             await self.admit(request, scopes)
             for header in unheeded:
                 if header in request.headers:
-                    raise MalformedHeader(header.title(), "is not supported at this address; omit it")
+                    raise MalformedHeader(header.title(), "is not supported by this endpoint; omit it")
             for header in single:
                 if is_repeated(request, header):
                     raise repeated_error(header.title())
@@ -108,4 +108,6 @@ def _repeated(name: str, count: int) -> FieldError:
 
 
 def _unknown(name: str, known: Collection[str]) -> FieldError:
-    return FieldError(f"/query/{name[:MAX_SHOWN]}", f"is not a parameter of this address; {hint_at_known(name, known)}")
+    return FieldError(
+        f"/query/{name[:MAX_SHOWN]}", f"is not a parameter of this endpoint; {hint_at_known(name, known)}"
+    )

@@ -116,7 +116,7 @@ class Reread:
         """Have one note read; return the outcome."""
         fields = [field for field in self.generate if field != HASHTAGS]
         query = {"generate": ",".join(fields)} if fields else {}
-        answer = self._send(client, "PATCH", _address(note), query, (200, NOT_FOUND, *INVALID), {})
+        answer = self._send(client, "PATCH", _path(note), query, (200, NOT_FOUND, *INVALID), {})
         if answer.status_code == NOT_FOUND:
             return "removed"
         if answer.status_code in INVALID:
@@ -130,11 +130,11 @@ class Reread:
         query, accepted = {"generate": HASHTAGS}, (200, NOT_FOUND, CHANGED, *INVALID)
         while not _has_author_hashtags(note):
             condition = {"If-Match": f'"{note["log_position"]}"'}
-            answer = self._send(client, "PATCH", _address(note), query, accepted, {"hashtags": []}, condition)
+            answer = self._send(client, "PATCH", _path(note), query, accepted, {"hashtags": []}, condition)
             if answer.status_code == 200:
                 return "hashtags_written"
             if answer.status_code == CHANGED:
-                answer = self._send(client, "GET", _address(note), {}, (200, NOT_FOUND))
+                answer = self._send(client, "GET", _path(note), {}, (200, NOT_FOUND))
             if answer.status_code == NOT_FOUND:
                 return "removed"
             if answer.status_code in INVALID:  # `_read` has reported why
@@ -166,7 +166,7 @@ class Reread:
                 patience.pause(f"{self.url} does not respond like a NoteLLM service: {error}.")
 
 
-def _address(note: Listed) -> str:
+def _path(note: Listed) -> str:
     return f"/notes/{quote(note['id'], safe='')}"
 
 

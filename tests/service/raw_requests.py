@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-ADDRESSES = (
+ENDPOINTS = (
     *((b"POST", "/notes"),) * 6,
     *((method, "/notes/{id}") for method in (b"GET", b"PUT", b"PUT", b"PATCH", b"PATCH", b"DELETE")),
     *((b"GET", "/notes/{id}/similar"),) * 3,
@@ -99,7 +99,7 @@ def raw_request(rng: random.Random) -> RawRequest:
 def _request(rng: random.Random) -> tuple[bytes, bool]:
     """Return one request, and whether its framing is right, so that it must be answered."""
     odd = rng.random
-    method, path = rng.choice(ADDRESSES)
+    method, path = rng.choice(ENDPOINTS)
     if odd() < 0.05:
         method = rng.choice(METHODS)
     path = path.replace("{id}", f"fuzzed-{rng.randrange(30)}") if odd() < 0.95 else rng.choice(PATHS)

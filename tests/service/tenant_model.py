@@ -39,12 +39,12 @@ EXEMPT = {
 
 
 def operation_of(method: str, path: str, templates: Iterable[str]) -> str:
-    """Return the method and the documented address of a request; a fixed address has priority over one with a
+    """Return the method and the documented path of a request; a fixed path has priority over one with a
     parameter."""
     for template in sorted(templates, key=lambda one: one.count("{")):
         if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path):
             return f"{method} {template}"
-    raise AssertionError(f"{path} is no documented address")
+    raise AssertionError(f"{path} is no documented path")
 
 
 @dataclass

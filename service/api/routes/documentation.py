@@ -56,7 +56,7 @@ def render(app: FastAPI) -> bytes:
 @router.get("/docs")
 @open_to_all()
 async def docs(request: Request) -> HTMLResponse:
-    """Return the page. Its addresses are relative, so that it also works behind a path prefix."""
+    """Return the page. Its URLs are relative, so that it also works behind a path prefix."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title=request.app.title,

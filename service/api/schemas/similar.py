@@ -174,7 +174,7 @@ class SimilarQuery(RankingOptions):
     )
 
     def examples(self, note_id: str) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-        """Return the positive examples, of which the note of the address is the first, and the negative ones."""
+        """Return the positive examples, of which the note in the URL is the first, and the negative ones."""
         positive = (Example(one, pointer=f"/positive/{i}") for i, one in enumerate(self.positive))
         negative = (Example(one, pointer=f"/negative/{i}") for i, one in enumerate(self.negative))
         return (Example(note_id), *positive), tuple(negative)

@@ -62,9 +62,9 @@ def bearer(key: str) -> dict[str, str]:
 
 def call(client: httpx2.Client, method: str, path: str, headers: dict[str, str]) -> httpx2.Response:
     """Call a route with a body that it refuses, so that the call changes nothing."""
-    address = path.format(note_id="nobody", prefix="aaaaaaaaaa", name="nobody", user="nobody", session="nobody")
+    filled = path.format(note_id="nobody", prefix="aaaaaaaaaa", name="nobody", user="nobody", session="nobody")
     body = None if method in ("GET", "DELETE") else {"colour": "red"}
-    return client.request(method, address, json=body, headers=headers)
+    return client.request(method, filled, json=body, headers=headers)
 
 
 async def handler() -> None:

@@ -111,17 +111,17 @@ def test_key_of_a_read_changes_nothing(client: httpx2.Client) -> None:
 
 def test_repeated_change_does_not_undo_a_later_one(client: httpx2.Client) -> None:
     note_id = client.post("/notes", json=NOTE).json()["id"]
-    address, put, patch = f"/notes/{note_id}", fresh_key(), fresh_key()
+    path, put, patch = f"/notes/{note_id}", fresh_key(), fresh_key()
     changes: list[Callable[[], httpx2.Response]] = [
-        lambda: client.put(address, json={"title": "By PUT"}, headers=put),
-        lambda: client.patch(address, json={"title": "By PATCH"}, headers=patch),
+        lambda: client.put(path, json={"title": "By PUT"}, headers=put),
+        lambda: client.patch(path, json={"title": "By PATCH"}, headers=patch),
     ]
     answers = [change() for change in changes]
-    client.patch(address, json={"title": "The last"})
+    client.patch(path, json={"title": "The last"})
     for change, answer in zip(changes, answers, strict=True):
         again = change()
         assert (again.status_code, again.json(), again.headers[REPLAYED]) == (200, answer.json(), "true")
-    assert client.get(address).json()["title"] == "The last"
+    assert client.get(path).json()["title"] == "The last"
 
 
 def test_repeated_post_that_changed_nothing_stays_so(client: httpx2.Client) -> None:

@@ -15,7 +15,7 @@ from tests.service.api.conftest import Serve
 from tests.service.api.requests import DEPTHS, NO_JSON, UNCERTAIN_LISTS, nested, send
 
 LISTS = ["/notes", "/notes/import", "/events", "/similar/batch"]
-"""Addresses that accept a list."""
+"""Paths of endpoints that accept a list."""
 
 
 def test_list_with_invalid_notes_adds_the_valid_ones(client: httpx2.Client) -> None:

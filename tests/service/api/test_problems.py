@@ -22,7 +22,7 @@ def test_every_error_but_the_abstract_one_has_a_status() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/livez", 405)])
-def test_unknown_address_or_method_answers_with_a_problem(
+def test_unknown_path_or_method_answers_with_a_problem(
     client: httpx2.Client, method: str, path: str, status: int
 ) -> None:
     answer = client.request(method, path)
@@ -33,7 +33,7 @@ def test_unknown_address_or_method_answers_with_a_problem(
     ("method", "path", "allowed"),
     [("PATCH", "/notes", "GET, POST"), ("POST", "/notes/a", "DELETE, GET, PATCH, PUT"), ("GET", "/similar", "POST")],
 )
-def test_refused_method_is_answered_with_all_methods_of_the_address(
+def test_refused_method_is_answered_with_all_methods_of_the_path(
     client: httpx2.Client, method: str, path: str, allowed: str
 ) -> None:
     answer = client.request(method, path)
@@ -46,7 +46,7 @@ READER_ID_FORM = "must be a string of 1 to 128 characters, none of them white"
 
 
 @pytest.mark.parametrize(
-    ("address", "body", "pointer", "detail"),
+    ("path", "body", "pointer", "detail"),
     [
         ("/notes", {"id": "a b", "title": "x"}, "/id", NOTE_ID_FORM),
         ("/notes/get", {"ids": ["/"]}, "/ids/0", NOTE_ID_FORM),
@@ -66,9 +66,9 @@ READER_ID_FORM = "must be a string of 1 to 128 characters, none of them white"
     ],
 )  # fmt: skip
 def test_text_of_a_wrong_form_is_answered_in_words(
-    client: httpx2.Client, address: str, body: dict[str, object], pointer: str, detail: str
+    client: httpx2.Client, path: str, body: dict[str, object], pointer: str, detail: str
 ) -> None:
-    answer = client.post(address, json=body)
+    answer = client.post(path, json=body)
     (error,) = answer.json()["errors"]
     assert (answer.status_code, error["pointer"]) == (422, pointer)
     assert error["detail"].startswith(detail)
@@ -99,36 +99,36 @@ def test_bare_date_in_the_place_of_a_time_is_refused(client: httpx2.Client, date
         assert error["detail"] == "must be ISO 8601 with a time zone: a number is read as seconds since 1970"
 
 
-@pytest.mark.parametrize("address", ["/notes/sample-en-001/similar", "/notes"])
-def test_plus_of_a_time_that_became_a_space_is_explained(client: httpx2.Client, address: str) -> None:
-    wrong = client.get(f"{address}?created_after=2026-01-01T00:00:00+02:00")
+@pytest.mark.parametrize("path", ["/notes/sample-en-001/similar", "/notes"])
+def test_plus_of_a_time_that_became_a_space_is_explained(client: httpx2.Client, path: str) -> None:
+    wrong = client.get(f"{path}?created_after=2026-01-01T00:00:00+02:00")
     (error,) = wrong.json()["errors"]
     assert (wrong.status_code, error["detail"].endswith("; write + as %2B")) == (422, True)
-    assert client.get(f"{address}?created_after=2026-01-01T00:00:00%2B02:00").status_code == 200
+    assert client.get(f"{path}?created_after=2026-01-01T00:00:00%2B02:00").status_code == 200
 
 
-@pytest.mark.parametrize("address", ["/similar", "/notes", "/notes/get", "/similar/batch", "/events"])
-def test_body_that_is_missing_is_a_400_at_every_address(client: httpx2.Client, address: str) -> None:
-    answer = client.post(address, content=b"", headers={"Content-Type": "application/json"})
+@pytest.mark.parametrize("path", ["/similar", "/notes", "/notes/get", "/similar/batch", "/events"])
+def test_body_that_is_missing_is_a_400_at_every_endpoint(client: httpx2.Client, path: str) -> None:
+    answer = client.post(path, content=b"", headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "malformed-body")
     assert answer.json()["detail"].endswith("it is empty")
 
 
-@pytest.mark.parametrize(("method", "address"), [("POST", "/notes"), ("PUT", "/notes/x"), ("POST", "/similar")])
-def test_place_of_an_error_in_json_is_told(client: httpx2.Client, method: str, address: str) -> None:
-    answer = client.request(method, address, content=b'{"title": "a",}', headers={"Content-Type": "application/json"})
+@pytest.mark.parametrize(("method", "path"), [("POST", "/notes"), ("PUT", "/notes/x"), ("POST", "/similar")])
+def test_place_of_an_error_in_json_is_told(client: httpx2.Client, method: str, path: str) -> None:
+    answer = client.request(method, path, content=b'{"title": "a",}', headers={"Content-Type": "application/json"})
     assert (answer.status_code, "(char 13)" in answer.json()["detail"]) == (400, True)
 
 
-@pytest.mark.parametrize("address", ["/similar/batch", "/notes/import"])
-def test_body_that_is_no_list_where_one_is_taken_is_a_422(client: httpx2.Client, address: str) -> None:
-    answer = client.post(address, json={"title": "x"})
+@pytest.mark.parametrize("path", ["/similar/batch", "/notes/import"])
+def test_body_that_is_no_list_where_one_is_taken_is_a_422(client: httpx2.Client, path: str) -> None:
+    answer = client.post(path, json={"title": "x"})
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"] == [{"pointer": "", "detail": "must be a list"}]
 
 
 @pytest.mark.parametrize(
-    ("address", "body", "pointer"),
+    ("path", "body", "pointer"),
     [
         ("/similar", {"title": "x", "k": True}, "/k"),
         ("/similar", {"positive": [{"note_id": "sample-en-001", "weight": True}]}, "/positive/0/weight"),
@@ -136,9 +136,9 @@ def test_body_that_is_no_list_where_one_is_taken_is_a_422(client: httpx2.Client,
     ],
 )
 def test_boolean_in_the_place_of_a_number_is_refused(
-    client: httpx2.Client, address: str, body: dict[str, object], pointer: str
+    client: httpx2.Client, path: str, body: dict[str, object], pointer: str
 ) -> None:
-    answer = client.post(address, json=body)
+    answer = client.post(path, json=body)
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"] == [{"pointer": pointer, "detail": "must not be true or false"}]
 

@@ -23,7 +23,7 @@ OPENAPI = json.loads((Path(__file__).parents[3] / "docs" / "openapi.json").read_
 PARAMETERS = OPENAPI["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
 QUERY = [parameter["name"] for parameter in PARAMETERS if parameter["in"] == "query"]
 NOTE = "sample-en-001"
-ADDRESS = f"/notes/{NOTE}/similar"
+PATH = f"/notes/{NOTE}/similar"
 BY_FASTAPI = {"x-request-timeout": "1"}
 """A header that the short path leaves to the route. Without min_log_position it has no effect on the answer."""
 RENDER = "service.api.short_path.render_nearest"
@@ -67,9 +67,9 @@ def key_of(root: httpx2.Client, **fields: Any) -> tuple[str, httpx2.Client]:
 
 @pytest.mark.parametrize("query", ["", "k=3", "k=3&exclude=sample-en-002&hashtag=food&hashtag=travel", "min_score=-1"])
 def test_answer_is_that_of_the_route(client: httpx2.Client, answered: list[str], query: str) -> None:
-    by_short_path = client.get(f"{ADDRESS}?{query}", headers={"x-request-id": "mine"})
+    by_short_path = client.get(f"{PATH}?{query}", headers={"x-request-id": "mine"})
     assert answered == [NOTE]
-    by_route = client.get(f"{ADDRESS}?{query}", headers={"x-request-id": "mine", **BY_FASTAPI})
+    by_route = client.get(f"{PATH}?{query}", headers={"x-request-id": "mine", **BY_FASTAPI})
     assert answered == [NOTE]
     assert by_short_path.status_code == by_route.status_code == 200
     ids = [answer.json()["recommendation_id"].encode() for answer in (by_short_path, by_route)]
@@ -95,7 +95,7 @@ def test_line_and_metrics_are_those_of_the_route(
     before = counted()
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as captured:
         for headers in ({}, BY_FASTAPI):
-            assert client.get(ADDRESS, headers={"x-request-id": "mine", **headers}).status_code == 200
+            assert client.get(PATH, headers={"x-request-id": "mine", **headers}).status_code == 200
         eventually(lambda: len(own_lines()) == 2)
     assert answered == [NOTE]
     by_short_path, by_route = lines = own_lines()
@@ -107,38 +107,38 @@ def test_line_and_metrics_are_those_of_the_route(
 
 @pytest.mark.parametrize("name", QUERY)
 def test_documented_parameter_is_read(client: httpx2.Client, name: str) -> None:
-    answer = client.get(ADDRESS, params={name: "\0"})
+    answer = client.get(PATH, params={name: "\0"})
     assert answer.status_code in (200, 422), answer.text
     if answer.status_code == 200:  # a name may be any text, but no note has this one
         assert answer.json()["items"] == []
     else:
         (error,) = answer.json()["errors"]
         assert error["pointer"].startswith(f"/query/{name}")
-        assert "is not a parameter of this address" not in error["detail"]
+        assert "is not a parameter of this endpoint" not in error["detail"]
 
 
 @pytest.mark.parametrize(
-    ("method", "address", "headers", "status"),
+    ("method", "path", "headers", "status"),
     [
-        ("GET", f"{ADDRESS}?k=0", {}, 422),
-        ("GET", f"{ADDRESS}?k=51", {}, 422),  # max_k is 50
-        ("GET", f"{ADDRESS}?k=1&k=2", {}, 422),
-        ("GET", f"{ADDRESS}?colour=red", {}, 422),
-        ("GET", f"{ADDRESS}?user=u", {}, 422),
-        ("GET", ADDRESS, {"if-match": "*"}, 400),
-        ("GET", ADDRESS, {"x-request-timeout": "-1"}, 422),
+        ("GET", f"{PATH}?k=0", {}, 422),
+        ("GET", f"{PATH}?k=51", {}, 422),  # max_k is 50
+        ("GET", f"{PATH}?k=1&k=2", {}, 422),
+        ("GET", f"{PATH}?colour=red", {}, 422),
+        ("GET", f"{PATH}?user=u", {}, 422),
+        ("GET", PATH, {"if-match": "*"}, 400),
+        ("GET", PATH, {"x-request-timeout": "-1"}, 422),
         ("GET", "/notes/-/similar", {}, 422),
         ("GET", "/notes/nobody/similar", {}, 404),
         ("GET", "/notes/a%2Fb/similar", {}, 404),
-        ("DELETE", ADDRESS, {}, 405),
-        ("HEAD", f"{ADDRESS}?k=0", {}, 422),
+        ("DELETE", PATH, {}, 405),
+        ("HEAD", f"{PATH}?k=0", {}, 422),
     ],
     ids=["k", "max-k", "repeated", "unknown", "user", "condition", "timeout", "id", "note", "slash", "method", "head"],
 )
 def test_request_that_is_refused_is_refused_by_the_route(
-    client: httpx2.Client, answered: list[str], method: str, address: str, headers: dict[str, str], status: int
+    client: httpx2.Client, answered: list[str], method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    answer = client.request(method, address, headers=headers)
+    answer = client.request(method, path, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert not answered
 
@@ -150,7 +150,7 @@ def test_failure_is_a_problem_that_names_the_request(
         raise RuntimeError("secret")
 
     monkeypatch.setattr(RENDER, fail)
-    answer = client.get(ADDRESS, headers={"x-request-id": "mine"})
+    answer = client.get(PATH, headers={"x-request-id": "mine"})
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert answer.json()["instance"] == "mine"
     assert "secret" not in answer.text
@@ -233,7 +233,7 @@ def test_pipelined_requests_are_answered_in_their_order(url: str, client: httpx2
 def test_caller_who_takes_no_answers_is_sent_no_more_than_a_bounded_part(
     url: str, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert client.get(ADDRESS).status_code == 200
+    assert client.get(PATH).status_code == 200
     buffered: list[int] = []
     send = BoundedProtocol._send_early
 
@@ -243,15 +243,15 @@ def test_caller_who_takes_no_answers_is_sent_no_more_than_a_bounded_part(
 
     monkeypatch.setattr(BoundedProtocol, "_send_early", recorded)
     count = 5000
-    answers = exchange(url, request_of(ADDRESS) * count + request_of(ADDRESS, "Connection: close"))
+    answers = exchange(url, request_of(PATH) * count + request_of(PATH, "Connection: close"))
     assert [status for status, _ in answers] == [200] * (count + 1)
     assert max(buffered) < 2**18
 
 
 def test_connection_is_closed_where_the_caller_asks_for_it(url: str, client: httpx2.Client) -> None:
-    assert client.get(ADDRESS).status_code == 200
-    (closed,) = exchange(url, request_of(ADDRESS, "Connection: close"))
-    (old,) = exchange(url, request_of(ADDRESS).replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert client.get(PATH).status_code == 200
+    (closed,) = exchange(url, request_of(PATH, "Connection: close"))
+    (old,) = exchange(url, request_of(PATH).replace(b"HTTP/1.1", b"HTTP/1.0"))
     assert closed[0] == old[0] == 200
 
 

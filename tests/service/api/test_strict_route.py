@@ -17,18 +17,18 @@ BODIES: dict[str, Any] = {"/notes": {"title": "x"}, "/notes/{note_id}": {"title"
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_unknown_parameter_is_named_and_refused(client: httpx2.Client, method: str, path: str) -> None:
-    address = path.format(note_id="sample-en-001", prefix="abcdefghij", name="films", user="u", session="s")
+    filled = path.format(note_id="sample-en-001", prefix="abcdefghij", name="films", user="u", session="s")
     body = None if method in ("GET", "DELETE") else BODIES.get(path, {"title": "x"})
-    answer = client.request(method, address, json=body, params={"colour": "red"})
+    answer = client.request(method, filled, json=body, params={"colour": "red"})
     assert answer.status_code == 422, answer.text
     (error,) = answer.json()["errors"]
     assert error["pointer"] == "/query/colour"
-    assert "is not a parameter of this address" in error["detail"]
+    assert "is not a parameter of this endpoint" in error["detail"]
     assert client.get("/notes/sample-en-001").status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("method", "address", "wrong", "right"),
+    ("method", "path", "wrong", "right"),
     [
         ("GET", "/notes/sample-en-001/similar", "min_scor", "min_score"),
         ("POST", "/notes", "generates", "generate"),
@@ -36,10 +36,10 @@ def test_unknown_parameter_is_named_and_refused(client: httpx2.Client, method: s
     ],
 )
 def test_misspelt_parameter_is_answered_with_the_right_one(
-    client: httpx2.Client, method: str, address: str, wrong: str, right: str
+    client: httpx2.Client, method: str, path: str, wrong: str, right: str
 ) -> None:
-    body = {"title": "x"} if address == "/notes" else None
-    (error,) = client.request(method, address, json=body, params={wrong: "1"}).json()["errors"]
+    body = {"title": "x"} if path == "/notes" else None
+    (error,) = client.request(method, path, json=body, params={wrong: "1"}).json()["errors"]
     assert f"did you mean {right}?" in error["detail"]
 
 
@@ -62,7 +62,7 @@ def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> 
 
 
 @pytest.mark.parametrize(
-    ("address", "name", "advice"),
+    ("path", "name", "advice"),
     [
         ("/notes/sample-en-001/similar?k=1&k=2", "k", "send one value"),
         ("/notes/sample-en-001/similar?category=Food&k=1&category=Travel", "category", SEVERAL),
@@ -71,9 +71,9 @@ def test_many_unknown_parameters_are_answered_briefly(client: httpx2.Client) -> 
     ],
 )
 def test_parameter_that_is_given_twice_and_taken_once_is_refused(
-    client: httpx2.Client, address: str, name: str, advice: str
+    client: httpx2.Client, path: str, name: str, advice: str
 ) -> None:
-    answer = client.get(address)
+    answer = client.get(path)
     assert answer.status_code == 422, answer.text
     detail = f"is given 2 times, but is read once: {advice}"
     assert answer.json()["errors"] == [{"pointer": f"/query/{name}", "detail": detail}]

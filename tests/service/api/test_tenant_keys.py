@@ -74,7 +74,7 @@ def test_keys_of_a_tenant_that_cannot_be_opened_are_managed(serve: Serve) -> Non
     ):
         created = acme.post("/keys", json={"name": "website", "scopes": ["similar"]})
         assert created.status_code == 201, created.text
-        address = f"/keys/{created.json()['prefix']}"
-        assert acme.patch(address, json={"name": "page"}).status_code == 200
-        assert acme.post(f"{address}/rotate", json={"overlap_seconds": 0}).status_code == 200
-        assert acme.delete(address).status_code == 204
+        path = f"/keys/{created.json()['prefix']}"
+        assert acme.patch(path, json={"name": "page"}).status_code == 200
+        assert acme.post(f"{path}/rotate", json={"overlap_seconds": 0}).status_code == 200
+        assert acme.delete(path).status_code == 204

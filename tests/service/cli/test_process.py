@@ -341,7 +341,7 @@ def test_ingest_goes_on_with_a_line_that_expired_meanwhile(shared: Process) -> N
     assert (reject["line"], "/expires_at: must be in the future" in reject["reason"]) == (2, True)
 
 
-def test_address_with_a_slash_at_its_end_is_that_without(shared: Process) -> None:
+def test_url_with_a_slash_at_its_end_is_that_without(shared: Process) -> None:
     assert shared.call("status", "--url", f"{shared.url}/").exit_code == 0
 
 

@@ -90,7 +90,7 @@ def parameters(operation: Json) -> dict[str, Json]:
     return {parameter["name"]: parameter for parameter in operation.get("parameters", ())}
 
 
-def test_each_address_that_needs_a_key_documents_how_it_refuses(described: Json) -> None:
+def test_each_endpoint_that_needs_a_key_documents_how_it_refuses(described: Json) -> None:
     guarded = [
         (name, operation["responses"])
         for name, operation in operations(described).items()

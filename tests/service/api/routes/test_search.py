@@ -314,7 +314,7 @@ def test_search_left_with_examples_of_another_model_alone_says_so(aliens: httpx2
         assert "errors" not in own.json()
 
 
-def test_address_that_is_a_negative_too_is_refused(client: httpx2.Client) -> None:
+def test_note_in_the_url_that_is_a_negative_too_is_refused(client: httpx2.Client) -> None:
     assert refused(client, path="/notes/s1/similar", negative=examples("s1")) == ["/negative/0"]
 
 
