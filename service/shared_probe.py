@@ -21,19 +21,19 @@ class SharedProbe(Generic[T]):
         self._ask = ask
         self._next: asyncio.Task[T] | None = None
         """Task of the next call of `ask`, which has not started yet."""
-        self._turn = asyncio.Lock()
+        self._exclusive = asyncio.Lock()
         self._asked_at = -math.inf
 
     async def answer(self) -> T:
         """Return the result of the next call. Raises what `ask` raises. A caller that leaves does not cancel the call,
         for which others may wait."""
         if self._next is None:
-            self._next = asyncio.create_task(self._ask_in_turn(), name="shared-probe")
+            self._next = asyncio.create_task(self._ask_alone(), name="shared-probe")
             self._next.add_done_callback(_retrieve)
         return await asyncio.shield(self._next)
 
-    async def _ask_in_turn(self) -> T:
-        async with self._turn:
+    async def _ask_alone(self) -> T:
+        async with self._exclusive:
             await asyncio.sleep(self._asked_at + PAUSE_SECONDS - time.monotonic())
             self._next, self._asked_at = None, time.monotonic()
             return await self._ask()

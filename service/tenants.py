@@ -56,7 +56,7 @@ class Tenant(Generic[S]):
         """Back-off after the last attempt at opening it, if that failed; else 0."""
         self.removed = False
         self.requested = asyncio.Event()
-        """Set once a request needs this tenant, which is then opened without waiting for its turn."""
+        """Set once a request needs this tenant, which is then opened without waiting for a slot."""
         self.closing = asyncio.Event()
         self.task: asyncio.Task[None]
 
@@ -103,7 +103,7 @@ class Tenants(Generic[S]):
         self._telemetry = telemetry
         self._forget = forget
         self._discard = discard
-        self._turns = asyncio.Semaphore(MAX_OPENING)
+        self._slots = asyncio.Semaphore(MAX_OPENING)
         self._tenants: dict[str, Tenant[S]] = {}
         """By name, in the order in which they were opened."""
         self._listed = False
@@ -196,7 +196,7 @@ class Tenants(Generic[S]):
         return sum(tenant.ready for tenant in self._tenants.values())
 
     def _begin_all(self, identities: Mapping[str, str], known_at_start: bool) -> list[Tenant[S]]:
-        """Start opening those of some tenants that are not known yet, each when it is its turn; return all of them."""
+        """Start opening those of some tenants that are not known yet, each once it has a slot; return all of them."""
         return [
             self._tenants.get(name) or self._begin(name, identity, known_at_start)
             for name, identity in identities.items()
@@ -235,11 +235,11 @@ class Tenants(Generic[S]):
                 self._telemetry.forget_tenant(tenant.name)
 
     async def _serve(self, tenant: Tenant[S]) -> None:
-        """Build the components of a tenant and its index when it is its turn. Return when it is closed, or was found to
+        """Build the components of a tenant and its index once it has a slot. Return when it is closed, or was found to
         be removed."""
         async with AsyncExitStack() as stack:
             try:
-                async with self._turn(tenant):
+                async with self._slot(tenant):
                     service = await stack.enter_async_context(self._open_tenant(tenant.name, tenant.identity))
                     tenant.service = service
                     self._telemetry.add_tenant(tenant.name, lambda: service.index.status().vectors)
@@ -254,18 +254,18 @@ class Tenants(Generic[S]):
                     await tenant.service.index.discard()
 
     @contextlib.asynccontextmanager
-    async def _turn(self, tenant: Tenant[S]) -> AsyncIterator[None]:
-        """Hold one of the MAX_OPENING turns for the block; enter the block without one as soon as a request needs
+    async def _slot(self, tenant: Tenant[S]) -> AsyncIterator[None]:
+        """Hold one of the MAX_OPENING slots for the block; enter the block without one as soon as a request needs
         the tenant, which must not wait for tenants that no request needs."""
-        turn = asyncio.ensure_future(self._turns.acquire())
+        slot = asyncio.ensure_future(self._slots.acquire())
         requested = asyncio.ensure_future(tenant.requested.wait())
         try:
-            await asyncio.wait([turn, requested], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([slot, requested], return_when=asyncio.FIRST_COMPLETED)
             yield
         finally:
             requested.cancel()
-            if not turn.cancel():  # the turn was acquired
-                self._turns.release()
+            if not slot.cancel():  # the slot was acquired
+                self._slots.release()
 
     async def _wait_before_retry(self, tenant: Tenant[S]) -> None:
         """Fail the callers that wait for a tenant. Return when it is time for the next attempt, or the tenant is to be
@@ -277,7 +277,7 @@ class Tenants(Generic[S]):
         tenant.fail(TenantOpening(tenant.detail, tenant.retry_seconds))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(tenant.closing.wait(), tenant.retry_seconds)
-        tenant.requested.clear()  # set again by the next request; until then the tenant waits for its turn
+        tenant.requested.clear()  # set again by the next request; until then the tenant waits for a slot
         tenant.opened = asyncio.get_running_loop().create_future()
 
     async def _wait_until_closed(self, tenant: Tenant[S]) -> Tenant[S] | None:

@@ -35,8 +35,8 @@ serialised."""
 MAX_SEARCH_CONTAINERS = 600
 """Bound on the lists and objects of a search: its examples, each with hashtags, boosts, and nested filters."""
 SLICE_BYTES = 65_536
-"""Bytes of a body that are processed between two checks of Turns: at most a millisecond of work."""
-TURN_SECONDS = 0.001
+"""Bytes of a body that are processed between two checks of TimeSlices: at most a millisecond of work."""
+SLICE_SECONDS = 0.001
 """Time that a request may work before the event loop runs other tasks."""
 LIST_START = re.compile(rb"[ \t\n\r]*+\[")
 STRING = re.compile(rb'"[^"]*+"')
@@ -48,21 +48,22 @@ DEPTH_CHANGE[list(b"[{")] = 1
 DEPTH_CHANGE[list(b"]}")] = -1
 
 
-class Turns:
-    """Lets the event loop run other tasks after each TURN_SECONDS of a request's work.
+class TimeSlices:
+    """Lets the event loop run other tasks after each SLICE_SECONDS of a request's work.
 
     It measures time and does not count items or bytes: on a Zen 3 a note with twenty unknown fields takes a
     millisecond, a valid one 0.07.
     """
 
     def __init__(self) -> None:
-        self._ends = time.perf_counter() + TURN_SECONDS
+        self._ends = time.perf_counter() + SLICE_SECONDS
 
     async def check(self) -> None:
-        """Let other tasks run if this turn has lasted TURN_SECONDS. Call it after each item or slice."""
+        """Let other tasks run if this time slice has lasted SLICE_SECONDS. Call it after each item, or each slice of a
+        body."""
         if time.perf_counter() >= self._ends:
             await asyncio.sleep(0)
-            self._ends = time.perf_counter() + TURN_SECONDS
+            self._ends = time.perf_counter() + SLICE_SECONDS
 
 
 def one_list_or_stream(schema: str, noun: str) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def check_containers(raw: bytes, pointer: str = "", max_containers: int = MAX_CO
         raise InvalidInput([FieldError(pointer, f"must not contain more than {max_containers} lists and objects")])
 
 
-async def body_lines(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
+async def body_lines(body: bytes, slices: TimeSlices) -> AsyncGenerator[bytes]:
     """Yield the lines of a body that are not blank."""
     begin = 0
     while begin < len(body):
@@ -167,7 +168,7 @@ async def body_lines(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
         for line in body[begin:end].split(b"\n"):
             if line.strip():
                 yield line
-        await turns.check()
+        await slices.check()
         begin = end + 1
 
 
@@ -188,7 +189,7 @@ def is_list(body: bytes) -> bool:
 
 async def read_list(
     body: bytes,
-    turns: Turns,
+    slices: TimeSlices,
     limit: tuple[str, int],
     read: Callable[[bytes, str], T],
     reject: Callable[[MalformedBody], T],
@@ -201,7 +202,7 @@ async def read_list(
     if the body cannot be split into items with certainty.
     """
     results: list[T] = []
-    async with aclosing(_bounded_items(body, turns, limit)) as items:
+    async with aclosing(_bounded_items(body, slices, limit)) as items:
         async for raw in items:
             try:
                 results.append(read(raw, f"/{len(results)}"))
@@ -209,22 +210,22 @@ async def read_list(
                 if not _is_whole_value(raw):
                     raise MalformedBody(f"item {len(results)} of the list: {error.detail}") from error
                 results.append(reject(error))
-            await turns.check()
+            await slices.check()
     return results
 
 
-async def count_list(body: bytes, turns: Turns, limit: tuple[str, int]) -> int:
+async def count_list(body: bytes, slices: TimeSlices, limit: tuple[str, int]) -> int:
     """Return the number of items of a JSON list, without parsing them. Raises LimitExceeded, and what list_items
     raises."""
-    async with aclosing(_bounded_items(body, turns, limit)) as items:
+    async with aclosing(_bounded_items(body, slices, limit)) as items:
         return len([None async for _ in items])
 
 
-async def _bounded_items(body: bytes, turns: Turns, limit: tuple[str, int]) -> AsyncGenerator[bytes]:
+async def _bounded_items(body: bytes, slices: TimeSlices, limit: tuple[str, int]) -> AsyncGenerator[bytes]:
     """Yield the items of list_items up to the bound. Raises LimitExceeded if there are more."""
     name, max_items = limit
     count = 0
-    async with aclosing(list_items(body, turns)) as items:
+    async with aclosing(list_items(body, slices)) as items:
         async for raw in items:
             if count == max_items:
                 raise LimitExceeded(name, max_items)
@@ -244,7 +245,7 @@ def _is_whole_value(raw: bytes) -> bool:
     return True
 
 
-async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
+async def list_items(body: bytes, slices: TimeSlices) -> AsyncGenerator[bytes]:
     """Yield the items of a JSON list as sent, without parsing them: an item may still be malformed.
 
     Raises MalformedBody for a body that is empty, has no end, or continues after it, and InvalidInput for one that is
@@ -282,5 +283,5 @@ async def list_items(body: bytes, turns: Turns) -> AsyncGenerator[bytes]:
             return
         window_begin += len(window)
         depth, quoted = int(depths[-1]), bool(inside[-1])
-        await turns.check()
+        await slices.check()
     raise MalformedBody("the end of the list is missing")

@@ -34,10 +34,10 @@ SPARE_FILES = 256 + SPARE_CONNECTIONS
 FILES_OF_TENANT = 5
 """Open files of an idle tenant: the two connections that wait for changes and for events, the lock of its snapshots,
 and the file of its known position twice, since its memory mapping keeps a duplicate."""
-EARLY_IN_TURN = 16
-"""Maximum requests of a connection that are answered before they reach the app, in one turn of the event loop. A caller
-may send a thousand in one piece; the rest go through the app one after the other, which lets requests of other callers
-run in between."""
+MAX_EARLY_PER_ITERATION = 16
+"""Maximum requests of a connection that are answered before they reach the app, in one iteration of the event loop. A
+caller may send a thousand in one piece; the rest go through the app one after the other, which lets requests of other
+callers run in between."""
 MAX_PIPELINED = 32
 """Requests of a connection that may wait for the answer to an earlier one, in addition to those in the last PIECE_BYTES
 parsed; what follows them is neither parsed nor read."""

@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 
 CHECK_SECONDS = 1.0
 """Seconds between two checks of a connection's deadline, and so the most by which it may outlive it."""
-MIN_TURNS = 50
-"""Minimum number of turns of the event loop over which one round of checks is spread. A timer per connection took a
-quarter of the loop's work at 10,000 connections, and connections made together were checked, and refused, together
+MIN_ITERATIONS = 50
+"""Minimum number of iterations of the event loop over which one round of checks is spread. A timer per connection took
+a quarter of the loop's work at 10,000 connections, and connections made together were checked, and refused, together
 (docs/log/operations.md)."""
-TURN_CONNECTIONS = 20
-"""Maximum number of connections checked in one turn; where MIN_TURNS are too few for that, a round takes more turns.
-Connections refused in one turn mostly reconnect together, and other requests wait for all of them."""
+CONNECTIONS_PER_ITERATION = 20
+"""Maximum number of connections checked in one iteration; where MIN_ITERATIONS are too few for that, a round takes more
+iterations. Connections refused in one iteration mostly reconnect together, and other requests wait for all of them."""
 COLLECTED_CONNECTIONS = 100
 """New connections after which young objects are garbage-collected. The interpreter triggers on allocations minus
 deallocations: where connections come and go, tens of thousands of objects gather before it collects them, for 10 to 25
@@ -64,11 +64,11 @@ class ConnectionWatch:
             self._wait()
 
     def _wait(self) -> None:
-        turns = max(MIN_TURNS, len(self._connections) / TURN_CONNECTIONS)
-        self._loop.call_later(CHECK_SECONDS / turns, self._turn)
+        iterations = max(MIN_ITERATIONS, len(self._connections) / CONNECTIONS_PER_ITERATION)
+        self._loop.call_later(CHECK_SECONDS / iterations, self._check_next)
 
-    def _turn(self) -> None:
-        for _ in range(min(TURN_CONNECTIONS, math.ceil(len(self._connections) / MIN_TURNS))):
+    def _check_next(self) -> None:
+        for _ in range(min(CONNECTIONS_PER_ITERATION, math.ceil(len(self._connections) / MIN_ITERATIONS))):
             connection = self._connections.popleft()
             if connection.check_time():
                 self._connections.append(connection)

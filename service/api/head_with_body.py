@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 class HeadWithBody(asyncio.Transport):
     """Transport of one answer, which sends its head together with its body. uvicorn writes them separately, and each
-    write would be a system call and wake the caller. The head waits for the body, but no longer than the current turn
-    of the event loop. `has_body`: the head of an answer without one does not wait: the next answer could be sent before
-    it."""
+    write would be a system call and wake the caller. The head waits for the body, but no longer than the current
+    iteration of the event loop. `has_body`: the head of an answer without one does not wait: the next answer could be
+    sent before it."""
 
     def __init__(self, protocol: BoundedProtocol, has_body: bool) -> None:
         super().__init__()

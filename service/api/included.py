@@ -9,7 +9,7 @@ from fastapi import Request
 
 from service.access.principal import Scope
 from service.api.access import check_option
-from service.api.bodies import Turns
+from service.api.bodies import TimeSlices
 from service.api.schemas.notes import NoteOut
 from service.api.schemas.similar import IncludedField, RankingOptions, SimilarOut
 from service.errors import StoreUnavailable
@@ -39,7 +39,7 @@ class IncludedFields:
     def __init__(self, store: NoteStore) -> None:
         self._store = store
         self._bytes_left = MAX_READ_BYTES
-        self._turns = Turns()
+        self._slices = TimeSlices()
 
     async def add(
         self, answer: SimilarOut, similar: Similar, names: Sequence[IncludedField], time_left: ReadTime
@@ -55,7 +55,7 @@ class IncludedFields:
             note = stored and NoteOut.of(stored)
             if note:
                 self._bytes_left -= len(note.model_dump_json(include=set[str](names)).encode())
-                await self._turns.check()
+                await self._slices.check()
             if note is None or self._bytes_left < 0:
                 note = None
                 unread.append(item.id)

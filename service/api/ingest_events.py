@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from service.api.access import reauthorise
-from service.api.bodies import Turns, body_lines, parse_json, read_list
+from service.api.bodies import TimeSlices, body_lines, parse_json, read_list
 from service.api.ndjson import pieces_of
 from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value, problem_line
 from service.api.schemas.events import MAX_AHEAD_SECONDS, MAX_EVENT_BYTES, MAX_EVENT_LINES, EventIn, EventOut
@@ -110,7 +110,7 @@ async def add_event_list(body: bytes, service: Service) -> bytes:
     items, LimitExceeded, StoreUnavailable."""
     limit = ("max_batch_events", service.settings.max_batch_events)
     parser = EventParser(service)
-    parsed = await read_list(body, Turns(), limit, parser.parse_or_refuse, parser.refused)
+    parsed = await read_list(body, TimeSlices(), limit, parser.parse_or_refuse, parser.refused)
     return orjson.dumps({"results": await _add(parsed, parser.now, service)})
 
 
@@ -141,15 +141,15 @@ async def add_event_lines(request: Request, body: bytes, service: Service) -> As
 
 async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[list[Event | dict[str, Any]]]:
     """Parse lines, and yield up to STREAM_BATCH_SIZE outcomes at a time: events, or the results that refuse them."""
-    turns = Turns()
+    slices = TimeSlices()
     parsed: list[Event | dict[str, Any]] = []
-    async with aclosing(body_lines(body, turns)) as lines:
+    async with aclosing(body_lines(body, slices)) as lines:
         async for raw in lines:
             try:
                 parsed.append(parser.parse_or_refuse(raw))
             except MalformedBody as error:
                 parsed.append(parser.refused(error))
-            await turns.check()
+            await slices.check()
             if len(parsed) == STREAM_BATCH_SIZE:
                 yield parsed
                 parsed = []
@@ -157,7 +157,7 @@ async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[li
         yield parsed
 
 
-async def lines_of_reads(request: Request, service: Service, turns: Turns) -> AsyncGenerator[bytes]:
+async def lines_of_reads(request: Request, service: Service, slices: TimeSlices) -> AsyncGenerator[bytes]:
     """Yield all reads as lines of a click file, one reader at a time, while the caller is connected. If the key is
     revoked or its tokens are used up meanwhile, or a purge has the events read again, the last line is a problem.
     Raises TooManyWaiting; and BehaviourBehind before the first line."""
@@ -172,7 +172,7 @@ async def lines_of_reads(request: Request, service: Service, turns: Turns) -> As
                 begun = True
                 for piece in pieces_of(map(_read_line, history)):
                     yield piece
-                await turns.check()
+                await slices.check()
         except NoteLLMError as error:
             if not begun:
                 raise

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
-from service.api.bodies import NDJSON, Turns, body_lines, media_type, read_list
+from service.api.bodies import NDJSON, TimeSlices, body_lines, media_type, read_list
 from service.api.bounds import check_import_size
 from service.api.ingest_list import parse_or_reject
 from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value
@@ -25,15 +25,15 @@ Item = NoteToImport | ImportItem
 
 async def read_import(request: Request, service: Service) -> list[Item]:
     """Read the notes of a body, up to max_batch_notes. Raises MalformedBody, InvalidInput, LimitExceeded."""
-    body, turns = await request.body(), Turns()
+    body, slices = await request.body(), TimeSlices()
     if media_type(request.headers) == NDJSON:
-        return await _read_lines(body, service, turns)
+        return await _read_lines(body, service, slices)
     budget, limit = ErrorBudget(), ("max_batch_notes", service.settings.max_batch_notes)
 
     def parse(raw: bytes, pointer: str) -> Item:
         return _parse_item(raw, service, budget, _note)
 
-    items = await read_list(body, turns, limit, parse, _rejected)
+    items = await read_list(body, slices, limit, parse, _rejected)
     seen = set[str]()
     for place, item in enumerate(items):
         if isinstance(item, NoteToImport):
@@ -43,12 +43,12 @@ async def read_import(request: Request, service: Service) -> list[Item]:
     return items
 
 
-async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]:
+async def _read_lines(body: bytes, service: Service, slices: TimeSlices) -> list[Item]:
     """Read the lines of an export in order: the last line of a note counts, and a note that a later line removes is
     left out. An invalid line is rejected alone."""
     budget, max_notes, number = ErrorBudget(), service.settings.max_batch_notes, 0
     items: dict[str | int, Item] = {}  # by the id of a note, or the number of a line that is rejected
-    async with aclosing(body_lines(body, turns)) as lines:
+    async with aclosing(body_lines(body, slices)) as lines:
         async for raw in lines:
             number += 1
             try:
@@ -71,7 +71,7 @@ async def _read_lines(body: bytes, service: Service, turns: Turns) -> list[Item]
                 raise InvalidInput([FieldError("", f"line {number} {detail}")])
             if len(items) > max_notes:
                 raise LimitExceeded("max_batch_notes", max_notes)
-            await turns.check()
+            await slices.check()
     return list(items.values())
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from model.note import Note
 from service.adding import Added, Generate, expired_error
 from service.admission import Urgency
-from service.api.bodies import Turns, parse_json, read_list
+from service.api.bodies import TimeSlices, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.idempotency import IdempotencyKey
 from service.api.problems import ErrorBudget, echoed_id, inner_problem, invalid_value
@@ -71,27 +71,27 @@ async def add_list(
 ) -> tuple[bytes, bool]:
     """Add the notes of a JSON list; return the answer's JSON, and whether earlier requests wrote all notes that are not
     rejected. Raises MalformedBody if the body is not a list of items, and LimitExceeded."""
-    turns = Turns()
-    batch = await _read_list(body, service.settings, turns)
+    slices = TimeSlices()
+    batch = await _read_list(body, service.settings, slices)
     added = await service.recommender.add(
         batch.notes, generate, urgency, batch.attempts(key.attempts(body, len(batch)))
     )
     results: list[bytes] = []
     for item in batch.results(added, in_list=True):
         results.append(item.model_dump_json(exclude_none=True).encode())
-        await turns.check()
+        await slices.check()
     answer = b'{"results":[%s],"model":%s}' % (b",".join(results), orjson.dumps(service.engine.name))
     written = [one for one in added if one]
     return answer, bool(written) and all(one.replayed for one in written)
 
 
-async def _read_list(body: bytes, settings: Settings, turns: Turns) -> Batch:
+async def _read_list(body: bytes, settings: Settings, slices: TimeSlices) -> Batch:
     budget, limit = ErrorBudget(), ("max_batch_notes", settings.max_batch_notes)
 
     def parse(raw: bytes, pointer: str) -> Note | BatchItem:
         return parse_note_or_reject(raw, settings, budget, pointer)
 
-    return Batch.of(await read_list(body, turns, limit, parse, rejected))
+    return Batch.of(await read_list(body, slices, limit, parse, rejected))
 
 
 def parse_note_or_reject(raw: bytes, settings: Settings, budget: ErrorBudget, pointer: str = "") -> Note | BatchItem:

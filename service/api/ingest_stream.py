@@ -18,7 +18,7 @@ from model.note import Note
 from service.adding import Added, Generate
 from service.admission import Urgency
 from service.api.access import reauthorise
-from service.api.bodies import NDJSON, Turns, media_type
+from service.api.bodies import NDJSON, TimeSlices, media_type
 from service.api.connection import seconds_left
 from service.api.idempotency import IdempotencyKey
 from service.api.ingest_list import Batch, parse_note_or_reject, rejected
@@ -47,7 +47,7 @@ async def add_stream(
     if the service fails, a line differs from the one sent before under its Idempotency-Key, the API key was revoked or
     has used up its tokens, or a long line arrives while other bodies take all memory for bodies. No batch begins once
     the caller has disconnected. The seconds of `urgency` apply to each batch, from when its lines have arrived."""
-    model, turns, place = service.engine.name, Turns(), 0
+    model, slices, place = service.engine.name, TimeSlices(), 0
     try:
         async for lines in _line_batches(request, service.settings):
             if request.scope["state"].get("left"):
@@ -55,7 +55,7 @@ async def add_stream(
             if not lines:
                 await reauthorise(request)
                 continue
-            batch = await _read_lines(lines, service.settings, turns)
+            batch = await _read_lines(lines, service.settings, slices)
             attempts = [attempt for i, line in enumerate(lines, place) for attempt in key.line_attempt(i, line)]
             place += len(lines)
             await reauthorise(request)
@@ -90,7 +90,7 @@ async def _line_batches(request: Request, settings: Settings) -> AsyncGenerator[
         yield [bytes(rest)]
 
 
-async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) -> Batch:
+async def _read_lines(lines: Sequence[bytes], settings: Settings, slices: TimeSlices) -> Batch:
     """Parse lines; one that is not a note is rejected alone."""
     outcomes: list[Note | BatchItem] = []
     for raw in lines:
@@ -98,7 +98,7 @@ async def _read_lines(lines: Sequence[bytes], settings: Settings, turns: Turns) 
             outcomes.append(parse_note_or_reject(raw, settings, ErrorBudget()))
         except MalformedBody as error:
             outcomes.append(rejected(error))
-        await turns.check()
+        await slices.check()
     return Batch.of(outcomes)
 
 

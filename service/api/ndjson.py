@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from service.api.bodies import NDJSON, SLICE_BYTES, Turns
+from service.api.bodies import NDJSON, SLICE_BYTES, TimeSlices
 
 GZIP_WINDOW = 31
 """Value of `wbits` by which zlib chooses the largest window, in gzip format."""
@@ -76,12 +76,12 @@ def takes_gzip(headers: Headers) -> bool:
 
 async def gzipped(lines: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Compress a stream so that each piece can be decompressed once it has arrived."""
-    compressor, turns = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW), Turns()
+    compressor, slices = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WINDOW), TimeSlices()
     async with aclosing(lines) as pieces:
         async for piece in pieces:
             packed = []
             for begin in range(0, len(piece), SLICE_BYTES):
                 packed.append(compressor.compress(piece[begin : begin + SLICE_BYTES]))
-                await turns.check()
+                await slices.check()
             yield b"".join(packed) + compressor.flush(zlib.Z_SYNC_FLUSH)
     yield compressor.flush()

@@ -25,10 +25,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.api.awaited_body import AwaitedBody
 from service.api.connection_bounds import (
     BODY_SECONDS,
-    EARLY_IN_TURN,
     HEAD_SECONDS,
     MAX_CONNECTIONS,
     MAX_DISCARDED_BYTES,
+    MAX_EARLY_PER_ITERATION,
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     MAX_PIPELINED,
@@ -88,7 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._early: EarlyResponse | None = None
         """Answer to the current request, which does not reach the app unless its body turns out to be a list."""
         self._early_left = 0
-        """Requests that may still be answered early in this turn of the event loop."""
+        """Requests that may still be answered early in this iteration of the event loop."""
         self._unanswered: deque[RequestResponseCycle] = deque()
         """Requests passed to the app, in order; answered ones are removed when the next request begins."""
         self._body: AwaitedBody | None = None
@@ -149,7 +149,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        self._early_left = EARLY_IN_TURN
+        self._early_left = MAX_EARLY_PER_ITERATION
         now = time.monotonic()
         if math.isinf(self._deadline):
             self._deadline = now + HEAD_SECONDS  # a later request begins

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from model.note import Note
 from service.admission import Urgency
 from service.api.access import count_items
-from service.api.bodies import MAX_SEARCH_CONTAINERS, Turns, count_list, parse_json, read_list
+from service.api.bodies import MAX_SEARCH_CONTAINERS, TimeSlices, count_list, parse_json, read_list
 from service.api.bounds import check_note_size
 from service.api.included import IncludedFields
 from service.api.problems import inner_problem, invalid_value
@@ -74,9 +74,9 @@ async def answer_list(body: bytes, request: Request, service: Service, urgency: 
         except NoteLLMError as error:
             return _failed(error)
 
-    turns, limit = Turns(), ("max_searches", MAX_SEARCHES)
-    await count_items(request, await count_list(body, turns, limit))  # validating them takes seconds in all
-    searches = await read_list(body, turns, limit, read, _failed)
+    slices, limit = TimeSlices(), ("max_searches", MAX_SEARCHES)
+    await count_items(request, await count_list(body, slices, limit))  # validating them takes seconds in all
+    searches = await read_list(body, slices, limit, read, _failed)
     valid = [one for one in searches if not isinstance(one, SearchResult)]
     vectors, failure = await _read_texts(valid, service, urgency)
     included = IncludedFields(service.store)
@@ -93,7 +93,7 @@ async def answer_list(body: bytes, request: Request, service: Service, urgency: 
             result = await _answer(one, vectors, included, service, urgency, waits_until, time_left)
         answered = result.answer is not None
         results.append(result.model_dump_json(exclude_unset=answered, exclude_none=not answered).encode())
-        await turns.check()
+        await slices.check()
     return b'{"results":[%s]}' % b",".join(results)
 
 

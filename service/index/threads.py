@@ -30,14 +30,14 @@ class IndexWriter:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index-write")
-        self._turn = threading.Lock()
+        self._exclusive = threading.Lock()
         """Held by the call that runs."""
 
     async def run(self, call: Callable[[], T]) -> T:
         """Return what `call` returns in the thread."""
 
         def run_alone() -> T:
-            with self._turn:
+            with self._exclusive:
                 return call()
 
         return await run_in(self._thread, run_alone)
@@ -45,12 +45,12 @@ class IndexWriter:
     async def run_short(self, call: Callable[[], T]) -> T:
         """Return what `call` returns. It runs in the event loop, unless another call is running. `call` must be shorter
         than the wait for the thread beside a busy event loop."""
-        if not self._turn.acquire(blocking=False):
+        if not self._exclusive.acquire(blocking=False):
             return await self.run(call)
         try:
             return call()
         finally:
-            self._turn.release()
+            self._exclusive.release()
 
     def shutdown(self) -> None:
         """End the thread once its calls are done."""

@@ -85,7 +85,7 @@ return revoked
 )
 # KEYS audit; ARGV act, bound on acts.
 RECORD = FIRST_WRITE + "redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'act', ARGV[1])"
-# KEYS used, keys; ARGV prefixes and times in turns. A use may be recorded after its key was revoked. The script must
+# KEYS used, keys; ARGV prefixes and times alternate. A use may be recorded after its key was revoked. The script must
 # work where memory is full, too: only after it does `load` read the keys again, and so learn of revocations.
 RECORD_USES = (
     FIRST_WRITE

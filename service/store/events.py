@@ -189,7 +189,7 @@ class RedisEventStore:
         self._known = known
         self._salt = b""
         """Salt of the readers' pseudonyms; empty before it was read."""
-        self._turns = asyncio.Semaphore(MAX_ADDS)
+        self._slots = asyncio.Semaphore(MAX_ADDS)
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         outcomes: list[EventOutcome] = []
@@ -203,8 +203,8 @@ class RedisEventStore:
         """Add events by one script; they are durable after `wait_for_disk`. Raises TenantRemoved."""
         for _ in range(ADD_ATTEMPTS):
             command = self._add_command(events, await self._read_salt())
-            turn = self._turn() if len(events) > 1 else contextlib.nullcontext()
-            async with turn, self._connection.call("add events"):
+            slot = self._slot() if len(events) > 1 else contextlib.nullcontext()
+            async with slot, self._connection.call("add events"):
                 (answer,) = await self._connection.send(command.words)
             if answer == REMOVED:
                 raise TenantRemoved
@@ -217,18 +217,18 @@ class RedisEventStore:
         raise StoreUnavailable("it keeps being emptied")
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Hold one of the MAX_ADDS turns during the block. Raises StoreUnavailable where earlier scripts take longer
+    async def _slot(self) -> AsyncIterator[None]:
+        """Hold one of the MAX_ADDS slots during the block. Raises StoreUnavailable where earlier scripts take longer
         than a call may."""
         try:
             async with asyncio.timeout(self._connection.timeout_seconds):
-                await self._turns.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
             raise StoreUnavailable("it is still storing earlier events") from error
         try:
             yield
         finally:
-            self._turns.release()
+            self._slots.release()
 
     def _add_command(self, events: Sequence[Event], salt: bytes) -> Command:
         keys = self._keys

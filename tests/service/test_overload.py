@@ -32,7 +32,7 @@ QUEUE_SECONDS = 3.0
 
 async def give_way_until(condition: Callable[[], bool]) -> None:
     """Let other tasks run until `condition` holds: the batcher has no event that could be awaited instead."""
-    while not condition():  # noqa: ASYNC110 - nothing to await: see above; each turn runs all tasks that are ready
+    while not condition():  # noqa: ASYNC110 - nothing to await: see above; each iteration runs all tasks that are ready
         await asyncio.sleep(0)
 
 

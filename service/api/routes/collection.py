@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import check_option, needs
-from service.api.bodies import Turns
+from service.api.bodies import TimeSlices
 from service.api.bounds import check_filter, check_flat_filter
 from service.api.connection import seconds_left, while_connected
 from service.api.dependencies import LifecycleDep, ListUrgencyDep, ServiceDep
@@ -65,10 +65,10 @@ async def get_notes_by_ids(body: GetIn, service: ServiceDep) -> Response:
     ids, to request next.
     """
     answer = await listing.get_notes(service.store, body.ids, with_vectors=body.vectors is not None)
-    turns, notes = Turns(), list[bytes]()
+    slices, notes = TimeSlices(), list[bytes]()
     for stored in answer.notes:  # not a GetOut: serialising a thousand vectors at once holds the event loop for 0.1 s
         notes.append(NoteWithVector.with_vector(stored, body.vectors).model_dump_json().encode())
-        await turns.check()
+        await slices.check()
     others = orjson.dumps({"missing": answer.missing, "unreadable": answer.unreadable, "unread": answer.unread})
     return Response(b'{"notes":[%s],%s' % (b",".join(notes), others[1:]), media_type="application/json")
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bodies import NDJSON, Turns, check_media_type, is_list, lines, media_type, one_list_or_stream
+from service.api.bodies import NDJSON, TimeSlices, check_media_type, is_list, lines, media_type, one_list_or_stream
 from service.api.dependencies import ServiceDep
 from service.api.ingest_events import (
     add_event,
@@ -87,7 +87,7 @@ async def export_reads(request: Request, service: ServiceDep) -> Response:
     """Export the reads that count at present, one per line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight). A last line with a `problem` says that reads
     are missing, for example because the key was revoked meanwhile or its tokens are used up."""
-    return NdjsonResponse(await started(lines_of_reads(request, service, Turns())))
+    return NdjsonResponse(await started(lines_of_reads(request, service, TimeSlices())))
 
 
 @router.get(

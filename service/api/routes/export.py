@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service.access.principal import Scope
 from service.api.access import needs, reauthorise, spends_tokens
-from service.api.bodies import NDJSON, Turns, check_media_type, lines
+from service.api.bodies import NDJSON, TimeSlices, check_media_type, lines
 from service.api.connection import while_connected
 from service.api.dependencies import RequestedUrgencyDep, ServiceDep
 from service.api.ingest_import import read_import
@@ -83,7 +83,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
         status, engine = service.index.status(), service.engine
         about = status.vectors + status.other_space
         yield first_line(export, service.tenant, form, engine.space, engine.dimension, about)
-        turns = Turns()
+        slices = TimeSlices()
         try:
             async with aclosing(export.changes()) as batches:
                 async for changes in batches:
@@ -92,7 +92,7 @@ async def _lines(request: Request, service: Service, export: Export, form: Vecto
                     await reauthorise(request)
                     for piece in pieces_of(change_line(change, form) for change in changes):
                         yield piece
-                        await turns.check()
+                        await slices.check()
         except NoteLLMError as error:
             yield problem_line(error)
             return
@@ -128,7 +128,7 @@ async def import_notes(
     note that a later line removes is left out.
     """
     check_media_type(request.headers, NDJSON)
-    turns, items = Turns(), await read_import(request, service)
+    slices, items = TimeSlices(), await read_import(request, service)
     notes = [item for item in items if isinstance(item, NoteToImport)]
     urgency = requested.for_list(service.settings)
     outcomes: Iterator[ImportItem] = map(
@@ -138,5 +138,5 @@ async def import_notes(
     for item in items:
         result = next(outcomes) if isinstance(item, NoteToImport) else item
         results.append(result.model_dump_json().encode())
-        await turns.check()
+        await slices.check()
     return Response(b'{"results":[%s]}' % b",".join(results), 207, media_type="application/json")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from service.access.principal import Scope
 from service.api.access import needs
-from service.api.bodies import Turns
+from service.api.bodies import TimeSlices
 from service.api.dependencies import ManagerDep, PrincipalDep
 from service.api.json_route import StrictJsonRoute
 from service.api.problems import documented
@@ -52,10 +52,10 @@ async def create_key(body: KeyIn, manager: ManagerDep, principal: PrincipalDep) 
 @needs(Scope.KEYS_MANAGE)
 async def list_keys(manager: ManagerDep, principal: PrincipalDep) -> Response:
     """List the keys of your tenant or, with the scope `admin`, those of all tenants; oldest first."""
-    turns, keys = Turns(), list[bytes]()
+    slices, keys = TimeSlices(), list[bytes]()
     for key in await manager.keys(principal):  # not a KeysOut: serialising all at once would hold the event loop
         keys.append(KeyOut.of(key).model_dump_json().encode())
-        await turns.check()
+        await slices.check()
     return Response(b'{"keys":[%s]}' % b",".join(keys), media_type="application/json")
 
 

@@ -1,4 +1,4 @@
-"""Bodies with lists: they are split as a parser would, with little work between two turns of the event loop."""
+"""Bodies with lists: they are split as a parser would, with little work between two iterations of the event loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api import bodies
-from service.api.bodies import MAX_CONTAINERS, SLICE_BYTES, TURN_SECONDS, Turns, body_lines, list_items, parse_json
+from service.api.bodies import (
+    MAX_CONTAINERS,
+    SLICE_BYTES,
+    SLICE_SECONDS,
+    TimeSlices,
+    body_lines,
+    list_items,
+    parse_json,
+)
 from service.errors import InvalidInput, MalformedBody
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +34,7 @@ VALUES = st.recursive(
 
 
 async def items_of(body: bytes) -> list[bytes]:
-    return [item async for item in list_items(body, Turns())]
+    return [item async for item in list_items(body, TimeSlices())]
 
 
 @pytest.mark.parametrize("window", [2, 3, 7, 2**16])
@@ -98,7 +106,7 @@ async def test_list_scan_yields_after_each_slice(filler: bytes) -> None:
     body = b"[" + filler * (20 * SLICE_BYTES // len(filler)) + b"1]"
     recorded = Recorded(body)
     recorded.counted = SLICE_BYTES  # a longer piece is an item as sent, which is only copied
-    async for _ in list_items(recorded, recorded.turns()):
+    async for _ in list_items(recorded, recorded.slices()):
         pass
     assert recorded.checks >= len(body) // SLICE_BYTES // 2
     assert recorded.most <= 2 * SLICE_BYTES + len(filler)
@@ -108,7 +116,7 @@ async def test_list_scan_yields_after_each_slice(filler: bytes) -> None:
 async def test_reading_lines_yields_after_each_slice(filler: bytes) -> None:
     body = filler * (20 * SLICE_BYTES // len(filler))
     recorded = Recorded(body)
-    async for _ in body_lines(recorded, recorded.turns()):
+    async for _ in body_lines(recorded, recorded.slices()):
         pass
     assert recorded.checks >= len(body) // SLICE_BYTES // 2
     assert recorded.most <= SLICE_BYTES + len(filler)
@@ -117,13 +125,13 @@ async def test_reading_lines_yields_after_each_slice(filler: bytes) -> None:
 @given(st.lists(st.sampled_from([b"", b" ", b"1", b'{"a": 2}', b"x" * SLICE_BYTES]), max_size=8))
 def test_lines_are_those_that_are_not_blank(lines: list[bytes]) -> None:
     async def read() -> list[bytes]:
-        return [line async for line in body_lines(b"\n".join(lines), Turns())]
+        return [line async for line in body_lines(b"\n".join(lines), TimeSlices())]
 
     assert asyncio.run(read()) == [line for line in lines if line.strip()]
 
 
 class Recorded(bytes):
-    """A body that records the most bytes read from it between two checks of its turns, and counts the checks."""
+    """A body that records the most bytes read from it between two checks of its time slices, and counts the checks."""
 
     checks = most = 0
     counted = sys.maxsize
@@ -137,10 +145,10 @@ class Recorded(bytes):
             self.most = max(self.most, self._since_check)
         return piece
 
-    def turns(self) -> Turns:
+    def slices(self) -> TimeSlices:
         recorded = self
 
-        class Counted(Turns):
+        class Counted(TimeSlices):
             async def check(self) -> None:
                 recorded.checks += 1
                 recorded._since_check = 0
@@ -149,22 +157,22 @@ class Recorded(bytes):
         return Counted()
 
 
-async def test_work_of_a_turn_lets_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_work_of_a_time_slice_lets_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     now = 100.0
-    turns, others = Turns(), list[str]()
+    slices, others = TimeSlices(), list[str]()
     task = asyncio.create_task(append(others, "ran"))
-    now += TURN_SECONDS / 2
-    await turns.check()
+    now += SLICE_SECONDS / 2
+    await slices.check()
     assert others == []
-    now += TURN_SECONDS / 2
-    await turns.check()
+    now += SLICE_SECONDS / 2
+    await slices.check()
     assert others == ["ran"]
     await task
     task = asyncio.create_task(append(others, "ran again"))
-    now += TURN_SECONDS / 2
-    await turns.check()
-    assert others == ["ran"], "the next turn begins once the other tasks have run"
+    now += SLICE_SECONDS / 2
+    await slices.check()
+    assert others == ["ran"], "the next time slice begins once the other tasks have run"
     await task
 
 

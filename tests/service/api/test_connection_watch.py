@@ -1,4 +1,4 @@
-"""ConnectionWatch: each connection is checked once a second, few of them in one turn of the event loop."""
+"""ConnectionWatch: each connection is checked once a second, few of them in one iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from typing import cast
 
 import pytest
 
-from service.api.connection_watch import CHECK_SECONDS, COLLECTED_CONNECTIONS, TURN_CONNECTIONS, ConnectionWatch
+from service.api.connection_watch import (
+    CHECK_SECONDS,
+    COLLECTED_CONNECTIONS,
+    CONNECTIONS_PER_ITERATION,
+    ConnectionWatch,
+)
 
 
-class Turns:
-    """Event loop that runs a turn when the test says so. `seconds`: sum of the pauses between turns."""
+class SteppedLoop:
+    """Event loop that runs an iteration when the test says so. `seconds`: sum of the pauses between iterations."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._next: list[Callable[[], None]] = []
 
-    def call_later(self, seconds: float, turn: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, run: Callable[[], None]) -> None:
         self.seconds += seconds
-        self._next.append(turn)
+        self._next.append(run)
 
     def run_one(self) -> None:
         self._next.pop()()
@@ -42,38 +47,38 @@ class Connection:
         return self.is_open
 
 
-def watch_of(turns: Turns) -> ConnectionWatch:
-    return ConnectionWatch(cast(asyncio.AbstractEventLoop, turns))
+def watch_of(loop: SteppedLoop) -> ConnectionWatch:
+    return ConnectionWatch(cast(asyncio.AbstractEventLoop, loop))
 
 
 @pytest.mark.parametrize("count", [1, 49, 50, 777, 1000, 10_000, 16_384])
 def test_each_connection_is_looked_at_once_a_second_in_small_parts(count: int) -> None:
-    turns, connections = Turns(), [Connection() for _ in range(count)]
-    watch = watch_of(turns)
+    loop, connections = SteppedLoop(), [Connection() for _ in range(count)]
+    watch = watch_of(loop)
     for connection in connections:
         watch.add(connection)
-    turns.seconds = 0.0
+    loop.seconds = 0.0
     looks = 0
     while not connections[-1].looks:
-        turns.run_one()
+        loop.run_one()
         looks, before = sum(connection.looks for connection in connections), looks
-        assert looks - before <= TURN_CONNECTIONS
+        assert looks - before <= CONNECTIONS_PER_ITERATION
     assert all(connection.looks for connection in connections)
-    assert turns.seconds <= CHECK_SECONDS * 1.001
+    assert loop.seconds <= CHECK_SECONDS * 1.001
 
 
 def test_nothing_runs_where_no_connection_is_open() -> None:
-    turns = Turns()
-    watch = watch_of(turns)
+    loop = SteppedLoop()
+    watch = watch_of(loop)
     watch.add(Connection(is_open=False))
-    turns.run_one()
-    assert not turns.waits
+    loop.run_one()
+    assert not loop.waits
     watch.add(Connection())
-    assert turns.waits
+    assert loop.waits
 
 
 def test_young_objects_of_connections_that_come_and_go_are_few() -> None:
-    watch, objects = watch_of(Turns()), 30
+    watch, objects = watch_of(SteppedLoop()), 30
     gc.collect()
     kept: deque[list[list[object]]] = deque([[] for _ in range(objects)] for _ in range(1000))
     gc.collect()

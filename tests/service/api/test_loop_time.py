@@ -1,5 +1,5 @@
-"""No request within the published limits holds the event loop: the CPU time of its thread between two turns is bounded
-under the largest bodies and answers of each route."""
+"""No request within the published limits holds the event loop: the CPU time of its thread between two iterations is
+bounded under the largest bodies and answers of each route."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tests.service.api.conftest import Serve, eventually_true
 
 pytestmark = pytest.mark.slow
 MAX_HELD_SECONDS = 0.05
-"""Bound on the CPU time of the event loop's thread between two turns."""
+"""Bound on the CPU time of the event loop's thread between two iterations."""
 ATTEMPTS = 3
 """Attempts, of which one must keep the bound: garbage collection or a busy neighbour adds to some of them, the cost of
 a request to all."""
-TURN_SECONDS = 0.001
+PAUSE_SECONDS = 0.001
 """Pause between two measurements."""
 NOTES, LARGE_NOTES, LARGE_CHARACTERS = 1000, 68, 120_000
 DIMENSION = 32
@@ -179,7 +179,7 @@ EXEMPT = {
     "GET /limits": "a few numbers",
     "DELETE /notes/{note_id}": "one id",
     "DELETE /users/{user}/events": "one name; what is forgotten is found by the store, part by part",
-    "GET /users/{user}/events": "as DELETE; at most a thousand events are made lines in one turn",
+    "GET /users/{user}/events": "as DELETE; at most a thousand events are made lines in one iteration",
     "GET /sessions/{session}/events": "as of users",
     "DELETE /sessions/{session}/events": "as of users",
     "PATCH /keys/{prefix}": "reads all keys, as POST /keys does",
@@ -191,10 +191,10 @@ EXEMPT = {
 
 
 class TimedServer(uvicorn.Server):
-    """Server that measures how long its event loop computes between two turns."""
+    """Server that measures how long its event loop computes between two iterations."""
 
     held_seconds = 0.0
-    turns = 0
+    iterations = 0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         measuring = asyncio.create_task(self._measure())
@@ -206,10 +206,10 @@ class TimedServer(uvicorn.Server):
     async def _measure(self) -> None:
         before = time.thread_time()
         while True:
-            await asyncio.sleep(TURN_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
             now = time.thread_time()
             self.held_seconds = max(self.held_seconds, now - before)
-            self.turns += 1
+            self.iterations += 1
             before = now
 
 
@@ -221,8 +221,8 @@ class Measured:
         self.client = client
 
     def held_seconds(self, operation: str, request: Request, number: int = 1) -> float:
-        """Return the longest time for which the loop computed without a turn, while a request was answered: the
-        `number`th of the operation's requests in REQUESTS."""
+        """Return the longest time for which the loop computed without ending an iteration, while a request was
+        answered: the `number`th of the operation's requests in REQUESTS."""
         method, path = operation.replace("{note_id}", "large-1").split()
         app = self._server.config.app
         app.openapi_schema = app.state.openapi_json = None  # otherwise only the first attempt would build it
@@ -234,17 +234,18 @@ class Measured:
         return self.held_by(send)
 
     def held_by(self, work: Callable[[], None]) -> float:
-        """Return the longest time for which the loop computed without a turn, while this thread did `work`."""
-        self._turn()
+        """Return the longest time for which the loop computed without ending an iteration, while this thread did
+        `work`."""
+        self._wait_for_iteration()
         self._server.held_seconds = 0.0
         work()
-        self._turn()
+        self._wait_for_iteration()
         return self._server.held_seconds
 
-    def _turn(self) -> None:
+    def _wait_for_iteration(self) -> None:
         """Return once the loop has measured all its work so far."""
-        turns = self._server.turns
-        eventually_true(lambda: self._server.turns > turns + 1)
+        iterations = self._server.iterations
+        eventually_true(lambda: self._server.iterations > iterations + 1)
 
 
 def imported(note_id: str, author: str, characters: int) -> dict[str, Any]:
@@ -313,7 +314,7 @@ def test_largest_request_does_not_hold_the_event_loop(
     request = make_request()
     if "content" in request and "headers" not in request:
         request["headers"] = {"Content-Type": "application/json"}
-    check_turns(operation, request, measured, number)
+    check_iterations(operation, request, measured, number)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_comparison_of_many_rows_does_not_hold_the_event_loop(
         return rows
 
     monkeypatch.setattr(LiveIndex, "ids", many_ids)
-    check_turns("POST /verify", {}, measured)
+    check_iterations("POST /verify", {}, measured)
 
 
 def test_pipelined_requests_do_not_hold_the_event_loop(measured: Measured) -> None:
@@ -354,7 +355,7 @@ def send_pipelined(client: httpx2.Client, count: int) -> None:
         sending.join()
 
 
-def check_turns(operation: str, request: Request, measured: Measured, number: int = 1) -> None:
+def check_iterations(operation: str, request: Request, measured: Measured, number: int = 1) -> None:
     """Check that the event loop keeps the bound in at least one of ATTEMPTS attempts at a request."""
     check_attempts(lambda: measured.held_seconds(operation, request, number))
 
@@ -366,7 +367,9 @@ def check_attempts(attempt: Callable[[], float]) -> None:
         held.append(attempt())
         if held[-1] <= MAX_HELD_SECONDS:
             return
-    raise AssertionError(f"the loop computed for {[round(1000 * seconds) for seconds in held]} ms without a turn")
+    raise AssertionError(
+        f"the loop computed for {[round(1000 * seconds) for seconds in held]} ms without ending an iteration"
+    )
 
 
 def test_each_operation_is_measured_or_exempt() -> None:

@@ -63,7 +63,7 @@ def test_head_and_body_of_an_answer_come_together(url: str) -> None:
 @pytest.mark.parametrize(("has_body", "written"), [(False, [b"head"]), (True, [])])
 @pytest.mark.anyio
 async def test_head_of_an_answer_without_a_body_is_not_held(has_body: bool, written: list[bytes]) -> None:
-    """Otherwise the answer to a later request could be sent before it within the same turn of the event loop."""
+    """Otherwise the answer to a later request could be sent before it within the same iteration of the event loop."""
     sent = list[bytes]()
     transport = SimpleNamespace(is_closing=lambda: False)
     connection: Any = SimpleNamespace(transport=transport, loop=asyncio.get_running_loop(), write=sent.append)

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import structlog
 
-from service.api.connection_bounds import EARLY_IN_TURN
+from service.api.connection_bounds import MAX_EARLY_PER_ITERATION
 from service.api.early_response import EarlyResponse
 from service.api.protocol import BoundedProtocol
 from service.api.rendered import render_nearest
@@ -219,7 +219,7 @@ def exchange(url: str, sent: bytes) -> list[tuple[int, bytes]]:
 
 
 def test_pipelined_requests_are_answered_in_their_order(url: str, client: httpx2.Client, answered: list[str]) -> None:
-    asked = [NOTE, "sample-en-002"] * (2 * EARLY_IN_TURN)
+    asked = [NOTE, "sample-en-002"] * (2 * MAX_EARLY_PER_ITERATION)
     for note_id in {*asked}:
         assert client.get(f"/notes/{note_id}/similar").status_code == 200  # puts the items into memory
     paths = [f"/notes/{note_id}/similar" for note_id in asked]

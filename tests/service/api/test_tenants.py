@@ -325,7 +325,7 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
             with as_tenant(url, names[-1]) as last:
                 eventually_true(lambda: last.get("/notes/a").status_code == 200)
             assert details().count("opening has not started yet") == 1, (
-                "a request waits for no turn, and brings no other tenant one"
+                "a request waits for no slot, and brings no other tenant one"
             )
         finally:
             gate.set()

@@ -152,15 +152,15 @@ def test_expiry_ends_where_it_writes_many_lists_of_readers_anew(monkeypatch: pyt
     assert kept.reads == 4
 
 
-def test_reads_of_a_note_are_removed_in_turns_that_each_leave_a_whole() -> None:
+def test_reads_of_a_note_are_removed_in_calls_that_each_leave_a_whole() -> None:
     clicks = [(f"reader {number}", note, float(at)) for number in range(3) for at, note in enumerate("ab")]
-    kept, left, turns = live(clicks), True, 0
+    kept, left, calls = live(clicks), True, 0
     while left:
-        left, turns = kept.remove_note("a", seconds=0.0), turns + 1
-        rest = [click for click in clicks if click[1] == "b" or int(click[0][-1]) < 3 - turns]
+        left, calls = kept.remove_note("a", seconds=0.0), calls + 1
+        rest = [click for click in clicks if click[1] == "b" or int(click[0][-1]) < 3 - calls]
         assert pairs_of(kept, "ab") == pairs_of(live(rest), "ab")
         assert kept.reads == len(rest)
-    assert (turns, kept.notes) == (3, 1)
+    assert (calls, kept.notes) == (3, 1)
 
 
 def test_a_read_counts_as_long_as_one_of_its_events_is_kept() -> None:
