@@ -15,7 +15,7 @@ from service.behaviour.live import BehaviourStatus
 from service.container import ReadService, Service
 from service.interfaces import Clock
 from service.lifecycle import Lifecycle
-from service.readers import Readers
+from service.reader_processes import ReaderProcesses
 from service.readiness import is_ready
 from service.records import IndexStatus
 from service.telemetry import Telemetry
@@ -63,7 +63,7 @@ def connect_readiness(
     telemetry: Telemetry,
     lifecycle: Lifecycle,
     tenants: Tenants[Service],
-    readers: Readers,
+    readers: ReaderProcesses,
     batcher: Batcher,
 ) -> None:
     """Connect the gauges that tell whether this process may serve, and how long a note would wait for the model."""

@@ -35,8 +35,9 @@ tenants."""
 
 class SharedParts:
     """Components that all tenants of a process share. `url`: address of the store. `items` and `neighbours`: caches of
-    rendered notes and of lists of nearest notes; the service and each reader get an equal share of the memory for them.
-    `known`: the known positions of the data folder; None if processes on other machines may write to the store."""
+    rendered notes and of lists of nearest notes; the service and each reader process get an equal share of the memory
+    for them. `known`: the known positions of the data folder; None if processes on other machines may write to the
+    store."""
 
     def __init__(
         self, settings: Settings, url: SecretStr, telemetry: Telemetry, gate: Gate, known: KnownPositions | None

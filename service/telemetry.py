@@ -79,7 +79,7 @@ class Telemetry:
         self.ready = Gauge(
             "notellm_ready",
             "1 if the process is ready: started, not draining, the store responds, the indexes follow the log, the "
-            "engine makes progress, and the readers were started; otherwise 0",
+            "engine makes progress, and the reader processes were started; otherwise 0",
             registry=registry,
         )
 

@@ -49,7 +49,7 @@ from service.index.texts import LiveTexts
 from service.index.threads import run_in
 from service.interfaces import NoteStore
 from service.lifecycle import Lifecycle
-from service.readers import Readers, ReaderStart
+from service.reader_processes import ReaderProcesses, ReaderProcessStart
 from service.recommender import Recommender
 from service.samples import load_samples
 from service.search.search import NoteSearch
@@ -74,8 +74,8 @@ FIRST_NOTE = Note(title="Three days in Kyoto", content="Buses all day, noodles a
 FIRST_HASHTAGS = 5
 """Hashtags that these runs write: as many as the figures of admission.HASHTAGS_WORK are for."""
 MERGE_SECONDS = 600.0
-"""Maximum wait of the start of the readers for the indexes of all tenants to be merged; they then start with what is
-merged so far."""
+"""Maximum wait of the start of the reader processes for the indexes of all tenants to be merged; they then start with
+what is merged so far."""
 log = structlog.get_logger(__name__)
 
 
@@ -93,12 +93,12 @@ def build_app(
     settings: Settings,
     lifecycle: Lifecycle | None = None,
     tracer: Tracer | None = None,
-    readers: Readers | None = None,
+    readers: ReaderProcesses | None = None,
 ) -> FastAPI:
     """Build the HTTP app of one process. It opens its own service, and has started once the sample notes are loaded.
     `tracer`: by default the one that the environment configures. `readers`: by default none. Raises
     ScenariosUnusable."""
-    lifecycle, readers = lifecycle or Lifecycle(), readers or Readers(0)
+    lifecycle, readers = lifecycle or Lifecycle(), readers or ReaderProcesses(0)
     telemetry = Telemetry()
     tracer = tracer or open_tracer()
     gate = make_gate(settings, telemetry)
@@ -118,7 +118,7 @@ def build_app(
 
 @contextlib.asynccontextmanager
 async def open_service(
-    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, gate: Gate, readers: Readers | None = None
+    settings: Settings, telemetry: Telemetry, lifecycle: Lifecycle, gate: Gate, readers: ReaderProcesses | None = None
 ) -> AsyncIterator[Tenants[Service]]:
     """Start all components in order; on exit, stop them in reverse order.
 
@@ -163,12 +163,12 @@ async def open_service(
         connect_lag(telemetry, tenants, shared.clock)
         if settings.snapshot_seconds:
             connect_unsaved(telemetry, tenants, shared.clock)
-        readers = readers or Readers(0)
+        readers = readers or ReaderProcesses(0)
         connect_readiness(telemetry, lifecycle, tenants, readers, batcher)
         if readers.count:
             telemetry.readers.set_function(lambda: readers.ready)
             stack.push_async_callback(readers.stop, settings.shutdown_seconds)
-            _run_until_left(stack, _start_readers(readers, shared, engine, tenants), "start-readers")
+            _run_until_left(stack, _start_reader_processes(readers, shared, engine, tenants), "start-readers")
         yield tenants
 
 
@@ -384,13 +384,16 @@ def _claim_snapshots(settings: Settings, parent: Path) -> SnapshotFolder | None:
         return None
 
 
-async def _start_readers(readers: Readers, shared: SharedParts, engine: Engine, tenants: Tenants[Service]) -> None:
-    """Start the readers once the indexes are merged and saved, so that they share the pages of the snapshots."""
+async def _start_reader_processes(
+    readers: ReaderProcesses, shared: SharedParts, engine: Engine, tenants: Tenants[Service]
+) -> None:
+    """Start the reader processes once the indexes are merged and saved, so that they share the pages of the
+    snapshots."""
     until = time.monotonic() + MERGE_SECONDS
     for tenant in tenants:
         if tenant.service and tenant.ready and not tenant.closing.is_set():  # the others have nothing to save
             await tenant.service.index.save_merged(max(0.0, until - time.monotonic()))
-    start = ReaderStart(
+    start = ReaderProcessStart(
         engine.name, engine.space, engine.dimension, engine.mean_share, embedded=shared.known is not None
     )
     readers.start(start, shared.url.get_secret_value(), shared.telemetry.reader_restarts.inc)

@@ -16,7 +16,7 @@ from typing import Self
 import httpx2
 
 from service.collection.listing import MAX_PAGE
-from service.readers import MODULE as READER_MODULE
+from service.reader_processes import MODULE as READER_MODULE
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 """The command line that is installed beside this interpreter."""
@@ -111,7 +111,7 @@ class ServiceProcess:
         return resident_mib(self.pid, peak)
 
     def reader_pids(self) -> list[int]:
-        """Process ids of the service's readers (NOTELLM_READERS)."""
+        """Process ids of the service's reader processes (NOTELLM_READERS)."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in children if READER in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

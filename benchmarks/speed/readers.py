@@ -1,10 +1,11 @@
-"""Related notes over HTTP with readers (NOTELLM_READERS): requests a second, and memory that readers do not share.
+"""Related notes over HTTP with reader processes (NOTELLM_READERS): requests a second, and memory that reader processes
+do not share.
 
 python -m benchmarks.speed.readers DATA/microlens50k/notes.jsonl.gz [--rows ROWS] [--readers N ...] [--folder FOLDER]
 
-One service for each number of readers, all on one store with the notes of benchmarks.speed.similar, loaded in turns;
-the client runs on the same cores. 20,000 notes unless said: three minutes. FOLDER is kept; the notes that it lacks are
-written into it.
+One service for each number of reader processes, all on one store with the notes of benchmarks.speed.similar, loaded in
+turns; the client runs on the same cores. 20,000 notes unless said: three minutes. FOLDER is kept; the notes that it
+lacks are written into it.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ TURNS = 3
 """Measured loads of each service, after one to warm up."""
 MIN_RATIO, MAX_MIB = 1.5, 150
 """Targets: the rate of two processes that answer reads on two cores, as a multiple of that of one; and private memory
-of a reader at a million notes."""
+of a reader process at a million notes."""
 
 
 @dataclass(slots=True)
 class Figures:
-    """Requests a second of each load of a service with some readers, and MiB of private memory of each reader."""
+    """Requests a second of each load of a service with some reader processes, and MiB of private memory of each
+    of them."""
 
     readers: int
     rates: list[float] = field(default_factory=list)
@@ -43,7 +45,7 @@ class Figures:
 
 
 def measure(folder: Path, notes: Path, count: int, numbers: Sequence[int]) -> list[Figures]:
-    """Measure services with these numbers of readers, on a store in `folder` with `count` notes."""
+    """Measure services with these numbers of reader processes, on a store in `folder` with `count` notes."""
     step = max(1, count // QUERIED_NOTES)
     similar = http_load.random_gets([f"/notes/n{number}/similar?k=10" for number in range(0, count, step)])
     figures = [Figures(number) for number in numbers]
@@ -82,7 +84,7 @@ def rows(figures: Sequence[Figures], count: int) -> list[Row]:
                 against=against, spread=f"range {min(one.rates):.0f} to {max(one.rates):.0f}", target=target, met=met)
         )  # fmt: skip
     for one in figures:
-        if len(one.private_mib) > 1:  # a single reader shares the mapped files with no process
+        if len(one.private_mib) > 1:  # a single reader process shares the mapped files with no process
             mib = max(one.private_mib)
             results.append(
                 row(f"private memory per reader process, {count:,} notes, {one.readers} readers", mib, "MiB",

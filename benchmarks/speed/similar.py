@@ -107,7 +107,8 @@ class Figures:
 
 
 def measure(notes: Path, count: int, readers: int) -> Figures:
-    """Fill a store with `count` notes, start a service with `readers` readers on it, and measure the service."""
+    """Fill a store with `count` notes, start a service with `readers` reader processes on it, and measure the
+    service."""
     with tempfile.TemporaryDirectory(prefix="nl-") as folder, ServiceProcess(Path(folder)) as service:
         service.environment |= {"NOTELLM_LOG_FORMAT": "json", "NOTELLM_READERS": str(readers)}
         service.environment[KEPT_BYTES] = "0"
@@ -193,8 +194,8 @@ def measure_similar(port: int, count: int) -> SimilarFigures:
 
 
 def share_kept(port: int) -> float:
-    """Return the share of neighbour lists that the process with the model, without its readers, took from memory since
-    its start; 0 if it needed none."""
+    """Return the share of neighbour lists that the process with the model, without its reader processes, took from
+    memory since its start; 0 if it needed none."""
     url, lists = f"http://127.0.0.1:{port}", "notellm_neighbour_lists_total"
     memory, index = (read_metric(url, f'{lists}{{source="{source}"}}') for source in ("memory", "index"))
     return memory / max(1.0, memory + index)

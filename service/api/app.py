@@ -1,4 +1,4 @@
-"""HTTP apps of the process with the model and of a reader: routes, middleware and lifespan."""
+"""HTTP apps of the process with the model and of a reader process: routes, middleware and lifespan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from service.access.gate import Gate
-from service.api import problems, reader
+from service.api import problems, reader_process
 from service.api.connection import CallerLeft
 from service.api.early_refusal import EarlyRefusal
 from service.api.middleware import AnswerFailures, BodyLimit, HeadAsGet, RequestContext
@@ -40,7 +40,7 @@ from service.api.scenarios import Scenarios
 from service.api.short_path import ShortPath, ShortPathFirst
 from service.container import ReadService, Service
 from service.lifecycle import Lifecycle
-from service.readers import Readers
+from service.reader_processes import ReaderProcesses
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.tenants import Tenants
@@ -128,7 +128,7 @@ def create_app(
     expected_failures: tuple[type[Exception], ...] = (),
     tracer: Tracer | None = None,
     scenarios: Scenarios | None = None,
-    readers: Readers | None = None,
+    readers: ReaderProcesses | None = None,
 ) -> FastAPI:
     """Build the HTTP app of the process with the model.
 
@@ -138,7 +138,7 @@ def create_app(
     lifespan = ServiceLifespan(open_service, lifecycle, telemetry, expected_failures)
     app = _new_app(lifespan.run, settings, gate, lifecycle, telemetry, tracer, scenarios)
     app.state.admin_port = settings.admin_port
-    app.state.readers = readers or Readers(0)
+    app.state.readers = readers or ReaderProcesses(0)
     app.state.openapi_json = None
     for router in (*ROUTERS, documentation.router):
         app.include_router(router)
@@ -155,9 +155,9 @@ def create_app(
     return app
 
 
-def create_reader_app(
+def create_reader_process_app(
     settings: Settings,
-    open_reader: Callable[[], AbstractAsyncContextManager[Tenants[ReadService]]],
+    open_reader_process: Callable[[], AbstractAsyncContextManager[Tenants[ReadService]]],
     gate: Gate,
     lifecycle: Lifecycle,
     telemetry: Telemetry,
@@ -165,20 +165,20 @@ def create_reader_app(
     tracer: Tracer | None = None,
     scenarios: Scenarios | None = None,
 ) -> FastAPI:
-    """Build the HTTP app of a reader (reader.py), which counts as started once `open_reader` is entered. `socket`: path
-    of the Unix socket of the process with the model. For the other arguments see create_app."""
+    """Build the HTTP app of a reader process (reader_process.py), which counts as started once `open_reader_process` is
+    entered. `socket`: path of the Unix socket of the process with the model. For the other arguments see create_app."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with telemetry.measuring_loop_lag(), open_reader() as app.state.tenants:
+        async with telemetry.measuring_loop_lag(), open_reader_process() as app.state.tenants:
             lifecycle.started = True
             yield
 
     app = _new_app(lifespan, settings, gate, lifecycle, telemetry, tracer, scenarios)
-    app.state.admin_port = None  # only admin routes use it, and a reader has none
-    app.include_router(reader.router)
-    reader.forward_unanswered(app, socket)
-    app.state.early = _add_short_path(app, reader.router, reader.similar, settings, tracer)
+    app.state.admin_port = None  # only admin routes use it, and a reader process has none
+    app.include_router(reader_process.router)
+    reader_process.forward_unanswered(app, socket)
+    app.state.early = _add_short_path(app, reader_process.router, reader_process.similar, settings, tracer)
     _add_outer_middleware(app, settings, tracer)
     return app
 

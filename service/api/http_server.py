@@ -31,7 +31,7 @@ def http_config(app: FastAPI, shutdown_seconds: int, tls: ssl.SSLContext | None 
     return config
 
 
-def allow_open_files(max_tenants: int, readers: int, *, is_reader: bool = False) -> None:
+def allow_open_files(max_tenants: int, readers: int, *, is_reader_process: bool = False) -> None:
     """Raise this process's limit on open files as far as it may, and bound the connections by the room that it leaves.
     A reader process gets an equal share of the room: a request that it forwards opens a second file in this process,
     and one in the process with the model, whose limit is the same."""
@@ -44,5 +44,5 @@ def allow_open_files(max_tenants: int, readers: int, *, is_reader: bool = False)
         soft = allowed
     room = MAX_CONNECTIONS
     if soft != resource.RLIM_INFINITY:
-        room = min(MAX_CONNECTIONS, (soft - spare) // (processes if is_reader else 1))
+        room = min(MAX_CONNECTIONS, (soft - spare) // (processes if is_reader_process else 1))
     BoundedProtocol.max_connections = max(1, room)

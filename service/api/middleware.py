@@ -46,8 +46,8 @@ class RequestContext:
     While the process drains, each answer closes its connection. A request whose caller disconnects before the answer is
     complete is observed as 499, whatever was sent until then. A request whose connection the service closes
     (protocol.py), because of its own body or because its answer is not read, is observed with the status for that: 408
-    if the caller is too slow. Behind a reader it is a 499: the process that observes it sees the reader's connection
-    end.
+    if the caller is too slow. Behind a reader process it is a 499: the process that observes it sees the reader
+    process's connection end.
     """
 
     def __init__(

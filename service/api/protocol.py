@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 class HttpConfig(uvicorn.Config):
     """uvicorn's configuration. `early`: asked in this order to answer a request before the app gets it. `admin_port`:
-    its connections, like those of readers, are not bounded in number; None if there is none. `refused`: counts
+    its connections, like those of reader processes, are not bounded in number; None if there is none. `refused`: counts
     connections beyond the bound on their number. `ended`: counts those that the service closes for another reason."""
 
     early: Sequence[EarlyResponder]
@@ -110,8 +110,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_exempt(self) -> bool:
-        """Whether the connection is not refused because of the bound: one to the admin port, or one of a reader, which
-        comes over a Unix socket and so has no port."""
+        """Whether the connection is not refused because of the bound: one to the admin port, or one of a reader
+        process, which comes over a Unix socket and so has no port."""
         return self.server is not None and self.server[1] in (None, self.config.admin_port)
 
     def shutdown(self) -> None:

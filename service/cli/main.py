@@ -23,7 +23,7 @@ from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, m
 from service.cli.transfer import show_report
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
-from service.readers import Readers
+from service.reader_processes import ReaderProcesses
 from service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True)
@@ -68,7 +68,7 @@ def serve() -> None:
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
     lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
-    readers = Readers(settings.readers, listeners[0].getsockname()[1])
+    readers = ReaderProcesses(settings.readers, listeners[0].getsockname()[1])
     allow_open_files(settings.max_tenants, settings.readers)
     tls = certificate.context if certificate else None
     with misused_where(ScenariosUnusable):

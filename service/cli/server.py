@@ -19,7 +19,7 @@ import uvicorn
 from service.cli.address import http_url
 from service.cli.certificate import Certificate
 from service.lifecycle import Lifecycle
-from service.readers import Readers
+from service.reader_processes import ReaderProcesses
 
 SWITCH_SECONDS = 0.0005
 """Seconds that a thread keeps the GIL while others want it. A request releases it at each of its system calls, and
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
         certificate: Certificate | None,
         at_start: Callable[[str], None],
         at_end: Callable[[], None],
-        readers: Readers,
+        readers: ReaderProcesses,
     ) -> None:
         super().__init__(config)
         self._certificate = certificate
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
             self.servers.append(serving)
 
     def _connection(self) -> asyncio.Protocol:
-        """Return the protocol of a reader's connection, made as uvicorn makes that of a caller's."""
+        """Return the protocol of a reader process's connection, made as uvicorn makes that of a caller's."""
         make: Any = self.config.http_protocol_class
         protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
         return protocol

@@ -23,7 +23,7 @@ from service.cli.main import app, main
 
 NOTELLM = str(Path(sys.executable).with_name("notellm"))
 START_SECONDS = 120.0
-"""Bound on a start, which takes a minute with readers on a busy machine."""
+"""Bound on a start, which takes a minute with reader processes on a busy machine."""
 START_PAUSE = 0.05
 """Seconds between two looks at a start: each look takes processor time from it."""
 FORK_SERVER = get_context("forkserver")

@@ -1,4 +1,5 @@
-"""A rolling restart of two services, one with a reader, behind a balancer that asks /readyz: no request is refused."""
+"""A rolling restart of two services, one with a reader process, behind a balancer that asks /readyz: no request is
+refused."""
 
 from __future__ import annotations
 

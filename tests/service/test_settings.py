@@ -124,7 +124,7 @@ def test_memory_of_the_embedded_server_is_refused_beside_another_store(monkeypat
     assert "hidden" not in str(error.value)
 
 
-def test_readers_are_refused_where_they_would_get_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_processes_are_refused_where_they_would_get_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.settings.sys.platform", "darwin")
     assert Settings().readers == 0
     with pytest.raises(ValidationError, match="only Linux"):

@@ -19,7 +19,7 @@ from service.api.strict_route import StrictRoute
 from service.container import Service
 from service.errors import StoreUnavailable, VerifyRunning
 from service.lifecycle import Lifecycle
-from service.readers import Readers
+from service.reader_processes import ReaderProcesses
 from service.readiness import is_ready
 from service.store.ranked_lists import MAX_LIST_BYTES, MAX_LISTS
 from service.tenants import Tenants
@@ -65,7 +65,7 @@ async def readyz(request: Request, lifecycle: LifecycleDep, response: Response) 
     notes are those of the caller's tenant."""
     caller = await recognise(request)
     if lifecycle.started:
-        tenants, readers = await get_tenants(request), get_readers(request)
+        tenants, readers = await get_tenants(request), get_reader_processes(request)
         answer = await _check(lifecycle, tenants, readers, tenants.find(caller.tenant) if caller else None)
         if readers.count:
             started = "are started" if readers.tried else "are not all started yet"
@@ -94,11 +94,13 @@ def progress_for(lifecycle: Lifecycle, caller: Principal | None) -> str:
     return lifecycle.progress if caller and caller.tenant == DEFAULT_TENANT else lifecycle.step
 
 
-def get_readers(request: Request) -> Readers:
-    return cast(Readers, request.app.state.readers)
+def get_reader_processes(request: Request) -> ReaderProcesses:
+    return cast(ReaderProcesses, request.app.state.readers)
 
 
-async def _check(lifecycle: Lifecycle, tenants: Tenants[Service], readers: Readers, own: Service | None) -> ReadyOut:
+async def _check(
+    lifecycle: Lifecycle, tenants: Tenants[Service], readers: ReaderProcesses, own: Service | None
+) -> ReadyOut:
     """Check the parts of a running service. `own`: service of the caller's tenant; None for a caller without one."""
     service = tenants.default
     durable: bool | None = None
@@ -144,7 +146,7 @@ async def _check(lifecycle: Lifecycle, tenants: Tenants[Service], readers: Reade
 @needs(Scope.METRICS)
 async def metrics(request: Request) -> Response:
     """Get metrics in Prometheus text format. Metrics of a reader process have the label `reader`, its number."""
-    registry = await get_readers(request).add_metrics(request.app.state.telemetry.registry)
+    registry = await get_reader_processes(request).add_metrics(request.app.state.telemetry.registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

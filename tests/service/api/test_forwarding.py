@@ -18,7 +18,7 @@ import structlog
 import uvicorn
 
 from service.access.gate import Gate
-from service.api.app import create_reader_app
+from service.api.app import create_reader_process_app
 from service.api.forwarding import _send_request
 from service.api.http_server import http_config
 from service.container import ReadService
@@ -35,15 +35,15 @@ LINES = 2000
 
 @contextlib.contextmanager
 def forwarding_process(path: Path) -> Iterator[str]:
-    """Run a reader that knows no tenant, and so forwards everything to a unix socket; yield its address."""
+    """Run a reader process that knows no tenant, and so forwards everything to a unix socket; yield its address."""
     settings, telemetry, lifecycle = Settings(), Telemetry(), Lifecycle()
 
     @contextlib.asynccontextmanager
-    async def open_reader() -> AsyncIterator[Tenants[ReadService]]:
+    async def open_reader_process() -> AsyncIterator[Tenants[ReadService]]:
         yield Tenants(cast(Any, None), cast(Any, None), telemetry)
 
     gate = Gate(None, Clock(), telemetry)
-    app = create_reader_app(settings, open_reader, gate, lifecycle, telemetry, str(path))
+    app = create_reader_process_app(settings, open_reader_process, gate, lifecycle, telemetry, str(path))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(http_config(app, settings.shutdown_seconds))
         thread = threading.Thread(target=server.run, args=([listener],))
@@ -110,7 +110,7 @@ def test_forwarded_answer_is_that_of_the_service(
 
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
-def test_change_of_a_foreign_page_is_refused_behind_a_reader_too(
+def test_change_of_a_foreign_page_is_refused_behind_a_reader_process_too(
     clients: tuple[httpx2.Client, httpx2.Client], headers: dict[str, str]
 ) -> None:
     assert [client.delete("/notes/none", headers=headers).status_code for client in clients] == [403, 403]

@@ -327,7 +327,7 @@ def test_connection_over_the_bound_waits_for_its_head_for_a_shorter_time(
 
 @pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("admin_port", [None, 1])
-def test_all_is_answered_on_the_socket_of_readers_over_the_bound(serve: Serve, admin_port: int | None) -> None:
+def test_all_is_answered_on_the_socket_of_reader_processes_over_the_bound(serve: Serve, admin_port: int | None) -> None:
     with tempfile.TemporaryDirectory(prefix="nl-", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder) / "service.sock"
         listener.bind(str(path))

@@ -164,7 +164,7 @@ def test_load_of_malformed_manifest_is_refused(folder: SnapshotFolder, tmp_path:
 
 
 def test_snapshot_of_others_is_mapped_and_outlives_its_files(folder: SnapshotFolder, tmp_path: Path) -> None:
-    """A reader maps the newest snapshot, while the process that saved it goes on and replaces it."""
+    """A reader process maps the newest snapshot, while the process that saved it goes on and replaces it."""
     others = OthersSnapshots(tmp_path)
     assert others.load(ORIGIN) is None
     contents = {**FIRST, "columns": {"c": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "flag": np.array(True)}}

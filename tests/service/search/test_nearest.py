@@ -97,7 +97,7 @@ async def test_change_that_the_index_misses_leaves_answers_with_its_note_to_the_
     embedded_store.release()
 
 
-async def test_reader_answers_with_every_acknowledged_note_or_not_at_all(
+async def test_reader_process_answers_with_every_acknowledged_note_or_not_at_all(
     nearest: NearestNotes, embedded_store: GatedStore, live_index: LiveIndex, embedded: EmbeddedRedis, clock: Clock
 ) -> None:
     """Another process writes a new note, which no cached list has, while the index cannot read the log."""

@@ -1,4 +1,5 @@
-"""Process of a reader, which `notellm serve` starts (service/readers.py): python -m service.cli.reader START."""
+"""Reader process, which `notellm serve` starts (service/reader_processes.py): python -m service.cli.reader_process
+START."""
 
 from __future__ import annotations
 
@@ -20,24 +21,24 @@ from service.cli.certificate import read_certificate
 from service.cli.server import SWITCH_SECONDS, Server, exempt_imports
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
-from service.reader_wiring import build_reader
-from service.readers import STOP_LINE, Readers, ReaderStart, samples_of
+from service.reader_process_wiring import build_reader_process
+from service.reader_processes import STOP_LINE, ReaderProcesses, ReaderProcessStart, samples_of
 from service.settings import Settings
 from service.telemetry import Telemetry
 
 ORPHANED = 1
-"""Exit status of a reader whose parent has died."""
+"""Exit status of a reader process whose parent has died."""
 
 
-def main(start: ReaderStart, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Serve until the parent asks the reader to stop, or dies."""
+def main(start: ReaderProcessStart, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Serve until the parent asks the reader process to stop, or dies."""
     exempt_imports()
     settings, lifecycle, telemetry = Settings.from_environment(), Lifecycle(), Telemetry()
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    allow_open_files(settings.max_tenants, settings.readers, is_reader=True)
+    allow_open_files(settings.max_tenants, settings.readers, is_reader_process=True)
     certificate = read_certificate(settings)
-    app = build_reader(settings, start, lifecycle, telemetry)
+    app = build_reader_process(settings, start, lifecycle, telemetry)
     config = http_config(app, settings.shutdown_seconds, certificate.context if certificate else None)
 
     loop: asyncio.AbstractEventLoop | None = None
@@ -57,7 +58,7 @@ def main(start: ReaderStart, requests: BinaryIO, answers: BinaryIO) -> None:
     def end() -> None:
         server.should_exit = True
 
-    server = Server(config, lifecycle, settings.drain_seconds, certificate, say_ready, write_lines, Readers(0))
+    server = Server(config, lifecycle, settings.drain_seconds, certificate, say_ready, write_lines, ReaderProcesses(0))
     listening = (requests, answers, telemetry.registry, call_in_loop, end, write_lines)
     threading.Thread(target=answer_parent, args=listening, name="answer-parent", daemon=True).start()
     server.run(bind_shared(settings.host, start.port))
@@ -73,8 +74,8 @@ def answer_parent(
 ) -> None:
     """Answer each line of the parent with metrics, or call `end` at STOP_LINE, until it dies; then end the process at
     once, so that another service can have the port. Answers wait for the event loop, however late it runs, so that the
-    parent can tell a reader that hangs from a slow one; meanwhile further lines are read, and the parent's death is
-    noticed."""
+    parent can tell a reader process that hangs from a slow one; meanwhile further lines are read, and the parent's
+    death is noticed."""
     due: SimpleQueue[int] = SimpleQueue()
     threading.Thread(target=write_answers, args=(due, answers, registry), name="write-answers", daemon=True).start()
     with contextlib.suppress(OSError):
@@ -98,4 +99,4 @@ def write_answers(due: SimpleQueue[int], answers: BinaryIO, registry: CollectorR
 if __name__ == "__main__":
     to_parent = sys.stdout.buffer
     sys.stdout = sys.stderr  # what is printed must not mix with the answers
-    main(ReaderStart.from_json(sys.argv[1]), sys.stdin.buffer, to_parent)
+    main(ReaderProcessStart.from_json(sys.argv[1]), sys.stdin.buffer, to_parent)

@@ -1,4 +1,4 @@
-"""HTTP app of a reader: a process beside the one with the model that answers reads from an index of its own.
+"""HTTP app of a reader process: a process beside the one with the model that answers reads from an index of its own.
 
 It has the routes below. Each gives the same answer as in the process with the model, or raises; the request is then
 forwarded, like a request for any other path, and the process with the model says what is wrong
@@ -38,7 +38,7 @@ class MustForward(Exception):
     """Raised for a request that only the process with the model can answer."""
 
 
-class ReaderRoute(StrictRoute):
+class ReaderProcessRoute(StrictRoute):
     """A StrictRoute that counts a request against the quota of its key once it is answered here. A forwarded one
     is counted by the process with the model, even if its quota is used up."""
 
@@ -59,7 +59,7 @@ class ReaderRoute(StrictRoute):
         return handle_and_count
 
 
-router = APIRouter(route_class=ReaderRoute)
+router = APIRouter(route_class=ReaderProcessRoute)
 
 
 @router.get("/notes/{note_id}/similar", openapi_extra=OPTIONS)

@@ -1,8 +1,8 @@
-"""Readers: processes that answer reads on the port of the service (docs/decisions/0032-readers.md). Their parent, the
+"""Reader processes: they answer reads on the port of the service (docs/decisions/0032-readers.md). Their parent, the
 process with the model, starts them, restarts them when they die or hang, and stops them.
 
-A reader reports that it is ready by a line on its standard output. Lines on its standard input request its metrics or
-its end; end of file means that the parent has died, and the reader exits at once.
+A reader process reports that it is ready by a line on its standard output. Lines on its standard input request its
+metrics or its end; end of file means that the parent has died, and the reader process exits at once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Sample
 
-MODULE = "service.cli.reader"
-"""Python module that is run as a reader's process."""
+MODULE = "service.cli.reader_process"
+"""Python module that is run as a reader process."""
 METRICS = frozenset(
     {
         *("notellm_http_request_duration_seconds", "notellm_tenant_requests", "notellm_loop_lag_seconds"),
@@ -40,33 +40,34 @@ METRICS = frozenset(
         *("process_cpu_seconds", "process_open_fds", "process_max_fds"),
     }
 )
-"""Metrics of a reader that are published with those of the service; the others are about what a reader does not do."""
+"""Metrics of a reader process that are published with those of the service; the others are about what a reader process
+does not do."""
 METRICS_SECONDS = 1.0
-"""Maximum wait for the metrics of a reader."""
+"""Maximum wait for the metrics of a reader process."""
 CHECK_SECONDS = 5.0
-"""Time between two checks that readers answer."""
+"""Time between two checks that reader processes answer."""
 MAX_UNANSWERED = 10
-"""Failed checks in a row, with no line from the reader in between, not even a late answer, after which it is killed:
-its event loop has hung for a minute, while the system still gives it connections."""
+"""Failed checks in a row, with no line from the reader process in between, not even a late answer, after which it is
+killed: its event loop has hung for a minute, while the system still gives it connections."""
 STOP_LINE = b"stop\n"
-"""Line that makes a reader finish its requests and exit. Any other line requests its metrics, and is repeated before
-them."""
+"""Line that makes a reader process finish its requests and exit. Any other line requests its metrics, and is repeated
+before them."""
 MAX_LINE_BYTES = 2**24
-"""Bound on the line with a reader's metrics."""
+"""Bound on the line with a reader process's metrics."""
 RESTART_SECONDS = (0.1, 5.0)
-"""Back-off before a reader that died is restarted: the first value if it had been ready; otherwise the last back-off
-doubled, up to the second value."""
+"""Back-off before a reader process that died is restarted: the first value if it had been ready; otherwise the last
+back-off doubled, up to the second value."""
 SOCKET = "service.sock"
 STORE_MEMORY = "NOTELLM_STORE_MEMORY_BYTES"
-"""Setting of the process that runs the embedded server, which a reader never does."""
+"""Setting of the process that runs the embedded server, which a reader process never does."""
 Samples = Mapping[str, Sequence[tuple[str, Mapping[str, str], float]]]
 """Name, labels and value of samples, by the name of their metric."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ReaderStart:
-    """Arguments of a reader's process besides the settings: name, vector space, dimension and `mean_share` of the
+class ReaderProcessStart:
+    """Arguments of a reader process besides the settings: name, vector space, dimension and `mean_share` of the
     model, whether the store is the embedded one, the `port` of the service, and the `socket` of the process with the
     model."""
 
@@ -82,13 +83,13 @@ class ReaderStart:
         return orjson.dumps(self).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> ReaderStart:
+    def from_json(cls, text: str) -> ReaderProcessStart:
         return cls(**orjson.loads(text))
 
 
-class Reader:
-    """One reader, identified by its number. `process`: its current or last process; None before the first. `tried`:
-    whether it was ready once, or its first process has ended."""
+class ReaderProcess:
+    """One reader process, identified by its number. `process`: its current or last process; None before the first.
+    `tried`: whether it was ready once, or its first process has ended."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -110,7 +111,7 @@ class Reader:
             stdin=PIPE,
             stdout=PIPE,
             limit=MAX_LINE_BYTES,
-            start_new_session=True,  # Ctrl-C reaches only the parent, which stops its readers
+            start_new_session=True,  # Ctrl-C reaches only the parent, which stops its reader processes
         )
         assert process.stdout is not None
         self._unanswered = 0
@@ -137,8 +138,8 @@ class Reader:
             self.send_signal(signal.SIGKILL)
 
     async def check(self) -> None:
-        """Check that the reader answers, if it is ready. After MAX_UNANSWERED checks without any line from its process,
-        kill it, so that `run` returns."""
+        """Check that the reader process answers, if it is ready. After MAX_UNANSWERED checks without any line from its
+        process, kill it, so that `run` returns."""
         if not self.ready:
             return
         await self.samples()
@@ -168,21 +169,21 @@ class Reader:
         return {}
 
 
-class Readers:
-    """The `count` readers of a process, on the given port of the service."""
+class ReaderProcesses:
+    """The `count` reader processes of a process, on the given port of the service."""
 
     def __init__(self, count: int, port: int = 0) -> None:
         self.count = count
         self._port = port
-        self._readers = [Reader(number) for number in range(1, count + 1)]
+        self._readers = [ReaderProcess(number) for number in range(1, count + 1)]
         self._ending = False
         self._keeping: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
         self._folder: Path | None = None
-        """Private folder of the socket on which readers reach this process."""
+        """Private folder of the socket on which reader processes reach this process."""
 
     def listen(self) -> socket.socket | None:
-        """Open the socket on which this process must serve its readers; return None without readers."""
+        """Open the socket on which this process must serve its reader processes; return None if there are none."""
         if not self.count:
             return None
         self._folder = Path(tempfile.mkdtemp(prefix="notellm-"))
@@ -190,16 +191,16 @@ class Readers:
         listener.bind(str(self._folder / SOCKET))
         return listener
 
-    def start(self, start: ReaderStart, redis_url: str, on_restart: Callable[[], None]) -> None:
-        """Start all readers, unless `drain` or `stop` was called before. Port and socket of `start` are filled in.
-        `redis_url`: address of the store. `on_restart` is called whenever a reader that died is restarted. Call this
-        after `listen`."""
+    def start(self, start: ReaderProcessStart, redis_url: str, on_restart: Callable[[], None]) -> None:
+        """Start all reader processes, unless `drain` or `stop` was called before. Port and socket of `start` are filled
+        in. `redis_url`: address of the store. `on_restart` is called whenever a reader process that died is restarted.
+        Call this after `listen`."""
         if self._folder is None or self._ending:
             return
         start = replace(start, port=self._port, socket=str(self._folder / SOCKET))
         command = [sys.executable, "-m", MODULE, start.to_json()]
-        # With the address of a store, readers would refuse the setting of the embedded server's memory. Names of
-        # settings are case-insensitive.
+        # With the address of a store, reader processes would refuse the setting of the embedded server's memory. Names
+        # of settings are case-insensitive.
         environment = {name: value for name, value in os.environ.items() if name.upper() != STORE_MEMORY}
         environment["NOTELLM_REDIS_URL"] = redis_url
         self._keeping = [
@@ -210,22 +211,22 @@ class Readers:
 
     @property
     def tried(self) -> bool:
-        """Whether each reader was ready once, or its first process has ended."""
+        """Whether each reader process was ready once, or its first process has ended."""
         return all(reader.tried for reader in self._readers)
 
     @property
     def ready(self) -> int:
-        """Number of readers that are ready."""
+        """Number of reader processes that are ready."""
         return sum(reader.ready for reader in self._readers)
 
     def drain(self) -> None:
-        """Let all readers serve for the duration of a drain and then exit; none is restarted."""
+        """Let all reader processes serve for the duration of a drain and then exit; none is restarted."""
         self._ending = True
         for reader in self._readers:
             reader.send_signal(signal.SIGTERM)
 
     async def stop(self, seconds: float) -> None:
-        """Stop all readers once they have finished their in-flight requests, or after `seconds`."""
+        """Stop all reader processes once they have finished their in-flight requests, or after `seconds`."""
         self._ending = True
         if self._watching:
             self._watching.cancel()
@@ -243,9 +244,13 @@ class Readers:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _keep(
-        self, reader: Reader, command: Sequence[str], environment: Mapping[str, str], on_restart: Callable[[], None]
+        self,
+        reader: ReaderProcess,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        on_restart: Callable[[], None],
     ) -> None:
-        """Run a reader, and restart it whenever it ends, until `drain` or `stop` is called."""
+        """Run a reader process, and restart it whenever it ends, until `drain` or `stop` is called."""
         pause = RESTART_SECONDS[0]
         while not self._ending:
             try:
@@ -261,20 +266,20 @@ class Readers:
             await asyncio.sleep(pause)
 
     async def _watch(self) -> None:
-        """Check all readers every CHECK_SECONDS until `drain` or `stop` is called; `_keep` restarts those that are
-        killed."""
+        """Check all reader processes every CHECK_SECONDS until `drain` or `stop` is called; `_keep` restarts those that
+        are killed."""
         while not self._ending:
             try:
                 await asyncio.gather(*(reader.check() for reader in self._readers))
-            except Exception:  # the task must not end unnoticed: readers that hang would no longer be restarted
+            except Exception:  # the task must not end unnoticed: processes that hang would no longer be restarted
                 log.exception("readers_not_checked", detail="will be tried again at the next check")
             await asyncio.sleep(CHECK_SECONDS)
 
-    async def add_metrics(self, registry: CollectorRegistry) -> ReaderMetrics:
-        """Return the metrics of this process with those of its readers, which have the label `reader`."""
+    async def add_metrics(self, registry: CollectorRegistry) -> ReaderProcessMetrics:
+        """Return the metrics of this process with those of its reader processes, which have the label `reader`."""
         answers = await asyncio.gather(*(reader.samples() for reader in self._readers))
         numbers = (str(reader.number) for reader in self._readers)
-        return ReaderMetrics(registry, dict(zip(numbers, answers, strict=True)))
+        return ReaderProcessMetrics(registry, dict(zip(numbers, answers, strict=True)))
 
 
 def samples_of(registry: CollectorRegistry) -> Samples:
@@ -283,8 +288,9 @@ def samples_of(registry: CollectorRegistry) -> Samples:
     return {family.name: [(one.name, one.labels, one.value) for one in family.samples] for family in families}
 
 
-class ReaderMetrics(CollectorRegistry):
-    """Metrics of a registry, with the readers' samples added. `readers`: samples by the number of the reader."""
+class ReaderProcessMetrics(CollectorRegistry):
+    """Metrics of a registry, with the reader processes' samples added. `readers`: samples by the number of the
+    process."""
 
     def __init__(self, registry: CollectorRegistry, readers: Mapping[str, Samples]) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from functools import partial
 
 from fastapi import FastAPI
 
-from service.api.app import create_reader_app
+from service.api.app import create_reader_process_app
 from service.api.scenarios import read_scenarios
 from service.container import ReadService
 from service.gauges import connect_lag
@@ -20,7 +20,7 @@ from service.index.segmented import SegmentedIndex
 from service.index.snapshot_files import OthersSnapshots
 from service.index.texts import NoTexts
 from service.lifecycle import Lifecycle
-from service.readers import ReaderStart
+from service.reader_processes import ReaderProcessStart
 from service.settings import Settings
 from service.shared_wiring import SharedParts, make_gate, snapshot_folder
 from service.store.known_position import KnownPositions
@@ -31,18 +31,20 @@ from service.tracing import open_tracer
 READY_CHECK_SECONDS = 0.05
 """Pause between two checks whether all indexes follow the store."""
 MAX_MERGED_ROWS = 50_000
-"""Rows above which a reader does not merge a segment: all readers share the memory of the snapshot's segments, while a
-merged segment would be one reader's own. Segments of notes written while a reader runs reach up to four times as many
-rows."""
+"""Rows above which a reader process does not merge a segment: all reader processes share the memory of the snapshot's
+segments, while a merged segment would be one reader process's own. Segments of notes written while a reader process
+runs reach up to four times as many rows."""
 
 
-def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, telemetry: Telemetry) -> FastAPI:
-    """Build the HTTP app of a reader. `settings` must name the store. Raises ScenariosUnusable."""
+def build_reader_process(
+    settings: Settings, start: ReaderProcessStart, lifecycle: Lifecycle, telemetry: Telemetry
+) -> FastAPI:
+    """Build the HTTP app of a reader process. `settings` must name the store. Raises ScenariosUnusable."""
     gate = make_gate(settings, telemetry)
     tracer = open_tracer()
 
     @contextlib.asynccontextmanager
-    async def open_reader() -> AsyncIterator[Tenants[ReadService]]:
+    async def open_reader_process() -> AsyncIterator[Tenants[ReadService]]:
         """Start all components in order, and wait until all indexes follow the store."""
         async with contextlib.AsyncExitStack() as stack:
             if tracer:
@@ -63,12 +65,14 @@ def build_reader(settings: Settings, start: ReaderStart, lifecycle: Lifecycle, t
             yield tenants
 
     scenarios = read_scenarios(settings)
-    return create_reader_app(settings, open_reader, gate, lifecycle, telemetry, start.socket, tracer, scenarios)
+    return create_reader_process_app(
+        settings, open_reader_process, gate, lifecycle, telemetry, start.socket, tracer, scenarios
+    )
 
 
 @contextlib.asynccontextmanager
 async def _open_tenant(
-    shared: SharedParts, start: ReaderStart, searchers: ThreadPoolExecutor, name: str, identity: str
+    shared: SharedParts, start: ReaderProcessStart, searchers: ThreadPoolExecutor, name: str, identity: str
 ) -> AsyncIterator[ReadService]:
     """Build the components of one tenant; on exit, stop them in reverse order."""
     settings = shared.settings

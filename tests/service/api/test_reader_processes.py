@@ -1,4 +1,5 @@
-"""Readers as processes: answers equal those of a single process, whichever reader the system gives a connection to."""
+"""Reader processes: answers equal those of a single process, whichever reader process the system gives a connection
+to."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ CONNECTIONS = 40
 
 @pytest.fixture(scope="module")
 def service(tiny_checkpoint: Path) -> Iterator[Process]:
-    """A service with readers, keys and some notes."""
+    """A service with reader processes, keys and some notes."""
     with running(tiny_checkpoint, NOTELLM_READERS=str(READERS), NOTELLM_BOOTSTRAP_KEY=KEY) as process:
         notes = [
             {"id": f"n{i}", "title": f"note {i}", "author": f"a{i % 4}", "category": f"c{i % 3}"} for i in range(COUNT)
@@ -48,7 +49,7 @@ def read_everywhere(service: Process, path: str, **options: Any) -> list[httpx2.
 
 
 def requests_by_reader(service: Process, route: str) -> dict[str, int]:
-    """Return the number of answered requests of a route by reader number; "" stands for the service itself."""
+    """Return the number of answered requests of a route by reader process number; "" stands for the service itself."""
     counts: dict[str, int] = {}
     for family in text_string_to_metric_families(call(service, "GET", "/metrics").text):
         for sample in family.samples:
@@ -59,12 +60,12 @@ def requests_by_reader(service: Process, route: str) -> dict[str, int]:
 
 
 def lists_by_reader(service: Process) -> dict[str, float]:
-    """Return the number of neighbour lists from memory by reader number; "" stands for the service itself."""
+    """Return the number of neighbour lists from memory by reader process number; "" stands for the service itself."""
     return {reader: lists for (reader, source), lists in searches_by_reader(service).items() if source == "memory"}
 
 
 def searches_by_reader(service: Process) -> dict[tuple[str, str], float]:
-    """Return the number of neighbour lists of searches by reader number and source (memory or index)."""
+    """Return the number of neighbour lists of searches by reader process number and source (memory or index)."""
     return {
         (sample.labels.get("reader", ""), sample.labels["source"]): sample.value
         for family in text_string_to_metric_families(call(service, "GET", "/metrics").text)
@@ -81,7 +82,7 @@ def reader_pids(service: Process) -> list[int]:
             command = (stat.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if parent == service.pid and b"service.cli.reader" in command:
+        if parent == service.pid and b"service.cli.reader_process" in command:
             pids.append(int(stat.parent.name))
     return pids
 
@@ -114,7 +115,7 @@ def without_id(answer: httpx2.Response) -> str:
     return json.dumps(body, sort_keys=True)
 
 
-def test_reader_searches_nothing_for_a_key_that_has_used_up_its_quota(service: Process) -> None:
+def test_reader_process_searches_nothing_for_a_key_that_has_used_up_its_quota(service: Process) -> None:
     body = {"name": "few", "scopes": ["similar"], "quota": {"requests_per_minute": 1}}
     key = call(service, "POST", "/keys", json=body).json()["key"]
     assert call(service, "GET", "/notes/n9/similar?k=4", key=key).status_code == 200
@@ -149,7 +150,7 @@ def test_lists_that_each_process_keeps_are_counted(service: Process) -> None:
         ("/openapi.json", 200),
     ],
 )
-def test_what_a_reader_does_not_answer_comes_from_the_service(service: Process, path: str, status: int) -> None:
+def test_what_a_reader_process_does_not_answer_comes_from_the_service(service: Process, path: str, status: int) -> None:
     answers = read_everywhere(service, path, headers={"X-Request-Id": "mine"})
     assert {answer.status_code for answer in answers} == {status}
     assert len({without_id(answer) for answer in answers}) == 1
@@ -227,7 +228,7 @@ def test_tenants_are_apart_at_each_process(service: Process) -> None:
     }
 
 
-def test_killed_reader_is_replaced_and_counted(service: Process) -> None:
+def test_killed_reader_process_is_replaced_and_counted(service: Process) -> None:
     killed = random.choice(reader_pids(service))
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: not alive(killed) and len(reader_pids(service)) == READERS)
@@ -237,7 +238,7 @@ def test_killed_reader_is_replaced_and_counted(service: Process) -> None:
     assert {answer.status_code for answer in read_everywhere(service, "/notes/n1")} == {200}
 
 
-def test_readers_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: Path) -> None:
+def test_reader_processes_end_with_the_service_and_have_no_admin_routes(tiny_checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         admin_port = str(free.getsockname()[1])
     settings = {"NOTELLM_READERS": "1", "NOTELLM_ADMIN_PORT": admin_port, "NOTELLM_DRAIN_SECONDS": "600"}

@@ -1,4 +1,4 @@
-"""Readers: processes that do not start, or do not answer. What they serve is tested in api/test_readers.py."""
+"""Reader processes that do not start, or do not answer. What they serve is tested in api/test_reader_processes.py."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import structlog
 from pydantic import SecretStr
 
 from service import wiring
-from service.cli.reader import ORPHANED, answer_parent
-from service.readers import Reader, Readers, ReaderStart, samples_of
+from service.cli.reader_process import ORPHANED, answer_parent
+from service.reader_processes import ReaderProcess, ReaderProcesses, ReaderProcessStart, samples_of
 from service.telemetry import Telemetry
 from tests.service.conftest import eventually
 from tests.service.process import alive
 
 pytestmark = pytest.mark.anyio
-START = ReaderStart("model", "space", 4, 0.0, embedded=False)
+START = ReaderProcessStart("model", "space", 4, 0.0, embedded=False)
 ANSWERING = """
 import pathlib, sys
 print("ready", flush=True)
@@ -35,7 +35,7 @@ for line in sys.stdin:
     print('[%d, {{"notellm_items": []}}]' % int(line), flush=True)
     pathlib.Path({path!r}).write_text(str(int(line)))
 """
-"""Program of a reader that answers each line, and then writes its number to a file."""
+"""Program of a reader process that answers each line, and then writes its number to a file."""
 HALF_MUTE = """
 import os, pathlib, sys
 mute = True
@@ -54,14 +54,16 @@ for line in sys.stdin:
     if not mute:
         print('[%d, {"notellm_items": []}]' % int(line), flush=True)
 """
-"""Program of a reader: the first process answers each line, later ones answer none, until they are told to stop. The
-first process of each kind writes its id to a file."""
+"""Program of a reader process: the first process answers each line, later ones answer none, until they are told to
+stop. The first process of each kind writes its id to a file."""
 
 
-async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.readers.MODULE", "service.no_such_module")
+async def test_reader_process_that_cannot_start_is_tried_again_and_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.reader_processes.MODULE", "service.no_such_module")
     restarts: list[None] = []
-    readers = Readers(1)
+    readers = ReaderProcesses(1)
     listener = readers.listen()
     assert listener is not None
     with listener:
@@ -73,17 +75,17 @@ async def test_reader_that_cannot_start_is_tried_again_and_waited_for_once(monke
         await readers.stop(5)
 
 
-async def test_reader_that_answers_no_more_is_killed_and_replaced(
+async def test_reader_process_that_answers_no_more_is_killed_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Run two readers, of which one answers each line, the other answers none."""
+    """Run two reader processes, of which one answers each line, the other answers none."""
     (tmp_path / "half_mute.py").write_text(HALF_MUTE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("FOLDER", str(tmp_path))
     for name, value in {"MODULE": "half_mute", "CHECK_SECONDS": 0.02, "MAX_UNANSWERED": 4}.items():
-        monkeypatch.setattr(f"service.readers.{name}", value)
+        monkeypatch.setattr(f"service.reader_processes.{name}", value)
     restarts: list[None] = []
-    readers = Readers(2)
+    readers = ReaderProcesses(2)
     listener = readers.listen()
     assert listener is not None
     with listener, structlog.testing.capture_logs() as lines:
@@ -110,9 +112,9 @@ async def test_questions_are_answered_as_soon_as_the_event_loop_runs(monkeypatch
 
 
 @contextlib.asynccontextmanager
-async def reader_of(program: str) -> AsyncIterator[Reader]:
-    """Run a reader with this program while the block lasts; kill it at the end."""
-    reader = Reader(1)
+async def reader_of(program: str) -> AsyncIterator[ReaderProcess]:
+    """Run a reader process with this program while the block lasts; kill it at the end."""
+    reader = ReaderProcess(1)
     running = asyncio.create_task(reader.run([sys.executable, "-c", program], os.environ))
     await eventually(lambda: reader.ready)
     try:
@@ -122,9 +124,10 @@ async def reader_of(program: str) -> AsyncIterator[Reader]:
         await running
 
 
-async def test_reader_that_answers_late_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.readers.METRICS_SECONDS", 0.0)  # each question is given up before its answer comes
-    monkeypatch.setattr("service.readers.MAX_UNANSWERED", 4)
+async def test_reader_process_that_answers_late_is_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each question is given up before its answer comes.
+    monkeypatch.setattr("service.reader_processes.METRICS_SECONDS", 0.0)
+    monkeypatch.setattr("service.reader_processes.MAX_UNANSWERED", 4)
     answered = tmp_path / "answered"
     with structlog.testing.capture_logs() as lines:
         async with reader_of(ANSWERING.format(path=str(answered))) as reader:
@@ -136,25 +139,29 @@ async def test_reader_that_answers_late_is_not_killed(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("answer", ['[1, {"notellm_', "x" * 2**10 + "\n"], ids=["broken off", "too long"])
-async def test_reader_whose_answer_cannot_be_read_has_no_samples(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    monkeypatch.setattr("service.readers.MAX_LINE_BYTES", 2**8)
+async def test_reader_process_whose_answer_cannot_be_read_has_no_samples(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr("service.reader_processes.MAX_LINE_BYTES", 2**8)
     program = f"import sys; print('ready', flush=True); sys.stdin.readline(); print({answer!r}, end='', flush=True)"
     async with reader_of(program) as reader:
         assert await reader.samples() == {}
 
 
-async def test_failure_of_a_check_is_logged_and_readers_are_checked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failure_of_a_check_is_logged_and_reader_processes_are_checked_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     checks = 0
 
-    async def fail_once(self: Reader) -> None:
+    async def fail_once(self: ReaderProcess) -> None:
         nonlocal checks
         checks += 1
         if checks == 1:
             raise RuntimeError("broken")
 
-    monkeypatch.setattr(Reader, "check", fail_once)
-    monkeypatch.setattr("service.readers.CHECK_SECONDS", 0.0)
-    readers = Readers(1)
+    monkeypatch.setattr(ReaderProcess, "check", fail_once)
+    monkeypatch.setattr("service.reader_processes.CHECK_SECONDS", 0.0)
+    readers = ReaderProcesses(1)
     listener = readers.listen()
     assert listener is not None
     with listener, structlog.testing.capture_logs() as lines:
@@ -164,9 +171,9 @@ async def test_failure_of_a_check_is_logged_and_readers_are_checked_on(monkeypat
     assert [line["exc_info"] for line in lines if line["event"] == "readers_not_checked"] == [True]
 
 
-async def test_readers_that_were_stopped_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.readers.MODULE", "service.no_such_module")
-    before, readers = asyncio.all_tasks(), Readers(1)
+async def test_reader_processes_that_were_stopped_are_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.reader_processes.MODULE", "service.no_such_module")
+    before, readers = asyncio.all_tasks(), ReaderProcesses(1)
     listener = readers.listen()
     assert listener is not None
     with listener:
@@ -175,7 +182,7 @@ async def test_readers_that_were_stopped_are_not_started(monkeypatch: pytest.Mon
         assert asyncio.all_tasks() == before, "no task that would start one"
 
 
-async def test_connections_that_a_reader_refuses_or_ends_are_told_with_its_metrics() -> None:
+async def test_connections_that_a_reader_process_refuses_or_ends_are_told_with_its_metrics() -> None:
     telemetry = Telemetry()
     telemetry.refused_connections.inc()
     telemetry.ended_connections.labels("malformed").inc()
@@ -185,9 +192,9 @@ async def test_connections_that_a_reader_refuses_or_ends_are_told_with_its_metri
     assert ended in samples["notellm_connections_ended"]
 
 
-async def test_start_of_the_readers_waits_for_all_tenants_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_of_the_reader_processes_waits_for_all_tenants_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each tenant would use up all the time that it is given; a tenant that is being removed gets none."""
-    now, waited, started = 1000.0, dict[str, float](), list[ReaderStart]()
+    now, waited, started = 1000.0, dict[str, float](), list[ReaderProcessStart]()
 
     def tenant(name: str, closing: bool = False) -> Any:
         async def save_merged(seconds: float) -> None:
@@ -208,6 +215,6 @@ async def test_start_of_the_readers_waits_for_all_tenants_together(monkeypatch: 
     engine: Any = SimpleNamespace(name="model", space="space", dimension=4, mean_share=0.0)
     readers: Any = SimpleNamespace(start=lambda start, *rest: started.append(start))
     tenants: Any = [tenant("a"), tenant("leaving", closing=True), tenant("b"), tenant("c")]
-    await wiring._start_readers(readers, shared, engine, tenants)
+    await wiring._start_reader_processes(readers, shared, engine, tenants)
     assert waited == {"a": wiring.MERGE_SECONDS, "b": 0, "c": 0}
     assert started == [START]
