@@ -371,15 +371,13 @@ class RedisNoteStore:
         # A replica that made no snapshot for REPLICA_SECONDS no longer holds the log back. All times are by the store's
         # clock: a replica whose own is ahead would cut the log for the others.
         async with self._call("keep log"):
-            seconds, microseconds = await self._redis.time()
-            now = seconds + microseconds / 1e6
+            now, _ = await self._redis.time()
             keys = self._keys.snapshots, self._keys.identity
-            entry = f"{position} {now}"
-            if await self._redis.eval(KEEP_LOG, len(keys), *keys, replica, entry, self._identity) == REMOVED:
+            arguments = replica, f"{position} {now}", self._identity
+            if await self._redis.eval(KEEP_LOG, len(keys), *keys, *arguments) == REMOVED:
                 return  # else the removed tenant would have this one key again
             snapshots = _decode_snapshots(await self._redis.hgetall(keys[0]))
-            old = [name for name, (_, made_at) in snapshots.items() if abs(now - made_at) > REPLICA_SECONDS]
-            if old:
+            if old := [name for name, (_, made_at) in snapshots.items() if abs(now - made_at) > REPLICA_SECONDS]:
                 await self._redis.hdel(keys[0], *old)
             positions = [position for name, (position, _) in snapshots.items() if name not in old]
             if self._log_seconds:
