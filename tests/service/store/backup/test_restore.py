@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from service.erasure.purge import purge
-from service.events import EventBounds
+from service.events import Event, EventBounds
 from service.filters import Filter
 from service.index.snapshot_files import MANIFEST as SNAPSHOT_MANIFEST
 from service.index.snapshot_files import SnapshotFolder
@@ -215,7 +215,7 @@ async def test_store_that_a_service_has_used_and_left_without_notes_is_empty(
     await tenants.open("acme")
     await tenants.remove("acme")
     events = RedisEventStore(connection, EventBounds(seconds=60.0, bytes=2**20, id_seconds=60.0, ids=10))
-    assert await events.forget("u1") == 0
+    assert await events.add([Event("e1", "click", "nobody", "u1", 1.0)]) == ["unknown_note"]
     await connection.close()
     claim = PurgeClaim(target)
     assert claim.take()
