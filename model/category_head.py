@@ -22,6 +22,7 @@ from safetensors.numpy import save
 from model.category_regressions import VectorRegression, WordRegression
 from model.config import CheckpointError
 from model.note import Note
+from model.platt_scaling import UNSCALED
 from model.whole_file import whole_file
 
 CATEGORIES_FILE = "categories.safetensors"
@@ -30,6 +31,8 @@ TENSORS = ("counts", "trusts", "weights", "bias")
 checkpoints stay readable."""
 WORD_TENSORS = ("word_hashes", "word_idf", "word_weights", "word_bias")
 """Names of the stored tensors of the optional regression from words, in the order of its fields."""
+PLATT_TENSOR = "platt"
+"""Name of the optional stored tensor of the weights by which the highest probability is scaled."""
 MIN_NOTES_PER_CATEGORY = 20
 """Minimum training notes per name, averaged over a closed set, for the head to be used on that set. With 8 it overfits
 to their wording and is worse than the model alone (docs/decisions/0014-category-head.md)."""
@@ -46,9 +49,11 @@ class CategoryHead:
 
         p(c) ~ p_written(c)^a * p_vector(c)^b * p_words(c)^w,
 
-    where each distribution is over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3).
-    `pool_weights` (C, E) holds a, b and w for each name, fitted to the data set that has the name; NaN for a name
-    whose data sets all had too few notes. For a closed set, the mean over its names is used.
+    where each distribution is over that set alone: a logarithmic pool (Genest and Zidek 1986, section 3). The highest
+    p(c) is then scaled (platt_scaling.py). `pool_weights` (C, E) holds a, b and w for each name, `platt_weights` (C, 2)
+    the weights of the scaling, both fitted to the data set that has the name; NaN, and weights that change nothing, for
+    a name whose data sets all had too few notes. For a closed set, the mean over its names is used. A head from before
+    there was such a scaling has None, and does not scale.
     """
 
     names: tuple[str, ...]
@@ -56,6 +61,7 @@ class CategoryHead:
     pool_weights: npt.NDArray[np.float64]
     by_vector: VectorRegression
     by_words: WordRegression | None = None
+    platt_weights: npt.NDArray[np.float64] | None = None
 
     @classmethod
     def fit(cls, vectors: Floats, truth: Sequence[str], notes: Sequence[Note] = ()) -> CategoryHead:
@@ -71,11 +77,17 @@ class CategoryHead:
         not_fitted = np.full((len(names), 3 if notes else 2), np.nan)
         return cls(names, np.bincount(indices), not_fitted, VectorRegression.fit(vectors, indices), by_words)
 
-    def with_pool_weights(self, categories: Sequence[str], pool_weights: Floats) -> CategoryHead:
-        """Return a copy with the exponents `pool_weights` (E,) for some of its names."""
-        changed = self.pool_weights.copy()
-        changed[self._rows(categories)] = pool_weights
-        return replace(self, pool_weights=changed)
+    def with_pool_weights(
+        self, categories: Sequence[str], pool_weights: Floats, platt_weights: Floats | None = None
+    ) -> CategoryHead:
+        """Return a copy with the exponents `pool_weights` (E,) and the `platt_weights` (2,) for some of its names; None
+        for no scaling."""
+        rows, pools, platts = self._rows(categories), self.pool_weights.copy(), self.platt_weights
+        pools[rows] = pool_weights
+        if platt_weights is not None:
+            platts = np.tile(UNSCALED, (len(self.names), 1)) if platts is None else platts.copy()
+            platts[rows] = platt_weights
+        return replace(self, pool_weights=pools, platt_weights=platts)
 
     @property
     def pooled_names(self) -> tuple[str, ...]:
@@ -97,15 +109,22 @@ class CategoryHead:
         mean: npt.NDArray[np.float64] = self.pool_weights[self._rows(categories)].mean(0)
         return mean
 
+    def platt(self, categories: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return the weights (2,) that scale the highest probability of a closed set: the mean over its names."""
+        if self.platt_weights is None:
+            return np.array(UNSCALED)
+        mean: npt.NDArray[np.float64] = self.platt_weights[self._rows(categories)].mean(0)
+        return mean
+
     def log_probs_by_vector(self, categories: Sequence[str], vectors: Floats) -> npt.NDArray[np.float64]:
         """Return log probabilities (..., K) over a closed set from vectors (..., D) alone."""
-        return _log_softmax(self.by_vector.logits(vectors, self._rows(categories)))
+        return log_softmax(self.by_vector.logits(vectors, self._rows(categories)))
 
     def log_probs(self, categories: Sequence[str], note: Note, vector: Floats) -> npt.NDArray[np.float64]:
         """Return log probabilities (E - 1, K) over a closed set from the vector (D,) of a note and from its words."""
         log_probs = [self.log_probs_by_vector(categories, vector)]
         if self.by_words is not None:
-            log_probs.append(_log_softmax(self.by_words.logits(note, self._rows(categories))))
+            log_probs.append(log_softmax(self.by_words.logits(note, self._rows(categories))))
         return np.stack(log_probs)
 
     def pool(
@@ -143,6 +162,8 @@ class CategoryHead:
         tensors = dict(zip(TENSORS, fields, strict=True))
         if words is not None:
             tensors |= zip(WORD_TENSORS, (words.hashes, words.idf, words.weights, words.bias), strict=True)
+        if self.platt_weights is not None:
+            tensors[PLATT_TENSOR] = self.platt_weights
         with whole_file(folder / CATEGORIES_FILE) as file:
             file.write(save(tensors, {"names": json.dumps(self.names), "space": space}))
 
@@ -162,6 +183,8 @@ class CategoryHead:
                 counts, pool_weights, weights, bias = map(stored.get_tensor, TENSORS)
                 with_words = pool_weights.shape[1] == 3
                 by_words = WordRegression(*map(stored.get_tensor, WORD_TENSORS)) if with_words else None
+                tensors = list(stored.keys())
+                platt = stored.get_tensor(PLATT_TENSOR) if PLATT_TENSOR in tensors else None
                 names = tuple(json.loads(metadata["names"]))
                 fitted_space = metadata["space"]
         except Exception as error:  # safetensors errors have no common base class
@@ -170,7 +193,7 @@ class CategoryHead:
             raise CheckpointError(
                 f"{path} was fitted to the vectors of another model: run `notellm fit-categories` again, or delete it"
             )
-        head = cls(names, counts, pool_weights, VectorRegression(weights, bias), by_words)
+        head = cls(names, counts, pool_weights, VectorRegression(weights, bias), by_words, platt)
         if not head._shapes_agree():
             raise CheckpointError(
                 f"{path} has tensors of inconsistent shapes: run `notellm fit-categories` again, or delete it"
@@ -183,6 +206,8 @@ class CategoryHead:
         classes, vector, words = len(self.names), self.by_vector, self.by_words
         shapes = [(self.counts, (classes,)), (self.pool_weights, (classes, 3 if words else 2)),
                   (vector.weights, (classes, *vector.weights.shape[-1:])), (vector.bias, (classes,))]  # fmt: skip
+        if self.platt_weights is not None:
+            shapes.append((self.platt_weights, (classes, 2)))
         if words:
             known = len(words.hashes)
             shapes += [(words.idf, (known,)), (words.weights, (known, classes)), (words.bias, (classes,))]
@@ -223,7 +248,7 @@ def fit_pool_weights(log_probs: Sequence[Floats], truth: Sequence[int]) -> npt.N
     def loss_and_gradient(exponents: npt.NDArray[np.float64]) -> tuple[float, Floats]:
         loss, gradient = 0.0, np.zeros(experts)
         for expert_log_probs, true in zip(log_probs, truth, strict=True):
-            pooled = _log_softmax(exponents @ expert_log_probs)
+            pooled = log_softmax(exponents @ expert_log_probs)
             loss -= pooled[true]
             gradient += expert_log_probs @ np.exp(pooled) - expert_log_probs[:, true]
         offset = exponents - 1 / experts
@@ -233,6 +258,7 @@ def fit_pool_weights(log_probs: Sequence[Floats], truth: Sequence[int]) -> npt.N
     return np.asarray(best.x, np.float64)
 
 
-def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return log softmax of logits (..., K) over their last axis."""
     log_probs: npt.NDArray[np.float64] = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     return log_probs

@@ -34,6 +34,7 @@ from model.inference.runtime import Runtime, SpanOutput, TokenLogProbs
 from model.inference.spans import NO_TASKS, SpanSteps, Tasks, task_span
 from model.inference.trie import Trie, TrieTooLarge, path_log_probs
 from model.note import Note
+from model.platt_scaling import scale_top
 
 PRIOR_TOKENS = 1024
 """Token budget for the mean of a label prior: each name that the mean is taken over costs one prefill of the trie."""
@@ -85,8 +86,8 @@ class ClosedSet:
 
     `tries`: their tokens, end tokens included, in one trie for each part of the names that is read in a forward of its
     own, in order. `prior`: None if all names were seen in training. `prior_tokens`: tokens
-    that this request read to compute the prior, 0 if it was cached. `exponents`: those of the category head's pool;
-    None if the head does not cover the set.
+    that this request read to compute the prior, 0 if it was cached. `exponents`, `platt`: those of the category head's
+    pool, and the weights of its scaling; None if the head does not cover the set.
     """
 
     names: tuple[str, ...]
@@ -94,6 +95,7 @@ class ClosedSet:
     prior: LabelPrior | None = None
     prior_tokens: int = 0
     exponents: npt.NDArray[np.float64] | None = None
+    platt: npt.NDArray[np.float64] | None = None
 
     def shortlist(self, places: npt.NDArray[np.intp]) -> ClosedSet:
         """Return the subset of the names at `places`, with this set's priors and exponents."""
@@ -135,8 +137,10 @@ class CategoryScorer:
         whose prior some request is computing, shared by all requests that are stepped together."""
         prior, prior_tokens = yield from self._prior(categories, priors_in_progress)
         head = self._head
-        exponents = head.exponents(categories) if head is not None and head.covers(categories) else None
-        return ClosedSet(categories, self.tries(categories), prior, prior_tokens, exponents)
+        if head is None or not head.covers(categories):
+            return ClosedSet(categories, self.tries(categories), prior, prior_tokens)
+        exponents, platt = head.exponents(categories), head.platt(categories)
+        return ClosedSet(categories, self.tries(categories), prior, prior_tokens, exponents, platt)
 
     def needs_shortlist(self, closed_set: ClosedSet) -> bool:
         """Return whether only a shortlist is to be scored: the set is large, and the category head or the vectors of
@@ -186,8 +190,8 @@ class CategoryScorer:
         """Return the names of the closed set with their probabilities, the most probable first; they sum to 1.
 
         The `log_probs` (C,) of the names are corrected by the prior, where there is one (decision 8), then pooled with
-        the category head's for the `note` and its `vector` (D,), where the head covers the set (decision 14), else
-        divided by the temperature.
+        the category head's for the `note` and its `vector` (D,) and scaled, where the head covers the set (decision
+        14), else divided by the temperature.
         """
         categories, prior = closed_set.names, closed_set.prior
         if prior is not None:
@@ -197,8 +201,10 @@ class CategoryScorer:
         else:
             logits = log_probs / self._temperature
         powers = np.exp(logits - logits.max())
-        probabilities = (powers / powers.sum()).tolist()
-        scored = [CategoryProbability(name, p) for name, p in zip(categories, probabilities, strict=True)]
+        probabilities = powers / powers.sum()
+        if closed_set.platt is not None:
+            probabilities = scale_top(probabilities, closed_set.platt)
+        scored = [CategoryProbability(name, p) for name, p in zip(categories, probabilities.tolist(), strict=True)]
         return tuple(sorted(scored, key=lambda category: (-category.probability, category.name)))
 
     def needs_prior(self, categories: tuple[str, ...]) -> bool:

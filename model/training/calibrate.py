@@ -21,6 +21,7 @@ from model.category_head import (
     CategoryHead,
     are_enough_notes,
     fit_pool_weights,
+    log_softmax,
     names_of_head,
 )
 from model.config import CONFIG_FILE, NoteLLMConfig
@@ -33,6 +34,7 @@ from model.evaluation.system import MIN_PROBABILITY, Classifier, EngineSystem
 from model.generation import GenerationOutput, GenerationRequest, Hashtag
 from model.inference.engine import Engine
 from model.note import Note
+from model.platt_scaling import fit_platt_weights
 from model.weights import Progress, silent
 
 POOLING_NOTES = 1000
@@ -222,14 +224,17 @@ def _advice_to_read_more(notes: Mapping[str, Note], max_notes: int) -> str:
 def _with_fitted_pool_weights(
     head: CategoryHead, engine: Engine, names: tuple[str, ...], validation: Sequence[Note]
 ) -> CategoryHead:
-    """Fit the pool weights of one data set to its validation notes."""
+    """Fit the pool weights of one data set to its validation notes, and then the scaling of their highest
+    probabilities."""
     outputs = engine.generate(validation, GenerationRequest(categories=names, all_categories=True))
     log_probs = [
         np.vstack([_log_probs(output, names), head.log_probs(names, note, output.vector)])
         for note, output in zip(validation, outputs, strict=True)
     ]
     truth = [names.index(note.category or "") for note in validation]
-    return head.with_pool_weights(names, fit_pool_weights(log_probs, truth))
+    exponents = fit_pool_weights(log_probs, truth)
+    pooled = [np.exp(log_softmax(exponents @ one)) for one in log_probs]
+    return head.with_pool_weights(names, exponents, fit_platt_weights(pooled, truth))
 
 
 def _log_probs(output: GenerationOutput, names: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -108,6 +108,20 @@ def test_pool_takes_the_mean_of_its_names_pool_weights() -> None:
         assert pooled == pytest.approx(a * written[: len(names)] + b * head.log_probs_by_vector(names, vector))
 
 
+def test_platt_weights_are_stored_and_unfitted_names_are_not_scaled(tmp_path: Path) -> None:
+    fitted = CategoryHead.fit(*labelled_vectors(NAMES)).with_pool_weights(NAMES[:2], np.array([0.2, 0.4]))
+    fitted.save(tmp_path, "space")
+    earlier = CategoryHead.load(tmp_path, "space")
+    assert earlier is not None
+    assert earlier.platt(NAMES[:2]) == pytest.approx([1, 0])
+    head = fitted.with_pool_weights(NAMES[:2], np.array([0.2, 0.4]), np.array([0.8, -0.2]))
+    head.save(tmp_path, "space")
+    loaded = CategoryHead.load(tmp_path, "space")
+    assert loaded is not None
+    assert loaded.platt(NAMES[:2]) == pytest.approx([0.8, -0.2])
+    assert loaded.platt(NAMES[1:]) == pytest.approx([0.9, -0.1])
+
+
 def test_fit_to_one_category_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two categories, not of 1"):
         CategoryHead.fit(*labelled_vectors(NAMES[:1]))

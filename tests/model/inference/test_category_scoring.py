@@ -19,6 +19,7 @@ from model.inference.category_scoring import PART_TOKENS
 from model.inference.engine import Engine
 from model.inference.trie import Trie
 from model.note import Note
+from model.platt_scaling import scale_top
 from model.prompt import Prompt
 from tests.conftest import FOODS
 from tests.model.inference.models import fresh_engine
@@ -300,6 +301,18 @@ def random_head(names: tuple[str, ...], dimension: int) -> CategoryHead:
     weights = rng.normal(scale=4, size=(len(names), dimension)).astype(np.float32)
     regression = VectorRegression(weights, np.zeros(len(names), np.float32))
     return CategoryHead(names, counts, np.tile([0.3, 0.6], (len(names), 1)), regression)
+
+
+def test_highest_probability_is_scaled_as_the_head_says(tiny_engine: Engine) -> None:
+    head = random_head(FOODS, tiny_engine.dimension)
+    scaled = replace(head, platt_weights=np.tile([0.5, -0.1], (len(FOODS), 1)))
+    plain, after = (
+        probabilities(generate(Engine(tiny_engine.runtime, one), FEW_NOTES[:1], GenerationRequest(categories=FOODS))[0])
+        for one in (head, scaled)
+    )
+    expected = scale_top(np.array(list(plain.values())), np.array([0.5, -0.1]))
+    assert list(after) == list(plain)
+    assert list(after.values()) == pytest.approx(expected.tolist())
 
 
 def test_no_other_request_waits_for_a_prior(partly_trained: Engine) -> None:
