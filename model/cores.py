@@ -1,6 +1,7 @@
 """CPU cores that this process may use. The CPU quota of a container bounds the time of all its threads together, while
-the system still reports every core of the machine. OpenVINO 2026.4 starts a thread for each reported core. Together
-they use up the quota early in each period; then all threads of the process stand still, also that of the event loop.
+the system still reports every core that the process may run on. OpenVINO 2026.4 starts a thread for each reported core.
+Together they use up the quota early in each period; then all threads of the process stand still, also that of the event
+loop.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def usable_cores() -> int:
 
 
 def machine_cores() -> int:
-    """Return the number of cores that the system reports, at least one."""
+    """Return the number of cores that the system lets this process run on (its cpuset or affinity), at least one."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 

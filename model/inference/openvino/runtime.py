@@ -18,9 +18,10 @@ import openvino as ov
 from threadpoolctl import ThreadpoolController
 
 from model.config import NoteLLMConfig
-from model.cores import quota_cores
+from model.cores import quota_cores, usable_cores
 from model.inference.kv_cache import DEFAULT_BLOCKS, BlockPool
 from model.inference.runtime import BatchLogProbs, Floats, OutputRows, PackedSpans, Span, SpanOutput, forward_in_two
+from model.precision import cpu_features
 from model.prompt import Prompt
 from model.weights import space_of
 
@@ -57,7 +58,10 @@ def use_one_blas_thread() -> None:
 
 def computes_bfloat16(core: ov.Core) -> bool:
     """Return whether OpenVINO computes in bfloat16 on this CPU. It cannot on one with AVX2 and no AVX-512: paged
-    attention then takes a KV cache in float32 only."""
+    attention then takes a KV cache in float32 only. With AMX and a single core, OpenVINO 2026.4 ends the process with
+    SIGFPE when it compiles the shipped checkpoint's layers for bfloat16 (docs/log/engine.md)."""
+    if usable_cores() == 1 and "amx_bf16" in cpu_features():
+        return False
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -122,13 +122,26 @@ def test_bfloat16_on_a_cpu_without_it_is_computed_in_float32(
     assert_same_outputs(read(engine), [engine.run([tokenized])[0] for tokenized in requests_of(engine)])
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that binds a process to cores")
+def test_process_of_one_core_reads_a_note_in_bfloat16(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """On a CPU with AMX, OpenVINO ended such a process with SIGFPE."""
+    script = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from pathlib import Path; from model.inference.engine import Engine; from model.note import Note\n"
+        f"engine = Engine.load({str(tiny_checkpoint)!r}, cache=Path({str(tmp_path)!r}), dtype='bfloat16')\n"
+        "print(engine.runtime.number_format, len(engine.embed([Note(title='cat')])))"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (process.returncode, process.stdout.split()) == (0, ["bfloat16", "1"])
+
+
 def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_path: Path) -> None:
     """Importing PyTorch would add seconds and 250 MB to each start. The tokenizer is that of the packaged model."""
     checkpoint = save_random(FAMILIES["llama"], backbone_folder, tmp_path / "checkpoint")
     load(checkpoint, tmp_path)
     script = (
         "import sys; from pathlib import Path; from model.inference.engine import Engine; from model.note import Note\n"
-        f"engine = Engine.load({checkpoint!r}, cache=Path({str(tmp_path)!r}), device='cpu', dtype='float32')\n"
+        f"engine = Engine.load({checkpoint!r}, cache=cache=Path({str(tmp_path)!r}), device='cpu', dtype='float32')\n"
         "assert engine.runtime.precision.startswith('OpenVINO'); assert len(engine.embed([Note(title='cat')])) == 1\n"
         "print('torch' in sys.modules)"
     )
