@@ -36,6 +36,7 @@ MAX_HASHTAG_WORDS = 6
 CHARS_PER_TOKEN = 64
 """Maximum characters of a field that are tokenised, and whose scripts are counted, per token of its bound: 100 kB of
 text cost no more than a page. A field whose tokens are longer on average gets fewer tokens than its bound."""
+UNICODE_ESCAPE = re.compile(r"\\u[0-9a-f]{4}")
 JSON_UNIT = re.compile(r"\\u[0-9a-f]{4}|\\.|[^\\]", re.DOTALL)
 """One character inside a JSON string, as an escape or as itself."""
 
@@ -261,6 +262,16 @@ class Prompt:
     def hashtag_tokens(self, hashtags: Iterable[str]) -> list[list[int]]:
         """Return the tokens that spell each hashtag as the first one of the output, without an end token."""
         return self._encode_all([self._break_added_tokens(replace_lone_surrogates(hashtag)) for hashtag in hashtags])
+
+    def spelled_hashtag(self, ids: Sequence[int]) -> str:
+        """Return the hashtag whose `hashtag_tokens` are `ids`."""
+        text = self.decode(ids)
+        for escape in reversed([*UNICODE_ESCAPE.finditer(text)]):
+            begin, end = escape.span()
+            restored = text[:begin] + json.loads(f'"{escape[0]}"') + text[end:]
+            if begin in self._added_tokens.starts(restored):  # _break_added_tokens had escaped it
+                text = restored
+        return text
 
     def category_task(self) -> list[int]:
         """Return the ids that follow the read-out position to ask for the category."""

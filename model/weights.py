@@ -101,7 +101,9 @@ class CheckpointFiles:
         if self.generation and self.config.generation_trunk not in ("", self.trunk_digest()):
             raise CheckpointError(
                 f"{self.generation} was trained on another trunk than that of this checkpoint; train it again "
-                f"(docs/guides/writing.md), or set generation_adapter to false in {CONFIG_FILE}"
+                f"(docs/guides/writing.md), or set generation_adapter to false and trained_categories to ["
+                "] in "
+                f"{CONFIG_FILE}"
             )
         digests = [folder_digest(self.weights)]
         if self.adapter:

@@ -221,11 +221,12 @@ def shown_categories(
 
 
 def hashtag_example(prompt: Prompt, note: Note, rng: random.Random) -> Example:
-    """Return an example that shows a note without its hashtags and predicts j of them; without any, only embedded.
+    """Return an example that shows a note without its hashtags and predicts j of them. A note without any, or with
+    nothing else, is only embedded.
 
     j is uniform in 1..min(MAX_HASHTAGS, n), and the j hashtags are drawn at random.
     """
-    if not note.hashtags:
+    if not note.hashtags or not (note.title or note.content):
         return embedding_example(prompt, note)
     count = rng.randint(1, min(MAX_HASHTAGS, len(note.hashtags)))
     drawn = rng.sample(note.hashtags, count)

@@ -242,7 +242,7 @@ class HashtagBeamSearch:
         """Return the hashtag that `ids` spell as a list of one, or []. A hashtag of the vocabulary keeps its spelling,
         also punctuation at its ends."""
         if self._vocabulary is not None:
-            return [normalise_hashtag(self._prompt.decode(ids))]
+            return [normalise_hashtag(self._prompt.spelled_hashtag(ids))]
         return [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if not GLUED_CAPITALS.search(text)]
 
 

@@ -23,7 +23,8 @@ class BlockPool:
         self.block_size = block_size
         self._free = list(range(count))[::-1]
         self._users = [0] * count
-        self._copies: list[tuple[int, int]] = []
+        self._copies: dict[int, int] = {}
+        """Source by target, since a target that was freed may be a target again before the next forward."""
 
     @property
     def free(self) -> int:
@@ -58,14 +59,14 @@ class BlockPool:
         if self._users[block] == 1:
             return block
         copy = self.allocate()
-        self._copies.append((block, copy))
+        self._copies[copy] = block
         self.release(block)
         return copy
 
     def take_copies(self) -> list[tuple[int, int]]:
         """Return and forget the (source, target) pairs of blocks to copy before the next forward."""
-        copies, self._copies = self._copies, []
-        return copies
+        copies, self._copies = self._copies, {}
+        return [(source, target) for target, source in copies.items()]
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from model.data.dataset import DatasetError, PairedNotes
+from model.data.recombined_notes import ID_PREFIX
 from model.note import Note
 from model.training.loss import RelatedLoss, contrastive_loss, distillation_loss
 from model.training.recipe import Recipe
@@ -63,6 +64,9 @@ class ContrastiveObjective:
         """Vectors (N, K) of the teacher, zero for a note that it does not know; None without distillation."""
         if recipe.distillation:
             self.teacher_vectors = Teacher(paired, teacher_file).vectors(self.notes).to(device)
+        self._recombined = torch.tensor([note.id.startswith(ID_PREFIX) for note in self.notes], device=device)
+        """(N,) bool: texts made of parts of notes. As negatives they would push the notes that they are made of away,
+        which the teacher says are near. So they only learn from the teacher."""
         self._recipe = recipe
         self._device = device
         self._row = {note.id: row for row, note in enumerate(self.notes)}
@@ -83,6 +87,7 @@ class ContrastiveObjective:
         if recipe.mask_false_negatives:
             compared = [*notes, *(self.notes[row] for row in memory_rows.tolist())]
             false_negatives = self.paired.known_related(notes[:pairs], compared).to(self._device)
+            false_negatives |= self._recombined[torch.cat([batch_rows, memory_rows])]
         beyond_pairs = vectors[pairs:] if others is None else torch.cat([vectors[pairs:], others])
         contrastive = contrastive_loss(vectors[:pairs], tau, false_negatives, beyond_pairs)
         if self.teacher_vectors is None:

@@ -74,7 +74,10 @@ def cut_adapter(checkpoint: Path, rank: int, out: Path) -> None:
             shutil.copy(checkpoint / HEAD_FILE, unfinished)
         save_file(stored, unfinished / ADAPTER_FOLDER / ADAPTER_FILE, metadata={"format": "pt"})
         (unfinished / ADAPTER_FOLDER / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-        replace(NoteLLMConfig.load(checkpoint), generation_adapter=False, generation_trunk="").save(unfinished)
+        config = NoteLLMConfig.load(checkpoint)
+        # The names that a generation adapter has learnt do not count, since the copy has none.
+        names = ("",) if config.generation_adapter else config.trained_categories
+        replace(config, generation_adapter=False, generation_trunk="", trained_categories=names).save(unfinished)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

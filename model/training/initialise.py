@@ -90,6 +90,7 @@ def build_model(
     adapter = None if full else model.add_adapter(recipe.lora_rank)
     if full:
         model.requires_grad_(True)
+        model.backbone.get_input_embeddings().requires_grad_(not recipe.frozen_embeddings)
     if recipe.start and adapter is None:
         model.start_head(recipe.start)
     elif recipe.start and adapter is not None:

@@ -58,8 +58,9 @@ class Recipe:
     """One training run. The defaults of `hashtag_share` (r) and `alpha` are the paper's (section 4).
 
     The model. `start`: an earlier checkpoint to continue from. `lora_rank`: 0 is full fine-tuning, of the weights of
-    `start` with its adapter merged or, without a `start`, of those of `backbone`. `shard`: shard a large backbone over
-    the processes (FSDP).
+    `start` with its adapter merged or, without a `start`, of those of `backbone`. `frozen_embeddings`: full fine-tuning
+    leaves the token embeddings as they are, which saves memory and time where the vocabulary is large. `shard`: shard a
+    large backbone over the processes (FSDP).
 
     The losses. `hashtag_share`: probability that a note gets the hashtag task, otherwise the category task.
     `hide_hashtags`: probability that a note is shown without hashtags and without a task. `input_hashtags`: also
@@ -102,6 +103,7 @@ class Recipe:
     hide_hashtags: float = 0.0
 
     lora_rank: int = 16
+    frozen_embeddings: bool = False
     learning_rate: float = 2e-4
     head_learning_rate: float = 1e-3
     weight_decay: float = 1e-3
@@ -154,6 +156,8 @@ class Recipe:
             raise RecipeError(f"validation_min_score must be finite, not {self.validation_min_score}")
         if self.lora_rank < 0:
             raise RecipeError("lora_rank must be 0 or more")
+        if self.frozen_embeddings and self.lora_rank:
+            raise RecipeError("frozen_embeddings requires lora_rank = 0: an adapter never changes the token embeddings")
         check_rates(self, ("alpha", "learning_rate", "head_learning_rate", "weight_decay"))
         if not self.contrastive and (self.distillation or self.memory):
             raise RecipeError("distillation and memory require contrastive = true, since their losses are of pairs")

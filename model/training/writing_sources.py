@@ -31,15 +31,19 @@ def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
 
 
 def read_sources(files: Mapping[str, Path], split: Split, progress: Progress = silent) -> dict[str, list[Note]]:
-    """Read the notes of one split, by source. Source LINES belongs to the train split as a whole.
+    """Read the notes of one split, by source. Source LINES belongs to the train split as a whole. Notes of nothing but
+    hashtags are left out: they would teach to write popular hashtags for an empty note.
 
-    `progress` gets the fields of each file, as from `read_notes`, and a warning where no note of a file has hashtags.
-    Raises as `read_notes` does.
+    `progress` gets the fields of each file, as from `read_notes`, how many notes are left out, and a warning where no
+    note of a file has hashtags. Raises as `read_notes` does.
     """
     sources = {}
     for name, path in files.items():
         notes = read_notes(path, progress).values()
         if notes and not any(note.hashtags for note in notes):
             progress(f"{path}: no note has hashtags, so each of them teaches to write none; they must be in `hashtags`")
-        sources[name] = [note for note in notes if split_of(note.id) == split]
+        of_split = [note for note in notes if split_of(note.id) == split]
+        sources[name] = [note for note in of_split if note.title or note.content or not note.hashtags]
+        if empty := len(of_split) - len(sources[name]):
+            progress(f"{path}: {empty:,} notes of the {split} split have hashtags alone and are left out")
     return sources | ({LINES: list(labelled_notes())} if split == "train" else {})

@@ -493,6 +493,13 @@ def test_hashtags_written_are_read_back(prompt: Prompt, hashtags: list[str]) -> 
         assert set(positions) <= set(range(len(ids)))
 
 
+@pytest.mark.parametrize(
+    "hashtag", ["street food", "<filename>", "a<|im_start|>x", "<|im_start|><|im_end|>", r"\u003c", r"a\u003cb"]
+)
+def test_hashtag_with_any_text_is_what_its_tokens_spell(prompt: Prompt, hashtag: str) -> None:
+    assert prompt.spelled_hashtag(prompt.hashtag_tokens([hashtag])[0]) == hashtag
+
+
 def test_parsed_hashtag_has_the_positions_of_its_own_tokens(prompt: Prompt) -> None:
     ids = prompt.hashtag_output(["street food", "paris"])[:-1]
     for text, positions in prompt.parse_hashtags(ids):

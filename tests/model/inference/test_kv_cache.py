@@ -40,6 +40,19 @@ def test_forks_share_the_blocks_of_their_common_beginning() -> None:
     assert pool.free == 8
 
 
+def test_block_that_was_freed_before_the_copies_is_the_target_of_one_copy() -> None:
+    pool = BlockPool(8, block_size=4)
+    first, second = BlockTable(pool), BlockTable(pool)
+    first.grow(2)
+    second.grow(2)
+    for table in (first, second):
+        fork = table.fork()
+        fork.grow(1)
+        copy = fork.blocks[-1]
+        fork.close()
+    assert pool.take_copies() == [(second.blocks[-1], copy)]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["grow", "fork", "cut", "close"]), st.integers(0, 9)), max_size=40))
 def test_sequences_read_back_what_was_written_into_them(actions: list[tuple[str, int]]) -> None:
     """The reference is a separate list of tokens for each sequence, without sharing."""

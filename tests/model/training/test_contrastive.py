@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.data.dataset import PairedNotes
 from model.data.pairs import PairOptions, related_pairs, split_of
+from model.data.recombined_notes import ID_PREFIX
 from model.note import Note
 from model.training.contrastive import ContrastiveObjective
 from model.training.loss import contrastive_loss, distillation_loss
@@ -178,6 +179,27 @@ def test_unpaired_notes_are_negatives_of_the_pairs_and_learn_from_the_teacher(
     teacher = Teacher(paired).vectors(notes)
     torch.testing.assert_close(loss.distillation, distillation_loss(vectors, TAU, teacher, 0.1))
     loss.total.backward()
+    assert vectors.grad is not None
+    assert vectors.grad.any(1).all()
+
+
+def test_texts_made_of_parts_of_notes_are_no_negatives_and_learn_from_the_teacher(
+    data: Data, plain: Recipe, batch: list[Note], tmp_path: Path
+):
+    made = [i for n in range(9) if split_of(i := f"{ID_PREFIX}{n}") == "train"][:3]
+    lines = "".join(json.dumps({"id": i, "title": f"part of {i}"}) + "\n" for i in made)
+    (tmp_path / "notes.jsonl").write_text(data.notes.read_text() + lines)
+    assert data.pairs is not None
+    paired = PairedNotes(tmp_path / "notes.jsonl", data.pairs)
+    write_vectors(tmp_path / "teacher.npz", [*NOTES, *made], unit(15, 2).numpy())
+    recipe = replace(plain, distillation=0.5, mask_false_negatives=True)
+    objective = ContrastiveObjective(paired, recipe, tmp_path / "teacher.npz")
+    in_batch, in_memory = paired.notes[made[0]], [paired.notes[i] for i in made[1:]]
+    objective.update_memory(in_memory, unit(2, 1))
+    vectors = unit(5, 0).requires_grad_()
+    loss = objective.loss([*batch, in_batch], vectors, TAU, unpaired=1)
+    torch.testing.assert_close(loss.contrastive, contrastive_loss(vectors[:4], TAU))
+    loss.distillation.backward()
     assert vectors.grad is not None
     assert vectors.grad.any(1).all()
 

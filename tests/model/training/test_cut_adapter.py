@@ -84,6 +84,16 @@ def test_cut_checkpoint_keeps_the_projection_and_nothing_of_the_old_trunk(checkp
     assert (config.dimension, config.adapter, config.generation_adapter) == (before.dimension, True, False)
 
 
+def test_names_that_a_generation_adapter_has_learnt_are_not_kept(checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    replace(NoteLLMConfig.load(source), trained_categories=("Food",)).save(source)
+    cut_adapter(source, 1, tmp_path / "cut")
+    assert NoteLLMConfig.load(tmp_path / "cut").trained_categories == ("",)
+    replace(NoteLLMConfig.load(source), generation_adapter=False, generation_trunk="").save(source)
+    cut_adapter(source, 1, tmp_path / "without")
+    assert NoteLLMConfig.load(tmp_path / "without").trained_categories == ("Food",)
+
+
 @pytest.mark.parametrize("rank", [0, RANK])
 def test_rank_that_is_no_lower_one_is_refused_and_writes_nothing(checkpoint: Path, tmp_path: Path, rank: int) -> None:
     out = tmp_path / "cut"

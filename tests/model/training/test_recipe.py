@@ -90,6 +90,7 @@ def test_category_names_of_a_data_set_are_read(tmp_path: Path):
         ("validation_min_score = nan\n" + MINIMAL, "validation_min_score must be finite, not nan"),
         (MINIMAL + "min_score = nan\n", "min_score must be finite, not nan .of n.jsonl"),
         ("reread_notes = 5\n" + MINIMAL, "reread_notes"),
+        ("frozen_embeddings = true\n" + MINIMAL, "frozen_embeddings requires lora_rank = 0"),
         ("unpaired_notes = 5\n" + MINIMAL, "unpaired_notes"),
         ("steps = \n" + MINIMAL, "TOML"),
         ("validation_notes = 3\n" + MINIMAL, "validation_notes must be at least 4"),

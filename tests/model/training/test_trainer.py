@@ -461,6 +461,16 @@ def test_full_fine_tuning_starts_from_an_adapter_and_then_from_its_own_checkpoin
         Trainer(replace(recipe, start=start), tmp_path / "other", cache=tmp_path)
 
 
+def test_full_fine_tuning_leaves_frozen_embeddings_as_they_are(recipe: Recipe, tmp_path: Path):
+    frozen = Trainer(replace(recipe, lora_rank=0, frozen_embeddings=True, steps=1), tmp_path / "run", cache=tmp_path)
+    embeddings = frozen.model.backbone.get_input_embeddings().weight
+    other = frozen.model.backbone.base_model.layers[0].mlp.up_proj.weight
+    before = [weight.detach().clone() for weight in (embeddings, other)]
+    assert next(frozen.run()).gradient_norm > 0
+    assert torch.equal(embeddings, before[0])
+    assert not torch.equal(other, before[1])
+
+
 def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(
     recipe: Recipe, finished_run: Path, tmp_path: Path
 ):

@@ -17,6 +17,7 @@ from model.config import CONFIG_FILE, DEFAULT_CATEGORIES, CheckpointError, NoteL
 from model.data.corpora import write_notes_file
 from model.data.dataset import DatasetError, read_notes, shown_categories
 from model.data.labelled_lines import labelled_notes
+from model.data.pairs import split_of
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
@@ -294,6 +295,17 @@ def test_file_whose_hashtags_have_another_key_is_told(tmp_path: Path) -> None:
     read_sources({"own": tmp_path / "own.jsonl"}, "train", told.append)
     assert told[0].endswith("0 with hashtags, 0 with a category; ignored keys: tags")
     assert "own.jsonl: no note has hashtags, so each of them teaches to write none" in told[1]
+
+
+def test_notes_of_nothing_but_hashtags_are_left_out(tmp_path: Path) -> None:
+    told: list[str] = []
+    alone, with_text, empty = [str(i) for i in range(20) if split_of(str(i)) == "train"][:3]
+    soup = {"hashtags": ["soup"]}
+    notes = [{"id": alone, **soup}, {"id": with_text, "title": "Soup", **soup}, {"id": empty}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    read = read_sources({"own": tmp_path / "own.jsonl"}, "train", told.append)["own"]
+    assert [note.id for note in read] == [with_text, empty]
+    assert any("1 notes of the train split have hashtags alone and are left out" in line for line in told)
 
 
 def test_trunk_that_no_adapter_fits_is_refused_before_training(
