@@ -98,7 +98,7 @@ class Recommender:
         """
         async with self._claims.hold(attempts, urgency) as claims:
             earlier = {i: decode_added(claim.earlier) for i, claim in enumerate(claims) if claim.earlier}
-            await self._wait_for(earlier.values())
+            await self.wait_for([added.stored.position for added in earlier.values()])
             expired = [i for i, note in enumerate(notes) if i not in earlier and note.expired(self._clock())]
             if claims and expired:
                 await self._claims.give_up([claims[i] for i in expired])
@@ -125,14 +125,15 @@ class Recommender:
     async def _replay(self, earlier: EarlierWrite) -> Added:
         """Return the result of an earlier attempt once the index shows it."""
         added = decode_added(earlier)
-        await self._wait_for([added])
+        await self.wait_for([added.stored.position])
         return added
 
-    async def _wait_for(self, added: Collection[Added]) -> None:
-        """Wait until the index has all of these writes."""
-        if added:
-            position = max((one.stored.position for one in added), key=position_key)
-            await self.index.wait_for(position, WAIT_SECONDS)
+    async def wait_for(self, positions: Collection[str]) -> None:
+        """Wait until the index has all writes at these positions, which the store has with notes. Raises IndexBehind,
+        StoreUnavailable."""
+        if positions:
+            end = (await self._store.log_bounds()).last  # a damaged note names a position that the log never reaches
+            await self.index.wait_for(min(max(positions, key=position_key), end, key=position_key), WAIT_SECONDS)
 
     async def _add_distinct(
         self,
@@ -215,7 +216,7 @@ class Recommender:
             await self.index.wait_for(results[changed[-1]].stored.position, WAIT_SECONDS)
             self._telemetry.searchable.observe(time.perf_counter() - accepted)
         else:
-            await self._wait_for(results)
+            await self.wait_for([result.stored.position for result in results])
         return results
 
     async def put(

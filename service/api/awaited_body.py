@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from starlette.types import Message, Receive
+import weakref
+from typing import cast
+
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class AwaitedBody:
-    """Returns the messages of a request. `is_awaited`: whether the app waits for one."""
+    """Returns the messages of the request `cycle`, which the task that runs the app for it keeps alive.
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    `is_awaited`: whether the app waits for a message. The reference is weak, since `cycle` has this object as an
+    attribute: otherwise only a garbage collection would free them.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._receive = weakref.WeakMethod(cycle.receive)
         self._waiting = 0
 
     @property
@@ -17,8 +25,11 @@ class AwaitedBody:
         return self._waiting > 0
 
     async def __call__(self) -> Message:
+        receive = self._receive()
+        if receive is None:  # the app has ended
+            return {"type": "http.disconnect"}
         self._waiting += 1
         try:
-            return await self._receive()
+            return cast(Message, await receive())
         finally:
             self._waiting -= 1

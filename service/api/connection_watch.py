@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-from collections import deque
+from collections import OrderedDict
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
@@ -28,8 +28,8 @@ ones."""
 class Watched(Protocol):
     """A connection with a bound on time."""
 
-    def check_time(self) -> bool:
-        """Close the connection if its caller has used up its time. Return whether to check it again."""
+    def check_time(self) -> None:
+        """Close the connection if its caller has used up its time."""
 
 
 class ConnectionWatch:
@@ -39,8 +39,8 @@ class ConnectionWatch:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._connections: deque[Watched] = deque()
-        """Connections in the order of their checks: the one checked longest ago comes first."""
+        self._connections: OrderedDict[Watched, None] = OrderedDict()
+        """Open connections, as a set in the order of their checks: the one checked longest ago comes first."""
         self._uncollected = 0
         """Connections added since young objects were last collected."""
         self._runs = False
@@ -53,8 +53,8 @@ class ConnectionWatch:
         return cls._watches[loop]
 
     def add(self, connection: Watched) -> None:
-        """Check `connection` until its `check_time` returns False."""
-        self._connections.append(connection)
+        """Check `connection` until it is removed."""
+        self._connections[connection] = None
         self._uncollected += 1
         if self._uncollected >= COLLECTED_CONNECTIONS and gc.isenabled():
             self._uncollected = 0
@@ -63,15 +63,20 @@ class ConnectionWatch:
             self._runs = True
             self._wait()
 
+    def remove(self, connection: Watched) -> None:
+        """Forget a connection that has ended. One that waited here for its next check would outlive the collections of
+        young objects, and stay in memory, with its requests, until a full one, which is rare."""
+        self._connections.pop(connection, None)
+
     def _wait(self) -> None:
         iterations = max(MIN_ITERATIONS, len(self._connections) / CONNECTIONS_PER_ITERATION)
         self._loop.call_later(CHECK_SECONDS / iterations, self._check_next)
 
     def _check_next(self) -> None:
         for _ in range(min(CONNECTIONS_PER_ITERATION, math.ceil(len(self._connections) / MIN_ITERATIONS))):
-            connection = self._connections.popleft()
-            if connection.check_time():
-                self._connections.append(connection)
+            connection = next(iter(self._connections))
+            self._connections.move_to_end(connection)
+            connection.check_time()
         self._runs = bool(self._connections)
         if self._runs:
             self._wait()

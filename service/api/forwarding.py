@@ -48,7 +48,7 @@ class ForwardedResponse(Response):
         scope["state"]["forwarded"] = True
         sending = asyncio.create_task(_send_request(scope, receive, writer), name="forward")
         try:
-            begun = await _return_answer(reader, scope["method"], send)
+            begun = await _return_answer(reader, _method(scope), send)
             caller_left = sending.done() and sending.result()
             if not begun and not caller_left:
                 scope["state"]["forwarded"] = False
@@ -88,6 +88,12 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
     return False
 
 
+def _method(scope: Scope) -> str:
+    """Return the method with which the request came; its route sees a HEAD as GET (HeadAsGet)."""
+    method: str = scope["state"].get("method", scope["method"])
+    return method
+
+
 def _head(scope: Scope, chunked: bool) -> bytes:
     """Return the request line and the headers, with the id that this process gave the request."""
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
@@ -96,7 +102,7 @@ def _head(scope: Scope, chunked: bool) -> bytes:
     if chunked:
         headers = [(name, value) for name, value in headers if name != b"content-length"]
         headers.append((b"transfer-encoding", b"chunked"))
-    lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target)]
+    lines = [b"%b %b HTTP/1.1" % (_method(scope).encode(), target)]
     lines += [b"%b: %b" % header for header in headers]
     return b"\r\n".join((*lines, b"", b""))
 

@@ -12,13 +12,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import cast
 
 import httptools
 import structlog
 import uvicorn
 from prometheus_client import Counter
-from starlette.types import Receive
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -101,7 +99,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """Whether the server has begun to stop."""
         self._rest = b""
         """Bytes that were read but not parsed yet, since MAX_PIPELINED requests wait before them."""
-        self._open = True
         self._checked_at = time.monotonic()
         self._unsent = UnsentAnswers(transport, self._checked_at)
         ConnectionWatch.for_loop(self.loop).add(self)
@@ -119,11 +116,20 @@ class BoundedProtocol(HttpToolsProtocol):
         super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._open = False
         self._unsent.close()
         self._leave()  # uvicorn notifies the last request alone
         self._unset_keepalive_if_required()  # uvicorn lets the timer hold a connection that was reset until it is over
         super().connection_lost(exc)
+        ConnectionWatch.for_loop(self.loop).remove(self)
+        self._release()
+
+    def _release(self) -> None:
+        """Drop the references by which the connection and its requests refer to each other. Otherwise they, and bodies
+        that nobody has read, would stay in memory until they are garbage-collected."""
+        self._unanswered.clear()
+        self.pipeline.clear()
+        # As before the first connection and request: uvicorn declares these attributes as if they were never None.
+        self.cycle = self.flow = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -255,7 +261,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()  # an early answer before this request, in the same segment, has set it
         super().on_headers_complete()
         self.cycle.transport = HeadWithBody(self, has_body=self.parser.get_method() != b"HEAD")
-        self._body = AwaitedBody(cast(Receive, self.cycle.receive))
+        self._body = AwaitedBody(self.cycle)
         # uvicorn gives the app this attribute of its cycle, and has no hook to replace it.
         self.cycle.receive = self._body  # type: ignore[method-assign, assignment]
         announced = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
@@ -311,7 +317,7 @@ class BoundedProtocol(HttpToolsProtocol):
         this side is closed, and the body is discarded: a connection that is closed with unread bytes is reset, and its
         caller may lose the answer. The bounds on a body's time and on discarded bytes stay."""
         cycle = self.cycle
-        waits = cycle.transport is answer and cycle.response_complete and cycle.more_body
+        waits = cycle and cycle.transport is answer and cycle.response_complete and cycle.more_body
         ends_now = self._is_spare or self._shuts_down or self.transport.is_closing()
         if waits and not ends_now and self.transport.can_write_eof():
             self._ends_after_body = True
@@ -342,11 +348,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._end("malformed", 400, msg)
 
-    def check_time(self) -> bool:
-        """Close the connection if its caller has used up its time. Return False once it was lost: it needs no more
-        checks."""
-        if not self._open:
-            return False
+    def check_time(self) -> None:
+        """Close the connection if its caller has used up its time."""
         now = time.monotonic()
         passed, self._checked_at = now - self._checked_at, now
         if self._unsent.check(now):
@@ -359,7 +362,6 @@ class BoundedProtocol(HttpToolsProtocol):
             else:
                 part = "head" if self._in_head else "body"
                 self._end(f"slow_{part}", 408, f"The {part} of the request arrived too slowly.")
-        return True
 
     @property
     def _is_working(self) -> bool:

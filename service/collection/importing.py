@@ -90,10 +90,7 @@ class Importer:
         outcomes |= {outcome.id: outcome for outcome in written}
         if not written:
             await self._store.wait_for_disk()
-        if unchanged:
-            end = (await self._store.log_bounds()).last  # a damaged note names a position that the log never reaches
-            newest = min(max(unchanged, key=position_key), end, key=position_key)
-            await self._recommender.index.wait_for(newest, WAIT_SECONDS)
+        await self._recommender.wait_for(unchanged)
         return [outcomes[note.note.id] for note in notes]
 
     def _keeps_vector(self, note: NoteToImport) -> bool:

@@ -38,13 +38,11 @@ class SteppedLoop:
 
 
 class Connection:
-    def __init__(self, is_open: bool = True) -> None:
+    def __init__(self) -> None:
         self.looks = 0
-        self.is_open = is_open
 
-    def check_time(self) -> bool:
+    def check_time(self) -> None:
         self.looks += 1
-        return self.is_open
 
 
 def watch_of(loop: SteppedLoop) -> ConnectionWatch:
@@ -70,9 +68,11 @@ def test_each_connection_is_looked_at_once_a_second_in_small_parts(count: int) -
 def test_nothing_runs_where_no_connection_is_open() -> None:
     loop = SteppedLoop()
     watch = watch_of(loop)
-    watch.add(Connection(is_open=False))
+    ended = Connection()
+    watch.add(ended)
+    watch.remove(ended)
     loop.run_one()
-    assert not loop.waits
+    assert (ended.looks, loop.waits) == (0, False)
     watch.add(Connection())
     assert loop.waits
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import struct
@@ -20,6 +21,7 @@ import httpx2
 import pytest
 import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.api import connection_bounds, connection_watch, protocol, unsent_answers
 from service.api.connection_bounds import (
@@ -30,6 +32,7 @@ from service.api.connection_bounds import (
     MAX_QUERY_PARAMETERS,
     PIECE_BYTES,
 )
+from service.api.connection_watch import COLLECTED_CONNECTIONS
 from service.api.early_refusal import EarlyRefusal
 from service.api.head_with_body import HeadWithBody
 from service.api.protocol import BoundedProtocol
@@ -411,6 +414,24 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
             assert read_answer(connection)[0] == 200
 
 
+@pytest.mark.parametrize("body", [b"", b"x" * 2**16])
+def test_connections_that_ended_leave_memory_without_a_full_collection(url: str, body: bytes) -> None:
+    head = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
+    gc.collect()
+    for _ in range(3 * COLLECTED_CONNECTIONS):
+        with connected(url) as connection:
+            connection.sendall(head + body)
+            assert read_answer(connection)[0] == 415
+
+    def alive() -> int:
+        gc.collect(1)
+        return sum(type(each) in (BoundedProtocol, RequestResponseCycle) for each in gc.get_objects())
+
+    eventually_true(lambda: alive() < COLLECTED_CONNECTIONS / 4)
+
+
 @pytest.fixture
 def protocols(monkeypatch: pytest.MonkeyPatch) -> list[BoundedProtocol]:
     """Records the service's side of each connection, in order."""
@@ -514,7 +535,7 @@ def test_stream_that_is_broken_off_closes_its_connection(
         monkeypatch.setattr("service.recommender.Recommender.add", fail)
         with contextlib.suppress(OSError):  # it may be closed already
             connection.sendall((b"%x\r\n%b\r\n" % (len(line), line)) * 100)
-        eventually_true(lambda: not protocols[0]._open)
+        eventually_true(lambda: protocols[0] not in protocols[0].connections)
 
 
 def test_request_that_is_answered_gets_no_second_answer(url: str) -> None:

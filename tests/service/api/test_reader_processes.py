@@ -158,6 +158,21 @@ def test_what_a_reader_process_does_not_answer_comes_from_the_service(service: P
     assert len({answer.headers["content-type"] for answer in answers}) == 1
 
 
+def test_head_is_counted_as_head_by_the_process_that_answers_it(service: Process) -> None:
+    answers = [call(service, "HEAD", "/limits") for _ in range(CONNECTIONS)]
+    assert {(answer.status_code, answer.content) for answer in answers} == {(200, b"")}
+    (counted,) = [
+        sample.value
+        for family in text_string_to_metric_families(call(service, "GET", "/metrics").text)
+        for sample in family.samples
+        if sample.name == "notellm_http_request_duration_seconds_count"
+        and sample.labels["route"] == "/limits"
+        and sample.labels["method"] == "HEAD"
+        and "reader" not in sample.labels
+    ]
+    assert counted == CONNECTIONS
+
+
 def test_invalid_time_to_wait_is_refused_by_each_process(service: Process) -> None:
     answers = read_everywhere(service, "/notes/n7/similar?k=2", headers={"X-Request-Timeout": "-1"})
     assert {answer.status_code for answer in answers} == {422}

@@ -67,6 +67,16 @@ def bad(client: httpx2.Client, admin: redis.Redis, damage: Damage) -> Iterator[s
     assert quarantined(client) == 0
 
 
+def test_unchanged_write_of_a_note_that_names_a_position_beyond_the_log_is_answered(
+    client: httpx2.Client, admin: redis.Redis
+) -> None:
+    assert post(client, "ahead").status_code == 201
+    admin.hset(NOTE + "ahead", "position", "99999999999999-0")
+    answers = [post(client, "ahead"), client.patch("/notes/ahead", json={"title": "Kyoto"})]
+    assert [(answer.status_code, answer.json()["revision"]) for answer in answers] == [(200, 1)] * 2
+    assert client.delete("/notes/ahead").status_code == 200
+
+
 @every_damage
 def test_an_unreadable_note_answers_with_what_to_do(client: httpx2.Client, bad: str) -> None:
     answers = [client.get(f"/notes/{bad}"), client.get(f"/notes/{bad}/similar")]
