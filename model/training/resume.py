@@ -163,7 +163,9 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
     digests = {str(file): file_digest(file) for file in files}
     digests |= start_digest(recipe.start)
-    return digests | backbone_digest(recipe.backbone) if recipe.lora_rank else digests
+    if recipe.lora_rank:
+        digests |= backbone_digest(recipe.backbone)
+    return digests
 
 
 def restore_log(log: Path, step: int, tell: Progress) -> None:
