@@ -90,7 +90,7 @@ async def _send_request(scope: Scope, receive: Receive, writer: asyncio.StreamWr
 
 def _method(scope: Scope) -> str:
     """Return the method with which the request came; its route sees a HEAD as GET (HeadAsGet)."""
-    method: str = scope["state"].get("method", scope["method"])
+    method: str = scope.get("state", {}).get("method", scope["method"])
     return method
 
 

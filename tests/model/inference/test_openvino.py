@@ -141,7 +141,7 @@ def test_exported_checkpoint_loads_without_pytorch(backbone_folder: Path, tmp_pa
     load(checkpoint, tmp_path)
     script = (
         "import sys; from pathlib import Path; from model.inference.engine import Engine; from model.note import Note\n"
-        f"engine = Engine.load({checkpoint!r}, cache=cache=Path({str(tmp_path)!r}), device='cpu', dtype='float32')\n"
+        f"engine = Engine.load({checkpoint!r}, cache=Path({str(tmp_path)!r}), device='cpu', dtype='float32')\n"
         "assert engine.runtime.precision.startswith('OpenVINO'); assert len(engine.embed([Note(title='cat')])) == 1\n"
         "print('torch' in sys.modules)"
     )
