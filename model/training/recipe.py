@@ -69,7 +69,7 @@ class Recipe:
     the batch and the latest vectors of all notes of the data set that training has read. `reread_notes`: notes of the
     data set whose memory vectors each step refreshes, without gradients, cycling through a random order.
     `unpaired_notes`: notes added to each batch of pairs, drawn from the whole data set. They learn from the teacher
-    alone, without CSFT, and are negatives of the pairs.
+    alone, without CSFT, and are negatives of the pairs, except for texts of model/data/recombined_notes.py.
 
     Speed and memory. `micro_batch_tokens`: token budget of one forward; it does not change the contrastive batch of
     `batch_pairs`. `kept_tokens`: a batch of at most this many tokens (padded, on each process) keeps the activations of

@@ -128,8 +128,7 @@ class BoundedProtocol(HttpToolsProtocol):
         that nobody has read, would stay in memory until they are garbage-collected."""
         self._unanswered.clear()
         self.pipeline.clear()
-        # As before the first connection and request: uvicorn declares these attributes as if they were never None.
-        self.cycle = self.flow = None  # type: ignore[assignment]
+        self.cycle = self.flow = None  # type: ignore[assignment]  # uvicorn begins with None too, and declares it away
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

@@ -416,13 +416,11 @@ def test_connections_that_ended_are_forgotten(url: str, client: httpx2.Client, m
 
 @pytest.mark.parametrize("body", [b"", b"x" * 2**16])
 def test_connections_that_ended_leave_memory_without_a_full_collection(url: str, body: bytes) -> None:
-    head = b"POST /notes HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(
-        body
-    )
+    fields = b"Host: localhost\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(body)
     gc.collect()
     for _ in range(3 * COLLECTED_CONNECTIONS):
         with connected(url) as connection:
-            connection.sendall(head + body)
+            connection.sendall(b"POST /notes HTTP/1.1\r\n" + fields + body)
             assert read_answer(connection)[0] == 415
 
     def alive() -> int:
