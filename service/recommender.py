@@ -197,21 +197,21 @@ class Recommender:
         """Write the notes that changed, record the answers of claimed writes, and return once the index shows the
         writes."""
         changed = [i for i, (plan, added) in enumerate(zip(plans, finished, strict=True)) if plan.changes(added)]
-        results = [replace(added, status="unchanged") for added in finished]
-        remembered: list[Remembered | None] = [None] * len(plans)
-        for i, claim in enumerate(claims):
-            remembered[i] = Remembered(claim, encode_added(finished[i] if i in changed else results[i]))
-        written = await self._store.put([Write(finished[i].stored, condition, remembered[i]) for i in changed])
-        unchanged = [(results[i].stored, answer) for i, answer in enumerate(remembered) if answer and i not in changed]
-        await self._store.remember(unchanged)
-        if not (changed or unchanged):
+        unchanged = [i for i in range(len(plans)) if i not in changed]
+        results = list(finished)
+        for i in unchanged:
+            results[i] = replace(finished[i], status="unchanged")
+        remembered = {i: Remembered(claim, encode_added(results[i])) for i, claim in enumerate(claims)}
+        written = await self._store.put([Write(results[i].stored, condition, remembered.get(i)) for i in changed])
+        await self._store.remember([(results[i].stored, remembered[i]) for i in unchanged if i in remembered])
+        if not (changed or claims):
             await self._store.wait_for_disk()
         for i, write in zip(changed, written, strict=True):
             if write is None:
                 assert condition, "only a write with a condition is refused"
                 raise PreconditionFailed(plans[i].note.id, condition.failure)
-            stored = replace(finished[i].stored, revision=write.revision, position=write.position)
-            results[i] = replace(finished[i], stored=stored, status=written_status(write.revision))
+            stored = replace(results[i].stored, revision=write.revision, position=write.position)
+            results[i] = replace(results[i], stored=stored, status=written_status(write.revision))
         if written:
             await self.index.wait_for(results[changed[-1]].stored.position, WAIT_SECONDS)
             self._telemetry.searchable.observe(time.perf_counter() - accepted)

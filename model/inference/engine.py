@@ -29,7 +29,7 @@ from model.inference.category_scoring import CategoryScorer, ClosedSet
 from model.inference.hashtag_generation import HashtagGeneration
 from model.inference.kv_cache import BlockTable
 from model.inference.loading import load_runtime
-from model.inference.runtime import LogitQuery, Runtime, Span, TokenLogProbs
+from model.inference.runtime import LogitQuery, Runtime, Span, SpanOutput, TokenLogProbs
 from model.inference.scheduler import RunningRequest, Scheduler
 from model.inference.spans import NO_TASKS, SpanSteps, Tasks, append_span, task_span
 from model.note import Note
@@ -332,39 +332,42 @@ class Engine:
         table, ends with the hashtag task.
         """
         note, read_out = tokenized.ids, len(tokenized.ids) - 1
-        scorer = self._category_scorer
-        request = tokenized.effective_request
-        whole = closed_set is None or request.all_categories or not scorer.needs_shortlist(closed_set)
-        needs_vector = generation.needs_vector or not whole
-        with ExitStack() as window_tables:
-            windows = []
-            for ids in tokenized.prompt.windows[1:]:
-                table = window_tables.enter_context(closing(BlockTable(self.runtime.pool)))
-                windows.append(append_span(table, ids, read_out=len(ids) - 1))
-            if needs_vector:
-                spans = [task_span(note_table, note, NO_TASKS, read_out)]
-            else:
-                spans = self._task_spans(tokenized, note, note_table, hashtag_table, generation.tasks(), closed_set)
-            outputs = yield [*spans, *windows]
-        tokens = sum(len(span.ids) for span in (*spans, *windows))
-        vectors = [output.vector for output in (outputs[0], *outputs[len(spans) :]) if output.vector is not None]
-        vector = pooled(vectors, tokenized.prompt.content_tokens)
-
-        outputs = outputs[: len(spans)]
-        tasks = generation.tasks()
-        if generation.needs_vector:
-            generation.find_candidates(tokenized.note, vector)
+        scorer, all_categories = self._category_scorer, tokenized.effective_request.all_categories
+        needs_shortlist = closed_set is not None and not all_categories and scorer.needs_shortlist(closed_set)
+        if generation.needs_vector or needs_shortlist:
+            spans = [task_span(note_table, note, NO_TASKS, read_out)]
+            _, vector, note_tokens = yield from self._read_note(tokenized, spans)
+            if generation.needs_vector:
+                generation.find_candidates(tokenized.note, vector)
+            if closed_set and needs_shortlist:
+                closed_set = scorer.shortlist(closed_set, tokenized.note, vector)
             tasks = generation.tasks()
-        if closed_set and not whole:
-            closed_set = scorer.shortlist(closed_set, tokenized.note, vector)
-        if needs_vector:
             spans = self._task_spans(tokenized, (), note_table, hashtag_table, tasks, closed_set)
-            tokens += sum(len(span.ids) for span in spans)
             outputs = yield spans
+            tokens = note_tokens + count_tokens(spans)
+        else:
+            tasks = generation.tasks()
+            spans = self._task_spans(tokenized, note, note_table, hashtag_table, tasks, closed_set)
+            outputs, vector, tokens = yield from self._read_note(tokenized, spans)
         # Drop the branches of candidates and of the closed set.
         note_table.cut(len(note) + (len(tasks.hashtag_task) if hashtag_table is note_table else 0))
         hashtag_table.cut(len(tokenized.hashtag_prompt or note) + len(tasks.hashtag_task))
         return Prefill(vector, outputs[-1].token_log_probs, outputs[0].token_log_probs, closed_set, tokens)
+
+    def _read_note(
+        self, tokenized: TokenizedRequest, spans: Sequence[Span]
+    ) -> SpanSteps[tuple[list[SpanOutput], npt.NDArray[np.float32], int]]:
+        """Run `spans`, of which the first has the first window of a note, beside the note's further windows. Return the
+        outputs of `spans`, the note's vector (D,), and the number of tokens in all spans."""
+        with ExitStack() as tables:
+            windows = []
+            for ids in tokenized.prompt.windows[1:]:
+                table = tables.enter_context(closing(BlockTable(self.runtime.pool)))
+                windows.append(append_span(table, ids, read_out=len(ids) - 1))
+            outputs = yield [*spans, *windows]
+        vectors = [output.vector for output in (outputs[0], *outputs[len(spans) :]) if output.vector is not None]
+        vector = pooled(vectors, tokenized.prompt.content_tokens)
+        return outputs[: len(spans)], vector, count_tokens([*spans, *windows])
 
     def _task_spans(
         self,
@@ -401,6 +404,11 @@ class Engine:
                     break
                 written.append(token)
         return self.prompt.decode(written).strip()
+
+
+def count_tokens(spans: Sequence[Span]) -> int:
+    """Return the number of tokens in all spans."""
+    return sum(len(span.ids) for span in spans)
 
 
 def pooled(vectors: Sequence[npt.NDArray[np.float32]], weights: Sequence[int]) -> npt.NDArray[np.float32]:
