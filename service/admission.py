@@ -109,7 +109,7 @@ class EngineSeconds:
         """Return the seconds that one note is expected to take."""
         return self._means.get(_kind(lane, request), self._first * _work(request))
 
-    def wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
+    def expected_wait(self, admissions: Iterable[Admission], lane: Lane, tenant: str = DEFAULT_TENANT) -> float:
         """Return the expected seconds until a new note of a tenant in `lane` starts, after the notes of `admissions`.
 
         Tenants take turns within a lane: of each other tenant, at most as many notes start first as this tenant has

@@ -122,7 +122,7 @@ class Batcher:
         """Return the expected seconds until a note admitted now starts, from the measured times of the notes before it;
         without `tenant`, for the tenant that would wait longest."""
         tenants = {admission.tenant for admission in self._admissions} if tenant is None else {tenant}
-        return max((self._engine_seconds.wait(self._admissions, lane, name) for name in tenants), default=0.0)
+        return max((self._engine_seconds.expected_wait(self._admissions, lane, name) for name in tenants), default=0.0)
 
     async def generate(
         self,
@@ -189,7 +189,7 @@ class Batcher:
             return []
         outputs: list[GenerationOutput] = []
         with self.admit(len(notes), VECTOR_ONLY, urgency, EMBED_BATCH_SIZE, tenant) as admission:
-            while part := notes[len(outputs) : len(outputs) + self.next_batch_size(admission, EMBED_BATCH_SIZE)]:
+            while part := notes[len(outputs) : len(outputs) + self.grow_admission(admission, EMBED_BATCH_SIZE)]:
                 outputs += await self.generate_all([(note, VECTOR_ONLY) for note in part], urgency, admission)
         return outputs
 
@@ -202,9 +202,9 @@ class Batcher:
         places: int | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Iterator[Admission]:
-        """Admit `notes` notes for the duration of the block. `places`: how many of them will be queued at a time, or
-        fewer if the lane has fewer places for this tenant, whose own other admissions are not deducted
-        (`next_batch_size`); None for all.
+        """Admit `notes` notes for the duration of the block. `places`: how many of them will be queued at a time; None
+        for all. Where the tenant may take fewer in this lane, it is that many; places that the tenant's other
+        admissions have taken are not subtracted (`grow_admission`).
 
         Raises QueueFull if the queue, or the tenant's share of it, lacks these places, or if the first note would wait
         too long for its caller's deadline; and Stopping.
@@ -223,9 +223,9 @@ class Batcher:
         finally:
             self._admissions.remove(admission)
 
-    def next_batch_size(self, admission: Admission, max_size: int) -> int:
-        """Return how many notes of a list to queue next: `max_size`, or fewer if its tenant may not take as many places
-        of the queue. A list that was admitted with few places gets more as others free theirs."""
+    def grow_admission(self, admission: Admission, max_size: int) -> int:
+        """Give the admission of a list as many places as its tenant may take now, up to `max_size` and no fewer than it
+        has. Return their number: how many notes of the list to queue next."""
         reserved, own = self._reserved(admission.tenant, admission.lane)
         places = self._max_places(admission.lane, reserved - own) - own + admission.reserved
         admission.places = max(admission.places, min(max_size, places))
@@ -288,15 +288,14 @@ class Batcher:
         bulk = self._lanes[Lane.BULK]
         new_notes = [self._take(bulk)] if places and self._bulk_is_due() else []
         tokens = sum(note.tokenized.tokens for note in new_notes)
-        exempt = True
         for lane, queue in self._lanes.items():
+            may_exceed = lane is Lane.INTERACTIVE or not new_notes
             while (note := self._first(queue)) and len(new_notes) < places:
-                if tokens + note.tokenized.tokens > self._max_tokens and not exempt:
+                if tokens + note.tokenized.tokens > self._max_tokens and not may_exceed:
                     break
-                exempt = False
+                may_exceed = False
                 tokens += note.tokenized.tokens
                 new_notes.append(self._take(queue))
-            exempt = not new_notes
             self._telemetry.queue_depth.labels(lane).set(len(queue))
         return new_notes
 

@@ -170,7 +170,7 @@ class SnapshotRefused(Exception):
 
 
 class PreconditionFailed(NoteLLMError):
-    """The stored note does not meet the condition of a request. `failure`: what is the case instead."""
+    """The stored note does not meet the condition of a request. `failure`: `Condition.failure`."""
 
     def __init__(self, note_id: str, failure: str) -> None:
         super().__init__(

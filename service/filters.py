@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 from model.note import Attribute, Note, hashtag_keys
-from service.records import StoredNote, position_key
+from service.records import StoredNote, position_seconds
 
 MAX_PLAIN_EXCLUSIONS = 16
 """Number of excluded ids up to which a search is not noticeably slower."""
@@ -139,7 +139,7 @@ class TimeRange:
         """Return whether the time of a note is within the bounds."""
         if self.field == "created":
             return self.bounds.contain(stored.note.created_at or 0.0)
-        return self.bounds.contain(position_key(stored.position)[0] / 1000)
+        return self.bounds.contain(position_seconds(stored.position))
 
 
 @dataclass(frozen=True, slots=True)

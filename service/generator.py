@@ -92,7 +92,7 @@ class Generator:
         self, note: Note, request: GenerationRequest, urgency: Urgency = PATIENT, read_time: ReadTime | None = None
     ) -> GenerationOutput:
         """Return vector and generations of a text that is not stored, from one prefill. `read_time`: how long it may
-        wait for the store. Raises LimitExceeded."""
+        wait for the store. Raises LimitExceeded, QueueFull, DeadlineExceeded, EngineFailed, Stopping."""
         try:
             output = await self._batcher.generate(note, request, urgency, self._tenant)
         except CategoriesTooLong as error:

@@ -157,10 +157,10 @@ class NoteStore(Protocol):
         `earlier`; that write is durable. A write that is made under its claim is remembered for `seconds`. Raises
         KeyInUse, KeyReused."""
 
-    async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
+    async def record_answers(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         """Record durably the answers of writes that left these notes unchanged. Raises KeyInUse."""
 
-    async def remember_end(self, remembered: Remembered, position: str) -> None:
+    async def record_final_answer(self, remembered: Remembered, position: str) -> None:
         """Record durably the answer of a series of writes, and the position of the last one. Raises KeyInUse."""
 
     async def release(self, claims: Sequence[Claim]) -> None:
@@ -192,7 +192,7 @@ class NoteStore(Protocol):
         """Return the notes that log entries name, by id and with vectors, each as of the last of the entries or later;
         None for one that does not exist."""
 
-    def forget_written(self) -> None:
+    def drop_own_writes(self) -> None:
         """Make the next `get_logged` read all notes from the store rather than from this process's memory of its own
         writes."""
 
@@ -201,7 +201,7 @@ class NoteStore(Protocol):
         """Log position after which no caller has seen a change, as far as known without asking the store; None if
         unknown."""
 
-    def doubt_known_position(self) -> None:
+    def invalidate_known_position(self) -> None:
         """Make the known position unknown until there is a later change: the log was replaced, or has lost its end."""
 
     async def log_tail(self, after: str, count: int) -> LogTail | None:
@@ -261,7 +261,8 @@ class TenantDirectory(Protocol):
 
 
 class EventStore(Protocol):
-    """The stream of events of one tenant. Every method raises StoreUnavailable, and TenantRemoved."""
+    """The stream of events of one tenant. Every method raises StoreUnavailable; all but `last` raise TenantRemoved
+    too."""
 
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         """Append durably the events whose ids are new and whose notes exist, in batches, each of which is atomic."""
@@ -324,7 +325,7 @@ class NoteIndex(Protocol):
         """Register `apply`, which is called with the notes that changed, or with None if any may have, before
         `position` includes the change."""
 
-    def on_move(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+    def on_vector_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
         """Register `apply`, which is called as by `on_change`, but without notes that could be found before by the same
         vectors: no distance has changed."""
 

@@ -21,9 +21,9 @@ class Lifecycle:
         """Current step of the start, without numbers."""
         self._how_far: Callable[[], str] | None = None
 
-    def report(self, step: str, how_far: Callable[[], str] | None = None) -> None:
-        """Set the current step of the start. `how_far`: returns its progress as a text, whenever that is queried."""
-        self.step, self._how_far = step, how_far
+    def report(self, step: str, progress: Callable[[], str] | None = None) -> None:
+        """Set the current step of the start. `progress`: returns its progress as a text, whenever that is queried."""
+        self.step, self._how_far = step, progress
         self._show(step)
 
     @property

@@ -17,7 +17,7 @@ from service.container import ReadService
 from service.gauges import connect_lag
 from service.index.live import LiveIndex, search_threads
 from service.index.segmented import SegmentedIndex
-from service.index.snapshot_files import OthersSnapshots
+from service.index.snapshot_files import SharedSnapshots
 from service.index.texts import NoTexts
 from service.lifecycle import Lifecycle
 from service.reader_processes import ReaderProcessStart
@@ -92,14 +92,14 @@ async def _open_tenant(
             space=start.space,
             clock=shared.clock,
             attributes=settings.filter_attributes,
-            snapshots=OthersSnapshots(snapshot_folder(settings, name, identity)),
+            snapshots=SharedSnapshots(snapshot_folder(settings, name, identity)),
             searchers=searchers,
         )
         stack.push_async_callback(index.stop)
         yield ReadService(
             settings=settings,
             model=start.model,
-            nearest=shared.make_nearest(stack, store, index, beside_writer=True),
+            nearest=shared.make_nearest(stack, store, index, in_reader_process=True),
             store=store,
             index=index,
             telemetry=shared.telemetry,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
@@ -103,24 +103,32 @@ class Recommender:
             if claims and expired:
                 await self._claims.give_up([claims[i] for i in expired])
             added: dict[int, Added | None] = {**earlier, **dict.fromkeys(expired)}
-            places = [i for i in range(len(notes)) if i not in added]
-            if not places:
-                return [added[i] for i in range(len(notes))]
-            new = [notes[i] if notes[i].id else replace(notes[i], id=str(ULID())) for i in places]
-            request = self.generator.request(generate.hashtags, self.generator.categories if generate.category else ())
-            with self._batcher.admit(len(new), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
-                next_size = partial(self._batcher.next_batch_size, admission, STORE_BATCH_SIZE)
-                for batch in batches_with_unique_ids(new, next_size):
-                    results = await self._add_distinct(
-                        [new[i] for i in batch],
-                        generate,
-                        urgency,
-                        admission,
-                        claims=[claims[places[i]] for i in batch] if claims else (),
-                    )
-                    added.update(zip([places[i] for i in batch], results, strict=True))
-                    admission.left = len(notes) - len(added)  # not all of the batch may have needed the model
+            if new := {i: note for i, note in enumerate(notes) if i not in added}:
+                added |= await self._add_new(new, generate, urgency, claims)
             return [added[i] for i in range(len(notes))]
+
+    async def _add_new(
+        self, notes: Mapping[int, Note], generate: Generate, urgency: Urgency, claims: Sequence[Claim]
+    ) -> dict[int, Added]:
+        """Add the notes of a request that were not added before, by their places in it. `claims`: those of the whole
+        request, or none."""
+        places = list(notes)
+        new = [note if note.id else replace(note, id=str(ULID())) for note in notes.values()]
+        added: dict[int, Added] = {}
+        request = self.generator.request(generate.hashtags, self.generator.categories if generate.category else ())
+        with self._batcher.admit(len(new), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
+            next_size = partial(self._batcher.grow_admission, admission, STORE_BATCH_SIZE)
+            for batch in batches_with_unique_ids(new, next_size):
+                results = await self._add_distinct(
+                    [new[i] for i in batch],
+                    generate,
+                    urgency,
+                    admission,
+                    claims=[claims[places[i]] for i in batch] if claims else (),
+                )
+                added.update(zip([places[i] for i in batch], results, strict=True))
+                admission.left = len(new) - len(added)  # not all of the batch may have needed the model
+        return added
 
     async def _replay(self, earlier: EarlierWrite) -> Added:
         """Return the result of an earlier attempt once the index shows it."""
@@ -203,7 +211,7 @@ class Recommender:
             results[i] = replace(finished[i], status="unchanged")
         remembered = {i: Remembered(claim, encode_added(results[i])) for i, claim in enumerate(claims)}
         written = await self._store.put([Write(results[i].stored, condition, remembered.get(i)) for i in changed])
-        await self._store.remember([(results[i].stored, remembered[i]) for i in unchanged if i in remembered])
+        await self._store.record_answers([(results[i].stored, remembered[i]) for i in unchanged if i in remembered])
         if not (changed or claims):
             await self._store.wait_for_disk()
         for i, write in zip(changed, written, strict=True):
@@ -243,11 +251,12 @@ class Recommender:
         added: list[Added | None] = []
         if not notes:
             return added
-        dearest = max((generate for _, generate in notes), key=lambda generate: (generate.hashtags, generate.category))
-        request = self.generator.request(dearest.hashtags, self.generator.categories if dearest.category else ())
+        hashtags = max(generate.hashtags for _, generate in notes)
+        category = any(generate.category for _, generate in notes)
+        request = self.generator.request(hashtags, self.generator.categories if category else ())
         with self._batcher.admit(len(notes), request, urgency, STORE_BATCH_SIZE, self._tenant) as admission:
             while len(added) < len(notes):
-                size = self._batcher.next_batch_size(admission, STORE_BATCH_SIZE)
+                size = self._batcher.grow_admission(admission, STORE_BATCH_SIZE)
                 part = notes[len(added) : len(added) + size]
                 try:
                     async with asyncio.TaskGroup() as group:

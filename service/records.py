@@ -106,7 +106,7 @@ class Condition:
 
     @property
     def failure(self) -> str:
-        """What is the case with a note for which the condition does not hold."""
+        """End of the sentence "note X ..." that tells a caller why the condition does not hold."""
         if self.negated:
             return "has the version of If-None-Match" if self.positions else "exists already"
         return "has another version than that of If-Match, or does not exist" if self.positions else "does not exist"
@@ -179,8 +179,8 @@ class Removed:
 
     @property
     def time(self) -> float:
-        """Time of the removal in seconds since the epoch, by the store's clock, which log positions contain."""
-        return position_key(self.position)[0] / 1000
+        """Time of the removal, as `position_seconds` returns it."""
+        return position_seconds(self.position)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,18 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 PAUSE_SECONDS = 0.05
-"""Least time between two calls of `ask`."""
+"""Default least time between two calls of `ask`."""
 T = TypeVar("T")
 
 
 class SharedProbe(Generic[T]):
     """Shared results of `ask`. A caller gets the result of a call that starts after it came, so that no result is out
-    of date; all who come before a call starts share it."""
+    of date; all who come before a call starts share it. Calls do not overlap, and start at least `pause_seconds` after
+    each other."""
 
-    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]], pause_seconds: float = PAUSE_SECONDS) -> None:
         self._ask = ask
+        self._pause_seconds = pause_seconds
         self._next: asyncio.Task[T] | None = None
         """Task of the next call of `ask`, which has not started yet."""
         self._exclusive = asyncio.Lock()
@@ -34,7 +36,7 @@ class SharedProbe(Generic[T]):
 
     async def _ask_alone(self) -> T:
         async with self._exclusive:
-            await asyncio.sleep(self._asked_at + PAUSE_SECONDS - time.monotonic())
+            await asyncio.sleep(self._asked_at + self._pause_seconds - time.monotonic())
             self._next, self._asked_at = None, time.monotonic()
             return await self._ask()
 

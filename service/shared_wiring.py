@@ -73,7 +73,9 @@ class SharedParts:
 
     def open_directory(self, connection: Connection) -> RedisTenants:
         """Return the store's directory of tenants."""
-        return RedisTenants(connection, self.settings.max_tenants, self.known.end if self.known else None)
+        return RedisTenants(
+            connection, self.settings.max_tenants, self.known.invalidate_for_good if self.known else None
+        )
 
     def open_store(
         self,
@@ -102,7 +104,7 @@ class SharedParts:
         return store
 
     def make_nearest(
-        self, stack: AsyncExitStack, store: NoteStore, index: NoteIndex, *, beside_writer: bool = False
+        self, stack: AsyncExitStack, store: NoteStore, index: NoteIndex, *, in_reader_process: bool = False
     ) -> NearestNotes:
         """Build the short path of a tenant's reads, whose cache entries are dropped when the stack exits."""
         items = ItemCache(store, render_item, self.items, self.telemetry)
@@ -110,7 +112,9 @@ class SharedParts:
         stack.callback(items.apply, None)
         neighbours = NeighbourCache(index, self.neighbours, self.telemetry)
         stack.callback(neighbours.apply, None)
-        return NearestNotes(index, Freshness(store, index), neighbours, items, self.clock, beside_writer=beside_writer)
+        return NearestNotes(
+            index, Freshness(store, index), neighbours, items, self.clock, in_reader_process=in_reader_process
+        )
 
 
 def make_gate(settings: Settings, telemetry: Telemetry) -> Gate:

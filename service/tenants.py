@@ -86,8 +86,9 @@ class Tenant(Generic[S]):
 class Tenants(Generic[S]):
     """The tenants that are open, are being opened, or could not be opened. `open_tenant` builds the components of one.
 
-    `forget` is called once, at the start, with the identities of all existing tenants, to remove what is left of others
-    on this machine's disk; `discard` is called with the name and the identity of a removed tenant once it is closed.
+    `remove_leftovers` is called once, at the start, with the identities of all existing tenants: it removes the files
+    of any other tenant from this machine's disk. `discard` is called with the name and the identity of a removed tenant
+    once it is closed.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class Tenants(Generic[S]):
         directory: TenantDirectory,
         open_tenant: OpenTenant[S],
         telemetry: Telemetry,
-        forget: Callable[[Mapping[str, str]], None] = lambda identities: None,
+        remove_leftovers: Callable[[Mapping[str, str]], None] = lambda identities: None,
         discard: Callable[[str, str], None] = lambda name, identity: None,
     ) -> None:
         self._directory = directory
         self._open_tenant = open_tenant
         self._telemetry = telemetry
-        self._forget = forget
+        self._remove_leftovers = remove_leftovers
         self._discard = discard
         self._slots = asyncio.Semaphore(MAX_OPENING)
         self._tenants: dict[str, Tenant[S]] = {}
@@ -305,7 +306,7 @@ class Tenants(Generic[S]):
         if not self._listed:
             for name in known.keys() - identities.keys():
                 await self._directory.finish_removal(name)
-            await asyncio.to_thread(self._forget, identities)
+            await asyncio.to_thread(self._remove_leftovers, identities)
             self._listed = True
         return identities
 

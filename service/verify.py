@@ -49,9 +49,9 @@ class Report:
     """Result of a comparison.
 
     `notes`: number in the store. `rows`: number in the index. `other_space`: number of notes of another model, which
-    the index must not have. `differing`: ids by kind, sorted; `suspects`: all of them, each once, and `repairable`:
-    those whose difference the index can repair by reading the store. `repaired`: whether all repairable differences
-    were repaired.
+    the index must not have. `differing`: ids by kind, sorted; `suspects`: the ids of all kinds, each once, and
+    `repairable`: those whose difference the index can repair by reading the store. `repaired`: whether all repairable
+    differences were repaired.
     """
 
     notes: int

@@ -1,4 +1,6 @@
-"""Builds the service from its settings: the only place that names concrete classes."""
+"""Builds the service with the model from its settings. shared_wiring.py builds the parts that reader processes have,
+too, and reader_process_wiring.py a reader process: only these three choose concrete classes of the store and the
+index."""
 
 from __future__ import annotations
 
@@ -148,8 +150,9 @@ async def open_service(
         parts = ModelParts(engine, batcher, searchers, gpu)
         directory = shared.open_directory(connection)
         open_tenant = partial(_open_tenant, shared, parts)
-        forget, discard = partial(_forget_tenants, settings), partial(_discard_snapshots, settings)
-        tenants = Tenants(directory, open_tenant, telemetry, forget, discard)
+        remove_leftovers = partial(_remove_snapshots_of_other_tenants, settings)
+        discard = partial(_discard_snapshots, settings)
+        tenants = Tenants(directory, open_tenant, telemetry, remove_leftovers, discard)
         stack.push_async_callback(tenants.stop)
         await tenants.start(lifecycle)
         batcher.start()
@@ -298,7 +301,7 @@ def _make_behaviour(shared: SharedParts, events: RedisEventStore) -> LiveBehavio
     )
 
 
-def _forget_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
+def _remove_snapshots_of_other_tenants(settings: Settings, identities: Mapping[str, str]) -> None:
     """Remove the snapshots of tenants that no longer exist: they were removed while no process ran on this machine."""
     folders = {snapshot_folder(settings, name, identity) for name, identity in identities.items()}
     for folder in (settings.data_dir / TENANTS).glob("*"):

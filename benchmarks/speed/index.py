@@ -63,7 +63,7 @@ from service.index.native import swig, trim_heap
 from service.index.other_space import OtherSpaceNotes
 from service.index.segmented import MergeJob, SegmentedIndex
 from service.index.snapshot_files import SnapshotFolder, SnapshotOrigin
-from service.index.snapshots import restore, snapshot_parts
+from service.index.snapshot_keeper import restore, snapshot_parts
 from service.index.texts import LiveTexts
 from service.records import StoredNote
 from service.settings import Settings

@@ -204,11 +204,12 @@ class HashtagBeamSearch:
 
     def _finish(self, ids: Sequence[int], log_prob: float) -> None:
         """Record the hashtag that `ids` spell, if there is one and it is allowed, with its log probability."""
-        for text in self._texts(ids):
-            if self._allowed(text):
-                self._finished.append(Spelling(text, dedup_key(text), log_prob))
-            else:
-                self._is_likely_refused |= self._is_likely(math.exp(log_prob))
+        if (text := self._text(ids)) is None:
+            return
+        if self._allowed(text):
+            self._finished.append(Spelling(text, dedup_key(text), log_prob))
+        else:
+            self._is_likely_refused |= self._is_likely(math.exp(log_prob))
 
     def _is_whole(self, ids: Sequence[int]) -> bool:
         """Return whether a hashtag may end after `ids`."""
@@ -238,12 +239,13 @@ class HashtagBeamSearch:
         best = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
         return [(spellings[key], probability) for key, probability in best]
 
-    def _texts(self, ids: Sequence[int]) -> list[str]:
-        """Return the hashtag that `ids` spell as a list of one, or []. A hashtag of the vocabulary keeps its spelling,
-        also punctuation at its ends."""
+    def _text(self, ids: Sequence[int]) -> str | None:
+        """Return the hashtag that `ids` spell; None for none. A hashtag of the vocabulary keeps its spelling, also
+        punctuation at its ends."""
         if self._vocabulary is not None:
-            return [normalise_hashtag(self._prompt.spelled_hashtag(ids))]
-        return [text for text, _ in self._prompt.parse_hashtags(ids)[:1] if not GLUED_CAPITALS.search(text)]
+            return normalise_hashtag(self._prompt.spelled_hashtag(ids))
+        parsed = self._prompt.parse_hashtags(ids)
+        return parsed[0][0] if parsed and not GLUED_CAPITALS.search(parsed[0][0]) else None
 
 
 def key_without_edges(text: str) -> str:

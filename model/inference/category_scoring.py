@@ -44,7 +44,8 @@ MIN_PRIOR_NAMES = 4
 MAX_UNFINISHED = 8
 """Number of closed sets whose PartialPrior is kept."""
 NAMES_AT_ONCE = 32
-"""Names of a closed set that are tokenised together. Of a set that is too long, few more are tokenised than may be."""
+"""Names of a closed set that are tokenised at a time: of a set that is too long, no more than one batch is tokenised
+beyond MAX_CATEGORY_TOKENS."""
 PART_TOKENS = 256
 """Maximum tokens of a closed set's names that are read in one forward, except that a name is never split. All running
 requests wait for each forward (decision 38)."""
@@ -56,8 +57,8 @@ MAX_CLOSED_SETS = 64
 class LabelPrior:
     """Scores of a closed set's names without a note (contextual calibration, Zhao et al. 2021).
 
-    `log_probs` (C,): mean log probability of each name after notes that consist of a name. For a name not seen in
-    training it mostly reflects how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each
+    `log_probs` (C,): log probability of each name, averaged over notes whose only text is a name. For a name not seen
+    in training it mostly reflects how common its words are; scoring subtracts it. `vectors` (C, D): embedding of each
     name. `read_tokens`: number of tokens read to compute both.
     """
 
@@ -237,8 +238,9 @@ class CategoryScorer:
         return prior, read_tokens
 
     def _compute_prior(self, categories: tuple[str, ...]) -> SpanSteps[LabelPrior]:
-        """Compute a label prior by reading each name as the title of a note, or what is left of it to compute. To
-        compute vectors, as many names share a forward as fit into the cache blocks reserved for the note."""
+        """Compute a label prior, or the rest of it where an earlier request left a PartialPrior. Each name is read as
+        the title of a note. To compute vectors, as many names share a forward as fit into the cache blocks reserved for
+        the note."""
         notes = [self._prompt.note(Note(title=name)) for name in categories]
         tries = self.tries(categories)
         inner_nodes = [len(trie.inner) for trie in tries]

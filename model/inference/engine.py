@@ -97,8 +97,9 @@ class Engine:
     """Computes vectors, hashtags and categories of notes. Not thread-safe, except for `tokenize`: one thread calls it.
 
     `name` and `space` identify the model in every answer, `dimension` is the length of the vectors, `read_tokens` how
-    much of a note is read, `mean_share` and `title_mean_share` those of the checkpoint. `temperature` divides the log
-    probabilities of categories; None: the checkpoint's. Raises CheckpointError for more windows than the cache holds.
+    much of a note is read; for `mean_share` and `title_mean_share` see NoteLLMConfig. `temperature` divides the log
+    probabilities of categories; None: the checkpoint's. Raises CheckpointError where the windows of the longest note
+    need more than half of the KV cache.
     """
 
     def __init__(

@@ -42,8 +42,9 @@ class RunningRequest(Generic[T]):
         self.prompt_tokens += self.tokens - decoded
 
     @property
-    def is_decoding(self) -> bool:
-        """Whether its part of the next forward consists of decode steps alone, one token per sequence."""
+    def needs_no_prefill_budget(self) -> bool:
+        """Whether its part of the next forward has at most one token per sequence, or none while it waits for the label
+        prior of another request."""
         return all(len(span.ids) == 1 for span in self.spans)
 
 
@@ -150,11 +151,11 @@ def requests_of_next_forward(running: Sequence[RunningRequest[T]]) -> list[Runni
     than half of the budget is long, as that of a checkpoint that reads thousands of tokens of a note can be. It is not
     counted against the budget, and a forward has at most one of them, so that short notes do not wait for it to end.
     """
-    chosen = [request for request in running if request.is_decoding]
+    chosen = [request for request in running if request.needs_no_prefill_budget]
     prefill_tokens = 0
     has_long_prefill = False
     for request in running:
-        if request.is_decoding:
+        if request.needs_no_prefill_budget:
             continue
         if 2 * request.tokens > PREFILL_TOKENS_PER_STEP:
             if not has_long_prefill:

@@ -54,8 +54,8 @@ class ApiKey:
     last_used_at: float | None = field(default=None, compare=False)
 
     def accepts(self, digest: str, now: float) -> bool:
-        """Return whether the secret with this digest opens the key at `now`; the time this takes does not depend on the
-        digest."""
+        """Return whether a secret of this key that is accepted at `now` has this digest; the time this takes does not
+        depend on the digest."""
         matches = compare_digest(digest, self.digest)
         for old in self.old_secrets:
             matches |= compare_digest(digest, old.digest) and now < old.until
@@ -86,8 +86,8 @@ class KeyTable:
     keys: Mapping[str, ApiKey]
     unreadable: int = 0
 
-    def opened_by(self, prefix: str, digest: str, now: float) -> ApiKey | None:
-        """Return the key with this prefix if the secret with this digest opens it at `now`; else None."""
+    def authenticate(self, prefix: str, digest: str, now: float) -> ApiKey | None:
+        """Return the key with this prefix if it accepts the secret with this digest at `now`; else None."""
         key = self.keys.get(prefix)
         return key if key and key.accepts(digest, now) else None
 

@@ -96,9 +96,9 @@ class Authenticator:
                 raise Unauthenticated("no_key", "This service requires an API key.")
             raise Unauthenticated("malformed_key", "This is not an API key of this service (nlm_<prefix>_<secret>).")
         prefix, digest = parsed
-        key = table.opened_by(prefix, digest, self.clock())
+        key = table.authenticate(prefix, digest, self.clock())
         if key is None:
-            key = (await self._read_after(arrived)).opened_by(prefix, digest, self.clock())
+            key = (await self._read_after(arrived)).authenticate(prefix, digest, self.clock())
         if key is None:
             if self._read_at < arrived:  # it may be new
                 raise StoreUnavailable("the API keys cannot be read")
@@ -120,7 +120,7 @@ class Authenticator:
         if parsed is None:
             return None if self._bootstrap or table.requires_key else ANONYMOUS
         prefix, digest = parsed
-        key = table.opened_by(prefix, digest, self.clock())
+        key = table.authenticate(prefix, digest, self.clock())
         if key is None or key.expired(self.clock()):
             return None
         self._note_use(key)
@@ -132,21 +132,21 @@ class Authenticator:
         if now - max(self._read_at, self._tried_at) >= AHEAD_SECONDS:
             self._read()
 
-    async def check_again(self, principal: Principal, *, anew: bool = False) -> Principal:
+    async def check_again(self, principal: Principal, *, refresh: bool = False) -> Principal:
         """Return the principal of a request that was authenticated before, with the current quota of its key: a request
         may take long, since its body arrives as slowly as the caller likes. Raises Unauthenticated if the request would
         be refused now: its key was revoked, has expired or has another secret, or it has none and the service needs
-        keys by now. `anew`: read the keys again first; else they may be CACHE_SECONDS old."""
+        keys by now. `refresh`: read the keys again first; else they may be CACHE_SECONDS old."""
         if principal.key == BOOTSTRAP.key:
             return principal
-        if anew:
+        if refresh:
             await self.refresh()
         table = await self._current()
         if principal.key is None:
             if self._bootstrap or table.requires_key:
                 raise Unauthenticated("no_key", "API keys became required during this request.")
             return principal
-        key = table.opened_by(principal.key, principal.digest, self.clock())
+        key = table.authenticate(principal.key, principal.digest, self.clock())
         if key is None:
             raise _unknown_key()
         self._refuse_expired(key)

@@ -61,10 +61,10 @@ class Gate:
             self._refused.labels(error.reason).inc()
             raise
 
-    async def check_again(self, principal: Principal, *, anew: bool = False) -> Principal:
+    async def check_again(self, principal: Principal, *, refresh: bool = False) -> Principal:
         """Return what Authenticator.check_again returns. Raises what it raises."""
         try:
-            return await self._authenticator.check_again(principal, anew=anew)
+            return await self._authenticator.check_again(principal, refresh=refresh)
         except Unauthenticated as error:
             self._refused.labels(error.reason).inc()
             raise

@@ -10,10 +10,11 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class AwaitedBody:
-    """Returns the messages of the request `cycle`, which the task that runs the app for it keeps alive.
+    """Returns the messages of the request `cycle`.
 
-    `is_awaited`: whether the app waits for a message. The reference is weak, since `cycle` has this object as an
-    attribute: otherwise only a garbage collection would free them.
+    `is_awaited`: whether the app waits for a message. The reference to `cycle` is weak, since `cycle` has this object
+    as an attribute: otherwise only a garbage collection would free them. The task that runs the app keeps `cycle`
+    alive.
     """
 
     def __init__(self, cycle: RequestResponseCycle) -> None:

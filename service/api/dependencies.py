@@ -57,7 +57,7 @@ async def get_service(request: Request) -> Service:
     that was removed with its keys."""
     tenants, principal = await get_tenants(request), await get_principal(request)
     if tenants.find(principal.tenant) is None:
-        await cast(Gate, request.app.state.gate).check_again(principal, anew=True)
+        await cast(Gate, request.app.state.gate).check_again(principal, refresh=True)
     service = await tenants.get(principal.tenant)
     bind_contextvars(tenant=service.tenant)
     return service

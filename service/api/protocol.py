@@ -41,7 +41,7 @@ from service.api.connection_bounds import (
 from service.api.connection_watch import ConnectionWatch
 from service.api.early_response import EarlyResponder, EarlyResponse
 from service.api.head_with_body import HeadWithBody
-from service.api.holding_flow import HoldingFlow
+from service.api.pausable_flow import PausableFlow
 from service.api.problems import MEDIA_TYPE, plain_problem
 from service.api.request_head import malformed
 from service.api.unsent_answers import UnsentAnswers
@@ -69,14 +69,14 @@ class BoundedProtocol(HttpToolsProtocol):
     max_connections = MAX_CONNECTIONS
     needed_files = MAX_CONNECTIONS + SPARE_FILES
     """Open files that suffice for MAX_CONNECTIONS in each process of the service."""
-    said_full_at = 0.0
+    full_logged_at = 0.0
     """Monotonic time of the last log line about too many connections."""
     config: HttpConfig
 
     # asyncio.Protocol has a wider argument; uvicorn's own class, which is overridden here, narrows it in the same way.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = HoldingFlow(self)
+        self.flow = PausableFlow(self)
         self._in_head = True
         self._unparsed = 0
         """Bytes fed to the parser since it last reported a part of a request."""
@@ -425,8 +425,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Refuse a connection beyond the bound on their number, and log that at most once in FULL_LINE_SECONDS."""
         self.config.refused.inc()
         now = time.monotonic()
-        if now - BoundedProtocol.said_full_at >= FULL_LINE_SECONDS:
-            BoundedProtocol.said_full_at = now
+        if now - BoundedProtocol.full_logged_at >= FULL_LINE_SECONDS:
+            BoundedProtocol.full_logged_at = now
             detail = f"more get 503; raise the bound on open files (ulimit -n) if it is below {self.needed_files}"
             log.error("connections_full", connections=self.max_connections, detail=detail)
         self._refuse(503, "There are too many open connections; try again.", retry_after=1)

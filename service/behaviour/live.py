@@ -31,8 +31,8 @@ MAX_READER_EXPORTS = 4
 
 @dataclass(frozen=True, slots=True)
 class BehaviourStatus:
-    """State of a tenant's behaviour. `ready`: the whole stream was read. `bytes`: approximate memory in this
-    process."""
+    """State of a tenant's behaviour. `ready`: it was built from the whole stream; while a purged stream is read again,
+    the state from before stays in use. `bytes`: approximate memory in this process."""
 
     ready: bool
     position: str

@@ -52,7 +52,7 @@ def restore(
     with _steps() as progress, store_url(settings) as url, contextlib.ExitStack() as stack:
         if not settings.redis_url:
             known = stack.enter_context(contextlib.closing(KnownPositions(settings.data_dir)))
-            stack.callback(lambda: known.doubt_all(time.time()))  # even after a failure: some may be restored
+            stack.callback(lambda: known.invalidate_all(time.time()))  # even after a failure: some may be restored
         manifest = restore_backup(source, url, progress, replace=replace)
     _show(manifest.model_dump(mode="json"), as_json)
 

@@ -19,7 +19,7 @@ from service.cli.certificate import CertificateUnusable, read_certificate
 from service.cli.client import AdminUrl, AsJson, Key, Url, call, explain
 from service.cli.ingest import Ingest
 from service.cli.server import SWITCH_SECONDS, Server, end_by_sigterm_as_first_process, import_uncollected
-from service.cli.terminal import FAILED, complain, err, files_for_owner_alone, misused_where, read_settings, show
+from service.cli.terminal import FAILED, complain, err, exit_as_misuse_on, files_for_owner_alone, read_settings, show
 from service.cli.transfer import show_report
 from service.lifecycle import Lifecycle
 from service.log_lines import configure_logging
@@ -57,7 +57,7 @@ def serve() -> None:
     """Run the service. It is configured by environment variables NOTELLM_* (docs/configuration.md)."""
     end_by_sigterm_as_first_process()
     settings = read_settings()
-    with misused_where(AddressUnavailable, CertificateUnusable):
+    with exit_as_misuse_on(AddressUnavailable, CertificateUnusable):
         certificate = read_certificate(settings)
         listeners = open_listeners(settings)  # before the model is loaded, so that probes are answered
     with import_uncollected():
@@ -71,7 +71,7 @@ def serve() -> None:
     readers = ReaderProcesses(settings.readers, listeners[0].getsockname()[1])
     allow_open_files(settings.max_tenants, settings.readers)
     tls = certificate.context if certificate else None
-    with misused_where(ScenariosUnusable):
+    with exit_as_misuse_on(ScenariosUnusable):
         config = http_config(build_app(settings, lifecycle, readers=readers), settings.shutdown_seconds, tls)
     server = Server(config, lifecycle, settings.drain_seconds, certificate, say_where, write_lines, readers)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
@@ -230,7 +230,7 @@ def openapi() -> None:
     from service.api.scenarios import ScenariosUnusable
     from service.wiring import build_app
 
-    with misused_where(ScenariosUnusable):
+    with exit_as_misuse_on(ScenariosUnusable):
         description = build_app(read_settings()).openapi()
     typer.echo(json.dumps(description, indent=2, ensure_ascii=False))
 

@@ -34,7 +34,7 @@ def complain(*lines: str) -> None:
 
 
 @contextlib.contextmanager
-def misused_where(*errors: type[Exception]) -> Iterator[None]:
+def exit_as_misuse_on(*errors: type[Exception]) -> Iterator[None]:
     """End the command with the message of one of these errors, which its options or settings have caused."""
     try:
         yield

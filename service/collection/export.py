@@ -22,8 +22,8 @@ Change = StoredNote | LogEntry
 
 
 class Export:
-    """An export. Its changes, applied in order to nothing, or to the state of the store at the position `after`, give
-    its state at the position `end`: each written note replaces the one with its id.
+    """An export. Its changes, applied one after the other to an empty store, or to a copy of the store as of `after`,
+    give the store as of `end`: each written note replaces the one with its id.
 
     `begin`: removals after this position are among the changes. Expiry is not a change: a note disappears by itself
     when it expires.

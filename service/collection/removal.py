@@ -93,7 +93,7 @@ class Remover:
                 receipt = await (self._remove_matching(what) if isinstance(what, Filter) else self._remove_ids(what))
                 if claims:
                     answer = RECEIPT.dump_json(receipt)
-                    await self._store.remember_end(Remembered(claims[0], answer), receipt.position or ORIGIN)
+                    await self._store.record_final_answer(Remembered(claims[0], answer), receipt.position or ORIGIN)
                 log.info("notes_removed", count=receipt.count, position=receipt.position)
             if receipt.position:
                 await self._index.wait_for(receipt.position, WAIT_SECONDS)

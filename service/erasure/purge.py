@@ -9,7 +9,7 @@ from pathlib import Path
 
 from service.access.principal import DEFAULT_TENANT
 from service.erasure.search import Needle, Search, files_below, search_folders
-from service.erasure.snapshots import wait_for_snapshots
+from service.erasure.snapshot_renewal import wait_for_snapshots
 from service.store.purge import PurgedLog, canary_in_store, purge_store
 
 DATA_SET_MAGIC = b"REDIS", b"VALKEY"

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 from pydantic import SecretStr
 
-from service.erasure.snapshots import remove_unused
+from service.erasure.snapshot_renewal import remove_unused
 from service.index.threads import run_in_daemon
 from service.interfaces import Clock
 from service.store.purge import last_purge, logs_of_store, purge_store_if_due
@@ -35,7 +35,7 @@ class PurgeSchedule:
         self._clock = clock
         self._last = 0.0
         """Time of the last purge; 0 until the store was asked."""
-        self._tidied = 0.0
+        self._snapshots_removed_after = 0.0
         """Time of the last purge after which this process removed snapshots; 0 before its first check."""
         telemetry.purge_overdue.set_function(self._overdue)
         telemetry.purge_time.set_function(lambda: self._last)
@@ -57,9 +57,9 @@ class PurgeSchedule:
         url = self._url.get_secret_value()
         self._last = last_purge(url, self._clock())  # known even if the purge fails
         self._last, purged = purge_store_if_due(url, self._seconds, self._clock())
-        if self._last != self._tidied:
+        if self._last != self._snapshots_removed_after:
             remove_unused(self._data_dir, logs_of_store(url))
-            self._tidied = self._last
+            self._snapshots_removed_after = self._last
         if purged:
             log.info("store_purged", detail="the files of the store were rewritten without removed data")
 

@@ -40,13 +40,13 @@ class LiveCentre:
             return self._mean is not None
         return self._mean is None or self._changes >= max(MIN_NOTES, int(MIN_CHANGED_SHARE * notes))
 
-    def renew(self, sample: Vectors, *, anew: bool = False) -> None:
+    def renew(self, sample: Vectors, *, force: bool = False) -> None:
         """Estimate the mean from a sample of the notes' vectors (N, D). With fewer than MIN_NOTES there is no centre.
-        The current centre stays where the mean has hardly moved, unless `anew`."""
+        The current centre stays where the mean has hardly moved, unless `force`."""
         self._changes = 0
         mean = sample.mean(axis=0) if self._share and len(sample) >= MIN_NOTES else None
         if (
-            not anew
+            not force
             and mean is not None
             and self._mean is not None
             and np.linalg.norm(mean - self._mean) < MIN_CENTRE_SHIFT

@@ -27,8 +27,8 @@ from service.index.maintenance import Maintainer
 from service.index.native import use_one_faiss_thread
 from service.index.purging import Purger
 from service.index.recall import RecallSampler
-from service.index.snapshot_files import OthersSnapshots, SnapshotFolder
-from service.index.snapshots import SnapshotKeeper
+from service.index.snapshot_files import SharedSnapshots, SnapshotFolder
+from service.index.snapshot_keeper import SnapshotKeeper
 from service.index.state import IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in
@@ -84,7 +84,7 @@ class LiveIndex:
 
     `make_index` and `make_texts` return empty objects. Notes of another vector space than `space` are left out.
     `attributes` names those that filters may test. `snapshots`: a SnapshotFolder, from which a snapshot is loaded and
-    in which one is saved every `snapshot_seconds` if anything was written or merged; OthersSnapshots, from which one is
+    in which one is saved every `snapshot_seconds` if anything was written or merged; SharedSnapshots, from which one is
     only loaded; None for no snapshots. `searchers`: a pool of search_threads() that several indexes share; its creator
     shuts it down.
     """
@@ -98,7 +98,7 @@ class LiveIndex:
         space: str,
         clock: Clock,
         attributes: tuple[str, ...] = (),
-        snapshots: SnapshotFolder | OthersSnapshots | None = None,
+        snapshots: SnapshotFolder | SharedSnapshots | None = None,
         snapshot_seconds: float = 60.0,
         searchers: ThreadPoolExecutor | None = None,
     ) -> None:
@@ -202,8 +202,8 @@ class LiveIndex:
     def on_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
         self._state.on_change(apply)
 
-    def on_move(self, apply: Callable[[ChangedNotes | None], None]) -> None:
-        self._state.on_move(apply)
+    def on_vector_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        self._state.on_vector_change(apply)
 
     async def wait_for(self, position: str, seconds: float) -> None:
         with stage("index", "wait"):
@@ -327,7 +327,8 @@ class LiveIndex:
         for _ in range(MAX_OPTIMISTIC_SCANS):
             batches = self.begun_batches
             written = await self._scan_written(after, count, where)
-            if len(written.rows) == count or batches == self.begun_batches is not None:
+            is_unchanged = batches is not None and batches == self.begun_batches
+            if len(written.rows) == count or is_unchanged:
                 return written
         # A scan may miss both positions of a note that is rewritten meanwhile; no page after the last would have it.
         async with self._follower.applying_nothing(READ_SECONDS):

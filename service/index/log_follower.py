@@ -20,7 +20,7 @@ import structlog
 from service.errors import IndexBehind, StoreUnavailable, TenantRemoved
 from service.index.maintenance import Maintainer
 from service.index.purging import Purger
-from service.index.snapshots import SnapshotKeeper
+from service.index.snapshot_keeper import SnapshotKeeper
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.threads import IndexWriter
 from service.interfaces import Clock, NoteStore
@@ -161,7 +161,7 @@ class LogFollower:
             async with self._applying:
                 self._batches += 1
                 stored = await self._store.get(batch, with_vectors=True)
-                self._store.forget_written()
+                self._store.drop_own_writes()
                 notes = dict(zip(batch, stored, strict=True))
                 await self._writer.run(partial(self._state.notes.replace, notes))
                 self._state.notify_listeners(notes)
@@ -178,7 +178,7 @@ class LogFollower:
             await self._store.identity()  # raises TenantRemoved: a store that was removed has lost nothing
             state.check_log(state.position, bounds)
             if exchanged or bounds.lost(state.position):
-                self._store.doubt_known_position()
+                self._store.invalidate_known_position()
             log.warning("log_gap", position=state.position, first=bounds.first, last=bounds.last, exchanged=exchanged)
             reason = "the store was restored or replaced" if exchanged else "the log lacks changes since this index"
             self.readiness.mark_unready(f"rebuilding: {reason}")
@@ -192,13 +192,14 @@ class LogFollower:
                 self._batches += 1
                 notes = await self._store.get_logged(entries)
                 short = len(notes) <= MAX_NOTES_IN_LOOP
-                unmoved = state.notes.unmoved(notes, self._clock()) if short else ()  # not worth it in a bulk load
+                # Not worth its time in a bulk load.
+                same_vectors = state.notes.same_vectors(notes, self._clock()) if short else ()
                 await (self._writer.run_short if short else self._writer.run)(partial(state.notes.update, notes))
                 self._maintainer.notify()
                 if any(entry.purges for entry in entries):
                     self._purger.request()
                 # Within the lock: listeners must not get an older version of a note than `resync` gave them.
-                await state.move_to(entries[-1].position, notes, unmoved)
+                await state.advance_to(entries[-1].position, notes, same_vectors)
         ended = position_key(state.position) >= position_key(bounds.last)
         self.behind_since = 0.0 if ended else position_seconds(state.position)
         if time.monotonic() >= self._expired_at + EXPIRY_SECONDS:
@@ -242,7 +243,7 @@ class LogFollower:
                 while await self._maintainer.run_jobs(notes):
                     pass
             await self._writer.run(notes.other_space.sort)
-            self._store.forget_written()
+            self._store.drop_own_writes()
             await state.publish(notes, identity, position)
         finally:
             state.rebuilding = False

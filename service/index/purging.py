@@ -7,7 +7,7 @@ import asyncio
 import structlog
 
 from service.index.maintenance import Maintainer
-from service.index.snapshots import SnapshotKeeper
+from service.index.snapshot_keeper import SnapshotKeeper
 from service.index.state import IndexState
 from service.index.threads import IndexWriter
 

@@ -38,7 +38,7 @@ neighbours goes segment by segment."""
 FURTHER_NEIGHBOURS = (1, 64, 1024)
 """Neighbours to search for beyond `k`, tried in turn while all of them have the same score as the last one of the
 answer. Of more notes with equal scores, an arbitrary choice is returned."""
-MAX_LOOPED = 32
+MAX_CHECKED_ROW_BY_ROW = 32
 """Maximum number of neighbours of a call that are checked one by one; more are checked faster segment by segment."""
 MIN_SHARED_ROWS = 4096
 """Minimum number of rows that pass a filter for two threads to search them: another thread takes 0.1 ms to begin."""
@@ -66,7 +66,7 @@ class SegmentSearcher:
     ) -> None:
         self.segments = segments
         self.replaced = 0
-        self._on_card = gpu is not None
+        self._on_gpu = gpu is not None
         self._dimension = dimension
         self._tag_dictionary = tag_dictionary
         self._rows_lock = rows_lock
@@ -224,18 +224,18 @@ class SegmentSearcher:
         """
         rows = self._first_rows[-1] + len(self.segments[-1])
         size, recalled_size = (needed(n, min(1.0, matches / max(1, rows))) + len(exclude) for n in (k, recall_k))
-        if matches < k or recalled_size > CALL_SIZES[-1] or (self._on_card and size > MAX_GPU_K):
+        if matches < k or recalled_size > CALL_SIZES[-1] or (self._on_gpu and size > MAX_GPU_K):
             return [], False
         # The queries that a list was measured with are rows, which also find themselves: measured for k, it has k + 1.
         at = bisect_left(CALL_SIZES, recalled_size - 1)
-        keep = self._keep_in_loop if size <= MAX_LOOPED else self._keep_by_segment
+        keep = self._keep_row_by_row if size <= MAX_CHECKED_ROW_BY_ROW else self._keep_by_segment
         ranked = self._indexes[at].search(vector, size)
         row_hits, rows_of_each, met_hidden = keep(ranked, k, exclude, visible, recalled_size)
         counts = zip(rows_of_each, self._expected_rows[at], strict=True)
         as_expected = all(count <= expected_count + 1 for count, expected_count in counts)
         return row_hits if as_expected else [], met_hidden
 
-    def _keep_in_loop(
+    def _keep_row_by_row(
         self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
     ) -> tuple[list[RowHit], list[int], bool]:
         """Return the first `k` rows that are visible and not excluded; how many of the first `recalled_size` rows
@@ -258,7 +258,7 @@ class SegmentSearcher:
     def _keep_by_segment(
         self, ranked: RankedRows, k: int, exclude: frozenset[str], visible: Visible, recalled_size: int
     ) -> tuple[list[RowHit], list[int], bool]:
-        """Return what `_keep_in_loop` does; the rows of each segment are looked up together."""
+        """Return what `_keep_row_by_row` does; the rows of each segment are looked up together."""
         scores, labels = ranked
         ids, is_visible = [""] * len(labels), np.empty(len(labels), np.bool_)
         places = np.searchsorted(self._first_rows, labels, "right") - 1

@@ -72,7 +72,7 @@ class SegmentedIndex:
 
     Vectors have `dimension` numbers. `growing_rows` is the capacity of a growing segment. `attributes` names the notes'
     attributes that filters may test. Sealed segments are searched on `gpu`, where one is given. Segments of more than
-    `max_merged_rows` rows are only rewritten, where `drop_tombstones` was called. `mean_share`: the one of the model's
+    `max_merged_rows` rows are only rewritten, where `drop_tombstones` was called. `mean_share`: see
     NoteLLMConfig.
     """
 
@@ -173,9 +173,9 @@ class SegmentedIndex:
         if self._centre.count_changes(changes, len(self)):
             self._renew_centre()
 
-    def _renew_centre(self, *, anew: bool = False) -> None:
+    def _renew_centre(self, *, force: bool = False) -> None:
         sources = [Source.of(segment) for segment in self.all_segments]
-        self._centre.renew(sampled_vectors(sources, SAMPLED_NOTES), anew=anew)
+        self._centre.renew(sampled_vectors(sources, SAMPLED_NOTES), force=force)
 
     def vector(self, note_id: str) -> Vector | None:
         while True:
@@ -275,7 +275,7 @@ class SegmentedIndex:
         self._merges.drop_tombstones(self.all_segments)
         self._forget_unused_tags()
         if self.centre.vector is not None:
-            self._renew_centre(anew=True)
+            self._renew_centre(force=True)
 
     @property
     def dropping(self) -> bool:

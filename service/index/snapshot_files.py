@@ -45,7 +45,7 @@ OPEN_FILES = Path("/proc/self/fd")
 """Folder in which a process (on Linux) finds the files that it has open, also those that were removed since."""
 MAX_ATTEMPTS = 5
 """Attempts to open the snapshot of another process, which may replace it meanwhile."""
-MAX_PROCESSES = 64
+MAX_SNAPSHOT_FOLDERS = 64
 """Processes that may keep snapshots in one data folder: bounds the search for a free folder."""
 
 
@@ -87,10 +87,10 @@ class SnapshotFolder:
     @classmethod
     def claim(cls, parent: Path) -> SnapshotFolder:
         """Return the first folder in `parent` that no other process has. Raises OSError."""
-        for number in range(MAX_PROCESSES):
+        for number in range(MAX_SNAPSHOT_FOLDERS):
             with suppress(BlockingIOError, FileNotFoundError):  # in use, or removed as it was made
                 return cls(parent / str(number))
-        raise OSError(f"{MAX_PROCESSES} processes, the maximum, already keep snapshots in {parent}")
+        raise OSError(f"{MAX_SNAPSHOT_FOLDERS} processes, the maximum, already keep snapshots in {parent}")
 
     def close(self) -> None:
         """Unlock the folder, so that another process may use it."""
@@ -169,7 +169,7 @@ def remove_unused_snapshots(parent: Path, keep: Callable[[Path], bool] = lambda 
                 SnapshotFolder(folder).remove()
 
 
-class OthersSnapshots:
+class SharedSnapshots:
     """The snapshots that other processes keep in the folders of `parent`. They are mapped into memory, so that all
     processes that map the same files share their pages. Nothing is written."""
 

@@ -79,7 +79,7 @@ class IndexedNotes:
         self.other_space.put(others, expiries)
         self.other_space.remove({note.note.id for note in ours} | removed_ids)
 
-    def unmoved(self, notes: ChangedNotes, now: float) -> set[str]:
+    def same_vectors(self, notes: ChangedNotes, now: float) -> set[str]:
         """Return the ids of those notes that can already be found here at `now`, by the same vectors."""
         same = [
             note_id
@@ -148,9 +148,9 @@ class IndexState:
         self.rebuilding = False
         self.lost = ""
         self._position = ORIGIN
-        self._moved = asyncio.Condition()
+        self._position_changed = asyncio.Condition()
         self._listeners: list[Callable[[ChangedNotes | None], None]] = []
-        self._move_listeners: list[Callable[[ChangedNotes | None], None]] = []
+        self._vector_listeners: list[Callable[[ChangedNotes | None], None]] = []
 
     @property
     def position(self) -> str:
@@ -161,20 +161,20 @@ class IndexState:
         """Do what NoteIndex.on_change does."""
         self._listeners.append(apply)
 
-    def on_move(self, apply: Callable[[ChangedNotes | None], None]) -> None:
-        """Do what NoteIndex.on_move does."""
-        self._move_listeners.append(apply)
+    def on_vector_change(self, apply: Callable[[ChangedNotes | None], None]) -> None:
+        """Do what NoteIndex.on_vector_change does."""
+        self._vector_listeners.append(apply)
 
-    def notify_listeners(self, notes: ChangedNotes | None, unmoved: Collection[str] = ()) -> None:
-        """Call the listeners of on_change, and those of on_move with the notes that are not `unmoved`, if any.
-        `notes`: None, which all of them get, if any note may have changed. `unmoved`: ids of notes that could be found
-        before by the same vectors."""
+    def notify_listeners(self, notes: ChangedNotes | None, same_vectors: Collection[str] = ()) -> None:
+        """Call the listeners of on_change, and those of on_vector_change with the notes that are not in `same_vectors`,
+        if any. `notes`: None, which all of them get, if any note may have changed. `same_vectors`: ids of notes that
+        could be found before by the same vectors."""
         for apply in self._listeners:
             apply(notes)
         if notes is not None:
-            notes = {note_id: note for note_id, note in notes.items() if note_id not in unmoved}
+            notes = {note_id: note for note_id, note in notes.items() if note_id not in same_vectors}
         if notes is None or notes:
-            for apply in self._move_listeners:
+            for apply in self._vector_listeners:
                 apply(notes)
 
     def check_log(self, position: str, bounds: LogBounds) -> None:
@@ -186,25 +186,25 @@ class IndexState:
 
     async def publish(self, notes: IndexedNotes, store_identity: str, position: str) -> None:
         """Make searches use other notes: those that the store had at `position`, and perhaps later ones."""
-        async with self._moved:
+        async with self._position_changed:
             self.notify_listeners(None)
             self.notes, self.store_identity, self.built = notes, store_identity, True
             self._position = position
-            self._moved.notify_all()
+            self._position_changed.notify_all()
 
-    async def move_to(self, position: str, changed: ChangedNotes, unmoved: Collection[str]) -> None:
+    async def advance_to(self, position: str, changed: ChangedNotes, same_vectors: Collection[str]) -> None:
         """Set the position, and wake the callers that wait for it. `changed`: the notes that changed since the last
-        position; of these, `unmoved` could be found before by the same vectors."""
-        async with self._moved:
-            self.notify_listeners(changed, unmoved)
+        position; of these, `same_vectors` could be found before by the same vectors."""
+        async with self._position_changed:
+            self.notify_listeners(changed, same_vectors)
             self._position = position
-            self._moved.notify_all()
+            self._position_changed.notify_all()
 
     async def wait_for(self, position: str, seconds: float) -> None:
         """Return once `position` is reached. Raises IndexBehind after `seconds`."""
         key = position_key(position)
         try:
-            async with asyncio.timeout(seconds), self._moved:
-                await self._moved.wait_for(lambda: position_key(self._position) >= key)
+            async with asyncio.timeout(seconds), self._position_changed:
+                await self._position_changed.wait_for(lambda: position_key(self._position) >= key)
         except TimeoutError:
             raise IndexBehind(position, self._position) from None

@@ -12,7 +12,7 @@ from model.note import hashtag_key
 from service.interfaces import NoteIndex
 from service.ranking.selection import Chosen, SelectionOptions
 from service.ranking.strategies import cosines
-from service.records import Explanation, IndexRows, StoredNote, Vector
+from service.records import Explanation, IndexRows, StoredNote, Vector, Vectors
 from service.search.behaviour import BehaviourEvidence
 from service.search.examples import Examples
 from service.search.request import Example, SearchRequest
@@ -45,8 +45,8 @@ def _explain_rows(
     notes: VerifiedNotes,
 ) -> dict[str, Explanation]:
     """Return the explanations of the chosen notes that the index has, given their rows."""
-    positive = _columns(request.positive, examples.positive, rows.vectors)
-    negative = _columns(request.negative, examples.negative, rows.vectors)
+    positive = _cosines_by_row(request.positive, examples.positive, rows.vectors)
+    negative = _cosines_by_row(request.negative, examples.negative, rows.vectors)
     keys = _hashtag_keys(examples, notes)
     return {
         one.id: Explanation(
@@ -98,16 +98,16 @@ def _shared_hashtags(stored: StoredNote | None, keys: Collection[str]) -> tuple[
     return tuple(tag for tag in stored.hashtags if hashtag_key(tag) in keys) if stored else ()
 
 
-def _columns(
-    examples: Sequence[Example], read: Sequence[tuple[Example, Vector]], matrix: Vector
+def _cosines_by_row(
+    examples: Sequence[Example], read: Sequence[tuple[Example, Vector]], vectors: Vectors
 ) -> list[tuple[float | None, ...]]:
-    """Return, for each row of `matrix` (N, D), its cosine to each example of the request; None for an example that is
+    """Return, for each of `vectors` (N, D), its cosine to each example of the request; None for an example that is
     missing."""
     if not read:
-        return [(None,) * len(examples)] * len(matrix)
-    values = cosines(matrix, np.stack([vector for _, vector in read])).tolist()
-    place = {example.pointer: column for column, (example, _) in enumerate(read)}
+        return [(None,) * len(examples)] * len(vectors)
+    values = cosines(vectors, np.stack([vector for _, vector in read])).tolist()
+    column_of = {example.pointer: column for column, (example, _) in enumerate(read)}
     return [
-        tuple(row[place[example.pointer]] if example.pointer in place else None for example in examples)
+        tuple(row[column_of[example.pointer]] if example.pointer in column_of else None for example in examples)
         for row in values
     ]

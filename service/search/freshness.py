@@ -7,22 +7,20 @@ store (docs/decisions/0031-reads.md).
 
 from __future__ import annotations
 
-import asyncio
-
 from service.errors import IndexBehind
 from service.interfaces import NoteIndex, NoteStore
 from service.read_time import ReadTime
 from service.records import ORIGIN, LogTail, position_key
+from service.shared_probe import SharedProbe
 
 MAX_BEHIND = 64
 """Maximum number of log entries by which the index may be behind; beyond it, each note is checked in the store."""
-
-
 CATCH_UP_SECONDS = 0.02
 """Maximum wait of a read for the index to reach a known position: an acknowledged change is already on its way to the
 index, while a query may wait longer, for the store to write the next change to the disk."""
 NO_CHANGES = LogTail(frozenset(), 0.0, ORIGIN)
-"""Result where the index has every change. Its time is 0, since the store's clock is then that of this machine."""
+"""Result where the index is known to have every change, which only an embedded server allows. Its time is 0, so that
+callers use the clock of this machine, which is the store's."""
 
 
 class Freshness:
@@ -33,8 +31,7 @@ class Freshness:
     def __init__(self, store: NoteStore, index: NoteIndex) -> None:
         self._store = store
         self._index = index
-        self._unsent: asyncio.Task[LogTail | None] | None = None
-        self._sent: asyncio.Task[LogTail | None] | None = None
+        self._query = SharedProbe(lambda: store.log_tail(index.position, MAX_BEHIND), pause_seconds=0.0)
 
     def is_current(self) -> bool:
         """Return whether the index is known to have every acknowledged change, without asking the store or waiting."""
@@ -47,7 +44,7 @@ class Freshness:
         StoreUnavailable."""
         if (known := self._store.known_position) and await self.reaches(known):
             return NO_CHANGES
-        return await time_left.wait(asyncio.shield(self._ask()))
+        return await time_left.wait(self._query.answer())
 
     async def reaches(self, position: str) -> bool:
         """Return whether the index has reached a position, or reaches it within CATCH_UP_SECONDS."""
@@ -62,23 +59,3 @@ class Freshness:
     def _has(self, position: str) -> bool:
         """Return whether the index has reached a position."""
         return position_key(self._index.position) >= position_key(position)
-
-    def _ask(self) -> asyncio.Task[LogTail | None]:
-        """Return the task of a query that has not been sent yet. It is sent once the query before it was answered, so
-        that under load one query serves many reads."""
-        if self._unsent is None:
-            self._unsent = asyncio.create_task(self._read(self._sent), name="read-log-tail")
-            self._unsent.add_done_callback(_retrieve)
-        return self._unsent
-
-    async def _read(self, before: asyncio.Task[LogTail | None] | None) -> LogTail | None:
-        if before and not before.done():
-            await asyncio.wait({before})
-        self._sent, self._unsent = self._unsent, None
-        return await self._store.log_tail(self._index.position, MAX_BEHIND)
-
-
-def _retrieve(task: asyncio.Task[LogTail | None]) -> None:
-    """Mark a failure as retrieved: the callers that waited for it may have given up."""
-    if not task.cancelled():
-        task.exception()

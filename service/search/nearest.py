@@ -29,8 +29,8 @@ class Nearest:
 class NearestNotes:
     """Finds the nearest notes of one tenant.
 
-    `beside_writer`: another process of the same service handles writes (docs/decisions/0032-readers.md). An answer then
-    needs every acknowledged change in this index: without it, a new note would be missing from the answer.
+    `in_reader_process`: another process of the same service handles writes (docs/decisions/0032-readers.md). An answer
+    then needs every acknowledged change in this index: without it, a new note would be missing from the answer.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class NearestNotes:
         items: ItemCache,
         clock: Clock,
         *,
-        beside_writer: bool = False,
+        in_reader_process: bool = False,
     ) -> None:
-        self._beside_writer = beside_writer
+        self._beside_writer = in_reader_process
         self._index = index
         self._freshness = freshness
         self._neighbours = neighbours
@@ -76,7 +76,8 @@ class NearestNotes:
         if items is None:
             self._neighbours.forget(note_id, k)
             return None
-        if where.narrows and (batches is None or batches != self._index.begun_batches):
+        is_unchanged = batches is not None and batches == self._index.begun_batches
+        if where.narrows and not is_unchanged:
             return None  # a note may pass by a change that its item does not have yet
         return _nearest(items, hits, position)
 

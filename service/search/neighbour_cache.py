@@ -134,7 +134,7 @@ class NeighbourCache:
         self._dimension = 0
         self._from_memory = telemetry.neighbour_lists.labels("memory")
         self._from_index = telemetry.neighbour_lists.labels("index")
-        index.on_move(self.apply)
+        index.on_vector_change(self.apply)
 
     async def search(self, note_id: str, k: int, where: Filter) -> list[Hit] | None:
         """Return what NoteIndex.search finds for a query by a note, without the note itself; None where it has no

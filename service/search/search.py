@@ -58,7 +58,7 @@ class PreparedSearch:
 class NoteSearch:
     """Related notes of one tenant. `engine`: the serving model; `batcher` queues the texts that it reads. `lists` keeps
     ranked lists for their pages. `behaviour`: None for a search without that source. `words_weight`: the weight of
-    words in AUTO. `title_mean_share`: the one of the model's NoteLLMConfig."""
+    words in AUTO. `title_mean_share`: see NoteLLMConfig."""
 
     def __init__(
         self,

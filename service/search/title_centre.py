@@ -27,7 +27,7 @@ MIN_TITLES = 16
 """Minimum number of titles for a centre: the mean of one or two is mostly their own content."""
 READ_BATCH_SIZE = 8
 """Titles that wait for the engine at a time, so that its queue has room for other requests."""
-MIN_CENTRE_SHIFT = 0.05
+MIN_TITLE_CENTRE_SHIFT = 0.05
 """Distance by which the centre of the index must move before titles are read again. Two estimates of the mean of the
 same notes are at most 0.03 apart (service/index/centre.py), and their centres a share of that."""
 RETRY_SECONDS = 30.0
@@ -66,7 +66,7 @@ class TitleCentre:
         now, then = self._index.centre.vector, self._index_centre
         if now is None or then is None:
             return now is not then
-        return bool(np.linalg.norm(now - then) > MIN_CENTRE_SHIFT)
+        return bool(np.linalg.norm(now - then) > MIN_TITLE_CENTRE_SHIFT)
 
     async def _estimate(self) -> None:
         """Read a sample of titles. A failure is logged; a search tries again after RETRY_SECONDS."""

@@ -35,7 +35,7 @@ USED = "{access}:used"
 AUDIT = "{access}:audit"
 NO_KEY = "-"
 """Actor without a key, which may act as long as there are no keys. No prefix has this form."""
-MAX_ACTS = 10_000
+MAX_STORED_ACTS = 10_000
 """Approximate number of acts that are kept."""
 DECODE_BATCH_SIZE = 500
 """Keys that are decoded before the event loop runs other tasks: a few milliseconds."""
@@ -155,7 +155,7 @@ class RedisKeyStore:
         """Run REPLACE or REVOKE for the actor of `act`, and return its answer. Raises Unauthenticated where CHECK_ACTOR
         refuses the actor."""
         actor = {ANONYMOUS.key: NO_KEY, BOOTSTRAP.key: ""}.get(act.key, act.key)
-        arguments = (actor, uuid4().hex, MAX_ACTS, *words)
+        arguments = (actor, uuid4().hex, MAX_STORED_ACTS, *words)
         (answer,) = await self._connection.write(
             [Command(script, (KEYS, VERSION, USED, AUDIT, OLDER_SECRETS), arguments)]
         )
@@ -166,7 +166,7 @@ class RedisKeyStore:
         return answer
 
     async def record(self, act: Act) -> None:
-        await self._connection.write([Command(RECORD, (AUDIT,), (_encode_act(act), MAX_ACTS))])
+        await self._connection.write([Command(RECORD, (AUDIT,), (_encode_act(act), MAX_STORED_ACTS))])
 
     async def acts(self, count: int, before: str = "") -> list[Act]:
         if before and position_key(before) == position_key(ORIGIN):

@@ -63,12 +63,12 @@ class ServerState:
     def __init__(self) -> None:
         self.waits_for_disk: bool | None = None
         """Whether writes need WAITAOF; None until the server was asked, and again after `forget_policy`."""
-        self.times_forgotten = 0
+        self.policy_generation = 0
         """Number of calls of `forget_policy`."""
         self._pools: set[_Pool] = set()
         self._failing: set[_Pool] = set()
         """Pools whose last call failed."""
-        self._connected_anew_at = -math.inf
+        self._reconnected_at = -math.inf
         """Monotonic time at which all connections were last marked to reconnect."""
 
     def join(self, pool: _Pool) -> None:
@@ -78,13 +78,13 @@ class ServerState:
     def forget_policy(self) -> None:
         """Forget how the server writes: another server may answer at the address by now."""
         self.waits_for_disk = None
-        self.times_forgotten += 1
+        self.policy_generation += 1
 
-    def connect_anew(self) -> None:
+    def reconnect_all(self) -> None:
         """Make later calls of all pools reconnect instead of using connections that are open now; at most once in
         RECONNECT_SECONDS, since the address may lead to the replica for minutes."""
-        if (now := time.monotonic()) - self._connected_anew_at >= RECONNECT_SECONDS:
-            self._connected_anew_at = now
+        if (now := time.monotonic()) - self._reconnected_at >= RECONNECT_SECONDS:
+            self._reconnected_at = now
             for pool in self._pools:
                 pool.mark_all()
 
@@ -209,7 +209,7 @@ class Connection:
         command does not mean that, unless the server says that it is a replica. Where writes wait for the disk, a
         time-out does not either: the disk may be slow."""
         if isinstance(error, ReadOnlyError):
-            self._server.connect_anew()
+            self._server.reconnect_all()
         elif isinstance(error, ResponseError) or (isinstance(error, TimeoutError) and self._server.waits_for_disk):
             return
         self._server.forget_policy()
@@ -274,10 +274,10 @@ class Connection:
     async def durability(self) -> Durability:
         """Ask the server whether acknowledged writes survive its death. The answer is kept, unless `forget_policy` was
         called meanwhile: then it may be that of another server."""
-        times_forgotten = self._server.times_forgotten
+        policy_generation = self._server.policy_generation
         async with self.call("durability"):
             policy = await probe_write_policy(self.redis)
-        if times_forgotten == self._server.times_forgotten:
+        if policy_generation == self._server.policy_generation:
             self._server.waits_for_disk = policy.waits
         return policy.durability
 

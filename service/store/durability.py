@@ -1,4 +1,4 @@
-"""Whether a Redis server keeps acknowledged writes, and whether redis_store.py must wait for its disk after each."""
+"""Whether a Redis server keeps acknowledged writes, and whether connection.py must wait for its disk after each."""
 
 from __future__ import annotations
 

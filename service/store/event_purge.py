@@ -108,8 +108,12 @@ def _copy(client: Any, prefix: bytes, entries: list[Any], removals: Removals, se
     to_copy: list[bytes] = []
     for position, fields in entries:
         at = position_key(position.decode())
-        ended = [removals.get((name, fields[name]), (0, 0)) for name in (b"note", b"reader")]
-        if at > seen if fields[b"type"] in CONTROL else stored[fields[b"note"]] and at > max(ended):
+        if fields[b"type"] in CONTROL:
+            is_kept = at > seen
+        else:
+            removed = [removals.get((name, fields[name]), (0, 0)) for name in (b"note", b"reader")]
+            is_kept = stored[fields[b"note"]] and at > max(removed)
+        if is_kept:
             to_copy.append(position)
     events_key = prefix + b"events"
     client.eval(COPY, 2, events_key, events_key + NEW_STREAM, NEW_STREAM_SECONDS, *to_copy)

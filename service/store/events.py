@@ -211,7 +211,7 @@ class RedisEventStore:
             if answer != OTHER_SALT:
                 log_end, outcomes = answer
                 if self._known:  # before a caller learns which notes exist
-                    self._known.raise_to(log_end.decode())
+                    self._known.advance_to(log_end.decode())
                 return [OUTCOMES[number] for number in outcomes]
             self._salt = b""
         raise StoreUnavailable("it keeps being emptied")

@@ -25,17 +25,17 @@ from pathlib import Path
 from service.records import position_key
 from service.store.embedded_redis import EmbeddedRedisError
 
-PLACE = "positions"
+FOLDER_POINTER = "positions"
 """File of the data folder that names the folder in memory. Each process that uses the folder holds a shared lock on the
 file."""
 MAX_PATH = 4096
-"""Maximum number of bytes that are read from PLACE."""
+"""Maximum number of bytes that are read from FOLDER_POINTER."""
 MEMORY = Path("/dev/shm")
 """Folder in which Linux keeps files in memory; other systems use the data folder."""
-MAX_PROCESSES = 32
+MAX_POSITION_WRITERS = 32
 """Maximum number of processes that use a data folder at a time: a read looks at the numbers of all."""
 NUMBER_BYTES = 8
-SIZE = MAX_PROCESSES * NUMBER_BYTES + 1
+SIZE = MAX_POSITION_WRITERS * NUMBER_BYTES + 1
 """Bytes of the file of a position. The last one belongs to no number: writing it allocates the file and changes no
 number."""
 PROCESSES = "processes"
@@ -44,8 +44,8 @@ SEQUENCE_BITS = 22
 """Bits of a position's sequence number; the other 42 bits hold its milliseconds, until the year 2109."""
 SEQUENCE_MASK = (1 << SEQUENCE_BITS) - 1
 """The largest sequence number. It also stands for all larger ones, so a position that has it counts as not known."""
-NEVER = (1 << 64) - 1
-"""Stands for a position that is not known; greater than every other."""
+UNKNOWN = (1 << 64) - 1
+"""Number of a position that is not known; greater than that of every position."""
 RETRY_SECONDS = 0.01
 """Pause of a process that finds another process removing the folder."""
 
@@ -53,8 +53,8 @@ RETRY_SECONDS = 0.01
 class KnownPosition:
     """The newest known log position of one tenant, in a file of SIZE bytes, which is made where it is missing.
 
-    `process`: the number that this process writes, below MAX_PROCESSES, and no other process does. The file may name a
-    position of a log that was replaced; then the store is asked, as without the file. Raises OSError.
+    `process`: the number that this process writes, below MAX_POSITION_WRITERS, and no other process does. The file may
+    name a position of a log that was replaced; then the store is asked, as without the file. Raises OSError.
     """
 
     def __init__(self, path: Path, process: int = 0) -> None:
@@ -80,19 +80,19 @@ class KnownPosition:
         self._map.close()
         os.close(self._file)
 
-    def raise_to(self, position: str) -> None:
-        """Raise the position to one that the store returned."""
-        self._raise(_encode(position))
+    def advance_to(self, position: str) -> None:
+        """Advance the position to one that the store returned, if that is later."""
+        self._advance(_encode(position))
 
-    def doubt(self, now: float) -> None:
+    def invalidate(self, now: float) -> None:
         """Make the position unknown until there is a change later than both `now`, in seconds since the epoch, and the
         position: the log may be ahead of the clock."""
         milliseconds = max(int(1000 * now), max(self._numbers) // (SEQUENCE_MASK + 1))
-        self.raise_to(f"{milliseconds}-{SEQUENCE_MASK}")
+        self.advance_to(f"{milliseconds}-{SEQUENCE_MASK}")
 
-    def end(self) -> None:
+    def invalidate_for_good(self) -> None:
         """Make the position unknown from now on."""
-        self._raise(NEVER)
+        self._advance(UNKNOWN)
 
     def read(self) -> str | None:
         """Return the position; None where it is not known."""
@@ -101,7 +101,7 @@ class KnownPosition:
         milliseconds, sequence = divmod(max(self._numbers), SEQUENCE_MASK + 1)
         return None if sequence == SEQUENCE_MASK else f"{milliseconds}-{sequence}"
 
-    def _raise(self, value: int) -> None:
+    def _advance(self, value: int) -> None:
         if not self._closed and value > self._numbers[self._process]:
             self._numbers[self._process] = value
 
@@ -110,50 +110,51 @@ class KnownPositions:
     """The known positions of all tenants of a data folder. A tenant's `identity` is "" for the default one.
 
     Raises EmbeddedRedisError where another process uses the data folder and shares no memory with this one, and where
-    MAX_PROCESSES do.
+    MAX_POSITION_WRITERS do.
     """
 
     def __init__(self, data_folder: Path) -> None:
         data_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._place = os.open(data_folder / PLACE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        place = os.fstat(self._place)
-        self._prefix = f"notellm-{place.st_dev}-{place.st_ino}-"  # a copy of the data folder has a folder of its own
+        self._pointer = os.open(data_folder / FOLDER_POINTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        pointer = os.fstat(self._pointer)
+        # A copy of the data folder has a folder in memory of its own.
+        self._prefix = f"notellm-{pointer.st_dev}-{pointer.st_ino}-"
         try:
             while (folder := self._find_folder(data_folder)) is None:
                 time.sleep(RETRY_SECONDS)
             self._folder = folder
             self._process, self._process_file = self._claim_number()
         except BaseException:
-            os.close(self._place)
+            os.close(self._pointer)
             raise
 
     def close(self) -> None:
         """Stop using the folder, and remove it where no other process uses it."""
         if self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
-            os.ftruncate(self._place, 0)
+            os.ftruncate(self._pointer, 0)
             shutil.rmtree(self._folder, ignore_errors=True)
         os.close(self._process_file)
-        os.close(self._place)
+        os.close(self._pointer)
 
     def open(self, tenant: str, identity: str) -> AbstractContextManager[KnownPosition]:
         """Open the known position of a tenant. Raises OSError."""
         return contextlib.closing(KnownPosition(self._path(tenant, identity), self._process))
 
-    def end(self, tenant: str, identity: str) -> None:
+    def invalidate_for_good(self, tenant: str, identity: str) -> None:
         """Make all processes ask the store about a tenant that is being removed."""
         path = self._path(tenant, identity)
         if path.exists():
             with self.open(tenant, identity) as known:
-                known.end()
+                known.invalidate_for_good()
             path.unlink(missing_ok=True)
 
-    def doubt_all(self, now: float) -> None:
+    def invalidate_all(self, now: float) -> None:
         """Make all positions unknown until there is a change later than `now`, in seconds since the epoch: the logs
         were exchanged."""
         for path in self._folder.glob("*"):
             if path.is_file():
                 with contextlib.closing(KnownPosition(path, self._process)) as known:
-                    known.doubt(now)
+                    known.invalidate(now)
 
     def _find_folder(self, data_folder: Path) -> Path | None:
         """Return the folder that the other processes use, or a new one where there are none, with the shared lock held.
@@ -161,7 +162,7 @@ class KnownPositions:
         if self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
             self._make_folder(data_folder)
         self._lock(fcntl.LOCK_SH)  # not in one step: another process may have come in between
-        folder = self._named()
+        folder = self._folder_in_pointer()
         if not folder.name:
             self._lock(fcntl.LOCK_UN)
             return None
@@ -174,18 +175,18 @@ class KnownPositions:
 
     def _make_folder(self, data_folder: Path) -> None:
         """Make a new folder in place of the one that the last process left, if it could not remove it."""
-        if (left := self._named()).name.startswith(self._prefix):
+        if (left := self._folder_in_pointer()).name.startswith(self._prefix):
             shutil.rmtree(left, ignore_errors=True)
         memory = MEMORY if os.access(MEMORY, os.W_OK) else data_folder
         made = tempfile.mkdtemp(prefix=self._prefix, dir=memory)
-        os.ftruncate(self._place, 0)
-        os.pwrite(self._place, made.encode(), 0)
+        os.ftruncate(self._pointer, 0)
+        os.pwrite(self._pointer, made.encode(), 0)
 
     def _claim_number(self) -> tuple[int, int]:
         """Return a number that no living process writes, and the file whose lock reserves the number until the file is
         closed."""
         (self._folder / PROCESSES).mkdir(exist_ok=True)
-        for number in range(MAX_PROCESSES):
+        for number in range(MAX_POSITION_WRITERS):
             file = os.open(self._folder / PROCESSES / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,17 +195,19 @@ class KnownPositions:
                 continue
             return number, file
         raise EmbeddedRedisError(
-            f"{MAX_PROCESSES} processes, the maximum, use the embedded server; set NOTELLM_REDIS_URL to share a Redis"
+            f"{MAX_POSITION_WRITERS} processes, the maximum, use the embedded server; set NOTELLM_REDIS_URL to share a "
+            "Redis"
         )
 
-    def _named(self) -> Path:
-        """Return the folder that PLACE names; a path without a name where it names none."""
-        return Path(os.pread(self._place, MAX_PATH, 0).decode())
+    def _folder_in_pointer(self) -> Path:
+        """Return the folder that FOLDER_POINTER names; a path without a name where it names none."""
+        return Path(os.pread(self._pointer, MAX_PATH, 0).decode())
 
     def _lock(self, how: int) -> bool:
-        """Lock PLACE; return False where another process holds a conflicting lock and `how` says not to wait for it."""
+        """Lock FOLDER_POINTER; return False where another process holds a conflicting lock and `how` says not to wait
+        for it."""
         try:
-            fcntl.flock(self._place, how)
+            fcntl.flock(self._pointer, how)
         except BlockingIOError:
             return False
         return True
@@ -216,19 +219,19 @@ class KnownPositions:
 def is_in_use(data_folder: Path) -> bool:
     """Return whether any process has the known positions of a data folder open. Raises OSError."""
     try:
-        place = os.open(data_folder / PLACE, os.O_RDWR | os.O_CLOEXEC)
+        pointer = os.open(data_folder / FOLDER_POINTER, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(pointer, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(place)
+        os.close(pointer)
     return False
 
 
 def _encode(position: str) -> int:
     """Encode a position as a number; later positions have larger numbers."""
     milliseconds, sequence = position_key(position)
-    return min(milliseconds << SEQUENCE_BITS | min(sequence, SEQUENCE_MASK), NEVER)
+    return min(milliseconds << SEQUENCE_BITS | min(sequence, SEQUENCE_MASK), UNKNOWN)

@@ -356,7 +356,7 @@ def _begin(command: Callable[[], object], client: Any, claim: PurgeClaim, *field
 
 
 def _wait(client: Any, claim: PurgeClaim, *fields: str) -> Any:
-    """Wait until none of these fields is set in the server's INFO persistence, and return that."""
+    """Wait until none of `fields` is set in the server's INFO persistence; return this INFO."""
     while True:
         persistence = client.info("persistence")
         if not any(persistence.get(field) for field in fields):

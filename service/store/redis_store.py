@@ -50,7 +50,7 @@ from service.store.known_position import KnownPosition
 from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_BOUNDS, LOG_TAIL, PUT
 
 LOADING, LOADED = "loading", "1"
-CONDITION_FAILED = b"moved"
+CONDITION_FAILED = b"refused"
 """Answer of DELETE where its condition does not hold."""
 LOG_ENTRIES = 1_000_000
 """Approximate maximum number of entries in the log: a replica that lags behind by more rebuilds its index from the
@@ -118,7 +118,7 @@ class RedisNoteStore:
         """Reason of each unreadable note that this process has found and logged, by id."""
         self._process = uuid4().hex[:12]
         self._numbers = itertools.count()
-        self._own: dict[str, StoredNote] = {}
+        self._own_writes: dict[str, StoredNote] = {}
         """Notes that this process wrote, by the `by` of their log entries."""
 
     async def close(self) -> None:
@@ -176,7 +176,7 @@ class RedisNoteStore:
         commands, names = [], []
         for write in writes:
             arguments = _put(write)
-            names.append(self._remember(write.stored))
+            names.append(self._cache_own_write(write.stored))
             commands.append(_ScriptedWrite(PUT, write.stored.note.id, (*arguments, names[-1]), write.remembered))
         results = await self._write(commands)
         for write, by, result in zip(writes, names, results, strict=True):
@@ -184,7 +184,7 @@ class RedisNoteStore:
                 self._unreadable.pop(write.stored.note.id, None)
                 self._raise_known_position(result[1])
             else:
-                self._own.pop(by, None)
+                self._own_writes.pop(by, None)
         if LOST in results:
             raise KeyInUse(0)
         return [Written(int(result[0]), result[1].decode()) if result else None for result in results]
@@ -235,7 +235,7 @@ class RedisNoteStore:
                 raise
         return claims
 
-    async def remember(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
+    async def record_answers(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         commands = [
             _ScriptedWrite(REMEMBER, stored.note.id, (stored.revision, stored.position), remembered)
             for stored, remembered in written
@@ -243,7 +243,7 @@ class RedisNoteStore:
         if LOST in await self._write(commands):
             raise KeyInUse(0)
 
-    async def remember_end(self, remembered: Remembered, position: str) -> None:
+    async def record_final_answer(self, remembered: Remembered, position: str) -> None:
         if LOST in await self._write([_ScriptedWrite(REMEMBER, "", (0, position), remembered)]):
             raise KeyInUse(0)
 
@@ -274,24 +274,24 @@ class RedisNoteStore:
     def _raise_known_position(self, position: bytes) -> None:
         """Raise the known position to one that the store returned, before a caller gets the answer."""
         if self._known:
-            self._known.raise_to(position.decode())
+            self._known.advance_to(position.decode())
 
     @property
     def known_position(self) -> str | None:
         return self._known.read() if self._known else None
 
-    def doubt_known_position(self) -> None:
+    def invalidate_known_position(self) -> None:
         if self._known:
-            self._known.doubt(self._clock())
+            self._known.invalidate(self._clock())
 
-    def _remember(self, stored: StoredNote) -> str:
+    def _cache_own_write(self, stored: StoredNote) -> str:
         """Cache a note that is about to be written; return the `by` of its log entry."""
         by = f"{self._process}-{next(self._numbers)}"
         assert stored.vector is not None
         if len(stored.note.content) <= OWN_CHARACTERS:
-            self._own[by] = replace(stored, vector=stored.vector.copy())  # it may be a row of a larger array
-        if len(self._own) > OWN_WRITES:
-            del self._own[next(iter(self._own))]
+            self._own_writes[by] = replace(stored, vector=stored.vector.copy())  # it may be a row of a larger array
+        if len(self._own_writes) > OWN_WRITES:
+            del self._own_writes[next(iter(self._own_writes))]
         return by
 
     async def read_log(self, after: str, count: int, block_seconds: float) -> tuple[list[LogEntry], LogBounds]:
@@ -330,7 +330,7 @@ class RedisNoteStore:
 
     async def get_logged(self, entries: Sequence[LogEntry]) -> dict[str, StoredNote | Unreadable | None]:
         last = {entry.id: entry for entry in entries if entry.id}
-        written = {entry.by: self._own.pop(entry.by, None) for entry in entries}
+        written = {entry.by: self._own_writes.pop(entry.by, None) for entry in entries}
         now = self._clock()
         notes: dict[str, StoredNote | Unreadable | None] = dict.fromkeys(last)
         to_read = []
@@ -343,8 +343,8 @@ class RedisNoteStore:
             notes[note_id] = None if own is None or own.expired(now) else replace(own, position=entry.position)
         return notes | dict(zip(to_read, await self.get(to_read, with_vectors=True), strict=True))
 
-    def forget_written(self) -> None:
-        self._own.clear()
+    def drop_own_writes(self) -> None:
+        self._own_writes.clear()
 
     async def scan(self) -> AsyncIterator[list[StoredNote | Unreadable]]:
         cursor: int | None = None

@@ -106,7 +106,7 @@ if claim_lost() then return 'lost' end
 local kind = redis.call('TYPE', KEYS[1]).ok
 local at = kind == 'hash' and redis.call('HGET', KEYS[1], 'position')
 if kind == 'none' then return false end
-if not holds(ARGV[1], kind, at) then return 'moved' end
+if not holds(ARGV[1], kind, at) then return 'refused' end
 redis.call('DEL', KEYS[1])
 local position = redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'id', ARGV[2], 'op', 'delete')
 if redis.call('EXISTS', KEYS[4]) == 1 then

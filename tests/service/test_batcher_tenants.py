@@ -91,10 +91,10 @@ async def test_list_takes_more_places_only_of_those_that_its_tenant_may_have(eng
     async with batching(engine, max_queue=100, tenants=2) as batcher:
         with batcher.admit(1000, VECTOR_ONLY, IN_BACKGROUND, 13, "load") as later:
             with batcher.admit(1000, VECTOR_ONLY, IN_BACKGROUND, 32, "load") as first:
-                assert [batcher.next_batch_size(one, 40) for one in (later, first)] == [13, 32]
+                assert [batcher.grow_admission(one, 40) for one in (later, first)] == [13, 32]
                 with batcher.admit(22, VECTOR_ONLY, IN_BACKGROUND, tenant="other"):
-                    assert [batcher.next_batch_size(one, 40) for one in (later, first)] == [13, 32]
-            assert (batcher.next_batch_size(later, 40), later.reserved) == (40, 40)
+                    assert [batcher.grow_admission(one, 40) for one in (later, first)] == [13, 32]
+            assert (batcher.grow_admission(later, 40), later.reserved) == (40, 40)
 
 
 async def test_newcomer_and_interactive_note_find_places_beside_many_bulk_loads(engine: WordEngine) -> None:

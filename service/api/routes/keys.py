@@ -26,7 +26,7 @@ from service.api.schemas.keys import (
     RotateIn,
 )
 
-MAX_ACTS = 1000
+MAX_LISTED_ACTS = 1000
 """Bound on the acts in one answer of GET /audit."""
 POSITION = Form(r"^[0-9]{1,15}-[0-9]{1,10}$", "must be the `position` of an act")
 """Positions that Redis accepts: \\d would match the digits of every script."""
@@ -90,7 +90,7 @@ async def revoke_key(prefix: KeyPrefix, manager: ManagerDep, principal: Principa
 @needs(Scope.ADMIN)
 async def audit(
     manager: ManagerDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_ACTS, description="maximum number of acts")] = 100,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED_ACTS, description="maximum number of acts")] = 100,
     before: Annotated[
         str | None, POSITION, Query(description="list acts before this one: `position` of the last act that you have")
     ] = None,

@@ -18,7 +18,7 @@ from service.collection.change_feed import MAX_CHANGE_SECONDS, MAX_CHANGES, Chan
 from service.collection.listing import MAX_IDS, MAX_PAGE, Page
 from service.collection.removal import MAX_REMOVED_IDS, Receipt
 from service.filters import Bounds, Filter, TimeRange
-from service.records import LogEntry, StoredNote, Vector, position_key
+from service.records import LogEntry, StoredNote, Vector, position_seconds
 
 VectorForm = Literal["float", "base64"]
 """Form of a vector in an answer: numbers, or base64 of 32-bit floats, the lowest byte first."""
@@ -195,7 +195,7 @@ class ChangeOut(BaseModel):
 
     @classmethod
     def of(cls, entry: LogEntry) -> Self:
-        at = datetime.fromtimestamp(position_key(entry.position)[0] / 1000, UTC)
+        at = datetime.fromtimestamp(position_seconds(entry.position), UTC)
         return cls(id=entry.id, op="delete" if entry.removed else "put", log_position=entry.position, at=at)
 
 

@@ -20,7 +20,7 @@ BOOKKEEPING = b"snapshots|purged|purging|purge:(?:compression|cut|failed|failing
 BOOKKEEPING_KEY = re.compile(PREFIX + b"(" + BOOKKEEPING + b")")
 """Keys of a note, of a change log, of the identity of a store, and of what the replicas and purges of one server keep
 there: their snapshots, and which purges they have made."""
-PAGE_KEYS = 1000
+SCANNED_KEYS = 1000
 """Keys that one SCAN looks at."""
 NO_EXPIRY = -1
 
@@ -60,6 +60,6 @@ def pages(client: Any) -> Iterator[list[bytes]]:
     cursor: int | None = None
     seen: set[bytes] = set()
     while cursor != 0:
-        cursor, keys = client.scan(cursor or 0, count=PAGE_KEYS)
+        cursor, keys = client.scan(cursor or 0, count=SCANNED_KEYS)
         yield [key for key in dict.fromkeys(keys) if key not in seen]
         seen.update(keys)

@@ -15,7 +15,7 @@ from service.store.backup.contents import BOOKKEEPING_KEY, IDENTITY_KEY, LOG_KEY
 from service.store.backup.manifest import BackupError
 from service.store.change_log import RESTORE
 
-PAGE_KEYS = 200
+COPIED_KEYS = 200
 """Keys that are copied in one round trip: bounds the memory that long notes take."""
 STREAM_ENTRIES = 1000
 """Entries of a stream that are copied in one round trip."""
@@ -49,12 +49,12 @@ def copy_all(source: Any, target: Any, on_keys: Callable[[int], object]) -> None
     """
     names = {
         source.get(key): uuid4().hex.encode()
-        for key in source.scan_iter(match=b"*:identity", count=PAGE_KEYS)
+        for key in source.scan_iter(match=b"*:identity", count=COPIED_KEYS)
         if IDENTITY_KEY.fullmatch(key)
     }
     for page in pages(source):
-        for begin in range(0, len(page), PAGE_KEYS):
-            _copy_keys(source, target, page[begin : begin + PAGE_KEYS], names)
+        for begin in range(0, len(page), COPIED_KEYS):
+            _copy_keys(source, target, page[begin : begin + COPIED_KEYS], names)
         on_keys(len(page))
 
 

@@ -279,7 +279,7 @@ def test_request_on_which_an_early_answer_fails_is_answered_by_the_app(
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the services of this process act as if they had the most connections allowed."""
-    monkeypatch.setattr(BoundedProtocol, "said_full_at", 0.0)
+    monkeypatch.setattr(BoundedProtocol, "full_logged_at", 0.0)
     monkeypatch.setattr(BoundedProtocol, "max_connections", 0)
 
 

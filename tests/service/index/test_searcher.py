@@ -384,7 +384,7 @@ def test_rows_looked_up_one_by_one_and_by_segment_are_the_same(monkeypatch: pyte
     index.remove([f"s{n}" for n in range(0, 4000, 9)])
     found = []
     for bound in (0, 1000):
-        monkeypatch.setattr("service.index.searcher.MAX_LOOPED", bound)
+        monkeypatch.setattr("service.index.searcher.MAX_CHECKED_ROW_BY_ROW", bound)
         found.append([index.search(vector_of(note), k, where, 0.0) for note in notes[::100] for k in (1, 10, 100)])
     assert found[0] == found[1]
 
@@ -395,7 +395,7 @@ def test_search_for_more_than_a_card_selects_is_made_by_segments(monkeypatch: py
     do_jobs(index)
     expected = index.search(direction(3), 20, ANY, 0.0)
     monkeypatch.setattr("service.index.searcher.MAX_GPU_K", 10)
-    monkeypatch.setattr(index._searcher, "_on_card", True)
+    monkeypatch.setattr(index._searcher, "_on_gpu", True)
     monkeypatch.setattr(
         "service.index.joint_search.JointIndex.search", None
     )  # a call fails, as it does in FAISS on a card

@@ -81,7 +81,7 @@ async def test_start_by_newer_version_reads_undecoded_notes(
     await put(embedded_store, *notes(3))
     for note_id in ("n0", "n1"):
         changed(version=2)(embedded_admin, note_id)
-    embedded_store.forget_written()
+    embedded_store.drop_own_writes()
     async with started(embedded_store, clock, folder) as index:
         assert await find_ids(index) == {"n2"}
     monkeypatch.setattr(embedded_store, "scan", None)
@@ -363,7 +363,7 @@ async def test_keeper_and_purger_go_on_after_a_failure(
         monkeypatch.setattr(embedded_store, "keep_log", fail)
         await index.wait_for(await put(embedded_store, *notes(5)), WAIT)
         await eventually(lambda: failures)
-        monkeypatch.setattr("service.index.snapshots.SnapshotKeeper.save", fail)
+        monkeypatch.setattr("service.index.snapshot_keeper.SnapshotKeeper.save", fail)
         await delete(embedded_store, "n0")
         embedded_admin.xadd(LOG, {"id": "", "op": "purge"})
         await eventually(lambda: len(failures) > 3)

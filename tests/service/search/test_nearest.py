@@ -102,7 +102,7 @@ async def test_reader_process_answers_with_every_acknowledged_note_or_not_at_all
 ) -> None:
     """Another process writes a new note, which no cached list has, while the index cannot read the log."""
     caches = nearest._neighbours, nearest._items
-    reader = NearestNotes(live_index, Freshness(embedded_store, live_index), *caches, clock, beside_writer=True)
+    reader = NearestNotes(live_index, Freshness(embedded_store, live_index), *caches, clock, in_reader_process=True)
     await embedded_store.hold()
     other = GatedStore(embedded.url, clock=clock)
     await other.put([Write(stored_note("soup soup"))])

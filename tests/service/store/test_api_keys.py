@@ -225,7 +225,7 @@ async def test_acts_are_read_newest_first_and_by_pages(keys: RedisKeyStore) -> N
 
 
 async def test_acts_are_bounded(keys: RedisKeyStore, admin: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.store.api_keys.MAX_ACTS", 100)
+    monkeypatch.setattr("service.store.api_keys.MAX_STORED_ACTS", 100)
     for _ in range(400):
         await keys.record(ACT)
     assert 100 <= admin.xlen("{access}:audit") < 400

@@ -20,9 +20,9 @@ from service.records import ORIGIN, Attempt, Condition, Remembered, StoredNote, 
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
 from service.store.known_position import (
-    MAX_PROCESSES,
+    FOLDER_POINTER,
+    MAX_POSITION_WRITERS,
     MEMORY,
-    PLACE,
     SEQUENCE_MASK,
     KnownPosition,
     KnownPositions,
@@ -54,7 +54,7 @@ def test_new_file_has_the_position_before_every_change(known: KnownPosition) -> 
 
 def test_position_is_the_latest_it_was_raised_to(known: KnownPosition) -> None:
     for raised, position in (("17-5", "17-5"), ("17-3", "17-5"), ("16-9", "17-5"), ("17-6", "17-6"), ("18-0", "18-0")):
-        known.raise_to(raised)
+        known.advance_to(raised)
         assert known.read() == position
 
 
@@ -72,35 +72,35 @@ def test_file_that_cannot_be_mapped_is_closed(path: Path, monkeypatch: pytest.Mo
 
 def test_another_process_sees_what_one_has_raised(known: KnownPosition, path: Path) -> None:
     with closing(KnownPosition(path)) as other:
-        known.raise_to("7-1")
+        known.advance_to("7-1")
         assert other.read() == "7-1"
-        other.raise_to("1700000000000-2")
+        other.advance_to("1700000000000-2")
     assert known.read() == "1700000000000-2"
     with closing(KnownPosition(path)) as later:
         assert later.read() == "1700000000000-2"
 
 
 def test_position_whose_sequence_number_needs_more_bits_is_not_known(known: KnownPosition) -> None:
-    known.raise_to(f"7-{SEQUENCE_MASK - 1}")
+    known.advance_to(f"7-{SEQUENCE_MASK - 1}")
     assert known.read() == f"7-{SEQUENCE_MASK - 1}"
-    known.raise_to(f"7-{SEQUENCE_MASK + 5}")
+    known.advance_to(f"7-{SEQUENCE_MASK + 5}")
     assert known.read() is None
-    known.raise_to("8-0")
+    known.advance_to("8-0")
     assert known.read() == "8-0"
-    known.raise_to(f"{1 << 43}-0")
+    known.advance_to(f"{1 << 43}-0")
     assert known.read() is None
 
 
 def test_ended_position_is_never_known_again(known: KnownPosition) -> None:
-    known.end()
-    known.raise_to("1700000000000-0")
+    known.invalidate_for_good()
+    known.advance_to("1700000000000-0")
     assert known.read() is None
 
 
 def raise_odd_or_even(path: Path, first: int) -> None:
     with closing(KnownPosition(path, first)) as known:
         for n in range(first, 2 * RAISED, 2):
-            known.raise_to(f"{n}-0")
+            known.advance_to(f"{n}-0")
             assert position_key(known.read() or "") >= (n, 0)
 
 
@@ -118,7 +118,7 @@ def test_two_processes_that_raise_it_never_lower_it(known: KnownPosition, path: 
 def raise_by_one(known: KnownPosition) -> int:
     """Raise a position to the next millisecond, and return the millisecond."""
     milliseconds = 1 + position_key(known.read() or "")[0]
-    known.raise_to(f"{milliseconds}-0")
+    known.advance_to(f"{milliseconds}-0")
     return milliseconds
 
 
@@ -150,17 +150,17 @@ def test_process_that_is_stopped_stops_no_other(tmp_path: Path) -> None:
 
 def test_number_of_a_process_that_died_is_written_by_another(tmp_path: Path) -> None:
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
-        for n in range(1, 2 * MAX_PROCESSES):
+        for n in range(1, 2 * MAX_POSITION_WRITERS):
             with closing(KnownPositions(tmp_path)) as others, others.open("default", "") as there:
-                there.raise_to(f"{n}-0")
+                there.advance_to(f"{n}-0")
             assert known.read() == f"{n}-0"
 
 
 def test_process_beyond_as_many_as_may_use_a_folder_is_refused(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        for _ in range(MAX_PROCESSES):
+        for _ in range(MAX_POSITION_WRITERS):
             stack.enter_context(closing(KnownPositions(tmp_path)))
-        with pytest.raises(EmbeddedRedisError, match=f"{MAX_PROCESSES} processes"):
+        with pytest.raises(EmbeddedRedisError, match=f"{MAX_POSITION_WRITERS} processes"):
             KnownPositions(tmp_path)
 
 
@@ -171,33 +171,33 @@ def positions(tmp_path: Path) -> Iterator[KnownPositions]:
 
 
 def place_of(data_folder: Path) -> Path:
-    return Path((data_folder / PLACE).read_text())
+    return Path((data_folder / FOLDER_POINTER).read_text())
 
 
 def test_positions_of_tenants_are_apart_and_end_one_by_one(positions: KnownPositions) -> None:
     with positions.open("acme", "1") as acme, positions.open("acme", "2") as anew, positions.open("default", "") as own:
-        acme.raise_to("7-0")
-        positions.end("acme", "1")
-        positions.end("acme", "3")  # a position that nobody has opened
+        acme.advance_to("7-0")
+        positions.invalidate_for_good("acme", "1")
+        positions.invalidate_for_good("acme", "3")  # a position that nobody has opened
         assert [one.read() for one in (acme, anew, own)] == [None, ORIGIN, ORIGIN]
 
 
 def test_doubted_position_is_known_again_after_a_later_change(positions: KnownPositions) -> None:
     with positions.open("default", "") as known:
-        known.raise_to("8-3")
-        positions.doubt_all(0.009)
-        known.raise_to("9-2")
+        known.advance_to("8-3")
+        positions.invalidate_all(0.009)
+        known.advance_to("9-2")
         assert known.read() is None
-        known.raise_to("10-0")
+        known.advance_to("10-0")
         assert known.read() == "10-0"
 
 
 def test_position_that_is_ahead_of_the_clock_is_doubted_too(positions: KnownPositions) -> None:
     with positions.open("default", "") as known:
-        known.raise_to("8-3")
-        positions.doubt_all(0.001)  # the machine's clock was set back
+        known.advance_to("8-3")
+        positions.invalidate_all(0.001)  # the machine's clock was set back
         assert known.read() is None
-        known.raise_to("9-0")
+        known.advance_to("9-0")
         assert known.read() == "9-0"
 
 
@@ -207,7 +207,7 @@ def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPo
         positions.open("default", "") as known,
         other.open("default", "") as there,
     ):
-        known.raise_to("7-1")
+        known.advance_to("7-1")
         assert there.read() == "7-1"
     assert place_of(tmp_path).parent == MEMORY
 
@@ -215,10 +215,10 @@ def test_processes_of_a_data_folder_share_its_place_in_memory(positions: KnownPo
 @pytest.mark.parametrize("left", ["folder", "name", "nothing"])
 def test_process_that_is_alone_begins_anew(tmp_path: Path, left: str) -> None:
     with closing(KnownPositions(tmp_path)) as positions, positions.open("default", "") as known:
-        known.raise_to("7-1")
+        known.advance_to("7-1")
         first = place_of(tmp_path)
         if left != "nothing":  # keep the files, as if the process were killed
-            place, kept = tmp_path / PLACE, tmp_path / "kept"
+            place, kept = tmp_path / FOLDER_POINTER, tmp_path / "kept"
             shutil.copytree(first, kept)
     assert not first.exists()
     if left != "nothing":
@@ -237,7 +237,7 @@ def test_copy_of_a_data_folder_leaves_the_running_service_alone(
     with positions.open("default", "") as known:
         shutil.copytree(tmp_path, copy)
         with closing(KnownPositions(copy)) as other, other.open("default", "") as there:
-            there.raise_to("9-0")
+            there.advance_to("9-0")
             assert known.read() == ORIGIN
     assert place_of(tmp_path).is_dir()
     assert not place_of(copy).name
@@ -254,7 +254,7 @@ def test_folder_goes_with_the_last_process(tmp_path: Path) -> None:
 def test_closed_position_is_not_known(path: Path) -> None:
     known = KnownPosition(path)
     known.close()
-    known.raise_to("7-1")
+    known.advance_to("7-1")
     assert known.read() is None
 
 

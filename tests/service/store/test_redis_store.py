@@ -266,7 +266,7 @@ async def test_long_notes_of_the_log_are_read_in_parts_of_bounded_size(
     monkeypatch.setattr("service.store.redis_store.MAX_READ_BYTES", 20_000)
     ids = [f"n{n}" for n in range(12)]
     await store.put([Write(stored_note(note_id, content="x" * 4000)) for note_id in ids])
-    store.forget_written()
+    store.drop_own_writes()
     reads = record_reads(store, monkeypatch)
     logged = await store.get_logged(await whole_log(store))
     assert [note.note.id for note in logged.values() if isinstance(note, StoredNote)] == ids
@@ -322,17 +322,17 @@ async def test_own_writes_are_kept_until_read_from_the_log(store: RedisNoteStore
         await put(store, stored_note("a", title=f"{n}"))
     assert await store.put([Write(stored_note("a", title="late"), Condition(("1-0",)))]) == [None]
     await put(store, stored_note("long", content="long " * OWN_CHARACTERS))
-    assert len(store._own) == 3
+    assert len(store._own_writes) == 3
     await store.get_logged(await whole_log(store))
-    assert not store._own
+    assert not store._own_writes
 
 
-async def test_forget_written_drops_earlier_own_writes(store: RedisNoteStore, redis_url: str, clock: Clock) -> None:
+async def test_drop_own_writes_forgets_earlier_ones(store: RedisNoteStore, redis_url: str, clock: Clock) -> None:
     other = RedisNoteStore(redis_url, clock=clock)
     await put(store, stored_note("a", title="ours"))
     entries = await whole_log(store)
     await put(other, stored_note("a", title="theirs"))
-    store.forget_written()
+    store.drop_own_writes()
     found = (await store.get_logged(entries))["a"]
     assert found is not None
     assert found.note.title == "theirs"
@@ -414,7 +414,7 @@ async def test_samples_do_not_begin_in_a_store_that_was_used(store: RedisNoteSto
 async def test_damaged_notes_are_unreadable_however_they_are_read(store: RedisNoteStore, admin: redis.Redis) -> None:
     types: dict[str, type] = dict.fromkeys(DAMAGES, Unreadable) | {"good": StoredNote}
     await store.put([Write(stored_note(note_id, content=SECRET)) for note_id in types])
-    store.forget_written()
+    store.drop_own_writes()
     for note_id, damage in DAMAGES.items():
         damage(admin, note_id)
     entries = await whole_log(store)
@@ -462,7 +462,7 @@ async def test_malformed_log_entry_is_logged_and_skipped(
     store: RedisNoteStore, admin: redis.Redis, fields: dict[str, str]
 ) -> None:
     await put(store, stored_note("a"))
-    store.forget_written()
+    store.drop_own_writes()
     at = admin.xadd(LOG, fields)
     with structlog.testing.capture_logs() as lines:
         entries = await whole_log(store)

@@ -28,7 +28,7 @@ def remove_unused(data_dir: Path, logs: Iterable[PurgedLog]) -> None:
     store: no replica can continue from them. Other unused snapshots are of replicas that have not started yet."""
     positions = _positions(logs)
     for parent in snapshot_parents(data_dir):
-        remove_unused_snapshots(parent, lambda folder: _can_go_on(folder / MANIFEST, positions))
+        remove_unused_snapshots(parent, lambda folder: _is_usable(folder / MANIFEST, positions))
 
 
 def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float) -> list[Path]:
@@ -42,7 +42,7 @@ def wait_for_snapshots(data_dir: Path, logs: Iterable[PurgedLog], seconds: float
     while True:
         remove_unused(data_dir, logs)
         folders = list(_folders(data_dir, logs))
-        late = [folder for folder in folders if folder.exists() and not _can_go_on(folder / MANIFEST, positions)]
+        late = [folder for folder in folders if folder.exists() and not _is_usable(folder / MANIFEST, positions)]
         if not late or time.monotonic() > deadline:
             return late
         time.sleep(CHECK_SECONDS)
@@ -67,7 +67,7 @@ def _positions(logs: Iterable[PurgedLog]) -> Mapping[str, str]:
     return {log.identity: log.position for log in logs}
 
 
-def _can_go_on(manifest: Path, positions: Mapping[str, str]) -> bool:
+def _is_usable(manifest: Path, positions: Mapping[str, str]) -> bool:
     """Return whether a snapshot exists that was made where the log of its store begins, or later. `positions`: those of
     `_positions`. False for a snapshot of another store, and for a file that cannot be read as a manifest."""
     try:

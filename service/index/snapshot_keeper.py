@@ -17,7 +17,7 @@ from service.errors import SnapshotRefused, StoreUnavailable
 from service.index.backend import Part, ReadPart, Snapshottable
 from service.index.other_space import OtherSpaceNotes
 from service.index.packed_strings import packed, unpacked
-from service.index.snapshot_files import OthersSnapshots, SnapshotFolder, SnapshotOrigin
+from service.index.snapshot_files import SharedSnapshots, SnapshotFolder, SnapshotOrigin
 from service.index.state import READ_BATCH_SIZE, IndexedNotes, IndexState
 from service.index.texts import LiveTexts
 from service.index.threads import IndexWriter, run_in_daemon
@@ -45,14 +45,14 @@ class RestoredSnapshot:
 class SnapshotKeeper:
     """Saves snapshots of `state`, and reports to the store the position from which this replica still needs the log.
 
-    `snapshots`: where they are kept; None for no snapshots. From OthersSnapshots one is only loaded. `writer` runs the
+    `snapshots`: where they are kept; None for no snapshots. From SharedSnapshots one is only loaded. `writer` runs the
     calls that change the notes. `seconds` is the minimum time between two snapshots; `space` and `attributes` are those
     of SnapshotOrigin.
     """
 
     def __init__(
         self,
-        snapshots: SnapshotFolder | OthersSnapshots | None,
+        snapshots: SnapshotFolder | SharedSnapshots | None,
         store: NoteStore,
         state: IndexState,
         writer: IndexWriter,

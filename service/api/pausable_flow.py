@@ -1,4 +1,4 @@
-"""HoldingFlow: keeps a connection from being read while what was read waits."""
+"""PausableFlow: keeps a connection from being read while what was read waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from service.api.protocol import BoundedProtocol
 
 
-class HoldingFlow(FlowControl):
+class PausableFlow(FlowControl):
     """Flow control that does not resume reading while bytes that were read wait to be parsed, or enough of a body waits
     for an earlier answer. uvicorn resumes with each answer, and whenever the app asks whether its caller is still
     connected."""

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from service.errors import SnapshotRefused
 from service.index import snapshot_files
 from service.index.backend import Arrays, Part
-from service.index.snapshot_files import LOCK, MANIFEST, VERSION, OthersSnapshots, SnapshotFolder, SnapshotOrigin
+from service.index.snapshot_files import LOCK, MANIFEST, VERSION, SharedSnapshots, SnapshotFolder, SnapshotOrigin
 
 ORIGIN = SnapshotOrigin("store-1", "space-1")
 FIRST = {"rows": {"a": np.arange(5), "b": np.zeros((2, 3), np.float32)}, "empty": {"c": np.zeros(0, np.uint8)}}
@@ -165,7 +165,7 @@ def test_load_of_malformed_manifest_is_refused(folder: SnapshotFolder, tmp_path:
 
 def test_snapshot_of_others_is_mapped_and_outlives_its_files(folder: SnapshotFolder, tmp_path: Path) -> None:
     """A reader process maps the newest snapshot, while the process that saved it goes on and replaces it."""
-    others = OthersSnapshots(tmp_path)
+    others = SharedSnapshots(tmp_path)
     assert others.load(ORIGIN) is None
     contents = {**FIRST, "columns": {"c": np.asfortranarray(np.arange(6.0).reshape(2, 3)), "flag": np.array(True)}}
     folder.save(ORIGIN, "1-0", parts(contents))
@@ -194,7 +194,7 @@ def test_damaged_snapshot_of_others_is_refused(folder: SnapshotFolder, tmp_path:
     content = bytearray((tmp_path / "0" / damaged).read_bytes())
     content[-200] ^= 1
     (tmp_path / "0" / damaged).write_bytes(content)
-    snapshot = OthersSnapshots(tmp_path).load(ORIGIN)
+    snapshot = SharedSnapshots(tmp_path).load(ORIGIN)
     assert snapshot is not None
     with pytest.raises(SnapshotRefused, match="damaged"):
         snapshot.read("rows")
