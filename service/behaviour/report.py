@@ -69,12 +69,12 @@ class RecommendationCounts:
         """Clicks without an event that says the recommendation showed the note, by day."""
         self._shown: Counter[Group] = Counter()
         self._clicked: Counter[Group] = Counter()
-        self._open: dict[int, Group] = {}
+        self._unclicked: dict[int, Group] = {}
         """Group of each note that was shown and not clicked, by the hash of recommendation and note."""
         self._clicked_first: dict[int, int] = {}
         """Day of the click of each note that was clicked and not shown, by the same hash. They have a bound of their
         own, so that clicks of recommendations that were never shown do not evict notes that were."""
-        self._closed: dict[int, None] = {}
+        self._matched: dict[int, None] = {}
         """Hashes of the recommendations and notes that were shown and clicked; a dict, since it keeps their order."""
 
     def add(self, note_id: str, at: float, details: bytes, *, shown: bool, clicked: bool) -> None:
@@ -85,20 +85,20 @@ class RecommendationCounts:
         if (recommendation := fields.get("recommendation_id")) is None:
             return
         pair = hash((recommendation, note_id))
-        if pair in self._closed:
+        if pair in self._matched:
             return
-        if shown and pair not in self._open:
+        if shown and pair not in self._unclicked:
             group = self._group(at, fields)
             self._shown[group] += 1
             day = self._clicked_first.pop(pair, None)
             if day is None:
-                _remember(self._open, pair, group)
+                _remember(self._unclicked, pair, group)
             else:
                 if self._unmatched[day]:  # it may have expired
                     self._unmatched[day] -= 1
                 self._close(pair, group)
-        elif clicked and pair in self._open:
-            self._close(pair, self._open.pop(pair))
+        elif clicked and pair in self._unclicked:
+            self._close(pair, self._unclicked.pop(pair))
         elif clicked and pair not in self._clicked_first:
             self._unmatched[_day(at)] += 1
             _remember(self._clicked_first, pair, _day(at))
@@ -123,12 +123,12 @@ class RecommendationCounts:
     @property
     def bytes(self) -> int:
         """Approximate memory of the counts."""
-        pairs = len(self._open) + len(self._clicked_first) + len(self._closed)
+        pairs = len(self._unclicked) + len(self._clicked_first) + len(self._matched)
         return PAIR_BYTES * pairs + GROUP_BYTES * len(self._shown)
 
     def _close(self, pair: int, group: Group) -> None:
         self._clicked[group] += 1
-        _remember(self._closed, pair, None)
+        _remember(self._matched, pair, None)
 
     def _group(self, at: float, fields: Mapping[str, object]) -> Group:
         names = [None if (value := fields.get(name)) is None else str(value) for name in DIMENSIONS]

@@ -166,8 +166,8 @@ class NeighbourCache:
         centre, vector = self._index.centre, self._index.vector(note_id)
         if vector is None:
             return None
-        beside = replace(where, exclude=where.exclude | {note_id})
-        return NeighbourQuery(centre.query(vector), beside, centre, self._count)
+        without_itself = replace(where, exclude=where.exclude | {note_id})
+        return NeighbourQuery(centre.query(vector), without_itself, centre, self._count)
 
     def _keep(self, note_id: str, k: int, where: Filter, query: NeighbourQuery, hits: list[Hit]) -> None:
         """Cache the result of a search, unless it had conditions, or all lists were dropped meanwhile."""

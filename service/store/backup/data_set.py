@@ -54,21 +54,34 @@ def _copy(server: socket.socket, append: Callable[[bytes], None], on_bytes: OnBy
     """Copy the data in the answer to SYNC. They follow a header: `$<size>`, or `$EOF:<mark>` where the mark ends
     them."""
     header, data = _header(server)
-    mark = header.removeprefix(b"$EOF:") if header.startswith(b"$EOF:") else b""
-    left = 0 if mark else int(header[1:])
-    while True:
-        if mark and data.endswith(mark):
-            append(data[:-MARK_BYTES])
-            on_bytes(len(data) - MARK_BYTES)
-            return
-        kept = MARK_BYTES if mark else 0
-        ready, data = (data[:-kept], data[-kept:]) if kept else (data[:left], b"")
-        append(ready)
-        on_bytes(len(ready))
-        left -= len(ready)
-        if not mark and not left:
-            return
-        data += _receive(server)
+
+    def add(part: bytes) -> None:
+        append(part)
+        on_bytes(len(part))
+
+    if header.startswith(b"$EOF:"):
+        _copy_until_mark(server, data, header.removeprefix(b"$EOF:"), add)
+    else:
+        _copy_size(server, data, int(header[1:]), add)
+
+
+def _copy_size(server: socket.socket, data: bytes, size: int, add: Callable[[bytes], None]) -> None:
+    """Copy `size` bytes, of which `data` has arrived."""
+    data = data[:size]
+    add(data)
+    left = size - len(data)
+    while left:
+        data = _receive(server)[:left]
+        add(data)
+        left -= len(data)
+
+
+def _copy_until_mark(server: socket.socket, data: bytes, mark: bytes, add: Callable[[bytes], None]) -> None:
+    """Copy everything before `mark`, of which `data` has arrived."""
+    while not data.endswith(mark):
+        add(data[:-MARK_BYTES])
+        data = data[-MARK_BYTES:] + _receive(server)  # the mark may arrive in two parts
+    add(data[:-MARK_BYTES])
 
 
 def _receive(server: socket.socket) -> bytes:
