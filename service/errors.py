@@ -76,8 +76,11 @@ class InvalidInput(NoteLLMError):
     def __init__(self, errors: Sequence[FieldError], left_out: int = 0) -> None:
         self.errors = tuple(errors[:MAX_ERRORS])
         self.left_out = left_out + len(errors) - len(self.errors)
-        more = f" {self.left_out} more are not listed." if self.left_out else ""
-        super().__init__(f"Some fields of the request are not valid; see `errors`.{more}")
+        others = len(self.errors) - 1
+        more = f" `errors` has {others} more." if others else ""
+        more += f" {self.left_out} further ones are not listed." if self.left_out else ""
+        first = self.errors[0]
+        super().__init__(f"The request is not valid: {first.pointer} {first.detail}.{more}")
 
     def under(self, prefix: str) -> InvalidInput:
         """Return the same error with pointers below `prefix`."""

@@ -49,7 +49,7 @@ from service.tracing import TRACING_OFF, Tracer
 CORS_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CORS_HEADERS = (
     *("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"),
-    *("X-Request-Id", "X-Request-Timeout", "X-Request-Priority"),
+    *("X-Request-Id", "X-Request-Timeout", "X-Request-Priority", "traceparent", "tracestate"),
 )
 """Headers that a web page of another origin may send."""
 EXPOSED_HEADERS = (

@@ -97,6 +97,9 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
             _describe_access(schema["paths"][route.path_format], route)
     stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
     stream["200"]["description"] = HASHTAG_EVENTS
+    # FastAPI describes it by `itemSchema`, which OpenAPI 3.1 does not have.
+    sent = {"type": "string", "description": "server-sent events"}
+    stream["200"]["content"] = {"text/event-stream": {"schema": sent}}
     stream.pop("504")  # a timeout is the event `problem` there
     nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
     _omit_scenario_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
@@ -105,6 +108,7 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
             parameter["description"] = parameter["schema"]["description"]
     for probe in ("/startupz", "/readyz"):  # with a key they answer with numbers too
         schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
+    _state_what_is_sent(schema)
     for (method, path), example in EXAMPLES.items():
         schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
 
@@ -126,6 +130,42 @@ def _omit_scenario_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> Non
         if name in SearchDefaults.model_fields and (default := schema.pop("default", None)) not in (None, []):
             words = f"default: {json.dumps(default)}, unless a scenario sets another"
             schema["description"] = f"{schema['description']}; {words}" if "description" in schema else words
+
+
+def _state_what_is_sent(schema: dict[str, Any]) -> None:
+    """Remove from the description what client generators take for something that is always sent: null in queries and
+    headers, which cannot have it, the default null, and the defaults of fields that an answer may lack."""
+    components = schema["components"]["schemas"]
+    operations = [operation for methods in schema["paths"].values() for operation in methods.values()]
+    received = [name for operation in operations for name in _references(operation.get("requestBody"))]
+    for name in received:  # the list grows
+        received += [inner for inner in _references(components[name]) if inner not in received]
+    for name, component in components.items():
+        for field, taken in component.get("properties", {}).items():
+            may_lack = name not in received and field not in component.get("required", ())
+            if may_lack or taken.get("default", ...) is None:
+                taken.pop("default", None)
+    for parameter in (parameter for operation in operations for parameter in operation.get("parameters", ())):
+        taken = parameter["schema"]
+        if taken.get("default", ...) is None:
+            taken.pop("default")
+        kinds = [kind for kind in taken.get("anyOf", ()) if kind != {"type": "null"}]
+        if len(kinds) == 1:
+            del taken["anyOf"]
+            parameter["schema"] = kinds[0] | taken
+        elif kinds:
+            taken["anyOf"] = kinds
+
+
+def _references(node: Any) -> Iterator[str]:
+    """Yield the names of the components that a part of the description refers to."""
+    if isinstance(node, dict):
+        if isinstance(reference := node.get("$ref"), str):
+            yield reference.rpartition("/")[2]
+        node = list(node.values())
+    if isinstance(node, list):
+        for part in node:
+            yield from _references(part)
 
 
 def _describe_access(methods: dict[str, Any], route: StrictRoute) -> None:

@@ -32,6 +32,7 @@ MAX_ANSWER_ERRORS = 1000
 """Bound on the field errors in the answer to a list of notes or events; beyond it each refused item has one."""
 MAX_ECHOED_ID = 128
 """Bound on the characters of a refused item's id that its result echoes: that of a valid id."""
+TIME_FORM = "send ISO 8601 with a time zone, such as 2026-12-03T09:30:00Z, or Unix time in seconds"
 CHALLENGE = 'Bearer realm="notellm"'
 """Value of WWW-Authenticate (RFC 6750)."""
 STATUS: dict[type[Exception], int] = {
@@ -180,12 +181,13 @@ def invalid_input(failures: Sequence[Any], prefix: str = "") -> errors.InvalidIn
 
 
 def detail_of(failure: Any) -> str:
-    """Return pydantic's message about a field, with a hint if the field is unknown, or if a query string turned the +
-    of a time into a space."""
+    """Return pydantic's message about a field, with a hint if the field is unknown or a time cannot be read: a query
+    string may have turned its + into a space."""
     if failure["type"] == UNKNOWN_FIELD:
         return f"{failure['msg']}; {hint_at_known(failure['loc'][-1], failure['ctx']['known'])}"
-    if failure["type"].startswith("datetime") and failure["loc"][0] == "query" and " " in str(failure.get("input")):
-        return f"{failure['msg']}; write + as %2B"
+    if failure["type"].startswith(("datetime", "timezone")):
+        in_query = failure["loc"][0] == "query" and " " in str(failure.get("input"))
+        return f"{failure['msg']}; {'write + as %2B' if in_query else TIME_FORM}"
     return str(failure["msg"])
 
 

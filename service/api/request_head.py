@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import httptools
 
+ENCODED_SLASH = b"%2F"
+"""Part of a path that would be decoded to a slash, so that an id with one would lead to another endpoint or to none."""
 SINGLE = (b"authorization", b"content-type", b"host")
 """Headers of which only one value would be heeded. A proxy that adds a second one must not decide whose counts."""
 
@@ -14,6 +16,8 @@ def malformed(target: bytes, headers: Sequence[tuple[bytes, bytes]], http_versio
     """Return what is wrong with a head, for its caller; None if nothing is. `headers`: with names in lower case."""
     if not _has_path(target):
         return "The target of the request has no valid path: send the path only."
+    if ENCODED_SLASH in target.partition(b"?")[0].upper():
+        return "The path has an encoded slash (%2F): no id of a note, and no name of a user or session, contains one."
     values: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in SINGLE and values.setdefault(name, value) != value:

@@ -85,6 +85,8 @@ class EventFollower:
         then the same."""
         self._identity = ""
         self._target = ""
+        self._applied = asyncio.Condition()
+        """Notified when entries were applied."""
         self._stopped = False
         self._expire_at = 0.0
         self._trim_at = 0.0
@@ -105,6 +107,16 @@ class EventFollower:
     def bytes(self) -> int:
         """Approximate memory of the state, and of the one that is to replace it."""
         return self.state.bytes + (0 if self.state is self._filling else self._filling.bytes)
+
+    async def wait_for(self, position: str, seconds: float) -> bool:
+        """Wait until `state` has all entries up to `position`; return False if that takes longer than `seconds`."""
+        key = position_key(position)
+        try:
+            async with asyncio.timeout(seconds), self._applied:
+                await self._applied.wait_for(lambda: self.complete and position_key(self.position) >= key)
+        except TimeoutError:
+            return False
+        return True
 
     def stop(self) -> None:
         """End `run` after the read in progress, even if the Redis client swallows a cancellation."""
@@ -186,6 +198,8 @@ class EventFollower:
             self.state, self.complete = self._filling, True
             kept = self.state.co_occurrence
             log.info("behaviour_built", reads=kept.reads, readers=kept.readers, notes=kept.notes)
+        async with self._applied:
+            self._applied.notify_all()
         if self.complete and entries:
             await asyncio.sleep(GATHER_SECONDS)
 

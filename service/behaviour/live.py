@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import structlog
+
 from service.behaviour.co_occurrence import CoOccurrence, CoOccurrenceOptions, Read, Related, summed
 from service.behaviour.follower import EventFollower
 from service.behaviour.report import Dimension, Rate, rates
@@ -14,6 +16,8 @@ from service.events import Event, EventEntry, EventOutcome
 from service.interfaces import Clock, EventStore
 from service.tasks import cancel_until_done
 from service.telemetry import Telemetry
+
+log = structlog.get_logger()
 
 MAX_SUMMED_IN_LOOP = 100
 """Bound on the successors of all examples that are merged in the event loop: up to half a millisecond, or a few if they
@@ -24,6 +28,9 @@ each may keep the store busy for seconds, and takes memory that the bodies of al
 MAX_ERASURES = 1
 """Bound on the erasures of readers' events that one process runs concurrently for a tenant, published at GET /limits:
 each scans the whole stream."""
+FORGET_SECONDS = 1.0
+"""Bound on the wait of a removal for the follower to apply it, which takes milliseconds unless the stream is being read
+from its beginning."""
 MAX_READER_EXPORTS = 4
 """Bound on the exports of one reader's events that one process sends concurrently for a tenant, published at GET
 /limits. They answer people who ask for the data kept about them, so they do not wait for other exports."""
@@ -98,10 +105,14 @@ class LiveBehaviour:
         return self._store.read_events_of(reader)
 
     async def forget(self, reader: str) -> int:
-        """Remove durably all events of a reader so far; return their number. Each replica stops counting them when it
-        reads the removal from the stream: within milliseconds, or, after a purge, once it has read the stream again.
-        Raises StoreUnavailable, TenantRemoved."""
-        return await self._store.forget(reader)
+        """Remove durably all events of a reader so far; return their number, once this replica no longer counts them,
+        or after FORGET_SECONDS. Other replicas stop counting them when they read the removal from the stream: within
+        milliseconds, or, after a purge, once they have read the stream again. Raises StoreUnavailable, TenantRemoved.
+        """
+        removed = await self._store.forget(reader)
+        if not await self._follower.wait_for(await self._store.last(), FORGET_SECONDS):
+            log.warning("forgotten_reader_counts", detail="until the stream of events was read again")
+        return removed
 
     def all_reads(self) -> Iterator[list[Read]]:
         """Yield the reads that are held, reader by reader. Raises BehaviourBehind until the whole stream was read, and

@@ -54,7 +54,8 @@ def notellm(
 
 @app.command()
 def serve() -> None:
-    """Run the service. It is configured by environment variables NOTELLM_* (docs/configuration.md)."""
+    """Run the service. It is configured by environment variables (docs/configuration.md), such as NOTELLM_PORT=8080,
+    NOTELLM_DATA_DIR=/srv/notellm, NOTELLM_REDIS_URL=redis://host:6379/0 or NOTELLM_CHECKPOINT=runs/first/best."""
     end_by_sigterm_as_first_process()
     settings = read_settings()
     with exit_as_misuse_on(AddressUnavailable, CertificateUnusable):

@@ -77,12 +77,12 @@ class Form:
         return core_schema.custom_error_schema(text, "text_form", custom_error_message=self.words)
 
 
-NOTE_ID_FORM = "id of a note: 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, not starting with . : -"
+NOTE_ID_FORM = "id of a note: 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, not starting with . or :"
 NoteId = Annotated[
     str,
     Form(
-        r"^[A-Za-z0-9_~][A-Za-z0-9_.:~-]{0,127}$",
-        "must be a string of 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, not starting with . : -",
+        r"^[A-Za-z0-9_~-][A-Za-z0-9_.:~-]{0,127}$",
+        "must be a string of 1 to 128 characters of A-Z a-z 0-9 _ . : ~ -, not starting with . or :",
     ),
     Field(description=NOTE_ID_FORM, examples=["sample-en-001"]),
 ]

@@ -20,6 +20,20 @@ def test_openapi_equals_the_documented_one() -> None:
     assert documented == real, "run `make openapi`"
 
 
+def test_openapi_says_no_more_than_is_sent() -> None:
+    described = build_app(Settings()).openapi()
+    operations = [operation for methods in described["paths"].values() for operation in methods.values()]
+    parameters = [parameter for operation in operations for parameter in operation.get("parameters", ())]
+    assert all("null" not in json.dumps(parameter["schema"]) for parameter in parameters)
+    fields = described["components"]["schemas"]["Problem"]["properties"]
+    assert {"errors", "retry_after"} <= fields.keys()
+    assert all("default" not in field for field in fields.values()), "an answer may lack it"
+    assert "default" not in described["components"]["schemas"]["HashtagOut"]["properties"]["notes"]
+    assert described["components"]["schemas"]["SimilarIn"]["properties"]["k"]["description"]
+    assert described["components"]["schemas"]["HashtagsIn"]["properties"]["count"]["default"] == 5
+    assert "itemSchema" not in json.dumps(described), "it is of OpenAPI 3.2"
+
+
 def test_openapi_is_whole_for_whoever_asks_while_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     settled = threading.Event()  # set once the second thread waits for the whole description, or has an answer already
     described: list[str] = []

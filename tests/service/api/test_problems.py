@@ -74,6 +74,24 @@ def test_text_of_a_wrong_form_is_answered_in_words(
     assert error["detail"].startswith(detail)
 
 
+def test_detail_of_a_refused_request_has_the_first_of_its_errors(client: httpx2.Client) -> None:
+    one = client.post("/notes", json={"id": "a b", "title": "x"}).json()
+    assert one["detail"] == f"The request is not valid: /id {one['errors'][0]['detail']}."
+    two = client.post("/notes", json={"id": "a b", "title": "x", "category": "\u200b"}).json()
+    assert len(two["errors"]) == 2
+    assert two["detail"].endswith("`errors` has 1 more.")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", ["/notes/a%2Fb", "/notes/a%2fsimilar", "/users/a%2Fb/events?x=%2F"])
+def test_id_with_an_encoded_slash_is_refused_and_leads_to_no_other_endpoint(
+    client: httpx2.Client, method: str, path: str
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, "%2F" in answer.json()["detail"]) == (400, True)
+    assert client.get("/notes/sample-en-001/similar?author=a%2Fb").status_code == 200
+
+
 def test_note_that_is_sent_back_as_it_was_answered_is_refused_with_advice(client: httpx2.Client) -> None:
     answered = client.get("/notes/sample-en-001").json()
     for refused in (client.put("/notes/sample-en-001", json=answered), client.patch("/notes/x", json=answered)):
@@ -97,6 +115,13 @@ def test_bare_date_in_the_place_of_a_time_is_refused(client: httpx2.Client, date
     for answer in answers:
         (error,) = answer.json()["errors"]
         assert error["detail"] == "must be ISO 8601 with a time zone: a number is read as seconds since 1970"
+
+
+@pytest.mark.parametrize("time", ["2030-01-01", "2030-01-01T00:00:00", "tomorrow", ""])
+def test_time_that_cannot_be_read_is_refused_with_an_example(client: httpx2.Client, time: str) -> None:
+    (error,) = client.post("/notes", json={"title": "x", "expires_at": time}).json()["errors"]
+    assert error["pointer"] == "/expires_at"
+    assert "with a time zone, such as 2026-12-03T09:30:00Z" in error["detail"]
 
 
 @pytest.mark.parametrize("path", ["/notes/sample-en-001/similar", "/notes"])

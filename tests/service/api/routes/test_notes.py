@@ -40,6 +40,14 @@ def test_a_created_note_is_returned_as_it_was_given(client: httpx2.Client) -> No
     assert stored.headers["etag"] == f'"{created.json()["log_position"]}"'
 
 
+@pytest.mark.parametrize("note_id", ["-NabcFirebase", "--", "~", "a" * 128])
+def test_a_note_keeps_the_id_that_another_system_gave_it(client: httpx2.Client, note_id: str) -> None:
+    assert client.put(f"/notes/{note_id}", json={"title": "tea"}).json()["id"] == note_id
+    assert client.get(f"/notes/{note_id}/similar?exclude={note_id}").status_code == 200
+    assert client.get(f"/notes/{note_id}").json()["id"] == note_id
+    assert client.delete(f"/notes/{note_id}").status_code == 200
+
+
 def test_a_note_without_an_id_gets_one(client: httpx2.Client) -> None:
     answer = post(client, {"title": "No id"})
     assert client.get(answer.headers["location"]).json()["title"] == "No id"
