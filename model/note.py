@@ -39,7 +39,9 @@ DOTTED_I = "i\u0307"
 """The letter i and a combining dot: `str.casefold` turns the Turkish capital letter I with a dot into these two."""
 FLAG_OR_INVISIBLE = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
 ANY_CONTROL, ANY_IGNORED = re.compile(f"[{CONTROL}]"), re.compile(f"[{IGNORED}]")
-BLANK = re.compile(f"[\\s\u2800{CONTROL}{INVISIBLE}{IGNORED}]*")
+KEYCAP = "\u20e3"
+"""Character that draws a key around the one before it, such as a '#', which a hashtag loses."""
+BLANK = re.compile(f"[\\s\u2800{CONTROL}{INVISIBLE}{IGNORED}{KEYCAP}]*")
 Attribute = str | int | float | bool
 
 

@@ -78,7 +78,7 @@ def test_spellings_that_look_alike_share_a_key(one: str, other: str) -> None:
     assert hashtag_key(one) == hashtag_key(other) != ""
 
 
-@pytest.mark.parametrize("text", ["", " \n", "\u3164\u2800", "\u200b", "\ufeff\u2028", "\ufe0f"])
+@pytest.mark.parametrize("text", ["", " \n", "\u3164\u2800", "\u200b", "\ufeff\u2028", "\ufe0f", "\ufe0f\u20e3"])
 def test_text_that_shows_nothing_is_blank(text: str) -> None:
     assert is_blank(text)
     assert not is_blank(f"{text}.")
