@@ -24,7 +24,7 @@ SENT_TOGETHER_BYTES = 65_536
 
 class NdjsonResponse(Response):
     """Sends each line, or batch of lines, at once, even while the request is still being read. Ends without an error
-    when the caller disconnects."""
+    when the caller disconnects. To HEAD it answers once the first line is known."""
 
     def __init__(self, lines: AsyncGenerator[bytes], headers: dict[str, str] | None = None) -> None:
         self._lines = lines
@@ -36,6 +36,8 @@ class NdjsonResponse(Response):
         with suppress(ClientDisconnect):
             async with aclosing(self._lines) as lines:  # so that what they hold is freed at once
                 async for line in lines:
+                    if scope["state"].get("method") == "HEAD":  # HeadAsGet; the server would send no body
+                        break
                     await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -8,7 +8,7 @@ import gzip
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx2
@@ -16,6 +16,8 @@ import pytest
 from fastapi import Request
 
 from service.api.problems import MAX_ANSWER_ERRORS
+from service.collection.export import MAX_EXPORTS
+from service.store.redis_store import RedisNoteStore
 from tests.service.api.conftest import Serve, eventually_true, sizes_written
 from tests.service.conftest import DebianRedis
 
@@ -93,6 +95,25 @@ def test_export_is_written_in_small_pieces(client: httpx2.Client, monkeypatch: p
     assert len(lines) == 32
     assert 30_000 < sum(sizes) < 60_000
     assert max(sizes) < 6000
+
+
+def test_head_of_an_export_does_not_read_the_notes(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    get = RedisNoteStore.get
+
+    async def record(store: RedisNoteStore, ids: Sequence[str], **options: Any) -> Any:
+        read.extend(ids)
+        return await get(store, ids, **options)
+
+    monkeypatch.setattr(RedisNoteStore, "get", record)
+    add(client, *(f"n{number}" for number in range(20)))
+    read.clear()
+    for _ in range(2 * MAX_EXPORTS):  # each frees its place at once
+        answer = client.head("/notes/export")
+        assert (answer.status_code, answer.text) == (200, "")
+    assert read == []
+    export(client)
+    assert len(read) == 20
 
 
 def test_export_of_nothing_has_two_lines(serve: Serve) -> None:
