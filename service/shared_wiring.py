@@ -19,9 +19,9 @@ from service.search.shared_lru import SharedLru
 from service.settings import Settings
 from service.store.api_keys import RedisKeyStore
 from service.store.connection import MAX_CONNECTIONS, Connection, ServerState
-from service.store.keys import Keys
 from service.store.known_position import KnownPosition, KnownPositions
 from service.store.quotas import RedisQuotaStore
+from service.store.redis_keys import RedisKeys
 from service.store.redis_store import RedisNoteStore
 from service.store.tenants import RedisTenants
 from service.telemetry import Telemetry
@@ -93,7 +93,7 @@ class SharedParts:
             clock=self.clock,
             dimensions={space: dimension},
             on_error=self.telemetry.store_errors.inc,
-            keys=Keys(name),
+            keys=RedisKeys(name),
             identity=identity,
             max_connections=TENANT_CONNECTIONS if identity else MAX_CONNECTIONS,
             server=self.server,

@@ -59,9 +59,9 @@ from service.settings import Settings
 from service.shared_wiring import SharedParts, make_gate, snapshot_folder
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
 from service.store.events import RedisEventStore
-from service.store.keys import Keys
 from service.store.known_position import KnownPositions
 from service.store.ranked_lists import RedisLists
+from service.store.redis_keys import RedisKeys
 from service.store_probe import StoreProbe
 from service.telemetry import Telemetry
 from service.tenants import Tenants
@@ -190,11 +190,11 @@ async def _open_tenant(shared: SharedParts, parts: ModelParts, name: str, identi
         recommender = Recommender(
             generator, parts.batcher, store, index, shared.telemetry, clock, settings.idempotency_seconds, name
         )
-        events = RedisEventStore(store.connection, _event_bounds(settings), Keys(name), identity, known)
+        events = RedisEventStore(store.connection, _event_bounds(settings), RedisKeys(name), identity, known)
         behaviour = _make_behaviour(shared, events)
         stack.push_async_callback(behaviour.stop)
         behaviour.start()
-        lists = RedisLists(store.connection, Keys(name), settings.page_seconds, identity)
+        lists = RedisLists(store.connection, RedisKeys(name), settings.page_seconds, identity)
         search = NoteSearch(
             engine,
             parts.batcher,

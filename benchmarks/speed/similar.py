@@ -48,7 +48,7 @@ from service.lifecycle import Lifecycle
 from service.records import StoredNote, Write
 from service.settings import Settings
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import NOTE
+from service.store.redis_keys import NOTE
 from service.store.redis_store import LOG_ENTRIES, RedisNoteStore
 from service.store.scripts import PUT
 from service.telemetry import Telemetry

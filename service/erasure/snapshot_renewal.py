@@ -10,8 +10,8 @@ import orjson
 
 from service.index.snapshot_files import DEFAULT_PARENT, MANIFEST, TENANTS, remove_unused_snapshots
 from service.records import position_key
-from service.store.keys import DEFAULT_KEYS
 from service.store.purge import PurgedLog
+from service.store.redis_keys import DEFAULT_KEYS
 
 CHECK_SECONDS = 0.1
 """Pause between two checks whether the snapshots are renewed."""

@@ -23,7 +23,7 @@ from service.errors import StoreUnavailable
 from service.records import Durability
 from service.shared_probe import SharedProbe
 from service.store.durability import probe_write_policy
-from service.store.keys import TOUCHED
+from service.store.redis_keys import TOUCHED
 from service.store.scripts import FIRST_WRITE
 from service.tracing import stage
 

@@ -27,9 +27,9 @@ from service.store.change_log import fields_of, stream_entries
 from service.store.connection import Command, Connection
 from service.store.document import END_SECOND, FIRST_SECOND
 from service.store.idempotency import REMOVED
-from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.known_position import KnownPosition
 from service.store.purge_claim import PurgeClaim
+from service.store.redis_keys import DEFAULT_KEYS, RedisKeys
 from service.store.scripts import FIRST_WRITE, LOG_END
 
 CONTROL: Mapping[bytes, Literal["note", "reader", "purge"]] = {
@@ -178,7 +178,7 @@ class RedisEventStore:
         self,
         connection: Connection,
         bounds: EventBounds,
-        keys: Keys = DEFAULT_KEYS,
+        keys: RedisKeys = DEFAULT_KEYS,
         identity: str = "",
         known: KnownPosition | None = None,
     ) -> None:

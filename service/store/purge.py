@@ -26,8 +26,8 @@ from service.records import ORIGIN
 from service.store.change_log import PURGE
 from service.store.clients import client_of
 from service.store.event_purge import purge_events
-from service.store.keys import HASH_TAG, TENANT_PATTERN, Keys
 from service.store.purge_claim import PurgeClaim, PurgeError
+from service.store.redis_keys import HASH_TAG, TENANT_PATTERN, RedisKeys
 from service.store.scripts import FIRST_WRITE
 
 PREFIX = re.compile(re.escape(HASH_TAG.encode()) + TENANT_PATTERN)
@@ -108,8 +108,8 @@ def purge_store(url: str, ids: Collection[str] = (), tenant: str = DEFAULT_TENAN
         claim = PurgeClaim(client)
         claim.wait()
         try:
-            _refuse_stored(client, claim, Keys(tenant), ids)
-            _forget_answers(client, claim, Keys(tenant), frozenset(ids))
+            _refuse_stored(client, claim, RedisKeys(tenant), ids)
+            _forget_answers(client, claim, RedisKeys(tenant), frozenset(ids))
             logs = _purge_streams(client, claim)
             _rewrite_file(client, claim)
             return logs
@@ -231,7 +231,7 @@ def _log_keys(client: Any) -> Iterator[bytes]:
             yield key
 
 
-def _refuse_stored(client: Any, claim: PurgeClaim, keys: Keys, ids: Collection[str]) -> None:
+def _refuse_stored(client: Any, claim: PurgeClaim, keys: RedisKeys, ids: Collection[str]) -> None:
     for page in _pages(ids, claim):
         pipeline = client.pipeline(transaction=False)
         for note_id in page:
@@ -241,7 +241,7 @@ def _refuse_stored(client: Any, claim: PurgeClaim, keys: Keys, ids: Collection[s
                 raise PurgeError(f"note {note_id!r} of tenant {keys.tenant!r} is still stored; delete it first")
 
 
-def _forget_answers(client: Any, claim: PurgeClaim, keys: Keys, ids: frozenset[str]) -> None:
+def _forget_answers(client: Any, claim: PurgeClaim, keys: RedisKeys, ids: frozenset[str]) -> None:
     """Forget the answers about some notes that are remembered for repeated requests."""
     if not ids:
         return

@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any
 
-from service.store.keys import HASH_TAG
+from service.store.redis_keys import HASH_TAG
 from service.store.scripts import FIRST_WRITE
 
 CLAIM_SECONDS = 60

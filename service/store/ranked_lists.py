@@ -20,7 +20,7 @@ from service.errors import TenantRemoved
 from service.records import Explanation, RankedList, RankedNote
 from service.store.connection import Connection
 from service.store.idempotency import REMOVED
-from service.store.keys import Keys
+from service.store.redis_keys import RedisKeys
 
 MAX_LISTS = 1000
 """Bound on the lists that are kept of one tenant, published at GET /limits; beyond it the oldest one is dropped."""
@@ -50,7 +50,7 @@ class RedisLists:
     """ListStore on Redis. `connection` and `identity`: those of the tenant's notes. `seconds`: how long a list is
     kept."""
 
-    def __init__(self, connection: Connection, keys: Keys, seconds: float, identity: str = "") -> None:
+    def __init__(self, connection: Connection, keys: RedisKeys, seconds: float, identity: str = "") -> None:
         self._connection = connection
         self._keys = keys
         self._seconds = seconds

@@ -45,8 +45,8 @@ from service.store.idempotency import (
     decode_claims,
     record_arguments,
 )
-from service.store.keys import DEFAULT_KEYS, Keys
 from service.store.known_position import KnownPosition
+from service.store.redis_keys import DEFAULT_KEYS, RedisKeys
 from service.store.scripts import BEGIN_SAMPLES, DELETE, GET, KEEP_LOG, LOG_BOUNDS, LOG_TAIL, PUT
 
 LOADING, LOADED = "loading", "1"
@@ -98,7 +98,7 @@ class RedisNoteStore:
         dimensions: Mapping[str, int] | None = None,
         timeout_seconds: float = 5.0,
         on_error: Callable[[], object] = lambda: None,
-        keys: Keys = DEFAULT_KEYS,
+        keys: RedisKeys = DEFAULT_KEYS,
         identity: str = "",
         max_connections: int = MAX_CONNECTIONS,
         server: ServerState | None = None,

@@ -4,8 +4,8 @@
                                     being removed
     {notes}:removed:<name>  string  the tenant was removed on purpose; ends by itself
 
-A tenant's identity is also a key of its own (keys.py), made and removed in one step with the entry here: the scripts of
-its writes check it, so that no replica writes to a tenant that was removed, however late it learns of that.
+A tenant's identity is also a key of its own (redis_keys.py), made and removed in one step with the entry here: the
+scripts of its writes check it, so that no replica writes to a tenant that was removed, however late it learns of that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import structlog
 
 from service.errors import TenantNotFound, TenantRemoved, TooManyTenants
 from service.store.connection import Command, Connection
-from service.store.keys import HASH_TAG, Keys
+from service.store.redis_keys import HASH_TAG, RedisKeys
 from service.store.scripts import FIRST_WRITE
 
 TENANTS = f"{HASH_TAG}tenants"
@@ -89,7 +89,7 @@ class RedisTenants:
         return {name: None if identity.startswith(REMOVING) else identity for name, identity in identities.items()}
 
     async def open(self, name: str) -> str:
-        keys = [TENANTS, Keys(name).identity]
+        keys = [TENANTS, RedisKeys(name).identity]
         (answer,) = await self._connection.write([Command(OPEN, keys, (name, uuid4().hex, self._max_tenants - 1))])
         if answer == FULL:
             raise TooManyTenants(self._max_tenants)
@@ -99,7 +99,7 @@ class RedisTenants:
         return identity
 
     async def remove(self, name: str) -> str:
-        keys = Keys(name)
+        keys = RedisKeys(name)
         (known,) = await self._connection.write([Command(BEGIN_REMOVAL, [TENANTS, keys.identity], (name, REMOVING))])
         if known is None:
             raise TenantNotFound(name)
@@ -121,7 +121,7 @@ class RedisTenants:
         while cursor != 0:
             async with self._connection.call("remove tenant"):
                 redis = self._connection.redis
-                cursor, batch = await redis.scan(cursor or 0, match=f"{Keys(name).prefix}*", count=SCAN_COUNT)
+                cursor, batch = await redis.scan(cursor or 0, match=f"{RedisKeys(name).prefix}*", count=SCAN_COUNT)
                 count = await redis.eval(UNLINK, 1 + len(batch), TENANTS, *batch, name, entry) if batch else 0
             if count is None:
                 return

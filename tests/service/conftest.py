@@ -47,9 +47,9 @@ from service.recommender import Recommender
 from service.records import Generated, LogBounds, LogEntry, StoredNote, Unreadable, Vector
 from service.search.search import NoteSearch
 from service.store.embedded_redis import EmbeddedRedis, server_program
-from service.store.keys import DEFAULT_KEYS
 from service.store.known_position import KnownPosition
 from service.store.ranked_lists import RedisLists
+from service.store.redis_keys import DEFAULT_KEYS
 from service.store.redis_store import RedisNoteStore
 from service.telemetry import Telemetry
 from tests.optional import require

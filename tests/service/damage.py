@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from service.store.keys import NOTE
+from service.store.redis_keys import NOTE
 
 Damage = Callable[[redis.Redis, str], object]
 SECRET = "temples before eight"

@@ -15,7 +15,7 @@ from service.index.live import LiveIndex
 from service.index.segmented import SegmentedIndex
 from service.interfaces import Clock
 from service.records import StoredNote, Write
-from service.store.keys import NOTE
+from service.store.redis_keys import NOTE
 from service.verify import KINDS, Kind, Report, verify
 from tests.service.conftest import SPACE, GatedStore, note_vector, record_reads, stored_note
 from tests.service.damage import Damage, changed, field

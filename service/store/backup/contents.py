@@ -9,7 +9,7 @@ from typing import Any
 
 from service.records import ORIGIN
 from service.store.backup.manifest import NotesEntry
-from service.store.keys import TENANT_PATTERN
+from service.store.redis_keys import TENANT_PATTERN
 
 PREFIX = rb"(\{[^}]*\}:" + TENANT_PATTERN + rb")"
 """Prefix of the keys of one tenant, with any hash tag: another version of the service may use another one."""

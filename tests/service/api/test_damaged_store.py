@@ -13,8 +13,8 @@ import structlog
 
 from service.store import embedded_redis
 from service.store.embedded_redis import EmbeddedRedis, EmbeddedRedisError
-from service.store.keys import LOG
 from service.store.purge import purge_store, purge_store_if_due
+from service.store.redis_keys import LOG
 from tests.service.api.conftest import Serve, eventually_true, gauge
 from tests.service.api.routes.test_events import event
 from tests.service.api.test_tenant_keys import BOOTSTRAP_KEY, SCOPES, under

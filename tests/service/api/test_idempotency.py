@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import redis
 
-from service.store.keys import RECORD
+from service.store.redis_keys import RECORD
 from tests.service.api.conftest import Serve
 from tests.service.api.requests import NDJSON
 from tests.service.conftest import DebianRedis

@@ -23,7 +23,7 @@ from service.records import StoredNote, Unreadable
 from service.store.backup.backup import make_backup
 from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import Keys
+from service.store.redis_keys import RedisKeys
 from service.store.redis_store import RedisNoteStore
 from service.tenants import MAX_OPENING, Tenants
 from tests.service.api.conftest import Serve, eventually_true, gauge
@@ -309,7 +309,7 @@ def test_tenants_that_are_heard_of_after_the_start_are_opened_four_at_a_time(
     async def scan_behind_gate(own: RedisNoteStore) -> AsyncIterator[list[StoredNote | Unreadable]]:
         async for notes in scan(own):
             yield notes
-            if notes and own._keys.prefix != Keys(names[-1]).prefix:
+            if notes and own._keys.prefix != RedisKeys(names[-1]).prefix:
                 await asyncio.to_thread(gate.wait, 60)
 
     monkeypatch.setattr(RedisNoteStore, "scan", scan_behind_gate)
@@ -338,7 +338,7 @@ def failing_to_open(name: str) -> Iterator[None]:
     identity = RedisNoteStore.identity
 
     async def fail(own: RedisNoteStore) -> str:
-        if own._keys.prefix == Keys(name).prefix:
+        if own._keys.prefix == RedisKeys(name).prefix:
             raise OSError(errno.EMFILE, "Too many open files")
         return await identity(own)
 

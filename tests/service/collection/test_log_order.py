@@ -18,7 +18,7 @@ from service.index.threads import run_in
 from service.interfaces import Clock
 from service.records import ORIGIN, StoredNote, Unreadable, Write
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import NOTE
+from service.store.redis_keys import NOTE
 from tests.service.conftest import GatedStore, stored_note
 
 pytestmark = pytest.mark.anyio

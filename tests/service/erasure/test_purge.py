@@ -22,9 +22,9 @@ from service.index.snapshot_files import MANIFEST, SnapshotFolder
 from service.interfaces import Clock
 from service.records import Attempt, ChangedNotes, Remembered, StoredNote, Write
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE, Keys
 from service.store.purge import purge_store
 from service.store.purge_claim import PurgeError
+from service.store.redis_keys import LOG, NOTE, RedisKeys
 from service.store.redis_store import RedisNoteStore
 from service.verify import verify
 from tests.service.conftest import (
@@ -222,7 +222,7 @@ async def test_note_that_is_stored_is_not_purged(embedded: EmbeddedRedis, embedd
 async def test_id_is_purged_while_another_tenant_has_a_note_of_that_id(
     embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis, clock: Clock
 ) -> None:
-    acme = RedisNoteStore(embedded.url, clock=clock, keys=Keys("acme"))
+    acme = RedisNoteStore(embedded.url, clock=clock, keys=RedisKeys("acme"))
     try:
         for store in (embedded_store, acme):
             (claim,) = await store.claim([Attempt("key", "f")], 10, 3600)
@@ -239,7 +239,7 @@ async def test_id_is_purged_while_another_tenant_has_a_note_of_that_id(
 async def test_tenant_that_is_removed_while_replicas_are_waited_for_keeps_no_other_from_being_purged(
     embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis
 ) -> None:
-    log = Keys("acme").log
+    log = RedisKeys("acme").log
     await embedded_store.put(notes(KEPT, "text"))
     embedded_admin.xadd(log, {"id": "a", "op": "delete"})
     purging = asyncio.create_task(asyncio.to_thread(purge_store, embedded.url))

@@ -17,9 +17,9 @@ from service.erasure.schedule import PurgeSchedule
 from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotOrigin
 from service.interfaces import Clock
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import IDENTITY, LOG
 from service.store.purge import COMPRESSION, FAILED, LAST, last_purge, purge_store, purge_store_if_due
 from service.store.purge_claim import PurgeClaim, PurgeError
+from service.store.redis_keys import IDENTITY, LOG
 from service.telemetry import Telemetry
 from tests.service.conftest import DebianRedis
 

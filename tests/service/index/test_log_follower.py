@@ -20,7 +20,7 @@ from service.index.state import IndexedNotes
 from service.interfaces import Clock
 from service.records import LogEntry, StoredNote, Unreadable, Write, position_key, position_seconds
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE
+from service.store.redis_keys import LOG, NOTE
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 from tests.service.damage import DAMAGES

@@ -25,7 +25,7 @@ from service.index.segmented import MergeJob
 from service.index.snapshot_files import MANIFEST, SnapshotFolder, SnapshotOrigin
 from service.index.state import IndexedNotes
 from service.interfaces import Clock
-from service.store.keys import IDENTITY, LOG, NOTE, SNAPSHOTS
+from service.store.redis_keys import IDENTITY, LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import REPLICA_SECONDS
 from tests.service.conftest import GatedStore, eventually, following, note_vector, stored_note
 from tests.service.damage import changed

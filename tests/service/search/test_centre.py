@@ -21,8 +21,8 @@ from service.search.request import Example, SearchRequest
 from service.search.search import NoteSearch
 from service.search.shared_lru import SharedLru
 from service.search.title_centre import SAMPLED_TITLES
-from service.store.keys import DEFAULT_KEYS
 from service.store.ranked_lists import RedisLists
+from service.store.redis_keys import DEFAULT_KEYS
 from service.telemetry import Telemetry
 from tests.service.conftest import DIMENSION, GatedStore, WordEngine, eventually, following, note_vector, stored_note
 

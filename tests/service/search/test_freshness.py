@@ -19,8 +19,8 @@ from service.search.freshness import Freshness
 from service.search.item_cache import ItemCache, RenderedItem
 from service.search.shared_lru import SharedLru
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG
 from service.store.known_position import KnownPosition
+from service.store.redis_keys import LOG
 from service.telemetry import Telemetry
 from tests.service.conftest import GatedStore, eventually, following, stored_note
 

@@ -27,8 +27,8 @@ from service.search.search import NoteSearch
 from service.search.verified import KEPT_CHARACTERS
 from service.search.words import query_note
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import DEFAULT_KEYS
 from service.store.ranked_lists import RedisLists
+from service.store.redis_keys import DEFAULT_KEYS
 from service.stored_notes import read_note
 from service.telemetry import Telemetry
 from tests.service.conftest import (

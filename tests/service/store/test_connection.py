@@ -20,7 +20,7 @@ from service.records import Write
 from service.store import connection as connection_module
 from service.store.connection import Connection, ServerState
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG
+from service.store.redis_keys import LOG
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import running_embedded, stored_note
 

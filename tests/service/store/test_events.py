@@ -17,8 +17,8 @@ from service.events import Event, EventBounds
 from service.records import ORIGIN, Write
 from service.store.connection import Connection
 from service.store.events import ADD, ADD_BATCH_SIZE, MAX_ADDS, RedisEventStore
-from service.store.keys import Keys
 from service.store.purge_claim import PurgeClaim
+from service.store.redis_keys import RedisKeys
 from service.store.redis_store import RedisNoteStore
 from tests.service.conftest import stored_note
 
@@ -182,7 +182,7 @@ async def test_events_after_a_store_was_emptied_have_another_salt(
 
 async def test_nothing_is_written_to_a_removed_tenant(redis_url: str, admin: redis.Redis) -> None:
     connection = Connection(redis_url)
-    gone = RedisEventStore(connection, BOUNDS, Keys("acme"), identity="that-was")
+    gone = RedisEventStore(connection, BOUNDS, RedisKeys("acme"), identity="that-was")
     for call in (gone.add([click(1)]), gone.forget("u1"), gone.read(ORIGIN, 1, 0.01)):
         with pytest.raises(TenantRemoved):
             await call

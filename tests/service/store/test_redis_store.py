@@ -30,7 +30,7 @@ from service.records import (
     position_key,
 )
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE, SNAPSHOTS
+from service.store.redis_keys import LOG, NOTE, SNAPSHOTS
 from service.store.redis_store import OWN_CHARACTERS, REPLICA_SECONDS, RedisNoteStore
 from tests.service.conftest import GatedStore, Server, eventually, record_reads, stored_note
 from tests.service.damage import DAMAGES, SECRET

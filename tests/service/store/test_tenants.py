@@ -13,11 +13,11 @@ import redis
 from service.errors import TenantNotFound
 from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import Keys
+from service.store.redis_keys import RedisKeys
 from service.store.tenants import REMOVING, TENANTS, RedisTenants
 
 pytestmark = pytest.mark.anyio
-KEYS = Keys("acme")
+KEYS = RedisKeys("acme")
 
 
 @contextlib.asynccontextmanager

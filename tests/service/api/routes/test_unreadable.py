@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.keys import LOG, NOTE
+from service.store.redis_keys import LOG, NOTE
 from tests.service.api.conftest import Serve
 from tests.service.damage import DAMAGES, SECRET, Damage
 

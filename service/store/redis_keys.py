@@ -29,7 +29,7 @@ TENANT_PATTERN = rb"(?:tenant:[^:]*:)?"
 """Pattern of the rest of a prefix, after the hash tag: empty for the default tenant."""
 
 
-class Keys:
+class RedisKeys:
     """Names of the keys of one tenant. Raises ValueError for a name that is none of a tenant."""
 
     def __init__(self, tenant: str = DEFAULT_TENANT) -> None:
@@ -51,7 +51,7 @@ class Keys:
         self.lists = f"{self.prefix}lists"
 
 
-DEFAULT_KEYS = Keys()
+DEFAULT_KEYS = RedisKeys()
 NOTE, LOG, IDENTITY, SNAPSHOTS, RECORD = (
     DEFAULT_KEYS.note,
     DEFAULT_KEYS.log,
