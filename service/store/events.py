@@ -2,8 +2,8 @@
 
 Each entry has the fields type, note, reader, at (milliseconds) and more (JSON), always in this order, so that Redis
 stores the names once for many entries. An entry whose type begins with "-" is no event: see CONTROL. `reader` is a
-pseudonym, a digest under the tenant's salt: the names of users are nowhere in the store. keys.py has the names of the
-keys.
+pseudonym, a digest under the tenant's salt: the names of users are nowhere in the store. redis_keys.py has the
+names of the keys.
 """
 
 from __future__ import annotations

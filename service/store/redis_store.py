@@ -1,6 +1,6 @@
 """NoteStore on Redis: notes, vectors, the change log of one tenant. It does not depend on the model or the index.
 
-keys.py has the names of its keys and what they hold.
+redis_keys.py has the names of its keys and what they hold.
 """
 
 from __future__ import annotations
