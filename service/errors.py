@@ -78,7 +78,7 @@ class InvalidInput(NoteLLMError):
         self.left_out = left_out + len(errors) - len(self.errors)
         others = len(self.errors) - 1
         more = f" `errors` has {others} more." if others else ""
-        more += f" {self.left_out} further ones are not listed." if self.left_out else ""
+        more += f" {self.left_out} more are not listed." if self.left_out else ""
         first = self.errors[0]
         super().__init__(f"The request is not valid: {first.pointer} {first.detail}.{more}")
 

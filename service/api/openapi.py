@@ -97,9 +97,7 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
             _describe_access(schema["paths"][route.path_format], route)
     stream = schema["paths"]["/generate/hashtags/stream"]["post"]["responses"]
     stream["200"]["description"] = HASHTAG_EVENTS
-    # FastAPI describes it by `itemSchema`, which OpenAPI 3.1 does not have.
-    sent = {"type": "string", "description": "server-sent events"}
-    stream["200"]["content"] = {"text/event-stream": {"schema": sent}}
+    stream["200"]["content"] = {"text/event-stream": {}}  # FastAPI's `itemSchema` is not of OpenAPI 3.1
     stream.pop("504")  # a timeout is the event `problem` there
     nearest = schema["paths"]["/notes/{note_id}/similar"]["get"]["parameters"]
     _omit_scenario_defaults((parameter["name"], parameter["schema"]) for parameter in nearest)
@@ -108,7 +106,11 @@ def _extend(schema: dict[str, Any], routes: Sequence[BaseRoute]) -> None:
             parameter["description"] = parameter["schema"]["description"]
     for probe in ("/startupz", "/readyz"):  # with a key they answer with numbers too
         schema["paths"][probe]["get"]["security"] = [{}, {"key": []}]
-    _state_what_is_sent(schema)
+    operations = [operation for methods in schema["paths"].values() for operation in methods.values()]
+    received = [name for operation in operations for name in _references(operation.get("requestBody"))]
+    _drop_unsent_defaults(components["schemas"], received)
+    for parameter in (parameter for operation in operations for parameter in operation.get("parameters", ())):
+        parameter["schema"] = _without_null(parameter["schema"])
     for (method, path), example in EXAMPLES.items():
         schema["paths"][path][method]["requestBody"]["content"][JSON]["example"] = example
 
@@ -132,29 +134,26 @@ def _omit_scenario_defaults(fields: Iterable[tuple[str, dict[str, Any]]]) -> Non
             schema["description"] = f"{schema['description']}; {words}" if "description" in schema else words
 
 
-def _state_what_is_sent(schema: dict[str, Any]) -> None:
-    """Remove from the description what client generators take for something that is always sent: null in queries and
-    headers, which cannot have it, the default null, and the defaults of fields that an answer may lack."""
-    components = schema["components"]["schemas"]
-    operations = [operation for methods in schema["paths"].values() for operation in methods.values()]
-    received = [name for operation in operations for name in _references(operation.get("requestBody"))]
-    for name in received:  # the list grows
-        received += [inner for inner in _references(components[name]) if inner not in received]
+def _drop_unsent_defaults(components: dict[str, Any], received: Sequence[str]) -> None:
+    """Drop the defaults that client generators take for something that is always sent: null, and those of fields that
+    an answer may lack. `received`: names of the components that bodies of requests refer to."""
+    reached = list(received)
+    for name in reached:  # the list grows
+        reached += [inner for inner in _references(components[name]) if inner not in reached]
     for name, component in components.items():
-        for field, taken in component.get("properties", {}).items():
-            may_lack = name not in received and field not in component.get("required", ())
-            if may_lack or taken.get("default", ...) is None:
-                taken.pop("default", None)
-    for parameter in (parameter for operation in operations for parameter in operation.get("parameters", ())):
-        taken = parameter["schema"]
-        if taken.get("default", ...) is None:
-            taken.pop("default")
-        kinds = [kind for kind in taken.get("anyOf", ()) if kind != {"type": "null"}]
-        if len(kinds) == 1:
-            del taken["anyOf"]
-            parameter["schema"] = kinds[0] | taken
-        elif kinds:
-            taken["anyOf"] = kinds
+        for field, described in component.get("properties", {}).items():
+            may_lack = name not in reached and field not in component.get("required", ())
+            if may_lack or described.get("default", ...) is None:
+                described.pop("default", None)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a query parameter or header without null, which neither can have."""
+    rest = {name: value for name, value in schema.items() if name != "anyOf" and (name, value) != ("default", None)}
+    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        return kinds[0] | rest
+    return rest | {"anyOf": kinds} if kinds else rest
 
 
 def _references(node: Any) -> Iterator[str]:

@@ -61,7 +61,7 @@ def spans_of(exporter: InMemorySpanExporter, eventually: Eventually, request: st
     ("path", "told"),
     [
         ("/users/alice/events", "/users/.../events"),
-        ("/users/ali%2Falice/events", "/users/.../events"),
+        ("/users/ali%20alice/events", "/users/.../events"),
         ("/sessions/alice", "/sessions/..."),
         ("/notes/a/similar?k=1&user=alice", "/notes/a/similar"),
         ("/notes?author=alice&limit=1", "/notes"),

@@ -56,10 +56,14 @@ def test_part_of_an_asset_is_not_sent_alone(client: httpx2.Client, part: str) ->
     assert (answer.status_code, answer.content) == (200, client.get("/docs/swagger-ui.css").content)
 
 
-@pytest.mark.parametrize("path", ["/redoc", "/docs/nothing.js", "/docs/..%2f__init__.py"])
+@pytest.mark.parametrize("path", ["/redoc", "/docs/nothing.js", "/docs/..__init__.py"])
 def test_unknown_documentation_path_is_404(client: httpx2.Client, path: str) -> None:
     answer = client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+def test_documentation_path_that_leaves_its_folder_is_refused(client: httpx2.Client) -> None:
+    assert client.get("/docs/..%2f__init__.py").status_code == 400
 
 
 @pytest.fixture
