@@ -133,7 +133,7 @@ class HeadAsGet:
             await self._app(scope, receive, send)
             return
         as_get = {**scope, "method": "GET"}
-        scope["state"]["method"] = "HEAD"  # for a reader process that forwards the request
+        scope["state"]["method"] = "HEAD"  # for a reader process that forwards the request, and for streams
         try:
             await self._app(as_get, receive, send)
         finally:

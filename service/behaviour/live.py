@@ -106,8 +106,9 @@ class LiveBehaviour:
 
     async def forget(self, reader: str) -> int:
         """Remove durably all events of a reader so far; return their number, once this replica no longer counts them,
-        or after FORGET_SECONDS. Other replicas stop counting them when they read the removal from the stream: within
-        milliseconds, or, after a purge, once they have read the stream again. Raises StoreUnavailable, TenantRemoved.
+        or after FORGET_SECONDS where it is reading the stream from its beginning. Other replicas stop counting them
+        when they read the removal from the stream: within milliseconds, or, after a purge, once they have read the
+        stream again. Raises StoreUnavailable, TenantRemoved.
         """
         removed = await self._store.forget(reader)
         if not await self._follower.wait_for(await self._store.last(), FORGET_SECONDS):
