@@ -37,7 +37,7 @@ from transformers import DynamicCache
 from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import DatasetError, shown_categories
-from model.data.labelled_lines import labelled_notes
+from model.data.labelled_lines import LANGUAGES, labelled_notes
 from model.note import Note
 from model.notellm import NoteLLM, save_generation_adapter
 from model.precision import bfloat16_pays
@@ -86,6 +86,8 @@ class GenerationRecipe:
 
     shares: dict[str, float] = field(default_factory=dict)
     """Relative frequency with which each source is drawn."""
+    language: str = "en"
+    """Language of our labelled lines."""
     rank: int = 16
     """Rank of the adapter; 16 has 9.8 MB in bfloat16 for the packaged backbone."""
     seed: int = 0
@@ -153,21 +155,21 @@ class GenerationTrainer:
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
         self.names = category_synonyms()
-        training = read_sources(files, "train", print)
+        training = read_sources(files, "train", print, language=recipe.language)
         if empty := sorted(str(files[name]) for name in files if recipe.shares.get(name) and not training[name]):
             raise DatasetError(f"{', '.join(empty)}: no note is in the training split")
         drawn = [notes for name, notes in training.items() if recipe.shares.get(name)]
         self.spellings = common_spellings(note for notes in drawn for note in notes)
         self.notes, self.mix = self._mix(training)
         self.mix.check_batches(recipe.batch)
-        self.validation, validation_mix = self._mix(read_sources(files, "validation"))
+        self.validation, validation_mix = self._mix(read_sources(files, "validation", language=recipe.language))
         if not self.validation:
             raise DatasetError(
                 "no notes file has notes in the validation split, which are required to measure the loss"
             )
         self.measured = validation_mix.draw(0, MEASURED_NOTES)
         self.digests = {name: file_digest(path) for name, path in files.items()}
-        self.digests[LINES] = hashlib.sha256(repr(list(labelled_notes())).encode()).hexdigest()
+        self.digests[LINES] = hashlib.sha256(repr(list(labelled_notes(recipe.language))).encode()).hexdigest()
         self.digests["synonyms of categories"] = file_digest(SYNONYMS_RECIPE)
         self.digests["order of the sources"] = ", ".join(self.mix.rows)
         self.trunk = CheckpointFiles.of(str(checkpoint), cache).trunk_digest()
@@ -375,7 +377,7 @@ def option_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="share of the labelled lines of model/data/labelled_lines.py (default: %(default)s)",
+        help="share of our labelled lines, model/data/lines (default: %(default)s)",
     )
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="maximum training time in minutes; unlimited by default"
@@ -385,6 +387,7 @@ def option_parser() -> argparse.ArgumentParser:
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     for name in ("rank", "seed", "threads", "batch", "steps"):
         recipe.add_argument(f"--{name}", type=int)
+    recipe.add_argument("--language", choices=LANGUAGES, help="language of our labelled lines (default: en)")
     for name in ("learning-rate", "save-every", "shown-hashtags", "subject-names"):
         recipe.add_argument(f"--{name}", type=float)
     return parser

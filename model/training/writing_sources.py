@@ -12,7 +12,7 @@ from model.note import Note
 from model.weights import Progress, silent
 
 LINES = "lines"
-"""Name of the source with the notes of model/data/labelled_lines.py."""
+"""Name of the source with the notes of model/data/lines."""
 
 
 def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
@@ -30,8 +30,10 @@ def parse_shares(texts: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
         yield name, Path(path), float(share)
 
 
-def read_sources(files: Mapping[str, Path], split: Split, progress: Progress = silent) -> dict[str, list[Note]]:
-    """Read the notes of one split, by source. Source LINES belongs to the train split as a whole. Notes of nothing but
+def read_sources(
+    files: Mapping[str, Path], split: Split, progress: Progress = silent, *, language: str = "en"
+) -> dict[str, list[Note]]:
+    """Read the notes of one split, by source; LINES are our labelled lines in `language`. Notes of nothing but
     hashtags are left out: they would teach to write popular hashtags for an empty note.
 
     `progress` gets the fields of each file, as from `read_notes`, how many notes are left out, and a warning where no
@@ -46,4 +48,4 @@ def read_sources(files: Mapping[str, Path], split: Split, progress: Progress = s
         sources[name] = [note for note in of_split if note.title or note.content or not note.hashtags]
         if empty := len(of_split) - len(sources[name]):
             progress(f"{path}: {empty:,} notes of the {split} split have hashtags alone and are left out")
-    return sources | ({LINES: list(labelled_notes())} if split == "train" else {})
+    return sources | {LINES: [note for note in labelled_notes(language) if split_of(note.id) == split]}

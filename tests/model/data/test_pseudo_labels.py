@@ -9,16 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality.judgement import judged_notes
 from model.config import DEFAULT_CATEGORIES
 from model.data.community_tags import tags_by_category
-from model.data.dataset import read_notes
-from model.data.labelled_lines import labelled_notes
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import TagVocabulary, build_vocabulary
 from model.dedup_key import dedup_key
 from model.note import Note, normalise_hashtag
-from service import SAMPLES
 
 DIMENSION = 512
 
@@ -130,16 +126,3 @@ def test_community_tags_cover_all_categories_in_stored_form() -> None:
     assert set(DEFAULT_CATEGORIES) < set(tags_by_category())
     for tags in tags_by_category().values():
         assert all(tag == normalise_hashtag(tag).lower() != "" for tag in tags)
-
-
-def test_labelled_lines_are_whole_and_no_sample_notes() -> None:
-    notes = list(labelled_notes())
-    titles = {note.title for note in notes}
-    assert len(titles) == len(notes)
-    assert not titles & {note.title for note in read_notes(SAMPLES).values()}
-    assert not titles & {note.title for note in judged_notes()}
-    for note in notes:
-        assert note.category is None or note.category in DEFAULT_CATEGORIES
-        assert len(note.hashtags) <= 5
-        assert all(tag == tag.lower() for tag in note.hashtags)
-    assert sum(not note.hashtags for note in notes) > 30

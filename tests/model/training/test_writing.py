@@ -269,7 +269,7 @@ def test_run_whose_lines_changed_is_not_resumed(
     tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1).run(60)
-    monkeypatch.setattr("model.training.writing.labelled_notes", lambda: list(labelled_notes())[:-1])
+    monkeypatch.setattr("model.training.writing.labelled_notes", lambda language: list(labelled_notes(language))[:-1])
     with pytest.raises(RecipeError, match=r"^lines.* changed since the run"):
         start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
 
@@ -306,6 +306,14 @@ def test_notes_of_nothing_but_hashtags_are_left_out(tmp_path: Path) -> None:
     read = read_sources({"own": tmp_path / "own.jsonl"}, "train", told.append)["own"]
     assert [note.id for note in read] == [with_text, empty]
     assert any("1 notes of the train split have hashtags alone and are left out" in line for line in told)
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "lentil soup"), ("zh", "红烧肉")])
+def test_lines_are_those_of_the_language_in_their_splits(language: str, words: str) -> None:
+    sources = {split: read_sources({}, split, language=language)[LINES] for split in ("train", "validation")}
+    assert any(words in note.hashtags for notes in sources.values() for note in notes)
+    for split, notes in sources.items():
+        assert {split_of(note.id) for note in notes} == {split}
 
 
 def test_trunk_that_no_adapter_fits_is_refused_before_training(
