@@ -6,7 +6,8 @@ writes the English ones as a notes file to fit a category head to (`notellm fit-
 
 `lines/en` and `lines/zh` have the notes of a language: a file of each category, such as travel.txt, and no_category.txt
 for other subjects and for notes that say nothing. A line is `title // content | hashtags`, with the most fitting
-hashtag first; content and hashtags may be missing. None of these notes is in service/sample_notes.jsonl or in the judgement set of benchmarks/quality.
+hashtag first; content and hashtags may be missing. None of these notes is in
+service/sample_notes.jsonl or in the judgement set of benchmarks/quality.
 """
 
 from __future__ import annotations
