@@ -325,12 +325,14 @@ class LiveIndex:
         if not self._state.built:
             raise IndexBehind("the end of the store's log", self._state.position)
         for _ in range(MAX_OPTIMISTIC_SCANS):
-            batches = self.begun_batches
+            batches, resyncs = self.begun_batches, self._follower.begun_resyncs
             written = await self._scan_written(after, count, where)
             is_unchanged = batches is not None and batches == self.begun_batches
-            if len(written.rows) == count or is_unchanged:
+            is_full = len(written.rows) == count and resyncs is not None and resyncs == self._follower.begun_resyncs
+            if is_full or is_unchanged:
                 return written
-        # A scan may miss both positions of a note that is rewritten meanwhile; no page after the last would have it.
+        # A scan may miss both positions of a note that is rewritten meanwhile: a later page has it, unless this is the
+        # last page, or the note is resynced, which returns it to the same position.
         async with self._follower.applying_nothing(READ_SECONDS):
             return await self._scan_written(after, count, where)
 

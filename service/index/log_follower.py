@@ -94,11 +94,18 @@ class LogFollower:
         self._applying = asyncio.Lock()
         """Held from reading a note until the index has it, so that no older version is applied after a newer one."""
         self._batches = 0
+        self._resyncs = 0
+        self._resyncing = 0
 
     @property
     def begun_batches(self) -> int | None:
         """Number of batches of changes begun so far; None while one is being applied."""
         return None if self._applying.locked() else self._batches
+
+    @property
+    def begun_resyncs(self) -> int | None:
+        """Number of calls of `resync` so far; None while one runs."""
+        return None if self._resyncing else self._resyncs
 
     @contextlib.asynccontextmanager
     async def applying_nothing(self, seconds: float) -> AsyncIterator[None]:
@@ -156,17 +163,24 @@ class LogFollower:
 
     async def resync(self, note_ids: Sequence[str]) -> None:
         """Replace notes in the index by the store's versions. Raises StoreUnavailable."""
-        for begin in range(0, len(note_ids), READ_BATCH_SIZE):
-            batch = note_ids[begin : begin + READ_BATCH_SIZE]
-            async with self._applying:
-                self._batches += 1
-                stored = await self._store.get(batch, with_vectors=True)
-                self._store.drop_own_writes()
-                notes = dict(zip(batch, stored, strict=True))
-                await self._writer.run(partial(self._state.notes.replace, notes))
-                self._state.notify_listeners(notes)
+        self._resyncs += 1
+        self._resyncing += 1
+        try:
+            for begin in range(0, len(note_ids), READ_BATCH_SIZE):
+                await self._resync_batch(note_ids[begin : begin + READ_BATCH_SIZE])
+        finally:
+            self._resyncing -= 1
         self._state.unlogged_changes += 1
         self._maintainer.notify()
+
+    async def _resync_batch(self, batch: Sequence[str]) -> None:
+        async with self._applying:
+            self._batches += 1
+            stored = await self._store.get(batch, with_vectors=True)
+            self._store.drop_own_writes()
+            notes = dict(zip(batch, stored, strict=True))
+            await self._writer.run(partial(self._state.notes.replace, notes))
+            self._state.notify_listeners(notes)
 
     async def _read_log(self) -> None:
         """Apply the next entries. The store reads the log's bounds after the entries, so that trimming in between is

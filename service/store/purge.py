@@ -127,23 +127,25 @@ def logs_of_store(url: str) -> list[PurgedLog]:
 
 def last_purge(url: str, now: float) -> float:
     """Return the time of the last purge on schedule; before the first one, that of the first call of this function,
-    which it stores. It also replaces a stored time that is after both `now` and the server's time, which a clock that
-    was ahead has left: no purge would be due before that time. Raises PurgeError."""
+    which it stores, but not a time after the server's. It also replaces a stored time that is after the server's, whose
+    clock was set back: no purge would be due before that time. Raises PurgeError."""
     with _client(url) as client:
         last = float(client.get(LAST) or math.inf)
-        if last > max(now, client.time()[0] + 1):
-            client.eval(SET, 1, LAST, now)
-            return now
+        if last > _time(client):
+            last = min(now, _time(client))
+            client.eval(SET, 1, LAST, last)
         return last
 
 
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
-    """Purge the store if the last purge was `seconds` ago and no other process is purging it. Return the time of the
+    """Purge the store if the last purge was `seconds` ago and no other process is purging it. `now`: this replica's
+    time; if its clock is ahead, the server's time counts, since it would purge at each check beside a replica that has
+    the right time. Return the time of the
     last purge, as `last_purge` does, and whether this call made it. Where no purge is due, restore the server's setting
     that an interrupted purge has changed. Raises PurgeError."""
     last = last_purge(url, now)
     with _client(url) as client:
-        claim = PurgeClaim(client)
+        claim, now = PurgeClaim(client), min(now, _time(client))
         if not (_is_due(client, seconds, now) or client.exists(COMPRESSION)) or not claim.take():
             return last, False
         try:
@@ -153,6 +155,12 @@ def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, boo
             return _purge_on_schedule(client, claim, seconds, now), True
         finally:
             claim.release()
+
+
+def _time(client: Any) -> float:
+    """Return the server's time."""
+    seconds, microseconds = client.time()
+    return float(seconds + microseconds / 1e6)
 
 
 def _is_due(client: Any, seconds: float, now: float) -> bool:

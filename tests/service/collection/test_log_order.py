@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,9 +16,10 @@ from service.collection.log_order import LogOrderReader
 from service.collection.removal import Remover
 from service.filters import Filter
 from service.index.live import LiveIndex
+from service.index.state import IndexedNotes
 from service.index.threads import run_in
 from service.interfaces import Clock
-from service.records import ORIGIN, StoredNote, Unreadable, Write
+from service.records import ORIGIN, StoredNote, Unreadable, Write, WrittenRows
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.redis_keys import NOTE
 from tests.service.conftest import GatedStore, stored_note
@@ -127,6 +130,32 @@ async def test_note_that_is_rewritten_while_the_index_is_scanned_is_read(
     reader = LogOrderReader(embedded_store, live_index, Filter(author="tom"))
     assert sorted(set(await read_all(reader, count=10))) == ["a", "b"]
     assert reader.cursor == (await embedded_store.log_bounds()).last
+
+
+async def test_note_that_is_resynced_while_the_index_is_scanned_is_read(
+    embedded_store: BusyStore, live_index: LiveIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(embedded_store, "a", "b", "c", "d")
+    await live_index.wait_for((await embedded_store.log_bounds()).last, 5)
+    update, scan = IndexedNotes.update, live_index._scan_written
+    removed, scanned = threading.Event(), threading.Event()
+
+    def update_after_a_scan(notes: IndexedNotes, changed: Mapping[str, Any]) -> None:
+        removed.set()
+        assert scanned.wait(5)
+        update(notes, changed)
+
+    async def scan_and_tell(*args: Any) -> WrittenRows:
+        written = await scan(*args)
+        scanned.set()
+        return written
+
+    monkeypatch.setattr(IndexedNotes, "update", update_after_a_scan)
+    monkeypatch.setattr(live_index, "_scan_written", scan_and_tell)
+    resyncing = asyncio.create_task(live_index.resync(["b"]))
+    assert await asyncio.to_thread(removed.wait, 5)
+    assert await read_all(LogOrderReader(embedded_store, live_index, ANY)) == ["a", "b", "c", "d"]
+    await resyncing
 
 
 async def test_index_tells_that_it_has_a_note_newer_than_its_position(

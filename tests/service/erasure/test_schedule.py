@@ -58,15 +58,28 @@ def test_store_is_purged_once_per_interval(embedded: EmbeddedRedis, written: red
     assert [fields["op"] for _, fields in written.xrange(LOG)] == ["purge"]
 
 
-def test_time_of_a_clock_that_was_ahead_does_not_put_off_the_next_purge(
+def test_stored_time_that_is_ahead_of_the_server_does_not_put_off_the_next_purge(
     embedded: EmbeddedRedis, written: redis.Redis
 ) -> None:
     now = time.time()
-    ahead = now + 365 * DAY
-    assert purge_store_if_due(embedded.url, DAY, ahead) == (ahead, False)
+    written.set(LAST, now + 365 * DAY)
     assert purge_store_if_due(embedded.url, DAY, now) == (now, False)
-    assert purge_store_if_due(embedded.url, DAY, now + DAY - 1) == (now, False)
-    assert purge_store_if_due(embedded.url, DAY, now + DAY) == (now + DAY, True)
+    assert last_purge(embedded.url, now) == now
+
+
+def test_replica_whose_clock_is_ahead_purges_no_earlier_than_the_others(
+    embedded: EmbeddedRedis, written: redis.Redis
+) -> None:
+    before, begin = purges(written), time.time() - 60
+    last_purge(embedded.url, begin)
+    for second in range(3):
+        assert purge_store_if_due(embedded.url, DAY, begin + second) == (begin, False)
+        assert purge_store_if_due(embedded.url, DAY, begin + second + 2 * DAY) == (begin, False)
+    assert purges(written) == before
+    written.set(LAST, begin - DAY)
+    last, purged = purge_store_if_due(embedded.url, DAY, begin + 2 * DAY)
+    assert purged
+    assert begin < last <= time.time()
 
 
 def test_clock_that_is_behind_does_not_bring_the_next_purge_forward(
@@ -130,6 +143,8 @@ def test_metrics_say_when_a_purge_was_and_that_one_is_overdue(
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
     clock.offset += DAY + 500
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == pytest.approx(500, abs=60)
+    clock.offset = 0
+    written.set(LAST, clock() - DAY - 500)
     schedule._purge_if_due()
     assert value(telemetry.registry, "notellm_purge_overdue_seconds") == 0
     assert value(telemetry.registry, "notellm_purge_timestamp_seconds") == pytest.approx(clock(), abs=60)
@@ -197,7 +212,7 @@ def test_snapshot_of_a_replica_that_starts_more_slowly_stays_until_a_purge(
     schedule._purge_if_due()
     schedule._purge_if_due()
     assert (snapshot.exists(), of_another_store.exists()) == (True, False)
-    clock.offset += DAY + 500
+    written.set(LAST, clock() - DAY - 500)
     schedule._purge_if_due()
     assert not snapshot.exists()
 
@@ -208,8 +223,7 @@ def test_snapshot_of_before_a_purge_that_this_machine_missed_is_removed_at_the_f
     written.set(IDENTITY, "this")
     clock, ((position, _),) = Clock(), written.xrange(LOG)
     before = save_snapshot(tmp_path / "snapshots" / "0", "this", position)
-    last_purge(embedded.url, clock())
-    clock.offset += DAY
+    written.set(LAST, clock() - DAY)
     assert purge_store_if_due(embedded.url, DAY, clock())[1]
     behind = save_snapshot(tmp_path / "snapshots" / "1", "this", written.xrange(LOG)[0][0])
     (tmp_path / "snapshots" / "00-no-folder").touch()
