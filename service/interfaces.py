@@ -152,10 +152,10 @@ class NoteStore(Protocol):
         """Remove notes durably, each in one atomic step. Return the log positions; None for a note that was not
         removed."""
 
-    async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
-        """Claim writes for `lease_seconds`, all or none. The claim of a write that was made earlier has it as
-        `earlier`; that write is durable. A write that is made under its claim is remembered for `seconds`. Raises
-        KeyInUse, KeyReused."""
+    async def claim(self, attempts: Sequence[Attempt], token: str, lease_seconds: float, seconds: float) -> list[Claim]:
+        """Claim writes for `lease_seconds`, all or none, under a `token` that no other call has. The claim of a
+        write that was made earlier has it as `earlier`; that write is durable. A write that is made under its claim is
+        remembered for `seconds`. Raises KeyInUse, KeyReused."""
 
     async def record_answers(self, written: Sequence[tuple[StoredNote, Remembered]]) -> None:
         """Record durably the answers of writes that left these notes unchanged. Raises KeyInUse."""

@@ -216,12 +216,10 @@ class RedisNoteStore:
                 self._raise_known_position(position)
         return [position.decode() if position and position != CONDITION_FAILED else None for position in positions]
 
-    async def claim(self, attempts: Sequence[Attempt], lease_seconds: float, seconds: float) -> list[Claim]:
-        keys, token = [attempt.key for attempt in attempts], uuid4().hex
-        fingerprints = [attempt.fingerprint for attempt in attempts]
+    async def claim(self, attempts: Sequence[Attempt], token: str, lease_seconds: float, seconds: float) -> list[Claim]:
+        keys, fingerprints = [attempt.key for attempt in attempts], [attempt.fingerprint for attempt in attempts]
+        records, lease = [self._keys.record + key for key in keys], max(1, int(lease_seconds * 1000))
         async with self._call("claim"):
-            records = [self._keys.record + key for key in keys]
-            lease = max(1, int(lease_seconds * 1000))
             answer = await self._redis.eval(CLAIM, len(keys), *records, token, lease, *fingerprints)
         claims = decode_claims(answer, keys, token, seconds)
         for claim in claims:

@@ -190,7 +190,7 @@ async def test_remembered_answers_about_purged_notes_are_forgotten(
     embedded: EmbeddedRedis, embedded_store: RedisNoteStore, embedded_admin: redis.Redis
 ) -> None:
     for note_id in ("gone-0001", "kept-0001"):
-        (claim,) = await embedded_store.claim([Attempt(f"key of {note_id[:4]}", "f")], 10, 3600)
+        (claim,) = await embedded_store.claim([Attempt(f"key of {note_id[:4]}", "f")], note_id, 10, 3600)
         remembered = Remembered(claim, b'{"id": "%s"}' % note_id.encode())
         await embedded_store.put([Write(stored_note(note_id), remembered=remembered)])
     await embedded_store.delete("gone-0001")
@@ -225,7 +225,7 @@ async def test_id_is_purged_while_another_tenant_has_a_note_of_that_id(
     acme = RedisNoteStore(embedded.url, clock=clock, keys=RedisKeys("acme"))
     try:
         for store in (embedded_store, acme):
-            (claim,) = await store.claim([Attempt("key", "f")], 10, 3600)
+            (claim,) = await store.claim([Attempt("key", "f")], "token", 10, 3600)
             await store.put([Write(stored_note("42"), remembered=Remembered(claim, b'{"id": "42"}'))])
     finally:
         await acme.close()

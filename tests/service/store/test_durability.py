@@ -158,8 +158,8 @@ async def test_write_that_another_one_brought_about_is_not_acknowledged_before_t
 
         other = Attempt("other", "fingerprint")
         with pytest.raises(StoreUnavailable):
-            await store.claim([attempt, other], 60.0, 60.0)
-        assert [claim.earlier for claim in await store.claim([other], 60.0, 60.0)] == [None]
+            await store.claim([attempt, other], "first", 60.0, 60.0)
+        assert [claim.earlier for claim in await store.claim([other], "second", 60.0, 60.0)] == [None]
     await store.close()
 
 

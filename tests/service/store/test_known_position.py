@@ -321,7 +321,7 @@ async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
     events = RedisEventStore(store.connection, EventBounds(86_400, 2**24, 3600, 1000), known=known)
     before = await put(store, stored_note("a", "soup"))
     attempt = Attempt("key", "fingerprint")
-    (claim,) = await dying.claim([attempt], 60, 60)
+    (claim,) = await dying.claim([attempt], "first", 60, 60)
     after = await put(dying, stored_note("b", "soup"), Remembered(claim, b"answer"))
     assert store.known_position == before  # the other's write is not known yet
     match answer:
@@ -345,7 +345,7 @@ async def test_position_is_known_to_who_hears_of_a_change_by_another_answer(
         case "tail":
             await store.log_tail(before, 10)
         case "claim":
-            (repeated,) = await store.claim([attempt], 60, 60)
+            (repeated,) = await store.claim([attempt], "second", 60, 60)
             assert repeated.earlier
         case "event":
             assert await events.add([Event("e", "click", "b", "u", time.time(), b"")]) == ["accepted"]
