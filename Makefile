@@ -108,13 +108,12 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
 	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \
 	  $(BIN)/notellm whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension 352 --max-notes 4096 && mv $(WORK)/cut $(WORK)/trunk; }
-	$(TRAIN) model.training.writing --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps $(or $(WRITING_STEPS),600) --lines 0.30 \
-	  --notes service/sample_notes.jsonl=0.22 --notes $(WORK)/labels/wordnet.jsonl.gz=0.31 \
-	  --notes $(WORK)/labels/recipes.jsonl.gz=0.07 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.04
+	$(TRAIN) model.training.writing --checkpoint $(WORK)/trunk --out $(WORK)/writing --steps $(or $(WRITING_STEPS),1000) --lines 0.62 \
+	  --notes service/sample_notes.jsonl=0.10 --notes $(WORK)/labels/wordnet.jsonl.gz=0.15 \
+	  --notes $(WORK)/labels/recipes.jsonl.gz=0.04 --notes $(WORK)/labels/trivia.jsonl.gz=0.06 --notes $(WORK)/labels/debian.jsonl.gz=0.03
 	$(BIN)/notellm calibrate --checkpoint $(WORK)/writing/checkpoint --data service/sample_notes.jsonl
 	$(TRAIN) model.data.labelled_lines $(WORK)/lines.jsonl
-	$(BIN)/notellm fit-categories --checkpoint $(WORK)/writing/checkpoint --data $(WORK)/labels/categories.jsonl.gz --data $(WORK)/lines.jsonl \
-	  --data service/sample_notes.jsonl
+	$(BIN)/notellm fit-categories --checkpoint $(WORK)/writing/checkpoint --data $(WORK)/lines.jsonl --data service/sample_notes.jsonl
 	@echo "the checkpoint is $(WORK)/writing/checkpoint"
 
 # The same on another backbone, whose terms model.gemma names. docs/guides/your-own-backbone.md.
