@@ -21,6 +21,7 @@ NoteLLMError
 ├── ApiKeyNotFound        the API key does not exist, or belongs to another tenant
 ├── TooManyApiKeys        the maximum number of API keys is reached
 ├── LogCut                the change log does not contain all changes after the position
+├── StoreReplaced         the store was restored, or lost writes, while its notes were read one after the other
 ├── StoredNoteUnreadable  the stored note cannot be decoded
 └── TryLater              a temporary state; carries the seconds to wait
     ├── KeyInUse          an earlier request with the same Idempotency-Key is still running
@@ -238,6 +239,15 @@ class LogCut(NoteLLMError):
         super().__init__(
             f"The change log {reason}. Changes since {position} cannot be listed one by one: read all notes again (GET "
             "/notes/export), then continue from the position at the end of the export."
+        )
+
+
+class StoreReplaced(NoteLLMError):
+    def __init__(self) -> None:
+        super().__init__(
+            "The store was restored, or has lost writes, since this reading of its notes began: what follows would "
+            "lack notes that are back in an earlier version. Begin again: send a list without its cursor, and an "
+            "export or a removal as the same request."
         )
 
 

@@ -38,6 +38,17 @@ class EventEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EventStreamEnd:
+    """End of a stream of events. `last`: position of the last entry ever written, ORIGIN for none. `added`: number of
+    entries ever added to the stream, which a purge replaces by another; None where the server does not count them.
+    `store`: identity of the store that has the stream."""
+
+    last: str
+    added: int | None
+    store: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventBounds:
     """Bounds of the stream of events: `seconds` for which an entry is kept, `bytes` of all entries, `id_seconds` for
     which an event's id is remembered, and number of `ids` that are remembered."""

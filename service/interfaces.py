@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from model.generation import GenerationOutput, GenerationRequest, Neighbours, ReadTokens, Usage, Vocabulary
 from model.note import Note
-from service.events import Event, EventEntry, EventOutcome
+from service.events import Event, EventEntry, EventOutcome, EventStreamEnd
 from service.filters import Filter
 from service.records import (
     ORIGIN,
@@ -267,9 +267,9 @@ class EventStore(Protocol):
     async def add(self, events: Sequence[Event]) -> list[EventOutcome]:
         """Append durably the events whose ids are new and whose notes exist, in batches, each of which is atomic."""
 
-    async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], str]:
-        """Return up to `count` entries after the position `after`, oldest first, and the identity of the store. Waits
-        up to `block_seconds` for a first entry."""
+    async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], EventStreamEnd]:
+        """Return up to `count` entries after the position `after`, oldest first, and the end that the stream had then
+        or shortly after. Waits up to `block_seconds` for a first entry."""
 
     async def last(self) -> str:
         """Return the position of the last entry ever written, ORIGIN before the first."""

@@ -262,11 +262,12 @@ class WrittenRow:
 @dataclass(frozen=True, slots=True)
 class WrittenRows:
     """Notes of the index in the order of their last writes, up to `until`, the position up to which the index had every
-    write. If there are fewer rows than requested, no matching note was missed because of a rewrite meanwhile. `newest`:
-    last write of any note; it may be later than `until`, since the store returns a note's current version even for an
-    older entry of the log."""
+    write of the store with the identity `store`. If there are fewer rows than requested, no matching note was missed
+    because of a rewrite meanwhile. `newest`: last write of any note; it may be later than `until`, since the store
+    returns a note's current version even for an older entry of the log."""
 
     rows: list[WrittenRow]
+    store: str
     until: str
     newest: str
 

@@ -55,6 +55,7 @@ STATUS: dict[type[Exception], int] = {
     errors.OtherSpace: 409,
     errors.StoredNoteUnreadable: 409,
     errors.LogCut: 410,
+    errors.StoreReplaced: 410,
     errors.VerifyRunning: 409,
     errors.TooManyWaiting: 429,
     errors.BodiesFull: 429,

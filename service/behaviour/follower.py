@@ -5,14 +5,15 @@ that could be wrong, and the stream is bounded. Removals of notes and readers ar
 the step that removes them, so that every replica reaches the same state.
 
 A purge removes entries that followers may not have read yet, so after one the stream is read from its beginning again.
-Until that is done, the earlier state stays in use.
+Until that is done, the earlier state stays in use. The same is done after a failover to a server that lacks entries
+which were read before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -20,7 +21,7 @@ import structlog
 from service.behaviour.co_occurrence import CoOccurrence
 from service.behaviour.report import RecommendationCounts
 from service.errors import StoreUnavailable, TenantRemoved
-from service.events import EventEntry
+from service.events import EventEntry, EventStreamEnd
 from service.interfaces import Clock, EventStore
 from service.records import ORIGIN, position_key
 from service.setting_fields import SHOWN
@@ -84,6 +85,10 @@ class EventFollower:
         """Whether `_filling` has reached the end that the stream had when filling began; `state` and `_filling` are
         then the same."""
         self._identity = ""
+        self._added: int | None = None
+        """Number of entries ever added to the stream when its end was last reached; None before."""
+        self._read_since = 0
+        """Number of entries that were read since then."""
         self._target = ""
         self._applied = asyncio.Condition()
         """Notified when entries were applied."""
@@ -167,6 +172,7 @@ class EventFollower:
         """Read the stream from its beginning again, into an empty state that replaces `state` once it is complete."""
         self._filling, self.complete = BehaviourState(self._make(), RecommendationCounts()), False
         self.position, self._target = ORIGIN, ""
+        self._added, self._read_since = None, 0
         self._first_arrival, self._trim_at = 0, 0.0
 
     def _forget_everything(self) -> None:
@@ -178,12 +184,16 @@ class EventFollower:
         if not self._target:
             self._target = await self._store.last()
         block_seconds = BLOCK_SECONDS if self.complete else 0.001
-        entries, identity = await self._store.read(self.position, READ_SIZE, block_seconds)
-        if self._identity not in ("", identity):  # the store was restored, emptied or exchanged
+        entries, end = await self._store.read(self.position, READ_SIZE, block_seconds)
+        if self._identity not in ("", end.store):  # the store was restored, emptied or exchanged
             log.warning("events_exchanged", detail="the store was replaced: rebuilding behaviour from its events")
             self._forget_everything()
             return
-        self._identity = identity
+        self._identity = end.store
+        if self._has_lost(entries, end):
+            log.error("events_lost", detail="the store has lost events: rebuilding behaviour from those that it has")
+            self._begin_anew()
+            return
         began = time.perf_counter()
         for entry in entries:
             if entry.kind == "purge" and position_key(entry.position) > position_key(self._target):
@@ -202,6 +212,18 @@ class EventFollower:
             self._applied.notify_all()
         if self.complete and entries:
             await asyncio.sleep(GATHER_SECONDS)
+
+    def _has_lost(self, entries: Sequence[EventEntry], end: EventStreamEnd) -> bool:
+        """Return whether the stream lacks an entry that was read before, as after a failover to a server that did not
+        have it yet: the stream ends before that entry, or fewer entries were added since its last known end than were
+        read since. `entries`, `end`: those of the last read."""
+        reached = position_key(entries[-1].position if entries else self.position)
+        last = position_key(end.last)
+        self._read_since += len(entries)
+        if last != reached:
+            return last < reached
+        added, self._added, read_since, self._read_since = self._added, end.added, self._read_since, 0
+        return added is not None and end.added is not None and read_since > end.added - added
 
     async def _apply(self, entry: EventEntry) -> None:
         kept, counts = self._filling

@@ -64,8 +64,8 @@ class Export:
         return self._reader.cursor
 
     async def changes(self) -> AsyncGenerator[list[Change]]:
-        """Yield the changes in batches, in the order of their positions. Raises StoreUnavailable, IndexBehind,
-        LogCut."""
+        """Yield the changes in batches, in the order of their positions. Raises StoreUnavailable, IndexBehind, LogCut,
+        StoreReplaced."""
         while not self._reader.ended:
             notes = await self._reader.read(BATCH_SIZE)
             until = self._reader.cursor

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.collection.cursor import decode_cursor, encode_cursor
-from service.collection.log_order import LogOrderReader
+from service.collection.cursor import Cursor, decode_cursor, encode_cursor
+from service.collection.log_order import NO_LOG, LogOrderReader
 from service.filters import Filter
 from service.interfaces import MAX_READ_BYTES, NoteIndex, NoteStore
 from service.read_time import ReadTime
@@ -59,16 +59,17 @@ async def list_notes(
 ) -> Page:
     """Return a page of the notes that pass a filter and were last written after the position `after`, in the order of
     their last writes; `cursor`: that of the page, None for the first. Raises InvalidInput, StoreUnavailable,
-    IndexBehind.
+    IndexBehind; StoreReplaced where the store was restored, or lost writes, since the page before.
 
     A note that is not written meanwhile is in exactly one page. A note that is rewritten may be in another page too,
     and a note that is removed before a page is requested is not in that page.
     """
-    begin = after if cursor is None else decode_cursor(cursor, where, after)
-    reader = LogOrderReader(store, index, where, begin)
+    begin = Cursor(after, NO_LOG) if cursor is None else decode_cursor(cursor, where, after)
+    reader = LogOrderReader(store, index, where, begin.position, log_end=begin.log_end)
     notes: list[StoredNote] = []
     for _ in range(MAX_READS):
         notes = await reader.read(limit)
         if reader.ended or notes:
             break  # one read returns at most MAX_READ_BYTES
-    return Page(notes, None if reader.ended else encode_cursor(reader.cursor, where, after), reader.log_position)
+    following = None if reader.ended else encode_cursor(Cursor(reader.cursor, reader.log_end), where, after)
+    return Page(notes, following, reader.log_position)

@@ -338,9 +338,10 @@ class LiveIndex:
 
     async def _scan_written(self, after: str, count: int, where: Filter) -> WrittenRows:
         # Read together, so that these notes include each row that was written at or before `until`.
-        until, notes = self._state.position, self._state.notes
+        state = self._state
+        store, until, notes = state.store_identity, state.position, state.notes
         rows = await run_in(self._searchers, partial(notes.written, after, until, count, where, self._clock()))
-        return WrittenRows(rows, until, notes.newest)
+        return WrittenRows(rows, store, until, notes.newest)
 
     async def ids(self) -> list[str]:
         return await run_in(self._searchers, self._index.ids)

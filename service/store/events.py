@@ -21,7 +21,7 @@ import orjson
 import structlog
 
 from service.errors import StoreUnavailable, TenantRemoved
-from service.events import Event, EventBounds, EventEntry, EventOutcome
+from service.events import Event, EventBounds, EventEntry, EventOutcome, EventStreamEnd
 from service.records import ORIGIN
 from service.store.change_log import fields_of, stream_entries
 from service.store.connection import Command, Connection
@@ -93,6 +93,16 @@ if redis.call('EXISTS', KEYS[3]) == 0 and redis.call('TTL', KEYS[2]) == -1 then 
 local used = trim(KEYS[1], ARGV[1], ARGV[2])
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 return {used, first and first[1] or false}
+"""
+)
+# KEYS events, identity. Answers the position of the last entry ever written, how many were ever written (from Redis 7
+# on), and the identity.
+STREAM_END = (
+    LOG_END
+    + """
+local added = false
+for i = 1, #info, 2 do if info[i] == 'entries-added' then added = info[i + 1] end end
+return {last, added, redis.call('GET', KEYS[2])}
 """
 )
 # KEYS log, events, ids, old ids, identity, salt, notes; ARGV identity or "", salt, milliseconds and bytes that the
@@ -253,15 +263,16 @@ class RedisEventStore:
         )
         return Command(ADD, [*fixed, *(keys.note + note_id for note_id in places)], arguments)
 
-    async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], str]:
+    async def read(self, after: str, count: int, block_seconds: float) -> tuple[list[EventEntry], EventStreamEnd]:
         block = max(1, int(min(block_seconds, self._connection.timeout_seconds / 2) * 1000))
         async with self._connection.call("read events"):
             read = ("XREAD", "COUNT", count, "BLOCK", block, "STREAMS", self._keys.events, after)
-            answer, identity = await self._connection.send(read, ("GET", self._keys.identity))
-        name = str(identity or b"", "ascii")
-        if self._identity not in ("", name):
+            end_of = Command(STREAM_END, [self._keys.events, self._keys.identity], ())
+            answer, (last, added, identity) = await self._connection.send(read, end_of.words)
+        end = EventStreamEnd(last.decode(), added, str(identity or b"", "ascii"))
+        if self._identity not in ("", end.store):
             raise TenantRemoved
-        return [decode_entry(*entry) for entry in stream_entries(answer)], name
+        return [decode_entry(*entry) for entry in stream_entries(answer)], end
 
     async def last(self) -> str:
         async with self._connection.call("last event"):

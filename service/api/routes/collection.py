@@ -35,7 +35,7 @@ router = APIRouter(tags=["collection"], route_class=SearchRoute)
 @router.get(
     "/notes",
     summary="List notes page by page",
-    responses=documented(422, 503),
+    responses=documented(410, 422, 503),
     openapi_extra={"parameters": query_parameters(ListQuery)},
 )
 @needs(Scope.NOTES_READ)
@@ -43,7 +43,8 @@ async def list_notes(request: Request, service: ServiceDep) -> ListOut:
     """List notes page by page, in the order of their last writes.
 
     A note that is not written while you page is on exactly one page. A note that is written again meanwhile may appear
-    again on a later page; a removed note no longer appears.
+    again on a later page; a removed note no longer appears. 410 if the store was restored, or lost writes, since the
+    page before: begin again without a cursor.
     """
     query = read_query(ListQuery, request)
     check_flat_filter(query, "/query", service.settings)
@@ -76,7 +77,7 @@ async def get_notes_by_ids(body: GetIn, service: ServiceDep) -> Response:
 @router.post(
     "/notes/delete",
     summary="Remove notes by their ids or by a filter",
-    responses=documented(400, 409, 413, 415, 422, 503, 504),
+    responses=documented(400, 409, 410, 413, 415, 422, 503, 504),
 )
 @needs(Scope.NOTES_WRITE)
 async def remove_notes(

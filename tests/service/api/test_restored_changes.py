@@ -70,6 +70,32 @@ def test_followers_that_a_restored_log_cannot_serve_get_410_at_once(
         assert changes(client, end["end"]).json()["changes"] == []
 
 
+def test_list_and_export_that_span_a_restore_get_410(serve: Serve, short_folder: Path, tmp_path: Path) -> None:
+    with (
+        running_embedded(short_folder / "d") as server,
+        serve(redis_url=server.url) as url,
+        httpx2.Client(base_url=url, timeout=25) as client,
+    ):
+        for note_id in ("a", "b", "c"):
+            write(client, note_id)
+        make_backup(server.url, str(tmp_path / "b"), lambda *step: None)
+        client.put("/notes/a", json={"title": "another"})
+        page = client.get("/notes", params={"limit": 1}).json()
+        assert [note["id"] for note in page["notes"]] == ["b"]
+        begin, first, *_ = map(json.loads, client.get("/notes/export").text.splitlines())
+        restore_backup(str(tmp_path / "b"), server.url, lambda *step: None, replace=True)
+        eventually_true(lambda: client.get("/readyz").status_code == 200)
+
+        answer = client.get("/notes", params={"limit": 1, "cursor": page["next_cursor"]})
+        problem = answer.json()
+        assert (answer.status_code, problem["type"].rpartition("/")[2]) == (410, "store-replaced")
+        assert "without its cursor" in problem["detail"]
+        resumed = {"after": first["log_position"], "begin": begin["begin"]}
+        assert is_told_to_begin_again(client.get("/notes/export", params=resumed))
+        eventually_true(lambda: client.get("/notes").status_code == 200)
+        assert [note["id"] for note in client.get("/notes").json()["notes"]] == ["a", "b", "c"]
+
+
 def test_followers_of_notes_that_a_backup_of_none_lost_get_410(
     serve: Serve, short_folder: Path, tmp_path: Path
 ) -> None:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import redis
 
+from service.admission import PATIENT
 from service.claims import Claims
+from service.collection.listing import list_notes
 from service.collection.log_order import LogOrderReader
 from service.collection.removal import Remover
+from service.errors import IndexBehind, StoreReplaced
 from service.filters import Filter
 from service.index.live import LiveIndex
 from service.index.state import IndexedNotes
 from service.index.threads import run_in
 from service.interfaces import Clock
 from service.records import ORIGIN, StoredNote, Unreadable, Write, WrittenRows
+from service.store.backup.backup import make_backup
+from service.store.backup.restore import restore_backup
 from service.store.embedded_redis import EmbeddedRedis
-from service.store.redis_keys import NOTE
-from tests.service.conftest import GatedStore, stored_note
+from service.store.redis_keys import LOG, NOTE
+from tests.service.conftest import GatedStore, eventually, stored_note
 
 pytestmark = pytest.mark.anyio
 ANY = Filter()
@@ -248,3 +255,115 @@ async def test_reader_goes_on_with_what_was_written_since_its_end(
     assert await read_all(reader) == ["a", "b"]
     await add(embedded_store, "a")
     assert [stored.note.id for stored in await reader.read(5)] == ["a"]
+
+
+Restore = Callable[[], Awaitable[None]]
+
+
+@pytest.fixture
+async def restore(embedded_store: BusyStore, live_index: LiveIndex, embedded: EmbeddedRedis, tmp_path: Path) -> Restore:
+    """Function that restores a backup of tom's notes a, b, c and d, after which a was rewritten: a is before the others
+    again."""
+    folder = str(tmp_path / "backup")
+    await add(embedded_store, "a", "b", "c", "d", author="tom")
+    await embedded_store.identity()
+    await asyncio.to_thread(make_backup, embedded.url, folder, lambda *step: None)
+    await add(embedded_store, "a", author="tom")
+
+    written = live_index.written
+
+    async def is_rebuilt() -> bool:
+        return (await written(ORIGIN, 1, ANY)).rows[0].id == "a"
+
+    async def restore() -> None:
+        await asyncio.to_thread(restore_backup, folder, embedded.url, lambda *step: None, replace=True)
+        await eventually(is_rebuilt)
+
+    return restore
+
+
+@pytest.mark.timeout(20)
+async def test_list_whose_store_was_restored_between_its_pages_is_refused(
+    embedded_store: BusyStore, live_index: LiveIndex, restore: Restore
+) -> None:
+    page = await list_notes(embedded_store, live_index, ANY, ORIGIN, 2)
+    assert [stored.note.id for stored in page.notes] == ["b", "c"]
+    await restore()
+    with pytest.raises(StoreReplaced):
+        await list_notes(embedded_store, live_index, ANY, ORIGIN, 2, page.cursor)
+    page = await list_notes(embedded_store, live_index, ANY, ORIGIN, 10)
+    assert [stored.note.id for stored in page.notes] == ["a", "b", "c", "d"]
+
+
+async def test_list_is_refused_until_the_index_has_noticed_a_restore(
+    embedded_store: BusyStore, live_index: LiveIndex, restore: Restore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = await live_index.written(ORIGIN, 10, ANY)
+    await restore()
+    with monkeypatch.context() as patch:
+        patch.setattr(live_index, "written", AsyncMock(return_value=earlier))
+        with pytest.raises(IndexBehind):
+            await list_notes(embedded_store, live_index, ANY, ORIGIN, 2)
+    page = await list_notes(embedded_store, live_index, ANY, ORIGIN, 2)
+    assert [stored.note.id for stored in page.notes] == ["a", "b"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("restored_first", [True, False])
+async def test_last_page_whose_store_is_restored_around_the_look_up_in_the_index_is_refused(
+    embedded_store: BusyStore,
+    live_index: LiveIndex,
+    restore: Restore,
+    monkeypatch: pytest.MonkeyPatch,
+    restored_first: bool,
+) -> None:
+    reader = LogOrderReader(embedded_store, live_index, ANY)
+    assert [stored.note.id for stored in await reader.read(2)] == ["b", "c"]
+    written = live_index.written
+
+    async def written_around_a_restore(*args: Any) -> WrittenRows:
+        before = await written(*args)
+        await restore()
+        return await written(*args) if restored_first else before
+
+    monkeypatch.setattr(live_index, "written", written_around_a_restore)
+    with pytest.raises(StoreReplaced):
+        await reader.read(10)
+
+
+@pytest.mark.timeout(20)
+async def test_removal_by_filter_whose_store_is_restored_is_refused_and_can_be_repeated(
+    embedded_store: BusyStore, live_index: LiveIndex, restore: Restore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.collection.removal.BATCH_SIZE", 2)
+    delete_all, restores = embedded_store.delete_all, [restore]
+
+    async def remove_then_restore(*args: Any) -> list[str | None]:
+        positions = await delete_all(*args)
+        if restores:
+            await restores.pop()()
+        return positions
+
+    monkeypatch.setattr(embedded_store, "delete_all", remove_then_restore)
+    remover = Remover(embedded_store, live_index, Claims(embedded_store, 3600))
+    with pytest.raises(StoreReplaced):
+        await remover.remove(Filter(author="tom"), PATIENT)
+    receipt, _ = await remover.remove(Filter(author="tom"), PATIENT)
+    assert (receipt.count, receipt.ids) == (4, ["a", "b", "c", "d"])
+
+
+@pytest.mark.timeout(20)
+async def test_list_whose_store_has_lost_writes_between_its_pages_is_refused(
+    embedded_store: BusyStore, live_index: LiveIndex, embedded_admin: redis.Redis
+) -> None:
+    await add(embedded_store, "a", "b", "c", "d")
+    await add(embedded_store, "a")
+    page = await list_notes(embedded_store, live_index, ANY, ORIGIN, 2)
+    entries = embedded_admin.xrange(LOG)
+    with embedded_admin.pipeline(transaction=True) as pipeline:
+        pipeline.delete(LOG)
+        for position, fields in entries[:-1]:
+            pipeline.xadd(LOG, fields, id=position)
+        pipeline.execute()
+    with pytest.raises(StoreReplaced):
+        await list_notes(embedded_store, live_index, ANY, ORIGIN, 2, page.cursor)
