@@ -14,7 +14,7 @@ MAX_CACHED_BLOCK_LISTS = 16
 """Number of block lists whose keys are cached: the deployment's, and some of requests."""
 HYPHENS = ("Pd", "Pc")
 """Unicode categories of hyphens, dashes and underscores, which some authors use to join the words of a hashtag."""
-SINGULARS_IN_S = ("news", "lens", "atlas", "canvas", "christmas")
+SINGULARS_IN_S = ("news", "lens", "alias", "atlas", "canvas", "pancreas", "christmas")
 """Endings of singulars that look like a plural, because of another word ("news" of "new") or with a plural of their own
 ("canvas", "canvases")."""
 ENDINGS_BEFORE_ES = ("ch", "sh", "ss", "x", "z", "o", "us", "is", "gas", *SINGULARS_IN_S)

@@ -39,6 +39,7 @@ DOTTED_I = "i\u0307"
 """The letter i and a combining dot: `str.casefold` turns the Turkish capital letter I with a dot into these two."""
 FLAG_OR_INVISIBLE = re.compile(f"({SUBDIVISION_FLAG})|[{INVISIBLE}]")
 ANY_CONTROL, ANY_IGNORED = re.compile(f"[{CONTROL}]"), re.compile(f"[{IGNORED}]")
+ANY_UNSEEN = re.compile(f"[{INVISIBLE}{IGNORED}]")
 KEYCAP = "\u20e3"
 """Character that draws a key around the one before it, such as a '#', which a hashtag loses."""
 BLANK = re.compile(f"[\\s\u2800{CONTROL}{INVISIBLE}{IGNORED}{KEYCAP}]*")
@@ -90,12 +91,17 @@ def normalise_hashtag(text: str) -> str:
     The stored form is NFKC with single spaces and at most MAX_HASHTAG_CHARS characters, without '#', control and
     invisible characters. Case is kept.
     """
-    text = FLAG_OR_INVISIBLE.sub(lambda match: match[1] or "", replace_lone_surrogates(text))
-    text = text[:MAX_RAW_HASHTAG_CHARS]
+    text = _without_invisible(replace_lone_surrogates(text))[:MAX_RAW_HASHTAG_CHARS]
     text = ANY_CONTROL.sub(" ", unicodedata.normalize("NFKC", text)[:MAX_RAW_HASHTAG_CHARS]).replace("#", " ")
     words = (word.strip(JOINERS) for word in text.split())
-    hashtag = " ".join(filter(None, words))[:MAX_HASHTAG_CHARS].strip(f" {JOINERS}")
+    hashtag = _without_invisible(" ".join(filter(None, words))[:MAX_HASHTAG_CHARS])  # a flag may have been cut
+    hashtag = hashtag.strip(f" {JOINERS}")
     return "" if is_blank(hashtag) else hashtag
+
+
+def _without_invisible(text: str) -> str:
+    """Return `text` without INVISIBLE characters, except in flags."""
+    return FLAG_OR_INVISIBLE.sub(lambda match: match[1] or "", text)
 
 
 def is_blank(text: str) -> bool:
@@ -107,7 +113,7 @@ def hashtag_key(text: str) -> str:
     """Return the key shared by all spellings of one hashtag. It ignores case, spaces, invisible characters (which show
     an emoji in colour or join letters), and the dot that case folding leaves of a Turkish capital I."""
     key = normalise_hashtag(text).casefold().replace(" ", "").replace(DOTTED_I, "i")
-    return ANY_IGNORED.sub("", key)
+    return unicodedata.normalize("NFC", ANY_IGNORED.sub("", key))
 
 
 @lru_cache(MAX_CACHED_KEYS)

@@ -360,8 +360,8 @@ class Prompt:
             escaped, chars = (escaped[: ends[-1]], len(ends)) if ends else ("", 0)
 
     def _hashtag_list(self, hashtags: Sequence[str]) -> tuple[list[int], bool]:
-        """Return the ids of the note's hashtags and separators, as many whole hashtags as fit the token bound, and
-        whether that is all of them."""
+        """Return the ids of the note's first hashtags and of their separators, up to the first hashtag that exceeds the
+        token bound, and whether that is all of them."""
         template, limit = self.template, self.config.max_hashtag_tokens
         ids: list[int] = []
         for position, hashtag in enumerate(hashtags):

@@ -41,8 +41,9 @@ def check_names(what: str, names: Collection[str], known: Collection[str]) -> No
 
 def check_writable(path: Path) -> None:
     """End the command with an error if a file cannot be written. Creates its folder."""
-    existed = path.exists()
     with exit_on(OSError):
+        path = path.resolve()  # a link may lead to a file that does not exist yet
+        existed = path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
     if not existed:

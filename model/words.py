@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 
-from model.note import Note, replace_lone_surrogates
+from model.note import ANY_UNSEEN, Note, replace_lone_surrogates
 
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff"
 """Characters of scripts without spaces between words, from Thai to Chinese, and of Korean; each pair of neighbouring
@@ -26,8 +26,8 @@ MAX_CHARS = 2000
 def words_of(note: Note) -> frozenset[str]:
     """Return the words of title, content and hashtags.
 
-    A word is a case-folded run of letters and digits without combining marks, such as the vowel signs of Indic
-    scripts; in UNSPACED scripts, each pair of neighbouring characters.
+    A word is a case-folded run of letters and digits without invisible characters and combining marks, such as the
+    vowel signs of Indic scripts; in UNSPACED scripts, each pair of neighbouring characters.
     """
     return frozenset(words_in(_text(note)))
 
@@ -99,6 +99,7 @@ def _runs(text: str) -> list[tuple[str, str, str]]:
     result is cut at twice the length of the text."""
     text = unicodedata.normalize("NFKC", replace_lone_surrogates(text))[: max(64, 2 * len(text))].casefold()
     if not text.isascii():
+        text = ANY_UNSEEN.sub("", text)  # a soft hyphen splits no word
         text = "".join(char for char in text if not unicodedata.category(char).startswith("M"))
     return RUN.findall(text)
 

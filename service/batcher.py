@@ -419,9 +419,10 @@ class Batcher:
     def _fail_running(self, new_notes: Sequence[QueuedNote], error: BaseException) -> None:
         """Fail all notes of a failed step: after an error the engine has dropped them."""
         stopping = isinstance(error, asyncio.CancelledError)
+        failed = {*new_notes, *self._running.values()}
         if not stopping:
-            log.exception("engine_failed", notes=len(new_notes) + len(self._running))
-        for note in {*new_notes, *self._running.values()}:
+            log.exception("engine_failed", notes=len(failed))
+        for note in failed:
             self._fail(note, Stopping() if stopping else EngineFailed(type(error).__name__))
         self._running.clear()
 

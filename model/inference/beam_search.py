@@ -124,7 +124,9 @@ class HashtagBeamSearch:
     def settled(self) -> tuple[Hashtag, ...]:
         """Longest beginning of `hashtags` whose members, order and spellings no beam can change any more. Their scores
         may still grow by further spellings."""
-        beams = [(stem(self._prompt.decode(beam.ids)), math.exp(beam.log_prob)) for beam in self._beams]
+        # A token such as "/#" ends a hashtag, although it does not begin with the #.
+        texts = (self._prompt.decode(beam.ids).partition("#")[0] for beam in self._beams)
+        beams = [(stem(text), math.exp(beam.log_prob)) for text, beam in zip(texts, self._beams, strict=True)]
 
         def addition(key: str) -> float:
             """Return the most that all beams together may add to the probability of the hashtag with `key`."""

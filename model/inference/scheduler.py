@@ -136,6 +136,7 @@ class Scheduler(Generic[T]):
         except BaseException:
             for request in list(self._running):
                 self.abort(request)
+            self._failed.clear()
             raise
 
 

@@ -34,7 +34,7 @@ from service.index.array_files import load_arrays, map_arrays, save_arrays
 from service.index.backend import Arrays, Part
 from service.records import position_key
 
-VERSION = 13
+VERSION = 14
 """Version of the parts' contents: raise it when they change."""
 MANIFEST, LOCK, REPLICA = "manifest.json", "lock", "replica"
 DEFAULT_PARENT, TENANTS = "snapshots", "tenants"

@@ -28,7 +28,7 @@ from model.evaluation.system import EngineSystem
 from model.generation import GenerationRequest
 from model.inference.engine import Engine
 from model.note import Note
-from model.terminal import exit_on_missing_extra
+from model.terminal import check_writable, exit_on_missing_extra
 from model.training.average import CARD_NOTE
 from model.training.calibrate import category_head, category_temperature, least_hashtag_score
 from model.training.model_card import read_log
@@ -912,3 +912,11 @@ def test_fit_by_notes_in_a_script_that_is_not_read_names_the_setting(checkpoint:
     assert result.exit_code == 1
     assert "add it to `scripts` of its notellm.json, which has CJK" in " ".join(result.stderr.split())
     assert files(checkpoint) == before
+
+
+def test_check_that_a_file_can_be_written_keeps_a_link_to_one_that_does_not_exist_yet(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    check_writable(link)
+    assert link.is_symlink()
+    assert not target.exists()

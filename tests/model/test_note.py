@@ -29,6 +29,12 @@ def test_hashtag_normalised_twice_stays_the_same(text: str) -> None:
     assert normalise_hashtag(once) == once
 
 
+def test_hashtag_that_is_cut_within_a_flag_has_no_part_of_it() -> None:
+    letters = "a" * (MAX_HASHTAG_CHARS - 3)
+    scotland = "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"
+    assert normalise_hashtag(letters + scotland) == letters + "\U0001f3f4"
+
+
 @given(ANY_TEXT)
 def test_normalised_hashtag_is_one_short_line_without_a_hash(text: str) -> None:
     hashtag = normalise_hashtag(text)
@@ -72,7 +78,13 @@ def test_hashtag_as_written_has_one_stored_form(written: str, stored: str) -> No
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("❤️", "❤"), ("İstanbul", "istanbul"), ("İSTANBUL", "İstanbul"), ("weight\u200bloss", "Weight Loss")],
+    [
+        ("❤️", "❤"),
+        ("İstanbul", "istanbul"),
+        ("İSTANBUL", "İstanbul"),
+        ("weight\u200bloss", "Weight Loss"),
+        ("ταΐζω", "ταΐζω".upper()),
+    ],
 )
 def test_spellings_that_look_alike_share_a_key(one: str, other: str) -> None:
     assert hashtag_key(one) == hashtag_key(other) != ""

@@ -16,6 +16,7 @@ from model.scripts import letters_by_script, scripts
         ("борщ", {"CYRILLIC"}),
         ("1 🍜", set()),
         ("Hawaiʻi, Qurʼan", {"LATIN"}),
+        ("coffee \u3164\uffa0\u115f\u1160", {"LATIN"}),
     ],
 )
 def test_scripts_are_those_of_the_letters(text: str, expected: set[str]) -> None:

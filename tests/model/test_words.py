@@ -17,6 +17,7 @@ from model.words import MAX_CHARS, phrases_of, word_hashes, words_and_characters
         ("हिन्दी में चाय", ["हनद", "म", "चय"]),
         ("ต้มยำกุ้ง", ["ตม", "มย", "ยา", "าก", "กง"]),
         ("Crème brûlée, CRÈME!", ["crème", "brûlée"]),
+        ("Kaffee\u00adtasse, co\u200bffee, 咖\u200b啡", ["kaffeetasse", "coffee", "咖啡"]),
         ("東京タワー ok_go", ["東京", "京タ", "タワ", "ワー", "ok", "go"]),
     ],
 )

@@ -13,7 +13,8 @@ from model.prompt import Prompt
 WINDOW = "window.json"
 """Name of the file beside the graphs with the backbone's window in tokens, or null."""
 AFTER_NOTE = 64
-"""Maximum tokens that a task and its output add to a note's prompt: an attention window must cover them too."""
+"""Tokens of room for a task and its output after a note's prompt: an attention window must cover them too. At the end
+of a longer output the graphs see more of the note than the backbone would."""
 
 
 def check_window(window: int | None, prompt: Prompt) -> None:

@@ -56,6 +56,7 @@ WRITTEN_WEIGHT = 0.1
         ("irises", "iris"),
         ("exercises", "exercise"),
         ("canvases", "canvas"),
+        ("aliases", "alias"),
         ("gases", "gas"),
         ("glasses", "glass"),
         ("quizzes", "quiz"),

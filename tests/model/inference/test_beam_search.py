@@ -148,6 +148,19 @@ def test_hashtag_after_a_further_form_is_not_announced_before_it_is_settled(toke
     assert texts(tuple(announced)) == ["river", "note-taking", "cat"]
 
 
+def test_hashtag_is_not_announced_before_one_that_a_token_of_punctuation_and_hash_may_end(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    bigrams = {
+        "": {"river": 0.6, "cat": 0.4},
+        "river": {" #": 0.5, "/#": 0.5},
+        "/#": {"bank": 1.0},
+        **dict.fromkeys(("bank", "cat"), ENDED),
+    }
+    announced, answer = announced_hashtags(bigram_engine(tokenizer, bigrams), "open", GenerationRequest(3))
+    assert announced == answer == ["river", "cat"]
+
+
 def test_hashtag_below_the_checkpoints_score_is_not_told(tokenizer: PreTrainedTokenizerBase) -> None:
     firsts = {" coffee": 0.6, " river": 0.3, "cat": 0.1}
     engine = bigram_engine(tokenizer, {"": firsts} | dict.fromkeys(firsts, ENDED))

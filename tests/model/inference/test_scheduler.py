@@ -115,6 +115,20 @@ def test_request_that_fails_on_its_own_leaves_those_beside_it(
     assert engine.runtime.pool.free == engine.runtime.pool.count
 
 
+def test_failed_forward_forgets_the_request_that_had_failed_on_its_own(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = fresh_engine(writer)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._category_scorer, "closed_set", failing_forward)
+        engine.add_request(engine.tokenize(FEW_NOTES[0], GenerationRequest(2, FOODS)))
+    engine.add_request(engine.tokenize(FEW_NOTES[1]))
+    monkeypatch.setattr(engine.runtime, "forward", failing_forward)
+    with pytest.raises(MemoryError):
+        engine.step()
+    assert engine.take_failed() == []
+
+
 def failing_forward(spans: Sequence[Span]) -> list[SpanOutput]:
     raise MemoryError
 
