@@ -220,6 +220,8 @@ class EventFollower:
         reached = position_key(entries[-1].position if entries else self.position)
         last = position_key(end.last)
         self._read_since += len(entries)
+        if any(entry.kind == "purge" for entry in entries):
+            self._added = None  # the number counts the entries of another stream
         if last != reached:
             return last < reached
         added, self._added, read_since, self._read_since = self._added, end.added, self._read_since, 0

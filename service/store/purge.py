@@ -140,9 +140,8 @@ def last_purge(url: str, now: float) -> float:
 def purge_store_if_due(url: str, seconds: float, now: float) -> tuple[float, bool]:
     """Purge the store if the last purge was `seconds` ago and no other process is purging it. `now`: this replica's
     time; if its clock is ahead, the server's time counts, since it would purge at each check beside a replica that has
-    the right time. Return the time of the
-    last purge, as `last_purge` does, and whether this call made it. Where no purge is due, restore the server's setting
-    that an interrupted purge has changed. Raises PurgeError."""
+    the right time. Return the time of the last purge, as `last_purge` does, and whether this call made it. Where no
+    purge is due, restore the server's setting that an interrupted purge has changed. Raises PurgeError."""
     last = last_purge(url, now)
     with _client(url) as client:
         claim, now = PurgeClaim(client), min(now, _time(client))

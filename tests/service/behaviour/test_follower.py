@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,6 +17,7 @@ from service.records import Write
 from service.store.connection import Connection
 from service.store.embedded_redis import EmbeddedRedis
 from service.store.events import RedisEventStore
+from service.store.purge import purge_store
 from service.telemetry import Telemetry
 from tests.service.conftest import GatedStore, eventually, stored_note
 
@@ -61,6 +63,18 @@ async def test_events_that_the_stream_loses_no_longer_count(
         fail_over(embedded_admin, lost, added)
         await eventually(lambda: [line["event"] for line in logs] == ["events_lost", "behaviour_built"])
     assert behaviour.status().reads == 3 - lost + added
+
+
+async def test_events_that_a_purge_leaves_out_do_not_count_as_lost(
+    behaviour: LiveBehaviour, embedded: EmbeddedRedis, clock: Clock
+) -> None:
+    await behaviour.add([Event("gone", "click", "a", "u2", clock())], clock())
+    await behaviour.forget("u2")
+    with capture_logs() as logs:
+        await asyncio.to_thread(purge_store, embedded.url)
+        await behaviour.add([Event("last", "click", "a", "u3", clock())], clock())
+        await eventually(lambda: behaviour.status().ready and behaviour.status().reads == 4)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == []
 
 
 async def test_events_that_are_added_and_removed_do_not_count_as_lost(
