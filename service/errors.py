@@ -113,8 +113,11 @@ class ExamplesNotFound(NoteLLMError):
 
 
 def _under(prefix: str, errors: Sequence[FieldError]) -> list[FieldError]:
-    """Return the field errors with pointers below `prefix`."""
-    return [FieldError(prefix + error.pointer, error.detail) for error in errors]
+    """Return the field errors with pointers below `prefix`; one into the path stays."""
+    return [
+        error if error.pointer.startswith("/path/") else FieldError(prefix + error.pointer, error.detail)
+        for error in errors
+    ]
 
 
 class ListExpired(NoteLLMError):

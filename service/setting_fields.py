@@ -337,7 +337,9 @@ class SettingFields(BaseSettings):
     )
     max_batch_notes: int = Field(1000, ge=1, description="Maximum number of notes in one list.")
     max_batch_events: int = Field(1000, ge=1, description="Maximum number of events in one list.")
-    max_k: int = Field(200, ge=1, description="Maximum number of related notes that a search returns (`k`).")
+    max_k: int = Field(
+        200, ge=10, description="Maximum number of related notes that a search returns (`k`), whose default is 10."
+    )
     page_seconds: float = Field(
         600.0,
         gt=0,

@@ -38,7 +38,7 @@ def _with_error(response: Response) -> Response:
     URL before it."""
     problem = orjson.loads(bytes(response.body))
     fields = problem.get("errors", [])
-    reasons = [f"{field['pointer']} {field['detail']}" for field in fields]
+    reasons = [f"{field['pointer']} {field['detail']}" for field in fields[1:]]  # `detail` has the first one
     problem["error"] = {
         "message": " ".join([problem["detail"], *reasons]),
         "type": problem["type"].rpartition("/")[2],

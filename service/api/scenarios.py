@@ -53,7 +53,7 @@ def read_scenarios(settings: Settings) -> dict[str, Scenario]:
         return {}
     try:
         content = _parse(path)
-        return {_checked_name(name): _scenario(name, fields, settings) for name, fields in content.items()}
+        return {name: _scenario(name, fields, settings) for name, fields in _by_name(content).items()}
     except ValueError as error:
         raise ScenariosUnusable(f"NOTELLM_SCENARIOS: {path}: {error}") from error
     except OSError as error:
@@ -66,6 +66,15 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("the file must be an object of scenarios by name")
     return content
+
+
+def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` by its keys as requests and reports name them: without spaces around them. Raises ValueError for
+    an invalid name, and for two keys with the same one."""
+    named = {_checked_name(key): fields for key, fields in content.items()}
+    if len(named) < len(content):
+        raise ValueError(f"two of the names {', '.join(map(repr, content))} differ only in spaces around them")
+    return named
 
 
 def _checked_name(name: str) -> str:
@@ -83,8 +92,8 @@ def _scenario(name: str, fields: Any, settings: Settings) -> Scenario:
     defaults, variants, listed = _checked(name, own, settings), [], fields.get(VARIANTS, {})
     if not isinstance(listed, dict):
         raise ValueError(f"scenario {name!r}: /variants: must be an object of variants by name")
-    for variant, changes in listed.items():
-        place = f"{name}.{VARIANTS}.{_checked_name(variant)}"
+    for variant, changes in _by_name(listed).items():
+        place = f"{name}.{VARIANTS}.{variant}"
         share = changes.get(SHARE) if isinstance(changes, dict) else None
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"scenario {place!r}: /share: must be a number above 0, and at most 1")

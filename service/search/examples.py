@@ -143,7 +143,10 @@ def _refusal(request: SearchRequest, missing: Mapping[str, UnusableExample], mod
                 return StoredNoteUnreadable(note_id, stored.reason)
         if only_url_note:
             return NoteNotFound(unusable[0][1])
-    errors = [FieldError(example.pointer, _what_is_wrong(note_id, stored)) for example, note_id, stored in unusable]
+    errors = [
+        FieldError(example.pointer or "/path/note_id", _what_is_wrong(note_id, stored))
+        for example, note_id, stored in unusable
+    ]
     return ExamplesNotFound(errors, skipped=request.on_missing == "skip")
 
 

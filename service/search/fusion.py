@@ -80,7 +80,9 @@ class FusedSource:
         if not nearest.exhausted:  # a note that was not found yet may come before one with a lower score
             least = min(pool.least, nearest.hits[-1].score if nearest.hits else math.inf)
             hits = [hit for hit in hits if hit.score >= least]
-        return Candidates(hits[:depth], nearest.exhausted and depth >= len(hits), cut=nearest.cut)
+        if nearest.cut:  # no deeper search will find more than these
+            return Candidates(hits, nearest.exhausted, cut=True)
+        return Candidates(hits[:depth], nearest.exhausted and depth >= len(hits))
 
     async def _make_pool(self, where: Filter) -> Pool:
         nearest = self._nearest.hits[:POOL_SIZE]

@@ -76,7 +76,7 @@ class RankingOptions(SearchOptions):
     collapse_above: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | None = Field(
         None,
         description="minimum cosine similarity of near-duplicates: of these only the best is returned, with the ids "
-        "of the others in its `duplicates`",
+        "of others in its `duplicates`: of hundreds of copies, not all",
     )
     sources: SourcesPreset = Field(
         "content", description="sources of candidates. content: vectors; auto: also shared words and reading behaviour"
@@ -240,7 +240,7 @@ class SimilarItem(BaseModel):
     revision: int | None = Field(None, description=f"revision of the note; {INCLUDED}")
     log_position: str | None = Field(None, description=f"{LAST_WRITE}; {INCLUDED}")
     duplicates: list[str] | None = Field(
-        None, description="ids of the near-duplicates that this note stands for; only with `collapse_above`"
+        None, description="ids of near-duplicates that this note stands for; only with `collapse_above`"
     )
     explanation: ExplanationOut | None = Field(
         None, description="explanation of the score; only with `explain`, and if the index still has the note"

@@ -107,6 +107,13 @@ def test_the_choice_of_a_user_is_for_ever() -> None:
     assert [chosen("feed", user, 0.5) for user in ("u0", "u1", "u2", "u3")] == [None, "v0", None, None]
 
 
+def test_variant_has_its_name_without_spaces_around_it(tmp_path: Path) -> None:
+    path = tmp_path / "scenarios.toml"
+    path.write_text("[' feed '.variants.' v1 ']\nshare = 1")
+    (variant,) = read_scenarios(Settings(scenarios=path))["feed"].variants
+    assert variant.name == "v1"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -119,6 +126,10 @@ def test_the_choice_of_a_user_is_for_ever() -> None:
         pytest.param("[feed.variants.a]\nshare = 0.5\ncolour = 1", "'feed.variants.a': /colour", id="unknown-field"),
         pytest.param("[feed.variants.a]\nshare = 0.5\nuser = 'u'", "belongs to a single request", id="user"),
         pytest.param("[feed]\nvariants = 3", "variants: must be", id="no-table"),
+        pytest.param(
+            "[feed.variants.a]\nshare = 0.1\n[feed.variants.' a']\nshare = 0.1", "only in spaces", id="same-name"
+        ),
+        pytest.param("[feed]\nk = 2\n[' feed']\nk = 3", "only in spaces", id="same-scenario"),
     ],
 )
 def test_variants_that_cannot_be_are_refused_at_the_start(tmp_path: Path, text: str, said: str) -> None:

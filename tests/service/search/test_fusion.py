@@ -178,6 +178,26 @@ async def test_many_successors_are_merged_outside_the_event_loop(
     assert [thread == threading.get_ident() for thread in threads] == [len(examples) > 1]
 
 
+class CutContent:
+    """Content that has been searched as deep as it can, and returns all that it has found."""
+
+    unit = 1.0
+    hits = tuple(Hit(f"n{number:03}", 1 - number / 1000) for number in range(400))
+
+    async def find(
+        self, depth: int, where: Filter, recall_k: int | None = None, *, with_rows: bool = False
+    ) -> Candidates:
+        return Candidates(list(self.hits) if depth > fusion.POOL_SIZE else list(self.hits[:depth]), False, cut=True)
+
+
+async def test_search_that_ends_at_its_bound_returns_all_that_was_found() -> None:
+    content: Any = CutContent()
+    index: Any = None  # only evidence, which is empty, would ask it for rows
+    source = fusion.FusedSource(index, content, [], await fusion.find_nearest(content, Filter()))
+    found = await source.find(fusion.POOL_SIZE + 1, Filter())
+    assert (len(found.hits), found.cut) == (400, True)
+
+
 class MissingContent:
     """Content whose shallow searches miss a note in fifty, as an approximate index does."""
 

@@ -109,6 +109,8 @@ def test_bad_examples_of_a_query_string_are_refused_with_a_pointer(client: httpx
         return response.status_code, [error["pointer"] for error in response.json()["errors"]]
 
     assert answer(positive=["s2", "nobody"]) == (404, ["/query/positive/1"])
+    unknown = client.get("/notes/no/similar", params={"positive": "nobody"})
+    assert [error["pointer"] for error in unknown.json()["errors"]] == ["/path/note_id", "/query/positive/0"]
     assert answer(negative=["s2", "s1"]) == (422, ["/query/negative/1"])
     assert answer(positive=["n"] * 101) == (422, ["/query/positive"])
     assert answer(strategy="worst") == (422, ["/query/strategy"])
