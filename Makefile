@@ -104,7 +104,7 @@ checkpoint: .venv/.train ## make a checkpoint like the shipped one from texts: m
 	test -d $(WORK)/exported || \
 	  $(TRAIN) model.training.export --state $$(ls $(WORK)/distil/state.*.pt | tail -1) --out $(WORK)/exported \
 	  --dimension 384 --corpus $(WORK)/corpus --windows 11 --script LATIN --language en --name-cosine-weight 64 \
-	  --mean-share 0.5 --title-mean-share 0.75 --written-weights 0.15 0.05 \
+	  --mean-share 0.5 --title-mean-share 0.75 --written-weights 0.15 0.05 --agreed-written-weights 0.3 0.05 \
 	  --name notellm-generalist --licence "Apache-2.0; trained on texts that allow commercial use, attributions in NOTICE"
 	test -d $(WORK)/trunk || { rm -rf $(WORK)/cut && $(TRAIN) model.training.cut_adapter --checkpoint $(WORK)/exported --rank 1 --out $(WORK)/cut && \
 	  $(BIN)/notellm whiten --checkpoint $(WORK)/cut --data $(WORK)/corpus/wordnet.jsonl.gz --dimension 352 --max-notes 4096 && mv $(WORK)/cut $(WORK)/trunk; }

@@ -345,11 +345,9 @@ class Batcher:
         started = self._step_since = self._now()
         for note in new_notes:
             note.began = started
-            note.charge(Usage(note.tokenized.tokens))
+        loop = asyncio.get_running_loop()
         try:
-            ended, failed, postponed = await asyncio.get_running_loop().run_in_executor(
-                self._engine_thread, self._advance, new_notes
-            )
+            ended, failed, postponed = await loop.run_in_executor(self._engine_thread, self._advance, new_notes, loop)
         except BaseException as error:
             self._fail_running(new_notes, error)
             if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
@@ -361,7 +359,6 @@ class Batcher:
         for note in reversed(postponed):
             note.admission.left += 1
             note.began = math.inf
-            note.charge(Usage())
             self._lanes[note.urgency.lane].put_back(note)
         for note, failure in failed:
             log.error("engine_failed", notes=1, exc_info=failure)
@@ -396,10 +393,11 @@ class Batcher:
             self._engine_seconds.measure(note.urgency.lane, note.request, note.seconds)
 
     def _advance(
-        self, new_notes: Sequence[QueuedNote]
+        self, new_notes: Sequence[QueuedNote], loop: asyncio.AbstractEventLoop
     ) -> tuple[list[tuple[QueuedNote, GenerationOutput]], list[tuple[QueuedNote, Exception]], list[QueuedNote]]:
-        """Run one engine step in the engine's thread. Return the notes that ended, with their outputs, those that
-        failed on their own, with their errors, and those of `new_notes` for which the engine has no room yet."""
+        """Run one engine step in the engine's thread; `loop` charges the notes that it begins. Return the notes that
+        ended, with their outputs, those that failed on their own, with their errors, and those of `new_notes` for which
+        the engine has no room yet."""
         for running in [running for running, note in self._running.items() if note.answer.done()]:
             self._engine.abort(running)
             self._count_tokens(self._running.pop(running).charged)
@@ -407,6 +405,7 @@ class Batcher:
         while postponed and (not self._running or self._engine.can_add(postponed[0].tokenized)):
             note = postponed.pop(0)
             self._running[self._engine.add_request(note.tokenized)] = note
+            loop.call_soon_threadsafe(note.charge, Usage(note.tokenized.tokens))
         ended = [(self._running.pop(running), output) for running, output in self._engine.step()]
         failed = [(self._running.pop(running), error) for running, error in self._engine.take_failed()]
         return ended, failed, postponed

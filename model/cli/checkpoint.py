@@ -108,7 +108,7 @@ def fit_hashtags(
     cache: Cache = CACHE,
 ) -> None:
     """Choose the minimum score of a generated hashtag on validation notes, and save it in the checkpoint. Also sets the
-    weight of the model's probability in grounded hashtags to 0.1."""
+    weights of the model's probability in grounded hashtags to 0.1."""
     from model.training.calibrate import LEARNT_WEIGHTS
     from model.training.calibrate import fit_hashtags as fit_least_score
 

@@ -131,6 +131,8 @@ def evaluate(
     from model.training.model_card import checked_out_commit
     from model.training.processor import processor
 
+    if not checkpoint.strip():
+        fail("--checkpoint is empty: name a checkpoint or a baseline")
     parts = parts_to_measure(part, context)
     protocols = protocols_to_measure(part, protocol, data)
     refuse_contradictions(copy_hashtags or copy_tuned, hashtag_policy, category_head, parts)

@@ -20,7 +20,7 @@ from pathlib import Path
 from string import whitespace
 from typing import Any, Literal, TypeVar, get_args
 
-from model.data.sql_tables import ENGINES, DuckDBTables, Tables, TablesError
+from model.data.sql_tables import ENGINES, DuckDBTables, Tables, TablesError, literal_path
 from model.ties import PRIME, tie_key_text
 
 Split = Literal["train", "validation", "test"]
@@ -206,11 +206,11 @@ PAIRS = f"""{COUNTED}, named AS (
 )
 SELECT note, related, score, users FROM balanced WHERE ? IS NULL OR rank <= ?
 """
-SORTED = "FROM read_parquet(?) ORDER BY note, score DESC, related"
+SORTED = "FROM read_parquet(?, hive_partitioning = false) ORDER BY note, score DESC, related"
 SCORES = f"""
 SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),
        {", ".join(f"count(*) FILTER (score >= {threshold})" for threshold in THRESHOLDS)}
-FROM read_parquet(?)
+FROM read_parquet(?, hive_partitioning = false)
 """
 
 
@@ -257,8 +257,8 @@ def related_pairs(
                 tables.write(PAIRS, _pairs_values(options), folder / "parts")
         progress(f"Writing {out.name}")
         with _opened(DuckDBTables, folder, memory) as writer, _explained(writer, f"{out} could not be written"):
-            writer.copy(SORTED, [f"{folder / 'parts'}/*.parquet"], folder / out.name)
-            scores = writer.rows(SCORES, [str(folder / out.name)])[0]
+            writer.copy(SORTED, [f"{literal_path(folder / 'parts')}/*.parquet"], folder / out.name)
+            scores = writer.rows(SCORES, [literal_path(folder / out.name)])[0]
         os.replace(folder / out.name, out)
     return _report(counts, outside, scores, time.perf_counter() - started)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.data.pairs import PairsError
+from model.data.sql_tables import literal_path
 
 FETCHED_PAIRS = 10_000
 """Pairs of a file that are in memory at once while reading it."""
 STORED_PAIRS = """
 SELECT CAST(note AS VARCHAR) AS note, CAST(related AS VARCHAR) AS related, CAST(score AS DOUBLE) AS score
-FROM read_parquet(?)
+FROM read_parquet(?, hive_partitioning = false)
 """
 UNUSABLE_PAIRS = f"""
 SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FILTER (note = related),
@@ -41,11 +42,11 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
     try:
         with duckdb.connect() as connection:
-            lines, *unusable = connection.sql(UNUSABLE_PAIRS, params=[str(path)]).fetchall()[0]
+            lines, *unusable = connection.sql(UNUSABLE_PAIRS, params=[literal_path(path)]).fetchall()[0]
             for count, fault in zip(unusable, PAIR_FAULTS, strict=True):
                 if count:
                     raise PairsError(f"{count:,} of {lines:,} pairs in {path} {fault}: correct or remove them")
-            rows = connection.execute(STORED_PAIRS, [str(path)])
+            rows = connection.execute(STORED_PAIRS, [literal_path(path)])
             while some := rows.fetchmany(FETCHED_PAIRS):
                 yield from map(Pair._make, some)
     except duckdb.Error as error:

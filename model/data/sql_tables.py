@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
@@ -14,13 +15,20 @@ MAX_THREADS = 4
 CSV_DIALECT = """delim = ',', quote = '"', escape = '"', comment = '', skip = 0"""
 """Fixed dialect for DuckDB, which would otherwise guess it from the first lines."""
 _SOURCES = {
-    "json": "read_json(?, format = 'newline_delimited', {json})",
-    "csv": f"read_csv(?, header = true, all_varchar = true, union_by_name = true, {CSV_DIALECT})",
-    "parquet": "read_parquet(?, union_by_name = true)",
+    "json": "read_json(?, format = 'newline_delimited', hive_partitioning = false, {json})",
+    "csv": f"read_csv(?, header = true, all_varchar = true, union_by_name = true, hive_partitioning = false, "
+    f"{CSV_DIALECT})",
+    "parquet": "read_parquet(?, union_by_name = true, hive_partitioning = false)",
 }
-"""DuckDB's functions that read files, by format; `{json}` stands for further options of the first."""
+"""DuckDB's functions that read files, by format; `{json}` stands for further options of the first. A folder named
+"user=7" is only a folder: DuckDB would make a column of it."""
 Functions = Mapping[str, Callable[[str], str]]
 """Functions from text to text that queries may call, by their SQL names."""
+
+
+def literal_path(path: Path) -> str:
+    """Return a path for DuckDB, in which the characters of patterns stand for themselves."""
+    return re.sub(r"[\[*?]", r"[\g<0>]", str(path))
 
 
 class TablesError(Exception):
@@ -77,14 +85,16 @@ class DuckDBTables:
         has = self._columns(source, paths)
         chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
         self._connection.execute("SET preserve_insertion_order = true")
-        self._create(name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(str, paths)]])
+        self._create(
+            name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(literal_path, paths)]]
+        )
 
     def columns(self, path: Path, kind: str) -> list[str]:
         """Return all columns of a file; of a JSON file, those of its first lines."""
         return self._columns(_SOURCES[kind].format(json="sample_size = 1000"), [path])
 
     def _columns(self, source: str, paths: Sequence[Path]) -> list[str]:
-        return [row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(str, paths)]])]
+        return [row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(literal_path, paths)]])]
 
     def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
         self._connection.execute("SET preserve_insertion_order = false")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from model.generation import Hashtag
-from model.hashtags.grounding import Candidate, grounded_score, is_likely_enough, rerank
+from model.hashtags.grounding import Candidate, agreed_weight, grounded_score, is_likely_enough, rerank
 
 
 class GroundedRanking:
@@ -17,15 +17,22 @@ class GroundedRanking:
     probabilities become known step by step.
 
     `candidates`: by `dedup_key`. `count`: hashtags to return. `written_weight`, `min_probability`: as in `rerank`.
+    `agreed_written_weight`: `written_weight` of a note whose candidates the model would write, too.
     """
 
     def __init__(
-        self, candidates: Mapping[str, Candidate], count: int, written_weight: float, min_probability: float
+        self,
+        candidates: Mapping[str, Candidate],
+        count: int,
+        written_weight: float,
+        min_probability: float,
+        agreed_written_weight: float = 0.0,
     ) -> None:
         self.candidates = candidates
         self._count = count
         self._written_weight = written_weight
         self._min_probability = min_probability
+        self._agreed_written_weight = agreed_written_weight
         self._bounds = dict.fromkeys(candidates, 1.0)
         """Upper bound on the probability of each candidate whose exact probability is unknown."""
         self._probabilities: dict[str, float] = {}
@@ -50,6 +57,13 @@ class GroundedRanking:
         for key, probability in probabilities.items():
             self._probabilities[key] = probability
             self._bounds.pop(key, None)
+
+    def score_heaviest(self, probabilities: Mapping[str, float]) -> None:
+        """Record the exact probabilities of the heaviest candidates. Their total is the note's agreement, on which all
+        scores depend: to be called once, before the ranking is asked for any."""
+        agreement = sum(probabilities.values())
+        self._written_weight = agreed_weight(self._written_weight, self._agreed_written_weight, agreement)
+        self.score(probabilities)
 
     def open_candidates(self) -> list[str]:
         """Return the candidates without an exact probability that may be among the best, the heaviest first."""

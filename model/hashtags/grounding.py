@@ -51,6 +51,11 @@ FEW_NOTES, MANY_NOTES = 300, 3000
 Neighbours in a small community are often about something else, so the model's own view counts for more
 (docs/log/hashtags.md)."""
 
+AGREEMENT = (1e-3, 0.03)
+"""Bounds of the agreement between which `agreed_weight` goes from the exponent of the community's size to the
+checkpoint's `agreed_written_weights`. The agreement of a note is the total probability that the model writes its
+heaviest candidates, FIRST_CANDIDATE_TOKENS of model/inference/candidate_scoring.py (docs/log/hashtags.md)."""
+
 TRUSTED_COSINES, TRUSTED_WORDS = (0.4, 0.8), (0.12, 0.22)
 """Bounds of the nearest neighbour's cosine, and of its word score, for `neighbour_trust`. If both are at or below their
 lower bounds, neighbours get no weight; if either reaches its upper bound, all of it; in between it grows linearly. In a
@@ -203,12 +208,21 @@ def neighbour_trust(neighbours: Neighbours) -> float:
 def written_weight(weights: tuple[float, float], stored_notes: int) -> float:
     """Return the exponent of the model's probability in the score of a hashtag, in a community of `stored_notes` notes.
 
-    `weights`: the checkpoint's `written_weights`. The first one applies up to FEW_NOTES, the second one from MANY_NOTES
-    on; in between the exponent is linear in the logarithm of the number of notes.
+    `weights`: the checkpoint's `written_weights` or `agreed_written_weights`. The first one applies up to FEW_NOTES,
+    the second one from MANY_NOTES on; in between the exponent is linear in the logarithm of the number of notes.
     """
     few, many = weights
     notes = min(max(stored_notes, FEW_NOTES), MANY_NOTES)
     return few + (many - few) * math.log(notes / FEW_NOTES) / math.log(MANY_NOTES / FEW_NOTES)
+
+
+def agreed_weight(weight: float, agreed: float, agreement: float) -> float:
+    """Return the exponent of the model's probability for one note: `weight`, that of the community's size, where the
+    model would hardly write what the neighbours carry, and `agreed` where it would; in between it is linear in the
+    logarithm of the `agreement`. It is never below `weight`."""
+    least, full = AGREEMENT
+    share = math.log(max(agreement, least) / least) / math.log(full / least)
+    return weight + max(0.0, agreed - weight) * min(1.0, share)
 
 
 def best_score(neighbours: Sequence[Neighbour]) -> float:

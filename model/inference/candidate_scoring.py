@@ -61,8 +61,8 @@ class CandidateScorer:
     def read_first(self, first_log_probs: Sequence[float], answers: Sequence[TokenLogProbs]) -> None:
         """Record the log probabilities of `first_tokens`, and the answers to the queries of `first_batch`."""
         self._first_log_probs = dict(zip(self.first_tokens, first_log_probs, strict=True))
+        self._ranking.score_heaviest(self._probabilities(self.first_batch, answers))
         self._ranking.bound({key: math.exp(self._first_log_probs[ids[0]]) for key, ids in self._token_ids.items()})
-        self._read(self.first_batch, answers)
 
     def score_open(self, table: BlockTable) -> SpanSteps[None]:
         """Score all candidates that may still be among the best. `table` holds the prompt and the hashtag task."""
@@ -72,20 +72,21 @@ class CandidateScorer:
         with closing(table.fork()) as fork:
             trie = batch.trie
             (output,) = yield [append_span(fork, trie.tokens, trie.parents, queries=trie.queries(0))]
-        self._read(batch, output.token_log_probs)
+        self._ranking.score(self._probabilities(batch, output.token_log_probs))
 
     def _batch(self, keys: Iterable[str]) -> CandidateBatch:
         chosen = tuple(keys)
         return CandidateBatch(chosen, Trie.build([self._token_ids[key] for key in chosen]))
 
-    def _read(self, batch: CandidateBatch, answers: Sequence[TokenLogProbs]) -> None:
+    def _probabilities(self, batch: CandidateBatch, answers: Sequence[TokenLogProbs]) -> dict[str, float]:
+        """Return the exact probability of each candidate of a batch, and count its tokens."""
         trie = batch.trie
         log_probs = node_log_probs(trie, range(len(trie.tokens)), answers)
         for node in trie.children.get(ROOT, ()):
             log_probs[node] = self._first_log_probs[trie.tokens[node]]
         totals = [log_probs[list(path)].sum() + answers[path[-1]].end_log_prob for path in trie.paths]
-        self._ranking.score(dict(zip(batch.keys, np.exp(totals).tolist(), strict=True)))
         self.tokens += len(trie.tokens)
+        return dict(zip(batch.keys, np.exp(totals).tolist(), strict=True))
 
 
 def _within_budget(token_ids: Mapping[str, Sequence[int]], budget: int) -> dict[str, Sequence[int]]:

@@ -53,8 +53,11 @@ class HashtagGeneration:
         candidates = candidates_from(neighbours, self._allowed)
         if candidates:
             config = self._prompt.config
-            weight = written_weight(config.written_weights, neighbours.stored_notes)
-            self._ranking = GroundedRanking(candidates, self._request.hashtags, weight, config.min_hashtag_score)
+            pairs = config.written_weights, config.agreed_written_weights
+            weight, agreed = (written_weight(weights, neighbours.stored_notes) for weights in pairs)
+            self._ranking = GroundedRanking(
+                candidates, self._request.hashtags, weight, config.min_hashtag_score, agreed
+            )
             self._scorer = CandidateScorer(self._prompt, self._ranking)
 
     def tasks(self) -> Tasks:

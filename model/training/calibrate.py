@@ -179,6 +179,9 @@ def _pools(
                 "No note drawn has these categories, so closed sets with them are not improved: "
                 f"{', '.join(sorted(missing))}"
             )
+        if len(names) < 2:
+            progress("A closed set of fewer than two categories teaches nothing: it is left out")
+            continue
         validation = _pooling_notes(engine, notes, names)
         if validation and are_enough_notes(counts, names):
             pools.append((names, validation))
@@ -253,7 +256,7 @@ def fit_hashtags(
 ) -> float:
     """Choose the minimum score of a hashtag that a checkpoint writes, save it in its configuration as
     `min_hashtag_score`, and return it. It is fitted with the hashtag policy "open" and applies to all. LEARNT_WEIGHTS
-    become its `written_weights`.
+    become its `written_weights`, for all notes alike.
 
     `data`: folders with notes.jsonl.gz, or notes files. At most `max_notes` validation notes of each are used, drawn at
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
@@ -272,7 +275,8 @@ def fit_hashtags(
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))
     least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
-    _change_settings(checkpoint, min_hashtag_score=least, written_weights=LEARNT_WEIGHTS)
+    weights = {"written_weights": LEARNT_WEIGHTS, "agreed_written_weights": LEARNT_WEIGHTS}
+    _change_settings(checkpoint, min_hashtag_score=least, **weights)
     return least
 
 

@@ -192,6 +192,14 @@ def argument_parser() -> argparse.ArgumentParser:
         help="exponents of the model's probability in the score of a grounded hashtag, among few and among many stored "
         "notes (default: %(default)s)",
     )
+    parser.add_argument(
+        "--agreed-written-weights",
+        type=float,
+        nargs=2,
+        metavar=("FEW", "MANY"),
+        default=NoteLLMConfig().agreed_written_weights,
+        help="the same for a note whose neighbours carry what the model would write, too (default: %(default)s)",
+    )
     parser.add_argument("--dimension", type=int, help="whiten the projection to this dimension; requires --corpus")
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, used for whitening")
     parser.add_argument(
@@ -214,6 +222,7 @@ def with_settings(config: NoteLLMConfig, options: argparse.Namespace) -> NoteLLM
         mean_share=options.mean_share,
         title_mean_share=options.title_mean_share,
         written_weights=tuple(options.written_weights),
+        agreed_written_weights=tuple(options.agreed_written_weights),
     )
 
 

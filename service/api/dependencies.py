@@ -134,12 +134,13 @@ def _positions(request: Request, header: str) -> tuple[str, ...]:
     value = joined_lines(request, header)
     if value.strip() == "*":
         return ()
-    texts = [text.strip() for text in value.split(",")]
-    etags = [ETAG.fullmatch(text) for text in texts]
-    known = all(etags) or (request.method == "GET" and all(map(ANY_ETAG.fullmatch, texts)))
-    if not known or len(etags) > MAX_ETAGS:
+    texts = ANY_ETAG.findall(value)
+    etags = [etag for text in texts if (etag := ETAG.fullmatch(text))]
+    are_accepted = len(etags) == len(texts) or request.method == "GET"
+    is_list = bool(texts) and not ANY_ETAG.sub("", value).strip(", \t")  # a list may have empty elements
+    if not (is_list and are_accepted) or len(etags) > MAX_ETAGS:
         raise MalformedHeader(header, f'must be * or up to {MAX_ETAGS} ETags, each "<log_position>"')
-    return tuple(etag[1] if etag else "" for etag in etags)
+    return tuple(etag[1] for etag in etags) or ("",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,8 +122,8 @@ def check_event_lines(body: bytes) -> None:
 
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
     """Store events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
-    refused alone. A store failure, or a key that was revoked or has used up its tokens, ends the lines with one that
-    has only a `problem`; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
+    refused alone. A store failure, or a key that was revoked, ends the lines with one that has
+    only a `problem`; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
     with service.event_bodies.slot():
         parser = EventParser(service)
         async with aclosing(_parsed_batches(body, parser)) as batches:
@@ -159,7 +159,7 @@ async def _parsed_batches(body: bytes, parser: EventParser) -> AsyncGenerator[li
 
 async def lines_of_reads(request: Request, service: Service, slices: TimeSlices) -> AsyncGenerator[bytes]:
     """Yield all reads as lines of a click file, one reader at a time, while the caller is connected. If the key is
-    revoked or its tokens are used up meanwhile, or a purge has the events read again, the last line is a problem.
+    revoked meanwhile, or a purge has the events read again, the last line is a problem.
     Raises TooManyWaiting; and BehaviourBehind before the first line."""
     with service.exports.slot():
         begun = False
@@ -181,8 +181,8 @@ async def lines_of_reads(request: Request, service: Service, slices: TimeSlices)
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
     """Yield the events of one reader as lines, in the order of EventStore.read_events_of, while the caller is
-    connected. If the store is unavailable, or the key is revoked or its tokens are used up meanwhile, the last line is
-    a problem. Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
+    connected. If the store is unavailable, or the key is revoked meanwhile, the last line is a
+    problem. Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
     with service.reader_exports.slot():
         begun = False
         try:

@@ -279,6 +279,11 @@ def test_evaluate_without_truth_gives_null(bare: Path, tiny_checkpoint: Path):
     assert set(summary.values()) == {None}
 
 
+def test_evaluate_without_the_name_of_a_checkpoint_is_refused(bare: Path):
+    result = run.invoke(app, ["evaluate", "--checkpoint", " ", "--data", str(bare)])
+    assert (result.exit_code, "--checkpoint is empty" in result.output) == (1, True)
+
+
 def test_evaluate_without_clicks_says_that_related_notes_are_not_measured(bare: Path):
     command = ["evaluate", "--checkpoint", "tf-idf", "--data", str(bare)]
     result = run.invoke(app, command)
@@ -791,6 +796,19 @@ def test_fit_categories_adds_one_file_and_improves_accuracy(checkpoint: Path, fo
     assert files(checkpoint).keys() == after.keys()
 
 
+def test_fit_categories_learns_nothing_from_a_data_set_of_one_category(checkpoint: Path, folder: Path, tmp_path: Path):
+    """Its exponents would replace those that the other data set has for the name."""
+    write(tmp_path, "notes", [{"id": f"b{i}", "title": f"bread {i}", "category": "Baking"} for i in range(200)])
+    command = ["fit-categories", "--checkpoint", str(checkpoint), "--data", str(folder), "--data", str(tmp_path)]
+    result = run.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "fewer than two categories" in " ".join(result.stderr.split())
+    fitted = Engine.load(str(checkpoint), cache=checkpoint.parent, device="cpu", dtype="float32")
+    head = CategoryHead.load(checkpoint, fitted.space)
+    assert head is not None
+    assert len({tuple(row) for row in head.pool_weights}) == 1, "all names have the exponents of their one data set"
+
+
 def test_fit_categories_leaves_names_of_a_small_data_set_to_the_model(
     checkpoint: Path, folder: Path, tiny_engine: Engine, tmp_path: Path
 ):
@@ -868,7 +886,8 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     written = [output.hashtags or () for output in outputs]
     truth = [(hashtags[0].text,) for hashtags in written]
     write(tmp_path, "notes", [shown(n) | {"id": n.id, "hashtags": t} for n, t in zip(notes, truth, strict=True)])
-    replace(NoteLLMConfig.load(checkpoint), min_hashtag_score=0.99, written_weights=(0.2, 0.05)).save(checkpoint)
+    fitted = {"min_hashtag_score": 0.99, "written_weights": (0.2, 0.05), "agreed_written_weights": (0.3, 0.2)}
+    replace(NoteLLMConfig.load(checkpoint), **fitted).save(checkpoint)
     before, config = files(checkpoint), json.loads((checkpoint / CONFIG_FILE).read_text())
 
     result = run.invoke(app, ["fit-hashtags", "--checkpoint", str(checkpoint), "--data", str(tmp_path)])
@@ -878,7 +897,8 @@ def test_fit_hashtags_sets_the_least_score_that_keeps_the_right_ones(
     changed = json.loads((checkpoint / CONFIG_FILE).read_text())
     drawn = [i for i, note in enumerate(notes) if split_of(note.id) == "validation"]
     least = least_hashtag_score([written[i] for i in drawn], [truth[i] for i in drawn])
-    assert changed == config | {"min_hashtag_score": least, "written_weights": [0.1, 0.1]}
+    weights = {"written_weights": [0.1, 0.1], "agreed_written_weights": [0.1, 0.1]}
+    assert changed == config | {"min_hashtag_score": least} | weights
     assert least < 0.99
 
     write(tmp_path, "notes", [shown(note) | {"id": note.id, "hashtags": ["never written"]} for note in notes])

@@ -82,6 +82,7 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"written_weights": (0.1, math.nan)},
         {"written_weights": (True, 0.1)},
         {"written_weights": (0.1,)},
+        {"agreed_written_weights": (0.3, 0.0)},
     ],
 )
 def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import math
 import random
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -459,3 +460,33 @@ async def test_stop_between_two_batches_of_a_list_ends_it_with_stopping(engine: 
             await batcher.stop(ANSWER_SECONDS)
             with pytest.raises(Stopping):
                 await batcher.generate_all([(note("b"), VECTOR_ONLY)], PATIENT, admission)
+
+
+async def test_note_that_is_postponed_while_its_caller_leaves_is_not_charged(engine: WordEngine) -> None:
+    """Its step takes it off the queue and finds no room for it."""
+    engine.room = 1
+    steps = threading.Semaphore(0)
+    begun = 0
+    step = engine.step
+
+    def step_when_told() -> list[Any]:
+        nonlocal begun
+        begun += 1
+        assert steps.acquire(timeout=20)
+        return step()
+
+    engine.step = step_when_told  # type: ignore[method-assign]  # each step waits for the test
+    async with batching(engine) as batcher:
+        longer = asyncio.create_task(batcher.generate(Note(title="one"), GenerationRequest(5)))
+        await eventually(lambda: begun == 1)
+        stages = begin_request(None)
+        leaving = asyncio.create_task(batcher.generate(Note(title="a b c")))
+        await eventually(lambda: batcher.waiting == 1)
+        steps.release()
+        await eventually(lambda: begun == 2 and batcher.waiting == 0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert stages.prompt_tokens == 0
+        steps.release(30)
+        await longer
+        assert stages.prompt_tokens == 0

@@ -86,7 +86,7 @@ async def post_events(request: Request, service: ServiceDep) -> Response:
 async def export_reads(request: Request, service: ServiceDep) -> Response:
     """Export the reads that count at present, one per line, in the form that `notellm pairs` and training take: user (a
     pseudonym), note, time in seconds since the epoch, rating (the weight). A last line with a `problem` says that reads
-    are missing, for example because the key was revoked meanwhile or its tokens are used up."""
+    are missing, for example because the key was revoked meanwhile."""
     return NdjsonResponse(await started(lines_of_reads(request, service, TimeSlices())))
 
 

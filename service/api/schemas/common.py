@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,6 +105,22 @@ Name = Annotated[
     StringConstraints(strip_whitespace=True, min_length=1, max_length=128),
     AfterValidator(_check_visible),
 ]
+
+
+def check_names_differ(value: Any) -> Any:
+    """Refuse an object with two names that differ only in spaces around them, which are removed: one member would be
+    dropped."""
+    if isinstance(value, dict):
+        names = Counter(name.strip() for name in value if isinstance(name, str))
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise PydanticCustomError(
+                "repeated_name",
+                "has the name {name} twice, apart from spaces around it",
+                {"name": repr(repeated[0][:40])},
+            )
+    return value
+
+
 HashtagName = Annotated[Name, AfterValidator(_check_hashtag)]
 """A hashtag in a condition. One of which nothing is left in its stored form would match no note."""
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]

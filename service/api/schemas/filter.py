@@ -20,7 +20,17 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from model.note import hashtag_key
-from service.api.schemas.common import MAX_ATTRIBUTES, MAX_HASHTAGS, Form, HashtagName, Name, NoteId, Time, Wire
+from service.api.schemas.common import (
+    MAX_ATTRIBUTES,
+    MAX_HASHTAGS,
+    Form,
+    HashtagName,
+    Name,
+    NoteId,
+    Time,
+    Wire,
+    check_names_differ,
+)
 from service.filters import (
     AllOf,
     AnyOf,
@@ -254,7 +264,7 @@ class ConditionsIn(Conditions):
     author: Names | None = Field(None, description="only notes by one of these authors")
     hashtag: HashtagNames | None = Field(None, description="only notes with any of these hashtags")
     all_hashtag: HashtagNames | None = Field(None, description="only notes with all of these hashtags")
-    attribute: dict[Name, AttributeCondition] | None = Field(
+    attribute: Annotated[dict[Name, AttributeCondition], BeforeValidator(check_names_differ)] | None = Field(
         None,
         min_length=1,
         max_length=MAX_ATTRIBUTES,

@@ -33,6 +33,7 @@ from service.api.schemas.common import (
     TaggedText,
     Time,
     Wire,
+    check_names_differ,
 )
 from service.api.schemas.generate import (
     LANGUAGE_SUPPORTED,
@@ -121,6 +122,7 @@ StoredAttributes = Annotated[
 Attributes = Annotated[
     dict[Name, Annotated[AttributeValue, BeforeValidator(_check_size)]],
     Field(max_length=MAX_ATTRIBUTES),
+    BeforeValidator(check_names_differ),
     BeforeValidator(_check_count),
 ]
 

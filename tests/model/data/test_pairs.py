@@ -767,3 +767,17 @@ def test_pairs_that_cannot_be_trained_on_are_counted(tmp_path: Path, values: str
 def test_invalid_option_is_refused(nonsense: dict[str, Any]) -> None:
     with pytest.raises(PairsError, match=next(iter(nonsense))):
         PairOptions(**nonsense)
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.parquet"])
+@pytest.mark.parametrize("folder", ["user=7", "run[1]", "note=7/a*"])
+def test_folders_that_look_like_partitions_or_patterns_are_only_folders(tmp_path: Path, folder: str, name: str) -> None:
+    inside, table = tmp_path / folder, write_clicks(tmp_path / "all.jsonl", histories(u="ab", v="bc"))
+    inside.mkdir(parents=True)
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / name).write_text("another file")  # which the pattern run[1] would match
+    form = "json" if name == "c.jsonl" else name[2:]
+    duckdb.sql(f"COPY (FROM read_json('{table}')) TO '{tmp_path / name}' (FORMAT {form})")
+    (tmp_path / name).rename(inside / name)
+    related_pairs(inside / name, inside / "out.parquet", ALL)
+    assert sorted((pair.note, pair.related) for pair in read_pairs(inside / "out.parquet")) == [("a", "b"), ("b", "c")]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from model.generation import Hashtag
 from model.hashtags.grounded_ranking import GroundedRanking
-from model.hashtags.grounding import MIN_WRITTEN_PROBABILITY, NEIGHBOUR_SMOOTHING, Candidate, grounded_score, rerank
+from model.hashtags.grounding import (
+    AGREEMENT,
+    MIN_WRITTEN_PROBABILITY,
+    NEIGHBOUR_SMOOTHING,
+    Candidate,
+    agreed_weight,
+    grounded_score,
+    rerank,
+)
 
 WRITTEN_WEIGHT = 0.1
 SOUP, HOT, COLD = (Candidate("soup", 0.6, True), Candidate("hot", 0.3, True), Candidate("cold", 0.001))
@@ -75,6 +84,23 @@ def test_candidate_left_to_the_search_bounds_what_is_written() -> None:
     assert [hashtag.text for hashtag in ranking.ranked([Hashtag("Soup", 0.9)])] == ["soup"]
 
 
+@pytest.mark.parametrize(("probability", "first"), [(1e-4, "soup"), (0.02, "hot")])
+def test_models_view_counts_more_where_it_would_write_what_neighbours_carry(probability: float, first: str) -> None:
+    """The model finds "hot" ten times as likely as "soup", which neighbours find twice as likely."""
+    ranking = GroundedRanking(CANDIDATES, 2, 0.05, 0.0, agreed_written_weight=0.5)
+    ranking.score_heaviest({"soup": probability / 10, "hot": probability})
+    assert ranking.ranked([])[0].text == first
+    agreed = agreed_weight(0.05, 0.5, 1.1 * probability)
+    assert ranking.ranked([]) == rerank([], CANDIDATES, {"soup": probability / 10, "hot": probability}, 2, agreed)
+
+
+def test_exponent_grows_with_the_logarithm_of_the_agreement_and_never_falls() -> None:
+    least, full = AGREEMENT
+    assert [agreed_weight(0.1, 0.3, agreement) for agreement in (0.0, least, full, 1.0)] == [0.1, 0.1, 0.3, 0.3]
+    assert agreed_weight(0.1, 0.3, math.sqrt(least * full)) == pytest.approx(0.2)
+    assert agreed_weight(0.4, 0.3, 1.0) == 0.4
+
+
 @pytest.mark.parametrize("min_probability", [0.0, 0.015])
 @pytest.mark.parametrize("written_weight", [0.05, 0.1, 1.0])
 @pytest.mark.parametrize("seed", range(20))
@@ -87,8 +113,10 @@ def test_answer_equals_that_of_all_probabilities(seed: int, written_weight: floa
     written += [
         Hashtag(f"Tag {i}", 10 ** -rng.uniform(0, 4)) for i in rng.sample(range(30), 5)
     ]  # other spellings of candidates
-    ranking = GroundedRanking(candidates, 5, written_weight, min_probability)
-    ranking.score({key: exact[key] for key in list(candidates)[:6]})
+    ranking = GroundedRanking(candidates, 5, written_weight, min_probability, 2 * written_weight)
+    heaviest = {key: exact[key] for key in list(candidates)[:6]}
+    ranking.score_heaviest(heaviest)
+    written_weight = agreed_weight(written_weight, 2 * written_weight, sum(heaviest.values()))
     ranking.bound({key: min(1.0, 10 * p) for key, p in exact.items()})
     max_written = max(hashtag.score for hashtag in written)
     expected = rerank(written, candidates, exact, 5, written_weight, min_probability)

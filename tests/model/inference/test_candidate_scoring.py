@@ -185,6 +185,21 @@ def test_size_of_the_community_decides_how_much_the_model_counts(
     ]
 
 
+@pytest.mark.parametrize(("stored_notes", "agreed"), [(0, 0.41), (10_000, 0.2)])
+def test_models_view_counts_more_in_a_community_that_it_agrees_with(
+    writer: Engine, monkeypatch: pytest.MonkeyPatch, stored_notes: int, agreed: float
+) -> None:
+    config = replace(writer.prompt.config, written_weights=(0.4, 0.1), agreed_written_weights=(0.41, 0.2))
+    monkeypatch.setattr(writer.prompt, "config", config)
+    probability = hashtag_probability(writer, FEW_NOTES[0], 1, "river")
+    monkeypatch.setattr("model.hashtags.grounding.AGREEMENT", (probability / 100, probability / 10))
+    neighbours = Neighbours([Neighbour("n", 1.0, ("river",))], stored_notes=stored_notes)
+    (output,) = generate(writer, FEW_NOTES[:1], GenerationRequest(1, find_neighbours=lambda *_: neighbours))
+    assert [(hashtag.text, hashtag.score) for hashtag in output.hashtags or ()] == [
+        ("river", pytest.approx(max(probability, MIN_WRITTEN_PROBABILITY) ** agreed, rel=1e-3))
+    ]
+
+
 @pytest.mark.parametrize("budget", [0, 1, 4])
 def test_candidates_beyond_the_budget_are_left_to_the_search(
     writer: Engine, monkeypatch: pytest.MonkeyPatch, budget: int

@@ -34,7 +34,7 @@ def change(client: httpx2.Client, method: str, path: str, headers: dict[str, str
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-@pytest.mark.parametrize("value", ["", '""', "1-0", '"1-0', '"x"', '"1-0",', "*, *", ",".join(['"1-0"'] * 17)])
+@pytest.mark.parametrize("value", ["", '""', "1-0", '"1-0', '"x"', '"1-0"x', "*, *", ",".join(['"1-0"'] * 17)])
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
 def test_malformed_condition_is_400(
     client: httpx2.Client, stored: tuple[str, str], method: str, value: str, header: str
@@ -132,3 +132,12 @@ def test_etag_that_a_proxy_has_changed_matches_no_version(client: httpx2.Client,
     assert client.get(path, headers={"If-None-Match": f"{changed}, {etag}"}).status_code == 304
     assert client.get(path, headers={"If-Match": changed}).status_code == 412
     assert client.get(path, headers={"If-None-Match": "1-0"}).status_code == 400
+
+
+@pytest.mark.parametrize("form", ["{etag},", ", {etag} ,,", '"a,b", {etag}', ", ".join(['"x"'] * 17) + ", {etag}"])
+def test_list_of_etags_may_have_commas_within_and_around_them(client: httpx2.Client, form: str) -> None:
+    etag = client.put("/notes/commas", json={"title": "Commas"}).headers["etag"]
+    answer = client.get("/notes/commas", headers={"If-None-Match": form.format(etag=etag)})
+    assert answer.status_code == 304
+    others = client.get("/notes/commas", headers={"If-None-Match": form.format(etag=OLD)})
+    assert others.status_code == 200

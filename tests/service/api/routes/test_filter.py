@@ -189,3 +189,10 @@ def test_limits_publish_the_bounds_of_filters(client: httpx2.Client) -> None:
     limits = client.get("/limits").json()
     names = ("max_filter_depth", "max_filter_conditions", "max_filter_values", "max_filter_excluded", "max_excluded")
     assert [limits[name] for name in names] == [8, 50, 100, 10_000, 1000]
+
+
+def test_filter_by_an_attribute_named_twice_removes_nothing(client: httpx2.Client) -> None:
+    """One of the conditions would be dropped, and the filter would match more notes."""
+    twice = {"attribute": {"seats": {"gte": 2}, " seats": {"lt": 3}}}
+    answer = client.post("/notes/delete", json={"filter": twice})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/filter/attribute")

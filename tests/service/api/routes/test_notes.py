@@ -312,6 +312,12 @@ def test_attributes_that_are_the_largest_numbers_are_kept_exactly(client: httpx2
     assert client.get("/notes/largest").json()["attributes"] == attributes
 
 
+def test_attributes_whose_names_differ_in_spaces_alone_are_refused(client: httpx2.Client) -> None:
+    answer = client.put("/notes/twice", json={"title": "t", "attributes": {"a": 1, " a ": 2}})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/attributes")
+    assert "'a' twice" in answer.json()["errors"][0]["detail"]
+
+
 def test_patch_replaces_the_attributes_as_a_whole(client: httpx2.Client) -> None:
     post(client, NOTE | {"id": "attributed"})
     client.patch("/notes/attributed", json={"attributes": {"likes": 13}})
