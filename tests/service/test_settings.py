@@ -42,7 +42,7 @@ def test_every_setting_has_a_description(name: str) -> None:
         ("NOTELLM_SAMPLE_NOTES", "0", "sample_notes", 0),
         ("NOTELLM_CATEGORIES", "Food, 旅行,,Food", "categories", ("Food", "旅行")),
         ("NOTELLM_REQUEST_SECONDS", "0.5", "request_seconds", 0.5),
-        ("notellm_max_k", "7", "max_k", 7),
+        ("notellm_max_k", "17", "max_k", 17),
     ],
 )
 def test_a_setting_is_read_from_the_environment(
