@@ -50,7 +50,10 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it. It cannot be displayed again."""
-    expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    try:
+        expires_at = None if days is None else (datetime.now(UTC) + timedelta(days=days)).isoformat()
+    except (ValueError, OverflowError) as error:  # nan, or a year after 9999
+        raise typer.BadParameter("no date is that many days from now", param_hint="--days") from error
     quota = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
     body = {"name": name, "scopes": scope, "tenant": tenant, "expires_at": expires_at, "quota": quota}
     show_new(call(url, "POST", "/keys", key=api_key, body=body, accept=(201,)), as_json)

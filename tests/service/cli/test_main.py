@@ -415,3 +415,9 @@ def test_purge_proves_nothing_about_an_empty_text(tmp_path: Path, monkeypatch: p
     (tmp_path / "removed.txt").write_text(" \n")
     result = CliRunner().invoke(app, ["purge", "--text", str(tmp_path / "removed.txt")])
     assert (result.exit_code, (tmp_path / "d").exists()) == (2, False)
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "1e9", "1e30"])
+def test_key_with_an_expiry_that_is_no_date_is_refused_with_the_option(days: str) -> None:
+    result = run("keys", "create", "shop", "--scope", "similar", "--days", days, "--url", "http://127.0.0.1:1")
+    assert (result.exit_code, "--days" in result.stderr) == (2, True), result.stderr
