@@ -82,8 +82,8 @@ class DuckDBTables:
     def read(self, paths: Sequence[Path], kind: str, columns: Sequence[str], name: str) -> None:
         texts = ", ".join(f"{column}: 'VARCHAR'" for column in columns)
         source = _SOURCES[kind].format(json=f"columns = {{{texts}}}")
-        has = self._columns(source, paths)
-        chosen = ", ".join(f"CAST({c if c in has else 'NULL'} AS VARCHAR) AS {c}" for c in columns)
+        types = self._types(source, paths)
+        chosen = ", ".join(f"{_as_text(c, types.get(c))} AS {c}" for c in columns)
         self._connection.execute("SET preserve_insertion_order = true")
         self._create(
             name, f"SELECT {chosen}, row_number() OVER () AS line FROM {source}", [[*map(literal_path, paths)]]
@@ -91,10 +91,11 @@ class DuckDBTables:
 
     def columns(self, path: Path, kind: str) -> list[str]:
         """Return all columns of a file; of a JSON file, those of its first lines."""
-        return self._columns(_SOURCES[kind].format(json="sample_size = 1000"), [path])
+        return [*self._types(_SOURCES[kind].format(json="sample_size = 1000"), [path])]
 
-    def _columns(self, source: str, paths: Sequence[Path]) -> list[str]:
-        return [row[0] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(literal_path, paths)]])]
+    def _types(self, source: str, paths: Sequence[Path]) -> dict[str, str]:
+        """Return the SQL types of all columns, by their names."""
+        return {row[0]: row[1] for row in self.rows(f"DESCRIBE SELECT * FROM {source}", [[*map(literal_path, paths)]])}
 
     def keep(self, name: str, sql: str, values: Sequence[Any] = ()) -> None:
         self._connection.execute("SET preserve_insertion_order = false")
@@ -118,6 +119,15 @@ class DuckDBTables:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _as_text(column: str, kind: str | None) -> str:
+    """Return DuckDB's expression for a column of an SQL type as text: nested values as JSON, which readers of ids
+    refuse; NULL for None, a missing column."""
+    if kind is None:
+        return "CAST(NULL AS VARCHAR)"
+    is_nested = kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION"))
+    return f"CAST({f'to_json({column})' if is_nested else column} AS VARCHAR)"
 
 
 class SparkTables:

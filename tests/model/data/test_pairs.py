@@ -781,3 +781,11 @@ def test_folders_that_look_like_partitions_or_patterns_are_only_folders(tmp_path
     (tmp_path / name).rename(inside / name)
     related_pairs(inside / name, inside / "out.parquet", ALL)
     assert sorted((pair.note, pair.related) for pair in read_pairs(inside / "out.parquet")) == [("a", "b"), ("b", "c")]
+
+
+@pytest.mark.parametrize("reader", ["{'a': 1}", "['u']", "MAP {'u': 1}"])
+def test_nested_ids_of_a_parquet_file_are_refused(tmp_path: Path, reader: str) -> None:
+    path = tmp_path / "clicks.parquet"
+    duckdb.sql(f"COPY (SELECT {reader} AS user, unnest(['a', 'b']) AS note) TO '{path}'")
+    with pytest.raises(PairsError, match="user"):
+        related_pairs(path, tmp_path / "out.parquet", ALL)
