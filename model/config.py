@@ -57,7 +57,8 @@ class NoteLLMConfig:
     `written_weights`: exponents of the model's probability in the score of a grounded hashtag, where the neighbours'
     share has exponent 1 (`hashtags.grounding.rerank`): in a small and in a large community
     (`hashtags.grounding.written_weight`). `agreed_written_weights`: the same for a note whose neighbours carry what the
-    model would write, too (`hashtags.grounding.agreed_weight`); they count where they are above the others.
+    model would write, too (`hashtags.grounding.agreed_weight`); they count where they are above the others;
+    0 changes nothing.
     `category_temperature`: divides the log probabilities of categories; `notellm calibrate` fits it on validation
     notes.
     `name_cosine_weight`: weight of the cosine between the vectors of a note and a category's name, added to the log
@@ -86,7 +87,7 @@ class NoteLLMConfig:
     categories: tuple[str, ...] = DEFAULT_CATEGORIES
     min_hashtag_score: float = 0.0
     written_weights: tuple[float, float] = (0.1, 0.1)
-    agreed_written_weights: tuple[float, float] = (0.1, 0.1)
+    agreed_written_weights: tuple[float, float] = (0.0, 0.0)
     category_temperature: float = 1.0
     name_cosine_weight: float = 16.0
     trained_categories: tuple[str, ...] = ()
@@ -117,10 +118,11 @@ class NoteLLMConfig:
             raise CheckpointError(f"category_temperature must be above 0, not {self.category_temperature!r}")
         if type(self.min_hashtag_score) not in (int, float) or not 0 <= self.min_hashtag_score < 1:
             raise CheckpointError(f"min_hashtag_score must be in [0, 1), not {self.min_hashtag_score!r}")
-        for name in ("written_weights", "agreed_written_weights"):
-            weights = getattr(self, name)
-            if len(weights) != 2 or not all(type(weight) in (int, float) and weight > 0 for weight in weights):
-                raise CheckpointError(f"{name} must be two numbers above 0, not {list(weights)}")
+        if not _are_weights(self.written_weights) or min(self.written_weights) == 0:
+            raise CheckpointError(f"written_weights must be two numbers above 0, not {list(self.written_weights)}")
+        if not _are_weights(self.agreed_written_weights):
+            weights = list(self.agreed_written_weights)
+            raise CheckpointError(f"agreed_written_weights must be two numbers of at least 0, not {weights}")
         if type(self.name_cosine_weight) not in (int, float) or not self.name_cosine_weight >= 0:
             raise CheckpointError(f"name_cosine_weight must be at least 0, not {self.name_cosine_weight!r}")
         if len(set(self.categories)) != len(self.categories) or not all(name.strip() for name in self.categories):
@@ -155,3 +157,8 @@ class NoteLLMConfig:
             raise CheckpointError(f"{path} was written by another version: it has the unknown fields {sorted(unknown)}")
         tuples = {name: tuple(stored[name]) for name in LIST_FIELDS if name in stored}
         return cls(**{**stored, **tuples})
+
+
+def _are_weights(weights: tuple[float, ...]) -> bool:
+    """Return whether `weights` are two numbers of at least 0."""
+    return len(weights) == 2 and all(type(weight) in (int, float) and weight >= 0 for weight in weights)

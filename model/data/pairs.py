@@ -20,7 +20,7 @@ from pathlib import Path
 from string import whitespace
 from typing import Any, Literal, TypeVar, get_args
 
-from model.data.sql_tables import ENGINES, DuckDBTables, Tables, TablesError, literal_path
+from model.data.sql_tables import ENGINES, PARQUET_FILE, DuckDBTables, Tables, TablesError, literal_path
 from model.ties import PRIME, tie_key_text
 
 Split = Literal["train", "validation", "test"]
@@ -206,11 +206,11 @@ PAIRS = f"""{COUNTED}, named AS (
 )
 SELECT note, related, score, users FROM balanced WHERE ? IS NULL OR rank <= ?
 """
-SORTED = "FROM read_parquet(?, hive_partitioning = false) ORDER BY note, score DESC, related"
+SORTED = f"FROM {PARQUET_FILE} ORDER BY note, score DESC, related"
 SCORES = f"""
 SELECT count(*), count(DISTINCT note), quantile_cont(score, {list(QUANTILES.values())}),
        {", ".join(f"count(*) FILTER (score >= {threshold})" for threshold in THRESHOLDS)}
-FROM read_parquet(?, hive_partitioning = false)
+FROM {PARQUET_FILE}
 """
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.data.pairs import PairsError
-from model.data.sql_tables import literal_path
+from model.data.sql_tables import PARQUET_FILE, literal_path
 
 FETCHED_PAIRS = 10_000
 """Pairs of a file that are in memory at once while reading it."""
-STORED_PAIRS = """
+STORED_PAIRS = f"""
 SELECT CAST(note AS VARCHAR) AS note, CAST(related AS VARCHAR) AS related, CAST(score AS DOUBLE) AS score
-FROM read_parquet(?, hive_partitioning = false)
+FROM {PARQUET_FILE}
 """
 UNUSABLE_PAIRS = f"""
 SELECT count(*), count(*) FILTER (note IS NULL OR related IS NULL), count(*) FILTER (note = related),

@@ -22,6 +22,8 @@ _SOURCES = {
 }
 """DuckDB's functions that read files, by format; `{json}` stands for further options of the first. A folder named
 "user=7" is only a folder: DuckDB would make a column of it."""
+PARQUET_FILE = "read_parquet(?, hive_partitioning = false)"
+"""DuckDB's function that reads one Parquet file of ours; its path is a `literal_path`."""
 Functions = Mapping[str, Callable[[str], str]]
 """Functions from text to text that queries may call, by their SQL names."""
 

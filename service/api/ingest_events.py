@@ -122,8 +122,8 @@ def check_event_lines(body: bytes) -> None:
 
 async def add_event_lines(request: Request, body: bytes, service: Service) -> AsyncGenerator[bytes]:
     """Store events, one a line, a batch at a time; yield the result of each as a line. A line that is not JSON is
-    refused alone. A store failure, or a key that was revoked, ends the lines with one that has
-    only a `problem`; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
+    refused alone. A store failure, or a key that was revoked, ends the lines with one that has only a
+    `problem`; a disconnected caller ends them without. Raises TooManyWaiting before the first line."""
     with service.event_bodies.slot():
         parser = EventParser(service)
         async with aclosing(_parsed_batches(body, parser)) as batches:
@@ -181,8 +181,8 @@ async def lines_of_reads(request: Request, service: Service, slices: TimeSlices)
 
 async def lines_of_reader(request: Request, service: Service, reader: str) -> AsyncGenerator[bytes]:
     """Yield the events of one reader as lines, in the order of EventStore.read_events_of, while the caller is
-    connected. If the store is unavailable, or the key is revoked meanwhile, the last line is a
-    problem. Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
+    connected. If the store is unavailable, or the key is revoked meanwhile, the last line is a problem.
+    Raises TooManyWaiting; and StoreUnavailable, TenantRemoved before the first line."""
     with service.reader_exports.slot():
         begun = False
         try:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.api.bounds import check_search_options
 from service.api.problems import invalid_value
-from service.api.schemas.common import Label
+from service.api.schemas.common import Label, check_names_differ
 from service.api.schemas.search import SearchDefaults
 from service.api.schemas.similar import RankingOptions
 from service.api.variants import Variant, choose_variant
@@ -71,10 +71,7 @@ def _parse(path: Path) -> dict[str, Any]:
 def _by_name(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return `content` by its keys as requests and reports name them: without spaces around them. Raises ValueError for
     an invalid name, and for two keys with the same one."""
-    named = {_checked_name(key): fields for key, fields in content.items()}
-    if len(named) < len(content):
-        raise ValueError(f"two of the names {', '.join(map(repr, content))} differ only in spaces around them")
-    return named
+    return {_checked_name(key): fields for key, fields in check_names_differ(content).items()}
 
 
 def _checked_name(name: str) -> str:

@@ -23,6 +23,7 @@ def test_config_saved_reads_back_the_same(tmp_path: Path) -> None:
         mean_share=0.5,
         title_mean_share=0.75,
         written_weights=(0.2, 0.05),
+        agreed_written_weights=(0.3, 0.0),
         trained_categories=("Food", "ein Name"),
     )
     config.save(tmp_path)
@@ -82,7 +83,8 @@ def test_file_that_is_no_json_object_is_refused(tmp_path: Path, stored: bytes) -
         {"written_weights": (0.1, math.nan)},
         {"written_weights": (True, 0.1)},
         {"written_weights": (0.1,)},
-        {"agreed_written_weights": (0.3, 0.0)},
+        {"agreed_written_weights": (0.3, -0.1)},
+        {"agreed_written_weights": (0.3, math.nan)},
     ],
 )
 def test_value_out_of_range_is_refused(out_of_range: dict[str, Any]) -> None:

@@ -462,7 +462,9 @@ async def test_stop_between_two_batches_of_a_list_ends_it_with_stopping(engine: 
                 await batcher.generate_all([(note("b"), VECTOR_ONLY)], PATIENT, admission)
 
 
-async def test_note_that_is_postponed_while_its_caller_leaves_is_not_charged(engine: WordEngine) -> None:
+async def test_note_that_is_postponed_while_its_caller_leaves_is_not_charged(
+    engine: WordEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its step takes it off the queue and finds no room for it."""
     engine.room = 1
     steps = threading.Semaphore(0)
@@ -475,7 +477,7 @@ async def test_note_that_is_postponed_while_its_caller_leaves_is_not_charged(eng
         assert steps.acquire(timeout=20)
         return step()
 
-    engine.step = step_when_told  # type: ignore[method-assign]  # each step waits for the test
+    monkeypatch.setattr(engine, "step", step_when_told)
     async with batching(engine) as batcher:
         longer = asyncio.create_task(batcher.generate(Note(title="one"), GenerationRequest(5)))
         await eventually(lambda: begun == 1)

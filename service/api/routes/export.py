@@ -77,8 +77,8 @@ async def export_notes(request: Request, service: ServiceDep) -> Response:
 
 
 async def _lines(request: Request, service: Service, export: Export, form: VectorForm | None) -> AsyncGenerator[bytes]:
-    """Yield the lines of an export, some at a time. A failure, or a key that was revoked, ends
-    it with a problem."""
+    """Yield the lines of an export, some at a time. A failure, or a key that was revoked, ends it with a
+    problem."""
     with service.exports.slot():
         status, engine = service.index.status(), service.engine
         about = status.vectors + status.other_space
