@@ -256,7 +256,7 @@ def fit_hashtags(
 ) -> float:
     """Choose the minimum score of a hashtag that a checkpoint writes, save it in its configuration as
     `min_hashtag_score`, and return it. It is fitted with the hashtag policy "open" and applies to all. LEARNT_WEIGHTS
-    become its `written_weights`, for all notes alike.
+    become its `written_weights`, for all notes alike: its `agreed_written_weights` become 0.
 
     `data`: folders with notes.jsonl.gz, or notes files. At most `max_notes` validation notes of each are used, drawn at
     random. Raises CheckpointError, DatasetError, FileNotFoundError, and ValueError where no validation note has
@@ -275,7 +275,7 @@ def fit_hashtags(
     progress(f"Writing hashtags of {len(notes):,} notes")
     outputs = engine.generate([replace(note, hashtags=()) for note in notes], GenerationRequest(max(HASHTAG_CUTOFFS)))
     least = least_hashtag_score([output.hashtags or () for output in outputs], [note.hashtags for note in notes])
-    weights = {"written_weights": LEARNT_WEIGHTS, "agreed_written_weights": LEARNT_WEIGHTS}
+    weights = {"written_weights": LEARNT_WEIGHTS, "agreed_written_weights": NoteLLMConfig().agreed_written_weights}
     _change_settings(checkpoint, min_hashtag_score=least, **weights)
     return least
 

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +118,15 @@ def test_temperature_that_no_note_bounds_is_refused() -> None:
         category_temperature(EmptyRows(), [notes], 1000)
 
 
+def copy_with_two_notes(tiny_checkpoint: Path, folder: Path) -> tuple[Path, Path]:
+    """Return a copy of the tiny checkpoint in `folder`, and a file of one validation and one training note."""
+    checkpoint = Path(shutil.copytree(tiny_checkpoint, folder / "checkpoint"))
+    validation = next(str(i) for i in range(100) if split_of(str(i)) == "validation")
+    notes = [{"id": i, "title": "soup", "hashtags": ["soup"], "category": "Food"} for i in (validation, TRAIN[0])]
+    (folder / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    return checkpoint, folder / "notes.jsonl"
+
+
 @pytest.mark.parametrize(
     ("fit", "fitted_by", "setting"),
     [
@@ -129,16 +137,25 @@ def test_temperature_that_no_note_bounds_is_refused() -> None:
 def test_settings_that_were_changed_during_a_fit_stay(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fit: Fit, fitted_by: str, setting: str
 ) -> None:
-    checkpoint = Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
-    (validation,) = islice((str(i) for i in range(100) if split_of(str(i)) == "validation"), 1)
-    notes = [{"id": i, "title": "soup", "hashtags": ["soup"], "category": "Food"} for i in (validation, TRAIN[0])]
-    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    checkpoint, notes = copy_with_two_notes(tiny_checkpoint, tmp_path)
 
     def change_and_fit(*arguments: object) -> float:
         replace(NoteLLMConfig.load(checkpoint), mean_share=0.5).save(checkpoint)
         return 0.25
 
     monkeypatch.setattr(calibrate, fitted_by, change_and_fit)
-    assert fit(checkpoint, [tmp_path / "notes.jsonl"], 10, tmp_path) == 0.25
+    assert fit(checkpoint, [notes], 10, tmp_path) == 0.25
     expected = replace(NoteLLMConfig.load(tiny_checkpoint), mean_share=0.5, **{setting: 0.25})
     assert NoteLLMConfig.load(checkpoint) == expected
+
+
+def test_weights_after_fit_hashtags_are_those_of_a_checkpoint_that_learnt_from_its_community(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, notes = copy_with_two_notes(tiny_checkpoint, tmp_path)
+    shipped = replace(NoteLLMConfig.load(checkpoint), written_weights=(0.05, 0.02), agreed_written_weights=(0.3, 0.05))
+    shipped.save(checkpoint)
+    monkeypatch.setattr(calibrate, "least_hashtag_score", lambda *_: 0.25)
+    calibrate.fit_hashtags(checkpoint, [notes], 10, tmp_path)
+    fitted = NoteLLMConfig.load(checkpoint)
+    assert (fitted.written_weights, fitted.agreed_written_weights) == (calibrate.LEARNT_WEIGHTS, (0.0, 0.0))
