@@ -23,6 +23,7 @@ from pathlib import Path
 
 from model.data.dataset import read_notes
 from model.data.dictionaries import dictionary_notes
+from model.data.labelled_lines import notes_of_lines
 from model.data.pairs import split_of
 from model.data.wordnet import wordnet_notes
 from model.note import Note, normalise_hashtags
@@ -142,8 +143,18 @@ def unlabelled_notes(path: Path, id_prefix: str = "") -> Iterator[Note]:
 
 
 def training_captions(path: Path) -> Iterator[Note]:
-    """Yield the training notes of a notes file, without id and category; the other splits are for evaluation."""
-    for note in read_notes(path).values():
+    """Yield the training notes of a notes file, as `training_notes` does."""
+    return training_notes(read_notes(path).values())
+
+
+def training_lines(path: Path) -> Iterator[Note]:
+    """Yield the training notes of a folder of our labelled lines, as `training_notes` does."""
+    return training_notes(notes_of_lines(path))
+
+
+def training_notes(notes: Iterable[Note]) -> Iterator[Note]:
+    """Yield the training notes, without id and category; the other splits are for evaluation."""
+    for note in notes:
         if split_of(note.id) == "train":
             yield replace(note, id="", category=None)
 
@@ -204,6 +215,12 @@ SOURCES: Mapping[str, Source] = {
             terms="written for this project, Apache-2.0",
             path="file that model.data.chinese_notes has written",
             read=unlabelled_notes,
+        ),
+        Source(
+            name="lines",
+            terms="written for this project, Apache-2.0",
+            path="folder of our labelled lines in one language, such as model/data/lines/zh",
+            read=training_lines,
         ),
     )
 }

@@ -33,7 +33,12 @@ HELD_OUT = 10
 
 def labelled_notes(language: str = "en") -> Iterator[Note]:
     """Yield the notes of one of LANGUAGES, with ids of their splits; a note without hashtags should get none."""
-    for path in sorted((LINES / language).glob("*.txt")):
+    return notes_of_lines(LINES / language)
+
+
+def notes_of_lines(folder: Path) -> Iterator[Note]:
+    """Yield the notes of a folder of lines, with ids of their splits."""
+    for path in sorted(folder.glob("*.txt")):
         category = None if path.stem == NO_CATEGORY else path.stem.capitalize()
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             text, _, tags = line.partition("|")

@@ -77,7 +77,7 @@ def test_path_without_the_source_is_refused_by_name(
     assert SOURCES[name].path in error
 
 
-@pytest.mark.parametrize("name", ["dictionaries", "trivia"])
+@pytest.mark.parametrize("name", ["dictionaries", "trivia", "lines"])
 def test_folder_without_texts_is_refused_by_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         corpora.main(["--out", str(tmp_path / "out"), f"--{name}", str(tmp_path)])
@@ -141,6 +141,13 @@ def test_chinese_texts_have_words_without_spaces() -> None:
         Note(title="好"),
     ]
     assert [note.title for note in without_duplicates(notes)] == ["今天天气很好", "红烧肉的做法"]
+
+
+def test_lines_are_those_of_the_training_split_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "food.txt").write_text("".join(f"第{n}次做红烧肉 // 好吃 | 红烧肉, 家常菜\n" for n in range(1, 12)))
+    notes = list(SOURCES["lines"].read(tmp_path))
+    assert [note.title for note in notes] == [f"第{n}次做红烧肉" for n in range(1, 12) if n != 10]
+    assert {(note.content, note.hashtags, note.category) for note in notes} == {("好吃", ("红烧肉", "家常菜"), None)}
 
 
 def test_captions_are_those_of_the_training_split(tmp_path: Path) -> None:
