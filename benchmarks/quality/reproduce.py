@@ -77,8 +77,7 @@ RECOMBINED = "-recombined"
 WHITENED, TEACHER_DIMENSION = ".whitened", 256
 """Name suffix of a file with a teacher's whitened vectors, and their dimension."""
 WRITING_STEPS: Mapping[str, int] = {FITTED: 800, TAUGHT: 3100}
-"""Training steps of the generation adapters. That of FITTED's stored records was trained in parts with different
-learning rates (docs/log/categories.md#words-beside-the-vector)."""
+"""Training steps of the generation adapters."""
 HASHTAGS_ALONE = ("--shown-hashtags", "0", "--subject-names", "0")
 """Options with which an adapter learns only to write the hashtags of a note without any."""
 CARD_NOTE = (

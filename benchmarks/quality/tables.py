@@ -159,9 +159,8 @@ compares the systems in paired tests.
 
 `python -m benchmarks.quality.reproduce DATA RECORD` reproduces a record, where DATA is the folder of the data sets. It
 first trains the system, except the shipped checkpoint and the Chinese one. The figures will be close to those below but
-not identical: the research checkpoint, the distilled MiniLM and the adapter of the fitted copy of the shipped
-checkpoint were trained in several parts or by earlier code ([decision 6](decisions/0006-distillation.md),
-[log](log/training.md)). A commit with + had uncommitted changes.
+not identical: the research checkpoint and the distilled MiniLM were trained in several parts or by earlier code
+([decision 6](decisions/0006-distillation.md), [log](log/training.md)). A commit with + had uncommitted changes.
 
 ## Systems
 
