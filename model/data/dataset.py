@@ -205,6 +205,13 @@ def with_category_synonym(note: Note, synonyms: Mapping[str, Sequence[str]], rng
     return note
 
 
+def free_synonyms(synonyms: Mapping[str, Sequence[str]], notes: Iterable[Note]) -> dict[str, list[str]]:
+    """Return the synonyms that are not themselves a category of `notes`, case aside: a community that has both Fitness
+    and Running must not learn to call the one the other."""
+    taken = {note.category.casefold() for note in notes if note.category}
+    return {category: [name for name in names if name.casefold() not in taken] for category, names in synonyms.items()}
+
+
 def shown_categories(
     taught: Iterable[tuple[Iterable[Note], Mapping[str, Sequence[str]]]],
 ) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from transformers import DynamicCache
 
 from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
-from model.data.dataset import DatasetError, shown_categories
+from model.data.dataset import DatasetError, free_synonyms, shown_categories
 from model.data.labelled_lines import LANGUAGES, labelled_notes
 from model.note import Note
 from model.notellm import NoteLLM, save_generation_adapter
@@ -154,12 +154,12 @@ class GenerationTrainer:
         self._lock = FolderLock(folder, "model.training.writing", print)
         torch.manual_seed(recipe.seed)
         torch.set_num_threads(1)  # the parts of a batch run in parallel, not the matrix products
-        self.names = category_synonyms()
         training = read_sources(files, "train", print, language=recipe.language)
         if empty := sorted(str(files[name]) for name in files if recipe.shares.get(name) and not training[name]):
             raise DatasetError(f"{', '.join(empty)}: no note is in the training split")
         drawn = [notes for name, notes in training.items() if recipe.shares.get(name)]
         self.spellings = common_spellings(note for notes in drawn for note in notes)
+        self.names = free_synonyms(category_synonyms(), (note for notes in drawn for note in notes))
         self.notes, self.mix = self._mix(training)
         self.mix.check_batches(recipe.batch)
         self.validation, validation_mix = self._mix(read_sources(files, "validation", language=recipe.language))

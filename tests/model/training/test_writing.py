@@ -379,6 +379,23 @@ def test_categories_count_as_trained_where_a_note_with_a_share_has_them(
     assert set(trained) == {"Food", "Hill walks", *category_synonyms()["Food"]}
 
 
+def test_synonym_that_is_a_category_of_the_notes_is_not_taught(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl.gz"
+    write_notes_file(other, [Note(title=f"{i}", category="street Food") for i in range(20)], "other")
+    recipe = GenerationRecipe(shares={"own": 0.5, "other": 0.5, LINES: 0.0}, rank=1, batch=2, steps=1)
+    trainer = GenerationTrainer(
+        recipe, tiny_checkpoint, {"own": notes_file, "other": other}, tmp_path / "run", tmp_path
+    )
+    assert "Street food" in category_synonyms()["Food"]
+    assert trainer.names["Food"] == [name for name in category_synonyms()["Food"] if name != "Street food"]
+    trainer.run(60)
+    trained = NoteLLMConfig.load(tmp_path / "run" / "checkpoint").trained_categories
+    assert {"street Food", "Cooking"} <= set(trained)
+    assert "Street food" not in trained
+
+
 def test_categories_count_as_unseen_where_no_note_has_one() -> None:
     assert shown_categories([([replace(NOTE, category=None)], category_synonyms())]) == ("",)
 
