@@ -18,17 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import CheckpointError, NoteLLMConfig
-from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, loading_errors
+from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, BACKBONE_FOLDER, HEAD_FILE, loading_errors
 from model.whole_file import whole_folder
 
 COMPARED: tuple[str, ...] = ("adapter", "backbone", "prompt_version", "dimension")
 """Settings that all checkpoints must share: weights for different backbones or prompts have no meaningful mean."""
 ADAPTER_COMPARED: tuple[str, ...] = ("r", "lora_alpha")
 """Settings that all adapters must share: the product of an adapter's factors is scaled by lora_alpha / r."""
-MIN_PROJECTION_COSINE = 0.3
-"""Minimum cosine of the projections of two checkpoints, each as one long vector. Along one training path they stay
-alike. Whitening chooses the directions anew from the notes, in any order and with either sign: two whitenings of the
-shipped checkpoint, by 127 sample notes each, have -0.03 to 0.01."""
+MIN_COSINE = 0.3
+"""Minimum cosine of the projections of two checkpoints, and of their adapters' first factors, each as one long vector.
+Along one training path they stay alike. Whitening chooses the directions anew from the notes, in any order and with
+either sign: two whitenings of the shipped checkpoint, by 127 sample notes each, have -0.03 to 0.01. A new adapter draws
+its first factors from the seed, so those of two runs with different seeds have about 0."""
 CARD_FILE = "README.md"
 CARD_NOTE = (
     "The weights are the mean of {count} checkpoints (`notellm average`), of which this card describes the first."
@@ -43,8 +44,8 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     first checkpoint's, except that the licence names the terms of all, and `trained_categories` those of all; a section
     of the card says that it is a mean. Category head and generation adapter are left out, since they were fitted to the
     old vectors or trunk. Raises CheckpointError for fewer than two checkpoints, for incompatible ones, such as
-    checkpoints that were whitened apart, and where `out` exists; OSError where it cannot be written, which leaves no
-    partial `out`.
+    checkpoints that were whitened apart or adapters with different starts, and where `out` exists; OSError where it
+    cannot be written, which leaves no partial `out`.
     """
     if len(checkpoints) < 2:
         raise CheckpointError("an average requires at least two checkpoints")
@@ -63,6 +64,8 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
         raise CheckpointError(f"{first / trained} has no .safetensors files")
     means = {name: mean_of(checkpoints, name) for name in (*weights, HEAD_FILE)}
     _refuse_other_projections(checkpoints)
+    if config.adapter:
+        _refuse_other_starts(checkpoints)
     configs = [NoteLLMConfig.load(checkpoint) for checkpoint in checkpoints]
     with whole_folder(out) as unfinished:
         shutil.copytree(first / trained, unfinished / trained, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -97,13 +100,33 @@ def _trained_categories(configs: Sequence[NoteLLMConfig]) -> tuple[str, ...]:
 
 def _refuse_other_projections(checkpoints: Sequence[Path]) -> None:
     """Raise CheckpointError where the projection of a checkpoint has other directions than that of the first."""
-    first, *others = (load_file(checkpoint / HEAD_FILE)["projection"].float().flatten() for checkpoint in checkpoints)
+    if other := _unlike_first(checkpoints, HEAD_FILE, "projection"):
+        raise CheckpointError(
+            f"the projections of {other} and {checkpoints[0]} have other directions, as after "
+            "`notellm whiten`: average the checkpoints before it, and whiten the mean"
+        )
+
+
+def _refuse_other_starts(checkpoints: Sequence[Path]) -> None:
+    """Raise CheckpointError where the adapter of a checkpoint began with other factors than that of the first."""
+    if other := _unlike_first(checkpoints, f"{ADAPTER_FOLDER}/{ADAPTER_FILE}", "lora_A"):
+        raise CheckpointError(
+            f"the adapters of {other} and {checkpoints[0]} are not of one run, or of a run and its continuation: the "
+            "mean of their factors is not that of the adapters"
+        )
+
+
+def _unlike_first(checkpoints: Sequence[Path], name: str, part: str) -> Path | None:
+    """Return a checkpoint whose tensors in the file `name`, those with `part` in their names, have a cosine below
+    MIN_COSINE with those of the first checkpoint; None if there is none."""
+    first, *others = (
+        torch.cat([tensor.float().flatten() for key, tensor in sorted(load_file(folder / name).items()) if part in key])
+        for folder in checkpoints
+    )
     for checkpoint, other in zip(checkpoints[1:], others, strict=True):
-        if torch.cosine_similarity(first, other, dim=0) < MIN_PROJECTION_COSINE:
-            raise CheckpointError(
-                f"the projections of {checkpoint} and {checkpoints[0]} have other directions, as after "
-                "`notellm whiten`: average the checkpoints before it, and whiten the mean"
-            )
+        if torch.cosine_similarity(first, other, dim=0) < MIN_COSINE:
+            return checkpoint
+    return None
 
 
 def _adapter_settings(checkpoint: Path) -> dict[str, Any]:

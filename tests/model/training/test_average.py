@@ -101,6 +101,16 @@ def test_checkpoints_that_were_whitened_apart_are_refused(doubled: Path, tmp_pat
     average([doubled, doubled], tmp_path / "mean")
 
 
+def test_adapters_of_different_runs_are_refused(doubled: Path, tmp_path: Path) -> None:
+    path = doubled / ADAPTER_FOLDER / ADAPTER_FILE
+    torch.manual_seed(0)
+    weights = {name: torch.randn_like(w) if "lora_A" in name else w for name, w in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"^the adapters of .*doubled and .* are not of one run"):
+        average([SHIPPED_CHECKPOINT, doubled], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
 def test_mean_leaves_a_folder_alone_whose_name_begins_with_its_own(doubled: Path, tmp_path: Path) -> None:
     (tmp_path / "mean.previous").mkdir()
     average([SHIPPED_CHECKPOINT, doubled], tmp_path / "mean")
