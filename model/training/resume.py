@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from model.config import NoteLLMConfig
 from model.notellm import NoteLLM
 from model.training.contrastive import ContrastiveObjective
 from model.training.distributed import rank_and_size
@@ -159,12 +160,17 @@ def start_digest(start: Path | None) -> dict[str, str]:
 
 def input_digests(recipe: Recipe) -> dict[str, str]:
     """Return the digests, by path, of all files of a recipe's data, of the checkpoint that it starts from, and of a
-    backbone's folder whose weights stay frozen: a state does not contain these."""
+    backbone's folder whose weights, or token embeddings alone, stay frozen: a state does not contain these. Raises
+    CheckpointError where the checkpoint cannot be read."""
     files = {file for row in recipe.data for file in (row.notes, row.pairs, row.teacher) if file is not None}
     digests = {str(file): file_digest(file) for file in files}
     digests |= start_digest(recipe.start)
     if recipe.lora_rank:
         digests |= backbone_digest(recipe.backbone)
+    elif recipe.frozen_embeddings:
+        backbone = NoteLLMConfig.load(recipe.start).backbone if recipe.start else recipe.backbone
+        if backbone != BACKBONE_FOLDER:  # that of the starting checkpoint itself, which `start_digest` covers
+            digests |= backbone_digest(backbone)
     return digests
 
 

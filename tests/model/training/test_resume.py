@@ -19,6 +19,7 @@ from model.training.recipe import Recipe, RecipeError
 from model.training.resume import (
     LAST,
     RunState,
+    input_digests,
     lower_rate_in,
     newest_state,
     read_newest_state,
@@ -134,9 +135,12 @@ def test_folder_with_a_run_on_other_notes_is_refused(recipe: Recipe, tmp_path: P
         Trainer(recipe, tmp_path / "run", cache=tmp_path)
 
 
-def test_folder_with_a_run_on_another_frozen_backbone_is_refused(recipe: Recipe, tmp_path: Path):
+@pytest.mark.parametrize("frozen", [{}, {"lora_rank": 0, "frozen_embeddings": True}], ids=["all", "embeddings"])
+def test_folder_with_a_run_on_another_frozen_backbone_is_refused(
+    recipe: Recipe, tmp_path: Path, frozen: dict[str, Any]
+):
     backbone = Path(shutil.copytree(recipe.backbone, tmp_path / "backbone"))
-    recipe = replace(recipe, steps=2, backbone=str(backbone))
+    recipe = replace(recipe, steps=2, backbone=str(backbone), **frozen)
     run = tmp_path / "run"
     run.mkdir()
     list(Trainer(recipe, run, cache=tmp_path).run())
@@ -144,6 +148,14 @@ def test_folder_with_a_run_on_another_frozen_backbone_is_refused(recipe: Recipe,
     save_file({name: 2 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(RecipeError, match=rf"^{backbone} changed since the run .* began: choose a new folder"):
         Trainer(recipe, run, cache=tmp_path)
+
+
+def test_frozen_embeddings_of_the_checkpoint_that_a_run_starts_from_are_inputs(recipe: Recipe, tmp_path: Path):
+    (tmp_path / "first").mkdir()
+    list(Trainer(replace(recipe, steps=2), tmp_path / "first", cache=tmp_path).run())
+    later = replace(recipe, start=tmp_path / "first" / FINAL, lora_rank=0, frozen_embeddings=True)
+    assert {str(later.start), recipe.backbone} <= input_digests(later).keys()
+    assert recipe.backbone not in input_digests(replace(later, frozen_embeddings=False))
 
 
 def test_run_from_before_backbones_were_checked_is_resumed_and_says_so(recipe: Recipe, tmp_path: Path):
