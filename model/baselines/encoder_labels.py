@@ -28,7 +28,7 @@ from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
 from model.config import CheckpointError
 from model.data.corpora import write_notes
-from model.data.dataset import DatasetError
+from model.data.dataset import DatasetError, read_notes
 from model.data.pseudo_labels import Floats, PseudoLabeller
 from model.data.tag_vocabulary import TagVocabulary, build_vocabulary
 from model.note import Note
@@ -38,7 +38,7 @@ UNUSED_SOURCES = ("samples",)
 """Sources that are not labelled: the sample notes already have hashtags and categories."""
 SOURCE_CATEGORIES: Mapping[str, str] = {"recipes": "Food", "debian": "Tech"}
 """Category of a source's notes where the labeller finds none."""
-CATEGORIES_NAME = "categories"
+CATEGORIES_FILE = "categories.jsonl.gz"
 MAX_NOTES_PER_CATEGORY = 300
 """Maximum notes of a category in categories.jsonl.gz. Most reach it; packages and recipes have thousands."""
 HUB_SAMPLE = 2000
@@ -62,7 +62,7 @@ def embed_tags(encoder: SentenceEncoder, progress: Progress, tags: Sequence[str]
 def balanced(notes: Sequence[Note], count: int = MAX_NOTES_PER_CATEGORY) -> list[Note]:
     """Draw at most `count` notes of each category at random."""
     by_category: dict[str, list[Note]] = defaultdict(list)
-    for note in random.Random(CATEGORIES_NAME).sample(notes, len(notes)):
+    for note in random.Random("categories").sample(notes, len(notes)):
         if note.category is not None and len(by_category[note.category]) < count:
             by_category[note.category].append(note)
     return [note for drawn in by_category.values() for note in drawn]
@@ -101,7 +101,6 @@ def label_sources(
         raise DatasetError(f"{options.folder} has no notes files")
     sample = np.concatenate([vectors[:HUB_SAMPLE] for _, vectors in texts.values()]).astype(np.float32)
     labeller = PseudoLabeller(vocabulary, partial(embed_tags, encoder, progress), sample)
-    all_kept: list[Note] = []
     for source, (notes, vectors) in texts.items():
         default = SOURCE_CATEGORIES.get(source)
         labelled = progress.track(
@@ -112,10 +111,12 @@ def label_sources(
             replace(note, id=f"{source}-{number}", category=note.category or default)
             for number, note in enumerate(tagged, 1)
         ]
-        all_kept += kept
         write_notes(options.out / f"{source}.jsonl.gz", kept)
         print(f"{source}: {len(kept):,} of {len(notes):,} notes have labels", flush=True)
-    write_notes(options.out / f"{CATEGORIES_NAME}.jsonl.gz", balanced(all_kept))
+    # Of all sources that have been labelled, also where `--source` has named one that is labelled anew.
+    labelled_files = sorted(path for path in options.out.glob("*.jsonl.gz") if path.name != CATEGORIES_FILE)
+    all_kept = [note for path in labelled_files for note in read_notes(path).values()]
+    write_notes(options.out / CATEGORIES_FILE, balanced(all_kept))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,19 @@ def test_command_labels_all_sources_but_the_samples(
     assert "recipes: 2 notes" in told.err
 
 
+def test_source_that_is_labelled_anew_keeps_the_other_sources_among_the_categories(
+    tmp_path: Path, wordnet: Path
+) -> None:
+    write_corpus(tmp_path, "minilm")
+    out = tmp_path / "out"
+    out.mkdir()
+    write_notes_file(out / "debian.jsonl.gz", [Note(title="a package", hashtags=("code",), category="Tech")], "debian")
+    for _ in range(2):
+        encoder_labels.main([str(tmp_path), "--wordnet", str(wordnet), "--out", str(out), "--source", "recipes"])
+        drawn = read_notes(out / "categories.jsonl.gz").values()
+        assert {note.category for note in drawn} == {"Food", "Tech"}
+
+
 def test_balanced_notes_have_at_most_a_number_of_each_category() -> None:
     notes = [Note(title=f"{i}", category=category) for category in ("Food", "Tech", None) for i in range(5)]
     drawn = encoder_labels.balanced([*notes, Note(title="x", category="Pets")], 3)
