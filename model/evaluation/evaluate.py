@@ -17,7 +17,7 @@ from model.data.pairs_file import Pair
 from model.evaluation.metrics import exposure_groups, hashtag_prf, rouge
 from model.evaluation.protocol import COLD_ALL, COLD_COLD, NOTES_FILE, evaluation_pairs
 from model.evaluation.ranking import Scorer, rank_pairs, within
-from model.evaluation.record import HASHTAG_CUTOFFS, INVENTED, Categories, Hashtags, Ranks, Record
+from model.evaluation.record import CUTOFFS, HASHTAG_CUTOFFS, INVENTED, Categories, Hashtags, Ranks, Record
 from model.evaluation.system import Classifier, Copier, EngineSystem, FreeClassifier, Retriever, System, Tagger
 from model.note import Note, hashtag_key
 from model.weights import Progress, silent
@@ -189,8 +189,16 @@ def evaluate_related(
     related = {}
     for protocol, pairs in pairs_by_protocol.items():
         rows = np.array([i for i, note in enumerate(pool) if protocol != COLD_COLD or split_of(note.id) == split])
+        progress(f"{protocol}: {_pool_size(len(rows))}")
         related[protocol] = _ranks(within(score, rows), [pool[row].id for row in rows], pairs, data.clicks)
     return related, seconds
+
+
+def _pool_size(notes: int) -> str:
+    """Return a sentence with the number of notes that a query is ranked against, itself included, and at which cutoffs
+    recall says nothing."""
+    trivial = ", ".join(f"Recall@{k}" for k in CUTOFFS if k >= notes - 1)
+    return f"the pool has {notes:,} notes" + (f", so {trivial} is 100% whatever the system" if trivial else "")
 
 
 def _ranks(score: Scorer, ids: Sequence[str], pairs: Sequence[tuple[str, str]], clicks: Mapping[str, int]) -> Ranks:

@@ -52,6 +52,23 @@ def notes_of(lengths: dict[str, int]) -> dict[str, Note]:
     return {i: Note(id=i, title="x" * n, hashtags=("h",)) for i, n in lengths.items()}
 
 
+def test_small_pool_is_told_with_the_cutoffs_that_say_nothing():
+    a, b = TEST[:2]
+    told: list[str] = []
+    evaluate(ByLength(), data_of(notes_of({a: 1, b: 2, OTHERS[0]: 3}), in_both((a, b))), progress=told.append)
+    trivial = "so Recall@10, Recall@100, Recall@1000 is 100% whatever the system"
+    assert f"cold-cold: the pool has 2 notes, {trivial}" in told
+    assert f"cold-all: the pool has 3 notes, {trivial}" in told
+
+
+def test_pool_larger_than_every_cutoff_is_told_alone():
+    a, b = TEST[:2]
+    told: list[str] = []
+    notes = notes_of({a: 1, b: 2} | {f"n{i}": 3 for i in range(1000)})
+    evaluate(ByLength(), data_of(notes, in_both((a, b))), progress=told.append)
+    assert "cold-all: the pool has 1,002 notes" in told
+
+
 def test_pool_is_the_split_in_cold_cold_and_all_in_cold_all():
     a, b, c = TEST[:3]
     x, y = OTHERS[:2]
