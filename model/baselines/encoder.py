@@ -27,13 +27,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from model.data.dataset import DatasetError, PairedNotes, read_notes
 from model.data.pairs import split_of
-from model.evaluation.metrics import accuracy
+from model.evaluation.metrics import NaNScoresError, accuracy
 from model.evaluation.ranking import Scorer, cosine, pool_cutoff, recall_of_pairs
 from model.note import Note
 from model.notellm import INITIAL_TAU
 from model.precision import bfloat16_pays
 from model.training.contrastive import ContrastiveObjective, check_batches
-from model.training.optimizer import LOWER_RATES, optimizer_and_schedule, refuse_divergence
+from model.training.optimizer import LOWER_RATES, optimizer_and_schedule, refuse_divergence, refusing_nan_scores
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import replaced_folder
 from model.training.run_lock import FolderLock
@@ -53,7 +53,7 @@ FORWARD_BATCH_SIZE = 24
 TOKENISED_NOTES = 16_384
 """Notes that are tokenised at once for `embed`: 20 KB each."""
 UNUSED_FIELDS = (
-    "start", "input_hashtags", "reread_notes", "unpaired_notes", "hide_hashtags", "kept_tokens",
+    "start", "input_hashtags", "reread_notes", "unpaired_notes", "hide_hashtags", "frozen_embeddings", "kept_tokens",
     "checkpoint_activations", "shard",
 )  # fmt: skip
 """Recipe fields, off by default, that an encoder's training refuses. Other unused fields (`alpha`) are ignored."""
@@ -270,7 +270,10 @@ def _fit_categories(recipe: Recipe, folder: Path, progress: Progress) -> Trainin
         return nn.functional.cross_entropy(encoder.logits(notes), truth)
 
     def validation_accuracy() -> float:
-        chosen = encoder.category_log_probs(sample, encoder.categories).argmax(1)
+        log_probs = encoder.category_log_probs(sample, encoder.categories)
+        if np.isnan(log_probs).any():
+            raise NaNScoresError("log probabilities of categories hold NaN")
+        chosen = log_probs.argmax(1)
         return accuracy([encoder.categories[i] for i in chosen], [note.category for note in sample])
 
     losses = map(loss, _batches(train, 2 * recipe.batch_pairs, recipe.seed))
@@ -309,7 +312,8 @@ def _fit(
         optimizer.zero_grad(set_to_none=True)
         measured = None
         if step % recipe.evaluate_every == 0 or step == recipe.steps:
-            measured = figure()
+            with refusing_nan_scores(step, LOWER_RATES):
+                measured = figure()
             if measured > best:
                 best, evaluations_without_gain = measured, 0
                 with replaced_folder(folder / BEST) as unfinished:

@@ -32,13 +32,17 @@ _NORMAL_95 = 1.959964
 """Standard deviations on either side of the mean that hold 95% of a normal distribution."""
 
 
+class NaNScoresError(ValueError):
+    """A model's scores hold NaN, so that nothing can be measured: its weights are too large or not finite."""
+
+
 def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> list[npt.NDArray[np.int64]]:
     """Rank of every target among the whole pool but the query itself, 1 for the best.
 
     `scores`: (Q, N) float32, higher is closer; of equal scores the lower column ranks first. `targets`: Q arrays of
     columns. `own`: (Q,) the query's own column, -1 where it has none. Targets of one query count against each other,
-    as in the paper's recall over pairs. Returns Q int64 arrays shaped as `targets`. ValueError for NaN, for a column
-    outside the pool and for a query that is its own target.
+    as in the paper's recall over pairs. Returns Q int64 arrays shaped as `targets`. NaNScoresError for NaN, ValueError
+    for a column outside the pool and for a query that is its own target.
     """
     if scores.ndim != 2 or own.shape != (len(scores),) or len(targets) != len(scores):
         raise ValueError(f"scores {scores.shape}, own {own.shape} and {len(targets)} lists of targets do not match")
@@ -49,7 +53,7 @@ def target_ranks(scores: Floats, targets: Sequence[Integers], own: Integers) -> 
 
 def _ranks_in_row(scores: Floats, targets: Integers, own: np.integer[Any]) -> npt.NDArray[np.int64]:
     if np.isnan(scores).any():
-        raise ValueError("scores hold NaN, which has no rank")
+        raise NaNScoresError("scores hold NaN, which has no rank")
     if ((targets < 0) | (targets >= len(scores)) | (targets == own)).any():
         raise ValueError(f"targets must be columns below {len(scores)} and not the query's own")
     pool = scores.copy()

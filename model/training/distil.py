@@ -38,7 +38,7 @@ from model.data.pairs import PairsError
 from model.note import Note
 from model.training.held_out import POOL_SIZES, HeldOutDomain, recalls
 from model.training.master_weights import MasterWeights
-from model.training.optimizer import refuse_divergence
+from model.training.optimizer import LOWER_RATE, refuse_divergence, refusing_nan_scores
 from model.training.progress_lines import ProgressLines
 from model.training.recipe import RecipeError, check_counts, check_positive, check_rates, check_shares, from_table
 from model.training.resume import (
@@ -293,7 +293,7 @@ class Distiller:
     def measure(self, domains: Sequence[HeldOutDomain]) -> None:
         """Log a point of the learning curve: recall in each domain with the averaged weights."""
         started = time.monotonic()
-        with self.master_weights.averaged():
+        with self.master_weights.averaged(), refusing_nan_scores(self.step, LOWER_RATE):
             recall = recalls(self._embed_domain, domains)
         self._log(
             CURVE,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from model.evaluation.metrics import NaNScoresError
 from model.training.recipe import Recipe, RecipeError
 
+LOWER_RATE = "lower learning_rate, and train in a new folder"
+"""Advice at the end of the error of a run that saved weights from which it cannot go on."""
 LOWER_RATES = "lower learning_rate or head_learning_rate, and train in a new folder"
 """Advice at the end of the error of a diverged run whose rates are those of a Recipe."""
 
@@ -42,6 +46,16 @@ def refuse_divergence(step: int, loss: float, norm: float, remedy: str) -> None:
     """
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RecipeError(f"step {step}: the loss is {loss} and the gradient norm {norm}: {remedy}")
+
+
+@contextmanager
+def refusing_nan_scores(step: int, remedy: str) -> Iterator[None]:
+    """Raise RecipeError, ending with the `remedy`, where the model that the block measures after the update of `step`
+    has NaN as scores: the next step's loss would be NaN, too."""
+    try:
+        yield
+    except NaNScoresError as error:
+        raise RecipeError(f"step {step}: after its update {error}: {remedy}") from error
 
 
 def cosine_with_warmup(recipe: Recipe, step: int) -> float:

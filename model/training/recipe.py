@@ -49,8 +49,10 @@ class Data:
         if not math.isfinite(self.min_score):
             raise RecipeError(f"min_score must be finite, not {self.min_score} (of {self.notes})")
         for category, names in self.category_names.items():
-            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            if not isinstance(names, list) or not names:
                 raise RecipeError(f"category_names: {category} must be a list of names, not empty")
+            if not all(isinstance(name, str) and name.strip() for name in names):
+                raise RecipeError(f"category_names: {category} must be a list of names, and none may be blank")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

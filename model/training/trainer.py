@@ -50,7 +50,13 @@ from model.training.distributed import (
 )
 from model.training.initialise import build_model, initialise
 from model.training.loss import JointLoss, RelatedLoss, generative_loss, joint_loss
-from model.training.optimizer import LOWER_RATES, Schedule, optimizer_and_schedule, refuse_divergence
+from model.training.optimizer import (
+    LOWER_RATES,
+    Schedule,
+    optimizer_and_schedule,
+    refuse_divergence,
+    refusing_nan_scores,
+)
 from model.training.recipe import Recipe, RecipeError
 from model.training.resume import (
     LAST,
@@ -171,7 +177,8 @@ class Trainer:
 
         After `stop` it ends with the current step, and saves its state. A resumed run continues after the step of
         last.pt, with the batches that an uninterrupted run would have had. Raises RecipeError where the loss or the
-        gradient is not finite, before that step changes the weights.
+        gradient is not finite, before that step changes the weights, and where an evaluation's scores are NaN, before
+        that step is saved.
         """
         recipe, state = self.recipe, self.state
         if self.saved_step is None and self.rank == 0:
@@ -383,7 +390,7 @@ class Trainer:
         if self.validation is None:
             self._save_checkpoint(BEST)
             return None
-        with self._autocast():
+        with self._autocast(), refusing_nan_scores(self.state.step, self._remedy()):
             recall = value_of_the_first_process(self.validation_recall(), self.device)
         if recall > self.state.best:
             self.state.best, self.state.evaluations_without_gain = recall, 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
 import shutil
 import sys
@@ -44,7 +45,7 @@ from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
-from model.training.optimizer import refuse_divergence
+from model.training.optimizer import LOWER_RATE, refuse_divergence
 from model.training.progress_lines import ProgressLines
 from model.training.recipe import RecipeError, check_counts, check_fractions, check_rates, check_shares
 from model.training.resume import (
@@ -296,7 +297,8 @@ class GenerationTrainer:
         return total / max(1, len(self.measured))
 
     def save(self) -> None:
-        """Write the state to resume from and the checkpoint with the averaged adapter; log the validation loss."""
+        """Write the state to resume from and the checkpoint with the averaged adapter; log the validation loss. Raises
+        RecipeError where it is not finite."""
         progress = (self.step, self.seconds, self.position)
         state = {
             "recipe": asdict(self.recipe),
@@ -307,7 +309,10 @@ class GenerationTrainer:
         }
         self._save_checkpoint()  # before the state, so that a finished run always has its last checkpoint
         save_state(self.folder, self.step, state)
-        self._log(step=self.step, validation_loss=self.measure())
+        loss = self.measure()
+        if not math.isfinite(loss):  # a later step would be refused, but this may be the last one
+            raise RecipeError(f"step {self.step}: after its update the validation loss is {loss}: {LOWER_RATE}")
+        self._log(step=self.step, validation_loss=loss)
 
     def _save_checkpoint(self) -> None:
         """Replace the folder `checkpoint` by a copy of the source checkpoint with the averaged adapter, once it is
@@ -421,6 +426,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     if trainer.stopped and not trainer.ended:  # not a success: a script must not go on with a part of the steps
         sys.exit(f"stopped and saved at step {trainer.step}: the same command resumes the run")
+    print(f"ended and saved at step {trainer.step} of {recipe.steps}: {options.out / CHECKPOINT}")
 
 
 if __name__ == "__main__":

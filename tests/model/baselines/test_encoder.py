@@ -212,6 +212,8 @@ def test_fields_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_pat
     recipe = Recipe(name="r", data=(subjects,), memory=True, reread_notes=4, start=tmp_path)
     with pytest.raises(RecipeError, match=r"^start, reread_notes: has no effect on an encoder"):
         fine_tune(recipe, tmp_path)
+    with pytest.raises(RecipeError, match=r"^frozen_embeddings: has no effect on an encoder"):
+        fine_tune(Recipe(name="r", data=(subjects,), lora_rank=0, frozen_embeddings=True), tmp_path)
 
 
 def test_fields_of_its_data_without_effect_on_an_encoder_are_refused(subjects: Data, tmp_path: Path):
@@ -229,6 +231,18 @@ def test_recipe_with_several_data_sets_is_refused_for_an_encoder(subjects: Data,
 def test_diverged_encoder_ends_its_run_with_what_to_lower(categories_recipe: Recipe, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"step \d: the loss is .* nan: lower learning_rate or head_learning_rate"):
         list(fine_tune(replace(categories_recipe, learning_rate=1e30), tmp_path))
+
+
+@pytest.mark.parametrize("task", ["pairs", "categories"])
+def test_update_after_which_an_encoder_measures_nan_ends_the_run(
+    categories_recipe: Recipe, subjects: Data, tmp_path: Path, task: str
+):
+    recipe = categories_recipe
+    if task == "pairs":
+        recipe = Recipe(name="r", data=(subjects,), batch_pairs=4, validation_min_score=0)
+    with pytest.raises(RecipeError, match=r"^step 1: after its update .* hold NaN.*: lower learning_rate or head"):
+        list(fine_tune(replace(recipe, learning_rate=1e30, evaluate_every=1), tmp_path))
+    assert not (tmp_path / BEST).exists()
 
 
 def test_folder_in_which_another_process_trains_an_encoder_is_refused(categories_recipe: Recipe, tmp_path: Path):

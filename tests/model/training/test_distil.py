@@ -122,6 +122,16 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
     assert all(weight.isfinite().all() for weight in run.master_weights.masters)
 
 
+def test_measured_vectors_that_are_nan_end_the_run(recipe: Distillation, corpus: Path, tmp_path: Path) -> None:
+    run = start(recipe, corpus, tmp_path)
+    with torch.no_grad():
+        run.student.head.weight.fill_(torch.nan)
+    notes = tuple(Note(id=f"{i}", title=f"note {i}") for i in range(3))
+    domain = HeldOutDomain("films", notes, (("0", "1"),), cutoff=1)
+    with pytest.raises(RecipeError, match=r"^step 0: after its update scores hold NaN, .*: lower learning_rate, and"):
+        run.measure([domain])
+
+
 def test_run_goes_on_from_the_older_state_where_the_newest_is_damaged(
     recipe: Distillation, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

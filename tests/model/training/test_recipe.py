@@ -112,6 +112,7 @@ def test_category_names_of_a_data_set_are_read(tmp_path: Path):
         (MINIMAL + '[data.category_names]\nPets = "Animals"\n', "Pets must be a list of names"),
         (MINIMAL + "[data.category_names]\nPets = []\n", "Pets must be a list of names"),
         (MINIMAL + "[data.category_names]\nPets = [1]\n", "Pets must be a list of names"),
+        (MINIMAL + '[data.category_names]\nPets = ["Animals", " "]\n', "Pets must be .* none may be blank"),
     ],
 )
 def test_invalid_field_is_named(tmp_path: Path, text: str, named: str):

@@ -182,6 +182,14 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_state(recipe: Re
     assert all(weight.isfinite().all() for weight in state["weights"].values())
 
 
+def test_update_after_which_vectors_are_nan_ends_the_run_unsaved(recipe: Recipe, tmp_path: Path):
+    trainer = Trainer(replace(recipe, learning_rate=1e30, steps=2, evaluate_every=1), tmp_path, cache=tmp_path)
+    with pytest.raises(RecipeError, match=r"^step 1: after its update scores hold NaN, .*: lower learning_rate or"):
+        next(trainer.run())
+    assert not (tmp_path / LAST).exists()
+    assert not (tmp_path / BEST).exists()
+
+
 def test_log_begins_anew_where_a_run_was_killed_before_its_first_state(recipe: Recipe, tmp_path: Path):
     next(Trainer(recipe, tmp_path, cache=tmp_path).run())
     assert not (tmp_path / LAST).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -199,6 +200,15 @@ def test_diverged_run_ends_before_the_step_that_would_spoil_its_weights(
     assert all(weight.isfinite().all() for weight in trainer.master_weights.masters)
 
 
+def test_last_update_that_spoils_the_weights_fails_the_run(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path
+) -> None:
+    trainer = start(tiny_checkpoint, notes_file, tmp_path / "run", steps=1)
+    trainer.master_weights.rates = [math.inf] * len(trainer.master_weights.rates)
+    with pytest.raises(RecipeError, match=r"^step 1: after its update the validation loss is nan: lower learning_rate"):
+        trainer.run(60)
+
+
 def test_rate_that_is_not_finite_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", "c", "--out", str(tmp_path), "--notes", "n.jsonl=1", "--learning-rate", "inf"])
@@ -219,6 +229,14 @@ def test_command_that_is_stopped_fails_and_resumes_without_the_log_of_a_killed_r
             main(options)
     main(options)
     assert [entry["step"] for entry in map(json.loads, log.read_text().splitlines()) if "loss" in entry] == [1, 2]
+
+
+def test_command_says_at_which_step_its_minutes_ended(
+    tiny_checkpoint: Path, notes_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
+    main([*options, "--notes", f"{notes_file}=1", "--steps", "9", "--batch", "4", "--rank", "4", "--minutes", "0"])
+    assert f"ended and saved at step 1 of 9: {tmp_path / 'run' / 'checkpoint'}" in capsys.readouterr().out
 
 
 def test_full_disk_ends_the_command_with_the_reason(tiny_checkpoint: Path, notes_file: Path, tmp_path: Path) -> None:
