@@ -79,8 +79,8 @@ NOT_EXCHANGED = {
 
 def restore_backup(address: str, url: str, progress: Progress, *, replace: bool = False) -> Manifest:
     """Restore the backup in `address` into the store of the Redis at `url`. `replace`: also where the store is not
-    empty; what it holds is removed. Raises BackupError; then the store is as it was, unless the error says
-    otherwise."""
+    empty; what it holds is removed. Raises BackupError, also where the server's maxmemory is too low for both; then the
+    store is as it was, unless the error says otherwise."""
     folder = BackupFolder(address)
     manifest, exchanged = folder.manifest(), False
     try:
@@ -90,6 +90,7 @@ def restore_backup(address: str, url: str, progress: Progress, *, replace: bool 
             data_set = _fetch(folder, manifest, Path(temporary), progress)
             token = uuid4().hex
             with loaded(data_set, manifest.database, manifest.databases) as source, _staging(url, token) as staging:
+                _check_memory(source, store)
                 _copy(manifest, source, staging, progress)
                 _exchange(staging, token, database_of(url), store, replace=replace)
                 exchanged = True
@@ -116,6 +117,20 @@ def _fetch(folder: BackupFolder, manifest: Manifest, target: Path, progress: Pro
     (entry,) = manifest.files
     folder.read_file(entry, target / DATA_SET, counting(progress, "Reading and checking the backup", entry.size))
     return target / DATA_SET
+
+
+def _check_memory(source: Any, store: Any) -> None:
+    """Raise BackupError where the store's server has no memory for what `source` holds beside its own data: the copy
+    would fail after minutes. A backup with data of other databases, which are not copied, is not checked."""
+    loaded_data, server = source.info("memory"), store.info("memory")
+    bound, used = server.get("maxmemory", 0), server["used_memory"]
+    needed = used + loaded_data["used_memory"] - loaded_data["used_memory_startup"]
+    if bound and needed > bound and len(source.info("keyspace")) == 1:
+        raise BackupError(
+            f"the server may use {bound:,} bytes and needs about {needed:,} during the restore, when it holds both the "
+            "old data and the backup: raise maxmemory of your own Redis, or NOTELLM_STORE_MEMORY_BYTES of the process "
+            f"that runs the embedded server, until the restore has ended; {NOT_CHANGED}"
+        )
 
 
 def _copy(manifest: Manifest, source: Any, staging: Any, progress: Progress) -> None:

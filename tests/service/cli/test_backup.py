@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -71,6 +73,21 @@ def test_folder_without_a_backup_is_refused_in_one_line_behind_the_target(servic
     target, message = filter(None, refused.stderr.splitlines())
     assert (refused.exit_code, target) == (1, f"Restoring into {service.environment['NOTELLM_DATA_DIR']}")
     assert "there is no backup in" in message
+
+
+@pytest.mark.parametrize("command", [("backup", "b"), ("restore", "b"), ("purge",)])
+def test_store_of_another_user_is_left_alone(
+    service: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Sequence[str]
+) -> None:
+    service.end(signal.SIGTERM)
+    created = os.fstat
+    as_root = lambda file: SimpleNamespace(st_uid=created(file).st_uid + 1)  # noqa: E731
+    monkeypatch.setattr("service.cli.store.os", SimpleNamespace(fstat=as_root))
+    refused = service.call(*command)
+    data = service.environment["NOTELLM_DATA_DIR"]
+    assert refused.exit_code == 1
+    assert f"the store in {data} belongs to user {os.getuid()}: run the command as that user" in refused.stderr
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("joined", [True, False])

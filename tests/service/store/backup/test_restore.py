@@ -113,6 +113,28 @@ def test_store_with_notes_is_replaced_only_when_told(
     assert target.info("keyspace").keys() == {"db0"}
 
 
+def test_restore_that_the_memory_of_the_server_does_not_allow_is_refused_at_once(
+    source: Any, target: Any, embedded: EmbeddedRedis, other: EmbeddedRedis, tmp_path: Path
+) -> None:
+    fill(source)
+    source.set("{notes}:large", "x" * 3_000_000)
+    back_up(embedded.url, tmp_path / "b")
+    fill(target, 1)
+    before = contents(target)
+    used = target.info("memory")["used_memory"]
+    target.config_set("maxmemory", used + 2_000_000)
+    steps: list[str] = []
+    with pytest.raises(
+        BackupError, match=r"may use .* and needs about .*: raise maxmemory .* the store was not changed"
+    ):
+        restore_backup(str(tmp_path / "b"), other.url, lambda step, *_: steps.append(step), replace=True)
+    assert "Restoring" not in steps
+    assert contents(target) == before
+    target.config_set("maxmemory", used + 8_000_000)
+    restore(tmp_path / "b", other.url, replace=True)
+    assert contents(target) == contents(source)
+
+
 def test_note_that_is_written_during_a_restore_is_kept(server: Server, other: EmbeddedRedis, tmp_path: Path) -> None:
     with client_of(other.url) as source, client_of(server.url) as target:
         fill(source)
