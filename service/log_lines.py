@@ -66,13 +66,21 @@ class LineWriter:
             self.write()
 
 
-def configure_logging(log_format: Literal["auto", "json", "console"]) -> Callable[[], None]:
+LogFormat = Literal["auto", "json", "console"]
+
+
+def is_for_people(log_format: LogFormat) -> bool:
+    """Return whether lines are written for people instead of programs: by default, on a terminal."""
+    return log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+
+
+def configure_logging(log_format: LogFormat) -> Callable[[], None]:
     """Log structured lines to stderr, one per event, with the id of its request. Return a function that writes the
     lines still waiting: call it before a signal ends the process.
 
     Tracebacks show no variables, which may hold notes and passwords.
     """
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    console = is_for_people(log_format)
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if console

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from model.cli import main as offline
@@ -22,7 +23,7 @@ from service.cli.server import SWITCH_SECONDS, Server, end_by_sigterm_as_first_p
 from service.cli.terminal import FAILED, complain, err, exit_as_misuse_on, files_for_owner_alone, read_settings, show
 from service.cli.transfer import show_report
 from service.lifecycle import Lifecycle
-from service.log_lines import configure_logging
+from service.log_lines import configure_logging, is_for_people
 from service.reader_processes import ReaderProcesses
 from service.settings import Settings
 
@@ -33,6 +34,7 @@ START_FAILED = 3
 """Exit status of a service that could not start: the same as uvicorn's."""
 REJECTED = 4
 """Exit status of an ingest that completed with some lines rejected; 1 is a failure, 2 a wrong option or setting."""
+log = structlog.get_logger(__name__)
 VERIFY_SECONDS = 3600.0
 """Bound on a comparison of index and store, which takes seconds for each 10,000 notes."""
 
@@ -68,21 +70,39 @@ def serve() -> None:
 
     write_lines = configure_logging(settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    lifecycle = Lifecycle(lambda step: err.print(f"[dim]{step}[/dim]", highlight=False))
+    start = StartForPeople() if is_for_people(settings.log_format) else StartForPrograms()
+    lifecycle = Lifecycle(start.show_step)
     readers = ReaderProcesses(settings.readers, listeners[0].getsockname()[1])
     allow_open_files(settings.max_tenants, settings.readers)
     tls = certificate.context if certificate else None
     with exit_as_misuse_on(ScenariosUnusable):
         config = http_config(build_app(settings, lifecycle, readers=readers), settings.shutdown_seconds, tls)
-    server = Server(config, lifecycle, settings.drain_seconds, certificate, say_where, write_lines, readers)
+    server = Server(config, lifecycle, settings.drain_seconds, certificate, start.show_address, write_lines, readers)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean shutdown
         server.run(listeners)
     if lifecycle.failure or not server.started:
         raise typer.Exit(START_FAILED)
 
 
-def say_where(url: str) -> None:
-    err.print(f"NoteLLM is running on {url}  (API documentation: /docs; stop with Ctrl-C)", highlight=False)
+class StartForPeople:
+    """Shows the steps of a start, and then the address, on a terminal."""
+
+    def show_step(self, step: str) -> None:
+        err.print(step, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+    def show_address(self, url: str) -> None:
+        message = f"NoteLLM is running on {url}  (API documentation: /docs; stop with Ctrl-C)"
+        err.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+class StartForPrograms:
+    """Writes the steps of a start, and then the address, as log lines."""
+
+    def show_step(self, step: str) -> None:
+        log.info("starting", step=step)
+
+    def show_address(self, url: str) -> None:
+        log.info("serving", url=url)
 
 
 def open_listeners(settings: Settings) -> list[socket.socket]:

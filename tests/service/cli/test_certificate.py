@@ -95,7 +95,7 @@ def test_renewed_certificate_is_presented_without_a_restart(
     wait_until(lambda: "certificate_not_reloaded" in process.log)
     assert presented_by(process.url) == second[0].read_text()
     process.end(signal.SIGTERM)
-    assert f"is running on {process.url}" in process.log
+    assert f'"url": "{process.url}"' in process.log
 
 
 def test_files_that_change_between_two_looks_wait_for_the_next(

@@ -56,6 +56,13 @@ def notes_file(tmp_path: Path) -> Path:
     return path
 
 
+def test_start_is_log_lines_where_nobody_watches(shared: Process) -> None:
+    wait_until(lambda: '"event": "serving"' in shared.log)
+    lines = [json.loads(line) for line in shared.log.splitlines() if line.startswith("{")]  # libraries write text
+    assert "Loading the model" in [line["step"] for line in lines if line["event"] == "starting"]
+    assert [line["url"] for line in lines if line["event"] == "serving"] == [shared.url]
+
+
 def test_sigterm_finishes_requests_in_flight_and_ends_redis(service: Process) -> None:
     server = service.redis_pid()
     body = json.dumps([{"id": f"w{i}", "title": f"in flight {i}"} for i in range(100)]).encode()
