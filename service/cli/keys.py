@@ -63,7 +63,7 @@ def create(
 def list_keys(*, url: AdminUrl, api_key: Key = None, as_json: AsJson = False) -> None:
     """List the keys, without their secrets."""
     answer = call(url, "GET", "/keys", key=api_key)
-    columns = (Column("prefix", no_wrap=True), "name", "tenant", "scopes", "created", "expires", "last used")
+    columns = (Column("prefix", no_wrap=True), "name", "tenant", "scopes", "created (UTC)", "expires", "last used")
     times = ("created_at", "expires_at", "last_used_at")
     rows = [
         (key["prefix"], key["name"], key["tenant"], " ".join(key["scopes"]), *(shown_time(key[time]) for time in times))
@@ -101,4 +101,5 @@ def show_new(answer: Any, as_json: bool) -> None:
 
 
 def shown_time(time: str | None) -> str:
-    return "never" if time is None else time[:10]
+    """Return day and minute of a time of the API, in UTC as there."""
+    return "never" if time is None else time[:16].replace("T", " ")

@@ -79,7 +79,7 @@ def show(answer: Any, as_json: bool, columns: Sequence[str | Column], rows: Sequ
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return
-    table = Table(*columns)
+    table = Table(*(Column(column, overflow="fold") if isinstance(column, str) else column for column in columns))
     for row in rows:
         table.add_row(*("" if cell is None else Text(printable(cell)) for cell in row))
     out.print(table)

@@ -27,6 +27,14 @@ def test_table_shows_hostile_text_as_it_is(cell: str, shown: str) -> None:
     assert shown in captured.get()
 
 
+def test_table_cuts_no_long_word() -> None:
+    path = "/var/lib/" + "notellm" * 20 + ".aof"
+    with out.capture() as captured:
+        show({}, False, ("what", "which", "where"), [("NOT SEARCHED", "not readable", path)])
+    cells = [line.split("│")[3].strip() for line in captured.get().splitlines() if line.startswith("│")]
+    assert "".join(cells) == path
+
+
 def test_json_is_json_where_colours_are_forced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
