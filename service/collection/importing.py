@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from model.generation import Usage
 from model.note import Note
 from service.adding import GENERATED_HASHTAGS, Generate
 from service.admission import Urgency
@@ -111,11 +112,12 @@ class Importer:
     async def _read(
         self, notes: Sequence[NoteToImport], condition: Condition | None, urgency: Urgency
     ) -> list[Outcome]:
-        """Have the model read notes, and regenerate the fields that were generated."""
+        """Have the model read notes, except for those that are stored with the same text, and regenerate the fields
+        that were generated."""
         to_put = [(note.note, _generations(note.generated)) for note in notes]
         added = await self._recommender.put_each(to_put, condition, urgency)
         return [
-            Outcome(note.note.id, one.status, read=True) if one else Outcome(note.note.id, "exists")
+            Outcome(note.note.id, one.status, read=one.usage != Usage()) if one else Outcome(note.note.id, "exists")
             for note, one in zip(notes, added, strict=True)
         ]
 

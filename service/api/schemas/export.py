@@ -156,8 +156,8 @@ class ImportItem(BaseModel):
     )
     vector: Literal["kept", "read"] | None = Field(
         None,
-        description="kept: the vector of the export is used; read: the model read the note again; null if nothing "
-        "was stored",
+        description="kept: the vector of the export, or of the note that is stored with the same text, is used; read: "
+        "the model read the note again; null if the note is not stored, or was not replaced",
     )
     problem: Problem | None = Field(None, description="why the note was rejected; null if it was not")
 

@@ -374,6 +374,17 @@ def test_vector_that_is_not_valid_is_rejected_alone(client: httpx2.Client, vecto
     assert client.get("/notes/b").status_code == 404
 
 
+def test_note_without_a_vector_that_is_stored_with_the_same_text_is_not_read_again(client: httpx2.Client) -> None:
+    add(client, "a")
+    (line,) = export(client, vectors="float")[1:-1]
+    bare = line | {"vector": None, "space": None}
+    assert [(r["status"], r["vector"]) for r in bring(client, [bare], replace=True)] == [("unchanged", "kept")]
+    (moved,) = bring(client, [bare | {"author": "ann"}], replace=True)
+    assert (moved["status"], moved["vector"]) == ("updated", "kept")
+    (other,) = bring(client, [bare | {"title": "another text"}], replace=True)
+    assert (other["status"], other["vector"]) == ("updated", "read")
+
+
 def bring_text(client: httpx2.Client, text: str, **query: Any) -> httpx2.Response:
     headers = {"Content-Type": "application/x-ndjson"}
     return client.post("/notes/import", content=text, params=query, headers=headers)
