@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
 
 import httptools
 
@@ -18,6 +19,8 @@ def malformed(target: bytes, headers: Sequence[tuple[bytes, bytes]], http_versio
         return "The target of the request has no valid path: send the path only."
     if ENCODED_SLASH in target.partition(b"?")[0].upper():
         return "The path has an encoded slash (%2F): no id of a note, and no name of a user or session, contains one."
+    if not _is_utf8(target):
+        return "The target of the request is not UTF-8: encode each character as UTF-8 before percent-encoding it."
     values: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in SINGLE and values.setdefault(name, value) != value:
@@ -25,6 +28,16 @@ def malformed(target: bytes, headers: Sequence[tuple[bytes, bytes]], http_versio
     if b"host" not in values and http_version != "1.0":  # RFC 9112, section 3.2
         return "The header Host is missing."
     return None
+
+
+def _is_utf8(target: bytes) -> bool:
+    """Return whether a target is UTF-8 once decoded. Others would be read with U+FFFD in place of each wrong byte, so
+    that different names would become the same one."""
+    try:
+        unquote_to_bytes(target).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _has_path(target: bytes) -> bool:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.api.bounds import check_search_options
 from service.api.problems import invalid_value
 from service.api.schemas.common import Label, check_names_differ
+from service.api.schemas.filter import FilterIn
 from service.api.schemas.search import SearchDefaults
 from service.api.schemas.similar import RankingOptions
 from service.api.variants import Variant, choose_variant
@@ -119,8 +120,8 @@ def _checked(name: str, fields: Any, settings: Settings) -> SearchDefaults:
 
 def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> Options | SearchDefaults:
     """Return the options with the defaults of their scenario, or of the variant of it that their user gets; a field
-    that the caller gave wins, except a filter with nothing but `exclude`, such as the notes that a reader has seen: it
-    leaves the scenario's conditions in force. Raises InvalidInput at `pointer`."""
+    that the caller gave wins, except a filter without conditions: null, or nothing but `exclude`, such as the notes
+    that a reader has seen. It leaves the scenario's conditions in force. Raises InvalidInput at `pointer`."""
     if options.scenario is None:
         if options.user is not None:
             raise InvalidInput([FieldError(f"{pointer}/user", "selects a variant of a scenario; requires `scenario`")])
@@ -138,8 +139,10 @@ def with_scenario(options: Options, scenarios: Scenarios, pointer: str = "") -> 
     defaults = variant.defaults if variant else scenario.defaults
     bound = {name: getattr(defaults, name) for name in defaults.model_fields_set}
     given = {name: getattr(options, name) for name in options.model_fields_set}
-    if (bound_filter := bound.get("filter")) and (own := given.get("filter")) and own.model_fields_set == {"exclude"}:
-        given["filter"] = bound_filter.model_copy(update={"exclude": [*bound_filter.exclude, *own.exclude]})
+    if (bound_filter := bound.get("filter")) and "filter" in given:
+        own = given["filter"] or FilterIn()
+        if own.clause() is None:
+            given["filter"] = bound_filter.model_copy(update={"exclude": [*bound_filter.exclude, *own.exclude]})
     merged = type(options) if isinstance(options, SearchDefaults) else SearchDefaults
     chosen = merged.model_construct(**(bound | given))
     chosen.set_variant(variant.name if variant else None)

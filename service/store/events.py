@@ -71,12 +71,13 @@ if salt or ARGV[1] == '' then return salt or '' end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
-# `key` is that of a stream; `kept` and `bytes`: milliseconds and bytes that it may hold. Cuts whole blocks of about a
-# hundred entries.
+# `key` is that of a stream; `kept` and `bytes`: milliseconds and bytes that it may hold. `cut` is '=' to remove every
+# older entry, or '~' to cut only whole blocks of about a hundred entries, which is faster. Where the stream has too
+# many bytes, whole blocks are cut.
 TRIM_FUNCTION = """
-local function trim(key, kept, bytes)
+local function trim(key, kept, bytes, cut)
   local now = redis.call('TIME')
-  redis.call('XTRIM', key, 'MINID', '~', string.format('%.0f', math.max(0, now[1] * 1000 - kept)))
+  redis.call('XTRIM', key, 'MINID', cut, string.format('%.0f', math.max(0, now[1] * 1000 - kept)))
   local used = redis.call('MEMORY', 'USAGE', key) or 0
   if used > tonumber(bytes) then
     redis.call('XTRIM', key, 'MAXLEN', '~', math.floor(redis.call('XLEN', key) * bytes / used))
@@ -90,7 +91,7 @@ TRIM = (
     TRIM_FUNCTION
     + """
 if redis.call('EXISTS', KEYS[3]) == 0 and redis.call('TTL', KEYS[2]) == -1 then redis.call('UNLINK', KEYS[2]) end
-local used = trim(KEYS[1], ARGV[1], ARGV[2])
+local used = trim(KEYS[1], ARGV[1], ARGV[2], '=')
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 return {used, first and first[1] or false}
 """
@@ -141,7 +142,7 @@ for i, event in ipairs(cjson.decode(ARGV[7])) do
   outcomes[i] = outcome
 end
 if left < 0 then redis.call('PEXPIRE', ids, 2 * known) end
-trim(events, ARGV[3], ARGV[4])
+trim(events, ARGV[3], ARGV[4], '~')
 return {last, outcomes}
 """
 )

@@ -92,6 +92,16 @@ def test_id_with_an_encoded_slash_is_refused_and_leads_to_no_other_endpoint(
     assert client.get("/notes/sample-en-001/similar?author=a%2Fb").status_code == 200
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("path", ["/users/Ren%E9/events", "/users/Ren%FF%FE/events", "/notes?author=Ren%E9"])
+def test_target_that_is_not_utf8_is_refused_rather_than_read_as_another_name(
+    client: httpx2.Client, method: str, path: str
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, "not UTF-8" in answer.json()["detail"]) == (400, True)
+    assert client.get("/notes?author=Ren%C3%A9").status_code == 200
+
+
 def test_note_that_is_sent_back_as_it_was_answered_is_refused_with_advice(client: httpx2.Client) -> None:
     answered = client.get("/notes/sample-en-001").json()
     for refused in (client.put("/notes/sample-en-001", json=answered), client.patch("/notes/x", json=answered)):

@@ -76,6 +76,15 @@ def test_filter_of_seen_notes_alone_leaves_the_filter_of_the_scenario_in_force(c
     assert {item["category"] for item in items} == {"Pets"}
 
 
+@pytest.mark.parametrize("own", [None, {}])
+def test_filter_without_conditions_leaves_the_filter_of_the_scenario_in_force(
+    client: httpx2.Client, own: dict[str, Any] | None
+) -> None:
+    body = {"scenario": "home", "filter": own, "k": 20, "max_per_author": 20}
+    items = client.post("/notes/n0/similar", json=body).json()["items"]
+    assert {item["category"] for item in items} == {"Food"}
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_scenario_sets_what_the_request_leaves_out(client: httpx2.Client, method: str) -> None:
     given: dict[str, Any] = {"params": {"scenario": "home"}} if method == "GET" else {"json": {"scenario": "home"}}
