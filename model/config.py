@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -91,6 +92,12 @@ class NoteLLMConfig:
     category_temperature: float = 1.0
     name_cosine_weight: float = 16.0
     trained_categories: tuple[str, ...] = ()
+
+    def categories_after(self, taught: Sequence[str]) -> tuple[str, ...]:
+        """Return `trained_categories` after further training of this checkpoint, which shows the `taught` names: these
+        and its own. Where it lists none, its own are unknown, and only the taught names count, if there are any."""
+        names = {*taught, *self.trained_categories} - {""}
+        return tuple(sorted(names)) or self.trained_categories
 
     def __post_init__(self) -> None:
         bounds = (self.max_title_tokens, self.max_hashtag_tokens, self.max_content_tokens, self.max_content_windows)

@@ -169,20 +169,8 @@ class NoteLLM(nn.Module):
 
         Raises CheckpointError when they do not fit.
         """
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
         self.start_head(checkpoint)
-        folder = checkpoint / ADAPTER_FOLDER
-        own: Any = adapter.active_peft_config
-        with loading_errors(checkpoint):
-            settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
-            rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
-        if rank > own.r:
-            raise CheckpointError(f"{checkpoint} has an adapter of rank {rank}: set lora_rank to at least {rank}")
-        with loading_errors(checkpoint):
-            fresh, earlier = get_peft_model_state_dict(adapter), load_file(folder / ADAPTER_FILE)
-            factors = _at_rank_of(fresh, earlier, scale / (own.lora_alpha / own.r))
-            set_peft_model_state_dict(adapter, factors)
+        _start_from(adapter, checkpoint / ADAPTER_FOLDER)
 
     def start_head(self, checkpoint: Path) -> None:
         """Load projection and tau from an earlier checkpoint, to continue its training.
@@ -285,6 +273,31 @@ def save_generation_adapter(adapter: PeftModel, checkpoint: Path, cache: Path) -
     files = CheckpointFiles.of(str(checkpoint), cache)
     _save_adapter(adapter, checkpoint / GENERATION_FOLDER, files.config.backbone)
     replace(files.config, generation_adapter=True, generation_trunk=files.trunk_digest()).save(checkpoint)
+
+
+def start_generation_adapter(adapter: PeftModel, checkpoint: Path) -> None:
+    """Load a checkpoint's generation adapter into `adapter`, to continue its training. The stored adapter may have a
+    lower rank than `adapter`, whose extra directions then start without effect.
+
+    Raises CheckpointError when it does not fit.
+    """
+    _start_from(adapter, checkpoint / GENERATION_FOLDER)
+
+
+def _start_from(adapter: PeftModel, folder: Path) -> None:
+    """Load the adapter in `folder` into `adapter`, of the same or a higher rank. Raises CheckpointError."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    own: Any = adapter.active_peft_config
+    with loading_errors(folder):
+        settings = json.loads((folder / ADAPTER_CONFIG_FILE).read_text("utf-8"))
+        rank, scale = settings["r"], settings["lora_alpha"] / settings["r"]
+    if rank > own.r:
+        raise CheckpointError(f"{folder} has rank {rank}: choose a rank of at least {rank}")
+    with loading_errors(folder):
+        fresh, earlier = get_peft_model_state_dict(adapter), load_file(folder / ADAPTER_FILE)
+        factors = _at_rank_of(fresh, earlier, scale / (own.lora_alpha / own.r))
+        set_peft_model_state_dict(adapter, factors)
 
 
 def _at_rank_of(fresh: Mapping[str, Tensor], earlier: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -98,6 +98,16 @@ class CheckpointFiles:
 
         Raises CheckpointError for a generation adapter that was trained on another trunk.
         """
+        self.check_generation()
+        digests = [folder_digest(self.weights)]
+        if self.adapter:
+            digests.append(folder_digest(self.adapter))
+        if self.head:
+            digests.append(file_digest(self.head))
+        return "+".join(digests)
+
+    def check_generation(self) -> None:
+        """Raise CheckpointError for a generation adapter that was trained on another trunk."""
         if self.generation and self.config.generation_trunk not in ("", self.trunk_digest()):
             raise CheckpointError(
                 f"{self.generation} was trained on another trunk than that of this checkpoint; train it again "
@@ -105,12 +115,6 @@ class CheckpointFiles:
                 "] in "
                 f"{CONFIG_FILE}"
             )
-        digests = [folder_digest(self.weights)]
-        if self.adapter:
-            digests.append(folder_digest(self.adapter))
-        if self.head:
-            digests.append(file_digest(self.head))
-        return "+".join(digests)
 
     def trunk_digest(self) -> str:
         """Return a digest of the trunk's weights. With an adapter it covers the adapter alone, since each machine

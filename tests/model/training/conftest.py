@@ -1,4 +1,5 @@
-"""A data set and a recipe that train in a moment, and a corpus to distil from, for every test of training."""
+"""A data set and a recipe that train in a moment, a corpus to distil from and notes to learn to write from, for every
+test of training."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from model.data.corpora import write_notes_file
 from model.data.pairs import PairOptions, related_pairs, split_of
+from model.note import Note
 from model.training.recipe import Data, Recipe
 from tests.model.training.distillation import write_corpus
 
@@ -55,3 +58,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder)
     return folder
+
+
+@pytest.fixture
+def notes_file(tmp_path: Path) -> Path:
+    """Notes of two categories, each with two hashtags, as a notes file."""
+    notes = [
+        Note(title=f"{word} number {number}", hashtags=(word, "daily"), category=category)
+        for number in range(20)
+        for word, category in (("soup", "Food"), ("hike", "Hill walks"))
+    ]
+    path = tmp_path / "own.jsonl.gz"
+    write_notes_file(path, notes, "own")
+    return path

@@ -493,7 +493,7 @@ def test_later_stage_starts_from_an_adapter_of_a_lower_rank_and_other_scale(
 
 def test_later_stage_of_a_lower_rank_is_refused(recipe: Recipe, finished_run: Path, tmp_path: Path):
     best = finished_run / BEST
-    with pytest.raises(CheckpointError, match=rf"^{best} has an adapter of rank 4: set lora_rank to at least 4"):
+    with pytest.raises(CheckpointError, match=rf"^{best}/adapter has rank 4: choose a rank of at least 4"):
         Trainer(replace(recipe, start=best, lora_rank=2), tmp_path, cache=tmp_path)
 
 

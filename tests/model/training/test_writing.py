@@ -26,16 +26,10 @@ from model.notellm import NoteLLM
 from model.prompt import Prompt
 from model.training import writing_examples
 from model.training.recipe import RecipeError
-from model.training.writing import (
-    LOG,
-    GenerationRecipe,
-    GenerationTrainer,
-    category_synonyms,
-    load_for_writing,
-    main,
-)
+from model.training.writing import LOG, GenerationTrainer, category_synonyms, load_for_writing, main
 from model.training.writing_examples import Tree, WritingExample, common_spellings, respelled, writing_example
 from model.training.writing_loss import read_notes_into_cache, writing_loss
+from model.training.writing_recipe import GenerationRecipe
 from model.training.writing_sources import LINES, read_sources
 from model.weights import BACKBONE_FOLDER, GENERATION_FOLDER, SHIPPED_CHECKPOINT
 from tests.model.inference.models import add_random_generation_adapter
@@ -144,18 +138,6 @@ def negative_log_probability(model: NoteLLM, context: list[int], output: list[in
     log_probs = model.logits(model(ids, torch.ones_like(ids), positions)).log_softmax(-1)[0]
     start = len(context)
     return -sum(float(log_probs[start + i - 1, token]) for i, token in enumerate(output))
-
-
-@pytest.fixture
-def notes_file(tmp_path: Path) -> Path:
-    notes = [
-        Note(title=f"{word} number {number}", hashtags=(word, "daily"), category=category)
-        for number in range(20)
-        for word, category in (("soup", "Food"), ("hike", "Hill walks"))
-    ]
-    path = tmp_path / "own.jsonl.gz"
-    write_notes_file(path, notes, "own")
-    return path
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
