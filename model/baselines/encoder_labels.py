@@ -27,6 +27,7 @@ from rich.progress import Progress
 from model.baselines.encoder import SentenceEncoder
 from model.baselines.encoder_teacher import add_encoder_options, embed_in_bfloat16, encoder_of
 from model.config import CheckpointError
+from model.count_option import at_least_one
 from model.data.corpora import write_notes
 from model.data.dataset import DatasetError, read_notes
 from model.data.pseudo_labels import Floats, PseudoLabeller
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--wordnet", type=Path, required=True, help="folder of WordNet's data files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--source", action="append", help="may be repeated; by default all but the sample notes")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=at_least_one, default=2)
     add_encoder_options(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

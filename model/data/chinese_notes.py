@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from model.count_option import at_least_one
 from model.data.corpora import note_line
 from model.note import Note, normalise_hashtags
 from model.whole_file import whole_file
@@ -286,7 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description="Generate Chinese notes from templates.")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to write")
-    parser.add_argument("--notes", type=int, default=2000, help="maximum number of notes (default: %(default)s)")
+    parser.add_argument(
+        "--notes", type=at_least_one, default=2000, help="maximum number of notes (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     lines = [note_line(f"zh-{n}", note) for n, note in enumerate(islice(chinese_notes(), options.notes), 1)]
     with whole_file(options.out) as file:

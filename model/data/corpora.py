@@ -21,6 +21,7 @@ from hashlib import sha1
 from itertools import islice, pairwise
 from pathlib import Path
 
+from model.count_option import at_least_one
 from model.data.dataset import read_notes
 from model.data.dictionaries import dictionary_notes
 from model.data.labelled_lines import notes_of_lines
@@ -286,7 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description="Create a corpus of texts without labels for distillation.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
-    parser.add_argument("--max-notes", type=int, help="maximum notes of each source, drawn at random; default: all")
+    parser.add_argument(
+        "--max-notes", type=at_least_one, help="maximum notes of each source, drawn at random; default: all"
+    )
     for source in SOURCES.values():
         parser.add_argument(f"--{source.name}", type=Path, metavar="PATH", help=f"{source.path}; {source.terms}")
     options = parser.parse_args(arguments)

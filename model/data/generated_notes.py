@@ -22,6 +22,7 @@ from rich.progress import track
 
 from model.cache_option import add_cache_option
 from model.config import PACKAGED_BACKBONE
+from model.count_option import at_least_one
 from model.data.corpora import ENGLISH_SAMPLES, note_line
 from model.data.dataset import read_notes
 from model.data.note_topics import FORMS, TOPICS, VOICES
@@ -149,10 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSONL file to which the notes are appended")
     parser.add_argument("--wordnet", type=Path, help="folder of WordNet's data files, for additional topics")
     parser.add_argument(
-        "--notes", type=int, default=10_000, help="number of notes in the file at the end (default: %(default)s)"
+        "--notes",
+        type=at_least_one,
+        default=10_000,
+        help="number of notes in the file at the end (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=96, help="notes generated together (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=at_least_one, default=96, help="notes generated together (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=at_least_one, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--backbone", default=PACKAGED_BACKBONE, help="backbone folder or name on the model hub")
     add_cache_option(parser)
     options = parser.parse_args(arguments)

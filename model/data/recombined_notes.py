@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
 
+from model.count_option import at_least_one
 from model.data.corpora import note_line
 from model.data.dataset import DatasetError, read_notes
 from model.data.pairs import split_of
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="gzipped notes file to write, with the notes and the texts"
     )
-    parser.add_argument("--texts", type=int, default=20_000, help="number of texts (default: %(default)s)")
+    parser.add_argument("--texts", type=at_least_one, default=20_000, help="number of texts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choice (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.out.suffix != ".gz":

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
+from model.count_option import at_least_one
 from model.data.dataset import DatasetError, read_notes
 from model.note import Note
 from model.whole_file import whole_file
@@ -148,8 +149,10 @@ def teacher_parser(what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("folder", type=Path, help="folder of the corpus, to which the vectors are added")
     parser.add_argument("--source", action="append", help="source of the corpus; may be repeated; default: all")
-    parser.add_argument("--max-notes", type=int, help="maximum notes of each source, the first ones; default: all")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--max-notes", type=at_least_one, help="maximum notes of each source, the first ones; default: all"
+    )
+    parser.add_argument("--threads", type=at_least_one, default=2, help="CPU threads (default: %(default)s)")
     return parser
 
 

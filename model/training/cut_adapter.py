@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import CheckpointError, NoteLLMConfig
+from model.count_option import at_least_one
 from model.weights import ADAPTER_CONFIG_FILE, ADAPTER_FILE, ADAPTER_FOLDER, HEAD_FILE, loading_errors
 from model.whole_file import whole_folder
 
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command of the module's docstring."""
     parser = argparse.ArgumentParser(description="Reduce the rank of a checkpoint's adapter.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder, which is not changed")
-    parser.add_argument("--rank", type=int, required=True, help="new rank")
+    parser.add_argument("--rank", type=at_least_one, required=True, help="new rank")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the copy; it must not exist")
     options = parser.parse_args(arguments)
     try:

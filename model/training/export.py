@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from model.cache_option import add_cache_option
 from model.config import CheckpointError, NoteLLMConfig
+from model.count_option import at_least_one
 from model.notellm import NoteLLM
 from model.training.distil import Distillation
 from model.training.student import Student, linear_layers, trainable_weights
@@ -144,14 +145,17 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, required=True, help="state.<step>.pt of model.training.distil")
     parser.add_argument("--out", type=Path, required=True, help="new checkpoint folder")
     parser.add_argument(
-        "--rank", type=int, help=f"rank of the adapter (default: that of the run's adapter, else {RANK})"
+        "--rank", type=at_least_one, help=f"rank of the adapter (default: that of the run's adapter, else {RANK})"
     )
     parser.add_argument("--name", default="distilled", help="name of the model (default: %(default)s)")
     parser.add_argument(
         "--licence", help="licence of the weights in one line, shown at startup; default: that of the backbone"
     )
     parser.add_argument(
-        "--windows", type=int, default=1, help="number of windows in which long content is read (default: %(default)s)"
+        "--windows",
+        type=at_least_one,
+        default=1,
+        help="number of windows in which long content is read (default: %(default)s)",
     )
     parser.add_argument(
         "--script",
@@ -200,7 +204,9 @@ def argument_parser() -> argparse.ArgumentParser:
         default=NoteLLMConfig().agreed_written_weights,
         help="the same for a note whose neighbours carry what the model would write, too (default: %(default)s)",
     )
-    parser.add_argument("--dimension", type=int, help="whiten the projection to this dimension; requires --corpus")
+    parser.add_argument(
+        "--dimension", type=at_least_one, help="whiten the projection to this dimension; requires --corpus"
+    )
     parser.add_argument("--corpus", type=Path, help="folder of the run's corpus, used for whitening")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device that embeds the corpus (default: %(default)s)"

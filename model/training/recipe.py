@@ -134,6 +134,7 @@ class Recipe:
             "save_every",
         )
         check_counts(self, positive)
+        check_counts(self, ("seed",), minimum=0)
         check_fractions(self, ("hashtag_share", "hide_hashtags", "warmup", "distillation"))
         if not self.data or sum(d.share for d in self.data) <= 0:
             raise RecipeError("data: at least one [[data]] with a share above 0 is required")
@@ -227,10 +228,13 @@ def check_positive(recipe: Any, names: Sequence[str]) -> None:
 
 
 def check_counts(recipe: Any, names: Sequence[str], minimum: int = 1) -> None:
-    """Raise RecipeError where a field in `names` is less than `minimum`. `recipe`: the recipe of any trainer."""
+    """Raise RecipeError where a field in `names` is less than `minimum` or does not fit into 63 bits, which no seed of
+    torch may exceed. `recipe`: the recipe of any trainer."""
     for name in names:
         if getattr(recipe, name) < minimum:
             raise RecipeError(f"{name} must be at least {minimum}, not {getattr(recipe, name)}")
+        if getattr(recipe, name) >= 2**63:
+            raise RecipeError(f"{name} must be less than 2**63, not {getattr(recipe, name)}")
 
 
 def check_fractions(recipe: Any, names: Sequence[str]) -> None:

@@ -94,6 +94,7 @@ def test_category_names_of_a_data_set_are_read(tmp_path: Path):
         ("unpaired_notes = 5\n" + MINIMAL, "unpaired_notes"),
         ("steps = \n" + MINIMAL, "TOML"),
         ("validation_notes = 3\n" + MINIMAL, "validation_notes must be at least 4"),
+        ("seed = -1\n" + MINIMAL, "seed must be at least 0"),
         ("alpha = 0.0\ncontrastive = false\n" + MINIMAL, "alpha: 0 requires contrastive"),
         ("alpha = 0.0\n" + MINIMAL + '[[data]]\nnotes = "o.jsonl"\n', "alpha: 0 requires contrastive"),
         (

@@ -353,6 +353,7 @@ def test_notes_that_cannot_be_told_apart_end_the_command(
         (["--steps", "0"], "steps must be at least 1, not 0"),
         (["--save-every", "nan"], "save_every must be 0 or more and finite, not nan"),
         (["--seed", "-1"], "seed must be at least 0, not -1"),
+        (["--seed", str(2**64)], "seed must be less than 2**63, not 18446744073709551616"),
         (["--shown-hashtags", "1.5"], "shown_hashtags must be between 0 and 1, not 1.5"),
         (["--lines", "inf"], "shares: that of lines must be 0 or more and finite, not inf"),
         ([], "shares: no source has a share above 0"),
